@@ -1,0 +1,63 @@
+"""tinyalex: AlexNet from scratch, on NumPy, to be read, trusted and used.
+
+>>> import tinyalex as ta
+>>> x = ta.tensor([1.0, 2.0, 3.0], requires_grad=True)
+>>> (x * x).sum().backward()
+>>> x.grad
+array([2., 4., 6.], dtype=float32)
+"""
+
+from tinyalex import functional as functional
+from tinyalex import random, threads
+from tinyalex.autograd import Function, is_grad_enabled, no_grad
+from tinyalex.backends import current_backend, use_backend
+from tinyalex.files import FileError, load, save
+from tinyalex.gradcheck import GradcheckError, gradcheck
+from tinyalex.random import manual_seed
+from tinyalex.tensor import (
+    Tensor,
+    arange,
+    cat,
+    full,
+    ones,
+    rand,
+    randn,
+    stack,
+    tensor,
+    where,
+    zeros,
+)
+from tinyalex.version import __version__
+
+__all__ = [
+    "FileError",
+    "Function",
+    "GradcheckError",
+    "Tensor",
+    "__version__",
+    "arange",
+    "cat",
+    "current_backend",
+    "full",
+    "functional",
+    "gradcheck",
+    "is_grad_enabled",
+    "load",
+    "manual_seed",
+    "models",
+    "nn",
+    "no_grad",
+    "ones",
+    "optim",
+    "rand",
+    "randn",
+    "random",
+    "save",
+    "schedule",
+    "stack",
+    "tensor",
+    "threads",
+    "use_backend",
+    "where",
+    "zeros",
+]

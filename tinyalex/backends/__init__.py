@@ -1,0 +1,100 @@
+"""The kernels behind the ops, in one table with several implementations.
+
+A kernel is a plain function on arrays: no Tensor, no autograd, no state. ``reference`` is the text
+of this project (NumPy only, written to be studied); ``cpu`` computes the same with Numba and BLAS
+and is the default. Both modules hold the functions named in `KERNELS`, with equal signatures.
+
+``TINYALEX_BACKEND=reference`` in the environment, or `use_backend`, chooses between them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from tinyalex.backends.types import Array
+
+KERNELS = {
+    "conv2d": "cross-correlation of NCHW images with OIHW weights, plus bias",
+    "conv2d_input_grad": "its gradient with respect to the images",
+    "conv2d_weight_grad": "its gradient with respect to the weights",
+    "conv2d_bias_grad": "its gradient with respect to the bias",
+    "max_pool2d": "maximum of each window, and which tap of the window it was",
+    "max_pool2d_input_grad": "its gradient: each output's gradient goes back to the winning tap",
+    "local_response_norm": "each value divided by a power of its neighbour channels' energy",
+    "local_response_norm_input_grad": "its gradient, with the energy computed anew",
+    "relu": "max(x, 0)",
+    "relu_input_grad": "its gradient, from the output",
+    "dropout": "zero with probability p, else scaled by 1 / (1 - p); its own gradient",
+    "linear": "x @ weight.T + bias",
+    "linear_input_grad": "its gradient with respect to x",
+    "linear_weight_grad": "its gradient with respect to weight",
+    "sgd_step": "one update of a parameter and its velocity, in place",
+}
+
+CPU_BACKENDS = ("cpu", "reference")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in CPU_BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(CPU_BACKENDS)}; got {name!r}")
+    return name
+
+
+_chosen = os.environ.get("TINYALEX_BACKEND") or "cpu"
+_loaded: dict[str, ModuleType] = {}
+
+
+def of(array: Array) -> ModuleType:
+    """Return the module whose kernels work on ``array``."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"expected a NumPy array, got {type(array).__name__}")
+    # Loaded at first use: `import tinyalex` must not wait for Numba.
+    if _chosen not in _loaded:
+        name = _checked(_chosen, "the environment variable TINYALEX_BACKEND")
+        _loaded[name] = importlib.import_module(f"tinyalex.backends.{name}")
+    return _loaded[_chosen]
+
+
+def array_module(array: Array) -> Any:
+    """Return the module (NumPy) in which elementwise work on ``array`` is spelled."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"expected a NumPy array, got {type(array).__name__}")
+    return np
+
+
+def current_backend() -> str:
+    """Return the name of the backend that serves arrays on the CPU."""
+    return _checked(_chosen, "the environment variable TINYALEX_BACKEND")
+
+
+class use_backend:  # noqa: N801 (reads as a verb, in a `with` statement too)
+    """Choose the CPU kernels, ``"cpu"`` or ``"reference"``: for good, or for a ``with`` block.
+
+    >>> import tinyalex as ta
+    >>> with ta.use_backend("reference"):
+    ...     pass  # everything in here runs on plain NumPy
+
+    Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        self._previous = _chosen
+        _chosen = _checked(name, "the backend")
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _chosen
+        _chosen = self._previous

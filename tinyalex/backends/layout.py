@@ -1,0 +1,22 @@
+"""The one place that knows how activations lie in memory.
+
+Shapes are NCHW everywhere. In memory the fast kernels like channels last (NHWC): the channels of
+one pixel are neighbours, so that a pixel's window is a few long runs. A transposed view turns one
+into the other without moving a byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyalex.backends.types import Array
+
+
+def channels_last(x: Array) -> Array:
+    """Return NCHW-shaped ``x`` as a contiguous NHWC array: a free view if it already lies so."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def as_nchw(x: Array) -> Array:
+    """Return an NHWC array as an NCHW-shaped view of the same memory."""
+    return x.transpose(0, 3, 1, 2)

@@ -1,0 +1,301 @@
+"""Every kernel in plain NumPy: the text of this project. Slow is fine, obscure is not.
+
+The names are those of the paper's mathematics: N images, C channels, H x W pixels, K output
+channels, and a kernel of R x S taps. G is the number of groups that a convolution splits its
+channels into (the paper's two GPUs: G = 2). All kernels take and return NCHW-shaped arrays of
+float32 or float64 and keep the dtype.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyalex.backends.geometry import Padding, Pair, conv_output_size, window_slice
+from tinyalex.backends.types import Array
+
+# --- convolution ----------------------------------------------------------------------------------
+
+
+def im2col(x: Array, kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Array:
+    """Copy every window of ``x`` into a column: [N, C, H, W] -> [N, C, R, S, Ho, Wo].
+
+    ``columns[n,c,r,s,i,j] = padded[n, c, i * stride + r * dilation, j * stride + s * dilation]``
+    so that a convolution becomes one matrix product over (c, r, s).
+    """
+    N, C = x.shape[:2]
+    R, S = kernel_size
+    Ho, Wo = conv_output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    padded = np.pad(x, ((0, 0), (0, 0), *padding))
+    columns = np.empty((N, C, R, S, Ho, Wo), x.dtype)
+    for r in range(R):
+        rows = window_slice(r * dilation[0], Ho, stride[0])
+        for s in range(S):
+            columns[:, :, r, s] = padded[:, :, rows, window_slice(s * dilation[1], Wo, stride[1])]
+    return columns
+
+
+def col2im(
+    columns: Array, input_shape: tuple[int, ...], stride: Pair, padding: Padding, dilation: Pair
+) -> Array:
+    """Add every column back to the pixels it was copied from: the transpose of `im2col`."""
+    N, C, H, W = input_shape
+    R, S, Ho, Wo = columns.shape[2:]
+    (top, bottom), (left, right) = padding
+    padded = np.zeros((N, C, H + top + bottom, W + left + right), columns.dtype)
+    for r in range(R):
+        rows = window_slice(r * dilation[0], Ho, stride[0])
+        for s in range(S):
+            padded[:, :, rows, window_slice(s * dilation[1], Wo, stride[1])] += columns[:, :, r, s]
+    return padded[:, :, top : top + H, left : left + W]
+
+
+def conv2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S]: columns, then matrix products.
+
+    ``y[n, k, i, j] = bias[k] + sum over c, r, s of weight[k, c, r, s] * window(i, j)[c, r, s]``
+    """
+    N = x.shape[0]
+    K, _, R, S = weight.shape
+    columns = im2col(x, (R, S), stride, padding, dilation)
+    Ho, Wo = columns.shape[4:]
+    columns = columns.reshape(N, groups, -1, Ho * Wo)
+    kernels = weight.reshape(groups, K // groups, -1)
+    y = (kernels @ columns).reshape(N, K, Ho, Wo)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def conv2d_input_grad(
+    grad: Array,
+    weight: Array,
+    input_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return dx: each output's gradient times its kernel, added back to the window it came from."""
+    N, K, Ho, Wo = grad.shape
+    R, S = weight.shape[2:]
+    kernels = weight.reshape(groups, K // groups, -1)
+    columns = kernels.transpose(0, 2, 1) @ grad.reshape(N, groups, K // groups, Ho * Wo)
+    columns = columns.reshape(N, input_shape[1], R, S, Ho, Wo)
+    return col2im(columns, input_shape, stride, padding, dilation)
+
+
+def conv2d_weight_grad(
+    grad: Array,
+    x: Array,
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return dweight: each output's gradient times the window it saw, summed over all outputs."""
+    N, K, Ho, Wo = grad.shape
+    columns = im2col(x, weight_shape[2:], stride, padding, dilation)  # type: ignore[arg-type]
+    columns = columns.reshape(N, groups, -1, Ho * Wo)
+    grad = grad.reshape(N, groups, K // groups, Ho * Wo)
+    return (grad @ columns.transpose(0, 1, 3, 2)).sum(axis=0).reshape(weight_shape)
+
+
+def conv2d_bias_grad(grad: Array) -> Array:
+    """Return dbias: the gradient summed over images and pixels."""
+    return grad.sum(axis=(0, 2, 3))
+
+
+# --- pooling --------------------------------------------------------------------------------------
+
+
+def max_pool2d(
+    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
+) -> tuple[Array, Array]:
+    """Return the maximum of each window, and the number r * S + s of the tap that held it.
+
+    Padding is minus infinity, so it never wins; the first of equal values wins; NaN wins over all.
+    """
+    N, C, H, W = x.shape
+    (R, S), (Ho, Wo) = kernel_size, output_size
+    # With ceil_mode the last windows may reach past the padding: extend it as far as they reach.
+    reach = [
+        (o - 1) * s + (k - 1) * d + 1
+        for o, s, k, d in zip(output_size, stride, kernel_size, dilation, strict=True)
+    ]
+    after = [max(0, reach[0] - padding[0] - H), max(0, reach[1] - padding[1] - W)]
+    widths = ((0, 0), (0, 0), (padding[0], after[0]), (padding[1], after[1]))
+    padded = np.pad(x, widths, constant_values=-np.inf)
+
+    y = np.full((N, C, Ho, Wo), -np.inf, x.dtype)
+    taps = np.zeros((N, C, Ho, Wo), np.min_scalar_type(R * S - 1))
+    for r in range(R):
+        rows = window_slice(r * dilation[0], Ho, stride[0])
+        for s in range(S):
+            value = padded[:, :, rows, window_slice(s * dilation[1], Wo, stride[1])]
+            wins = (value > y) | (np.isnan(value) & ~np.isnan(y))
+            y = np.where(wins, value, y)
+            taps[wins] = r * S + s
+    return y, taps
+
+
+def max_pool2d_input_grad(
+    grad: Array,
+    taps: Array,
+    input_shape: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Array:
+    """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
+    N, C, H, W = input_shape
+    R, S = kernel_size
+    Ho, Wo = grad.shape[2:]
+    height = max(H + padding[0], (Ho - 1) * stride[0] + (R - 1) * dilation[0] + 1)
+    width = max(W + padding[1], (Wo - 1) * stride[1] + (S - 1) * dilation[1] + 1)
+    padded = np.zeros((N, C, height, width), grad.dtype)
+    for r in range(R):
+        rows = window_slice(r * dilation[0], Ho, stride[0])
+        for s in range(S):
+            columns = window_slice(s * dilation[1], Wo, stride[1])
+            padded[:, :, rows, columns] += np.where(taps == r * S + s, grad, 0)
+    return padded[:, :, padding[0] : padding[0] + H, padding[1] : padding[1] + W]
+
+
+# --- local response normalisation -----------------------------------------------------------------
+
+
+def _sum_of_neighbours(x: Array, before: int, after: int, groups: int) -> Array:
+    """Sum channels c - before .. c + after, within c's group; one addition a tap, never a running
+    sum: subtracting what was added leaves the rounding error of the largest value behind for good.
+    """
+    N, C = x.shape[:2]
+    grouped = x.reshape(N, groups, C // groups, *x.shape[2:])
+    padded = np.pad(grouped, ((0, 0), (0, 0), (before, after), (0, 0), (0, 0)))
+    total = np.zeros_like(grouped)
+    for tap in range(before + after + 1):
+        total += padded[:, :, tap : tap + C // groups]
+    return total.reshape(x.shape)
+
+
+def local_response_norm(
+    x: Array, size: int, alpha: float, beta: float, k: float, groups: int
+) -> Array:
+    """Return ``x_c * s_c ** -beta`` with ``s_c = k + alpha / size * sum of x_j ** 2`` over the
+    ``size`` channels j = c - size // 2 .. c + (size - 1) // 2 (paper section 3.3).
+    """
+    energy = _sum_of_neighbours(x * x, size // 2, (size - 1) // 2, groups)
+    return x * (k + alpha / size * energy) ** -beta
+
+
+def local_response_norm_input_grad(
+    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float, groups: int
+) -> Array:
+    """Return dx of `local_response_norm`.
+
+    ``dx_j = dy_j s_j ** -beta - 2 beta alpha / size * x_j * sum of dy_c x_c s_c ** (-beta - 1)``
+    over all c whose window holds j: the mirrored window c = j - (size - 1) // 2 .. j + size // 2.
+    """
+    before, after = size // 2, (size - 1) // 2
+    scale = k + alpha / size * _sum_of_neighbours(x * x, before, after, groups)
+    spread = _sum_of_neighbours(grad * x * scale ** (-beta - 1), after, before, groups)
+    return grad * scale**-beta - 2 * beta * alpha / size * x * spread
+
+
+# --- elementwise ----------------------------------------------------------------------------------
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0); NaN stays NaN."""
+    return np.maximum(x, 0)
+
+
+def relu_input_grad(grad: Array, y: Array) -> Array:
+    """Return dx = dy where y > 0, else 0; the output will do, as y > 0 exactly where x > 0."""
+    return np.where(y > 0, grad, grad.dtype.type(0))
+
+
+def random_bits(key: int, count: int) -> Array:
+    """Return ``count`` 64-bit random numbers: the SplitMix64 sequence that begins at ``key``.
+
+    Number i depends on (key, i) alone, so that any backend, thread or later pass finds it again
+    (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2 ** 64 is meant
+        z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def dropout(x: Array, p: float, key: int) -> Array:
+    """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
+
+    The top 24 bits of `random_bits` decide, so the mask is never stored: the gradient is the same
+    function of the gradient, with the same key.
+    """
+    if p == 1:
+        return np.zeros_like(x)
+    keep = (random_bits(key, x.size) >> np.uint64(40)) >= np.uint64(int(p * 2**24 + 0.5))
+    return x * (keep.reshape(x.shape) * x.dtype.type(1 / (1 - p)))
+
+
+# --- linear layers and the update -----------------------------------------------------------------
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O]."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def linear_input_grad(grad: Array, weight: Array) -> Array:
+    """Return dx = grad @ weight: [N, O] @ [O, I]."""
+    return grad @ weight
+
+
+def linear_weight_grad(grad: Array, x: Array) -> Array:
+    """Return dweight = grad.T @ x: [O, N] @ [N, I]."""
+    return grad.T @ x
+
+
+def sgd_step(
+    param: Array,
+    grad: Array,
+    velocity: Array | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    form: str,
+) -> None:
+    """Update ``param`` w and its ``velocity`` v in place from the gradient g.
+
+    form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
+    nesterov ``w -= lr (g + momentum v)``.
+    form "paper" (section 5):  ``v = momentum v - decay lr w - lr g;  w += v``.
+    """
+    if form == "paper":
+        step = -lr * (weight_decay * param + grad)
+        if velocity is not None:
+            velocity *= momentum
+            velocity += step
+            step = velocity
+        param += step
+        return
+    step = grad + weight_decay * param
+    if velocity is not None:
+        velocity *= momentum
+        velocity += (1 - dampening) * step
+        step = step + momentum * velocity if nesterov else velocity
+    param -= lr * step

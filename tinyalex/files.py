@@ -1,0 +1,168 @@
+"""Files that are whole or absent, and that cannot run code: `save` and `load`.
+
+A saved object is one safetensors file: the arrays as tensors, the structure around them (dicts,
+lists, numbers, strings) as JSON in the header, and a SHA-256 digest over both, because the format
+itself has no checksum. https://github.com/huggingface/safetensors describes the container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "tinyalex-1"
+_ARRAY = (
+    "\0array"  # marks a place in the JSON where an array belongs; no key of a caller's begins so
+)
+_FLOAT = "\0float"  # NaN and the infinities, for which JSON has no spelling
+_TUPLE = "\0tuple"
+
+
+class FileError(ValueError):
+    """A file that cannot be used: the message names it, says why, and what to do."""
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object]) -> None:
+    """Call ``write(file)`` on a temporary neighbour of ``path``, then rename it into place.
+
+    The name ``path`` shows the old content or the whole new one, never a part; the content is on
+    the disk (fsync) before the name is, and the name before this returns. On any error the
+    temporary file is removed, the old content stays and the error is raised.
+    """
+    target = Path(path)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
+    )
+    try:
+        with open(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and needs no fsync
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_temporaries(folder: str | os.PathLike[str]) -> None:
+    """Remove what a process killed inside `write_atomically` left in ``folder``."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Write ``obj`` to ``path``, whole or not at all.
+
+    ``obj`` is built of dicts with string keys, lists, tuples, NumPy arrays, Tensors (saved as
+    arrays), int, float, str, bool and None. Raises TypeError for anything else, before a byte is
+    written; OSError when the file cannot be written, and then what was there before stays.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    structure = json.dumps(_strip(obj, arrays, "object"), allow_nan=False)
+    metadata = {"format": FORMAT, "structure": structure, "sha256": _digest(structure, arrays)}
+    content = to_bytes(arrays, metadata)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Return the object that `save` wrote.
+
+    Raises FileError for a file that is not one of ours, is cut short or has changed by as little as
+    a bit; FileNotFoundError and other OSErrors stay themselves.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    content = Path(path).read_bytes()  # read, not mapped: truncating a mapped file kills its reader
+    try:
+        arrays = from_bytes(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise FileError(f"{path} has format {metadata['format']!r}, expected {FORMAT!r}")
+        structure = metadata["structure"]
+        if metadata["sha256"] != _digest(structure, arrays):
+            raise FileError(f"{path} is damaged: its content does not match its SHA-256 digest")
+        return _fill(json.loads(structure), arrays)
+    except FileError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(
+            f"{path} is damaged or was not written by tinyalex.save ({reason})"
+        ) from error
+
+
+def _digest(structure: str, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
+    digest = hashlib.sha256(structure.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data if array.flags.c_contiguous else array.tobytes())
+    return digest.hexdigest()
+
+
+def _strip(value: Any, arrays: dict[str, np.ndarray[Any, Any]], place: str) -> Any:
+    """Move the arrays of ``value`` into ``arrays``, under their place, and return the JSON rest."""
+    data = getattr(value, "data", None)
+    if isinstance(data, np.ndarray):  # a Tensor
+        value = data
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"cannot save {place}: an array of dtype {value.dtype}")
+        name = (
+            place if place not in arrays else f"{place}#{len(arrays)}"
+        )  # {"a.b": .., "a": {"b": ..}}
+        arrays[name] = np.array(value, order="C", copy=None)
+        return {_ARRAY: name}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {_FLOAT: str(value)}
+    if isinstance(value, (list, tuple)):
+        items = [_strip(item, arrays, f"{place}.{i}") for i, item in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str) or key.startswith("\0"):
+                raise TypeError(f"cannot save {place}: keys must be plain strings, got {key!r}")
+        return {key: _strip(item, arrays, f"{place}.{key}") for key, item in value.items()}
+    raise TypeError(
+        f"cannot save {place}: expected dicts, lists, arrays, numbers, strings or None, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _fill(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(value, list):
+        return [_fill(item, arrays) for item in value]
+    if isinstance(value, dict):
+        if _ARRAY in value:
+            return arrays[value[_ARRAY]]
+        if _FLOAT in value:
+            return float(value[_FLOAT])
+        if _TUPLE in value:
+            return tuple(_fill(item, arrays) for item in value[_TUPLE])
+        return {key: _fill(item, arrays) for key, item in value.items()}
+    return value

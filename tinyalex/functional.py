@@ -1,0 +1,265 @@
+"""The operations of a network as functions on tensors, under torch's names and defaults.
+
+These functions read their arguments and hand them to the Functions of `tinyalex.ops`, which own
+the mathematics. Arrays are float32 or float64; images are [N, C, H, W].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyalex import random
+from tinyalex.ops import activation, conv, loss, matmul, normalization, pool, shape
+from tinyalex.ops.arguments import dimension, pair
+from tinyalex.tensor import Tensor
+
+Size = int | Sequence[int]
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a Tensor, got {type(value).__name__}; wrap it in Tensor(...)"
+        )
+    return value
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlate images with kernels.
+
+    ``y[n, k, i, j] = bias[k] + sum over c, r, s of
+    weight[k, c, r, s] * x[n, c, i * stride + r * dilation - padding, ...]``
+
+    x [N, C, H, W], weight [K, C/groups, R, S], bias [K] -> [N, K, Ho, Wo] with
+    ``Ho = floor((H + 2 padding - dilation (R - 1) - 1) / stride) + 1``. ``padding`` is a number, a
+    (height, width) pair, "valid" (0) or "same" (output as large as the input; stride 1). With
+    ``groups`` G, output channels k belong to input channels of the same G-th part: the two GPUs of
+    the paper (section 3.2) are G = 2.
+
+    Raises ValueError or TypeError when shapes, dtypes or numbers do not fit.
+    """
+    _tensor(x, "x")
+    steps, spread = pair(stride, "stride"), pair(dilation, "dilation")
+    if isinstance(padding, str):
+        kernel = _tensor(weight, "weight").shape[-2:]
+        border = conv.resolve_padding(padding, (kernel[0], kernel[-1]), steps, spread)
+    else:
+        height, width = pair(padding, "padding", minimum=0)
+        border = (height, height), (width, width)
+    return conv.Conv2d.apply(
+        x, weight, bias, stride=steps, padding=border, dilation=spread, groups=groups
+    )
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Take the maximum of each window; ``stride`` defaults to the window's size.
+
+    The paper's overlapping pooling (section 3.4) is ``max_pool2d(x, 3, 2)``. Padding is minus
+    infinity; ``ceil_mode`` rounds the output size up, so that last windows may reach over the edge.
+    """
+    kernel = pair(kernel_size, "kernel_size")
+    return pool.MaxPool2d.apply(
+        _tensor(x, "x"),
+        kernel_size=kernel,
+        stride=kernel if stride is None else pair(stride, "stride"),
+        padding=pair(padding, "padding", minimum=0),
+        dilation=pair(dilation, "dilation"),
+        ceil_mode=bool(ceil_mode),
+    )
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Take the mean of each window; ``stride`` defaults to the window's size.
+
+    The zeros of the padding count as elements unless ``count_include_pad`` is False;
+    ``divisor_override`` replaces the count.
+    """
+    if divisor_override is not None and divisor_override == 0:
+        raise ValueError("divisor_override must not be 0")
+    kernel = pair(kernel_size, "kernel_size")
+    return pool.AvgPool2d.apply(
+        _tensor(x, "x"),
+        kernel_size=kernel,
+        stride=kernel if stride is None else pair(stride, "stride"),
+        padding=pair(padding, "padding", minimum=0),
+        ceil_mode=bool(ceil_mode),
+        count_include_pad=bool(count_include_pad),
+        divisor_override=divisor_override,
+    )
+
+
+def adaptive_avg_pool2d(x: Tensor, output_size: Size | tuple[int | None, ...] | None) -> Tensor:
+    """Average over the cells of an ``output_size`` grid; None keeps that axis as it is.
+
+    Cell i of o covers rows floor(i H / o) .. ceil((i + 1) H / o) - 1.
+    """
+    _tensor(x, "x")
+    wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    if len(wanted) == 2 and x.ndim == 4:
+        wanted = tuple(n if w is None else w for w, n in zip(wanted, x.shape[2:], strict=True))
+    return pool.AdaptiveAvgPool2d.apply(x, output_size=pair(wanted, "output_size"))  # type: ignore[arg-type]
+
+
+def local_response_norm(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, groups: int = 1
+) -> Tensor:
+    """Divide each value by a power of the energy of its neighbour channels (paper section 3.3).
+
+    ``y_c = x_c / (k + alpha / size * sum of x_j ** 2) ** beta`` over the ``size`` channels
+    ``j = c - size // 2 .. c + (size - 1) // 2`` that exist, x [N, C, ...]. With ``groups``, windows
+    end at the borders of the groups, as in the two towers of 2012.
+
+    ``alpha`` is divided by ``size``, as in torch, Caffe and the 2012 source. The paper's formula
+    does not divide. So, for n = 5 neighbours:
+
+    ==============  ====================================  ==========================
+    convention      what it writes                        arguments here
+    ==============  ====================================  ==========================
+    paper           k = 2, alpha = 1e-4, plain sum        ``size=5, alpha=5e-4, k=2``
+    2012 source     scale = 1e-4, divided by size, k = 2  ``size=5, alpha=1e-4, k=2``
+    Caffe           alpha = 1e-4, divided by size, k = 1  ``size=5, alpha=1e-4, k=1``
+    torch           as here                               the defaults have k = 1
+    ==============  ====================================  ==========================
+
+    Raises ValueError for a size or groups below 1, or groups that do not divide the channels.
+    """
+    if size < 1 or groups < 1:
+        raise ValueError(f"size and groups must be at least 1, got size={size}, groups={groups}")
+    return normalization.LocalResponseNorm.apply(
+        _tensor(x, "x"),
+        size=int(size),
+        alpha=float(alpha),
+        beta=float(beta),
+        k=float(k),
+        groups=int(groups),
+    )
+
+
+def within_channel_response_norm(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """Divide each value by a power of the energy around it in its own channel.
+
+    ``y = x / (k + alpha / size**2 * sum of x ** 2 over a size x size window) ** beta``, the window
+    centred, with zeros beyond the border. This is the layer ``rnorm`` that the 2012 source has
+    after conv2 and the paper does not mention; Caffe calls it WITHIN_CHANNEL. ``size`` must be odd.
+    """
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size must be odd and at least 1, got {size}")
+    energy = avg_pool2d(x * x, size, stride=1, padding=size // 2)
+    return x * (energy * float(alpha) + float(k)) ** -float(beta)
+
+
+def relu(x: Tensor) -> Tensor:
+    """Return max(x, 0)."""
+    return activation.ReLU.apply(_tensor(x, "x"))
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
+
+    Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
+    new ones. Raises ValueError unless 0 <= p <= 1.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"the dropout probability must be between 0 and 1, got {p}")
+    _tensor(x, "x")
+    if not training or p == 0:
+        return x
+    return activation.Dropout.apply(x, p=float(p), key=random.next_key())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x @ weight.T + bias``: x [..., I], weight [O, I], bias [O] -> [..., O]."""
+    _tensor(x, "x")
+    matmul.check_linear(x.data, _tensor(weight, "weight").data, None if bias is None else bias.data)
+    if x.ndim == 2:
+        return matmul.Linear.apply(x, weight, bias)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return matmul.Linear.apply(rows, weight, bias).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """Put a constant border around ``x``.
+
+    ``pad`` lists (before, after) for the last axis, then for the one before it, and so on: for
+    images (left, right, top, bottom). Negative numbers cut off. Only mode "constant" exists.
+    """
+    if mode != "constant":
+        raise ValueError(f'pad knows the mode "constant", got {mode!r}')
+    if len(pad) % 2 or len(pad) > 2 * _tensor(x, "x").ndim:
+        raise ValueError(
+            f"pad expects pairs (before, after), at most one an axis of shape {x.shape}, got {pad}"
+        )
+    pairs = [(int(pad[i]), int(pad[i + 1])) for i in range(0, len(pad), 2)]
+    widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
+    if any(n + before + after < 0 for n, (before, after) in zip(x.shape, widths, strict=True)):
+        raise ValueError(f"pad {tuple(pad)} cuts off more than there is of shape {x.shape}")
+    return shape.Pad.apply(x, widths=tuple(widths), value=float(value))
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """Return ``exp(x) / sum(exp(x))`` along ``dim``."""
+    return activation.Softmax.apply(x, axis=dimension(dim, _tensor(x, "x").ndim))
+
+
+def log_softmax(x: Tensor, dim: int) -> Tensor:
+    """Return ``x - log(sum(exp(x)))`` along ``dim``."""
+    return activation.LogSoftmax.apply(x, axis=dimension(dim, _tensor(x, "x").ndim))
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Any,
+    weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return ``-log(softmax(input))[target]``, averaged (or "sum", or "none": one loss a target).
+
+    ``input`` holds logits [N, C], or [C], or [N, C, d1, ...]. ``target`` holds either class indices
+    ([N], or [], or [N, d1, ...]; those equal to ``ignore_index`` do not count) or class
+    probabilities, floating point in the shape of ``input``. ``weight`` [C] rescales the classes;
+    with indices the mean divides by the sum of the weights of the targets. ``label_smoothing`` e
+    mixes the target with the uniform distribution: (1 - e) target + e / C. Torch's function.
+
+    Raises ValueError for shapes that do not fit, indices out of range, an unknown reduction;
+    TypeError for dtypes.
+    """
+    options = loss.read_options(
+        _tensor(input, "input").data,
+        target.data if isinstance(target, Tensor) else np.asarray(target),
+        weight.data if isinstance(weight, Tensor) else weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+    )
+    return loss.CrossEntropy.apply(input, **options)

@@ -1,0 +1,62 @@
+"""Reading the arguments of ops: pairs, dimensions, and errors that say what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from tinyalex.backends.geometry import Pair
+from tinyalex.backends.types import Array
+
+
+def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
+    """Return ``value``, an integer or two of them, as (height, width)."""
+    items = (value, value) if isinstance(value, Integral) else value
+    if (
+        not isinstance(items, (tuple, list))
+        or len(items) != 2
+        or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in items)
+    ):
+        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
+    height, width = (int(i) for i in items)
+    if min(height, width) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return height, width
+
+
+def images(x: Array, op: str) -> None:
+    """Check that ``x`` is a batch of images, [N, C, H, W] in floating point."""
+    if x.ndim != 4:
+        raise ValueError(f"{op} expects images of shape [N, C, H, W], got shape {x.shape}")
+    floating(op, x)
+
+
+def floating(op: str, *arrays: Array | None) -> None:
+    """Check that all arrays are of one dtype, float32 or float64."""
+    dtypes = [a.dtype for a in arrays if a is not None]
+    if any(d.name not in ("float32", "float64") for d in dtypes) or len(set(dtypes)) > 1:
+        got = ", ".join(str(d) for d in dtypes)
+        raise TypeError(
+            f"{op} expects all its tensors in float32 or all in float64, got {got}; "
+            "convert with .to(dtype)"
+        )
+
+
+def positive_output(op: str, output_size: Pair, input_shape: tuple[int, ...], what: str) -> None:
+    """Check that a sliding window fits into its input at least once."""
+    if min(output_size) < 1:
+        raise ValueError(
+            f"{op}: a window of {what} does not fit into images of shape {input_shape}; "
+            "use larger images, a smaller kernel or more padding"
+        )
+
+
+def dimension(dim: Any, ndim: int, name: str = "dim") -> int:
+    """Return ``dim`` counted from the front; negative values count from the back."""
+    if not isinstance(dim, Integral) or isinstance(dim, bool):
+        raise TypeError(f"{name} must be an integer, got {dim!r}")
+    dim = int(dim)
+    if not -max(ndim, 1) <= dim < max(ndim, 1):
+        raise ValueError(f"{name} must be in [-{ndim}, {ndim}) for {ndim} dimensions, got {dim}")
+    return dim % max(ndim, 1)

@@ -1,0 +1,231 @@
+"""Elementwise arithmetic with broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinyalex.autograd import Function
+from tinyalex.backends import array_module
+from tinyalex.backends.types import Array
+
+
+def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Sum ``grad`` over the axes along which an input of ``shape`` was repeated by broadcasting."""
+    if grad.shape == shape:
+        return grad
+    extra = grad.ndim - len(shape)
+    repeated = [i + extra for i, n in enumerate(shape) if n == 1 and grad.shape[i + extra] != 1]
+    return grad.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
+
+
+class Binary(Function):
+    """An elementwise function of two tensors; gradients are summed back to the inputs' shapes."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        """Return the result, and keep what `gradients` needs."""
+        self.shapes = a.shape, b.shape
+        self.save_inputs(a, b)
+        return self.compute(a, b)
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        """Return the gradients of the inputs that want one."""
+        return tuple(
+            unbroadcast(getattr(self, side)(grad), shape) if need else None
+            for side, shape, need in zip(
+                ("left", "right"), self.shapes, self.needs_input_grad, strict=True
+            )
+        )
+
+    def save_inputs(self, a: Array, b: Array) -> None:
+        """Keep of the inputs what `left` and `right` need; nothing by default."""
+
+    def compute(self, a: Array, b: Array) -> Array:
+        """Return the elementwise result."""
+        raise TypeError(f"{type(self).__name__} must define compute(self, a, b)")
+
+    def left(self, grad: Array) -> Array:
+        """Return grad times d(result)/da, in the broadcast shape."""
+        return grad
+
+    def right(self, grad: Array) -> Array:
+        """Return grad times d(result)/db, in the broadcast shape."""
+        return grad
+
+
+class Add(Binary):
+    """a + b."""
+
+    def compute(self, a: Array, b: Array) -> Array:
+        return a + b
+
+
+class Sub(Binary):
+    """a - b."""
+
+    def compute(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def right(self, grad: Array) -> Array:
+        return -grad
+
+
+class Mul(Binary):
+    """a * b; each factor is kept only if the other one wants a gradient."""
+
+    def save_inputs(self, a: Array, b: Array) -> None:
+        need_a, need_b = self.needs_input_grad
+        self.save(a if need_b else None, b if need_a else None)
+
+    def compute(self, a: Array, b: Array) -> Array:
+        return a * b
+
+    def left(self, grad: Array) -> Array:
+        return grad * self.saved[1]
+
+    def right(self, grad: Array) -> Array:
+        return grad * self.saved[0]
+
+
+class Div(Binary):
+    """a / b."""
+
+    def save_inputs(self, a: Array, b: Array) -> None:
+        self.save(a if self.needs_input_grad[1] else None, b)
+
+    def compute(self, a: Array, b: Array) -> Array:
+        return a / b
+
+    def left(self, grad: Array) -> Array:
+        return grad / self.saved[1]
+
+    def right(self, grad: Array) -> Array:
+        a, b = self.saved
+        return -grad * a / (b * b)
+
+
+class Pow(Binary):
+    """a ** b.  d/da = b a ** (b - 1);  d/db = a ** b ln a, taken as 0 where a = 0."""
+
+    def save_inputs(self, a: Array, b: Array) -> None:
+        self.save(a, b)
+
+    def compute(self, a: Array, b: Array) -> Array:
+        return a**b
+
+    def left(self, grad: Array) -> Array:
+        a, b = self.saved
+        xp = array_module(a)
+        # The constant 1 has slope 0 everywhere, also at a = 0 where 0 ** -1 is infinite.
+        return grad * b * xp.where(b == 0, 1, a) ** (b - 1)
+
+    def right(self, grad: Array) -> Array:
+        a, b = self.saved
+        xp = array_module(a)
+        return xp.where(a == 0, 0, grad * a**b * xp.log(xp.where(a == 0, 1, a)))
+
+
+class Unary(Function):
+    """An elementwise function of one tensor."""
+
+    def backward(self, grad: Array) -> Array:
+        """Return grad times the derivative."""
+        return grad * self.derivative(*self.saved)
+
+    def derivative(self, value: Array) -> Any:
+        """Return d(output)/d(input) from the one array that was saved."""
+        raise TypeError(f"{type(self).__name__} must define derivative(self, value)")
+
+
+class Neg(Unary):
+    """-x."""
+
+    def forward(self, x: Array) -> Array:
+        return -x
+
+    def backward(self, grad: Array) -> Array:
+        return -grad
+
+
+class Exp(Unary):
+    """e ** x, which is its own derivative."""
+
+    def forward(self, x: Array) -> Array:
+        y = array_module(x).exp(x)
+        self.save(y)
+        return y
+
+    def derivative(self, value: Array) -> Array:
+        return value
+
+
+class Log(Unary):
+    """Natural logarithm; derivative 1 / x."""
+
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return array_module(x).log(x)
+
+    def derivative(self, value: Array) -> Array:
+        return 1 / value
+
+
+class Sqrt(Unary):
+    """Square root; derivative 1 / (2 sqrt(x))."""
+
+    def forward(self, x: Array) -> Array:
+        y = array_module(x).sqrt(x)
+        self.save(y)
+        return y
+
+    def derivative(self, value: Array) -> Array:
+        return 0.5 / value
+
+
+class Abs(Unary):
+    """Absolute value; derivative sign(x), 0 at 0."""
+
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return abs(x)
+
+    def derivative(self, value: Array) -> Array:
+        return array_module(value).sign(value)
+
+
+class Tanh(Unary):
+    """Hyperbolic tangent; derivative 1 - y ** 2."""
+
+    def forward(self, x: Array) -> Array:
+        y = array_module(x).tanh(x)
+        self.save(y)
+        return y
+
+    def derivative(self, value: Array) -> Array:
+        return 1 - value * value
+
+
+class Sigmoid(Unary):
+    """1 / (1 + e ** -x), written with tanh so that it cannot overflow; derivative y (1 - y)."""
+
+    def forward(self, x: Array) -> Array:
+        y = 0.5 * array_module(x).tanh(0.5 * x) + 0.5
+        self.save(y)
+        return y
+
+    def derivative(self, value: Array) -> Array:
+        return value * (1 - value)
+
+
+class Where(Function):
+    """a where the condition (a plain boolean array) holds, else b."""
+
+    def forward(self, a: Array, b: Array, *, condition: Array) -> Array:
+        self.shapes = a.shape, b.shape
+        self.save(condition)
+        return array_module(a).where(condition, a, b)
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        (condition,) = self.saved
+        xp = array_module(grad)
+        sides = xp.where(condition, grad, 0), xp.where(condition, 0, grad)
+        return tuple(unbroadcast(g, s) for g, s in zip(sides, self.shapes, strict=True))

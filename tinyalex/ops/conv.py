@@ -1,0 +1,105 @@
+"""Two-dimensional convolution (as everywhere in the field: cross-correlation)."""
+
+from __future__ import annotations
+
+from tinyalex import backends
+from tinyalex.autograd import Function
+from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.types import Array
+from tinyalex.ops import arguments
+
+
+class Conv2d(Function):
+    """``y[n,k,i,j] = bias[k] + sum_{c,r,s} weight[k,c,r,s] window(n,i,j)[c,r,s]``.
+
+    ``window(n,i,j)[c,r,s] = x[n, c, i*stride + r*dilation - top, j*stride + s*dilation - left]``.
+
+    Backward is three more sums over the same index set, one for each factor:
+
+    - input:  every output's gradient times its kernel, added back where its window lay;
+    - weight: every output's gradient times the window it saw, summed over images and pixels;
+    - bias:   the gradient, summed over images and pixels.
+
+    Of the forward pass only the input and the weights are kept; columns are made again.
+    """
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        *,
+        stride: Pair,
+        padding: Padding,
+        dilation: Pair,
+        groups: int,
+    ) -> Array:
+        """Check the shapes, and ask the backend for the convolution."""
+        check(x, weight, bias, stride, padding, dilation, groups)
+        self.options = (stride, padding, dilation, groups)
+        self.input_shape, self.weight_shape = x.shape, weight.shape
+        need_x, need_weight, _ = self.needs_input_grad
+        self.save(x if need_weight else None, weight if need_x else None)
+        return backends.of(x).conv2d(x, weight, bias, *self.options)
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        """Return (dx, dweight, dbias), each only if somebody wants it."""
+        x, weight = self.saved
+        kernels = backends.of(grad)
+        need_x, need_weight, need_bias = self.needs_input_grad
+        dx = dweight = dbias = None
+        if need_x:  # not so for the first layer: nobody wants the gradient of the photograph
+            dx = kernels.conv2d_input_grad(grad, weight, self.input_shape, *self.options)
+        if need_weight:
+            dweight = kernels.conv2d_weight_grad(grad, x, self.weight_shape, *self.options)
+        if need_bias:
+            dbias = kernels.conv2d_bias_grad(grad)
+        return dx, dweight, dbias
+
+
+def check(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> None:
+    """Raise ValueError or TypeError unless the shapes and dtypes fit together."""
+    arguments.images(x, "conv2d")
+    arguments.floating("conv2d", x, weight, bias)
+    if weight.ndim != 4 or 0 in weight.shape:
+        raise ValueError(f"conv2d expects weights of shape [K, C/groups, R, S], got {weight.shape}")
+    channels, kernels = x.shape[1], weight.shape[0]
+    if groups < 1 or channels % groups or kernels % groups:
+        raise ValueError(
+            f"conv2d: groups must divide the input channels ({channels}) and the output channels "
+            f"({kernels}), got groups={groups}"
+        )
+    if weight.shape[1] * groups != channels:
+        raise ValueError(
+            f"conv2d: weights of shape {weight.shape} with groups={groups} expect "
+            f"{weight.shape[1] * groups} input channels, got images of shape {x.shape}"
+        )
+    if bias is not None and bias.shape != (kernels,):
+        raise ValueError(f"conv2d expects a bias of shape ({kernels},), got {bias.shape}")
+    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    window = f"{weight.shape[2]}x{weight.shape[3]} (dilation {dilation}, padding {padding})"
+    arguments.positive_output("conv2d", size, x.shape, window)
+
+
+def resolve_padding(padding: str, kernel_size: Pair, stride: Pair, dilation: Pair) -> Padding:
+    """Return the numbers behind ``"valid"`` (none) and ``"same"`` (output as large as the input).
+
+    Where "same" needs an odd total, the extra row or column goes to the bottom or right (torch).
+    """
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding != "same":
+        raise ValueError(f'padding must be "same", "valid", an integer or a pair, got {padding!r}')
+    if stride != (1, 1):
+        raise ValueError(f'padding="same" needs stride 1, got stride {stride}')
+    total = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    (top, left), (bottom, right) = [t // 2 for t in total], [t - t // 2 for t in total]
+    return (top, bottom), (left, right)

@@ -1,0 +1,119 @@
+"""Cross-entropy, the objective of the paper (section 3.5: mean log-probability of the label)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinyalex.autograd import Function
+from tinyalex.backends import array_module
+from tinyalex.backends.types import Array
+from tinyalex.ops.activation import stable_log_softmax
+from tinyalex.ops.arguments import floating
+
+
+class CrossEntropy(Function):
+    """``loss_i = -sum_c w_c q_ic log(softmax(x_i))_c`` with target distribution q_i.
+
+    For class indices t, q is one at t and zero elsewhere, and an index equal to ``ignore_index``
+    contributes nothing. Label smoothing e mixes q with the uniform distribution:
+    ``q <- (1 - e) q + e / C``. The mean divides by the sum of the targets' class weights for class
+    indices, and by the number of targets for class probabilities, as in torch.
+
+    With ``a_ic = w_c q_ic``, the gradient is ``dx_ic = softmax(x_i)_c sum(a_i) - a_ic``.
+    """
+
+    def forward(
+        self,
+        logits: Array,
+        *,
+        target: Array,
+        weight: Array | None,
+        ignore_index: int,
+        reduction: str,
+        label_smoothing: float,
+    ) -> Array:
+        """Take logits [N, C, ...] or [C]; targets are indices [N, ...] or probabilities."""
+        xp = array_module(logits)
+        axis = min(1, logits.ndim - 1)
+        classes = logits.shape[axis]
+        log_p = stable_log_softmax(logits, axis)
+        per_class = xp.ones(classes, logits.dtype) if weight is None else weight
+        per_class = per_class.reshape(-1, *[1] * (logits.ndim - axis - 1))
+
+        if target.dtype.kind == "f":
+            total_weight = target.size / classes
+            q = target.astype(logits.dtype)
+        else:
+            counted = target != ignore_index
+            index = xp.where(counted, target, 0)
+            q = xp.zeros_like(log_p)
+            xp.put_along_axis(q, xp.expand_dims(index, axis), 1, axis)
+            total_weight = ((per_class * q).sum(axis) * counted).sum()
+        a = per_class * ((1 - label_smoothing) * q + label_smoothing / classes)
+        if target.dtype.kind != "f":
+            a = a * xp.expand_dims(counted, axis)
+
+        losses = -(a * log_p).sum(axis)
+        self.axis, self.reduction = axis, reduction
+        self.save(log_p, a, total_weight)
+        if reduction == "none":
+            return xp.asarray(losses)
+        total = losses.sum(dtype=logits.dtype)
+        return xp.asarray(total / total_weight if reduction == "mean" else total)
+
+    def backward(self, grad: Array) -> Array:
+        """Return softmax times the target's mass, minus the target, times the incoming gradient."""
+        log_p, a, total_weight = self.saved
+        dx = array_module(log_p).exp(log_p) * a.sum(self.axis, keepdims=True) - a
+        if self.reduction == "mean":
+            grad = grad / total_weight
+        elif self.reduction == "none":
+            grad = array_module(grad).expand_dims(grad, self.axis)
+        return dx * grad
+
+
+def read_options(
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> dict[str, Any]:
+    """Check the arguments of cross-entropy and return them as options of `CrossEntropy`."""
+    floating("cross_entropy", logits)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+    if logits.ndim == 0:
+        raise ValueError("cross_entropy expects logits [N, C], [C] or [N, C, ...], got a number")
+    axis = min(1, logits.ndim - 1)
+    classes = logits.shape[axis]
+    if weight is not None and weight.shape != (classes,):
+        raise ValueError(f"weight must have shape ({classes},), one a class, got {weight.shape}")
+    if target.dtype.kind == "f":
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"class probabilities must have the logits' shape {logits.shape}, "
+                f"got {target.shape} (class indices must be integers)"
+            )
+    elif target.dtype.kind not in "iu":
+        raise TypeError(f"targets must be integers or floating point, got {target.dtype}")
+    else:
+        expected = logits.shape[:axis] + logits.shape[axis + 1 :]
+        if target.shape != expected:
+            raise ValueError(
+                f"for logits of shape {logits.shape} the class indices must have shape {expected}, "
+                f"got {target.shape}"
+            )
+        wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
+        if wrong.size:
+            raise ValueError(f"class indices must be in [0, {classes}), got {wrong.flat[0]}")
+    return {
+        "target": target,
+        "weight": None if weight is None else weight.astype(logits.dtype),
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+    }

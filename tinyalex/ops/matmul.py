@@ -1,0 +1,71 @@
+"""Matrix products: the general ``a @ b``, and the linear layer's."""
+
+from __future__ import annotations
+
+from tinyalex import backends
+from tinyalex.autograd import Function
+from tinyalex.backends.types import Array
+from tinyalex.ops.arguments import floating
+from tinyalex.ops.arithmetic import unbroadcast
+
+
+class MatMul(Function):
+    """``a @ b`` with NumPy's rules: the last two axes are matrices, axes before them broadcast.
+
+    A 1-D factor counts as a row (left) or a column (right), and that axis is dropped again.
+    ``da = grad @ b.T``, ``db = a.T @ grad``.
+    """
+
+    def forward(self, a: Array, b: Array) -> Array:
+        floating("matmul", a, b)
+        if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+            raise ValueError(
+                f"matmul: the last axis of the left factor must equal the second last of the right "
+                f"one, got shapes {a.shape} and {b.shape}"
+            )
+        self.save(a, b)
+        return backends.array_module(a).asarray(a @ b)
+
+    def backward(self, grad: Array) -> tuple[Array | None, Array | None]:
+        a, b = self.saved
+        left = a if a.ndim > 1 else a[None, :]
+        right = b if b.ndim > 1 else b[:, None]
+        if b.ndim == 1:
+            grad = grad[..., None]
+        if a.ndim == 1:
+            grad = grad[..., None, :]
+        da = db = None
+        if self.needs_input_grad[0]:
+            da = unbroadcast(grad @ right.swapaxes(-1, -2), left.shape).reshape(a.shape)
+        if self.needs_input_grad[1]:
+            db = unbroadcast(left.swapaxes(-1, -2) @ grad, right.shape).reshape(b.shape)
+        return da, db
+
+
+class Linear(Function):
+    """``x @ weight.T + bias`` for rows x [N, I], weight [O, I], bias [O]."""
+
+    def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        self.save(x if self.needs_input_grad[1] else None, weight)
+        return backends.of(x).linear(x, weight, bias)
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        x, weight = self.saved
+        kernels = backends.of(grad)
+        need_x, need_weight, need_bias = self.needs_input_grad
+        return (
+            kernels.linear_input_grad(grad, weight) if need_x else None,
+            kernels.linear_weight_grad(grad, x) if need_weight else None,
+            grad.sum(axis=0) if need_bias else None,
+        )
+
+
+def check_linear(x: Array, weight: Array, bias: Array | None) -> None:
+    """Raise ValueError or TypeError unless the shapes and dtypes of a linear layer fit."""
+    floating("linear", x, weight, bias)
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"linear expects x [..., I] and weight [O, I], got shapes {x.shape} and {weight.shape}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear expects a bias of shape {weight.shape[:1]}, got {bias.shape}")

@@ -1,0 +1,42 @@
+"""Local response normalisation (paper section 3.3)."""
+
+from __future__ import annotations
+
+from tinyalex import backends
+from tinyalex.autograd import Function
+from tinyalex.backends.types import Array
+from tinyalex.ops import arguments
+
+
+class LocalResponseNorm(Function):
+    """``y_c = x_c / (k + alpha / size * sum of x_j ** 2 over size neighbour channels) ** beta``.
+
+    Only the input is kept; backward computes the denominators again, which costs less than reading
+    them back from memory. Inputs are [N, C, ...] with any number of further axes.
+    """
+
+    def forward(
+        self, x: Array, *, size: int, alpha: float, beta: float, k: float, groups: int
+    ) -> Array:
+        arguments.floating("local_response_norm", x)
+        if x.ndim < 3:
+            raise ValueError(
+                f"local_response_norm expects shape [N, C, ...] of 3 or more axes, got {x.shape}"
+            )
+        if x.shape[1] % groups:
+            raise ValueError(
+                f"local_response_norm: groups must divide the channels ({x.shape[1]}), got {groups}"
+            )
+        self.options = (size, alpha, beta, k, groups)
+        self.save(x)
+        return backends.of(x).local_response_norm(_as_images(x), *self.options).reshape(x.shape)
+
+    def backward(self, grad: Array) -> Array:
+        (x,) = self.saved
+        kernel = backends.of(grad).local_response_norm_input_grad
+        return kernel(_as_images(grad), _as_images(x), *self.options).reshape(x.shape)
+
+
+def _as_images(x: Array) -> Array:
+    """Return ``x`` with exactly two axes after the channels."""
+    return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)

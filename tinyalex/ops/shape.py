@@ -1,0 +1,92 @@
+"""Moving elements about: reshape, permute, index, concatenate, pad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinyalex.autograd import Function
+from tinyalex.backends import array_module
+from tinyalex.backends.types import Array
+
+
+class Reshape(Function):
+    """The same elements, in C order, in another shape."""
+
+    def forward(self, x: Array, *, shape: tuple[int, ...]) -> Array:
+        self.input_shape = x.shape
+        return x.reshape(shape)
+
+    def backward(self, grad: Array) -> Array:
+        return grad.reshape(self.input_shape)
+
+
+class Permute(Function):
+    """The axes in another order; the gradient takes the inverse order."""
+
+    def forward(self, x: Array, *, dims: tuple[int, ...]) -> Array:
+        self.inverse = tuple(sorted(range(len(dims)), key=dims.__getitem__))
+        return x.transpose(dims)
+
+    def backward(self, grad: Array) -> Array:
+        return grad.transpose(self.inverse)
+
+
+class Index(Function):
+    """``x[index]`` with anything that NumPy takes; elements taken twice add their gradients."""
+
+    def forward(self, x: Array, *, index: Any) -> Array:
+        self.input_shape, self.index = x.shape, index
+        return array_module(x).asarray(x[index])
+
+    def backward(self, grad: Array) -> Array:
+        xp = array_module(grad)
+        out = xp.zeros(self.input_shape, grad.dtype)
+        xp.add.at(out, self.index, grad)
+        return out
+
+
+class Cast(Function):
+    """The same values in another dtype; `backward` casts the gradient back."""
+
+    def forward(self, x: Array, *, dtype: Any) -> Array:
+        return x.astype(dtype)
+
+    def backward(self, grad: Array) -> Array:
+        return grad
+
+
+class Cat(Function):
+    """Tensors joined along one axis."""
+
+    def forward(self, *arrays: Array, axis: int) -> Array:
+        self.axis = axis
+        self.sizes = [a.shape[axis] for a in arrays]
+        return array_module(arrays[0]).concatenate(arrays, axis=axis)
+
+    def backward(self, grad: Array) -> tuple[Array, ...]:
+        ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes) - 1)]
+        return tuple(array_module(grad).split(grad, ends, axis=self.axis))
+
+
+class Pad(Function):
+    """A constant border around the tensor; ``widths`` holds (before, after) for every axis.
+
+    Negative widths cut off instead, as in torch.
+    """
+
+    def forward(self, x: Array, *, widths: tuple[tuple[int, int], ...], value: float) -> Array:
+        xp = array_module(x)
+        kept = [
+            max(0, n + min(b, 0) + min(a, 0)) for n, (b, a) in zip(x.shape, widths, strict=True)
+        ]
+        starts = [max(0, -b) for b, _ in widths]
+        cut = tuple(slice(start, start + size) for start, size in zip(starts, kept, strict=True))
+        grow = [(max(0, b), max(0, a)) for b, a in widths]
+        self.input_shape, self.cut = x.shape, cut
+        self.inner = tuple(slice(b, b + size) for (b, _), size in zip(grow, kept, strict=True))
+        return xp.pad(x[cut], grow, constant_values=value)
+
+    def backward(self, grad: Array) -> Array:
+        dx = array_module(grad).zeros(self.input_shape, grad.dtype)
+        dx[self.cut] = grad[self.inner]
+        return dx

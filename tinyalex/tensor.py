@@ -1,0 +1,448 @@
+"""Tensor: an array, its gradient, and the node that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tinyalex import random
+from tinyalex.autograd import Function
+from tinyalex.autograd import backward as run_backward
+from tinyalex.backends import array_module
+from tinyalex.backends.types import Array
+from tinyalex.ops import arithmetic, matmul, reduction, shape
+from tinyalex.ops.arguments import dimension
+
+DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+Axis: TypeAlias = "int | Sequence[int] | None"
+
+
+class Tensor:
+    """An n-dimensional array that remembers how it was computed.
+
+    ``data`` is a NumPy array, or anything that makes one: Python floats become float32, integers
+    int64, arrays keep their dtype and are not copied. With ``requires_grad`` the tensor is a leaf:
+    `backward` leaves d(result)/d(this) in ``grad``, an array of the same shape and dtype.
+
+    Operators broadcast as in NumPy and have torch's meaning. Raises TypeError for dtypes other than
+    float32, float64, integers and bool, and for an integer tensor that requires a gradient.
+    """
+
+    __array_priority__ = 1000  # array + tensor is the tensor's business
+    __slots__ = ("__weakref__", "data", "grad", "grad_fn", "requires_grad")
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        if isinstance(data, Tensor):
+            data = data.data
+        if not isinstance(data, np.ndarray):
+            given = data
+            data = np.asarray(data)
+            if data.dtype == np.float64 and not isinstance(given, np.generic):
+                data = data.astype(np.float32)
+        if data.dtype.name not in DTYPES:
+            raise TypeError(
+                f"a Tensor holds float32, float64, integers or bool, got {data.dtype}; "
+                "convert the array first, for example with .astype(np.float32)"
+            )
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"only float32 and float64 tensors have gradients, got {data.dtype}")
+        self.data: Array = data
+        self.grad: Array | None = None
+        self.requires_grad = requires_grad
+        self.grad_fn: Function | None = None
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of every axis."""
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The element type."""
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.data.size
+
+    @property
+    def device(self) -> str:
+        """Where the array lies: ``"cpu"``."""
+        return "cpu"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor."""
+        return self.grad_fn is None
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("a tensor without axes has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        text = np.array2string(self.data, separator=", ", prefix="tensor(")
+        kind = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        if self.grad_fn is not None:
+            return f"tensor({text}{kind}, grad_fn={type(self.grad_fn).__name__})"
+        return f"tensor({text}{kind}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    # --- gradients --------------------------------------------------------------------------------
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add d(self)/d(leaf) into the ``grad`` of every leaf that this tensor was computed from.
+
+        ``gradient`` is d(loss)/d(self), of this tensor's shape; for a single element it defaults
+        to 1. The graph is freed on the way unless ``retain_graph``. Raises RuntimeError when there
+        is nothing to differentiate, when the graph was freed before, or when ``gradient`` is
+        missing; ValueError when its shape is wrong.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "this tensor was not computed from any tensor with requires_grad=True, "
+                "or it was computed under no_grad()"
+            )
+        if gradient is None:
+            if self.size != 1:
+                raise RuntimeError(
+                    f"backward() without a gradient needs one element, got shape {self.shape}; "
+                    "reduce to a loss first (.sum(), .mean()) or pass gradient="
+                )
+            gradient = 1
+        gradient = gradient.data if isinstance(gradient, Tensor) else gradient
+        array = array_module(self.data).array(gradient, dtype=self.dtype)
+        if array.shape != self.shape and not (array.ndim == 0 and self.size == 1):
+            raise ValueError(f"expected a gradient of shape {self.shape}, got {array.shape}")
+        run_backward(self.grad_fn or self, array.reshape(self.shape), retain_graph)
+
+    def detach(self) -> Tensor:
+        """Return a tensor on the same array, outside the graph."""
+        return Tensor(self.data)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Switch whether this leaf collects a gradient; returns itself."""
+        if not self.is_leaf:
+            raise RuntimeError("only leaves can change requires_grad; use detach() first")
+        if requires_grad and self.dtype.kind != "f":
+            raise TypeError(f"only float32 and float64 tensors have gradients, got {self.dtype}")
+        self.requires_grad = requires_grad
+        return self
+
+    # --- conversions ------------------------------------------------------------------------------
+
+    def numpy(self) -> Array:
+        """Return the array itself (no copy). Raises RuntimeError if it is part of a graph."""
+        if self.requires_grad:
+            raise RuntimeError("this tensor requires a gradient; use .detach().numpy() or .data")
+        return self.data
+
+    def item(self) -> Any:
+        """Return the only element as a Python number. Raises ValueError if there are more."""
+        if self.size != 1:
+            raise ValueError(f"item() needs a single element, got shape {self.shape}")
+        return self.data.item()
+
+    def to(self, target: Any) -> Tensor:
+        """Return this tensor on a device (``"cpu"``) or in a dtype (``np.float64``).
+
+        The gradient flows back through a change of dtype. Raises ValueError for devices that this
+        version does not have.
+        """
+        if isinstance(target, str) and target not in DTYPES:
+            if target != "cpu":
+                raise ValueError(f'tensors live on the device "cpu", got {target!r}')
+            return self
+        dtype = np.dtype(target)
+        return self if dtype == self.dtype else shape.Cast.apply(self, dtype=dtype)
+
+    # --- arithmetic -------------------------------------------------------------------------------
+
+    def _binary(self, function: type[Function], other: Any, swapped: bool = False) -> Tensor:
+        if isinstance(other, (bool, int, float)):
+            # A Python number takes the tensor's dtype; only a float next to integers makes floats.
+            kind = np.float32 if isinstance(other, float) and self.dtype.kind != "f" else self.dtype
+            other = Tensor(np.asarray(other, kind))
+        elif not isinstance(other, Tensor):
+            if not isinstance(other, (np.ndarray, np.generic)):
+                return NotImplemented
+            other = Tensor(other)
+        return function.apply(other, self) if swapped else function.apply(self, other)
+
+    def __add__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Add, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Sub, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Sub, other, swapped=True)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Mul, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Div, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Div, other, swapped=True)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Pow, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return self._binary(arithmetic.Pow, other, swapped=True)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return self._binary(matmul.MatMul, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return self._binary(matmul.MatMul, other, swapped=True)
+
+    def __neg__(self) -> Tensor:
+        return arithmetic.Neg.apply(self)
+
+    def __abs__(self) -> Tensor:
+        return arithmetic.Abs.apply(self)
+
+    abs = __abs__
+
+    def exp(self) -> Tensor:
+        """Return e ** x."""
+        return arithmetic.Exp.apply(self)
+
+    def log(self) -> Tensor:
+        """Return the natural logarithm."""
+        return arithmetic.Log.apply(self)
+
+    def sqrt(self) -> Tensor:
+        """Return the square root."""
+        return arithmetic.Sqrt.apply(self)
+
+    def tanh(self) -> Tensor:
+        """Return the hyperbolic tangent."""
+        return arithmetic.Tanh.apply(self)
+
+    def sigmoid(self) -> Tensor:
+        """Return 1 / (1 + e ** -x)."""
+        return arithmetic.Sigmoid.apply(self)
+
+    def relu(self) -> Tensor:
+        """Return max(x, 0)."""
+        from tinyalex.ops.activation import ReLU
+
+        return ReLU.apply(self)
+
+    # --- comparisons: plain answers, outside the graph --------------------------------------------
+
+    def _compare(self, operation: Any, other: Any) -> Tensor:
+        return Tensor(operation(self.data, other.data if isinstance(other, Tensor) else other))
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return self._compare(np.equal, other)
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return self._compare(np.not_equal, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self._compare(np.less, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self._compare(np.less_equal, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self._compare(np.greater, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self._compare(np.greater_equal, other)
+
+    __hash__ = object.__hash__
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """Return the index of the (first) maximum along ``dim``, or in the flattened tensor."""
+        return Tensor(np.asarray(self.data.argmax(axis=dim, keepdims=keepdim)))
+
+    # --- reductions -------------------------------------------------------------------------------
+
+    def sum(
+        self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
+    ) -> Tensor:
+        """Sum over ``dim``, one axis or several, or over all; NumPy's spellings work too."""
+        return self._reduce(reduction.Sum, dim, axis, keepdim or keepdims)
+
+    def mean(
+        self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
+    ) -> Tensor:
+        """Average over ``dim``, one axis or several, or over all."""
+        if self.dtype.kind != "f":
+            raise TypeError(f"mean expects float32 or float64, got {self.dtype}; use .to(dtype)")
+        return self._reduce(reduction.Mean, dim, axis, keepdim or keepdims)
+
+    def max(
+        self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
+    ) -> Tensor:
+        """Maximum over ``dim`` or over all; equal maxima share the gradient (torch's ``amax``)."""
+        return self._reduce(reduction.Max, dim, axis, keepdim or keepdims)
+
+    def min(
+        self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
+    ) -> Tensor:
+        """Minimum over ``dim`` or over all; equal minima share the gradient (torch's ``amin``)."""
+        return -(-self).max(dim, keepdim, axis=axis, keepdims=keepdims)
+
+    def _reduce(self, function: type[Function], dim: Axis, axis: Axis, keepdim: bool) -> Tensor:
+        chosen = dim if dim is not None else axis
+        if chosen is None:
+            axes = tuple(range(self.ndim))
+        else:
+            items = chosen if isinstance(chosen, Sequence) else (chosen,)
+            axes = tuple(dimension(item, self.ndim) for item in items)
+            if len(set(axes)) != len(axes):
+                raise ValueError(f"the same axis twice in dim={chosen!r}")
+        return function.apply(self, axes=axes, keepdim=keepdim)
+
+    # --- shape ------------------------------------------------------------------------------------
+
+    def reshape(self, *sizes: Any) -> Tensor:
+        """Return the same elements in another shape; one size may be -1, to be worked out."""
+        return shape.Reshape.apply(self, shape=_unpack(sizes))
+
+    view = reshape
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Join the axes ``start_dim`` .. ``end_dim`` (included) into one."""
+        start, end = dimension(start_dim, self.ndim), dimension(end_dim, self.ndim)
+        if start > end:
+            raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
+        joined = int(np.prod(self.shape[start : end + 1]))
+        return self.reshape(*self.shape[:start], joined, *self.shape[end + 1 :])
+
+    def permute(self, *dims: Any) -> Tensor:
+        """Return the axes in the order ``dims``."""
+        order = tuple(dimension(dim, self.ndim) for dim in _unpack(dims))
+        if sorted(order) != list(range(self.ndim)):
+            raise ValueError(f"permute expects each of {self.ndim} axes once, got {_unpack(dims)}")
+        return shape.Permute.apply(self, dims=order)
+
+    def transpose(self, dim0: int, dim1: int) -> Tensor:
+        """Swap two axes."""
+        order = list(range(self.ndim))
+        a, b = dimension(dim0, self.ndim), dimension(dim1, self.ndim)
+        order[a], order[b] = order[b], order[a]
+        return shape.Permute.apply(self, dims=tuple(order))
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802 (NumPy's and torch's name)
+        """The axes in reverse order."""
+        return shape.Permute.apply(self, dims=tuple(reversed(range(self.ndim))))
+
+    def unsqueeze(self, dim: int) -> Tensor:
+        """Insert an axis of length 1 before position ``dim``."""
+        at = dimension(dim, self.ndim + 1)
+        return self.reshape(*self.shape[:at], 1, *self.shape[at:])
+
+    def squeeze(self, dim: int | None = None) -> Tensor:
+        """Drop the axis ``dim`` if its length is 1, or all such axes."""
+        chosen = range(self.ndim) if dim is None else (dimension(dim, self.ndim),)
+        return self.reshape(*(n for i, n in enumerate(self.shape) if i not in chosen or n != 1))
+
+    def __getitem__(self, index: Any) -> Tensor:
+        items = index if isinstance(index, tuple) else (index,)
+        arrays = tuple(item.data if isinstance(item, Tensor) else item for item in items)
+        return shape.Index.apply(self, index=arrays if isinstance(index, tuple) else arrays[0])
+
+
+def _unpack(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the integers of f(2, 3) and of f((2, 3)) alike."""
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = tuple(sizes[0])
+    return tuple(int(size) for size in sizes)
+
+
+# --- making tensors -------------------------------------------------------------------------------
+
+
+def tensor(
+    data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
+    """Return a new leaf tensor with a copy of ``data``; see `Tensor` for what it accepts."""
+    source = data.data if isinstance(data, Tensor) else data
+    array = np.array(source, dtype=dtype, copy=True) if dtype is not None else Tensor(source).data
+    result = Tensor(array.copy() if array is source else array, requires_grad)
+    return result if device is None else result.to(device)
+
+
+def zeros(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Return a tensor of zeros."""
+    return Tensor(np.zeros(_unpack(shape), dtype), requires_grad)
+
+
+def ones(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Return a tensor of ones."""
+    return Tensor(np.ones(_unpack(shape), dtype), requires_grad)
+
+
+def full(
+    shape: Sequence[int], value: Any, dtype: Any = np.float32, requires_grad: bool = False
+) -> Tensor:
+    """Return a tensor filled with ``value``."""
+    return Tensor(np.full(tuple(shape), value, dtype), requires_grad)
+
+
+def arange(*limits: Any, dtype: Any = None) -> Tensor:
+    """Return start, start + step, ... below stop, as NumPy's arange."""
+    return Tensor(np.arange(*limits, dtype=dtype))
+
+
+def randn(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Return draws from the standard normal distribution (see `tinyalex.manual_seed`)."""
+    return Tensor(random.generator().standard_normal(_unpack(shape), dtype), requires_grad)
+
+
+def rand(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Return draws from the uniform distribution on [0, 1)."""
+    return Tensor(random.generator().random(_unpack(shape), dtype), requires_grad)
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join tensors along the axis ``dim``; their other axes must be equal."""
+    if not tensors:
+        raise ValueError("cat expects at least one tensor, got none")
+    axis = dimension(dim, tensors[0].ndim)
+    shapes = [t.shape for t in tensors]
+    if len({(len(s), s[:axis], s[axis + 1 :]) for s in shapes}) > 1:
+        raise ValueError(f"cat: all axes but dim={dim} must be equal, got shapes {shapes}")
+    return shape.Cat.apply(*tensors, axis=axis)
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join tensors of one shape along a new axis at position ``dim``."""
+    return cat([t.unsqueeze(dim) for t in tensors], dim)
+
+
+def where(condition: Any, a: Tensor, b: Tensor) -> Tensor:
+    """Return a where ``condition`` holds, else b."""
+    mask = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
+    return arithmetic.Where.apply(a, b, condition=mask)
