@@ -8,12 +8,13 @@ array([2., 4., 6.], dtype=float32)
 """
 
 from tinyalex import functional as functional
-from tinyalex import random, threads
+from tinyalex import models, nn, optim, random, schedule, threads
 from tinyalex.autograd import Function, is_grad_enabled, no_grad
 from tinyalex.backends import current_backend, use_backend
 from tinyalex.files import FileError, load, save
 from tinyalex.gradcheck import GradcheckError, gradcheck
 from tinyalex.random import manual_seed
+from tinyalex.summary import summary
 from tinyalex.tensor import (
     Tensor,
     arange,
@@ -55,6 +56,7 @@ __all__ = [
     "save",
     "schedule",
     "stack",
+    "summary",
     "tensor",
     "threads",
     "use_backend",

@@ -1,0 +1,44 @@
+"""Fixtures: a seeded generator, and every test that asks for a backend runs on each of them."""
+
+import importlib
+import os
+
+import numpy as np
+import pytest
+
+# Thousands of tiny kernels: threads that spin while they wait would slow down a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import tinyalex as ta
+
+BACKENDS = ("reference", "cpu")
+
+
+@pytest.fixture
+def rng():
+    """Return the same numbers for every test, whichever tests ran before."""
+    return np.random.default_rng(2012)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    ta.manual_seed(2012)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Run the test on this backend, and go back to the default afterwards."""
+    with ta.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def kernels(backend):
+    """Return the table of kernels under test."""
+    return importlib.import_module(f"tinyalex.backends.{backend}")
+
+
+@pytest.fixture(params=(np.float64, np.float32), ids=("float64", "float32"))
+def dtype(request):
+    """Run the test in both precisions."""
+    return np.dtype(request.param)

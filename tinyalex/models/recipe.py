@@ -1,0 +1,66 @@
+"""What belongs to a variant besides its layers: the scale of its inputs and how it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinyalex.nn import Module
+from tinyalex.optim import SGD, parameter_groups
+from tinyalex.schedule import Constant, DiscreteExponential, Plateau, Schedule, Step
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """What the network expects as input: ``(pixel - mean) / std`` per colour, pixels in 0..255.
+
+    A mean of None is to be measured on the training set.
+    """
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a variant was trained. ``schedule_options`` count in epochs where they count time."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    schedule: str
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    update: str = "torch"
+    bias_lr_factor: float = 1.0
+    bias_decay_factor: float = 1.0
+
+    def optimizer(self, model: Module) -> SGD:
+        """Return the recipe's optimiser for ``model``, weights and biases in two groups."""
+        return SGD(
+            parameter_groups(model, self.bias_lr_factor, self.bias_decay_factor),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            update=self.update,
+        )
+
+    def make_schedule(self, optimizer: SGD, steps_per_epoch: int) -> Schedule:
+        """Return the recipe's schedule, its epochs converted to steps."""
+        options = dict(self.schedule_options)
+        if self.schedule == "constant":
+            return Constant(optimizer)
+        if self.schedule == "plateau":
+            return Plateau(optimizer, **options)
+        if self.schedule == "step":
+            step_size = options.pop("epochs") * steps_per_epoch
+            return Step(optimizer, step_size, **options)
+        if self.schedule == "discrete_exponential":
+            total_steps = self.epochs * steps_per_epoch
+            return DiscreteExponential(optimizer, total_steps, **options)
+        raise ValueError(
+            "the schedule must be one of constant, plateau, step, discrete_exponential; "
+            f"got {self.schedule!r}"
+        )

@@ -1,0 +1,268 @@
+"""Parameter and Module: a tree of layers that owns its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from tinyalex.backends.types import Array
+from tinyalex.tensor import Tensor
+
+Self = TypeVar("Self", bound="Module")
+Hook = Callable[["Module", tuple[Any, ...], Any], Any]
+
+
+class Parameter(Tensor):
+    """A tensor that a module learns: set as an attribute, it is found by ``parameters()``."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+
+    def __repr__(self) -> str:
+        return "Parameter containing:\n" + super().__repr__()
+
+
+class IncompatibleKeys(NamedTuple):
+    """What ``load_state_dict(strict=False)`` passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class HookHandle:
+    """Removes a forward hook: call ``remove()``, or leave its ``with`` block."""
+
+    def __init__(self, module: Module, hook: Hook) -> None:
+        self._module, self._hook = module, hook
+
+    def remove(self) -> None:
+        """Take the hook off its module; a second call does nothing."""
+        kept = tuple(hook for hook in self._module._forward_hooks if hook is not self._hook)
+        self._module._forward_hooks = kept
+
+    def __enter__(self) -> HookHandle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+class Module:
+    """A layer or a network: subclasses set parameters and modules as attributes, define `forward`.
+
+    The attributes themselves are the registry: whatever is a Parameter or a Module belongs to the
+    tree, under its attribute's name, in the order in which it was set.
+    """
+
+    training: bool = True
+    _forward_hooks: tuple[Hook, ...] = ()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output; every subclass defines it."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `forward`, then the forward hooks."""
+        output = self.forward(*args, **kwargs)
+        for hook in self._forward_hooks:
+            replacement = hook(self, args, output)
+            output = output if replacement is None else replacement
+        return output
+
+    def register_forward_hook(self, hook: Hook) -> HookHandle:
+        """Call ``hook(module, args, output)`` after each forward; what it returns, if anything,
+        replaces the output.
+        """
+        if not callable(hook):
+            raise TypeError(f"a hook must be callable as hook(module, args, output), got {hook!r}")
+        self._forward_hooks = (*self._forward_hooks, hook)
+        return HookHandle(self, hook)
+
+    def add_module(self, name: str, module: Module) -> None:
+        """Set ``module`` as the child called ``name``.
+
+        Raises TypeError for anything but a module, ValueError for a name that is empty, has a dot
+        or already means something else here.
+        """
+        if not isinstance(module, Module):
+            raise TypeError(f"expected a Module for {name!r}, got {type(module).__name__}")
+        taken = hasattr(self, name) and not isinstance(vars(self).get(name), Module)
+        if not name or "." in name or taken:
+            reason = "is an attribute of this module" if taken else "is empty or has a dot in it"
+            raise ValueError(f"a child cannot be called {name!r}: the name {reason}")
+        setattr(self, name, module)
+
+    # The tree
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the (name, module) of every direct child, in the order in which they were set."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def children(self) -> Iterator[Module]:
+        """Yield every direct child."""
+        for _, child in self.named_children():
+            yield child
+
+    def named_modules(
+        self, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """Yield (name, module) for this module (named ``prefix``) and all below it, parents first.
+
+        A module that hangs in several places is yielded once, unless ``remove_duplicate`` is False.
+        """
+        seen: set[int] = set()
+        for name, module in self._walk(prefix):
+            if not remove_duplicate or id(module) not in seen:
+                seen.add(id(module))
+                yield name, module
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Module]]:
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child._walk(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """Yield this module and all below it, parents first, each once."""
+        for _, module in self.named_modules():
+            yield module
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Yield (dotted name, parameter), of this module alone where ``recurse`` is False.
+
+        A parameter that hangs in several places is yielded once, unless ``remove_duplicate`` is
+        False.
+        """
+        seen: set[int] = set()
+        modules = self.named_modules(prefix, remove_duplicate) if recurse else [(prefix, self)]
+        for module_name, module in modules:
+            for name, value in vars(module).items():
+                if not isinstance(value, Parameter) or (remove_duplicate and id(value) in seen):
+                    continue
+                seen.add(id(value))
+                yield f"{module_name}.{name}" if module_name else name, value
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """Yield every parameter once."""
+        for _, parameter in self.named_parameters(recurse=recurse):
+            yield parameter
+
+    def apply(self: Self, fn: Callable[[Module], Any]) -> Self:
+        """Call ``fn`` on every module, children before parents, and return this module."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # Modes, devices, gradients
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set training mode (dropout drops) on the whole tree, or evaluation mode with False."""
+        if not isinstance(mode, bool):
+            raise ValueError(f"train() takes True or False, got {mode!r}")
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Set evaluation mode (dropout does nothing) on the whole tree."""
+        return self.train(False)
+
+    def to(self: Self, target: Any) -> Self:
+        """Move every parameter, in place, to a device ("cpu") or a dtype (np.float64)."""
+        for parameter in self.parameters():
+            moved = parameter.detach().to(target).data
+            if moved.dtype.kind != "f":
+                raise TypeError(f"parameters are float32 or float64, cannot make them {target}")
+            parameter.data = moved
+            if parameter.grad is not None:
+                parameter.grad = Tensor(parameter.grad).to(target).data
+        return self
+
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        """Let every parameter learn, or freeze them all with False; optimisers skip frozen ones."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop every parameter's gradient, or fill it with zeros where ``set_to_none`` is False."""
+        for parameter in self.parameters():
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad[...] = 0
+
+    # Weights in and out
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of every parameter's array under its dotted name."""
+        named = self.named_parameters(remove_duplicate=False)
+        return {name: parameter.detach().numpy().copy() for name, parameter in named}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True
+    ) -> IncompatibleKeys:
+        """Copy ``state_dict``'s arrays into the parameters of the same names.
+
+        Everything is checked before anything is touched: with ``strict``, that the names are
+        exactly this module's; always, that shapes agree and that every value is finite in the
+        parameter's dtype. Raises one ValueError that lists all that is wrong, TypeError for
+        something that is no mapping of arrays. Returns the names that ``strict=False`` let pass.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"expected a mapping from names to arrays, got {type(state_dict).__name__}"
+            )
+        own = dict(self.named_parameters(remove_duplicate=False))
+        arrays = {name: _as_array(name, state_dict[name]) for name in own if name in state_dict}
+        missing = [name for name in own if name not in state_dict]
+        unexpected = [name for name in state_dict if name not in own]
+
+        problems = [f"missing: {', '.join(missing)}"] if strict and missing else []
+        problems += [f"unexpected: {', '.join(unexpected)}"] if strict and unexpected else []
+        for name, array in arrays.items():
+            if array.shape != own[name].shape:
+                problems.append(f"{name} must have shape {own[name].shape}, got {array.shape}")
+            elif not np.isfinite(_quietly_as(array, own[name].dtype)).all():
+                problems.append(f"{name} has values that are not finite in {own[name].dtype}")
+        if problems:
+            raise ValueError(
+                f"these weights do not fit this {type(self).__name__}, build the network that they "
+                f"belong to. {'; '.join(problems)}"
+            )
+        for name, array in arrays.items():
+            own[name].data[...] = array
+        return IncompatibleKeys(missing, unexpected)
+
+    # Printing
+
+    def extra_repr(self) -> str:
+        """Return the arguments to show between the parentheses of the repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        children = [f"({name}): {child!r}" for name, child in self.named_children()]
+        if not children:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        body = "\n".join(filter(None, [self.extra_repr(), *children])).replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {body}\n)"
+
+
+def _as_array(name: str, value: Any) -> Array:
+    array = np.asarray(value.detach().numpy() if isinstance(value, Tensor) else value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"expected an array of numbers for {name}, got dtype {array.dtype}")
+    return array
+
+
+def _quietly_as(array: Array, dtype: Any) -> Array:
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller reports
+        return array.astype(dtype, copy=False)

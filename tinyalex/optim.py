@@ -1,0 +1,246 @@
+"""Stochastic gradient descent with momentum, in torch's form and in the paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tinyalex import backends
+from tinyalex.backends.types import Array
+from tinyalex.nn.module import Module, Parameter
+from tinyalex.tensor import Tensor
+
+Group = dict[str, Any]
+
+UPDATES = ("torch", "paper")
+_FACTORS = {"lr_factor": 1.0, "decay_factor": 1.0}
+
+
+class SGD:
+    """Update parameters from their ``.grad``; those whose ``.grad`` is None are left alone.
+
+    ``update="torch"``, as torch.optim.SGD::
+
+        g = grad + weight_decay * w
+        v = momentum * v + (1 - dampening) * g        (the first time: v = g)
+        w = w - lr * (g + momentum * v if nesterov else v)
+
+    ``update="paper"`` (section 5), which keeps the rate inside the velocity::
+
+        v = momentum * v - weight_decay * lr * w - lr * grad
+        w = w + v
+
+    At a constant rate the two walk the same path; when the rate changes, torch's form rescales the
+    velocity that was built up before and the paper's form does not.
+
+    ``params`` are parameters, or dictionaries with "params" and options of their own that replace
+    the defaults given here. Two further options multiply a group's rates: "lr_factor" and
+    "decay_factor" (see `parameter_groups`); schedules change "lr" and leave the factors alone.
+
+    Raises ValueError for options out of range or that exclude each other, for no parameters and for
+    a parameter given twice, TypeError for things that are no parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[Group],
+        lr: float,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        update: str = "torch",
+    ) -> None:
+        self.defaults: Group = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "update": update,
+            **_FACTORS,
+        }
+        self.param_groups: list[Group] = []
+        self._velocity: list[
+            Array | None
+        ] = []  # one for each parameter, in the order of the groups
+        if isinstance(params, (Tensor, dict)):
+            raise TypeError(
+                f"params must be a list of parameters or of groups, got one {type(params).__name__}"
+            )
+        entries: list[Any] = list(params)
+        if not entries:
+            raise ValueError("there is nothing to optimise: params is empty")
+        if not any(isinstance(entry, dict) for entry in entries):
+            entries = [{"params": entries}]
+        for entry in entries:
+            self.add_param_group(entry)
+
+    def add_param_group(self, group: Group) -> None:
+        """Add ``{"params": [...], **options}``; options that are missing take the defaults."""
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError(f"expected a group, a dictionary with 'params', got {group!r}")
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        unknown = set(group) - {"params"} - set(self.defaults)
+        if unknown:
+            raise ValueError(
+                f"unknown options {sorted(unknown)} in a parameter group; known are "
+                f"{', '.join(self.defaults)}"
+            )
+        options = {name: group.get(name, default) for name, default in self.defaults.items()}
+        _check_options(options)
+        taken = {id(p) for p in self._params()}
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"expected a parameter, got {type(p).__name__}")
+            if not p.is_leaf:
+                raise ValueError(
+                    f"cannot optimise a tensor of shape {p.shape} that was computed from others: "
+                    "give the parameters that it was computed from"
+                )
+            if id(p) in taken:
+                raise ValueError(f"a parameter of shape {p.shape} was given twice")
+            taken.add(id(p))
+        self.param_groups.append({"params": params, **options})
+        self._velocity += [None] * len(params)
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, in place."""
+        for index, (p, group) in enumerate(self._with_groups()):
+            if p.grad is None:
+                continue
+            if p.grad.shape != p.shape or p.grad.dtype != p.dtype:
+                raise ValueError(
+                    f"a parameter of shape {p.shape}, {p.dtype} has a gradient of shape "
+                    f"{p.grad.shape}, {p.grad.dtype}; call zero_grad() and backward() again"
+                )
+            velocity = self._velocity[index] if group["momentum"] else None
+            first = group["momentum"] and velocity is None
+            if first:
+                velocity = self._velocity[index] = backends.array_module(p.data).zeros_like(p.data)
+            if velocity is not None and velocity.dtype != p.dtype:
+                raise ValueError(
+                    f"the velocity is {velocity.dtype} and its parameter {p.dtype}: convert the "
+                    "model with .to() before making the optimiser"
+                )
+            backends.of(p.data).sgd_step(
+                p.data,
+                p.grad,
+                velocity,
+                float(group["lr"] * group["lr_factor"]),
+                float(group["momentum"]),
+                # A first velocity is the whole gradient, as in torch.
+                0.0 if first else float(group["dampening"]),
+                float(group["weight_decay"] * group["decay_factor"]),
+                bool(group["nesterov"]),
+                group["update"],
+            )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop every parameter's gradient, or fill it with zeros where ``set_to_none`` is False."""
+        for p in self._params():
+            if set_to_none:
+                p.grad = None
+            elif p.grad is not None:
+                p.grad[...] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the velocities, in order, and of every group's options."""
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            | {"params": len(group["params"])}
+            for group in self.param_groups
+        ]
+        velocity = [None if v is None else v.copy() for v in self._velocity]
+        return {"velocity": velocity, "param_groups": groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the velocities and options of a `state_dict`: going on equals never stopping.
+
+        Raises ValueError, before anything is changed, for the state of other parameters.
+        """
+        try:
+            velocity, groups = list(state["velocity"]), list(state["param_groups"])
+            sizes = [group["params"] for group in groups]
+            options = [{name: group[name] for name in self.defaults} for group in groups]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is not the state of an SGD optimiser: {error!r}") from error
+        own_sizes = [len(group["params"]) for group in self.param_groups]
+        if sizes != own_sizes or len(velocity) != sum(own_sizes):
+            raise ValueError(
+                f"this optimiser has groups of {own_sizes} parameters, the state has groups of "
+                f"{sizes} and {len(velocity)} velocities; build it for the same model"
+            )
+        for index, (p, v) in enumerate(zip(self._params(), velocity, strict=True)):
+            if v is not None and (np.shape(v) != p.shape or np.asarray(v).dtype != p.dtype):
+                raise ValueError(
+                    f"velocity {index} is {np.asarray(v).dtype} of shape {np.shape(v)}, its "
+                    f"parameter {p.dtype} of shape {p.shape}; build it for the same model"
+                )
+        for values in options:
+            _check_options(values)
+        self._velocity = [None if v is None else np.array(v) for v in velocity]
+        for group, values in zip(self.param_groups, options, strict=True):
+            group.update(values)
+
+    def __repr__(self) -> str:
+        lines = []
+        for index, group in enumerate(self.param_groups):
+            shown = {name: value for name, value in group.items() if name != "params"}
+            options = ", ".join(f"{name}={value}" for name, value in shown.items())
+            lines.append(f"  group {index}: {len(group['params'])} parameters, {options}\n")
+        return f"SGD (\n{''.join(lines)})"
+
+    def _with_groups(self) -> Iterator[tuple[Tensor, Group]]:
+        for group in self.param_groups:
+            for p in group["params"]:
+                yield p, group
+
+    def _params(self) -> Iterator[Tensor]:
+        for p, _ in self._with_groups():
+            yield p
+
+
+def parameter_groups(
+    model: Module, bias_lr_factor: float = 1, bias_decay_factor: float = 1
+) -> list[Group]:
+    """Return two groups for `SGD`, the weights and the biases, the latter with their own factors.
+
+    The 2012 source and Caffe let biases learn twice as fast and not decay: factors 2 and 0.
+    """
+    weights: list[Parameter] = []
+    biases: list[Parameter] = []
+    for name, parameter in model.named_parameters():
+        (biases if name.rpartition(".")[2] == "bias" else weights).append(parameter)
+    return [
+        {"params": weights},
+        {"params": biases, "lr_factor": bias_lr_factor, "decay_factor": bias_decay_factor},
+    ]
+
+
+def _check_options(options: Group) -> None:
+    for name in ("lr", "momentum", "weight_decay", "lr_factor", "decay_factor"):
+        _check_number(name, options[name], minimum=0)
+    _check_number("dampening", options["dampening"], minimum=-math.inf)
+    if options["update"] not in UPDATES:
+        raise ValueError(f"update must be one of {UPDATES}, got {options['update']!r}")
+    if options["update"] == "paper" and (options["nesterov"] or options["dampening"]):
+        raise ValueError("update='paper' has neither nesterov nor dampening: leave them out")
+    if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+        raise ValueError(
+            "nesterov needs a momentum above 0 and no dampening, got "
+            f"momentum={options['momentum']}, dampening={options['dampening']}"
+        )
+
+
+def _check_number(name: str, value: Any, minimum: float) -> None:
+    try:
+        valid = math.isfinite(value) and value >= minimum
+    except TypeError as error:
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
+    if not valid:
+        raise ValueError(f"{name} must be a finite number >= {minimum}, got {value}")
