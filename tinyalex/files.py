@@ -129,10 +129,11 @@ def _strip(value: Any, arrays: dict[str, np.ndarray[Any, Any]], place: str) -> A
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise TypeError(f"cannot save {place}: an array of dtype {value.dtype}")
-        name = (
-            place if place not in arrays else f"{place}#{len(arrays)}"
-        )  # {"a.b": .., "a": {"b": ..}}
-        arrays[name] = np.array(value, order="C", copy=None)
+        name = place
+        while name in arrays:  # {"a.b": ..., "a": {"b": ...}} has one place twice
+            name += "#"
+        native = value.dtype.newbyteorder("=")
+        arrays[name] = np.asarray(value, dtype=native, order="C")
         return {_ARRAY: name}
     if isinstance(value, np.generic):
         value = value.item()

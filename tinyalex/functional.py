@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.ops import activation, conv, loss, matmul, normalization, pool, shape
-from tinyalex.ops.arguments import dimension, pair
+from tinyalex.ops.arguments import dimension, finite, integer, pair
 from tinyalex.tensor import Tensor
 
 Size = int | Sequence[int]
@@ -26,6 +26,12 @@ def _tensor(value: Any, name: str) -> Tensor:
             f"{name} must be a Tensor, got {type(value).__name__}; wrap it in Tensor(...)"
         )
     return value
+
+
+def _array_or_none(value: Any) -> Any:
+    if value is None:
+        return None
+    return value.data if isinstance(value, Tensor) else np.asarray(value)
 
 
 def conv2d(
@@ -48,9 +54,11 @@ def conv2d(
     ``groups`` G, output channels k belong to input channels of the same G-th part: the two GPUs of
     the paper (section 3.2) are G = 2.
 
-    Raises ValueError or TypeError when shapes, dtypes or numbers do not fit.
+    A single image [C, H, W] works as well, here and in the poolings. Raises ValueError or TypeError
+    when shapes, dtypes or numbers do not fit.
     """
-    _tensor(x, "x")
+    if _tensor(x, "x").ndim == 3:  # one image
+        return conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     steps, spread = pair(stride, "stride"), pair(dilation, "dilation")
     if isinstance(padding, str):
         kernel = _tensor(weight, "weight").shape[-2:]
@@ -76,6 +84,9 @@ def max_pool2d(
     The paper's overlapping pooling (section 3.4) is ``max_pool2d(x, 3, 2)``. Padding is minus
     infinity; ``ceil_mode`` rounds the output size up, so that last windows may reach over the edge.
     """
+    if _tensor(x, "x").ndim == 3:
+        one = x.unsqueeze(0)
+        return max_pool2d(one, kernel_size, stride, padding, dilation, ceil_mode).squeeze(0)
     kernel = pair(kernel_size, "kernel_size")
     return pool.MaxPool2d.apply(
         _tensor(x, "x"),
@@ -101,8 +112,11 @@ def avg_pool2d(
     The zeros of the padding count as elements unless ``count_include_pad`` is False;
     ``divisor_override`` replaces the count.
     """
-    if divisor_override is not None and divisor_override == 0:
+    if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
         raise ValueError("divisor_override must not be 0")
+    if _tensor(x, "x").ndim == 3:
+        options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return avg_pool2d(x.unsqueeze(0), *options).squeeze(0)
     kernel = pair(kernel_size, "kernel_size")
     return pool.AvgPool2d.apply(
         _tensor(x, "x"),
@@ -120,7 +134,8 @@ def adaptive_avg_pool2d(x: Tensor, output_size: Size | tuple[int | None, ...] | 
 
     Cell i of o covers rows floor(i H / o) .. ceil((i + 1) H / o) - 1.
     """
-    _tensor(x, "x")
+    if _tensor(x, "x").ndim == 3:
+        return adaptive_avg_pool2d(x.unsqueeze(0), output_size).squeeze(0)
     wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     if len(wanted) == 2 and x.ndim == 4:
         wanted = tuple(n if w is None else w for w, n in zip(wanted, x.shape[2:], strict=True))
@@ -150,14 +165,14 @@ def local_response_norm(
 
     Raises ValueError for a size or groups below 1, or groups that do not divide the channels.
     """
-    if size < 1 or groups < 1:
+    if integer(size, "size") < 1 or integer(groups, "groups") < 1:
         raise ValueError(f"size and groups must be at least 1, got size={size}, groups={groups}")
     return normalization.LocalResponseNorm.apply(
         _tensor(x, "x"),
         size=int(size),
-        alpha=float(alpha),
-        beta=float(beta),
-        k=float(k),
+        alpha=finite(alpha, "alpha"),
+        beta=finite(beta, "beta"),
+        k=finite(k, "k"),
         groups=int(groups),
     )
 
@@ -171,10 +186,10 @@ def within_channel_response_norm(
     centred, with zeros beyond the border. This is the layer ``rnorm`` that the 2012 source has
     after conv2 and the paper does not mention; Caffe calls it WITHIN_CHANNEL. ``size`` must be odd.
     """
-    if size < 1 or size % 2 == 0:
+    if integer(size, "size") < 1 or size % 2 == 0:
         raise ValueError(f"size must be odd and at least 1, got {size}")
     energy = avg_pool2d(x * x, size, stride=1, padding=size // 2)
-    return x * (energy * float(alpha) + float(k)) ** -float(beta)
+    return x * (energy * finite(alpha, "alpha") + finite(k, "k")) ** -finite(beta, "beta")
 
 
 def relu(x: Tensor) -> Tensor:
@@ -199,7 +214,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias``: x [..., I], weight [O, I], bias [O] -> [..., O]."""
     _tensor(x, "x")
-    matmul.check_linear(x.data, _tensor(weight, "weight").data, None if bias is None else bias.data)
+    bias_data = None if bias is None else _tensor(bias, "bias").data
+    matmul.check_linear(x.data, _tensor(weight, "weight").data, bias_data)
     if x.ndim == 2:
         return matmul.Linear.apply(x, weight, bias)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -218,7 +234,8 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.
         raise ValueError(
             f"pad expects pairs (before, after), at most one an axis of shape {x.shape}, got {pad}"
         )
-    pairs = [(int(pad[i]), int(pad[i + 1])) for i in range(0, len(pad), 2)]
+    sizes = [integer(size, "pad") for size in pad]
+    pairs = [(sizes[i], sizes[i + 1]) for i in range(0, len(sizes), 2)]
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     if any(n + before + after < 0 for n, (before, after) in zip(x.shape, widths, strict=True)):
         raise ValueError(f"pad {tuple(pad)} cuts off more than there is of shape {x.shape}")
@@ -257,7 +274,7 @@ def cross_entropy(
     options = loss.read_options(
         _tensor(input, "input").data,
         target.data if isinstance(target, Tensor) else np.asarray(target),
-        weight.data if isinstance(weight, Tensor) else weight,
+        _array_or_none(weight),
         ignore_index,
         reduction,
         label_smoothing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -172,20 +173,30 @@ class Tensor:
                 raise ValueError(f'tensors live on the device "cpu", got {target!r}')
             return self
         dtype = np.dtype(target)
-        return self if dtype == self.dtype else shape.Cast.apply(self, dtype=dtype)
+        if dtype == self.dtype:
+            return self
+        if dtype.kind != "f":
+            return Tensor(self.data.astype(dtype))  # integers have no gradients
+        return shape.Cast.apply(self, dtype=dtype)
 
     # --- arithmetic -------------------------------------------------------------------------------
 
     def _binary(self, function: type[Function], other: Any, swapped: bool = False) -> Tensor:
-        if isinstance(other, (bool, int, float)):
-            # A Python number takes the tensor's dtype; only a float next to integers makes floats.
-            kind = np.float32 if isinstance(other, float) and self.dtype.kind != "f" else self.dtype
-            other = Tensor(np.asarray(other, kind))
-        elif not isinstance(other, Tensor):
-            if not isinstance(other, (np.ndarray, np.generic)):
-                return NotImplemented
+        if isinstance(other, (bool, int, float, np.generic)):
+            # A number takes the tensor's dtype; only a float next to integers makes floats.
+            kind = np.float32 if np.asarray(other).dtype.kind == "f" else self.dtype
+            other = Tensor(np.asarray(other, self.dtype if self.dtype.kind == "f" else kind))
+        elif isinstance(other, np.ndarray):
             other = Tensor(other)
-        return function.apply(other, self) if swapped else function.apply(self, other)
+        elif not isinstance(other, Tensor):
+            return NotImplemented
+        a, b = (other, self) if swapped else (self, other)
+        # Integers become what they meet: int64 + float32 is float32, as in torch, not float64.
+        if a.dtype.kind != b.dtype.kind and "f" in (a.dtype.kind, b.dtype.kind):
+            a, b = (a.to(b.dtype), b) if b.dtype.kind == "f" else (a, b.to(a.dtype))
+        elif function is arithmetic.Div and a.dtype.kind != "f":
+            a, b = a.to(np.float32), b.to(np.float32)
+        return function.apply(a, b)
 
     def __add__(self, other: Any) -> Tensor:
         return self._binary(arithmetic.Add, other)
@@ -378,7 +389,7 @@ def _unpack(sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """Return the integers of f(2, 3) and of f((2, 3)) alike."""
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])
-    return tuple(int(size) for size in sizes)
+    return tuple(operator.index(size) for size in sizes)
 
 
 # --- making tensors -------------------------------------------------------------------------------
@@ -412,7 +423,9 @@ def full(
 
 
 def arange(*limits: Any, dtype: Any = None) -> Tensor:
-    """Return start, start + step, ... below stop, as NumPy's arange."""
+    """Return start, start + step, ... below stop: int64, or float32 if a limit is a float."""
+    if dtype is None and any(isinstance(limit, float) for limit in limits):
+        dtype = np.float32
     return Tensor(np.arange(*limits, dtype=dtype))
 
 
@@ -426,10 +439,19 @@ def rand(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> T
     return Tensor(random.generator().random(_unpack(shape), dtype), requires_grad)
 
 
+def _expect_tensors(op: str, *values: Any) -> None:
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op} expects Tensors, got {type(value).__name__}")
+
+
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors along the axis ``dim``; their other axes must be equal."""
     if not tensors:
         raise ValueError("cat expects at least one tensor, got none")
+    _expect_tensors("cat", *tensors)
+    if tensors[0].ndim == 0:
+        raise ValueError("cat expects tensors with at least one axis; for numbers use stack")
     axis = dimension(dim, tensors[0].ndim)
     shapes = [t.shape for t in tensors]
     if len({(len(s), s[:axis], s[axis + 1 :]) for s in shapes}) > 1:
@@ -444,5 +466,6 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 def where(condition: Any, a: Tensor, b: Tensor) -> Tensor:
     """Return a where ``condition`` holds, else b."""
+    _expect_tensors("where", a, b)
     mask = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
     return arithmetic.Where.apply(a, b, condition=mask)

@@ -63,11 +63,11 @@ def conv2d(
     ``y[n, k, i, j] = bias[k] + sum over c, r, s of weight[k, c, r, s] * window(i, j)[c, r, s]``
     """
     N = x.shape[0]
-    K, _, R, S = weight.shape
+    K, Cg, R, S = weight.shape
     columns = im2col(x, (R, S), stride, padding, dilation)
     Ho, Wo = columns.shape[4:]
-    columns = columns.reshape(N, groups, -1, Ho * Wo)
-    kernels = weight.reshape(groups, K // groups, -1)
+    columns = columns.reshape(N, groups, Cg * R * S, Ho * Wo)
+    kernels = weight.reshape(groups, K // groups, Cg * R * S)
     y = (kernels @ columns).reshape(N, K, Ho, Wo)
     return y if bias is None else y + bias[:, None, None]
 
@@ -83,8 +83,8 @@ def conv2d_input_grad(
 ) -> Array:
     """Return dx: each output's gradient times its kernel, added back to the window it came from."""
     N, K, Ho, Wo = grad.shape
-    R, S = weight.shape[2:]
-    kernels = weight.reshape(groups, K // groups, -1)
+    _, Cg, R, S = weight.shape
+    kernels = weight.reshape(groups, K // groups, Cg * R * S)
     columns = kernels.transpose(0, 2, 1) @ grad.reshape(N, groups, K // groups, Ho * Wo)
     columns = columns.reshape(N, input_shape[1], R, S, Ho, Wo)
     return col2im(columns, input_shape, stride, padding, dilation)
@@ -101,8 +101,9 @@ def conv2d_weight_grad(
 ) -> Array:
     """Return dweight: each output's gradient times the window it saw, summed over all outputs."""
     N, K, Ho, Wo = grad.shape
-    columns = im2col(x, weight_shape[2:], stride, padding, dilation)  # type: ignore[arg-type]
-    columns = columns.reshape(N, groups, -1, Ho * Wo)
+    _, Cg, R, S = weight_shape
+    columns = im2col(x, (R, S), stride, padding, dilation)
+    columns = columns.reshape(N, groups, Cg * R * S, Ho * Wo)
     grad = grad.reshape(N, groups, K // groups, Ho * Wo)
     return (grad @ columns.transpose(0, 1, 3, 2)).sum(axis=0).reshape(weight_shape)
 
@@ -120,7 +121,8 @@ def max_pool2d(
 ) -> tuple[Array, Array]:
     """Return the maximum of each window, and the number r * S + s of the tap that held it.
 
-    Padding is minus infinity, so it never wins; the first of equal values wins; NaN wins over all.
+    Padding never wins, not even over minus infinity; the first of equal values wins; NaN wins over
+    all.
     """
     N, C, H, W = x.shape
     (R, S), (Ho, Wo) = kernel_size, output_size
@@ -131,17 +133,22 @@ def max_pool2d(
     ]
     after = [max(0, reach[0] - padding[0] - H), max(0, reach[1] - padding[1] - W)]
     widths = ((0, 0), (0, 0), (padding[0], after[0]), (padding[1], after[1]))
-    padded = np.pad(x, widths, constant_values=-np.inf)
+    padded = np.pad(x, widths)
+    inside = np.pad(np.ones((H, W), bool), widths[2:])
 
     y = np.full((N, C, Ho, Wo), -np.inf, x.dtype)
     taps = np.zeros((N, C, Ho, Wo), np.min_scalar_type(R * S - 1))
+    unclaimed = np.ones((Ho, Wo), bool)
     for r in range(R):
         rows = window_slice(r * dilation[0], Ho, stride[0])
         for s in range(S):
-            value = padded[:, :, rows, window_slice(s * dilation[1], Wo, stride[1])]
-            wins = (value > y) | (np.isnan(value) & ~np.isnan(y))
+            columns = window_slice(s * dilation[1], Wo, stride[1])
+            value = padded[:, :, rows, columns]
+            better = (value > y) | (np.isnan(value) & ~np.isnan(y)) | unclaimed
+            wins = better & inside[rows, columns]
             y = np.where(wins, value, y)
             taps[wins] = r * S + s
+            unclaimed &= ~inside[rows, columns]
     return y, taps
 
 
@@ -219,7 +226,7 @@ def relu(x: Array) -> Array:
 
 def relu_input_grad(grad: Array, y: Array) -> Array:
     """Return dx = dy where y > 0, else 0; the output will do, as y > 0 exactly where x > 0."""
-    return np.where(y > 0, grad, grad.dtype.type(0))
+    return np.where(y <= 0, grad.dtype.type(0), grad)  # written so that NaN lets dy through
 
 
 def random_bits(key: int, count: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -23,6 +24,21 @@ def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
     if min(height, width) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
     return height, width
+
+
+def integer(value: Any, name: str) -> int:
+    """Return ``value`` if it is a whole number; a bool or a float is not."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(value)
+
+
+def finite(value: Any, name: str) -> float:
+    """Return ``value`` as a finite float."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return number
 
 
 def images(x: Array, op: str) -> None:
@@ -54,9 +70,7 @@ def positive_output(op: str, output_size: Pair, input_shape: tuple[int, ...], wh
 
 def dimension(dim: Any, ndim: int, name: str = "dim") -> int:
     """Return ``dim`` counted from the front; negative values count from the back."""
-    if not isinstance(dim, Integral) or isinstance(dim, bool):
-        raise TypeError(f"{name} must be an integer, got {dim!r}")
-    dim = int(dim)
+    dim = integer(dim, name)
     if not -max(ndim, 1) <= dim < max(ndim, 1):
         raise ValueError(f"{name} must be in [-{ndim}, {ndim}) for {ndim} dimensions, got {dim}")
     return dim % max(ndim, 1)

@@ -53,13 +53,17 @@ class CrossEntropy(Function):
         if target.dtype.kind != "f":
             a = a * xp.expand_dims(counted, axis)
 
-        losses = -(a * log_p).sum(axis)
+        # Where the target has no mass, 0 * log(0) is meant to be 0.
+        losses = -xp.multiply(a, log_p, out=xp.zeros_like(log_p), where=a != 0).sum(axis)
         self.axis, self.reduction = axis, reduction
         self.save(log_p, a, total_weight)
         if reduction == "none":
             return xp.asarray(losses)
         total = losses.sum(dtype=logits.dtype)
-        return xp.asarray(total / total_weight if reduction == "mean" else total)
+        if reduction == "sum":
+            return xp.asarray(total)
+        with xp.errstate(invalid="ignore"):  # no targets at all: 0 / 0 is NaN, as in torch
+            return xp.asarray(total / total_weight)
 
     def backward(self, grad: Array) -> Array:
         """Return softmax times the target's mass, minus the target, times the incoming gradient."""

@@ -14,11 +14,12 @@ def _keepdims_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 
 
 class Sum(Function):
-    """Sum over ``axes``; the gradient is the same for every term."""
+    """Sum over ``axes``; the gradient is the same for every term. Integers, bools sum as int64."""
 
     def forward(self, x: Array, *, axes: Axes, keepdim: bool) -> Array:
         self.input_shape, self.axes = x.shape, axes
-        return x.sum(axis=axes, keepdims=keepdim, dtype=x.dtype)
+        dtype = x.dtype if x.dtype.kind == "f" else "int64"
+        return x.sum(axis=axes, keepdims=keepdim, dtype=dtype)
 
     def backward(self, grad: Array) -> Array:
         grad = grad.reshape(_keepdims_shape(self.input_shape, self.axes))
