@@ -1,0 +1,262 @@
+"""What is particular to the fast backend: blocks, workspace, threads, and how it is compiled.
+
+That its kernels compute the right thing at all shapes is tested for every backend together.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+
+import numba
+import numpy as np
+import pytest
+from helpers import assert_close, normal
+from threadpoolctl import threadpool_info
+
+import tinyalex.threads
+from tinyalex.backends import cpu, reference
+from tinyalex.backends.cpu import im2col
+from tinyalex.backends.cpu.gemm import gemm
+from tinyalex.backends.layout import as_nchw, channels_last
+
+# (C, H, K, kernel size, stride, padding, groups): the five convolutions of the paper
+LAYERS = {
+    "conv1": (3, 224, 96, 11, 4, 2, 1),
+    "conv2": (96, 27, 256, 5, 1, 2, 2),
+    "conv3": (256, 13, 384, 3, 1, 1, 1),
+    "conv4": (384, 13, 384, 3, 1, 1, 2),
+    "conv5": (384, 13, 256, 3, 1, 1, 2),
+}
+
+
+def conv_problem(rng, layer, batch, dtype=np.float32):
+    """Return x, weight, bias, an output gradient, and the geometry, for one layer."""
+    C, H, K, R, stride, padding, groups = layer
+    x = normal(rng, (batch, C, H, H), dtype)
+    weight = normal(rng, (K, C // groups, R, R), dtype)
+    Ho = (H + 2 * padding - R) // stride + 1
+    grad = normal(rng, (batch, K, Ho, Ho), dtype)
+    return (
+        x,
+        weight,
+        normal(rng, K, dtype),
+        grad,
+        ((stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups),
+    )
+
+
+def conv_kernels(backend, x, weight, bias, grad, geometry):
+    """Return what the three convolution kernels of ``backend`` compute."""
+    return {
+        "y": backend.conv2d(x, weight, bias, *geometry),
+        "dx": backend.conv2d_input_grad(grad, weight, x.shape, *geometry),
+        "dweight": backend.conv2d_weight_grad(grad, x, weight.shape, *geometry),
+    }
+
+
+@pytest.fixture
+def threads():
+    """Return the function that sets the number of threads; the old number comes back afterwards."""
+    before = tinyalex.threads.get_num_threads()
+    yield tinyalex.threads.set_num_threads
+    tinyalex.threads.set_num_threads(before)
+
+
+two_cores = pytest.mark.skipif(tinyalex.threads._available() < 2, reason="needs two cores")
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 7, 50])
+@pytest.mark.parametrize("depth", [1, 12, 10_000], ids=lambda depth: f"depth{depth}")
+def test_convolution_does_not_depend_on_where_blocks_begin(rng, monkeypatch, pixels, depth):
+    """Blocks that end inside an image row, between images, and between rows of taps."""
+    problem = conv_problem(rng, (6, 7, 4, 3, 2, 1, 2), 3, np.float64)
+    monkeypatch.setattr(im2col, "BLOCK_BYTES", 0)  # so that every block has MIN_PIXELS pixels
+    monkeypatch.setattr(im2col, "MIN_PIXELS", pixels)
+    monkeypatch.setattr(im2col, "DEPTH", depth)
+    monkeypatch.setattr(im2col, "DEPTH_OF_WEIGHT_GRAD", depth)
+    expected = conv_kernels(reference, *problem)
+    for name, actual in conv_kernels(cpu, *problem).items():
+        assert_close(actual, expected[name], what=name)
+
+
+def test_more_partial_sums_than_memory_for_them(rng, monkeypatch):
+    problem = conv_problem(rng, (4, 9, 4, 3, 1, 1, 1), 2, np.float64)
+    monkeypatch.setattr(im2col, "PARTIAL_BYTES", 1)
+    expected = conv_kernels(reference, *problem)["dweight"]
+    assert_close(conv_kernels(cpu, *problem)["dweight"], expected)
+
+
+@pytest.mark.parametrize("inputs", [1, 129])
+@pytest.mark.parametrize("outputs", [1, 3, 4, 7, 515])
+@pytest.mark.parametrize("images", [1, 2])
+def test_linear_at_the_edges_of_its_tiles(rng, images, inputs, outputs):
+    x, weight = normal(rng, (images, inputs)), normal(rng, (outputs, inputs))
+    bias, grad = normal(rng, outputs), normal(rng, (images, outputs))
+    assert_close(cpu.linear(x, weight, bias), x @ weight.T + bias)
+    assert_close(cpu.linear_input_grad(grad, weight), grad @ weight)
+    assert_close(cpu.linear_weight_grad(grad, x), grad.T @ x)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def extra_bytes(kernel, *arguments):
+    """Return how much memory a kernel allocates at its peak, beyond what it returns."""
+    kernel(*arguments)  # compile
+    tracemalloc.start()
+    result = kernel(*arguments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak - result.nbytes
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_convolution_needs_no_column_buffer_of_the_batch(rng, layer):
+    """The workspace stays within its bound, which does not know the size of the batch."""
+    x, weight, bias, grad, geometry = conv_problem(rng, layer, 16)
+    x, grad = (as_nchw(channels_last(a)) for a in (x, grad))
+    threads = tinyalex.threads.get_num_threads()
+    column = weight[0].nbytes
+    columns_of_batch = grad.shape[0] * grad.shape[2] * grad.shape[3] * column * geometry[-1]
+    bound = threads * max(im2col.BLOCK_BYTES, im2col.MIN_PIXELS * column) + 100_000
+
+    assert bound < columns_of_batch / 4
+    assert extra_bytes(cpu.conv2d, x, weight, bias, *geometry) < bound + weight.nbytes
+    assert (
+        extra_bytes(cpu.conv2d_input_grad, grad, weight, x.shape, *geometry) < bound + weight.nbytes
+    )
+    assert (
+        extra_bytes(cpu.conv2d_weight_grad, grad, x, weight.shape, *geometry)
+        < bound + max(threads, 2) * weight.nbytes
+    )
+
+
+def test_other_kernels_allocate_their_results_only(rng):
+    x = normal(rng, (4, 13, 13, 96), np.float32).transpose(0, 3, 1, 2)
+    small = 100_000
+    assert extra_bytes(cpu.relu, x) < small
+    assert extra_bytes(cpu.relu_input_grad, x, x) < small
+    assert extra_bytes(cpu.local_response_norm, x, 5, 1e-4, 0.75, 2.0, 1) < small
+    assert extra_bytes(cpu.local_response_norm_input_grad, x, x, 5, 1e-4, 0.75, 2.0, 1) < small
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=two_cores)])
+def test_same_bits_every_time_at_a_fixed_number_of_threads(rng, threads, count):
+    threads(count)
+    problem = conv_problem(rng, (8, 27, 16, 5, 1, 2, 2), 5)
+    first = conv_kernels(cpu, *problem)
+    for _ in range(5):
+        for name, again in conv_kernels(cpu, *problem).items():
+            np.testing.assert_array_equal(again, first[name], err_msg=name)
+
+
+@two_cores
+def test_any_number_of_threads_computes_the_same(rng, threads):
+    problem = conv_problem(rng, (8, 27, 16, 5, 1, 2, 1), 5, np.float64)
+    threads(1)
+    expected = conv_kernels(cpu, *problem)
+    threads(2)
+    for name, actual in conv_kernels(cpu, *problem).items():
+        assert_close(actual, expected[name], what=name)
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=two_cores)])
+def test_blas_inside_the_kernels_has_one_thread(threads, count):
+    threads(count)
+    libraries = {
+        i["filepath"]: i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"
+    }
+    inside = {path: n for path, n in libraries.items() if "scipy" in path.split(os.sep)[-2]}
+    assert set((inside or libraries).values()) == {1}
+
+
+def test_two_python_threads_may_call_kernels_at_once(rng):
+    problems = [conv_problem(rng, (8, 13, 16, 3, 1, 1, 1), 8) for _ in range(2)]
+    expected = [conv_kernels(cpu, *problem)["y"] for problem in problems]
+    if numba.threading_layer() == "workqueue":
+        pytest.skip("Numba's own thread pool admits one caller at a time")
+    failures = []
+
+    def work(problem, y):
+        for _ in range(20):
+            if not np.array_equal(cpu.conv2d(*problem[:3], *problem[4]), y):
+                failures.append(y)
+
+    workers = [
+        threading.Thread(target=work, args=pair) for pair in zip(problems, expected, strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+# --- compilation ----------------------------------------------------------------------------------
+
+CHECK = """
+import numpy as np
+from tinyalex.backends import cpu, reference
+rng = np.random.default_rng(0)
+x, weight = rng.standard_normal((2, 4, 7, 7)), rng.standard_normal((6, 2, 3, 3))
+arguments = (x, weight, None, (1, 1), ((1, 1), (0, 2)), (1, 1), 2)
+np.testing.assert_allclose(cpu.conv2d(*arguments), reference.conv2d(*arguments), atol=1e-12)
+"""
+
+
+def run(code, **environment):
+    """Run ``code`` in a new process."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_works_where_no_directory_for_the_cache_is_writable(tmp_path):
+    occupied = tmp_path / "file"
+    occupied.touch()
+    only = "UserProvidedCacheLocator"
+    run(CHECK, NUMBA_CACHE_DIR=str(occupied / "cache"), NUMBA_CACHE_LOCATOR_CLASSES=only)
+
+
+def test_works_with_numbas_own_thread_pool():
+    run(CHECK, NUMBA_THREADING_LAYER="workqueue")
+
+
+def test_works_with_a_numba_that_lacks_the_strided_blas(tmp_path):
+    without = """
+import numpy as np, numba
+from numba import _helperlib
+numba.njit(lambda a: np.dot(a, a))(np.eye(2))  # Numba itself keeps its way to BLAS
+del _helperlib.c_helpers["xxgemm"]
+from tinyalex.backends.cpu.gemm import HAS_STRIDED_BLAS
+assert not HAS_STRIDED_BLAS
+"""
+    run(without + CHECK, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), [(5, 7, 3), (1, 4, 6), (4, 1, 1), (1, 1, 0)])
+def test_gemm_on_parts_of_matrices(rng, dtype, m, n, k, transpose_a, transpose_b, accumulate):
+    def part(rows, columns):
+        return normal(rng, (rows + 2, columns + 3), dtype)[1 : 1 + rows, 2 : 2 + columns]
+
+    a, b = (part(k, m) if transpose_a else part(m, k)), (part(n, k) if transpose_b else part(k, n))
+    whole = normal(rng, (m + 2, n + 3), dtype)
+    c = whole[1 : 1 + m, 2 : 2 + n]
+    expected = whole.copy()
+    product = (a.T if transpose_a else a) @ (b.T if transpose_b else b)
+    expected[1 : 1 + m, 2 : 2 + n] = product + (c if accumulate else 0)
+    gemm(a, b, c, transpose_a, transpose_b, accumulate)
+    assert_close(whole, expected)

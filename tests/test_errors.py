@@ -1,0 +1,198 @@
+"""Every mistake that can be made in a call: the right exception, and the facts in its message."""
+
+import re
+
+import numpy as np
+import pytest
+
+import tinyalex as ta
+import tinyalex.functional as F
+
+
+def t(*shape, dtype=np.float32):
+    return ta.zeros(shape, dtype=dtype)
+
+
+def error(name, call, kind, *facts):
+    """A mistake, and the facts that its message must state."""
+    return pytest.param(call, kind, facts, id=name)
+
+
+X4, W4 = (2, 4, 8, 8), (6, 4, 3, 3)
+
+ERRORS = [
+    error("conv2d channels", lambda: F.conv2d(t(2, 3, 8, 8), t(6, 4, 3, 3)), ValueError, "3", "4"),
+    error("conv2d groups", lambda: F.conv2d(t(*X4), t(6, 1, 3, 3), groups=3), ValueError, "3", "4"),
+    error("conv2d zero groups", lambda: F.conv2d(t(*X4), t(*W4), groups=0), ValueError, "groups"),
+    error(
+        "conv2d group outputs", lambda: F.conv2d(t(*X4), t(5, 2, 3, 3), groups=2), ValueError, "5"
+    ),
+    error("conv2d bias", lambda: F.conv2d(t(*X4), t(*W4), t(5)), ValueError, "6", "5"),
+    error("conv2d input axes", lambda: F.conv2d(t(4, 8), t(*W4)), ValueError, "(4, 8)"),
+    error("conv2d weight axes", lambda: F.conv2d(t(*X4), t(6, 4, 3)), ValueError, "(6, 4, 3)"),
+    error("conv2d stride 0", lambda: F.conv2d(t(*X4), t(*W4), stride=0), ValueError, "stride", "0"),
+    error(
+        "conv2d stride -1",
+        lambda: F.conv2d(t(*X4), t(*W4), stride=(1, -1)),
+        ValueError,
+        "stride",
+        "-1",
+    ),
+    error(
+        "conv2d padding -1",
+        lambda: F.conv2d(t(*X4), t(*W4), padding=-1),
+        ValueError,
+        "padding",
+        "-1",
+    ),
+    error(
+        "conv2d dilation 0", lambda: F.conv2d(t(*X4), t(*W4), dilation=0), ValueError, "dilation"
+    ),
+    error("conv2d stride 1.5", lambda: F.conv2d(t(*X4), t(*W4), stride=1.5), TypeError, "1.5"),
+    error(
+        "conv2d stride of 3",
+        lambda: F.conv2d(t(*X4), t(*W4), stride=(1, 2, 3)),
+        (TypeError, ValueError),
+        "(1, 2, 3)",
+    ),
+    error(
+        "conv2d padding word", lambda: F.conv2d(t(*X4), t(*W4), padding="full"), ValueError, "full"
+    ),
+    error(
+        "conv2d same stride 2",
+        lambda: F.conv2d(t(*X4), t(*W4), stride=2, padding="same"),
+        ValueError,
+        "same",
+        "2",
+    ),
+    error(
+        "conv2d image too small", lambda: F.conv2d(t(2, 4, 2, 8), t(*W4)), ValueError, "3x3", "2, 8"
+    ),
+    error(
+        "conv2d dtypes",
+        lambda: F.conv2d(t(*X4), t(*W4, dtype=np.float64)),
+        TypeError,
+        "float32",
+        "float64",
+    ),
+    error(
+        "conv2d integers",
+        lambda: F.conv2d(t(*X4, dtype=np.int64), t(*W4, dtype=np.int64)),
+        TypeError,
+        "int64",
+    ),
+    error("conv2d array", lambda: F.conv2d([[1.0]], t(*W4)), TypeError, "list"),
+    error(
+        "max_pool2d padding", lambda: F.max_pool2d(t(*X4), 3, padding=2), ValueError, "padding", "2"
+    ),
+    error("max_pool2d window 0", lambda: F.max_pool2d(t(*X4), 0), ValueError, "kernel_size", "0"),
+    error("max_pool2d stride -2", lambda: F.max_pool2d(t(*X4), 2, -2), ValueError, "stride", "-2"),
+    error("max_pool2d too large", lambda: F.max_pool2d(t(*X4), 9), ValueError, "9x9", "8, 8"),
+    error("max_pool2d axes", lambda: F.max_pool2d(t(8, 8), 2), ValueError, "(8, 8)"),
+    error(
+        "max_pool2d integers", lambda: F.max_pool2d(t(*X4, dtype=np.int32), 2), TypeError, "int32"
+    ),
+    error("avg_pool2d padding", lambda: F.avg_pool2d(t(*X4), 3, padding=2), ValueError, "padding"),
+    error(
+        "avg_pool2d divisor 0",
+        lambda: F.avg_pool2d(t(*X4), 3, divisor_override=0),
+        ValueError,
+        "divisor_override",
+        "0",
+    ),
+    error("avg_pool2d too large", lambda: F.avg_pool2d(t(*X4), (1, 9)), ValueError, "1x9"),
+    error("adaptive size -1", lambda: F.adaptive_avg_pool2d(t(*X4), -1), ValueError, "-1"),
+    error("adaptive size 1.5", lambda: F.adaptive_avg_pool2d(t(*X4), 1.5), TypeError, "1.5"),
+    error("lrn size 0", lambda: F.local_response_norm(t(*X4), 0), ValueError, "size", "0"),
+    error("lrn size 2.5", lambda: F.local_response_norm(t(*X4), 2.5), TypeError, "2.5"),
+    error("lrn axes", lambda: F.local_response_norm(t(4, 8), 5), ValueError, "(4, 8)"),
+    error("lrn groups", lambda: F.local_response_norm(t(*X4), 5, groups=3), ValueError, "3", "4"),
+    error(
+        "lrn integers", lambda: F.local_response_norm(t(*X4, dtype=np.int64), 5), TypeError, "int64"
+    ),
+    error(
+        "within_channel size 2", lambda: F.within_channel_response_norm(t(*X4), 2), ValueError, "2"
+    ),
+    error("dropout p 1.5", lambda: F.dropout(t(3), 1.5), ValueError, "1.5"),
+    error("dropout p -0.1", lambda: F.dropout(t(3), -0.1), ValueError, "-0.1"),
+    error("dropout p NaN", lambda: F.dropout(t(3), float("nan")), ValueError, "nan"),
+    error("linear sizes", lambda: F.linear(t(2, 5), t(3, 4)), ValueError, "5", "4"),
+    error("linear bias", lambda: F.linear(t(2, 5), t(3, 5), t(2)), ValueError, "3", "2"),
+    error("linear weight axes", lambda: F.linear(t(2, 5), t(5)), ValueError, "(5,)"),
+    error(
+        "linear dtypes",
+        lambda: F.linear(t(2, 5), t(3, 5, dtype=np.float64)),
+        TypeError,
+        "float32",
+        "float64",
+    ),
+    error("linear bias array", lambda: F.linear(t(2, 5), t(3, 5), [1]), TypeError, "list"),
+    error("pad 1.5", lambda: F.pad(t(*X4), (1.5, 1)), TypeError, "1.5"),
+    error("pad odd", lambda: F.pad(t(*X4), (1, 2, 3)), ValueError, "3"),
+    error("pad too many", lambda: F.pad(t(3), (1, 2, 3, 4)), ValueError, "4"),
+    error("pad mode", lambda: F.pad(t(*X4), (1, 1), mode="mirror"), ValueError, "mirror"),
+    error("pad below zero", lambda: F.pad(t(2, 3), (-2, -2)), ValueError, "-2"),
+    error("softmax dim", lambda: F.softmax(t(2, 3), dim=2), (ValueError, IndexError), "2"),
+    error(
+        "cross_entropy rows", lambda: F.cross_entropy(t(2, 5), np.zeros(3, int)), ValueError, "3"
+    ),
+    error(
+        "cross_entropy class too large",
+        lambda: F.cross_entropy(t(2, 5), np.array([0, 5])),
+        ValueError,
+        "5",
+    ),
+    error(
+        "cross_entropy class negative",
+        lambda: F.cross_entropy(t(2, 5), np.array([0, -1])),
+        ValueError,
+        "-1",
+    ),
+    error(
+        "cross_entropy reduction",
+        lambda: F.cross_entropy(t(2, 5), np.array([0, 1]), reduction="average"),
+        ValueError,
+        "average",
+    ),
+    error(
+        "cross_entropy smoothing",
+        lambda: F.cross_entropy(t(2, 5), np.array([0, 1]), label_smoothing=1.5),
+        ValueError,
+        "1.5",
+    ),
+    error(
+        "cross_entropy weight",
+        lambda: F.cross_entropy(t(2, 5), np.array([0, 1]), t(4)),
+        ValueError,
+        "4",
+        "5",
+    ),
+    error(
+        "cross_entropy probabilities",
+        lambda: F.cross_entropy(t(2, 5), t(2, 4)),
+        ValueError,
+        "(2, 4)",
+    ),
+    error(
+        "cross_entropy booleans",
+        lambda: F.cross_entropy(t(2, 5), np.array([True, False])),
+        TypeError,
+        "bool",
+    ),
+    error(
+        "cross_entropy integers",
+        lambda: F.cross_entropy(t(2, 5, dtype=np.int64), np.array([0, 1])),
+        TypeError,
+        "int64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "facts"), ERRORS)
+def test_error_says_what_is_wrong(call, kind, facts):
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    missing = [fact for fact in facts if not re.search(rf"(?<![\w.]){re.escape(fact)}", message)]
+    assert not missing, f"{missing} not in: {message}"
+    assert "\n" not in message, "one sentence"

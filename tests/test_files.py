@@ -1,0 +1,233 @@
+"""Saved files: what goes in comes out, they are whole or absent, and they cannot run code."""
+
+import os
+import pickle
+import resource
+
+import numpy as np
+import pytest
+
+import tinyalex as ta
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A path in an empty folder."""
+    return tmp_path / "weights of Alex.ta"
+
+
+CHECKPOINT = {
+    "weights": {"features.0.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4)},
+    "velocity": [np.ones((3, 2)), None],
+    "step": 12345678901234567890,
+    "lr": 0.1,
+    "done": False,
+    "name": "Älex\n",
+}
+
+
+def assert_same(a, b):
+    """Compare nested objects, arrays by dtype, shape and bits."""
+    if isinstance(a, np.ndarray):
+        assert isinstance(b, np.ndarray)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.tobytes() == b.tobytes()
+        return
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b or (a != a and b != b)
+
+
+OBJECTS = {
+    "checkpoint": CHECKPOINT,
+    "nothing": None,
+    "numbers": [0, -1, 2**80, 0.1, 1e-320, float("inf"), -float("inf"), float("nan"), True],
+    "nesting": {"a": [{"b": (1, [2, (3,)], {})}, []], "": ()},
+    "bare array": np.arange(3),
+    "strings": ["", "\0", "\0array", "a\0b", "\U0001d538", '"\\'],
+    "keys": {"a": {"b": np.zeros(1)}, "a.b": np.ones(1), "0": np.full(1, 2), "a.b#1": np.ones(2)},
+    "colliding keys": {"x": {"b": np.zeros(1)}, "x.b#2": np.ones(1), "x.b": np.full(1, 2.0)},
+    "metadata": {"__metadata__": np.zeros(2), "format": "x"},
+    "empty arrays": [np.zeros((0, 3)), np.zeros(()), np.zeros((2, 0, 1), np.int8)],
+    "special floats": np.array([np.nan, np.inf, -0.0, 5e-324]),
+}
+
+
+@pytest.mark.parametrize("obj", OBJECTS.values(), ids=OBJECTS)
+def test_round_trip(obj, path):
+    ta.save(obj, path)
+    assert_same(ta.load(path), obj)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "f2"]
+)
+def test_round_trip_of_dtypes(dtype, path):
+    array = np.array([[0, 1], [2, 3]]).astype(dtype)
+    ta.save(array, path)
+    assert_same(ta.load(path), array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6).reshape(2, 3).T, np.arange(9)[::-2], np.broadcast_to(np.float32(3), (2, 3))],
+    ids=["transposed", "backwards", "broadcast"],
+)
+def test_round_trip_of_layouts(array, path):
+    ta.save([array], path)
+    np.testing.assert_array_equal(ta.load(path)[0], array)
+
+
+def test_big_endian_arrays_keep_their_values(path):
+    ta.save(np.arange(3, dtype=">f8"), path)
+    np.testing.assert_array_equal(ta.load(path), [0, 1, 2])
+
+
+def test_tensors_come_back_as_arrays_that_can_be_written(path):
+    ta.save({"w": ta.ones(2, 3, requires_grad=True)}, str(path))
+    w = ta.load(str(path))["w"]
+    assert isinstance(w, np.ndarray)
+    w += 1
+    np.testing.assert_array_equal(w, np.full((2, 3), 2))
+
+
+def test_numpy_numbers_come_back_as_numbers(path):
+    ta.save([np.float32(0.5), np.int64(3), np.bool_(True)], path)
+    assert ta.load(path) == [0.5, 3, True]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [object(), {1: 2}, {1, 2}, b"x", np.array([object()]), np.array(["a"]), 1j, lambda: 0],
+    ids=lambda bad: type(bad).__name__,
+)
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(bad, path):
+    ta.save("old", path)
+    with pytest.raises(TypeError, match=r"a\.1"):
+        ta.save({"a": [0, bad]}, path)
+    assert ta.load(path) == "old"
+    assert os.listdir(path.parent) == [path.name]
+
+
+# --- whole or absent -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk():
+    """Let no file grow beyond 4 KiB: writes fail as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_failing_write_leaves_the_old_file_and_nothing_else(path, full_disk):
+    ta.save(CHECKPOINT, path)
+    with pytest.raises(OSError):
+        ta.save(np.zeros(10_000), path)
+    assert_same(ta.load(path), CHECKPOINT)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        ta.save(1, tmp_path / "nowhere" / "x.ta")
+
+
+def test_replacing_keeps_readers_of_the_old_file(path):
+    ta.save("old", path)
+    with open(path, "rb") as reader:
+        before = path.read_bytes()
+        ta.save("new", path)
+        assert reader.read() == before
+    assert ta.load(path) == "new"
+
+
+def test_others_may_read_it(path):
+    ta.save(1, path)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def assert_refused(path):
+    with pytest.raises(ta.FileError) as caught:
+        ta.load(path)
+    assert path.name in str(caught.value)
+
+
+def test_any_changed_byte_is_noticed(path):
+    ta.save(CHECKPOINT, path)
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    places = {*range(16), *range(len(good) - 16, len(good)), *rng.choice(len(good), 170).tolist()}
+    for place in sorted(places):
+        for flip in (0x01, 0x80, 0xFF):
+            bad = bytearray(good)
+            bad[place] ^= flip
+            path.write_bytes(bad)
+            assert_refused(path)
+
+
+def test_any_truncation_is_noticed(path):
+    ta.save(CHECKPOINT, path)
+    good = path.read_bytes()
+    for length in {*range(0, len(good), 37), 7, 8, 9, len(good) - 1}:
+        path.write_bytes(good[:length])
+        assert_refused(path)
+    path.write_bytes(good + b"\0")
+    assert_refused(path)
+
+
+def test_a_missing_file_stays_a_missing_file(path):
+    with pytest.raises(FileNotFoundError, match=path.name):
+        ta.load(path)
+    with pytest.raises(OSError):
+        ta.load(path.parent)
+
+
+class Bomb:
+    """Unpickling it creates a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_loading_cannot_run_code(path, tmp_path):
+    target = tmp_path / "executed"
+    bomb = Bomb(target)
+    path.write_bytes(pickle.dumps(bomb))
+    assert_refused(path)
+    with open(path, "wb") as file:
+        np.save(file, np.array([bomb], dtype=object))
+    assert_refused(path)
+    with open(path, "wb") as file:
+        np.savez(file, weights=np.array([bomb], dtype=object))
+    assert_refused(path)
+    assert not target.exists()
+    pickle.loads(pickle.dumps(bomb))
+    assert target.exists(), "the bomb would have gone off"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 8, b"\xff" * 64, b"[" * 100_000, b"\x02" + b"\0" * 7 + b"{}"],
+    ids=["empty", "zeros", "ones", "brackets", "no tensors"],
+)
+def test_files_of_somebody_else_are_refused(content, path):
+    path.write_bytes(content)
+    assert_refused(path)

@@ -1,0 +1,87 @@
+"""Softmax and cross-entropy: every option of torch's, and numbers that are hard to sum."""
+
+import numpy as np
+import oracles
+import pytest
+from helpers import assert_close, normal
+
+import tinyalex as ta
+import tinyalex.functional as F
+
+SHAPES = {"one": (5,), "rows": (4, 5), "maps": (2, 5, 3), "images": (2, 5, 2, 3)}
+
+
+def draw_target(rng, shape, kind):
+    """Return class indices (one of them -7, to be ignored) or probabilities for these logits."""
+    axis = min(1, len(shape) - 1)
+    if kind == "indices":
+        target = rng.integers(0, shape[axis], np.delete(shape, axis))
+        if target.size > 1:
+            target.flat[1] = -7
+        return target
+    p = rng.random(shape)
+    return p / p.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_cross_entropy(shape, kind, reduction, weighted, label_smoothing, rng, dtype):
+    logits = normal(rng, shape, dtype) * 3
+    target = draw_target(rng, shape, kind)
+    if kind == "probabilities":
+        target = target.astype(dtype)
+    weight = rng.uniform(0.5, 2, 5).astype(dtype) if weighted else None
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    if kind == "indices":
+        options["ignore_index"] = -7
+    expected = oracles.cross_entropy(logits, target, weight, **options)
+    loss = F.cross_entropy(ta.Tensor(logits), ta.Tensor(target), weight, **options)
+    assert loss.dtype == dtype
+    assert_close(loss.data, expected)
+
+
+def test_cross_entropy_takes_plain_arrays_and_small_integers():
+    logits = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    expected = oracles.cross_entropy(logits, np.array([2, 0]))
+    for target in (np.array([2, 0]), np.array([2, 0], np.uint8), np.array([2, 0], np.int32)):
+        assert_close(F.cross_entropy(ta.Tensor(logits), target).data, expected)
+
+
+def test_cross_entropy_of_nothing_is_not_a_number():
+    """The mean of no losses, as in torch; and no warning, for a batch may well be all ignored."""
+    assert np.isnan(F.cross_entropy(ta.zeros(2, 5), np.full(2, -100)).item())
+    assert F.cross_entropy(ta.zeros(0, 5), np.zeros(0, int), reduction="sum").item() == 0
+
+
+def test_cross_entropy_of_uniform_logits_is_log_of_classes():
+    loss = F.cross_entropy(ta.zeros((4, 1000)), np.arange(4))
+    np.testing.assert_allclose(loss.item(), np.log(1000), rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax])
+def test_softmax_of_huge_numbers(function, dtype):
+    x = np.array([[1e4, 1e4 + 1, -1e4], [-np.inf, 0, 0]], dtype)
+    expected = function(ta.Tensor(np.array([[0, 1, -2e4], [-2e4, 0, 0]])), dim=1).data
+    y = function(ta.Tensor(x), dim=1).data
+    np.testing.assert_allclose(np.exp(y), np.exp(expected), rtol=1e-6)
+
+
+def test_cross_entropy_with_a_class_ruled_out():
+    """Minus infinity on a wrong class (a mask) costs nothing, as in torch."""
+    logits = ta.Tensor(np.array([[1.0, 2.0, -np.inf]]), requires_grad=True)
+    loss = F.cross_entropy(logits, np.array([1]))
+    np.testing.assert_allclose(loss.item(), np.log(1 + np.exp(-1)))
+    loss.backward()
+    p = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(logits.grad, [[1 - p, p - 1, 0]], atol=1e-15)
+
+
+def test_cross_entropy_survives_confident_mistakes(dtype):
+    logits = ta.Tensor(np.array([[1e4, 0.0]], dtype), requires_grad=True)
+    loss = F.cross_entropy(logits, np.array([1]))
+    assert loss.item() == 1e4
+    loss.backward()
+    np.testing.assert_array_equal(logits.grad, [[1, -1]])

@@ -1,0 +1,40 @@
+"""The fast backend: Numba and BLAS, channels last in memory, float32 and float64.
+
+The kernels are those of `tinyalex.backends.KERNELS`; what each computes is written out most plainly
+in `tinyalex.backends.reference`.
+"""
+
+from tinyalex.backends.cpu.conv import (
+    conv2d,
+    conv2d_bias_grad,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+)
+from tinyalex.backends.cpu.elementwise import dropout, relu, relu_input_grad
+from tinyalex.backends.cpu.linear import linear, linear_input_grad, linear_weight_grad
+from tinyalex.backends.cpu.lrn import local_response_norm, local_response_norm_input_grad
+from tinyalex.backends.cpu.pool import max_pool2d, max_pool2d_input_grad
+from tinyalex.backends.cpu.runtime import set_num_threads
+from tinyalex.backends.cpu.sgd import sgd_step
+from tinyalex.threads import get_num_threads
+
+__all__ = [
+    "conv2d",
+    "conv2d_bias_grad",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "dropout",
+    "linear",
+    "linear_input_grad",
+    "linear_weight_grad",
+    "local_response_norm",
+    "local_response_norm_input_grad",
+    "max_pool2d",
+    "max_pool2d_input_grad",
+    "relu",
+    "relu_input_grad",
+    "set_num_threads",
+    "sgd_step",
+]
+
+set_num_threads(get_num_threads())

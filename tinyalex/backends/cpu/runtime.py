@@ -1,0 +1,87 @@
+"""How the kernels are compiled, on how many threads they run, and where they keep scratch data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that compiled code calls
+from threadpoolctl import ThreadpoolController
+
+from tinyalex.backends.types import Array
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_MOST_THREADS = numba.get_num_threads()  # what NUMBA_NUM_THREADS or the number of cores allows
+_count = _MOST_THREADS
+
+# Additions may be reordered and fused with products, -0 may become 0. Nothing else of "fastmath":
+# the rest lets the compiler assume that there is no NaN, and a NaN must come out as a NaN.
+_OPTIONS: dict[str, Any] = {
+    "fastmath": {"reassoc", "contract", "nsz"},
+    "error_model": "numpy",
+    "nogil": True,
+}
+
+
+def kernel(function: Function) -> Function:
+    """Compile ``function``, and keep the machine code on disk for the next process.
+
+    Numba's cache looks at the time stamp of the file that holds ``function``, not at those of the
+    functions it calls: after a change to a helper in another file, delete ``__pycache__``.
+    """
+    return _compiled(function, parallel=False)
+
+
+def parallel_kernel(function: Function) -> Function:
+    """As `kernel`, with its ``prange`` loops spread over the threads.
+
+    Numba counts such loops in unsigned integers, and unsigned with signed gives a float: a body
+    that calculates with the loop's index begins with ``np.int64(index)``.
+    """
+    return _compiled(function, parallel=True)
+
+
+def _compiled(function: Function, parallel: bool) -> Function:
+    try:
+        return numba.njit(cache=True, parallel=parallel, **_OPTIONS)(function)
+    except RuntimeError:  # no directory for the cache is writable: compile in every process
+        return numba.njit(parallel=parallel, **_OPTIONS)(function)
+
+
+def set_num_threads(count: int) -> None:
+    """Let kernels use ``count`` threads, and the BLAS inside them one.
+
+    Every task of a parallel kernel calls BLAS for itself; a BLAS with threads of its own would
+    start ``count`` of them in each.
+    """
+    global _count
+    _count = min(count, _MOST_THREADS)
+    numba.set_num_threads(_count)
+    libraries = ThreadpoolController().select(user_api="blas")
+    paths = [library.filepath for library in libraries.lib_controllers]
+    # Wheels bring one BLAS for SciPy (which Numba calls) and one for NumPy, which we leave alone.
+    # Elsewhere (conda, Linux distributions) they share one.
+    for_scipy = [path for path in paths if "scipy.libs" in path or "scipy/.dylibs" in path]
+    libraries.select(filepath=for_scipy or paths).limit(limits=1)
+
+
+def num_threads() -> int:
+    """Return how many threads the next kernel uses, whichever Python thread calls it."""
+    numba.set_num_threads(_count)  # Numba keeps the number for each Python thread separately
+    return _count
+
+
+def workspace(elements: int, dtype: np.dtype[Any]) -> Array:
+    """Return scratch memory, one row of ``elements`` for each thread."""
+    return np.empty((num_threads(), elements), dtype)
+
+
+def plain(x: Array) -> Array:
+    """Return contiguous ``x`` as the one kind of array that kernels are compiled for: writable.
+
+    Numba compiles every kernel anew for read-only arrays; they are rare, so they are copied.
+    """
+    return np.require(x, requirements=["C", "W", "A"])
