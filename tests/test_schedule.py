@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinyalex import nn, optim
-from tinyalex.schedule import Constant, DiscreteExponential, Plateau, Step
+from tinyalex.schedule import Constant, Cosine, DiscreteExponential, Plateau, Step
 
 
 def optimizer(*lrs):
@@ -46,6 +46,12 @@ def test_discrete_exponential_is_2012s():
     assert rates(DiscreteExponential(optimizer(), 10, 8, 1), [0, 9]) == pytest.approx([0.00125] * 2)
 
 
+def test_cosine_climbs_then_falls_to_nothing():
+    schedule = Cosine(optimizer(), total_steps=24, warmup_steps=4)
+    assert rates(schedule, [0, 1, 3, 4]) == pytest.approx([0.0025, 0.005, 0.01, 0.01])
+    assert rates(schedule, [9, 14, 24, 99]) == pytest.approx([0.0085355, 0.005, 0, 0], abs=1e-7)
+
+
 def test_plateau_divides_by_ten_three_times():
     schedule = Plateau(optimizer(), factor=0.1, patience=1, max_reductions=3)
     history = [  # the error of an epoch, and how often the rate has been divided after it
@@ -79,6 +85,7 @@ MAKE = {
     "step": lambda opt: Step(opt, 7, 0.5),
     "plateau": lambda opt: Plateau(opt, 0.1, 1, 2, 0.01),
     "discrete exponential": lambda opt: DiscreteExponential(opt, 37, 30, 5),
+    "cosine": lambda opt: Cosine(opt, 37, 5),
 }
 
 
@@ -141,6 +148,7 @@ def test_another_schedules_state_is_refused(change, message):
         (lambda opt: Plateau(opt, threshold=1), ValueError, "threshold"),
         (lambda opt: Plateau(opt, max_reductions=-1), ValueError, "max_reductions"),
         (lambda opt: DiscreteExponential(opt, 0), ValueError, "total_steps"),
+        (lambda opt: Cosine(opt, 10, 10), ValueError, "warmup_steps"),
         (lambda opt: DiscreteExponential(opt, 9, -1), ValueError, "target_factor"),
         (lambda opt: DiscreteExponential(opt, 9, num_steps=0), ValueError, "num_steps"),
         (lambda opt: Plateau(opt).after_epoch(), ValueError, "validation error.*None"),

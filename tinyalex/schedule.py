@@ -178,6 +178,31 @@ class DiscreteExponential(Schedule):
         return float(self.target_factor**-exponent)
 
 
+class Cosine(Schedule):
+    """Down to 0 along half a cosine, after a straight climb over the first ``warmup_steps``.
+
+    ``(step + 1) / warmup_steps`` while warming up, then ``(1 + cos(pi * progress)) / 2`` with
+    progress from 0 to 1 at ``total_steps`` (Loshchilov and Hutter, SGDR, 2017, without restarts).
+    For small data sets: most of the time near the full rate, and a calm end.
+    """
+
+    def __init__(self, optimizer: SGD, total_steps: int, warmup_steps: int = 0) -> None:
+        super().__init__(optimizer)
+        self.total_steps = integer(total_steps, "total_steps", minimum=1)
+        self.warmup_steps = integer(warmup_steps, "warmup_steps", minimum=0)
+        if warmup_steps >= total_steps:
+            raise ValueError(
+                f"warmup_steps must be below total_steps ({total_steps}), got {warmup_steps}"
+            )
+
+    def factor(self, step: int) -> float:
+        """Return the share of the full rate at ``step``."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
 def _positive(value: float, name: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number above 0, got {value}")

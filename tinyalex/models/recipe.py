@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyalex.nn import Module
 from tinyalex.optim import SGD, parameter_groups
-from tinyalex.schedule import Constant, DiscreteExponential, Plateau, Schedule, Step
+from tinyalex.schedule import Constant, Cosine, DiscreteExponential, Plateau, Schedule, Step
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class Recipe:
         if self.schedule == "discrete_exponential":
             total_steps = self.epochs * steps_per_epoch
             return DiscreteExponential(optimizer, total_steps, **options)
+        if self.schedule == "cosine":
+            total_steps = self.epochs * steps_per_epoch
+            return Cosine(optimizer, total_steps, int(options["warmup"] * total_steps))
         raise ValueError(
-            "the schedule must be one of constant, plateau, step, discrete_exponential; "
+            "the schedule must be one of constant, plateau, step, discrete_exponential, cosine; "
             f"got {self.schedule!r}"
         )

@@ -4,6 +4,7 @@ from tinyalex.nn import init
 from tinyalex.nn.activation import Dropout, ReLU
 from tinyalex.nn.container import Sequential
 from tinyalex.nn.conv import Conv2d
+from tinyalex.nn.data_init import data_dependent_
 from tinyalex.nn.linear import Linear
 from tinyalex.nn.loss import CrossEntropyLoss
 from tinyalex.nn.module import Module, Parameter
@@ -27,5 +28,6 @@ __all__ = [
     "Sequential",
     "WithinChannelResponseNorm",
     "ZeroPad2d",
+    "data_dependent_",
     "init",
 ]
