@@ -1,0 +1,212 @@
+"""Image folders and transforms: which images, in which order, and what becomes of their pixels."""
+
+import images
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinyalex.data import (
+    EvalTransform,
+    ImageFolder,
+    TrainTransform,
+    mean_colour,
+    resize_shorter_side,
+)
+from tinyalex.data.transforms import LUMA
+
+
+def names(dataset):
+    """Return "class/file" of every image."""
+    return ["/".join(path.split("/")[-2:]) for path in dataset.paths]
+
+
+def test_folder_is_sorted_and_labelled(tmp_path):
+    images.folder(tmp_path, tulips=2, daisies=3)
+    for name in ("daisies/b.JPG", "daisies/a.jpeg", "daisies/nested/c.webp", "tulips/.hidden.jpg"):
+        images.write(tmp_path / name)
+    for name in ("daisies/notes.txt", "tulips/Thumbs.db", "readme.md"):
+        images.text(tmp_path / name)
+    dataset = ImageFolder(tmp_path)
+    assert dataset.classes == ["daisies", "tulips"]
+    assert names(dataset) == [
+        *("daisies/000.png", "daisies/001.png", "daisies/002.png", "daisies/a.jpeg"),
+        *("daisies/b.JPG", "nested/c.webp", "tulips/000.png", "tulips/001.png"),
+    ]
+    assert dataset.labels.tolist() == [0] * 6 + [1] * 2
+    assert dataset.labels.dtype == np.int64
+    assert len(dataset) == 8
+    assert dataset.ignored == 3  # the hidden file, the notes and the thumbnails
+    assert dataset.describe(7) == str(tmp_path / "tulips" / "001.png")
+
+
+def test_folder_loads_resized_rgb(tmp_path):
+    images.folder(tmp_path, cats=1, dogs=2)
+    image = ImageFolder(tmp_path).load(2)
+    assert image.shape == (256, 341, 3)
+    assert image.dtype == np.uint8
+    assert (image == (1, 2, 100)).all()
+
+
+def test_ready_split_is_used(tmp_path):
+    images.folder(tmp_path / "train", cats=3, dogs=2)
+    images.folder(tmp_path / "val", cats=1, dogs=1)
+    images.folder(tmp_path / "other", frogs=1)
+    train, val = (ImageFolder(tmp_path, split) for split in ("train", "val"))
+    assert train.classes == val.classes == ["cats", "dogs"]
+    assert (len(train), len(val)) == (5, 2)
+    assert all("/val/" in path for path in val.paths)
+    with pytest.raises(ValueError, match="say which"):
+        ImageFolder(tmp_path)
+
+
+def test_made_split_takes_the_same_share_of_every_class(tmp_path):
+    images.folder(tmp_path, cats=20, dogs=10, frogs=2)
+    train, val = (ImageFolder(tmp_path, split, val_fraction=0.3) for split in ("train", "val"))
+    assert np.bincount(val.labels).tolist() == [6, 3, 1]
+    assert np.bincount(train.labels).tolist() == [14, 7, 1]
+    assert sorted(train.paths + val.paths) == ImageFolder(tmp_path).paths
+    assert val.paths == sorted(val.paths)
+
+
+def test_made_split_depends_on_the_seed_alone(tmp_path):
+    images.folder(tmp_path, cats=20, dogs=20)
+    first, again, other = (ImageFolder(tmp_path, "val", seed=seed).paths for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert first[:4] != ImageFolder(tmp_path, "val", seed=1, val_fraction=0.5).paths[:4]
+
+
+@pytest.mark.parametrize("options", [{"split": "test"}, {"val_fraction": 1.0}])
+def test_folder_refuses_bad_arguments(options, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ImageFolder(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((300, 400), (256, 341)), ((400, 300), (341, 256)), ((256, 999), (256, 999)), ((5, 5), (256, 256))],
+)
+def test_resize_shorter_side(shape, expected, rng):
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    resized = resize_shorter_side(image, 256)
+    assert resized.shape == (*expected, 3)
+    if min(shape) == 256:
+        assert (resized == image).all()
+
+
+def test_mean_colour(tmp_path):
+    images.write(tmp_path / "a" / "small.png", colour=(0, 100, 200), size=(8, 8))
+    images.write(tmp_path / "b" / "large.png", colour=(100, 0, 100), size=(800, 80))
+    assert mean_colour(ImageFolder(tmp_path)) == (50, 50, 150)
+    assert mean_colour(ImageFolder(tmp_path), samples=1) == (0, 100, 200)
+
+
+@pytest.fixture
+def positions():
+    """Return an image whose red is the row and whose green is the column."""
+    rows, columns = np.mgrid[:12, :15].astype(np.uint8)
+    return np.stack([rows, columns, rows * 0], axis=2)
+
+
+def test_eval_takes_the_centre(positions, rng):
+    out = EvalTransform(8)(positions, rng)
+    assert out.dtype == np.float32
+    assert (out == positions[2:10, 3:11]).all()
+
+
+def test_train_reaches_every_offset(positions, rng):
+    transform = TrainTransform(10, flip=False)
+    crops = [transform(positions, rng) for _ in range(400)]
+    seen = {(int(crop[0, 0, 0]), int(crop[0, 0, 1])) for crop in crops}
+    assert seen == {(row, column) for row in range(3) for column in range(6)}
+    assert all((np.diff(crop[..., 1], axis=1) == 1).all() for crop in crops)
+
+
+def test_train_flips_half_of_the_images(positions, rng):
+    crops = [TrainTransform(12)(positions, rng) for _ in range(400)]
+    flipped = [crop[0, 0, 1] > crop[0, -1, 1] for crop in crops]
+    assert 0.4 < np.mean(flipped) < 0.6
+    assert all(np.ptp(crop[:, :, 1]) == 11 for crop in crops)
+
+
+@pytest.mark.parametrize("transform", [EvalTransform, TrainTransform])
+def test_mean_and_std(transform, rng):
+    image = rng.integers(0, 256, (9, 9, 3), np.uint8)
+    mean, std = [10.0, 20.0, 30.0], [2.0, 3.0, 4.0]
+    plain = transform(9)(image, np.random.default_rng(5))
+    scaled = transform(9, mean, std)(image, np.random.default_rng(5))
+    np.testing.assert_allclose(scaled, (plain - mean) / std, rtol=1e-6)
+
+
+def test_grey_is_luma(rng):
+    image = rng.integers(0, 256, (9, 9, 3), np.uint8)
+    mean = (10.0, 20.0, 30.0)
+    grey = EvalTransform(9, mean, channels=1)(image, rng)
+    assert grey.shape == (9, 9, 1)
+    expected = np.asarray(Image.fromarray(image).convert("L"), float) - LUMA @ mean
+    np.testing.assert_allclose(grey[..., 0], expected, atol=0.51)  # Pillow rounds
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": (0.3, 1), "jitter": 0.3}, {"channels": 1}])
+def test_transform_writes_where_told(options, positions, rng):
+    transform = TrainTransform(8, **options)
+    out = np.full(transform.shape, np.nan, np.float32)
+    assert transform(positions, np.random.default_rng(5), out=out) is out
+    assert (out == transform(positions, np.random.default_rng(5))).all()
+
+
+def test_random_part_has_the_share_of_the_area_that_was_asked_for(rng):
+    rows, columns = np.mgrid[:240, :240].astype(np.uint8)
+    image = np.stack([rows, columns, rows], axis=2)
+    transform = TrainTransform(64, flip=False, scale=(0.25, 0.5))
+    parts = [transform(image, rng) for _ in range(200)]
+    sides = np.array([[np.ptp(part[..., 0]), np.ptp(part[..., 1])] for part in parts]) * 64 / 63
+    areas = sides.prod(axis=1) / 240**2
+    assert 0.23 < areas.min() < 0.30
+    assert 0.45 < areas.max() < 0.53
+    aspects = sides[:, 1] / sides[:, 0]
+    assert 0.70 < aspects.min() < 0.82 and 1.22 < aspects.max() < 1.43
+
+
+def test_random_part_of_a_narrow_image_stays_inside(rng):
+    image = np.full((256, 64, 3), 77, np.uint8)
+    transform = TrainTransform(32, scale=(0.9, 1))
+    assert all((transform(image, rng) == 77).all() for _ in range(50))
+
+
+def test_jitter_changes_brightness_contrast_and_saturation(rng):
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0] = (100, 100, 100)
+    image[1] = (60, 50, 40)
+    views = np.array([TrainTransform(2, flip=False, jitter=0.2)(image, rng) for _ in range(300)])
+    brightness = (views @ LUMA).mean(axis=(1, 2)) / (image @ LUMA).mean()
+    assert 0.8 <= brightness.min() < 0.82 and 1.18 < brightness.max() <= 1.2001
+    contrast = (views @ LUMA)[:, 0, 0] - (views @ LUMA)[:, 1, 0]
+    assert contrast.std() > 0.05 * contrast.mean()
+    saturation = np.ptp(views[:, 1, 0], axis=1) / brightness / 20
+    assert saturation.min() < 0.85 and saturation.max() > 1.15
+    np.testing.assert_allclose(np.ptp(views[:, 0, 0], axis=1), 0, atol=1e-4)  # grey stays grey
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crop": 0},
+        {"crop": 8, "channels": 2},
+        {"crop": 8, "mean": (1, 2)},
+        {"crop": 8, "mean": np.nan},
+        {"crop": 8, "std": 0},
+        {"crop": 8, "scale": (0.5, 1.5)},
+        {"crop": 8, "jitter": 1},
+    ],
+    ids=str,
+)
+def test_transform_refuses_bad_arguments(options):
+    with pytest.raises(ValueError, match="got"):
+        TrainTransform(**options)
+
+
+@pytest.mark.parametrize("transform", [EvalTransform(13), TrainTransform(13)])
+def test_transform_refuses_a_small_image(transform, positions, rng):
+    with pytest.raises(ValueError, match="13 x 13 pixels from an image of 12 x 15"):
+        transform(positions, rng)

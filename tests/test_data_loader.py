@@ -1,0 +1,211 @@
+"""The loader: the same batches whoever makes them and wherever one starts, and no thread left."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tinyalex.data import EvalTransform, Loader, TrainTransform
+
+
+class Noise:
+    """A data set of random images, which can be slow or broken."""
+
+    classes = ["a", "b", "c"]
+
+    def __init__(self, size=50, on_load=lambda index: None):
+        self.labels = np.arange(size, dtype=np.int64) % 3
+        self.on_load = on_load
+        self.loads = 0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def load(self, index):
+        self.loads += 1
+        self.on_load(index)
+        return np.random.default_rng(index).integers(0, 256, (12, 14, 3), np.uint8)
+
+    def describe(self, index):
+        return f"image {index}"
+
+
+def loader_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("tinyalex-data")]
+
+
+def assert_no_threads():
+    deadline = time.monotonic() + 5
+    while loader_threads():
+        assert time.monotonic() < deadline, "threads still run"
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_survives():
+    yield
+    assert_no_threads()
+
+
+def assert_same(batches, expected):
+    for one, other in zip(batches, expected, strict=True):
+        for field in ("images", "labels", "indices"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+
+
+def test_batches_are_what_the_engine_takes():
+    loader = Loader(Noise(50), 16, TrainTransform(10))
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader) == 3
+    for batch in batches:
+        assert batch.images.shape == (16, 3, 10, 10)
+        assert batch.images.dtype == np.float32
+        assert batch.images.transpose(0, 2, 3, 1).flags.c_contiguous  # channels last
+        assert batch.labels.dtype == batch.indices.dtype == np.int64
+        assert (batch.labels == batch.indices % 3).all()
+
+
+def test_evaluation_sees_every_image_once_in_order():
+    dataset = Noise(50)
+    loader = Loader(dataset, 16, EvalTransform(10), shuffle=False)
+    batches = list(loader.epoch(0))
+    assert [len(batch) for batch in batches] == [16, 16, 16, 2]
+    assert len(loader) == 4
+    assert np.concatenate([batch.indices for batch in batches]).tolist() == list(range(50))
+    np.testing.assert_array_equal(
+        batches[2].images[5].transpose(1, 2, 0), dataset.load(37)[1:11, 2:12]
+    )
+
+
+def test_every_epoch_has_its_own_order():
+    loader = Loader(Noise(48), 16, TrainTransform(10))
+    orders = [np.concatenate([b.indices for b in loader.epoch(e)]).tolist() for e in range(3)]
+    assert all(sorted(order) == list(range(48)) for order in orders)
+    assert len({tuple(order) for order in (*orders, range(48))}) == 4
+
+
+@pytest.mark.parametrize("start_batch", [0, 1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_any_start_and_any_number_of_threads_give_the_same_batches(start_batch, workers):
+    expected = list(Loader(Noise(), 16, TrainTransform(10), seed=7).epoch(5))
+    loader = Loader(Noise(), 16, TrainTransform(10), seed=7, workers=workers, prefetch=5)
+    assert_same(loader.epoch(5, start_batch), expected[start_batch:])
+
+
+def test_draws_belong_to_the_image_and_not_to_its_place():
+    """The same epoch in batches of another size shows every image in the same view."""
+
+    def views(batch_size, **options):
+        loader = Loader(Noise(48), batch_size, TrainTransform(10), **options)
+        batches = list(loader.epoch(3))
+        return {
+            int(index): image.tobytes()
+            for batch in batches
+            for index, image in zip(batch.indices, batch.images, strict=True)
+        }
+
+    assert views(8) == views(24) == views(8, shuffle=False)
+    differ = [views(8)[i] != views(8, seed=1)[i] for i in range(48)]
+    assert np.mean(differ) > 0.8
+
+
+def test_views_differ_between_epochs():
+    loader = Loader(Noise(48), 48, TrainTransform(10), shuffle=False)
+    (first,), (second,) = loader.epoch(0), loader.epoch(1)
+    differ = (first.images != second.images).any(axis=(1, 2, 3))
+    assert differ.mean() > 0.8
+
+
+def test_threads_work_side_by_side():
+    """The two loads of different batches wait for each other: one thread could not go on."""
+    barrier = threading.Barrier(2, timeout=10)
+    dataset = Noise(4, on_load=lambda index: barrier.wait())
+    assert len(list(Loader(dataset, 1, EvalTransform(10), workers=2).epoch(0))) == 4
+
+
+def test_prefetching_is_bounded():
+    dataset = Noise(1000)
+    iterator = Loader(dataset, 10, EvalTransform(10), prefetch=3).epoch(0)
+    next(iterator)
+    time.sleep(0.3)
+    assert dataset.loads <= 40
+    next(iterator)
+    time.sleep(0.3)
+    assert dataset.loads == 40
+    iterator.close()
+
+
+def leave(how, batches):
+    """Stop half-way through `batches`."""
+    for number, _ in enumerate(batches):
+        if number == 1:
+            if how is not None:
+                raise how
+            break
+
+
+@pytest.mark.parametrize("how", [None, RuntimeError, KeyboardInterrupt])
+def test_leaving_early_stops_the_threads(how):
+    batches = Loader(Noise(10_000, lambda index: time.sleep(0.001)), 500, EvalTransform(10)).epoch(0)
+    start = time.monotonic()
+    if how is None:
+        leave(how, batches)
+        assert loader_threads()
+        batches.close()
+    else:
+        with pytest.raises(how):
+            leave(how, batches)
+        batches.close()
+    assert_no_threads()
+    assert time.monotonic() - start < 5
+
+
+def test_an_iterator_that_is_dropped_stops_its_threads():
+    leave(None, Loader(Noise(1000), 10, EvalTransform(10)).epoch(0))
+    assert_no_threads()
+
+
+def test_an_error_in_a_thread_reaches_the_consumer_in_its_place():
+    def fail(index):
+        if index == 25:
+            raise RuntimeError("the disk is gone")
+
+    batches = Loader(Noise(50, fail), 10, EvalTransform(10), shuffle=False).epoch(0)
+    assert next(batches).indices[0] == 0
+    assert next(batches).indices[0] == 10
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        next(batches)
+
+
+def test_waiting_is_measured():
+    slow_data = Loader(Noise(20, lambda index: time.sleep(0.01)), 10, EvalTransform(10), workers=1)
+    list(slow_data.epoch(0))
+    assert slow_data.wait_seconds > 0.15
+
+    slow_network = Loader(Noise(60), 10, EvalTransform(10))
+    for _ in slow_network.epoch(0):
+        time.sleep(0.05)
+    assert slow_network.wait_seconds < 0.15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 51}, "lower batch_size"),
+        ({"workers": 0}, "workers"),
+        ({"prefetch": 0}, "prefetch"),
+        ({"seed": -1}, "seed"),
+        ({"max_bad": 1.5}, "max_bad"),
+    ],
+)
+def test_loader_refuses_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        Loader(Noise(50), **{"batch_size": 10, "transform": EvalTransform(10), **options})
+
+
+@pytest.mark.parametrize("start_batch", [-1, 6])
+def test_loader_refuses_a_start_outside_the_epoch(start_batch):
+    with pytest.raises(ValueError, match="start_batch must be 0 to 5"):
+        next(Loader(Noise(50), 10, EvalTransform(10)).epoch(0, start_batch))

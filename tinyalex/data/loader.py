@@ -1,0 +1,176 @@
+"""Batches, prepared by threads while the network computes, the same for the same seed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyalex.data.dataset import DataError, Dataset, ImageError
+from tinyalex.data.transforms import Transform
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` float32 [N, C, H, W], channels last in memory; `labels`, `indices` int64 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+
+class Loader:
+    """Batches of a data set, epoch by epoch.
+
+    The order of an epoch is drawn from (seed, epoch) and every augmentation from (seed, epoch,
+    image), so it does not matter which thread does the work or where an epoch is taken up:
+    `epoch(e, start_batch=k)` gives exactly the batches that `epoch(e)` gives from its k-th on.
+
+    `shuffle` is for training. `drop_last` (by default the same as `shuffle`) makes every batch
+    full: what remains at the end of an epoch is left for another, and the next readable image
+    takes the place of an unreadable one. Without it the last batch is shorter and each readable
+    image appears once, as an evaluation wants.
+
+    Unreadable images are listed in `bad`. More of them than the share `max_bad` of the data set
+    (where that is above 0, one is always allowed) end the epoch with DataError.
+    `wait_seconds` adds up the time for which the consumer waited.
+
+    Threads and no processes: decoding and resizing in Pillow release the interpreter's lock.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        transform: Transform,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool | None = None,
+        workers: int = 2,
+        prefetch: int = 3,
+        max_bad: float = 0.01,
+    ) -> None:
+        if batch_size < 1 or workers < 1 or prefetch < 1:
+            raise ValueError(
+                "batch_size, workers and prefetch must be at least 1, "
+                f"got {batch_size}, {workers} and {prefetch}"
+            )
+        if seed < 0 or not 0 <= max_bad <= 1:
+            raise ValueError(f"need seed >= 0 and 0 <= max_bad <= 1, got {seed} and {max_bad}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.transform = transform
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = shuffle if drop_last is None else drop_last
+        self.workers = workers
+        self.prefetch = prefetch
+        self.max_bad = max_bad
+        self.wait_seconds = 0.0
+        self._reasons: dict[int, str] = {}
+        self._lock = threading.Lock()
+        if len(self) == 0:
+            raise DataError(
+                f"a batch of {batch_size} needs more than the {len(dataset)} images there are: "
+                "lower batch_size"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """(path, reason) of each unreadable image met so far, in the data set's order."""
+        with self._lock:
+            return [(self.dataset.describe(i), self._reasons[i]) for i in sorted(self._reasons)]
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch, from `start_batch` on.
+
+        `prefetch` batches are in work or waiting at any time. An error in a thread is raised
+        here, in the place of its batch. Closing the iterator, or leaving the loop over it by an
+        exception, stops the threads.
+        """
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"start_batch must be 0 to {len(self)}, got {start_batch}")
+        order = self._order(epoch)
+        numbers = iter(range(start_batch, len(self)))
+        stop = threading.Event()
+        pending: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="tinyalex-data") as pool:
+            try:
+                while True:
+                    while len(pending) < self.prefetch and (k := next(numbers, None)) is not None:
+                        chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
+                        pending.append(pool.submit(self._batch, epoch, chosen, stop))
+                    if not pending:
+                        return
+                    start = time.perf_counter()
+                    batch = pending.popleft().result()
+                    self.wait_seconds += time.perf_counter() - start
+                    if len(batch):
+                        yield batch
+            finally:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(len(self.dataset))
+        return self._generator(epoch, 0).permutation(len(self.dataset))
+
+    def _generator(self, epoch: int, draw: int) -> np.random.Generator:
+        """Return the generator of one draw: 0 is the order of the epoch, 1 + i is image i."""
+        return np.random.default_rng((self.seed, epoch, draw))
+
+    def _batch(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
+        images = np.empty((len(chosen), *self.transform.shape), np.float32)
+        indices: list[int] = []
+        for wanted in chosen.tolist():
+            if stop.is_set():
+                break
+            found = self._read(wanted)
+            if found is not None:
+                index, image = found
+                rng = self._generator(epoch, 1 + wanted)
+                self.transform(image, rng, out=images[len(indices)])
+                indices.append(index)
+        filled = images[: len(indices)].transpose(0, 3, 1, 2)
+        return Batch(filled, self.dataset.labels[indices], np.array(indices, np.int64))
+
+    def _read(self, wanted: int) -> tuple[int, np.ndarray] | None:
+        """Return image `wanted`, or the next readable one, or None where none may replace it."""
+        size = len(self.dataset)
+        for index in range(wanted, wanted + size if self.drop_last else wanted + 1):
+            index %= size
+            if index in self._reasons:
+                continue
+            try:
+                return index, self.dataset.load(index)
+            except ImageError as error:
+                self._report(index, error)
+        return None
+
+    def _report(self, index: int, error: ImageError) -> None:
+        with self._lock:
+            self._reasons[index] = error.reason
+            count = len(self._reasons)
+        allowed = max(1, int(self.max_bad * len(self.dataset))) if self.max_bad > 0 else 0
+        if count > allowed or count == len(self.dataset):
+            listed = "; ".join(f"{path}: {reason}" for path, reason in self.bad[:10])
+            more = f"; and {count - 10} more" if count > 10 else ""
+            raise DataError(
+                f"{count} of {len(self.dataset)} images cannot be read, {allowed} are allowed: "
+                f"mend or remove them, or raise max_bad: {listed}{more}"
+            ) from error
