@@ -1,0 +1,118 @@
+"""examples/predict.py and examples/evaluate.py: what a trained network is good for."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from commands import draw_photos, run
+from PIL import Image
+
+from tinyalex.training import Checkpoints, load_classifier, read_metrics
+
+pytest_plugins = ("trained",)
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def test_predictions_of_files_and_folders(photos, trained, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    images = [photos / "elm/03.png", photos / "ash"]
+    code, said, complaints = run("predict", trained, *images, "--out", sheet)
+    assert (code, complaints) == (0, "")
+    lines = said.splitlines()
+    assert lines[0].startswith(f"{photos / 'elm/03.png'}: ")
+    assert [line.partition(": ")[0] for line in lines[1:-1]] == [
+        str(photos / f"ash/{i:02}.png") for i in range(24)
+    ]
+    shares = [float(share) for share in re.findall(r" ([\d.]+)%", lines[0])]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert sorted(re.findall(r"(ash|birch|elm) ", lines[0].partition(": ")[2])) == [
+        "ash", "birch", "elm"
+    ]  # fmt: skip
+    assert lines[-1] == f"drawn in {sheet}"
+    with Image.open(sheet) as image:
+        assert image.size[0] == 5 * 222 + 14
+        assert image.size[1] > 4 * 300
+
+
+def test_predictions_are_those_of_the_network(photos, trained, tmp_path):
+    classifier = load_classifier(trained)
+    path = photos / "birch/05.png"
+    (shares,) = classifier.probabilities([np.asarray(Image.open(path))])
+    _, said, _ = run("predict", trained, path, "--out", tmp_path / "sheet.png")
+    best = int(shares.argmax())
+    assert f"{path}: {classifier.classes[best]} {shares[best]:.1%}" in said
+
+
+def test_the_checkpoint_alone_is_enough(photos, trained, tmp_path):
+    alone = shutil.copy(Checkpoints(trained).best, tmp_path / "moved.safetensors")
+    image = photos / "elm/01.png"
+    answers = [
+        run("predict", checkpoint, image, "--out", tmp_path / "sheet.png")
+        for checkpoint in (trained, alone)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_unreadable_images_are_named_and_skipped(photos, trained, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("not an image")
+    gone = tmp_path / "gone.jpg"
+    sheet = tmp_path / "sheet.png"
+    good = photos / "elm/00.png"
+    code, said, complaints = run("predict", trained, bad, good, gone, "--out", sheet)
+    assert code == 0
+    assert said.count("\n") == 2
+    assert complaints.splitlines()[0].startswith(f"skipped: {bad}: not an image")
+    assert complaints.splitlines()[1].startswith(f"skipped: {gone}: No such file")
+    sheet.unlink()
+    code, said, complaints = run("predict", trained, bad, gone, "--out", sheet)
+    assert code == 2
+    assert complaints.splitlines()[-1] == "error: none of 2 images could be read"
+    assert not sheet.exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_checkpoints_that_cannot_be_used(command, photos, trained, tmp_path):
+    arguments = [photos / "elm/00.png", "--out", tmp_path / "s.png"] if command == "predict" else []
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(Checkpoints(trained).best.read_bytes()[:999])
+    for checkpoint, expected in (
+        (tmp_path / "gone", "there is no checkpoint"),
+        (truncated, "truncated.safetensors is damaged"),
+    ):
+        code, said, complaints = run(command, checkpoint, *arguments)
+        assert (code, said) == (2, "")
+        assert complaints.count("\n") == 1
+        assert expected in complaints
+    code, _, complaints = run(command, trained, *arguments, "--threads", 0)
+    assert code == 2
+    assert "threads must be a whole number" in complaints
+
+
+def test_evaluation_agrees_with_training(trained):
+    code, said, complaints = run("evaluate", trained)
+    assert (code, complaints) == (0, "")
+    best = max(row["val_top1"] for row in read_metrics(trained / "metrics.jsonl")
+               if row["kind"] == "epoch")  # fmt: skip
+    assert re.search(rf"all +15 +{best:.1%} +100.0%", said)
+    per_class = [float(x) for x in re.findall(r"(?:ash|birch|elm) +5 +([\d.]+)%", said)]
+    assert len(per_class) == 3
+    assert per_class == sorted(per_class)  # the worst first
+    assert np.mean(per_class) == pytest.approx(100 * best, abs=0.1)
+
+
+def test_evaluation_of_other_images(trained, tmp_path):
+    folder = draw_photos(tmp_path / "more", count=4)
+    shutil.rmtree(folder / "ash")  # some of the classes are enough
+    (folder / "elm/broken.png").write_bytes(b"")
+    code, said, _ = run("evaluate", Checkpoints(trained).last, "--data", folder)
+    assert code == 0
+    assert re.search(r"all +8 ", said)
+    assert "elm/broken.png: the file is empty" in said
+    assert not re.search(r"^ash ", said, re.MULTILINE)
+    (folder / "elm").rename(folder / "oak")
+    code, _, complaints = run("evaluate", trained, "--data", folder)
+    assert code == 2
+    assert "classes that this network does not know: oak" in complaints

@@ -1,0 +1,368 @@
+"""examples/train_alexnet.py from the outside: what it says, writes, refuses and returns."""
+
+import json
+import os
+import resource
+import shutil
+
+import numpy as np
+import pytest
+from commands import draw_photos, finish, load, result, run, start
+from PIL import Image
+
+import tinyalex as ta
+from tinyalex.models import VARIANTS
+from tinyalex.training import Checkpoints, load_checkpoint, read_metrics
+from tinyalex.training.datasets import PATTERN_SIZES
+from tinyalex.training.options import EMBEDDED, SMALL_DATA, read_arguments
+
+pytest_plugins = ("trained",)
+pytestmark = pytest.mark.usefixtures("tiny")
+
+TRAIN = "train_alexnet"
+
+
+def contents(folder):
+    """Return every file below a folder with its size and time."""
+    return sorted((p, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """Return a copy of the finished run, to be spoilt."""
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+# --- a run that goes well
+
+
+def test_a_run_says_what_it_does(trained):
+    said = (trained / "said.txt").read_text()
+    for expected in (
+        "reference backend",
+        "57 training, 15 validation images",
+        "3: ash, birch, elm; guessing costs ln(3) = 1.099",
+        "tiny, for the tests: 13,667 parameters",
+        "3 epochs of 7 steps of 8 images, lr 0.02 plateau, momentum 0.9, decay 0.0005",
+        "epoch 1/3  step 1/7  loss 1.",
+        "epoch 3/3 in ",
+        "trained 3 epochs in ",
+        "validation accuracy: ",
+        "examples/evaluate.py",
+        "examples/predict.py",
+    ):
+        assert expected in said
+    assert "\r" not in said
+
+
+def test_a_run_leaves_its_files(trained):
+    for name in load(TRAIN).OUTPUTS:
+        assert (trained / name).stat().st_size > 0
+    record = json.loads((trained / "run.json").read_text())
+    assert record["settings"]["batch_size"] == 8
+    assert record["recipe"]["momentum"] == 0.9
+    assert record["classes"] == ["ash", "birch", "elm"]
+    assert record["environment"]["backend"] == "reference"
+    assert "openblas" in record["environment"]["blas"]
+    with Image.open(trained / "filters.png") as grid:
+        assert grid.size == (4 * (5 * 6 + 2) + 2, 2 * (5 * 6 + 2) + 2)
+    assert load_checkpoint(Checkpoints(trained).last)["state"]["epoch"] == 3
+
+
+def test_the_embedded_data_set_has_a_test_split(tmp_path, monkeypatch):
+    for split in PATTERN_SIZES:
+        monkeypatch.setitem(PATTERN_SIZES, split, 20)
+    code, said, _ = run(TRAIN, "--variant", "tiny", "--epochs", 1, "--out", tmp_path / "run")
+    assert code == 0
+    assert "patterns, drawn on the fly: 20 training, 20 validation, 20 test images" in said
+    assert "of 20 images that played no part in training" in said
+    assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["kind"] == "test"
+    code, said, _ = run("evaluate", tmp_path / "run")
+    assert code == 0
+    assert "Patterns('test', size=20, seed=0)" in said
+
+
+def test_defaults_are_for_small_data_and_a_variant_brings_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args, settings, _ = read_arguments([])
+    assert {name: getattr(settings, name) for name in EMBEDDED} == EMBEDDED
+    assert str(args.out) == "runs/patterns-torchvision"
+    args, settings, _ = read_arguments(["--data", "photos/"])
+    assert {name: getattr(settings, name) for name in SMALL_DATA} == SMALL_DATA
+    assert str(args.out) == "runs/photos-torchvision"
+    args, settings, _ = read_arguments(["--variant", "paper", "--data", "my photos", "--lr", "1"])
+    recipe = VARIANTS["paper"].recipe
+    assert (settings.epochs, settings.batch_size) == (recipe.epochs, recipe.batch_size)
+    assert settings.lr == 1
+    assert settings.data == str(tmp_path / "my photos")
+    assert str(args.out) == "runs/my photos-paper"
+
+
+def test_help_fits_two_screens(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, said, _ = run(TRAIN, "--help")
+    assert code == 0
+    assert said.count("\n") <= 2 * 40
+    for expected in ("paper section 5", "(default: 0)", "exit codes: 0 done", "--resume"):
+        assert expected in said
+
+
+# --- dry run
+
+
+def test_dry_run_checks_everything_and_leaves_nothing(photos, tmp_path):
+    before = contents(photos), contents(tmp_path)
+    out = tmp_path / "not" / "there"
+    code, said, complaints = run(
+        TRAIN, "--dry-run", "--variant", "tiny", "--data", photos, "--out", out
+    )
+    assert (code, complaints) == (0, "")
+    for expected in ("8 training images read", "step 2 in", "validation images judged",
+                     "written to", "read back", "all is well"):  # fmt: skip
+        assert expected in said
+    assert (contents(photos), contents(tmp_path)) == before
+
+
+# --- what is refused, before training and in one sentence
+
+
+def train_on(photos, out, *arguments):
+    return run(TRAIN, "--variant", "tiny", "--data", photos, "--out", out, *arguments)
+
+
+def assert_refused(code, complaints, expected):
+    assert code == 2
+    assert complaints.count("\n") == 1
+    assert expected in complaints
+    assert "Traceback" not in complaints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--variant", "vgg"], "invalid choice: 'vgg'"),
+        (["--lr", "nan"], "lr must be a finite number > 0, got nan"),
+        (["--lr", "-1"], "lr must be a finite number > 0, got -1.0"),
+        (["--lr", "fast"], "invalid float value: 'fast'"),
+        (["--batch-size", "-8"], "batch-size must be a whole number >= 1, got -8"),
+        (["--batch-size", "58"], "a batch of 58 needs more than the 57 images"),
+        (["--epochs", "0"], "epochs must be a whole number >= 1, got 0"),
+        (["--threads", "0"], "threads must be a whole number >= 1, got 0"),
+        (["--threads", "1000000"], "the number of threads must be at most"),
+        (["--seed", "-1"], "seed must be a whole number >= 0"),
+        (["--dropout", "1.5"], "dropout must be at least 0 and below 1"),
+        (["--input-size", "64"], "input-size must be 28"),
+        (["--schedule", "sawtooth"], "invalid choice: 'sawtooth'"),
+        (["--colour", "blue"], "unrecognized arguments: --colour blue"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_that_cannot_be(photos, tmp_path, arguments, expected):
+    code, _, complaints = train_on(photos, tmp_path / "out", *arguments)
+    assert_refused(code, complaints, expected)
+    assert not list(tmp_path.iterdir())
+
+
+def missing(folder):
+    folder.rmdir()
+
+
+def empty(folder):
+    pass
+
+
+def a_file(folder):
+    folder.rmdir()
+    folder.write_text("")
+
+
+def one_class(folder):
+    draw_photos(folder / "all", count=2)
+    (folder / "all/ash").rename(folder / "ash")
+    shutil.rmtree(folder / "all")
+
+
+def class_without_images(folder):
+    draw_photos(folder, count=4)
+    (folder / "oak").mkdir()
+
+
+def all_unreadable(folder):
+    for path in draw_photos(folder, count=4).glob("*/*"):
+        path.write_text("no image")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (missing, "No such file or directory"),
+        (empty, "expected one folder for each class"),
+        (a_file, "found a file"),
+        (one_class, "expected at least 2 classes, found only 'ash'"),
+        (class_without_images, "no images (.jpg"),
+        (all_unreadable, "images could be read"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(tmp_path, spoil, expected):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    spoil(folder)
+    code, _, complaints = train_on(folder, tmp_path / "out")
+    assert_refused(code, complaints, expected)
+    assert str(folder) in complaints or spoil is all_unreadable
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    for dry in ([], ["--dry-run"]):
+        code, _, complaints = train_on(photos, tmp_path / "file" / "out", *dry)
+        assert_refused(code, complaints, "Not a directory")
+    code, _, complaints = train_on(photos, tmp_path / "file")
+    assert_refused(code, complaints, f"cannot write to the folder {tmp_path / 'file'}")
+
+
+def test_a_full_disk_is_found_out_before_training(photos, tmp_path):
+    def shrink():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    arguments = ("--variant", "tiny", "--data", photos, "--out", tmp_path / "out")
+    code, said, complaints = finish(start(TRAIN, *arguments, preexec_fn=shrink))
+    assert_refused(code, complaints, "File too large, there is no room for the file")
+    assert "epoch 1" not in said
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--variant", "vgg"], "invalid choice"), (["--data", "/nowhere"], "/nowhere: expected a")],
+)
+def test_refusals_in_a_process_of_its_own(tmp_path, arguments, expected):
+    code, _, complaints = finish(start(TRAIN, "--out", tmp_path / "out", *arguments))
+    assert_refused(code, complaints, expected)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy):
+    before = contents(copy)
+    code, _, complaints = train_on(photos, copy)
+    assert_refused(code, complaints, f"go on with it by --resume {copy}, or give another --out")
+    assert contents(copy) == before
+
+
+# --- resuming
+
+
+def test_resuming_a_finished_run_changes_nothing(copy, trained):
+    code, said, _ = run(TRAIN, "--resume", copy)
+    assert code == 0
+    assert "from step 21 on" in said
+    assert result(copy) == result(trained)
+
+
+def test_a_longer_run_goes_on_where_the_shorter_ended(copy, trained):
+    code, said, _ = run(TRAIN, "--resume", copy, "--epochs", 4, "--workers", 1)
+    assert code == 0
+    assert "changed: epochs 3 then, 4 now, workers 2 then, 1 now; the schedule keeps" in said
+    before, after = (read_metrics(f / "metrics.jsonl") for f in (trained, copy))
+    assert after[: len(before)] == before
+    assert after[-1]["epoch"] == 4
+    assert load_checkpoint(Checkpoints(copy).last)["settings"]["epochs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--lr", "0.5", "--seed", "3"], "other settings (lr 0.02 then, 0.5 now, seed 0 then, 3"),
+        (["--variant", "paper", "--input-size", "224"], "variant tiny then, paper now"),
+        (["--epochs", "2"], "has 3 epochs behind it already"),
+        (["--out", "elsewhere"], "not allowed with argument --resume"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_resuming_with_other_arguments(copy, arguments, expected):
+    before = contents(copy)
+    code, _, complaints = run(TRAIN, "--resume", copy, *arguments)
+    assert_refused(code, complaints, expected)
+    assert contents(copy) == before
+
+
+def gone(run):
+    Checkpoints(run).last.unlink()
+
+
+def truncated(run):
+    os.truncate(Checkpoints(run).last, 30_000)
+
+
+def of_another_network(run):
+    """Put a checkpoint whose weights are of another shape where this run's was."""
+    content = load_checkpoint(Checkpoints(run).last)
+    content["classifier"]["weights"]["features.0.weight"] = np.zeros((9, 3, 5, 5), np.float32)
+    ta.save(content, Checkpoints(run).last)
+
+
+def only_the_best(run):
+    Checkpoints(run).best.rename(Checkpoints(run).last)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (gone, "there is no checkpoint"),
+        (truncated, "last.safetensors is damaged"),
+        (of_another_network, "copy cannot be resumed: these weights do not fit"),
+        (only_the_best, "it lacks ['optimizer', 'random', 'schedule']"),
+    ],
+)
+def test_checkpoints_that_cannot_be_resumed(copy, spoil, expected):
+    spoil(copy)
+    code, _, complaints = run(TRAIN, "--resume", copy)
+    assert_refused(code, complaints, expected)
+
+
+def test_resuming_with_other_images(photos, copy, tmp_path):
+    moved = shutil.copytree(photos, tmp_path / "moved")
+    assert run(TRAIN, "--resume", copy, "--data", moved)[0] == 0
+    shutil.copy(moved / "ash/00.png", moved / "ash/24.png")
+    code, _, complaints = run(TRAIN, "--resume", copy, "--data", moved)
+    assert_refused(code, complaints, "the data set is not the one that this run began with")
+
+
+# --- runs that go wrong
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_3(photos, tmp_path):
+    code, _, complaints = train_on(photos, tmp_path / "run", "--lr", "1e30")
+    assert code == 3
+    assert complaints.count("\n") == 1
+    assert "in step 2 (epoch 1), so training stopped" in complaints
+    assert "a lower --lr (it was 1e+30)" in complaints
+    last = load_checkpoint(Checkpoints(tmp_path / "run").last)
+    assert last["state"]["step"] == 0
+    assert all(np.isfinite(w).all() for w in last["classifier"]["weights"].values())
+
+
+def test_too_many_unreadable_images_end_the_run(tmp_path):
+    photos = draw_photos(tmp_path / "photos")
+    for path in photos.glob("*/1*.png"):
+        path.write_text("no image")
+    code, _, complaints = train_on(photos, tmp_path / "run")
+    assert_refused(code, complaints, "images cannot be read")
+    assert "--resume" in complaints
+
+
+def test_a_disk_that_is_full_at_the_end_ends_the_run_with_1(photos, tmp_path):
+    command = load(TRAIN)
+    _, settings, _ = read_arguments(
+        ["--variant", "tiny", "--data", str(photos), "--out", str(tmp_path / "run")]
+    )
+    trainer = command.prepare(command.new_run(settings), tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert command.train(trainer) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_checkpoint(trainer.checkpoints.last)["state"]["step"] == 0
+    assert run(TRAIN, "--resume", tmp_path / "run")[0] == 0

@@ -1,0 +1,44 @@
+"""Fixtures of the tests of training: ``pytest_plugins = ("trained",)`` makes them known."""
+
+import resource
+
+import pytest
+from commands import draw_photos, run, tiny_variant
+
+
+@pytest.fixture
+def tiny():
+    """Offer the variant "tiny"."""
+    with tiny_variant():
+        yield
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Return a folder of small pictures in three classes; leave it as it is."""
+    return draw_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, photos):
+    """Return the folder of a finished run of three epochs; leave it as it is."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    with tiny_variant():
+        code, said, complaints = run(
+            "train_alexnet", "--variant", "tiny", "--data", photos, "--out", out
+        )
+    assert (code, complaints) == (0, "")
+    (out / "said.txt").write_text(said)
+    return out
+
+
+@pytest.fixture
+def disk():
+    """Return a function that lets files grow to so many bytes only; None lifts the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield limit
+    limit(None)

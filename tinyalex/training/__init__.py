@@ -1,0 +1,52 @@
+"""Training: the loop, its checkpoints and metrics, and what a finished run can be used for.
+
+A `Run` is put together from `Settings` by `new_run`; a `Trainer` trains it, and writes its
+`Checkpoints` and its `MetricsFile` into a folder; `load_classifier` takes the result from there.
+examples/train_alexnet.py shows all of it.
+"""
+
+from tinyalex.training.checkpoint import (
+    Checkpoints,
+    checkpoint_path,
+    classifier_in,
+    load_checkpoint,
+    load_classifier,
+    settings_in,
+)
+from tinyalex.training.classifier import Classifier
+from tinyalex.training.datasets import open_dataset
+from tinyalex.training.evaluation import Scores, evaluate
+from tinyalex.training.loop import DivergedError, Trainer, train_step
+from tinyalex.training.metrics import Average, MetricsFile, hits, read_metrics
+from tinyalex.training.progress import Progress
+from tinyalex.training.run import Run, State, new_run
+from tinyalex.training.settings import CHANGEABLE, Settings
+from tinyalex.training.signals import StoppedError, StopRequest
+
+__all__ = [
+    "CHANGEABLE",
+    "Average",
+    "Checkpoints",
+    "Classifier",
+    "DivergedError",
+    "MetricsFile",
+    "Progress",
+    "Run",
+    "Scores",
+    "Settings",
+    "State",
+    "StopRequest",
+    "StoppedError",
+    "Trainer",
+    "checkpoint_path",
+    "classifier_in",
+    "evaluate",
+    "hits",
+    "load_checkpoint",
+    "load_classifier",
+    "new_run",
+    "open_dataset",
+    "read_metrics",
+    "settings_in",
+    "train_step",
+]

@@ -1,0 +1,147 @@
+"""Checkpoints of a run: `last` to go on from, `best` to use.
+
+Each is one file that `tinyalex.save` writes whole or not at all, so a run can be killed at any
+moment. `best` holds the classifier of the epoch with the highest validation accuracy, `last` the
+whole state of the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyalex.files import FileError, load, remove_temporaries, save
+from tinyalex.training.classifier import Classifier
+from tinyalex.training.run import Run
+from tinyalex.training.settings import Settings
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+KIND = "tinyalex checkpoint 1"
+
+
+class Checkpoints:
+    """The checkpoints in one folder, written often enough and not too often.
+
+    `last` is due `seconds` after the one before and at the end of every epoch, but never so soon
+    that writing takes more than `share` of the time. A new best network waits in memory until
+    then, and is written first: a run that is killed in between replays from `last` and finds the
+    same best again.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], seconds: float = 120.0, share: float = 0.02
+    ) -> None:
+        self.folder = Path(folder)
+        self.seconds = seconds
+        self.share = share
+        self._best: dict[str, Any] | None = None
+        self._cost = 0.0
+        self._written = time.monotonic()
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / LAST
+
+    @property
+    def best(self) -> Path:
+        """The best classifier so far."""
+        return self.folder / BEST
+
+    def prepare(self, run: Run) -> None:
+        """Make the folder, clear it of half-written files and see that there is room.
+
+        Raises OSError where the folder cannot be used.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(self.folder)
+        weights = sum(p.data.nbytes for p in run.classifier.model.parameters())
+        # Weights and velocity in `last` and in its successor, weights in `best` and in its.
+        needed = 6 * weights - sum(p.stat().st_size for p in (self.last, self.best) if p.exists())
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(
+                f"{self.folder} has {free / 1e6:,.0f} MB free, the checkpoints need "
+                f"{needed / 1e6:,.0f} MB: make room, or choose another folder with --out"
+            )
+
+    def keep_best(self, run: Run) -> None:
+        """Remember the network as it is now as the best one."""
+        self._best = run.get_result()
+
+    def due(self, epoch_ends: bool = False) -> bool:
+        """Tell whether it is time to save."""
+        elapsed = time.monotonic() - self._written
+        return elapsed >= max(0 if epoch_ends else self.seconds, self._cost / self.share)
+
+    def save(self, run: Run) -> None:
+        """Write what is new. Raises FloatingPointError, and writes nothing, if a weight is not
+        finite; OSError if the disk refuses, and the files from before stay.
+        """
+        started = time.monotonic()
+        state = run.get_state()
+        if not _all_finite(state):
+            raise FloatingPointError("the weights are not finite")
+        if self._best is not None:
+            save({"kind": KIND, **self._best}, self.best)
+            self._best = None
+        save({"kind": KIND, **state}, self.last)
+        self._written = time.monotonic()
+        self._cost = self._written - started
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint: "classifier", "settings", "state", and more in the last of a run.
+
+    Raises FileNotFoundError, or FileError for what is not a checkpoint, with one sentence.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    content = load(path)
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise FileError(f"{path} is not a checkpoint of this version of tinyalex ({KIND!r})")
+    return content
+
+
+def checkpoint_path(path: str | os.PathLike[str]) -> Path:
+    """Return `path`, or for the folder of a run the best checkpoint in it, else the last."""
+    path = Path(path)
+    if path.is_dir():
+        return path / BEST if (path / BEST).exists() else path / LAST
+    return path
+
+
+def load_classifier(path: str | os.PathLike[str]) -> Classifier:
+    """Read the classifier out of a checkpoint; `path` may be the folder of a run.
+
+    Raises FileNotFoundError, or FileError for a file that is damaged or holds something else.
+    """
+    path = checkpoint_path(path)
+    return classifier_in(load_checkpoint(path), path)
+
+
+def classifier_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Classifier:
+    """Return the classifier in what `load_checkpoint` read from `path`."""
+    try:
+        return Classifier.from_state(content["classifier"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"the network in {path} cannot be used: {error}") from error
+
+
+def settings_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Settings:
+    """Return the settings in what `load_checkpoint` read from `path`."""
+    try:
+        return Settings(**content["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"the settings in {path} cannot be used: {error}") from error
+
+
+def _all_finite(state: dict[str, Any]) -> bool:
+    velocities = [v for v in state["optimizer"]["velocity"] if v is not None]
+    arrays = [*state["classifier"]["weights"].values(), *velocities]
+    return all(bool(np.isfinite(array).all()) for array in arrays)

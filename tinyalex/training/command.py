@@ -1,0 +1,57 @@
+"""What the commands in examples/ share: exit codes, and errors that are one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from typing import NoReturn
+
+DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
+EXIT_CODES = """\
+exit codes: 0 done; 1 failed on the way; 2 arguments or data that cannot be used; 3 the loss was no
+longer a number; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving"""
+
+EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError)
+"""What a mistake of the user's, or of the machine's, raises before the work begins."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with code 2."""
+        self.exit(USAGE, f"{self.prog}: {message} (--help explains all options)\n")
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that shows defaults where there are any, and keeps the lines of its description."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=99)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def complain(error: BaseException | str, code: int = USAGE) -> int:
+    """Print an error as one line on stderr and return the exit code."""
+    text = error if isinstance(error, str) else one_sentence(error)
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def one_sentence(error: BaseException) -> str:
+    """Return the message of an error on one line, an OSError's without its number.
+
+    >>> one_sentence(NotADirectoryError(20, "Not a directory", "runs/a"))
+    'runs/a: Not a directory'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason += ", there is no room for the file"
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,256 @@
+"""The training loop.
+
+For every batch of every epoch: forward, loss, backward, update; that is `train_step`, the paper's
+section 5. Around it `Trainer.train` logs, saves and validates. All that it remembers is in
+`run.state`, so it goes on from a checkpoint as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import tinyalex.functional as F
+from tinyalex.data import Batch
+from tinyalex.nn import Module
+from tinyalex.optim import SGD
+from tinyalex.tensor import Tensor
+from tinyalex.training.checkpoint import Checkpoints
+from tinyalex.training.evaluation import Scores, evaluate
+from tinyalex.training.metrics import Average, MetricsFile, hits
+from tinyalex.training.pace import Pace
+from tinyalex.training.progress import Progress, duration
+from tinyalex.training.run import Run
+from tinyalex.training.signals import StoppedError, StopRequest
+
+STEPS_PER_ROW = 10
+STUCK_WITHIN = 0.005
+"""The loss counts as stuck while it is within this share of ln(classes)."""
+MUCH_WAITING = 0.3
+"""Share of an epoch spent waiting for images from which on it is remarked on."""
+WORTH_A_WORD = 5.0
+"""But not for fewer seconds than this."""
+
+
+class DivergedError(ArithmeticError):
+    """The loss or a weight is no longer a finite number; the last checkpoint is still good."""
+
+
+@dataclass
+class Trainer:
+    """A run, and where it keeps its checkpoints, its metrics and those who watch up to date."""
+
+    run: Run
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.run.total_steps, self.run.settings.epochs)
+        self._left_out: set[str] = set()
+
+    def train(self) -> None:
+        """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
+
+        Raises StoppedError after a first SIGINT or SIGTERM, once the step under way is done and
+        saved; DivergedError when the loss is not finite, which leaves the checkpoint from before;
+        OSError when the final checkpoint cannot be written (earlier ones are tried again later).
+        """
+        state, epochs = self.run.state, self.run.settings.epochs
+        with StopRequest() as stop:
+            while state.epoch < epochs:
+                self._learn(stop)
+                scores = None if stop else self._validate(stop)
+                if scores is None:
+                    break
+                self._end_epoch(scores)
+                self._save_if_due(epoch_ends=True)
+            self._save()
+            if stop.signum is not None:
+                raise StoppedError(stop.signum)
+
+    def _learn(self, stop: StopRequest) -> None:
+        """Go through the batches of an epoch, or through what is left of it."""
+        run, state, batches = self.run, self.run.state, len(self.run.train_data)
+        run.classifier.model.train()
+        self.pace.start_epoch()
+        self.progress.start(f"epoch {state.epoch + 1}/{run.settings.epochs}", batches, state.batch)
+        for batch, waited in _timed(run.train_data.epoch(state.epoch, state.batch)):
+            started = time.perf_counter()
+            run.schedule.before_step(state.step)
+            result = train_step(run.classifier.model, run.optimizer, batch)
+            state.count(result)
+            if state.step % STEPS_PER_ROW == 0 or state.batch == batches:
+                self._log_steps()
+            self._save_if_due()
+            worked = time.perf_counter() - started
+            state.seconds += waited + worked
+            self.pace.add(waited, worked, result)
+            self.progress.update(state.batch, self._describe())
+            if stop:
+                break
+        self.progress.stop()
+
+    def _validate(self, stop: StopRequest) -> Scores | None:
+        started = time.perf_counter()
+        model, data = self.run.classifier.model, self.run.val_data
+        scores = evaluate(model, data, self.progress, stop, "validating")
+        self.pace.validation_seconds = time.perf_counter() - started
+        self.run.state.seconds += self.pace.validation_seconds
+        if scores is not None and not math.isfinite(scores.loss):
+            raise DivergedError(f"the validation loss is {scores.loss}")
+        return scores
+
+    def _log_steps(self) -> None:
+        """Write a row about the steps since the last row; notice a loss that does not move."""
+        run, state = self.run, self.run.state
+        recent, state.since_row = state.since_row, Average()
+        self._append(
+            {
+                "kind": "step",
+                "epoch": state.epoch + 1,
+                "step": state.step,
+                "loss": recent.loss,
+                "top1": recent.top1,
+                "lr": run.optimizer.param_groups[0]["lr"],
+                "time": {"seconds": round(state.seconds, 3), **self.pace.as_row()},
+            }
+        )
+        limit = min(1000, max(100, run.total_steps // 10))
+        before = state.stuck_steps
+        if abs(recent.loss / run.chance - 1) < STUCK_WITHIN:
+            state.stuck_steps += recent.count // run.settings.batch_size
+        else:
+            state.stuck_steps = 0
+        if before < limit <= state.stuck_steps:
+            self.progress.say(self._stuck_advice())
+
+    def _end_epoch(self, scores: Scores) -> None:
+        """Count the epoch, log it, keep the network if it is the best so far."""
+        run, state, pace = self.run, self.run.state, self.pace
+        learned, state.since_epoch = state.since_epoch, Average()
+        state.epoch, state.batch = state.epoch + 1, 0
+        run.schedule.after_epoch(1 - scores.top1)
+        is_best = scores.top1 > state.best_top1
+        if is_best:
+            state.best_top1, state.best_epoch = scores.top1, state.epoch
+        self._append(
+            {
+                "kind": "epoch",
+                "epoch": state.epoch,
+                "step": state.step,
+                "loss": learned.loss,
+                "top1": learned.top1,
+                "val_loss": scores.loss,
+                "val_top1": scores.top1,
+                "val_top5": scores.top5,
+                "best": is_best,
+                "time": {
+                    "seconds": round(state.seconds, 3),
+                    "validation_seconds": round(pace.validation_seconds, 3),
+                    **pace.as_row(whole_epoch=True),
+                },
+            }
+        )
+        if is_best:
+            self.checkpoints.keep_best(run)
+        self.progress.say(
+            f"epoch {state.epoch}/{run.settings.epochs} in {duration(pace.epoch_seconds)}:  "
+            f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
+            f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%}"
+            + (" (best so far)" if is_best else "")
+        )
+        for path, reason in run.train_data.bad + run.val_data.bad:
+            if path not in self._left_out:
+                self._left_out.add(path)
+                self.progress.say(f"left out: {path}: {reason}")
+        waiting = pace.data_share(whole_epoch=True)
+        if waiting > MUCH_WAITING and waiting * pace.epoch_seconds > WORTH_A_WORD:
+            self.progress.say(
+                f"{waiting:.0%} of this epoch went by waiting for images: raise --workers, or "
+                "shrink the images to 256 pixels beforehand"
+            )
+
+    def _append(self, row: dict[str, Any]) -> None:
+        try:
+            self.metrics.append(row)
+        except OSError as error:
+            self.progress.say(
+                f"warning: {self.metrics.path} cannot be written now ({error.strerror})"
+            )
+        self.run.state.rows = self.metrics.rows
+
+    def _save(self) -> None:
+        """Write the checkpoint, after the rows of metrics that it counts."""
+        try:
+            self.metrics.sync()
+            self.checkpoints.save(self.run)
+        except FloatingPointError as error:
+            raise DivergedError(str(error)) from error
+
+    def _save_if_due(self, epoch_ends: bool = False) -> None:
+        """Save; a disk that refuses is no reason to stop now."""
+        if not self.checkpoints.due(epoch_ends):
+            return
+        try:
+            self._save()
+        except OSError as error:
+            self.progress.say(
+                f"warning: no checkpoint at step {self.run.state.step} ({error.strerror}); the one "
+                "from before stays, training goes on"
+            )
+
+    def _describe(self) -> str:
+        run, pace = self.run, self.pace
+        return (
+            f"loss {pace.average.loss:.3f} (ln {run.num_classes} = {run.chance:.3f})  "
+            f"top-1 {pace.average.top1:.1%}  "
+            f"eta {duration(pace.seconds_left(run.state.step, run.state.epoch))}  "
+            f"{pace.images_per_second():.0f} img/s  data {pace.data_share():.0%}  "
+            f"lr {run.optimizer.param_groups[0]['lr']:.2g}"
+        )
+
+    def _stuck_advice(self) -> str:
+        run, weights = self.run, "--initial-weights data, "
+        if run.settings.initial_weights == "data":
+            weights = ""
+        return (
+            f"the loss has been ln(classes) = {run.chance:.3f} for {run.state.stuck_steps} steps: "
+            "the network gives the same answer to every image. With 1,000 classes the first 1,000 "
+            f"steps may look like this. If it lasts, try {weights}another --lr (now "
+            f"{run.settings.lr:g}; half, double) or --seed, keep the variant's own input scale, "
+            "and look at whether the labels fit the images"
+        )
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for below
+def train_step(model: Module, optimizer: SGD, batch: Batch) -> Average:
+    """Learn from one batch; return its loss and how many images were classified right before.
+
+    Raises DivergedError, before any weight is touched, if the loss is not finite.
+    """
+    optimizer.zero_grad()
+    logits = model(Tensor(batch.images))
+    loss = F.cross_entropy(logits, batch.labels)
+    value = float(loss.item())
+    if not math.isfinite(value):
+        raise DivergedError(f"the loss is {value}")
+    loss.backward()
+    optimizer.step()
+    correct = int(hits(logits.detach().numpy(), batch.labels).sum())
+    return Average(value * len(batch), correct, len(batch))
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Yield each batch with the seconds that were spent waiting for it."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started

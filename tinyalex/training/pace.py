@@ -1,0 +1,76 @@
+"""How fast a run is, how well its last steps went, and how long the rest will take."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+from tinyalex.training.metrics import Average
+
+
+class Pace:
+    """The clock of a run: seconds that passed waiting for images and seconds that passed computing.
+
+    Nothing here enters a checkpoint: it is about this process, and for showing.
+    """
+
+    def __init__(self, total_steps: int, epochs: int, window: int = 20) -> None:
+        self._total_steps, self._epochs = total_steps, epochs
+        self._recent: deque[tuple[float, float, Average]] = deque(maxlen=window)
+        self.validation_seconds = 0.0
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Begin to count an epoch."""
+        self._waited = self._worked = 0.0
+        self._images = 0
+
+    def add(self, waited: float, worked: float, result: Average) -> None:
+        """Add a step: seconds waited for its images, seconds computed, loss and hits."""
+        self._recent.append((waited, worked, result))
+        self._waited += waited
+        self._worked += worked
+        self._images += result.count
+
+    @property
+    def average(self) -> Average:
+        """Loss and accuracy of the last steps."""
+        return sum((result for _, _, result in self._recent), Average())
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds that the epoch has taken, validation included."""
+        return self._waited + self._worked + self.validation_seconds
+
+    def _sums(self, whole_epoch: bool) -> tuple[float, float, int]:
+        if whole_epoch:
+            return self._waited, self._worked, self._images
+        waited = sum(waited for waited, _, _ in self._recent)
+        worked = sum(worked for _, worked, _ in self._recent)
+        return waited, worked, self.average.count
+
+    def images_per_second(self, whole_epoch: bool = False) -> float:
+        """Images learned from per second, waiting included."""
+        waited, worked, images = self._sums(whole_epoch)
+        return images / (waited + worked) if images else 0.0
+
+    def data_share(self, whole_epoch: bool = False) -> float:
+        """Share of the time that went by waiting for images, 0 to 1."""
+        waited, worked, images = self._sums(whole_epoch)
+        return waited / (waited + worked) if images else 0.0
+
+    def as_row(self, whole_epoch: bool = False) -> dict[str, float]:
+        """Return both figures for a row of metrics."""
+        return {
+            "images_per_second": round(self.images_per_second(whole_epoch), 2),
+            "data_share": round(self.data_share(whole_epoch), 4),
+        }
+
+    def seconds_left(self, step: int, epoch: int) -> float:
+        """Estimate the time from `step` and `epoch` to the end of the run.
+
+        The median of the last steps, because the first one compiles and now and then one saves.
+        """
+        typical = statistics.median(waited + worked for waited, worked, _ in self._recent)
+        rest = self._total_steps - step
+        return rest * typical + (self._epochs - epoch) * self.validation_seconds

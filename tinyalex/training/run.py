@@ -1,0 +1,191 @@
+"""A training run: its parts, put together from the settings, and its state between two steps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinyalex import models, nn, random, threads
+from tinyalex.data import Dataset, Loader, TrainTransform, mean_colour
+from tinyalex.optim import SGD
+from tinyalex.schedule import Schedule
+from tinyalex.tensor import Tensor
+from tinyalex.training.classifier import Classifier
+from tinyalex.training.datasets import open_dataset
+from tinyalex.training.metrics import Average
+from tinyalex.training.settings import AUGMENTATIONS, Settings
+
+INITIAL_IMAGES = 64
+"""How many images the initial weights are suited to."""
+
+PARTS = {"classifier", "settings", "state", "data", "optimizer", "schedule", "random"}
+"""What a state consists of."""
+
+
+@dataclass
+class State:
+    """Where a run is: what changes besides weights, velocity, schedule and random state."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    batch: int = 0
+    """Batches learned from in the epoch under way."""
+    step: int = 0
+    """Batches learned from since the beginning."""
+    since_row: Average = field(default_factory=Average)
+    since_epoch: Average = field(default_factory=Average)
+    best_top1: float = -1.0
+    best_epoch: int = 0
+    stuck_steps: int = 0
+    """For how many steps the loss has been that of guessing."""
+    rows: int = 0
+    """How many rows of metrics.jsonl belong to this state."""
+    seconds: float = 0.0
+    """Time spent training, interruptions left out."""
+
+    def count(self, result: Average) -> None:
+        """Take note of a batch that was learned from."""
+        self.step += 1
+        self.batch += 1
+        self.since_row += result
+        self.since_epoch += result
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> State:
+        """Rebuild what `dataclasses.asdict` took apart."""
+        averages = {name: Average(**values[name]) for name in ("since_row", "since_epoch")}
+        return cls(**{**values, **averages})
+
+
+@dataclass
+class Run:
+    """The parts of a run. `new_run` puts them together; `get_state` and `set_state` carry them."""
+
+    settings: Settings
+    classifier: Classifier
+    optimizer: SGD
+    schedule: Schedule
+    train_data: Loader
+    val_data: Loader
+    test_data: Loader | None
+    """Held-out images that nothing is chosen by; a folder of images has none."""
+    state: State = field(default_factory=State)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classifier.classes)
+
+    @property
+    def chance(self) -> float:
+        """ln(classes): the loss of giving every class the same probability."""
+        return math.log(self.num_classes)
+
+    @property
+    def total_steps(self) -> int:
+        """Batches to learn from in the whole run."""
+        return self.settings.epochs * len(self.train_data)
+
+    def get_result(self) -> dict[str, Any]:
+        """Return the classifier and where it comes from, as plain values and copies of arrays."""
+        return {
+            "classifier": self.classifier.get_state(),
+            "settings": asdict(self.settings),
+            "state": asdict(self.state),
+            "data": self.data_digest(),
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that going on needs: the result so far and what training remembers."""
+        return {
+            **self.get_result(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": random.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `get_state` was called, bit for bit.
+
+        Raises ValueError if this run was built for another network, optimiser or data set.
+        """
+        if missing := PARTS - state.keys():
+            raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
+        if state["data"] != self.data_digest():
+            raise ValueError(
+                "the data set is not the one that this run began with: the classes or the number "
+                "of images in one of them have changed"
+            )
+        self.classifier.model.load_state_dict(state["classifier"]["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        random.set_state(state["random"])
+        self.state = State.from_dict(state["state"])
+
+    def data_digest(self) -> str:
+        """Return a fingerprint of the class names and of the labels of both splits, in order."""
+        digest = hashlib.sha256("\n".join(self.classifier.classes).encode())
+        for loader in (self.train_data, self.val_data):
+            digest.update(b"\n" + np.asarray(loader.dataset.labels, np.int64).tobytes())
+        return digest.hexdigest()
+
+
+def first_images(loader: Loader, count: int) -> Tensor:
+    """Return the first `count` images of the first epoch, or all if there are fewer."""
+    parts: list[np.ndarray] = []
+    for batch in loader.epoch(0):
+        parts.append(batch.images)
+        if sum(map(len, parts)) >= count:
+            break
+    return Tensor(np.concatenate(parts)[:count])
+
+
+def new_run(settings: Settings, mean: tuple[float, ...] | None = None) -> Run:
+    """Put a run together, with fresh weights drawn from the seed.
+
+    `mean` is the pixel mean of an earlier part of the run, whose weights will take the place of the
+    fresh ones; by default it is the variant's own, or is measured on the training set where the
+    variant asks for that. Raises ValueError (DataError for the images) where settings and data do
+    not fit together.
+    """
+    threads.set_num_threads(settings.threads)
+    random.manual_seed(settings.seed)
+    variant, recipe = models.VARIANTS[settings.variant], settings.recipe
+    train, val, test = (open_dataset(settings, split) for split in ("train", "val", "test"))
+    assert train is not None
+    assert val is not None
+    fresh = mean is None
+    mean = mean or variant.pixels.mean or mean_colour(train)
+
+    model = models.alexnet(settings.variant, len(train.classes), settings.dropout)
+    classifier = Classifier(model, train.classes, mean, variant.pixels.std, settings.input_size)
+    options = AUGMENTATIONS[settings.augment]
+    augment = TrainTransform(
+        settings.input_size, mean, variant.pixels.std, variant.in_channels, **options
+    )
+    train_data = Loader(
+        train, settings.batch_size, augment, settings.seed, workers=settings.workers
+    )
+
+    def held_out(dataset: Dataset) -> Loader:
+        size = min(settings.batch_size, len(dataset))
+        transform = classifier.transform
+        return Loader(dataset, size, transform, shuffle=False, workers=settings.workers)
+
+    if settings.initial_weights == "data" and fresh:
+        nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))
+
+    optimizer = recipe.optimizer(model)
+    return Run(
+        settings,
+        classifier,
+        optimizer,
+        recipe.make_schedule(optimizer, steps_per_epoch=len(train_data)),
+        train_data,
+        val_data=held_out(val),
+        test_data=held_out(test) if test is not None else None,
+    )

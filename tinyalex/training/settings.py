@@ -1,0 +1,115 @@
+"""Everything that decides what a training run computes, in one small record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tinyalex.models import VARIANTS, Recipe
+from tinyalex.models.alexnet import smallest_input
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "strong": {"scale": (0.35, 1.0), "jitter": 0.3},
+}
+"""Options of `data.TrainTransform`: crops and reflections, or more for small data sets."""
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "plateau": {"factor": 0.1, "patience": 5, "max_reductions": 3},
+    "step": {"epochs": 30, "gamma": 0.1},
+    "discrete_exponential": {"target_factor": 250, "num_steps": 4},
+    "cosine": {"warmup": 0.05},
+}
+"""Options of the schedules for variants whose own recipe has another one; epochs out of 90."""
+
+INITIAL_WEIGHTS = ("variant", "data")
+"""As the variant draws them, or scaled afterwards by `nn.data_dependent_`."""
+
+CHANGEABLE = ("data", "epochs", "threads", "workers")
+"""What a resumed run may change: where the images lie, how long it goes on, on how many threads."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run, checked. Equal settings give equal bits on one machine.
+
+    Raises ValueError with one sentence for a value that cannot be.
+    """
+
+    variant: str
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    schedule: str
+    input_size: int
+    data: str | None = None
+    """Folder of images; None is the embedded data set."""
+    augment: str = "paper"
+    initial_weights: str = "variant"
+    dropout: float = 0.5
+    seed: int = 0
+    threads: int = 1
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _one_of("variant", self.variant, VARIANTS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("augment", self.augment, AUGMENTATIONS)
+        _one_of("initial_weights", self.initial_weights, INITIAL_WEIGHTS)
+        for name in ("epochs", "batch_size", "input_size", "threads", "workers"):
+            value = getattr(self, name)
+            _check(value >= 1, name, "a whole number >= 1", value)
+        _check(self.seed >= 0, "seed", "a whole number >= 0", self.seed)
+        _check(0 < self.lr < math.inf, "lr", "a finite number > 0", self.lr)
+        decay = self.weight_decay
+        _check(0 <= decay < math.inf, "weight_decay", "a finite number >= 0", decay)
+        _check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
+        variant, size = VARIANTS[self.variant], self.input_size
+        if variant.any_size:
+            least = smallest_input(variant)
+            expected = f"at least {least} for the variant {variant.name}"
+            _check(size >= least, "input_size", expected, size)
+        else:
+            expected = f"{variant.input_size} for the variant {variant.name}"
+            _check(size == variant.input_size, "input_size", expected, size)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The variant's recipe with these settings in place of its own.
+
+        A schedule that counts epochs is stretched or squeezed: what torchvision does every 30 of
+        90 epochs happens every 4 of 12.
+        """
+        recipe = VARIANTS[self.variant].recipe
+        options, length = dict(SCHEDULES[self.schedule]), 90
+        if self.schedule == recipe.schedule:
+            options, length = dict(recipe.schedule_options), recipe.epochs
+        if "epochs" in options:
+            options["epochs"] = max(1, round(options["epochs"] * self.epochs / length))
+        return replace(
+            recipe,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            schedule=self.schedule,
+            schedule_options=options,
+        )
+
+    def differences(self, other: Settings) -> list[str]:
+        """Return the names of the fields in which the two differ."""
+        names = [field.name for field in fields(self)]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    _check(value in known, name, "one of " + ", ".join(known), value)
+
+
+def _check(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{name.replace('_', '-')} must be {expected}, got {value!r}")
