@@ -148,10 +148,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Return the medians over all rounds as a Markdown table."""
     size = result["batch_size"]
-    lines = [
-        f"| training step, `{result['variant']}`, batch {size} | img/s (min .. max) | peak memory |",
-        "|---|---|---|",
-    ]
+    head = f"training step, `{result['variant']}`, batch {size}"
+    lines = [f"| {head} | img/s (min .. max) | peak memory |", "|---|---|---|"]
     for name, runs in result["runs"].items():
         seconds = [s for run in runs for s in run["seconds"]]
         rates = size / statistics.median(seconds), size / max(seconds), size / min(seconds)
