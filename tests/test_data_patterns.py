@@ -20,7 +20,7 @@ def test_looks_like_a_folder_of_images():
     assert dataset.labels.dtype == np.int64
     assert dataset.load(3).shape == (256, 256, 3)
     assert dataset.load(3).dtype == np.uint8
-    assert dataset.describe(3) == "dots 3 of Patterns('test', size=40, seed=0)"
+    assert dataset.describe(3) == "crosses 3 of Patterns('test', size=40, seed=0)"
     assert all(80 < value < 170 for value in mean_colour(dataset, samples=40))
     (batch,) = Loader(dataset, 40, TrainTransform(224)).epoch(0)
     assert batch.images.shape == (40, 3, 224, 224)

@@ -23,8 +23,9 @@ def _part(x: np.ndarray) -> np.ndarray:
     return x - np.floor(x)
 
 
-def _between(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    return (x > low) & (x < high)
+def _blots(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Waves that bend each other: irregular, and different wherever one looks."""
+    return np.sin(4.1 * u + 1.7 * np.sin(2.3 * v)) + np.sin(3.7 * v + 1.9 * np.sin(3.1 * u)) > 0
 
 
 def _crosses(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -39,7 +40,8 @@ def _zigzag(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 # Which points of the plane carry the second colour; a pattern repeats about once per unit. Rays and
 # rings have a centre, the origin.
 PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "bricks": lambda u, v: (_part(2 * v) > 0.2) & (_part(u + np.floor(2 * v) / 2) > 0.1),
+    "blots": _blots,
+    "bricks": lambda u, v: (_part(2 * v) > 0.25) & (_part(u + np.floor(2 * v) / 2) > 0.14),
     "checks": lambda u, v: (np.floor(2 * u) + np.floor(2 * v)) % 2 < 1,
     "crosses": _crosses,
     "dots": lambda u, v: (_part(u) - 0.5) ** 2 + (_part(v) - 0.5) ** 2 < 0.09,
@@ -47,7 +49,6 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "rays": lambda u, v: np.sin(14 * np.arctan2(v, u)) > 0,
     "rings": lambda u, v: _part(1.6 * np.hypot(u, v)) < 0.5,
     "stripes": lambda u, v: _part(1.6 * u) < 0.5,
-    "triangles": lambda u, v: _part(v) > abs(2 * _part(u) - 1),
     "zigzag": _zigzag,
 }
 CENTRED = ("rays", "rings")
@@ -103,9 +104,9 @@ def draw(name: str, rng: np.random.Generator) -> np.ndarray:
     y = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - centre[1]))[:, None]
 
     front, back = _two_colours(rng)
-    period, angle = rng.uniform(13, 26), rng.uniform(0, 2 * np.pi)
+    period, angle = rng.uniform(16, 30), rng.uniform(0, 2 * np.pi)
     cosine, sine = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
-    phase = np.float32(rng.uniform(0, 1, 2) * (name not in CENTRED))
+    phase = np.float32(rng.uniform(0, 20, 2) * (name not in CENTRED))
     pattern = PATTERNS[name](cosine * x + sine * y + phase[0], cosine * y - sine * x + phase[1])
     patch = Image.new("RGB", (right - left, bottom - top), back)
     patch.paste(front, mask=_as_mask(pattern))
@@ -139,7 +140,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
     """Return two colours that a person can tell apart."""
     while True:
         first, second = _colour(rng), _colour(rng)
-        if np.abs(np.subtract(first, second)).sum() > 230:
+        if np.abs(np.subtract(first, second)).sum() > 270:
             return first, second
 
 
