@@ -126,14 +126,11 @@ def test_convolution_needs_no_column_buffer_of_the_batch(rng, layer):
     bound = threads * max(im2col.BLOCK_BYTES, im2col.MIN_PIXELS * column) + 100_000
 
     assert bound < columns_of_batch / 4
-    assert extra_bytes(cpu.conv2d, x, weight, bias, *geometry) < bound + weight.nbytes
-    assert (
-        extra_bytes(cpu.conv2d_input_grad, grad, weight, x.shape, *geometry) < bound + weight.nbytes
-    )
-    assert (
-        extra_bytes(cpu.conv2d_weight_grad, grad, x, weight.shape, *geometry)
-        < bound + max(threads, 2) * weight.nbytes
-    )
+    bound += weight.nbytes
+    assert extra_bytes(im2col.forward, x, weight, bias, *geometry) < bound
+    assert extra_bytes(im2col.input_grad, grad, weight, x.shape, *geometry) < bound
+    bound += weight.nbytes * max(threads, 2)
+    assert extra_bytes(im2col.weight_grad, grad, x, weight.shape, *geometry) < bound
 
 
 def test_other_kernels_allocate_their_results_only(rng):

@@ -7,7 +7,7 @@ import numpy as np
 from tinyalex.data import Dataset, ImageFolder, Patterns, resize_shorter_side
 from tinyalex.training.settings import Settings
 
-PATTERN_SIZES = {"train": 3000, "val": 500, "test": 1000}
+PATTERN_SIZES = {"train": 4000, "val": 500, "test": 1000}
 """Images in the splits of the embedded data set."""
 
 

@@ -8,29 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
 
-from tinyalex.backends.cpu import im2col
+from tinyalex.backends.cpu import im2col, winograd
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
-from tinyalex.backends.geometry import Padding, Pair
+from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import channels_last
 from tinyalex.backends.types import Array
 
-Suits = Callable[[tuple[int, ...], Pair, Pair], bool]  # (weight's shape, stride, dilation)
+
+class Problem(NamedTuple):
+    """What the choice of an algorithm depends on."""
+
+    output_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    stride: Pair
+    dilation: Pair
+    groups: int
+    dtype: np.dtype[Any]
+
+
+MIN_CHANNELS, MIN_PIXELS = 16, 700  # for Winograd; channels of a group, pixels of the batch
 
 # The first row that suits a convolution computes it.
-ALGORITHMS: tuple[tuple[ModuleType, Suits, str], ...] = (
-    (im2col, lambda weight_shape, stride, dilation: True, "any shape, at the speed of GEMM"),
+ALGORITHMS: tuple[tuple[ModuleType, Callable[[Problem], bool], str], ...] = (
+    (
+        winograd,
+        lambda p: (
+            p.stride == p.dilation == (1, 1)
+            and p.weight_shape[2:] in ((3, 3), (5, 5))
+            and p.dtype == np.float32
+            and min(p.weight_shape[0] // p.groups, p.weight_shape[1]) >= MIN_CHANNELS
+            and p.output_shape[0] * p.output_shape[2] * p.output_shape[3] >= MIN_PIXELS
+        ),
+        "a quarter of the products, where there are enough of them to pay for the transforms",
+    ),
+    (im2col, lambda p: True, "any shape, at the speed of GEMM"),
 )
 
 BIAS_BLOCK = 256  # pixels that are summed in one go: short sums keep the rounding error small
 
 
-def algorithm(weight_shape: tuple[int, ...], stride: Pair, dilation: Pair) -> ModuleType:
-    """Return the module that computes convolutions of this shape."""
-    return next(row[0] for row in ALGORITHMS if row[1](weight_shape, stride, dilation))
+def algorithm(problem: Problem) -> ModuleType:
+    """Return the module that computes this convolution."""
+    return next(module for module, suits, _ in ALGORITHMS if suits(problem))
 
 
 def conv2d(
@@ -43,7 +67,9 @@ def conv2d(
     groups: int,
 ) -> Array:
     """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S] and add ``bias`` [K]."""
-    kernels = algorithm(weight.shape, stride, dilation)
+    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    shape = (x.shape[0], weight.shape[0], *size)
+    kernels = algorithm(Problem(shape, weight.shape, stride, dilation, groups, x.dtype))
     y: Array = kernels.forward(x, weight, bias, stride, padding, dilation, groups)
     return y
 
@@ -58,7 +84,7 @@ def conv2d_input_grad(
     groups: int,
 ) -> Array:
     """Return dx: each output's gradient times its kernel, added back to the window it came from."""
-    kernels = algorithm(weight.shape, stride, dilation)
+    kernels = algorithm(Problem(grad.shape, weight.shape, stride, dilation, groups, grad.dtype))
     dx: Array = kernels.input_grad(grad, weight, input_shape, stride, padding, dilation, groups)
     return dx
 
@@ -73,7 +99,7 @@ def conv2d_weight_grad(
     groups: int,
 ) -> Array:
     """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
-    kernels = algorithm(weight_shape, stride, dilation)
+    kernels = algorithm(Problem(grad.shape, weight_shape, stride, dilation, groups, grad.dtype))
     dw: Array = kernels.weight_grad(grad, x, weight_shape, stride, padding, dilation, groups)
     return dw
 

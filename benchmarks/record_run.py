@@ -1,0 +1,77 @@
+"""Put a training run into the README: its command, time and accuracy, and its pictures.
+
+    python benchmarks/record_run.py runs/patterns-torchvision patterns
+
+reads run.json and metrics.jsonl, writes benchmarks/results/run-NAME.json, copies the pictures to
+docs/images/NAME-curves.png and NAME-filters.png, and fills the README between <!-- run-NAME -->
+and <!-- /run-NAME -->.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import report
+
+from tinyalex.training import read_metrics
+from tinyalex.training.progress import duration
+
+MILESTONES = (1, 2, 5, 10, 20, 30, 60, 90)  # epochs worth a row, besides the last
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Return what the run's own files say."""
+    record = json.loads((folder / "run.json").read_text())
+    rows = read_metrics(folder / "metrics.jsonl")
+    return {
+        "machine": report.machine(),
+        "settings": {k: v for k, v in record["settings"].items() if k != "data"},
+        "classes": record["classes"],
+        "epochs": [row for row in rows if row["kind"] == "epoch"],
+        "test": next((row for row in rows if row["kind"] == "test"), None),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the run as a Markdown table."""
+    epochs = result["epochs"]
+    chosen = [row for row in epochs if row["epoch"] in MILESTONES or row is epochs[-1]]
+    lines = ["| epoch | time | training loss | validation top-1 |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['epoch']} | {duration(row['time']['seconds'])} | {row['loss']:.2f} "
+        f"| {row['val_top1']:.1%} |"
+        for row in chosen
+    ]
+    best = max(epochs, key=lambda row: row["val_top1"])
+    sentence = f"Best epoch: {best['epoch']}, {best['val_top1']:.1%} of the validation images"
+    if result["test"]:
+        sentence += f"; test images, which played no part in training: {result['test']['top1']:.1%}"
+    settings = result["settings"]
+    facts = f"{settings['threads']} threads, seed {settings['seed']}"
+    lines += ["", f"{sentence}. {report.one_line(result['machine'])}; {facts}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line and record the run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the run's output folder")
+    parser.add_argument("name", help="its name in the documents")
+    arguments = parser.parse_args()
+    result = collect(arguments.folder)
+    report.save(f"run-{arguments.name}", result)
+    for picture in ("curves", "filters"):
+        target = report.ROOT / "docs" / "images" / f"{arguments.name}-{picture}.png"
+        shutil.copy(arguments.folder / f"{picture}.png", target)
+    report.replace_table(report.ROOT / "README.md", f"run-{arguments.name}", table(result))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Winograd's convolution: its matrices, every edge of its tiles, and when it is chosen."""
+
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+from helpers import assert_close, normal
+
+import tinyalex.threads
+from tinyalex.backends import cpu, reference
+from tinyalex.backends.cpu import conv, im2col, winograd
+from tinyalex.backends.cpu import winograd_transforms as transforms
+from tinyalex.backends.cpu.winograd_tiles import lay_out
+
+TAPS = sorted(transforms.PAIRS)
+KERNELS = ("y", "dx", "dweight")
+
+
+def padded(top, bottom=None, left=None, right=None):
+    """Return a padding; what is not given is as ``top``."""
+    bottom, left, right = (top if p is None else p for p in (bottom, left, right))
+    return (top, bottom), (left, right)
+
+
+def problem(rng, N, C, size, K, taps, padding, groups=1):
+    """Return x, weight, bias, an output gradient and the geometry, in float32."""
+    size_out = [size[i] + sum(padding[i]) - taps + 1 for i in range(2)]
+    shapes = (N, C, *size), (K, C // groups, taps, taps), (K,), (N, K, *size_out)
+    arrays = [normal(rng, shape, np.float32) for shape in shapes]
+    return *arrays, ((1, 1), padding, (1, 1), groups)
+
+
+def run(kernels, x, weight, bias, grad, geometry):
+    """Return what the three functions of an algorithm compute."""
+    return dict(
+        zip(
+            KERNELS,
+            (
+                kernels.forward(x, weight, bias, *geometry),
+                kernels.input_grad(grad, weight, x.shape, *geometry),
+                kernels.weight_grad(grad, x, weight.shape, *geometry),
+            ),
+            strict=True,
+        )
+    )
+
+
+def expected(x, weight, bias, grad, geometry):
+    """Return what the reference computes, in float64."""
+    x, weight, bias, grad = (a.astype(np.float64) for a in (x, weight, bias, grad))
+    return {
+        "y": reference.conv2d(x, weight, bias, *geometry),
+        "dx": reference.conv2d_input_grad(grad, weight, x.shape, *geometry),
+        "dweight": reference.conv2d_weight_grad(grad, x, weight.shape, *geometry),
+    }
+
+
+# --- transforms -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_matrices_give_a_convolution(taps):
+    """For all unit vectors d and w, in exact arithmetic: y[i] = sum over j of d[i + j] w[j]."""
+    exact = np.vectorize(lambda value: Fraction(value).limit_denominator(10**6), otypes=[object])
+    B, A, G = (exact(matrix) for matrix in transforms.matrices(taps))
+    for a, b in product(range(len(B)), range(taps)):
+        y = A @ (G[:, b] * B[:, a])
+        assert list(y) == [int(a == i + b) for i in range(transforms.TILE)]
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_transforms_are_the_matrices(taps):
+    B, A, _ = transforms.matrices(taps)
+    for matrix, transform in (
+        (B, transforms.input_transform),
+        (A, transforms.output_transform),
+        (A.T, transforms.gradient_transform),
+    ):
+        result = np.empty(matrix.shape, np.float32)
+        transform(np.eye(matrix.shape[1], dtype=np.float32), result)
+        np.testing.assert_array_equal(result, matrix)
+
+
+# --- convolution ----------------------------------------------------------------------------------
+
+CASES = {
+    # N, C, (H, W), K, padding, groups
+    "13x13": (1, 16, (13, 13), 16, padded(1), 1),
+    "four 13x13 on a canvas": (4, 3, (13, 13), 5, padded(1), 1),
+    "canvas with an empty place": (7, 3, (13, 13), 5, padded(1), 1),
+    "two across": (3, 2, (8, 6), 3, padded(0), 1),
+    "27x27": (2, 5, (27, 27), 7, padded(2), 1),
+    "17 channels": (2, 17, (5, 7), 19, padded(0), 1),
+    "groups": (3, 6, (6, 9), 10, padded(1), 2),
+    "a group a channel": (2, 4, (6, 6), 8, padded(1), 4),
+    "one output": (3, 4, (5, 5), 6, padded(0), 1),
+    "asymmetric": (2, 3, (6, 9), 4, padded(2, 0, 1, 3), 1),
+    "full": (2, 3, (4, 5), 4, padded(4), 1),
+    "more than full": (2, 3, (3, 4), 4, padded(7, 5, 6, 8), 1),
+    "one pixel": (5, 3, (1, 1), 4, padded(5), 1),
+    "no image": (0, 3, (6, 6), 4, padded(1), 1),
+}
+
+
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_agrees_with_the_reference(rng, case, taps):
+    N, C, size, K, padding, groups = case
+    arguments = problem(rng, N, C, size, K, taps, padding, groups)
+    actual = run(winograd, *arguments)
+    for name, result in expected(*arguments).items():
+        assert actual[name].dtype == np.float32
+        assert_close(actual[name], result, what=name)
+
+
+@pytest.mark.parametrize("tiles", [1, 5, 14])
+@pytest.mark.parametrize("taps", TAPS)
+def test_does_not_depend_on_where_tasks_begin(rng, monkeypatch, tiles, taps):
+    arguments = problem(rng, 5, 4, (13, 14), 6, taps, padded(1), 2)
+    monkeypatch.setitem(winograd.TILES, taps, tiles)
+    monkeypatch.setitem(winograd.TILES_OF_WEIGHT_GRAD, taps, tiles)
+    actual = run(winograd, *arguments)
+    for name, result in expected(*arguments).items():
+        assert_close(actual[name], result, what=name)
+
+
+def test_large_weights_lie_the_other_way_round(rng, monkeypatch):
+    arguments = problem(rng, 2, 6, (9, 8), 10, 3, padded(2, 0, 1, 3), 2)
+    monkeypatch.setattr(winograd, "LARGE", 1)
+    actual = run(winograd, *arguments)
+    for name, result in expected(*arguments).items():
+        assert_close(actual[name], result, what=name)
+
+
+def test_fewer_partial_sums_than_threads(rng, monkeypatch):
+    arguments = problem(rng, 2, 4, (9, 9), 6, 3, padded(1))
+    monkeypatch.setattr(winograd, "PARTIAL_BYTES", 1)
+    assert_close(run(winograd, *arguments)["dweight"], expected(*arguments)["dweight"])
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_rounding_errors_stay_small_at_the_depth_of_alexnet(rng, taps):
+    """Also a measure of the points: +-1 and +-2 for 3 taps would miss this bound."""
+    C, size = {3: (256, (13, 13)), 5: (48, (27, 27))}[taps]
+    arguments = problem(rng, 2, C, size, 32, taps, padded(taps // 2))
+    actual = run(winograd, *arguments)
+    for name, result in expected(*arguments).items():
+        assert_close(actual[name], result, {3: 4e-6, 5: 1e-5}[taps], what=name)
+
+
+def test_same_bits_every_time(rng):
+    arguments = problem(rng, 9, 16, (13, 13), 16, 3, padded(1))
+    first = run(winograd, *arguments)
+    for _ in range(5):
+        for name, again in run(winograd, *arguments).items():
+            np.testing.assert_array_equal(again, first[name], err_msg=name)
+
+
+def test_the_number_of_images_on_a_canvas():
+    assert lay_out(32, (13, 13), 3)[:2] == (2, 2)
+    assert lay_out(32, (27, 27), 5)[:2] == (1, 1)
+    assert lay_out(1, (13, 13), 3)[:2] == (1, 1)
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+def chosen(C=64, K=64, taps=(3, 3), groups=1, batch=8, size=13, stride=1, dilation=1, dtype="f4"):
+    """Return the algorithm for one convolution."""
+    return conv.algorithm(
+        conv.Problem(
+            (batch, K, size, size),
+            (K, C // groups, *taps),
+            (stride, stride),
+            (dilation, dilation),
+            groups,
+            np.dtype(dtype),
+        )
+    )
+
+
+def test_winograd_is_chosen_where_it_pays():
+    assert chosen() is winograd
+    assert chosen(taps=(5, 5), groups=2) is winograd
+    for other in (
+        {"dtype": "f8"},
+        {"taps": (3, 5)},
+        {"taps": (1, 1)},
+        {"taps": (11, 11)},
+        {"stride": 2},
+        {"dilation": 2},
+        {"C": 3},
+        {"K": 8},
+        {"groups": 16},
+        {"batch": 3},
+        {"batch": 0},
+    ):
+        assert chosen(**other) is im2col, other
+
+
+def test_all_three_directions_use_the_algorithm_chosen(rng):
+    x, weight, bias, grad, geometry = problem(rng, 5, 16, (13, 13), 16, 3, padded(1))
+    expected = run(winograd, x, weight, bias, grad, geometry)
+    assert np.array_equal(cpu.conv2d(x, weight, bias, *geometry), expected["y"])
+    dx = cpu.conv2d_input_grad(grad, weight, x.shape, *geometry)
+    assert np.array_equal(dx, expected["dx"])
+    dweight = cpu.conv2d_weight_grad(grad, x, weight.shape, *geometry)
+    assert np.array_equal(dweight, expected["dweight"])
+
+
+def test_memory_does_not_grow_with_the_batch(rng, monkeypatch):
+    """The workspace is one block of tiles for each thread."""
+    sizes = []
+    allocate = winograd.workspace
+
+    def workspace(elements, dtype):
+        sizes.append(elements * dtype.itemsize * tinyalex.threads.get_num_threads())
+        return allocate(elements, dtype)
+
+    monkeypatch.setattr(winograd, "workspace", workspace)
+    for images in (64, 128):
+        run(winograd, *problem(rng, images, 16, (13, 13), 16, 3, padded(1)))
+    assert sizes[3:] == sizes[:3]
