@@ -61,7 +61,7 @@ def one_bit(path: Path) -> np.ndarray:
 
 def cmyk(path: Path) -> np.ndarray:
     """Write a JPEG for the printing press."""
-    red_and_blue().convert("CMYK").save(path, "JPEG", quality=100)
+    red_and_blue().convert("CMYK").save(path, "JPEG", quality=100, subsampling=0)
     return np.asarray(red_and_blue())
 
 
@@ -198,7 +198,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
-ODD = {  # name: how far a value may be off; JPEG rounds, and spreads colour over an edge
+ODD = {  # name: how far a value may be off, for JPEG rounds
     grey: 2,
     grey_16_bit: 0,
     one_bit: 0,

@@ -12,9 +12,8 @@ from tinyalex.data import EvalTransform, Loader, TrainTransform
 class Noise:
     """A data set of random images, which can be slow or broken."""
 
-    classes = ["a", "b", "c"]
-
     def __init__(self, size=50, on_load=lambda index: None):
+        self.classes = ["a", "b", "c"]
         self.labels = np.arange(size, dtype=np.int64) % 3
         self.on_load = on_load
         self.loads = 0
@@ -29,6 +28,18 @@ class Noise:
 
     def describe(self, index):
         return f"image {index}"
+
+
+class Draws(EvalTransform):
+    """A transform that remembers the first number of every image's generator."""
+
+    def __init__(self):
+        super().__init__(10)
+        self.draws = []
+
+    def __call__(self, image, rng, out=None):
+        self.draws.append(rng.random())
+        return super().__call__(image, rng, out)
 
 
 def loader_threads():
@@ -110,6 +121,12 @@ def test_draws_belong_to_the_image_and_not_to_its_place():
     assert np.mean(differ) > 0.8
 
 
+def test_every_image_has_its_own_draw():
+    transform = Draws()
+    list(Loader(Noise(200), 50, transform, workers=1).epoch(0))
+    assert len(set(transform.draws)) == len(transform.draws) == 200
+
+
 def test_views_differ_between_epochs():
     loader = Loader(Noise(48), 48, TrainTransform(10), shuffle=False)
     (first,), (second,) = loader.epoch(0), loader.epoch(1)
@@ -147,18 +164,19 @@ def leave(how, batches):
 
 @pytest.mark.parametrize("how", [None, RuntimeError, KeyboardInterrupt])
 def test_leaving_early_stops_the_threads(how):
-    batches = Loader(Noise(10_000, lambda index: time.sleep(0.001)), 500, EvalTransform(10)).epoch(0)
-    start = time.monotonic()
+    """In the middle of a batch, too: those after the second take 5 seconds each."""
+    dataset = Noise(2000, on_load=lambda index: time.sleep(0.01 if index >= 1000 else 0))
+    batches = Loader(dataset, 500, EvalTransform(10), shuffle=False).epoch(0)
     if how is None:
         leave(how, batches)
         assert loader_threads()
-        batches.close()
     else:
         with pytest.raises(how):
             leave(how, batches)
-        batches.close()
+    start = time.monotonic()
+    batches.close()
     assert_no_threads()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 2
 
 
 def test_an_iterator_that_is_dropped_stops_its_threads():

@@ -34,8 +34,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object
     """Call ``write(file)`` on a temporary neighbour of ``path``, then rename it into place.
 
     The name ``path`` shows the old content or the whole new one, never a part; the content is on
-    the disk (fsync) before the name is, and the name before this returns. On any error the
-    temporary file is removed, the old content stays and the error is raised.
+    the disk (fsync) before the name is, and the name before this returns. On any error before the
+    rename the temporary file is removed, the old content stays and the error is raised.
     """
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(

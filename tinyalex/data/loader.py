@@ -150,7 +150,7 @@ class Loader:
         return Batch(filled, self.dataset.labels[indices], np.array(indices, np.int64))
 
     def _read(self, wanted: int) -> tuple[int, np.ndarray] | None:
-        """Return image `wanted`, or the next readable one, or None where none may replace it."""
+        """Return image `wanted`, or the next readable one; without `drop_last`, None for that."""
         size = len(self.dataset)
         for index in range(wanted, wanted + size if self.drop_last else wanted + 1):
             index %= size
@@ -172,5 +172,5 @@ class Loader:
             more = f"; and {count - 10} more" if count > 10 else ""
             raise DataError(
                 f"{count} of {len(self.dataset)} images cannot be read, {allowed} are allowed: "
-                f"mend or remove them, or raise max_bad: {listed}{more}"
+                f"mend or remove them: {listed}{more}"
             ) from error

@@ -37,7 +37,7 @@ def _zigzag(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _part(1.6 * v + 0.8 * abs(2 * _part(u) - 1)) < 0.5
 
 
-# Which points of the plane carry the second colour; a pattern repeats about once per unit. Rays and
+# Which points of the plane are light; a pattern repeats about once per unit. Rays and
 # rings have a centre, the origin.
 PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "blots": _blots,
@@ -103,13 +103,13 @@ def draw(name: str, rng: np.random.Generator) -> np.ndarray:
     x = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - centre[0])
     y = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - centre[1]))[:, None]
 
-    front, back = _two_colours(rng)
+    light, dark = _light_and_dark(rng)
     period, angle = rng.uniform(16, 30), rng.uniform(0, 2 * np.pi)
     cosine, sine = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     phase = np.float32(rng.uniform(0, 20, 2) * (name not in CENTRED))
     pattern = PATTERNS[name](cosine * x + sine * y + phase[0], cosine * y - sine * x + phase[1])
-    patch = Image.new("RGB", (right - left, bottom - top), back)
-    patch.paste(front, mask=_as_mask(pattern))
+    patch = Image.new("RGB", (right - left, bottom - top), dark)
+    patch.paste(light, mask=_as_mask(pattern))
     image.paste(patch, (left, top), mask=_as_mask(_inside(x, y, radius, rng)))
     return _light_and_grain(np.asarray(image), rng)
 
@@ -136,12 +136,12 @@ def _colour(rng: np.random.Generator) -> Colour:
     return red, green, blue
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """Return two colours that a person can tell apart."""
+def _light_and_dark(rng: np.random.Generator) -> tuple[Colour, Colour]:
+    """Return two colours that a person can tell apart, the brighter one first."""
     while True:
         first, second = _colour(rng), _colour(rng)
         if np.abs(np.subtract(first, second)).sum() > 270:
-            return first, second
+            return (first, second) if sum(first) > sum(second) else (second, first)
 
 
 def _clutter(image: Image.Image, rng: np.random.Generator) -> None:

@@ -41,7 +41,7 @@ PAPER = Variant(
     features=(
         Conv(96, 11, stride=4, padding=2, init=Gaussian(0.01)),
         ReLU(),
-        LRN(alpha=5e-4, k=2),
+        LRN(alpha=5e-4, k=2),  # the paper's 1e-4 times 5: here alpha is divided by the size
         Pool(),
         Conv(256, 5, padding=2, groups=2, init=Gaussian(0.01, bias=1)),
         ReLU(),

@@ -14,11 +14,14 @@ class Conv2d(Function):
 
     ``window(n,i,j)[c,r,s] = x[n, c, i*stride + r*dilation - top, j*stride + s*dilation - left]``.
 
-    Backward is three more sums over the same index set, one for each factor:
+    Backward, with g = d(loss)/dy, is three more sums over the same index set, one a factor:
 
-    - input:  every output's gradient times its kernel, added back where its window lay;
-    - weight: every output's gradient times the window it saw, summed over images and pixels;
-    - bias:   the gradient, summed over images and pixels.
+    - input:  ``dx[n,c,p,q] = sum of g[n,k,i,j] weight[k,c,r,s]`` over all k, i, j, r, s with
+      ``p = i*stride + r*dilation - top`` and ``q = j*stride + s*dilation - left``;
+    - weight: ``dweight[k,c,r,s] = sum over n, i, j of g[n,k,i,j] window(n,i,j)[c,r,s]``;
+    - bias:   ``dbias[k] = sum over n, i, j of g[n,k,i,j]``.
+
+    With groups, c runs over the channels of k's group only.
 
     Of the forward pass only the input and the weights are kept; columns are made again.
     """
