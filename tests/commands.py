@@ -184,8 +184,16 @@ def resumed(out):
     return run
 
 
-if __name__ == "__main__":
-    command = load(sys.argv[1])
+def run_and_save_always(name, arguments, errors=None):
+    """Run a command with a checkpoint after every step; stderr goes to a file, if one is given."""
+    command = load(name)
     command.Checkpoints = lambda folder: Checkpoints(folder, seconds=0, share=math.inf)
+    if errors is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     with tiny_variant():
-        sys.exit(command.main(sys.argv[2:]))
+        sys.exit(command.main([str(argument) for argument in arguments]))
+
+
+if __name__ == "__main__":
+    run_and_save_always(sys.argv[1], sys.argv[2:])

@@ -27,6 +27,7 @@ from tinyalex.training import (
     open_dataset,
     read_metrics,
 )
+from tinyalex.training.run import INITIAL_IMAGES, first_images
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -75,8 +76,8 @@ def test_pixel_mean_is_measured_once_and_kept(photos):
 
 def test_initial_weights_can_be_fitted_to_the_data(photos):
     run = new_run(tiny_settings(photos, initial_weights="data"))
-    images = next(run.train_data.epoch(0)).images
-    logits = run.classifier.model.eval()(ta.Tensor(images)).detach().numpy()
+    images = first_images(run.train_data, INITIAL_IMAGES)
+    logits = run.classifier.model.eval()(images).detach().numpy()
     np.testing.assert_allclose(logits.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(logits.std(axis=0), 0.5, rtol=1e-3)
 

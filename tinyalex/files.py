@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -74,13 +74,18 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
     arrays), int, float, str, bool and None. Raises TypeError for anything else, before a byte is
     written; OSError when the file cannot be written, and then what was there before stays.
     """
-    from safetensors.numpy import save as to_bytes
-
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     structure = json.dumps(_strip(obj, arrays, "object"), allow_nan=False)
     metadata = {"format": FORMAT, "structure": structure, "sha256": _digest(structure, arrays)}
-    content = to_bytes(arrays, metadata)
-    write_atomically(path, lambda file: file.write(content))
+    header = _header(arrays, metadata)
+
+    def write(file: BinaryIO) -> None:  # array by array: a checkpoint need not fit in memory twice
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for array in arrays.values():
+            file.write(array.reshape(-1).view(np.uint8).data)
+
+    write_atomically(path, write)
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -112,6 +117,25 @@ def load(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+_KINDS = {"b": "BOOL", "i": "I", "u": "U", "f": "F"}
+
+
+def _header(arrays: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> bytes:
+    """Return the JSON in front of the arrays: where each lies, its dtype and its shape."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in arrays.items():
+        kind = _KINDS[array.dtype.kind]
+        begin, end = end, end + array.nbytes
+        entries[name] = {
+            "dtype": kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}",
+            "shape": array.shape,
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(entries).encode()
+    return text + b" " * (-len(text) % 8)  # the format aligns the first array to 8 bytes
+
+
 def _digest(structure: str, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
     digest = hashlib.sha256(structure.encode())
     for name in sorted(arrays):
@@ -127,7 +151,7 @@ def _strip(value: Any, arrays: dict[str, np.ndarray[Any, Any]], place: str) -> A
     if isinstance(data, np.ndarray):  # a Tensor
         value = data
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
+        if value.dtype.kind not in _KINDS or value.dtype.itemsize > 8:
             raise TypeError(f"cannot save {place}: an array of dtype {value.dtype}")
         name = place
         while name in arrays:  # {"a.b": ..., "a": {"b": ...}} has one place twice
