@@ -419,3 +419,20 @@ def test_a_function_that_forgets_a_gradient_is_named():
 
     with pytest.raises(ValueError, match="Forgetful"):
         Forgetful.apply(leaf(1.0), leaf(2.0)).sum().backward()
+
+
+def test_leaves_do_not_share_a_gradient():
+    """Not even when a Function returns one fresh array for both of its inputs."""
+
+    class Twice(ta.Function):
+        def forward(self, a, b):
+            return a + b
+
+        def backward(self, grad):
+            both = 2 * grad
+            return both, both
+
+    a, b = ta.ones(3, requires_grad=True), ta.ones(3, requires_grad=True)
+    Twice.apply(a, b).sum().backward()
+    a.grad += 1
+    assert b.grad.tolist() == [2, 2, 2]

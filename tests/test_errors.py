@@ -48,6 +48,13 @@ ERRORS = [
     error(
         "conv2d dilation 0", lambda: F.conv2d(t(*X4), t(*W4), dilation=0), ValueError, "dilation"
     ),
+    error("conv2d array", lambda: F.conv2d(t(*X4), np.ones(W4)), TypeError, "weight", "ndarray"),
+    error("conv2d groups 2.0", lambda: F.conv2d(t(*X4), t(*W4), groups=2.0), TypeError, "2.0"),
+    error("dropout p", lambda: F.dropout(t(3), "a"), TypeError, "probability", "'a'"),
+    error("lrn alpha", lambda: F.local_response_norm(t(*X4), 5, "a"), TypeError, "alpha"),
+    error("stack arrays", lambda: ta.stack([np.zeros(3)]), TypeError, "stack", "ndarray"),
+    error("to None", lambda: t(3).to(None), TypeError, "None"),
+    error("to float16", lambda: t(3).to("float16"), ValueError, "float32", "'float16'"),
     error("conv2d stride 1.5", lambda: F.conv2d(t(*X4), t(*W4), stride=1.5), TypeError, "1.5"),
     error(
         "conv2d stride of 3",

@@ -381,7 +381,7 @@ def test_repr_of_a_tree_is_indented():
         (lambda: nn.LocalResponseNorm(5, groups=0), ValueError, "groups must be at least 1"),
         (lambda: nn.WithinChannelResponseNorm(2.5), TypeError, "size must be an integer"),
         (lambda: nn.Dropout(1.5), ValueError, "between 0 and 1, got 1.5"),
-        (lambda: nn.Dropout(float("nan")), ValueError, "between 0 and 1, got nan"),
+        (lambda: nn.Dropout(float("nan")), ValueError, "p must be a finite number, got nan"),
         (lambda: nn.Dropout("0.5"), TypeError, "p must be a number"),
         (lambda: nn.Dropout(0.5, inplace=True), ValueError, "Dropout.*inplace"),
         (lambda: nn.ReLU(inplace=True), ValueError, "ReLU.*inplace"),
@@ -493,3 +493,9 @@ def test_gains_are_torchs():
     for name in ("linear", "conv2d", "sigmoid", "tanh", "relu", "leaky_relu"):
         assert nn.init.calculate_gain(name) == init.calculate_gain(name)
     assert nn.init.calculate_gain("leaky_relu", 0.2) == init.calculate_gain("leaky_relu", 0.2)
+
+
+def test_a_slice_can_be_extended():
+    tail = nn.Sequential(nn.ReLU(), nn.ReLU(), nn.Flatten(), nn.Dropout())[1:3]
+    tail.append(nn.Linear(2, 2))
+    assert [type(layer).__name__ for layer in tail] == ["ReLU", "Flatten", "Linear"]

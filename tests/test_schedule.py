@@ -52,6 +52,13 @@ def test_cosine_climbs_then_falls_to_nothing():
     assert rates(schedule, [9, 14, 24, 99]) == pytest.approx([0.0085355, 0.005, 0, 0], abs=1e-7)
 
 
+def test_a_longer_run_follows_the_longer_cosine():
+    short, longer = Cosine(optimizer(), 100, 5), Cosine(optimizer(), 200, 10)
+    before = rates(longer, [99])
+    longer.load_state_dict(short.state_dict())
+    assert rates(longer, [99]) == before
+
+
 def test_plateau_divides_by_ten_three_times():
     schedule = Plateau(optimizer(), factor=0.1, patience=1, max_reductions=3)
     history = [  # the error of an epoch, and how often the rate has been divided after it

@@ -417,3 +417,12 @@ def test_keys_are_64_bit_and_differ():
     assert len(keys) == 1000
     assert all(isinstance(key, int) and 0 <= key < 2**64 for key in keys)
     assert max(keys) > 2**62
+
+
+def test_bool_and_integer_tensors_beside_numbers():
+    mask = ta.tensor([1.0, -1.0]) > 0
+    for result, expected in ((mask + 1, [2, 1]), (mask * 3, [3, 0])):
+        assert result.dtype == np.int64
+        assert result.data.tolist() == expected
+    assert (mask * 0.5).dtype == np.float32
+    assert (ta.tensor([1, 2]) + True).dtype == np.int64

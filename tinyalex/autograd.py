@@ -137,6 +137,8 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
         input_grads = node.backward(grad)
         if not isinstance(input_grads, tuple):
             input_grads = (input_grads,)
+        # A leaf's .grad is its own: an array that others see too is copied.
+        seen = [id(grad), *map(id, input_grads)]
         edges = node.edges
         if not retain_graph:
             node.saved, node.edges, node.freed = (), (), True
@@ -151,8 +153,7 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
                 )
             input_grad = input_grad.astype(edge.dtype, copy=False)
             if not isinstance(edge, Function):
-                # A leaf's .grad is its own: an array that others see too is copied.
-                shared = input_grad is grad or input_grad.base is not None
+                shared = input_grad.base is not None or seen.count(id(input_grad)) > 1
                 _accumulate(edge, input_grad.copy() if shared else input_grad)
             elif edge in gradients:
                 gradients[edge] = gradients[edge] + input_grad

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.ops import activation, conv, loss, matmul, normalization, pool, shape
-from tinyalex.ops.arguments import dimension, finite, integer, pair
+from tinyalex.ops.arguments import dimension, finite, integer, pair, probability
 from tinyalex.tensor import Tensor
 
 Size = int | Sequence[int]
@@ -60,14 +60,22 @@ def conv2d(
     if _tensor(x, "x").ndim == 3:  # one image
         return conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     steps, spread = pair(stride, "stride"), pair(dilation, "dilation")
+    kernel = _tensor(weight, "weight").shape[-2:]
+    if bias is not None:
+        _tensor(bias, "bias")
     if isinstance(padding, str):
-        kernel = _tensor(weight, "weight").shape[-2:]
         border = conv.resolve_padding(padding, (kernel[0], kernel[-1]), steps, spread)
     else:
         height, width = pair(padding, "padding", minimum=0)
         border = (height, height), (width, width)
     return conv.Conv2d.apply(
-        x, weight, bias, stride=steps, padding=border, dilation=spread, groups=groups
+        x,
+        weight,
+        bias,
+        stride=steps,
+        padding=border,
+        dilation=spread,
+        groups=integer(groups, "groups", minimum=1),
     )
 
 
@@ -165,15 +173,13 @@ def local_response_norm(
 
     Raises ValueError for a size or groups below 1, or groups that do not divide the channels.
     """
-    if integer(size, "size") < 1 or integer(groups, "groups") < 1:
-        raise ValueError(f"size and groups must be at least 1, got size={size}, groups={groups}")
     return normalization.LocalResponseNorm.apply(
         _tensor(x, "x"),
-        size=int(size),
+        size=integer(size, "size", minimum=1),
         alpha=finite(alpha, "alpha"),
         beta=finite(beta, "beta"),
         k=finite(k, "k"),
-        groups=int(groups),
+        groups=integer(groups, "groups", minimum=1),
     )
 
 
@@ -186,8 +192,8 @@ def within_channel_response_norm(
     centred, with zeros beyond the border. This is the layer ``rnorm`` that the 2012 source has
     after conv2 and the paper does not mention; Caffe calls it WITHIN_CHANNEL. ``size`` must be odd.
     """
-    if integer(size, "size") < 1 or size % 2 == 0:
-        raise ValueError(f"size must be odd and at least 1, got {size}")
+    if integer(size, "size", minimum=1) % 2 == 0:
+        raise ValueError(f"size must be odd, got {size}")
     energy = avg_pool2d(x * x, size, stride=1, padding=size // 2)
     return x * (energy * finite(alpha, "alpha") + finite(k, "k")) ** -finite(beta, "beta")
 
@@ -203,12 +209,11 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
     new ones. Raises ValueError unless 0 <= p <= 1.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"the dropout probability must be between 0 and 1, got {p}")
+    p = probability(p, "the dropout probability")
     _tensor(x, "x")
     if not training or p == 0:
         return x
-    return activation.Dropout.apply(x, p=float(p), key=random.next_key())
+    return activation.Dropout.apply(x, p=p, key=random.next_key())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

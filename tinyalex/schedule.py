@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from tinyalex.nn.arguments import integer
+from tinyalex.ops.arguments import integer
 from tinyalex.optim import SGD
 
 
@@ -183,7 +183,8 @@ class Cosine(Schedule):
 
     ``(step + 1) / warmup_steps`` while warming up, then ``(1 + cos(pi * progress)) / 2`` with
     progress from 0 to 1 at ``total_steps`` (Loshchilov and Hutter, SGDR, 2017, without restarts).
-    For small data sets: most of the time near the full rate, and a calm end.
+    For small data sets: most of the time near the full rate, and a calm end. The length is not part
+    of the state: a run that is resumed to go on for longer follows the curve of the new length.
     """
 
     def __init__(self, optimizer: SGD, total_steps: int, warmup_steps: int = 0) -> None:

@@ -168,9 +168,12 @@ class Tensor:
         The gradient flows back through a change of dtype. Raises ValueError for devices that this
         version does not have.
         """
+        if target is None:
+            raise TypeError("to() expects a device or a dtype, got None")
         if isinstance(target, str) and target not in DTYPES:
             if target != "cpu":
-                raise ValueError(f'tensors live on the device "cpu", got {target!r}')
+                known = ", ".join(DTYPES)
+                raise ValueError(f'expected the device "cpu" or a dtype ({known}), got {target!r}')
             return self
         dtype = np.dtype(target)
         if dtype == self.dtype:
@@ -183,9 +186,7 @@ class Tensor:
 
     def _binary(self, function: type[Function], other: Any, swapped: bool = False) -> Tensor:
         if isinstance(other, (bool, int, float, np.generic)):
-            # A number takes the tensor's dtype; only a float next to integers makes floats.
-            kind = np.float32 if np.asarray(other).dtype.kind == "f" else self.dtype
-            other = Tensor(np.asarray(other, self.dtype if self.dtype.kind == "f" else kind))
+            other = Tensor(np.asarray(other, self._dtype_beside(other)))
         elif isinstance(other, np.ndarray):
             other = Tensor(other)
         elif not isinstance(other, Tensor):
@@ -197,6 +198,15 @@ class Tensor:
         elif function is arithmetic.Div and a.dtype.kind != "f":
             a, b = a.to(np.float32), b.to(np.float32)
         return function.apply(a, b)
+
+    def _dtype_beside(self, number: Any) -> Any:
+        """Return the dtype of a number that meets this tensor: the tensor's, if it can hold it."""
+        kind, own = np.asarray(number).dtype.kind, self.dtype.kind
+        if own == "f" or kind == "b":
+            return self.dtype
+        if kind == "f":
+            return np.float32
+        return np.int64 if own == "b" else self.dtype
 
     def __add__(self, other: Any) -> Tensor:
         return self._binary(arithmetic.Add, other)
@@ -461,6 +471,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis at position ``dim``."""
+    _expect_tensors("stack", *tensors)
     return cat([t.unsqueeze(dim) for t in tensors], dim)
 
 

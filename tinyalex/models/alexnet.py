@@ -7,7 +7,7 @@ from tinyalex.backends.geometry import conv_output_size, pool_output_size
 from tinyalex.models import spec
 from tinyalex.models.spec import Variant
 from tinyalex.models.variants import VARIANTS
-from tinyalex.nn.arguments import integer, probability
+from tinyalex.ops.arguments import integer, probability
 from tinyalex.tensor import Tensor
 
 Shape = tuple[int, int]  # channels and size: all images and windows are square

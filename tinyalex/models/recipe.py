@@ -62,7 +62,7 @@ class Recipe:
             return DiscreteExponential(optimizer, total_steps, **options)
         if self.schedule == "cosine":
             total_steps = self.epochs * steps_per_epoch
-            return Cosine(optimizer, total_steps, int(options["warmup"] * total_steps))
+            return Cosine(optimizer, total_steps, int(options.get("warmup", 0.0) * total_steps))
         raise ValueError(
             "the schedule must be one of constant, plateau, step, discrete_exponential, cosine; "
             f"got {self.schedule!r}"

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import tinyalex.functional as F
-from tinyalex.nn.arguments import not_in_place, probability
 from tinyalex.nn.module import Module
+from tinyalex.ops.arguments import probability
 from tinyalex.tensor import Tensor
+
+
+def _not_in_place(layer: str, inplace: bool) -> None:
+    if inplace:
+        raise ValueError(
+            f"{layer}(inplace=True): tinyalex never overwrites a tensor that backward may need; "
+            "leave inplace=True out, the output is the same"
+        )
 
 
 class ReLU(Module):
     """``max(x, 0)`` (paper section 3.1). ``inplace=True`` is not supported (ValueError)."""
 
     def __init__(self, inplace: bool = False) -> None:
-        not_in_place("ReLU", inplace)
+        _not_in_place("ReLU", inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return max(x, 0)."""
@@ -27,7 +35,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        not_in_place("Dropout", inplace)
+        _not_in_place("Dropout", inplace)
         self.p = probability(p, "p")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, overload
@@ -27,7 +28,9 @@ class Sequential(Module):
 
     def append(self, layer: Module) -> Sequential:
         """Add ``layer`` at the end and return this module."""
-        self.add_module(str(len(self)), layer)
+        # A slice keeps the names of its layers, so the number of layers may be taken.
+        free = next(n for n in map(str, itertools.count(len(self))) if not hasattr(self, n))
+        self.add_module(free, layer)
         return self
 
     def __len__(self) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 import tinyalex.functional as F
 from tinyalex.backends.geometry import Pair
-from tinyalex.nn import init
-from tinyalex.nn.arguments import integer
+from tinyalex.nn.init import reset_like_torch
 from tinyalex.nn.module import Module, Parameter
-from tinyalex.ops.arguments import pair
+from tinyalex.ops.arguments import integer, pair
 from tinyalex.ops.conv import resolve_padding
 from tinyalex.tensor import Tensor
 
@@ -83,15 +81,3 @@ class Conv2d(Module):
         if self.groups != 1:
             text += f", groups={self.groups}"
         return text if self.bias is not None else text + ", bias=False"
-
-
-def reset_like_torch(weight: Parameter, bias: Parameter | None) -> None:
-    """Give a Conv2d's or Linear's weight [out, in, ...] and bias torch's initial values.
-
-    ``kaiming_uniform_(a=sqrt(5))`` comes out as uniform on ±1/sqrt(fan_in); the bias is drawn from
-    the same interval.
-    """
-    init.kaiming_uniform_(weight, a=math.sqrt(5))
-    if bias is not None:
-        bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
-        init.uniform_(bias, -bound, bound)

@@ -25,8 +25,8 @@ def data_dependent_(model: Module, images: Tensor) -> None:
     Afterwards each output channel of each such layer has mean 0 and standard deviation 1 over these
     images (and positions): ``weight /= std``, ``bias = (bias - mean) / std``, layer by layer in one
     forward pass. The last layer's outputs get the standard deviation 0.5. The directions of the
-    weights stay as they were drawn. A layer without a bias is scaled only, and so are the outputs
-    of a channel that is the same everywhere.
+    weights stay as they were drawn. A layer without a bias is scaled only; a channel that is the
+    same everywhere is shifted only.
 
     This is the per-channel normalisation of Kraehenbuehl, Doersch, Donahue, Darrell: Data-dependent
     initializations of convolutional neural networks, ICLR 2016, section 3.1. Raises ValueError for

@@ -134,6 +134,18 @@ def _fans(tensor: Tensor) -> tuple[int, int]:
     return shape[1] * window, shape[0] * window
 
 
+def reset_like_torch(weight: Tensor, bias: Tensor | None) -> None:
+    """Give a Conv2d's or Linear's weight [out, in, ...] and bias torch's initial values.
+
+    ``kaiming_uniform_(a=sqrt(5))`` comes out as uniform on ±1/sqrt(fan_in); the bias is drawn from
+    the same interval.
+    """
+    kaiming_uniform_(weight, a=math.sqrt(5))
+    if bias is not None:
+        bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
+        uniform_(bias, -bound, bound)
+
+
 def _array(tensor: Tensor) -> Array:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected a Tensor or Parameter, got {type(tensor).__name__}")

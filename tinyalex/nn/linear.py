@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 import tinyalex.functional as F
-from tinyalex.nn.arguments import integer
-from tinyalex.nn.conv import reset_like_torch
+from tinyalex.nn.init import reset_like_torch
 from tinyalex.nn.module import Module, Parameter
+from tinyalex.ops.arguments import integer
 from tinyalex.tensor import Tensor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tinyalex.functional as F
 from tinyalex.backends.geometry import Pair
 from tinyalex.nn.module import Module
-from tinyalex.ops.arguments import pair
+from tinyalex.ops.arguments import half_at_most, pair
 from tinyalex.tensor import Tensor
 
 
@@ -103,8 +103,4 @@ class AdaptiveAvgPool2d(Module):
 
 def _check(kernel_size: int | Pair, stride: int | Pair, padding: int | Pair) -> None:
     kernel, _ = pair(kernel_size, "kernel_size"), pair(stride, "stride")
-    padding = pair(padding, "padding", minimum=0)
-    if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
-        raise ValueError(
-            f"padding must be at most half of the kernel, got padding {padding} for {kernel_size}"
-        )
+    half_at_most(pair(padding, "padding", minimum=0), kernel)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tinyalex.functional as F
-from tinyalex.nn.arguments import integer
 from tinyalex.nn.module import Module
+from tinyalex.ops.arguments import integer
 from tinyalex.tensor import Tensor
 
 

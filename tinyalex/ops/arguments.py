@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from tinyalex.backends.geometry import Pair
@@ -26,19 +26,39 @@ def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
     return height, width
 
 
-def integer(value: Any, name: str) -> int:
-    """Return ``value`` if it is a whole number; a bool or a float is not."""
+def integer(value: Any, name: str, minimum: int | None = None) -> int:
+    """Return ``value`` if it is a whole number, not below ``minimum``; bools and floats are not."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
+    if minimum is not None and int(value) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
 
 
 def finite(value: Any, name: str) -> float:
-    """Return ``value`` as a finite float."""
-    number = float(value)
-    if not math.isfinite(number):
+    """Return ``value`` as a float, which must be finite."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def probability(value: Any, name: str) -> float:
+    """Return ``value`` as a float between 0 and 1."""
+    number = finite(value, name)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
     return number
+
+
+def half_at_most(padding: Pair, kernel_size: Pair) -> None:
+    """Check that every window of a pooling begins and ends at an element of the input."""
+    if padding[0] > kernel_size[0] // 2 or padding[1] > kernel_size[1] // 2:
+        raise ValueError(
+            f"padding must be at most half of the kernel, got padding {padding} "
+            f"for kernel size {kernel_size}"
+        )
 
 
 def images(x: Array, op: str) -> None:

@@ -22,11 +22,7 @@ def _output_size(
     ceil_mode: bool,
 ) -> Pair:
     arguments.images(x, op)
-    if padding[0] > kernel_size[0] // 2 or padding[1] > kernel_size[1] // 2:
-        raise ValueError(
-            f"{op}: padding must be at most half of the kernel, got padding {padding} "
-            f"for kernel size {kernel_size}"
-        )
+    arguments.half_at_most(padding, kernel_size)
     size = pool_output_size(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     window = f"{kernel_size[0]}x{kernel_size[1]} (dilation {dilation}, padding {padding})"
     arguments.positive_output(op, size, x.shape, window)
