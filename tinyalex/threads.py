@@ -7,6 +7,7 @@ The number is ``TINYALEX_NUM_THREADS`` if set, else the number of cores this pro
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 
 def _available() -> int:
@@ -28,6 +29,7 @@ def _checked(count: object, source: str) -> int:
 
 
 _chosen: int | None = None
+_followers: list[Callable[[int], None]] = []
 
 
 def get_num_threads() -> int:
@@ -51,17 +53,18 @@ def set_num_threads(count: int) -> None:
         raise ValueError(
             f"the number of threads must be at most {_available()}, the cores at hand; got {number}"
         )
-    _chosen = number
-    apply()
-
-
-def apply() -> None:
-    """Tell NumPy's BLAS, and Numba if the ``cpu`` backend is loaded, how many threads to use."""
-    import sys
-
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(get_num_threads(), user_api="blas")
-    cpu = sys.modules.get("tinyalex.backends.cpu")
-    if cpu is not None:
-        cpu.set_num_threads(get_num_threads())
+    _chosen = number
+    threadpool_limits(number, user_api="blas")
+    for setter in _followers:
+        setter(number)
+
+
+def follow(setter: Callable[[int], None]) -> None:
+    """Call ``setter`` with the number of threads, now and whenever `set_num_threads` changes it.
+
+    This is for backends that have threads of their own.
+    """
+    _followers.append(setter)
+    setter(get_num_threads())

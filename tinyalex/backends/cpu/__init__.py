@@ -16,7 +16,7 @@ from tinyalex.backends.cpu.lrn import local_response_norm, local_response_norm_i
 from tinyalex.backends.cpu.pool import max_pool2d, max_pool2d_input_grad
 from tinyalex.backends.cpu.runtime import set_num_threads
 from tinyalex.backends.cpu.sgd import sgd_step
-from tinyalex.threads import get_num_threads
+from tinyalex.threads import follow
 
 __all__ = [
     "conv2d",
@@ -37,4 +37,4 @@ __all__ = [
     "sgd_step",
 ]
 
-set_num_threads(get_num_threads())
+follow(set_num_threads)
