@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex.data import DataError, Dataset, ImageFolder, Loader
-from tinyalex.threads import get_num_threads, set_num_threads
+from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Classifier,
     Progress,
@@ -24,13 +24,20 @@ from tinyalex.training import (
     open_dataset,
     settings_in,
 )
-from tinyalex.training.command import DONE, EXPECTED_ERRORS, Help, Parser, complain
+from tinyalex.training.command import (
+    DONE,
+    EXPECTED_ERRORS,
+    Help,
+    Parser,
+    add_network_arguments,
+    complain,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    args = make_parser().parse_args(argv)
     try:
+        args = make_parser().parse_args(argv)
         set_num_threads(args.threads)
         path = checkpoint_path(args.checkpoint)
         checkpoint = load_checkpoint(path)
@@ -38,6 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         if args.data is None:
             dataset = open_dataset(settings, "val" if settings.data else "test")
             assert dataset is not None
+            if dataset.classes != classifier.classes:
+                raise DataError(
+                    f"the classes in {settings.data} are no longer those that the network learned: "
+                    f"{', '.join(dataset.classes[:10])}, not {', '.join(classifier.classes[:10])}; "
+                    "put the folders back, or give others with --data"
+                )
         else:
             dataset = open_folder(args.data, classifier)
         size = min(args.batch_size, len(dataset))
@@ -58,11 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(description=__doc__, formatter_class=Help)
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="a .safetensors file of a run, or the run's folder, of which the best is taken",
-    )
+    add_network_arguments(parser)
     parser.add_argument(
         "--data",
         metavar="DIR",
@@ -70,9 +79,6 @@ def make_parser() -> Parser:
         "which val/ is taken (default: the images that the run held out)",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time")
-    parser.add_argument(
-        "--threads", type=int, default=get_num_threads(), metavar="N", help="threads that compute"
-    )
     return parser
 
 

@@ -13,11 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex.data import ImageError, read_image
+from tinyalex.data.dataset import printable
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.files import write_atomically
-from tinyalex.threads import get_num_threads, set_num_threads
+from tinyalex.threads import set_num_threads
 from tinyalex.training import load_classifier
-from tinyalex.training.command import DONE, EXPECTED_ERRORS, Help, Parser, complain
+from tinyalex.training.command import (
+    DONE,
+    EXPECTED_ERRORS,
+    Help,
+    Parser,
+    add_network_arguments,
+    complain,
+)
 from tinyalex.training.pictures import contact_sheet
 
 BATCH = 32
@@ -27,8 +35,9 @@ ON_SHEET = 40
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    args = make_parser().parse_args(argv)
     try:
+        args = make_parser().parse_args(argv)
+        check_out(args.out)
         set_num_threads(args.threads)
         classifier = load_classifier(args.checkpoint)
         paths = list(find_images(args.images))
@@ -46,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         drawn = named[:ON_SHEET]
         sheet = contact_sheet(
             [read_image(path, 256) for path in drawn],
-            [os.path.join(*Path(path).parts[-2:]) for path in drawn],
+            [printable(os.path.join(*Path(path).parts[-2:])) for path in drawn],
             np.stack(shares[:ON_SHEET]),
             classifier.classes,
         )
@@ -63,19 +72,20 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(description=__doc__, formatter_class=Help)
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="a .safetensors file of a run, or the run's folder, of which the best is taken",
-    )
+    add_network_arguments(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="images, or folders of images")
     parser.add_argument(
         "--out", type=Path, default=Path("predictions.png"), metavar="PNG", help="contact sheet"
     )
-    parser.add_argument(
-        "--threads", type=int, default=get_num_threads(), metavar="N", help="threads that compute"
-    )
     return parser
+
+
+def check_out(out: Path) -> None:
+    """See that the contact sheet can go there, before the work is done."""
+    if out.is_dir():
+        raise ValueError(f"--out must name a file, {out} is a folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out must name a file in a folder that is there, {out.parent} is none")
 
 
 def find_images(paths: list[str]) -> Iterator[str]:
@@ -83,11 +93,19 @@ def find_images(paths: list[str]) -> Iterator[str]:
     for path in paths:
         if not os.path.isdir(path):
             yield path
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            for name in sorted(files):
-                if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                    yield os.path.join(folder, name)
+            continue
+        found = sorted(images_below(path))
+        if not found:
+            raise ValueError(f"no images ({' '.join(EXTENSIONS)}) in {path}")
+        yield from found
+
+
+def images_below(root: str) -> Iterator[str]:
+    """Yield the images in a folder and its subfolders."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(folder, name)
 
 
 def read(paths: list[str], shorter_side: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -102,7 +120,7 @@ def read(paths: list[str], shorter_side: int) -> Iterator[tuple[str, np.ndarray]
 def describe(path: str, probabilities: np.ndarray, classes: list[str]) -> str:
     """Return one line: the image and its five most probable classes."""
     order = np.argsort(-probabilities, kind="stable")[:5]
-    return f"{path}: " + ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in order)
+    return f"{printable(path)}: " + ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in order)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import json
 import os
 import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.data import DataError
-from tinyalex.files import write_atomically
+from tinyalex.data import DataError, ImageFolder
+from tinyalex.files import remove_temporaries, write_atomically
 from tinyalex.models import VARIANTS
 from tinyalex.training import (
     Checkpoints,
@@ -28,6 +29,7 @@ from tinyalex.training import (
     StoppedError,
     Trainer,
     evaluate,
+    load_classifier,
     new_run,
     read_metrics,
 )
@@ -41,6 +43,7 @@ from tinyalex.training.command import (
     one_sentence,
 )
 from tinyalex.training.environment import environment
+from tinyalex.training.lock import locked
 from tinyalex.training.options import read_arguments
 from tinyalex.training.pictures import filter_grid, learning_curves
 from tinyalex.training.progress import duration
@@ -51,27 +54,33 @@ OUTPUTS = {
     "last.safetensors": "the whole state of the run, to go on with more --epochs",
     "metrics.jsonl": "losses and accuracies, one line of JSON each",
     "run.json": "settings and versions",
-    "filters.png": "what the first layer learned to look for (Figure 3 of the paper)",
+    "filters.png": "the kernels of the first layer (Figure 3 of the paper)",
     "curves.png": "loss and accuracy over the epochs",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    try:
-        args, settings, checkpoint = read_arguments(argv, __doc__)
-        run = new_run(settings) if checkpoint is None else old_run(settings, checkpoint, args.out)
-        del checkpoint  # hundreds of megabytes
-        print_header(run, args.out)
-        if args.dry_run:
-            rehearse(run, args.out)
-            return DONE
-        trainer = prepare(run, args.out)
-    except EXPECTED_ERRORS as error:
-        return complain(error)
-    except KeyboardInterrupt:
-        return 130
-    return train(trainer)
+    with ExitStack() as held:
+        try:
+            args, settings, checkpoint = read_arguments(argv, __doc__)
+            if checkpoint is None:
+                run = new_run(settings)
+            else:
+                run = old_run(settings, checkpoint, args.out)
+            del checkpoint  # hundreds of megabytes
+            print_header(run, args.out)
+            if args.dry_run:
+                rehearse(run, args.out)
+                return DONE
+            trainer = prepare(run, args.out, held)
+        except EXPECTED_ERRORS as error:
+            return complain(error)
+        except ArithmeticError as error:
+            return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
+        except KeyboardInterrupt:
+            return 130
+        return train(trainer)
 
 
 def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
@@ -91,12 +100,15 @@ def print_header(run: Run, out: Path) -> None:
     sizes = f"{len(run.train_data.dataset)} training, {len(run.val_data.dataset)} validation"
     if run.test_data is not None:
         sizes += f", {len(run.test_data.dataset)} test"
+    datasets = (run.train_data.dataset, run.val_data.dataset)
+    folders = {data.folder: data.ignored for data in datasets if isinstance(data, ImageFolder)}
+    ignored = f"; {sum(folders.values())} other files ignored" if any(folders.values()) else ""
     classes = run.classifier.classes
     names = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
     print(
         f"tinyalex {here['tinyalex']}: {here['backend']} backend, {here['threads']} threads, "
         f"BLAS {here['blas']}, seed {settings.seed}\n"
-        f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes} images\n"
+        f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes} images{ignored}\n"
         f"classes  {len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}\n"
         f"model    {settings.variant}, {VARIANTS[settings.variant].title}: "
         f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}\n"
@@ -109,9 +121,15 @@ def print_header(run: Run, out: Path) -> None:
     )
 
 
-def prepare(run: Run, out: Path) -> Trainer:
-    """Write the first files of a run, so that a disk that will not do is found out now."""
+def prepare(run: Run, out: Path, held: ExitStack) -> Trainer:
+    """Write the first files of a run, so that a disk that will not do is found out now.
+
+    `held` holds the folder's lock, which is for the whole run.
+    """
     try:
+        held.enter_context(locked(out))
+        for name in OUTPUTS:
+            remove_temporaries(out / name)
         checkpoints = Checkpoints(out)
         checkpoints.prepare(run)
         metrics = MetricsFile(out / "metrics.jsonl", keep=run.state.rows)
@@ -149,9 +167,20 @@ def train(trainer: Trainer) -> int:
             f"--out and a lower --lr (it was {run.settings.lr:g})",
             DIVERGED,
         )
-    except (DataError, OSError) as error:
-        code = USAGE if isinstance(error, DataError) else FAILED
-        return complain(f"{one_sentence(error)}; once that is mended, go on: {go_on}", code)
+    except DataError as error:
+        return complain(
+            f"{one_sentence(error)}; replace them under the same names and go on: {go_on}; or "
+            "remove them and begin anew with another --out",
+            USAGE,
+        )
+    except OSError as error:
+        return complain(f"{one_sentence(error)}; once that is mended, go on: {go_on}", FAILED)
+    except MemoryError:
+        return complain(
+            f"the memory does not suffice: lower --batch-size (now {run.settings.batch_size}) and "
+            "begin anew with another --out",
+            FAILED,
+        )
     except KeyboardInterrupt:
         return 130
     return DONE
@@ -162,13 +191,15 @@ def finish(trainer: Trainer) -> None:
     run, out = trainer.run, trainer.checkpoints.folder
     print(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
     if run.test_data is not None:
-        scores = evaluate(run.classifier.model, run.test_data, trainer.progress, title="testing")
+        best = load_classifier(out).model
+        scores = evaluate(best, run.test_data, trainer.progress, title="testing")
         assert scores is not None
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
         trainer.metrics.append({"kind": "test", "step": run.state.step, **results})
         print(
-            f"test accuracy: {scores.top1:.1%} of {scores.count} images that played no part in "
-            f"training (top-5 {scores.top5:.1%}); guessing gets {1 / run.num_classes:.1%}"
+            f"test accuracy of the best epoch's network: {scores.top1:.1%} of {scores.count} "
+            f"images that played no part in training (top-5 {scores.top5:.1%}); guessing gets "
+            f"{1 / run.num_classes:.1%}"
         )
     rows = read_metrics(trainer.metrics.path)
     last = [row for row in rows if row["kind"] == "epoch"][-1]

@@ -176,10 +176,11 @@ def trainer(run, out, progress=None, **options):
     return Trainer(run, checkpoints, metrics, progress or Watcher())
 
 
-def resumed(out):
+def resumed(out, **changes):
     """Return the run in `out` as a new process would build it from the last checkpoint."""
     content = load_checkpoint(Checkpoints(out).last)
-    run = new_run(Settings(**content["settings"]), tuple(content["classifier"]["mean"]))
+    settings = Settings(**{**content["settings"], **changes})
+    run = new_run(settings, tuple(content["classifier"]["mean"]))
     run.set_state(content)
     return run
 

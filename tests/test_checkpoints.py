@@ -33,6 +33,15 @@ def test_checkpoints_are_due_in_time_and_not_too_often(photos, tmp_path):
     assert Checkpoints(tmp_path, seconds=60).due(epoch_ends=True)
 
 
+def test_a_failed_save_is_not_tried_again_at_once(photos, tmp_path, disk):
+    checkpoints = Checkpoints(tmp_path, seconds=0, share=1e-9)
+    run = new_run(tiny_settings(photos))
+    disk(1000)
+    with pytest.raises(OSError, match="too large"):
+        checkpoints.save(run)
+    assert not checkpoints.due(epoch_ends=True)
+
+
 def test_the_best_network_is_the_one_of_its_epoch(photos, tmp_path):
     run = new_run(tiny_settings(photos))
     weights = run.classifier.model.state_dict()

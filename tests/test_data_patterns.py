@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tinyalex.data import Loader, Patterns, TrainTransform, mean_colour
+from tinyalex.training.datasets import PATTERN_SIZES
 
 
 def pixels(dataset, indices):
@@ -24,6 +25,10 @@ def test_looks_like_a_folder_of_images():
     assert all(80 < value < 170 for value in mean_colour(dataset, samples=40))
     (batch,) = Loader(dataset, 40, TrainTransform(224)).epoch(0)
     assert batch.images.shape == (40, 3, 224, 224)
+
+
+def test_the_default_is_what_is_trained_on():
+    assert len(Patterns()) == PATTERN_SIZES["train"]
 
 
 def test_images_depend_on_seed_split_and_index_alone():

@@ -1,11 +1,12 @@
 """examples/predict.py and examples/evaluate.py: what a trained network is good for."""
 
+import os
 import re
 import shutil
 
 import numpy as np
 import pytest
-from commands import draw_photos, run
+from commands import draw_photos, finish, run, start
 from PIL import Image
 
 from tinyalex.training import Checkpoints, load_classifier, read_metrics
@@ -116,3 +117,53 @@ def test_evaluation_of_other_images(trained, tmp_path):
     code, _, complaints = run("evaluate", trained, "--data", folder)
     assert code == 2
     assert "classes that this network does not know: oak" in complaints
+
+
+def test_evaluation_notices_that_the_classes_have_changed(trained, tmp_path):
+    folder = draw_photos(tmp_path / "photos")
+    out = tmp_path / "run"
+    run("train_alexnet", "--variant", "tiny", "--epochs", 1, "--data", folder, "--out", out)
+    (folder / "ash").rename(folder / "oak")
+    code, said, complaints = run("evaluate", out)
+    assert (code, said) == (2, "")
+    assert "no longer those that the network learned: birch, elm, oak, not ash" in complaints
+    assert complaints.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_number_of_threads_that_is_none(command, trained, monkeypatch):
+    monkeypatch.setenv("TINYALEX_NUM_THREADS", "abc")
+    code, _, complaints = finish(start(command, trained))
+    assert code == 2
+    assert complaints.count("\n") == 1
+    assert "TINYALEX_NUM_THREADS" in complaints
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        (".", "--out must name a file, {folder} is a folder"),
+        (
+            "gone/sheet.png",
+            "--out must name a file in a folder that is there, {folder}/gone is none",
+        ),
+    ],
+)
+def test_a_contact_sheet_that_cannot_be_written(photos, trained, tmp_path, out, expected):
+    code, said, complaints = run("predict", trained, photos, "--out", tmp_path / out)
+    assert (code, said) == (2, "")
+    assert complaints == f"error: {expected.format(folder=tmp_path)}\n"
+
+
+def test_a_folder_without_images(trained, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    code, _, complaints = run("predict", trained, tmp_path, "--out", tmp_path / "sheet.png")
+    assert code == 2
+    assert re.fullmatch(rf"error: no images \(.*\) in {tmp_path}\n", complaints)
+
+
+def test_a_name_that_is_no_text(photos, trained, tmp_path):
+    path = shutil.copy(photos / "elm/00.png", os.fsencode(tmp_path) + b"/\xff.png")
+    code, said, _ = run("predict", trained, os.fsdecode(path), "--out", tmp_path / "sheet.png")
+    assert code == 0
+    said.encode()

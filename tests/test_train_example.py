@@ -4,15 +4,40 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import draw_photos, finish, load, result, run, start
+from commands import (
+    ROOT,
+    TINY,
+    draw_photos,
+    finish,
+    load,
+    result,
+    resumed,
+    run,
+    start,
+    tiny_settings,
+)
 from PIL import Image
 
 import tinyalex as ta
 from tinyalex.models import VARIANTS
-from tinyalex.training import Checkpoints, load_checkpoint, read_metrics
+from tinyalex.models.spec import Gaussian, Linear
+from tinyalex.training import (
+    Checkpoints,
+    Settings,
+    evaluate,
+    load_checkpoint,
+    load_classifier,
+    new_run,
+    read_metrics,
+)
 from tinyalex.training.datasets import PATTERN_SIZES
 from tinyalex.training.options import EMBEDDED, SMALL_DATA, read_arguments
 
@@ -20,6 +45,8 @@ pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
 
 TRAIN = "train_alexnet"
+FALLING = ("--variant", "tiny", "--epochs", 4, "--lr", 0.2)
+"""Options with which the last epoch on the embedded data is not the best one."""
 
 
 def contents(folder):
@@ -72,11 +99,16 @@ def test_a_run_leaves_its_files(trained):
 def test_the_embedded_data_set_has_a_test_split(tmp_path, monkeypatch):
     for split in PATTERN_SIZES:
         monkeypatch.setitem(PATTERN_SIZES, split, 20)
-    code, said, _ = run(TRAIN, "--variant", "tiny", "--epochs", 1, "--out", tmp_path / "run")
+    code, said, _ = run(TRAIN, *FALLING, "--out", tmp_path / "run")
     assert code == 0
     assert "patterns, drawn on the fly: 20 training, 20 validation, 20 test images" in said
     assert "of 20 images that played no part in training" in said
-    assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["kind"] == "test"
+    row = read_metrics(tmp_path / "run/metrics.jsonl")[-1]
+    assert row["kind"] == "test"
+    content = load_checkpoint(tmp_path / "run/best.safetensors")
+    assert content["state"]["epoch"] < 4
+    test_data = new_run(Settings(**content["settings"])).test_data
+    assert row["loss"] == evaluate(load_classifier(tmp_path / "run").model, test_data).loss
     code, said, _ = run("evaluate", tmp_path / "run")
     assert code == 0
     assert "Patterns('test', size=20, seed=0)" in said
@@ -121,6 +153,30 @@ def test_dry_run_checks_everything_and_leaves_nothing(photos, tmp_path):
                      "written to", "read back", "all is well"):  # fmt: skip
         assert expected in said
     assert (contents(photos), contents(tmp_path)) == before
+
+
+@pytest.mark.parametrize("arguments", [["--lr", "1e30"], ["--lr", "1e30", "--batch-size", "57"]])
+def test_dry_run_finds_a_rate_that_diverges(photos, tmp_path, arguments):
+    code, _, complaints = train_on(photos, tmp_path / "out", "--dry-run", *arguments)
+    assert code == 3
+    assert complaints.count("\n") == 1
+    assert complaints.endswith(": lower --lr\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_weights_that_are_not_finite_are_found_before_training(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "tiny", replace(TINY, classifier=(Linear(None, Gaussian(1e39)),)))
+    code, _, complaints = train_on(photos, tmp_path / "out")
+    assert (code, complaints) == (3, "error: the weights are not finite: lower --lr\n")
+
+
+def test_files_that_are_no_images_are_counted(tmp_path):
+    for split in ("train", "val"):
+        draw_photos(tmp_path / split, count=9)
+        (tmp_path / split / "elm/notes.txt").write_text("")
+    _, said, _ = train_on(tmp_path, tmp_path / "out", "--dry-run")
+    assert "27 training, 27 validation images; 2 other files ignored\n" in said
 
 
 # --- what is refused, before training and in one sentence
@@ -250,6 +306,32 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy):
     assert contents(copy) == before
 
 
+def test_a_folder_in_which_another_process_trains_is_left_alone(photos, copy):
+    program = """if True:
+        import pathlib, sys, time
+        from tinyalex.training.lock import locked
+        with locked(pathlib.Path(sys.argv[1])):
+            print("locked", flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", program, copy]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        other.stdout.readline()
+        before = contents(copy)
+        code, _, complaints = run(TRAIN, "--resume", copy)
+        assert_refused(code, complaints, f"another process is training in {copy}")
+        assert contents(copy) == before
+        other.kill()
+    assert run(TRAIN, "--resume", copy)[0] == 0
+
+
+def test_only_what_a_run_left_half_written_is_swept_away(copy):
+    for name in (".run.json.x1.tmp", ".mine.tmp", ".run.json.tmp"):
+        (copy / name).write_text("")
+    run(TRAIN, "--resume", copy)
+    assert sorted(path.name for path in copy.glob(".*")) == [".mine.tmp", ".run.json.tmp"]
+
+
 # --- resuming
 
 
@@ -263,11 +345,38 @@ def test_resuming_a_finished_run_changes_nothing(copy, trained):
 def test_a_longer_run_goes_on_where_the_shorter_ended(copy, trained):
     code, said, _ = run(TRAIN, "--resume", copy, "--epochs", 4, "--workers", 1)
     assert code == 0
-    assert "changed: epochs 3 then, 4 now, workers 2 then, 1 now; the schedule keeps" in said
+    assert "changed: epochs 3 then, 4 now, workers 2 then, 1 now\n" in said
     before, after = (read_metrics(f / "metrics.jsonl") for f in (trained, copy))
     assert after[: len(before)] == before
     assert after[-1]["epoch"] == 4
     assert load_checkpoint(Checkpoints(copy).last)["settings"]["epochs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ("step", "5 now; the schedule keeps the length that it was made for"),
+        ("discrete_exponential", "5 now; the schedule keeps the length that it was made for"),
+        ("cosine", "5 now; the cosine is stretched to the new length, so the rate jumps"),
+        ("constant", "5 now"),
+    ],
+)
+def test_what_more_epochs_do_to_the_schedule(photos, tmp_path, capsys, schedule, said):
+    run = new_run(tiny_settings(photos, schedule=schedule))
+    Checkpoints(tmp_path).save(run)
+    read_arguments(["--resume", str(tmp_path), "--epochs", "5"])
+    assert capsys.readouterr().out == f"changed: epochs 3 then, {said}\n"
+    longer = resumed(tmp_path, epochs=5).schedule
+    same = [longer.factor(step) == run.schedule.factor(step) for step in range(21)]
+    assert all(same) == (schedule != "cosine")
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: os.truncate(path, 300)])
+def test_resuming_without_the_metrics(copy, spoil):
+    spoil(copy / "metrics.jsonl")
+    code, said, complaints = run(TRAIN, "--resume", copy, "--epochs", 4)
+    assert_refused(code, complaints, "whole rows, the checkpoint counts 8: put the file back")
+    assert "epoch 4" not in said
 
 
 @pytest.mark.parametrize(
@@ -349,20 +458,36 @@ def test_too_many_unreadable_images_end_the_run(tmp_path):
         path.write_text("no image")
     code, _, complaints = train_on(photos, tmp_path / "run")
     assert_refused(code, complaints, "images cannot be read")
+    assert "replace them under the same names and go on: " in complaints
     assert "--resume" in complaints
+    rng = np.random.default_rng(0)
+    for path in photos.glob("*/1*.png"):
+        Image.fromarray(rng.integers(0, 256, (36, 40, 3), np.uint8)).save(path)
+    assert run(TRAIN, "--resume", tmp_path / "run")[0] == 0
 
 
-def test_a_disk_that_is_full_at_the_end_ends_the_run_with_1(photos, tmp_path):
+def test_memory_that_does_not_suffice_ends_the_run_with_1(photos, tmp_path, capsys):
     command = load(TRAIN)
     _, settings, _ = read_arguments(
         ["--variant", "tiny", "--data", str(photos), "--out", str(tmp_path / "run")]
     )
-    trainer = command.prepare(command.new_run(settings), tmp_path / "run")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
+    with ExitStack() as held:
+        trainer = command.prepare(command.new_run(settings), tmp_path / "run", held)
+        trainer.run.train_data.transform.shape = (2**26, 2**26, 3)
         assert command.train(trainer) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("error: the memory does not suffice: lower --batch-size (now 8)")
+
+
+def test_a_disk_that_is_full_at_the_end_ends_the_run_with_1(photos, tmp_path, disk):
+    command = load(TRAIN)
+    _, settings, _ = read_arguments(
+        ["--variant", "tiny", "--data", str(photos), "--out", str(tmp_path / "run")]
+    )
+    with ExitStack() as held:
+        trainer = command.prepare(command.new_run(settings), tmp_path / "run", held)
+        disk(20_000)
+        assert command.train(trainer) == 1
+        disk(None)
     assert load_checkpoint(trainer.checkpoints.last)["state"]["step"] == 0
     assert run(TRAIN, "--resume", tmp_path / "run")[0] == 0

@@ -13,6 +13,7 @@ import pytest
 from commands import TINY, Watcher, result, resumed, tiny_settings, trainer
 
 import tinyalex as ta
+from tinyalex.data import DataError
 from tinyalex.models import VARIANTS
 from tinyalex.models.spec import Gaussian, Linear
 from tinyalex.training import (
@@ -232,6 +233,38 @@ def test_weights_that_overflow_without_a_loss_to_show_for_it_stop_the_run(photos
     with pytest.raises(DivergedError, match="the weights are not finite"):
         trainer(run, tmp_path, Watcher(poison), seconds=0, share=math.inf).train()
     assert load_checkpoint(Checkpoints(tmp_path).last)["state"]["step"] == 7
+    assert not Checkpoints(tmp_path).best.exists()
+
+
+def test_a_run_that_diverges_keeps_its_best_network(photos, tmp_path):
+    run = new_run(tiny_settings(photos))
+
+    def poison(title, done):
+        if title == "epoch 2/3":
+            run.classifier.model.weight_layers["conv1"].weight.data[0, 0, 0, 0] = np.nan
+
+    stopping = trainer(run, tmp_path, Watcher(poison), share=1e-9)
+    stopping.checkpoints.save(run)  # after which none is due for a long time
+    with pytest.raises(DivergedError):
+        stopping.train()
+    assert load_checkpoint(stopping.checkpoints.best)["state"]["epoch"] == 1
+
+
+def test_too_many_unreadable_images_stop_after_saving(photos, tmp_path):
+    run = new_run(tiny_settings(shutil.copytree(photos, tmp_path / "photos")))
+    paths = run.train_data.dataset.paths
+
+    def spoil(title, done):
+        if (title, done) == ("epoch 1/3", 7):
+            for path in paths:
+                Path(path).write_bytes(b"")
+
+    (tmp_path / "out").mkdir()
+    stopping = trainer(run, tmp_path / "out", Watcher(spoil), share=1e-9)
+    stopping.checkpoints.save(run)
+    with pytest.raises(DataError, match="images cannot be read"):
+        stopping.train()
+    assert load_checkpoint(stopping.checkpoints.last)["state"]["step"] == 7
 
 
 def test_a_full_disk_is_no_reason_to_stop(photos, tmp_path, undisturbed, disk):
@@ -279,13 +312,15 @@ def test_waiting_for_images_is_remarked_on(photos, tmp_path):
 
 def test_unreadable_images_are_named(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
-    (tmp_path / "photos/ash/extra.jpg").write_text("not an image")
+    name = os.fsdecode(b"extra\xff.jpg")  # no UTF-8
+    (tmp_path / "photos/ash" / name).write_text("not an image")
     watcher = Watcher()
     (tmp_path / "out").mkdir()
     trainer(new_run(tiny_settings(tmp_path / "photos")), tmp_path / "out", watcher).train()
     named = [line for line in watcher.said if line.startswith("left out")]
     assert len(named) == 1
-    assert "ash/extra.jpg: not an image" in named[0]
+    assert "ash/extra�.jpg: not an image" in named[0]
+    named[0].encode()
 
 
 def test_a_run_goes_on_with_the_data_it_began_with_only(photos, tmp_path):

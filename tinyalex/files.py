@@ -7,6 +7,8 @@ itself has no checksum. https://github.com/huggingface/safetensors describes the
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import math
@@ -57,13 +59,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:  # some network file systems cannot; the file itself is safe
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(folder)
 
 
-def remove_temporaries(folder: str | os.PathLike[str]) -> None:
-    """Remove what a process killed inside `write_atomically` left in ``folder``."""
-    for leftover in Path(folder).glob(".*.tmp"):
+def remove_temporaries(path: str | os.PathLike[str]) -> None:
+    """Remove what a process killed inside ``write_atomically(path, ...)`` left beside ``path``."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

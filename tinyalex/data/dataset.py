@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,11 @@ class ImageError(DataError):
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+
+
+def printable(path: str) -> str:
+    """Return a path in characters that every terminal takes, whatever bytes its name is of."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 class Dataset(Protocol):

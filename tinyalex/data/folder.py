@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalex.data.dataset import DataError
+from tinyalex.data.dataset import DataError, printable
 from tinyalex.data.image import EXTENSIONS, read_image
 
 _LAYOUT = "expected one folder for each class, with its images inside"
@@ -25,7 +25,8 @@ class ImageFolder:
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
     (`image.EXTENSIONS`, any case); other files, and names that begin with a dot, are counted in
-    `ignored`. Nothing is decoded here: a broken image raises ImageError from `load`.
+    `ignored`. The class folders lie in `folder`. Nothing is decoded here: a broken image raises
+    ImageError from `load`.
 
     Raises DataError for a folder that cannot be trained on.
     """
@@ -48,6 +49,7 @@ class ImageFolder:
         self.ignored = 0
 
         folder, is_split = self._split_folder()
+        self.folder = folder
         self.classes = self._class_names(folder)
         images = [self._images(f"{folder / name}", (_identity(folder),)) for name in self.classes]
         self._check_counts(folder, [len(paths) for paths in images])
@@ -75,8 +77,8 @@ class ImageFolder:
         return read_image(self.paths[index], self.shorter_side)
 
     def describe(self, index: int) -> str:
-        """Return the path of image `index`."""
-        return self.paths[index]
+        """Return the path of image `index`, in characters that can be printed."""
+        return printable(self.paths[index])
 
     def _split_folder(self) -> tuple[Path, bool]:
         """Return the folder that holds the class folders, and whether it is a ready split."""

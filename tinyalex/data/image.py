@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -25,6 +26,8 @@ MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 # otherwise grow to 512,000 x 256.
 MAX_ASPECT = 4
 
+FAULTS_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.EIO)
+
 
 def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
     """Return the image in `path` as uint8 RGB [height, width, 3].
@@ -38,7 +41,8 @@ def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
     within a grey level or so of decoding it whole.
 
     Raises ImageError for anything that cannot be read in full, truncated files included: the
-    grey bands of half a photograph are not training data.
+    grey bands of half a photograph are not training data. What is no fault of the image stays
+    itself: MemoryError, and OSError for too many open files and for a disk that fails.
     """
     try:
         # Opening a named pipe would wait for ever, so the kind of file is asked first.
@@ -52,7 +56,11 @@ def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         raise ImageError(path, _unidentified(path)) from None
+    except MemoryError:
+        raise
     except OSError as error:
+        if error.errno in FAULTS_OF_THE_MACHINE:
+            raise
         raise ImageError(path, error.strerror or str(error)) from error
     except Exception as error:  # decoders raise anything: SyntaxError, ValueError, struct.error
         raise ImageError(path, f"{type(error).__name__}: {error}") from error

@@ -172,5 +172,5 @@ class Loader:
             more = f"; and {count - 10} more" if count > 10 else ""
             raise DataError(
                 f"{count} of {len(self.dataset)} images cannot be read, {allowed} are allowed: "
-                f"mend or remove them: {listed}{more}"
+                f"{listed}{more}"
             ) from error

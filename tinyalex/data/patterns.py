@@ -63,7 +63,7 @@ class Patterns:
     Raises ValueError for an unknown split, a size below 1 or a negative seed.
     """
 
-    def __init__(self, split: str = "train", size: int = 3000, seed: int = 0) -> None:
+    def __init__(self, split: str = "train", size: int = 4000, seed: int = 0) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         if size < 1 or seed < 0:

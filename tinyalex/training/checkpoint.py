@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class Checkpoints:
         Raises OSError where the folder cannot be used.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(self.folder)
+        for path in (self.last, self.best):
+            remove_temporaries(path)
         weights = sum(p.data.nbytes for p in run.classifier.model.parameters())
         # Weights and velocity in `last` and in its successor, weights in `best` and in its.
         needed = 6 * weights - sum(p.stat().st_size for p in (self.last, self.best) if p.exists())
@@ -84,15 +86,22 @@ class Checkpoints:
         finite; OSError if the disk refuses, and the files from before stay.
         """
         started = time.monotonic()
-        state = run.get_state()
-        if not _all_finite(state):
-            raise FloatingPointError("the weights are not finite")
-        if self._best is not None:
+        try:
+            state = run.get_state()
+            velocities = [v for v in state["optimizer"]["velocity"] if v is not None]
+            if not _all_finite([*state["classifier"]["weights"].values(), *velocities]):
+                raise FloatingPointError("the weights are not finite")
+            self.save_best()
+            save({"kind": KIND, **state}, self.last)
+        finally:  # a failure costs time as well: it is not tried again at every step
+            self._written = time.monotonic()
+            self._cost = self._written - started
+
+    def save_best(self) -> None:
+        """Write the best network, if there is a new one and it is finite; OSError as in `save`."""
+        if self._best is not None and _all_finite(self._best["classifier"]["weights"].values()):
             save({"kind": KIND, **self._best}, self.best)
             self._best = None
-        save({"kind": KIND, **state}, self.last)
-        self._written = time.monotonic()
-        self._cost = self._written - started
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -141,7 +150,5 @@ def settings_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Settin
         raise FileError(f"the settings in {path} cannot be used: {error}") from error
 
 
-def _all_finite(state: dict[str, Any]) -> bool:
-    velocities = [v for v in state["optimizer"]["velocity"] if v is not None]
-    arrays = [*state["classifier"]["weights"].values(), *velocities]
+def _all_finite(arrays: Iterable[np.ndarray]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays)

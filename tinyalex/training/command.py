@@ -7,6 +7,8 @@ import errno
 import sys
 from typing import NoReturn
 
+from tinyalex.threads import get_num_threads
+
 DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
 EXIT_CODES = """\
 exit codes: 0 done; 1 failed on the way; 2 arguments or data that cannot be used; 3 the loss was no
@@ -34,6 +36,18 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+
+def add_network_arguments(parser: Parser) -> None:
+    """Add what the commands that use a trained network begin with: CHECKPOINT and --threads."""
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a .safetensors file of a run, or the run's folder, of which the best is taken",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=get_num_threads(), metavar="N", help="threads that compute"
+    )
 
 
 def complain(error: BaseException | str, code: int = USAGE) -> int:

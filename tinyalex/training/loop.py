@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import tinyalex.functional as F
-from tinyalex.data import Batch
+from tinyalex.data import Batch, DataError
 from tinyalex.nn import Module
 from tinyalex.optim import SGD
 from tinyalex.tensor import Tensor
@@ -58,9 +57,20 @@ class Trainer:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
 
         Raises StoppedError after a first SIGINT or SIGTERM, once the step under way is done and
-        saved; DivergedError when the loss is not finite, which leaves the checkpoint from before;
+        saved; DataError when too many images cannot be read, also after saving; DivergedError when
+        the loss is not finite, which leaves the last checkpoint from before and the best network;
         OSError when the final checkpoint cannot be written (earlier ones are tried again later).
         """
+        try:
+            self._train()
+        except DataError:
+            self._save()
+            raise
+        except DivergedError:
+            self.checkpoints.save_best()
+            raise
+
+    def _train(self) -> None:
         state, epochs = self.run.state, self.run.settings.epochs
         with StopRequest() as stop:
             while state.epoch < epochs:
@@ -76,12 +86,14 @@ class Trainer:
 
     def _learn(self, stop: StopRequest) -> None:
         """Go through the batches of an epoch, or through what is left of it."""
-        run, state, batches = self.run, self.run.state, len(self.run.train_data)
+        run, state, data = self.run, self.run.state, self.run.train_data
+        batches, waited_before = len(data), data.wait_seconds
         run.classifier.model.train()
         self.pace.start_epoch()
         self.progress.start(f"epoch {state.epoch + 1}/{run.settings.epochs}", batches, state.batch)
-        for batch, waited in _timed(run.train_data.epoch(state.epoch, state.batch)):
+        for batch in data.epoch(state.epoch, state.batch):
             started = time.perf_counter()
+            waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
             run.schedule.before_step(state.step)
             result = train_step(run.classifier.model, run.optimizer, batch)
             state.count(result)
@@ -244,13 +256,3 @@ def train_step(model: Module, optimizer: SGD, batch: Batch) -> Average:
     optimizer.step()
     correct = int(hits(logits.detach().numpy(), batch.labels).sum())
     return Average(value * len(batch), correct, len(batch))
-
-
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Yield each batch with the seconds that were spent waiting for it."""
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - started

@@ -59,7 +59,8 @@ class MetricsFile:
     """Rows appended to a file of JSON lines, which survives kills, resumes and a full disk.
 
     `keep` is the number of rows that the checkpoint in hand knows of: whatever a killed run wrote
-    after that checkpoint is cut off, because the resumed run is about to write it again.
+    after that checkpoint is cut off, because the resumed run is about to write it again. Raises
+    ValueError, and leaves the file alone, where it holds fewer rows.
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int = 0) -> None:
@@ -72,6 +73,11 @@ class MetricsFile:
             while self.rows < keep and (line := file.readline()).endswith(b"\n"):
                 self.rows += 1
                 self._end += len(line)
+            if self.rows < keep:
+                raise ValueError(
+                    f"{self.path} has {self.rows} whole rows, the checkpoint counts {keep}: put "
+                    "the file back, or begin anew with another --out"
+                )
             file.truncate(self._end)
 
     def append(self, row: dict[str, Any]) -> None:

@@ -35,12 +35,19 @@ SMALL_DATA: dict[str, Any] = {
 
 EMBEDDED = {
     **SMALL_DATA,
-    "dropout": 0.0,  # a new image whenever one is wanted: there is nothing to learn by heart
+    "dropout": 0.0,  # few epochs: learning by heart is not what limits it
     "augment": "paper",
     "epochs": 5,
     "lr": 0.0015,
 }
 """What runs with neither --variant nor --data: less than 10 minutes on 2 cores."""
+
+LONGER = {
+    "step": "the schedule keeps the length that it was made for",
+    "discrete_exponential": "the schedule keeps the length that it was made for",
+    "cosine": "the cosine is stretched to the new length, so the rate jumps",
+}
+"""What other --epochs do to a run that is resumed; the other schedules have no length."""
 
 
 def make_parser(description: str | None = None) -> Parser:
@@ -203,10 +210,9 @@ def read_resumed(
         )
     if new.epochs < checkpoint["state"]["epoch"]:
         raise ValueError(f"{folder} has {checkpoint['state']['epoch']} epochs behind it already")
-    notes = {
-        "threads": "the last digits may differ from those of an uninterrupted run",
-        "epochs": "the schedule keeps the length that it was made for",
-    }
+    notes = {"threads": "the last digits may differ from those of an uninterrupted run"}
+    if new.schedule in LONGER:
+        notes["epochs"] = LONGER[new.schedule]
     if changed:
         print("; ".join([f"changed: {listed}", *(notes[n] for n in changed if n in notes)]))
     return new, checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import tinyalex.functional as F
 from tinyalex.autograd import no_grad
 from tinyalex.tensor import Tensor
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
-from tinyalex.training.loop import train_step
+from tinyalex.training.loop import DivergedError, train_step
 from tinyalex.training.progress import duration
 from tinyalex.training.run import Run
 
@@ -41,8 +42,10 @@ def rehearse(run: Run, out: Path, say: Callable[[str], None] = print) -> None:
 
     held_out = next(run.val_data.epoch(0))
     model.eval()
-    with no_grad():
+    with no_grad(), np.errstate(over="ignore", invalid="ignore"):
         loss = F.cross_entropy(model(Tensor(held_out.images)), held_out.labels).item()
+    if not math.isfinite(loss):
+        raise DivergedError(f"the validation loss is {loss}")
     say(f"ok  {len(held_out)} validation images judged: loss {loss:.3f}")
 
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
