@@ -1,10 +1,9 @@
-"""Put a training run into the README: its command, time and accuracy, and its pictures.
+"""Put a training run into the README: its command, time and accuracy, and its curves.
 
     python benchmarks/record_run.py runs/patterns-torchvision patterns
 
-reads run.json and metrics.jsonl, writes benchmarks/results/run-NAME.json, copies the pictures to
-docs/images/NAME-curves.png and NAME-filters.png, and fills the README between <!-- run-NAME -->
-and <!-- /run-NAME -->.
+reads run.json and metrics.jsonl, writes benchmarks/results/run-NAME.json, copies the curves to
+docs/images/NAME-curves.png, and fills the README between <!-- run-NAME --> and <!-- /run-NAME -->.
 """
 
 from __future__ import annotations
@@ -66,9 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     result = collect(arguments.folder)
     report.save(f"run-{arguments.name}", result)
-    for picture in ("curves", "filters"):
-        target = report.ROOT / "docs" / "images" / f"{arguments.name}-{picture}.png"
-        shutil.copy(arguments.folder / f"{picture}.png", target)
+    target = report.ROOT / "docs" / "images" / f"{arguments.name}-curves.png"
+    shutil.copy(arguments.folder / "curves.png", target)
     report.replace_table(report.ROOT / "README.md", f"run-{arguments.name}", table(result))
     print(table(result))
 
