@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -12,6 +13,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import tinyalex as ta
 
 BACKENDS = ("reference", "cpu")
+FILE_SIZES = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Lift a test's limit on file sizes before its result is written: to a file, perhaps."""
+    try:
+        return (yield)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, FILE_SIZES)
 
 
 @pytest.fixture
