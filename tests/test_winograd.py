@@ -125,14 +125,6 @@ def test_does_not_depend_on_where_tasks_begin(rng, monkeypatch, tiles, taps):
         assert_close(actual[name], result, what=name)
 
 
-def test_large_weights_lie_the_other_way_round(rng, monkeypatch):
-    arguments = problem(rng, 2, 6, (9, 8), 10, 3, padded(2, 0, 1, 3), 2)
-    monkeypatch.setattr(winograd, "LARGE", 1)
-    actual = run(winograd, *arguments)
-    for name, result in expected(*arguments).items():
-        assert_close(actual[name], result, what=name)
-
-
 def test_fewer_partial_sums_than_threads(rng, monkeypatch):
     arguments = problem(rng, 2, 4, (9, 9), 6, 3, padded(1))
     monkeypatch.setattr(winograd, "PARTIAL_BYTES", 1)

@@ -14,6 +14,7 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tinyalex.backends import array_module
 from tinyalex.backends.types import Array
 
 if TYPE_CHECKING:
@@ -137,8 +138,7 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
         input_grads = node.backward(grad)
         if not isinstance(input_grads, tuple):
             input_grads = (input_grads,)
-        # A leaf's .grad is its own: an array that others see too is copied.
-        seen = [id(grad), *map(id, input_grads)]
+        others = [array for array in (grad, *node.saved, *input_grads) if hasattr(array, "dtype")]
         edges = node.edges
         if not retain_graph:
             node.saved, node.edges, node.freed = (), (), True
@@ -153,8 +153,11 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
                 )
             input_grad = input_grad.astype(edge.dtype, copy=False)
             if not isinstance(edge, Function):
-                shared = input_grad.base is not None or seen.count(id(input_grad)) > 1
-                _accumulate(edge, input_grad.copy() if shared else input_grad)
+                # A leaf's .grad is its own: what others see too, or a constant, is copied.
+                overlaps = array_module(input_grad).may_share_memory
+                shared = sum(overlaps(input_grad, other) for other in others) > 1
+                own = input_grad.flags.writeable and not shared
+                _accumulate(edge, input_grad if own else input_grad.copy())
             elif edge in gradients:
                 gradients[edge] = gradients[edge] + input_grad
             else:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tinyalex import random
-from tinyalex.ops import activation, conv, loss, matmul, normalization, pool, shape
+from tinyalex.autograd import Function
+from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
 from tinyalex.ops.arguments import dimension, finite, integer, pair, probability
 from tinyalex.tensor import Tensor
 
@@ -57,8 +58,40 @@ def conv2d(
     A single image [C, H, W] works as well, here and in the poolings. Raises ValueError or TypeError
     when shapes, dtypes or numbers do not fit.
     """
+    return _conv2d(conv.Conv2d, x, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``relu(conv2d(...))``, in one pass where the backend can.
+
+    A `tinyalex.nn.Sequential` calls this for a Conv2d that is followed by a ReLU.
+    """
+    if fused.available(_tensor(x, "x").data):
+        return _conv2d(fused.Conv2dReLU, x, weight, bias, stride, padding, dilation, groups)
+    return relu(conv2d(x, weight, bias, stride, padding, dilation, groups))
+
+
+def _conv2d(
+    function: type[Function],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> Tensor:
     if _tensor(x, "x").ndim == 3:  # one image
-        return conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+        one = x.unsqueeze(0)
+        return _conv2d(function, one, weight, bias, stride, padding, dilation, groups).squeeze(0)
     steps, spread = pair(stride, "stride"), pair(dilation, "dilation")
     kernel = _tensor(weight, "weight").shape[-2:]
     if bias is not None:
@@ -68,7 +101,7 @@ def conv2d(
     else:
         height, width = pair(padding, "padding", minimum=0)
         border = (height, height), (width, width)
-    return conv.Conv2d.apply(
+    return function.apply(
         x,
         weight,
         bias,
@@ -180,6 +213,40 @@ def local_response_norm(
         beta=finite(beta, "beta"),
         k=finite(k, "k"),
         groups=integer(groups, "groups", minimum=1),
+    )
+
+
+def local_response_norm_max_pool2d(
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """``max_pool2d(local_response_norm(...))``, in one pass where the backend can.
+
+    A `tinyalex.nn.Sequential` calls this for such a pair of layers.
+    """
+    if _tensor(x, "x").ndim != 4 or not fused.available(x.data):
+        y = local_response_norm(x, size, alpha, beta, k, groups)
+        return max_pool2d(y, kernel_size, stride, padding, 1, ceil_mode)
+    window = pair(kernel_size, "kernel_size")
+    return fused.LocalResponseNormMaxPool2d.apply(
+        x,
+        size=integer(size, "size", minimum=1),
+        alpha=finite(alpha, "alpha"),
+        beta=finite(beta, "beta"),
+        k=finite(k, "k"),
+        groups=integer(groups, "groups", minimum=1),
+        kernel_size=window,
+        stride=window if stride is None else pair(stride, "stride"),
+        padding=pair(padding, "padding", minimum=0),
+        ceil_mode=bool(ceil_mode),
     )
 
 

@@ -36,6 +36,15 @@ KERNELS = {
     "sgd_step": "one update of a parameter and its velocity, in place",
 }
 
+# What a backend may have besides: several ops in one pass. Layers in a `Sequential` make use of it
+# (`tinyalex.nn.fusion`); without it they run one by one, as in `reference`.
+FUSED_KERNELS = {
+    "conv2d_relu": "conv2d, then relu",
+    "conv2d_relu_grads": "its three gradients",
+    "norm_max_pool2d": "local_response_norm, then max_pool2d without dilation",
+    "norm_max_pool2d_input_grad": "its gradient",
+}
+
 CPU_BACKENDS = ("cpu", "reference")
 
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, overload
 
+from tinyalex.nn import fusion
 from tinyalex.nn.module import Module
 from tinyalex.tensor import Tensor
 
@@ -50,7 +51,5 @@ class Sequential(Module):
         return named[index][1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run all layers in order."""
-        for layer in self.children():
-            x = layer(x)
-        return x
+        """Run all layers in order; some runs of layers take one pass (`tinyalex.nn.fusion`)."""
+        return fusion.run(tuple(self.children()), x)

@@ -8,11 +8,14 @@ from tinyalex.backends.cpu.conv import (
     conv2d,
     conv2d_bias_grad,
     conv2d_input_grad,
+    conv2d_relu,
+    conv2d_relu_grads,
     conv2d_weight_grad,
 )
 from tinyalex.backends.cpu.elementwise import dropout, relu, relu_input_grad
 from tinyalex.backends.cpu.linear import linear, linear_input_grad, linear_weight_grad
 from tinyalex.backends.cpu.lrn import local_response_norm, local_response_norm_input_grad
+from tinyalex.backends.cpu.lrn_pool import norm_max_pool2d, norm_max_pool2d_input_grad
 from tinyalex.backends.cpu.pool import max_pool2d, max_pool2d_input_grad
 from tinyalex.backends.cpu.runtime import set_num_threads
 from tinyalex.backends.cpu.sgd import sgd_step
@@ -22,6 +25,8 @@ __all__ = [
     "conv2d",
     "conv2d_bias_grad",
     "conv2d_input_grad",
+    "conv2d_relu",
+    "conv2d_relu_grads",
     "conv2d_weight_grad",
     "dropout",
     "linear",
@@ -31,6 +36,8 @@ __all__ = [
     "local_response_norm_input_grad",
     "max_pool2d",
     "max_pool2d_input_grad",
+    "norm_max_pool2d",
+    "norm_max_pool2d_input_grad",
     "relu",
     "relu_input_grad",
     "set_num_threads",

@@ -1,7 +1,8 @@
 """Convolution: which algorithm computes which shape.
 
 An algorithm is a module with the functions ``forward``, ``input_grad`` and ``weight_grad``, which
-take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`.
+take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`. Those that can do a
+ReLU on the way also take ``rectify`` and ``mask``, and have ``weight_and_bias_grad``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from tinyalex.backends.cpu import im2col, winograd
+from tinyalex.backends.cpu import im2col, strided, winograd
+from tinyalex.backends.cpu.elementwise import relu, relu_input_grad
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import channels_last
@@ -33,18 +35,36 @@ class Problem(NamedTuple):
 
 MIN_CHANNELS, MIN_PIXELS = 16, 700  # for Winograd; channels of a group, pixels of the batch
 
+
+def _suits_winograd(p: Problem, taps: tuple[int, ...], channels: int) -> bool:
+    return (
+        p.dtype == np.float32
+        and p.dilation == (1, 1)
+        and taps in ((3, 3), (5, 5))
+        and min(p.weight_shape[0] // p.groups, channels) >= MIN_CHANNELS
+        and p.output_shape[0] * p.output_shape[2] * p.output_shape[3] >= MIN_PIXELS
+    )
+
+
+def _suits_strided(p: Problem) -> bool:
+    R, S = p.weight_shape[2:]
+    s = p.stride[0]
+    blocks = strided.taps_as_blocks(p.weight_shape, p.stride)
+    square = R == S and p.stride == (s, s) and s > 1 and p.groups == 1
+    return square and _suits_winograd(p, (blocks, blocks), s * s * p.weight_shape[1])
+
+
 # The first row that suits a convolution computes it.
 ALGORITHMS: tuple[tuple[ModuleType, Callable[[Problem], bool], str], ...] = (
     (
         winograd,
-        lambda p: (
-            p.stride == p.dilation == (1, 1)
-            and p.weight_shape[2:] in ((3, 3), (5, 5))
-            and p.dtype == np.float32
-            and min(p.weight_shape[0] // p.groups, p.weight_shape[1]) >= MIN_CHANNELS
-            and p.output_shape[0] * p.output_shape[2] * p.output_shape[3] >= MIN_PIXELS
-        ),
+        lambda p: p.stride == (1, 1) and _suits_winograd(p, p.weight_shape[2:], p.weight_shape[1]),
         "a quarter of the products, where there are enough of them to pay for the transforms",
+    ),
+    (
+        strided,
+        _suits_strided,
+        "the same for a stride s, with s x s pixels as the channels of one: 11x11 at stride 4",
     ),
     (im2col, lambda p: True, "any shape, at the speed of GEMM"),
 )
@@ -102,6 +122,60 @@ def conv2d_weight_grad(
     kernels = algorithm(Problem(grad.shape, weight_shape, stride, dilation, groups, grad.dtype))
     dw: Array = kernels.weight_grad(grad, x, weight_shape, stride, padding, dilation, groups)
     return dw
+
+
+def conv2d_relu(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return max(y, 0) of `conv2d`: what is negative becomes 0 before it is stored."""
+    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    shape = (x.shape[0], weight.shape[0], *size)
+    kernels = algorithm(Problem(shape, weight.shape, stride, dilation, groups, x.dtype))
+    if kernels is im2col:
+        return relu(im2col.forward(x, weight, bias, stride, padding, dilation, groups))
+    y: Array = kernels.forward(x, weight, bias, stride, padding, dilation, groups, rectify=True)
+    return y
+
+
+def conv2d_relu_grads(
+    grad: Array,
+    y: Array,
+    x: Array | None,
+    weight: Array | None,
+    needs: tuple[bool, ...],
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    *options: Any,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return (dx, dweight, dbias) of `conv2d_relu`, each only if it is needed.
+
+    Where y is 0, ``grad`` counts as 0. That is seen to where ``grad`` is read anyway.
+    """
+    need_x, need_weight, need_bias = needs
+    stride, _, dilation, groups = options
+    problem = Problem(grad.shape, weight_shape, stride, dilation, groups, grad.dtype)
+    kernels = algorithm(problem)
+    dx = dweight = dbias = None
+    if kernels is im2col:
+        grad = relu_input_grad(grad, y)
+        if need_x:
+            dx = im2col.input_grad(grad, weight, input_shape, *options)
+        if need_weight:
+            dweight = im2col.weight_grad(grad, x, weight_shape, *options)
+        return dx, dweight, conv2d_bias_grad(grad) if need_bias else None
+    if need_x:
+        dx = kernels.input_grad(grad, weight, input_shape, *options, mask=y)
+    if need_weight:
+        dweight, dbias = kernels.weight_and_bias_grad(grad, x, weight_shape, *options, y)
+    elif need_bias:
+        dbias = conv2d_bias_grad(relu_input_grad(grad, y))
+    return dx, dweight, dbias if need_bias else None
 
 
 @parallel_kernel

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
+from tinyalex.backends import memory
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
@@ -40,7 +41,7 @@ def _relu_input_grad(grad, y, dx):
 def relu(x: Array) -> Array:
     """Return max(x, 0); NaN stays NaN."""
     (line,), restore = _as_lines(x)
-    y = np.empty_like(line)
+    y = memory.empty_like(line)
     _relu(line, y)
     return restore(y)
 
@@ -48,7 +49,7 @@ def relu(x: Array) -> Array:
 def relu_input_grad(grad: Array, y: Array) -> Array:
     """Return dx = dy where y > 0, else 0; y > 0 exactly where x > 0. Where y is NaN, dx = dy."""
     (output, gradient), restore = _as_lines(y, grad)
-    dx = np.empty_like(gradient)
+    dx = memory.empty_like(gradient)
     _relu_input_grad(gradient, output, dx)
     return restore(dx)
 
@@ -75,6 +76,6 @@ def dropout(x: Array, p: float, key: int) -> Array:
         return np.zeros_like(x)
     # The position counts in the order of the shape, so that layouts do not change the draw.
     line = plain(x).reshape(-1)
-    y = np.empty_like(line)
+    y = memory.empty_like(line)
     _dropout(line, np.uint64(key), np.uint64(int(p * 2**24 + 0.5)), x.dtype.type(1 / (1 - p)), y)
     return y.reshape(x.shape)

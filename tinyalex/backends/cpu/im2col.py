@@ -17,11 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.np.ufunc.parallel import get_thread_id
 
+from tinyalex.backends import memory
 from tinyalex.backends.cpu.columns import clear, gather, scatter_add, window
 from tinyalex.backends.cpu.gemm import gemm
-from tinyalex.backends.cpu.runtime import kernel, num_threads, parallel_kernel, plain, workspace
+from tinyalex.backends.cpu.runtime import (
+    kernel,
+    num_threads,
+    parallel_kernel,
+    plain,
+    thread_id,
+    workspace,
+)
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
@@ -82,7 +89,7 @@ def _forward(x, weight, bias, y, window, blocks, groups, space):
             r1 = min(window.height, r0 + blocks.tap_rows)
             d0, d1 = r0 * row_depth, r1 * row_depth
             count = output.shape[0]
-            columns = space[get_thread_id(), : count * (d1 - d0)].reshape(count, d1 - d0)
+            columns = space[thread_id(), : count * (d1 - d0)].reshape(count, d1 - d0)
             gather(x, window, (Ho, Wo), first, (group * Cg, (group + 1) * Cg), (r0, r1), columns)
             gemm(columns, weight[k0:k1, d0:d1], output, False, True, True)
 
@@ -110,7 +117,7 @@ def _input_grad(grad, weight, dx, window, blocks, images, groups, space):
             for r0 in range(0, window.height, blocks.tap_rows):
                 r1 = min(window.height, r0 + blocks.tap_rows)
                 d0, d1 = r0 * row_depth, r1 * row_depth
-                columns = space[get_thread_id(), : count * (d1 - d0)].reshape(count, d1 - d0)
+                columns = space[thread_id(), : count * (d1 - d0)].reshape(count, d1 - d0)
                 gemm(source, weight[k0:k1, d0:d1], columns, False, False, False)
                 scatter_add(columns, window, (Ho, Wo), first, channels, (r0, r1), dx)
 
@@ -135,7 +142,7 @@ def _weight_grad(grad, x, partial, window, blocks, groups, space):
             for r0 in range(0, window.height, blocks.tap_rows):
                 r1 = min(window.height, r0 + blocks.tap_rows)
                 d0, d1 = r0 * row_depth, r1 * row_depth
-                columns = space[get_thread_id(), : count * (d1 - d0)].reshape(count, d1 - d0)
+                columns = space[thread_id(), : count * (d1 - d0)].reshape(count, d1 - d0)
                 gather(x, window, (Ho, Wo), first, channels, (r0, r1), columns)
                 gemm(source, columns, partial[part, k0:k1, d0:d1], True, False, True)
 
@@ -168,7 +175,7 @@ def forward(
     K, _, R, S = weight.shape
     N, _, H, W = x.shape
     Ho, Wo = conv_output_size((H, W), (R, S), stride, padding, dilation)
-    y = np.empty((N, Ho, Wo, K), x.dtype)
+    y = memory.empty((N, Ho, Wo, K), x.dtype)
     blocks = cut(N * Ho * Wo, weight.shape, x.itemsize, _workers(groups))
     _forward(
         plain(channels_last(x)),
@@ -195,7 +202,7 @@ def input_grad(
     """Return dx: multiply with the weights, add the columns back into the image."""
     N, C, H, W = input_shape
     pixels = grad.shape[2] * grad.shape[3]
-    dx = np.empty((N, H, W, C), grad.dtype)
+    dx = memory.empty((N, H, W, C), grad.dtype)
     blocks = cut(N * pixels, weight.shape, grad.itemsize, _workers(groups))
     images = max(1, blocks.pixels // max(1, pixels))
     blocks = cut(images * pixels, weight.shape, grad.itemsize, 1)

@@ -1,7 +1,9 @@
-"""Fully connected layers: matrix products, each task with its own columns of the result.
+"""Fully connected layers: matrix products, each task with its own part of the result.
 
 The weights are far larger than the activations, and with few images reading them is most of the
-work. So what matters is the order in which they are read.
+work. So they are read where they lie, once and in long runs, and it is the activations that are put
+into the order in which `microkernel` wants them. What it does not take (float64, odd numbers of
+features) is left to BLAS.
 """
 
 from __future__ import annotations
@@ -9,67 +11,26 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from tinyalex.backends import memory
 from tinyalex.backends.cpu.gemm import gemm
-from tinyalex.backends.cpu.runtime import kernel, num_threads, parallel_kernel, plain
+from tinyalex.backends.cpu.microkernel import LANES, ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.runtime import (
+    kernel,
+    num_threads,
+    parallel_kernel,
+    plain,
+    thread_id,
+    workspace,
+)
 from tinyalex.backends.types import Array
 
 MAX_COLUMNS = 1024  # of the result, a task: more leaves the threads unevenly loaded
+TASK = 4 * ROWS[0]  # rows of the result for a task of `_multiply_weight`
+PANELS = 1 << 17  # elements of panels that stay in the second-level cache
+DEPTH, COLUMNS = 256, 512  # the part of the weights that a task of `_input_grad` packs at a time
 
 
-@parallel_kernel
-def _forward(x, weight, width, y):
-    for task in prange((y.shape[1] + width - 1) // width):
-        first = np.int64(task) * width
-        stop = min(y.shape[1], first + width)
-        gemm(x, weight[first:stop], y[:, first:stop], False, True, True)
-
-
-@kernel
-def _add_four_by_four(grad, weight, o, n, first, stop, dx):
-    """Add to four rows of ``dx``, from ``n``, their share of four rows of ``weight``, from ``o``.
-
-    Sixteen products for every eight values read: that is what BLAS's inner loop does, too. But
-    BLAS first copies the weights, in strips of a few columns, each value from another page of
-    memory, and with few images the copy takes longer than the product.
-    """
-    # Unsigned indices: signed ones could mean "from the end", and the loop would not vectorise.
-    o, n, one, two, three = np.uintp(o), np.uintp(n), np.uintp(1), np.uintp(2), np.uintp(3)
-    a0, a1, a2, a3 = grad[n, o : o + np.uintp(4)]
-    b0, b1, b2, b3 = grad[n + one, o : o + np.uintp(4)]
-    c0, c1, c2, c3 = grad[n + two, o : o + np.uintp(4)]
-    d0, d1, d2, d3 = grad[n + three, o : o + np.uintp(4)]
-    for i in range(np.uintp(first), np.uintp(stop)):
-        w0, w1 = weight[o, i], weight[o + one, i]
-        w2, w3 = weight[o + two, i], weight[o + three, i]
-        dx[n, i] += a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
-        dx[n + one, i] += b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
-        dx[n + two, i] += c0 * w0 + c1 * w1 + c2 * w2 + c3 * w3
-        dx[n + three, i] += d0 * w0 + d1 * w1 + d2 * w2 + d3 * w3
-
-
-@parallel_kernel
-def _input_grad(grad, weight, width, dx):
-    # The number of images is a multiple of four; the last rows of the weights may be fewer.
-    outputs, inputs = weight.shape
-    in_fours = outputs - outputs % 4
-    for task in prange((inputs + width - 1) // width):
-        first = np.int64(task) * width
-        stop = min(inputs, first + width)
-        dx[:, first:stop] = 0
-        for o in range(0, in_fours, 4):
-            for n in range(0, dx.shape[0], 4):
-                _add_four_by_four(grad, weight, o, n, first, stop, dx)
-        gemm(
-            grad[:, in_fours:], weight[in_fours:, first:stop], dx[:, first:stop], False, False, True
-        )
-
-
-@parallel_kernel
-def _weight_grad(grad, x, width, dweight):
-    for task in prange((x.shape[1] + width - 1) // width):
-        first = np.int64(task) * width
-        stop = min(x.shape[1], first + width)
-        gemm(grad, x[:, first:stop], dweight[:, first:stop], True, False, False)
+# --- one image: every weight is used once ---------------------------------------------------------
 
 
 @kernel
@@ -96,38 +57,164 @@ def _forward_one(x, weight, y):
                     y[o] += x[i] * weight[o, i]
 
 
-def _width(columns: int) -> int:
-    """Return the columns of a task: as many for each thread."""
-    tasks = num_threads() * max(1, -(-columns // (num_threads() * MAX_COLUMNS)))
-    return max(1, -(-columns // tasks))
+# --- many images, float32 -------------------------------------------------------------------------
+
+
+@parallel_kernel
+def _transpose_into_panels(x, panels):
+    # x [N, I] -> panels [N / WIDTH, I, WIDTH]; zeros for images that are not there
+    N, inputs = x.shape
+    for task in prange((inputs + LANES - 1) // LANES):
+        first = np.int64(task) * LANES
+        for panel in range(panels.shape[0]):
+            for n in range(WIDTH):
+                image = panel * WIDTH + n
+                for i in range(first, min(inputs, first + LANES)):
+                    panels[panel, i, n] = x[image, i] if image < N else np.float32(0)
+
+
+@parallel_kernel
+def _multiply_weight(weight, panels, depth, y):
+    # y [O, columns] = weight [O, I] @ panels [columns / WIDTH, I, WIDTH], ``depth`` at a time
+    outputs, inputs = weight.shape
+    columns = y.shape[1]
+    for task in prange((outputs + TASK - 1) // TASK):
+        first = np.int64(task) * TASK
+        rows = min(TASK, outputs - first)
+        for i in range(0, inputs, depth):
+            some = min(depth, inputs - i)
+            left = View(weight, first * inputs + i, inputs, 1)
+            right = View(panels, i * WIDTH, WIDTH, inputs * WIDTH)
+            result = View(y, first * columns, columns, 1)
+            multiply(left, right, result, rows, columns, some, i > 0)
+
+
+@kernel
+def _pack(matrix, first, depth, column, columns, panels):
+    """Copy ``depth`` rows, from ``first``, of some columns: panels [columns / WIDTH, depth, WIDTH].
+
+    Columns that the matrix does not have are zeros.
+    """
+    for k in range(depth):
+        row = matrix[first + k]
+        for panel in range((columns + WIDTH - 1) // WIDTH):
+            target = panels[(panel * depth + k) * WIDTH : (panel * depth + k + 1) * WIDTH]
+            begin = column + panel * WIDTH
+            if begin + WIDTH <= row.size:
+                source = row[begin : begin + WIDTH]
+                for j in range(WIDTH):
+                    target[j] = source[j]
+            else:
+                target[:] = 0
+                for j in range(row.size - begin):
+                    target[j] = row[begin + j]
+
+
+@parallel_kernel
+def _input_grad(grad, weight, dx, space):
+    # dx [N, I] = grad [N, O] @ weight [O, I], N a multiple of ROWS[-1]
+    N, outputs = grad.shape
+    inputs = weight.shape[1]
+    for task in prange((inputs + COLUMNS - 1) // COLUMNS):
+        first = np.int64(task) * COLUMNS
+        columns = min(COLUMNS, inputs - first)
+        panels = space[thread_id()]
+        for o in range(0, outputs, DEPTH):
+            depth = min(DEPTH, outputs - o)
+            _pack(weight, o, depth, first, columns, panels)
+            left = View(grad, o, outputs, 1)
+            right = View(panels, 0, WIDTH, depth * WIDTH)
+            multiply(left, right, View(dx, first, inputs, 1), N, columns, depth, o > 0)
+
+
+@parallel_kernel
+def _weight_grad(grad, x, dweight, space):
+    # dweight [O, I] = grad [N, O].T @ x [N, I]
+    N, outputs = grad.shape
+    inputs = x.shape[1]
+    for task in prange((inputs + COLUMNS - 1) // COLUMNS):
+        first = np.int64(task) * COLUMNS
+        columns = min(COLUMNS, inputs - first)
+        panels = space[thread_id()]
+        _pack(x, 0, N, first, columns, panels)
+        right = View(panels, 0, WIDTH, N * WIDTH)
+        for o in range(0, outputs, TASK):
+            left = View(grad, o, 1, outputs)
+            result = View(dweight, o * inputs + first, inputs, 1)
+            multiply(left, right, result, min(TASK, outputs - o), columns, N, False)
+
+
+# --- everything else: BLAS ------------------------------------------------------------------------
+
+
+@parallel_kernel
+def _multiply(a, b, width, c, transpose_a, transpose_b):
+    for task in prange((c.shape[1] + width - 1) // width):
+        first = np.int64(task) * width
+        stop = min(c.shape[1], first + width)
+        right = b[first:stop] if transpose_b else b[:, first:stop]
+        gemm(a, right, c[:, first:stop], transpose_a, transpose_b, False)
+
+
+def _blas(
+    a: Array, b: Array, shape: tuple[int, int], transpose_a: bool, transpose_b: bool
+) -> Array:
+    """Return ``op(a) @ op(b)``, each task with so many columns that all have equally many."""
+    c = memory.empty(shape, a.dtype)
+    tasks = num_threads() * max(1, -(-shape[1] // (num_threads() * MAX_COLUMNS)))
+    width = max(1, -(-shape[1] // tasks))
+    _multiply(plain(a), plain(b), width, c, transpose_a, transpose_b)
+    return c
+
+
+def _suits(weight: Array) -> bool:
+    """Return whether tiles fill the matrix and its gradient without a rest."""
+    outputs, inputs = weight.shape
+    return weight.dtype == np.float32 and outputs % ROWS[-1] == 0 and inputs % LANES == 0
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O]."""
-    y = np.empty((x.shape[0], weight.shape[0]), x.dtype)
-    y[:] = 0 if bias is None else bias
-    if x.shape[0] == 1:
-        # Each weight is used once; BLAS would copy it first.
+    N, (outputs, inputs) = x.shape[0], weight.shape
+    if N == 0:
+        return np.empty((0, outputs), x.dtype)
+    if N == 1:
+        y = np.zeros((1, outputs), x.dtype)
         _forward_one(plain(x[0]), plain(weight), y[0])
-    elif x.shape[0] > 1:
-        _forward(plain(x), plain(weight), _width(y.shape[1]), y)
+    elif _suits(weight):
+        panels = memory.empty((-(-N // WIDTH), inputs, WIDTH), np.float32)
+        _transpose_into_panels(plain(x), panels)
+        transposed = memory.empty((outputs, len(panels) * WIDTH), np.float32)
+        depth = max(LANES, PANELS // (len(panels) * WIDTH))
+        _multiply_weight(plain(weight), panels, depth, transposed)
+        y = np.ascontiguousarray(transposed[:, :N].T)
+    else:
+        y = _blas(x, weight, (N, outputs), False, True)
+    if bias is not None:
+        y += bias
     return y
 
 
 def linear_input_grad(grad: Array, weight: Array) -> Array:
     """Return dx = grad @ weight: [N, O] @ [O, I]."""
-    N, outputs = grad.shape
-    padded = np.zeros((-(-N // 4) * 4, outputs), grad.dtype)
-    padded[:N] = grad
-    dx = np.empty((padded.shape[0], weight.shape[1]), grad.dtype)
-    _input_grad(padded, plain(weight), _width(dx.shape[1]), dx)
+    N, (outputs, inputs) = grad.shape[0], weight.shape
+    if N == 0 or not _suits(weight):
+        return _blas(grad, weight, (N, inputs), False, False)
+    rows = np.zeros((-(-N // ROWS[-1]) * ROWS[-1], outputs), np.float32)
+    rows[:N] = grad
+    dx = memory.empty((len(rows), inputs), np.float32)
+    _input_grad(rows, plain(weight), dx, workspace(DEPTH * COLUMNS, np.dtype(np.float32)))
     return dx[:N]
 
 
 def linear_weight_grad(grad: Array, x: Array) -> Array:
     """Return dweight = grad.T @ x: [O, N] @ [N, I]."""
-    if not grad.shape[0]:
-        return np.zeros((grad.shape[1], x.shape[1]), grad.dtype)
-    dweight = np.empty((grad.shape[1], x.shape[1]), grad.dtype)
-    _weight_grad(plain(grad), plain(x), _width(x.shape[1]), dweight)
+    N, outputs = grad.shape
+    shape = outputs, x.shape[1]
+    if N == 0:
+        return np.zeros(shape, grad.dtype)
+    dweight = memory.empty(shape, grad.dtype)
+    if not _suits(dweight):
+        return _blas(grad, x, shape, True, False)
+    _weight_grad(plain(grad), plain(x), dweight, workspace(N * COLUMNS, np.dtype(np.float32)))
     return dweight

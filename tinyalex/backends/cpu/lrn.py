@@ -9,9 +9,12 @@ all else stays in the first-level cache, and nothing is kept between the two.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import prange
 
+from tinyalex.backends import memory
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
@@ -53,45 +56,75 @@ def _powers(x, size, ratio, beta, k, squares, power, scale):
             power[c] = s**-beta
 
 
-@parallel_kernel
-def _forward(x, size, ratio, beta, k, y):
-    count, width = x.shape
-    for task in prange((count + LINES - 1) // LINES):
-        first = np.int64(task) * LINES
-        squares = np.zeros(width + size - 1, x.dtype)
-        power = np.empty(width, x.dtype)
-        scale = np.empty(width, x.dtype)
-        for i in range(first, min(count, first + LINES)):
-            line, output = x[i], y[i]
-            _powers(line, size, ratio, beta, k, squares, power, scale)
-            for c in range(width):
-                output[c] = line[c] * power[c]
+class Norm(NamedTuple):
+    """The numbers of a normalisation, in the array's dtype: ``ratio`` is alpha / size."""
+
+    size: int
+    ratio: Any
+    beta: Any
+    k: Any
+
+
+def norm(size: int, alpha: float, beta: float, k: float, dtype: np.dtype[Any]) -> Norm:
+    """Return the numbers as kernels take them."""
+    real = dtype.type
+    return Norm(size, real(alpha / size), real(beta), real(k))
 
 
 @kernel
-def _line_grad(grad, x, power, spread, factor, dx):
+def scratch(width, size, dtype):
+    """Return working memory for lines of ``width`` channels: margins of zeros, two plain lines."""
+    return (
+        np.zeros(width + size - 1, dtype),
+        np.zeros(width + size - 1, dtype),
+        np.empty(width, dtype),
+        np.empty(width, dtype),
+    )
+
+
+@kernel
+def normalise(x, norm, space, y):
+    """Compute one line, the channels of a pixel and group."""
+    squares, _, power, scale = space
+    _powers(x, norm.size, norm.ratio, norm.beta, norm.k, squares, power, scale)
+    for c in range(x.size):
+        y[c] = x[c] * power[c]
+
+
+@kernel
+def normalise_grad(grad, x, norm, space, dx):
+    """Compute dx of one line; ``dx`` may be ``grad``."""
+    squares, products, power, scale = space
+    _powers(x, norm.size, norm.ratio, norm.beta, norm.k, squares, power, scale)
+    # The window that holds j belongs to c = j - (size - 1) // 2 .. j + size // 2.
+    before = (norm.size - 1) // 2
+    middle = products[before : before + x.size]
+    for c in range(x.size):
+        middle[c] = grad[c] * x[c] * power[c] / scale[c]
+    _sum_of_neighbours(products, norm.size, scale)
+    factor = x.dtype.type(2) * norm.beta * norm.ratio
     for c in range(dx.size):
-        dx[c] = grad[c] * power[c] - factor * x[c] * spread[c]
+        dx[c] = grad[c] * power[c] - factor * x[c] * scale[c]
 
 
 @parallel_kernel
-def _input_grad(grad, x, size, ratio, beta, k, factor, dx):
+def _forward(x, norm, y):
     count, width = x.shape
-    before = (size - 1) // 2  # the window that holds j belongs to c = j - before .. j + size // 2
     for task in prange((count + LINES - 1) // LINES):
         first = np.int64(task) * LINES
-        squares = np.zeros(width + size - 1, x.dtype)
-        products = np.zeros(width + size - 1, x.dtype)
-        power = np.empty(width, x.dtype)
-        scale = np.empty(width, x.dtype)
-        middle = products[before : before + width]
+        space = scratch(width, norm.size, x.dtype)
         for i in range(first, min(count, first + LINES)):
-            dy, line = grad[i], x[i]
-            _powers(line, size, ratio, beta, k, squares, power, scale)
-            for c in range(width):
-                middle[c] = dy[c] * line[c] * power[c] / scale[c]
-            _sum_of_neighbours(products, size, scale)
-            _line_grad(dy, line, power, scale, factor, dx[i])
+            normalise(x[i], norm, space, y[i])
+
+
+@parallel_kernel
+def _input_grad(grad, x, norm, dx):
+    count, width = x.shape
+    for task in prange((count + LINES - 1) // LINES):
+        first = np.int64(task) * LINES
+        space = scratch(width, norm.size, x.dtype)
+        for i in range(first, min(count, first + LINES)):
+            normalise_grad(grad[i], x[i], norm, space, dx[i])
 
 
 def _lines(x: Array, groups: int) -> Array:
@@ -104,10 +137,9 @@ def local_response_norm(
     """Return ``x_c * (k + alpha / size * sum of x_j ** 2) ** -beta``, the sum over the ``size``
     channels j = c - size // 2 .. c + (size - 1) // 2 that are in c's group.
     """
-    real = x.dtype.type
     lines = _lines(x, groups)
-    y = np.empty_like(lines)
-    _forward(lines, size, real(alpha / size), real(beta), real(k), y)
+    y = memory.empty_like(lines)
+    _forward(lines, norm(size, alpha, beta, k, x.dtype), y)
     N, C, H, W = x.shape
     return as_nchw(y.reshape(N, H, W, C))
 
@@ -120,11 +152,8 @@ def local_response_norm_input_grad(
     ``dx_j = dy_j s_j ** -beta - 2 beta alpha / size * x_j * sum of dy_c x_c s_c ** (-beta - 1)``
     over all c whose window holds j.
     """
-    real = x.dtype.type
     lines = _lines(x, groups)
-    dx = np.empty_like(lines)
-    factor = real(2 * beta * alpha / size)
-    scalars = (real(alpha / size), real(beta), real(k), factor)
-    _input_grad(_lines(grad, groups), lines, size, *scalars, dx)
+    dx = memory.empty_like(lines)
+    _input_grad(_lines(grad, groups), lines, norm(size, alpha, beta, k, x.dtype), dx)
     N, C, H, W = x.shape
     return as_nchw(dx.reshape(N, H, W, C))

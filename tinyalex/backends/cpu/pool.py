@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from tinyalex.backends import memory
 from tinyalex.backends.cpu.columns import Window, window
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
 from tinyalex.backends.geometry import Pair
@@ -17,7 +18,8 @@ from tinyalex.backends.types import Array
 
 
 @kernel
-def _keep_larger(x, tap, y, taps):
+def keep_larger(x, tap, y, taps):
+    """Take over what is larger in ``x``, channel by channel, and that it came from ``tap``."""
     for c in range(y.size):
         # Not "x > y": a NaN wins over any number, and then nothing wins over it.
         wins = not (x[c] <= y[c]) and y[c] == y[c]
@@ -26,7 +28,8 @@ def _keep_larger(x, tap, y, taps):
 
 
 @kernel
-def _begin(x, tap, y, taps):
+def begin(x, tap, y, taps):
+    """Take over ``x``, the first tap of a window."""
     for c in range(y.size):
         y[c] = x[c]
         taps[c] = tap
@@ -51,10 +54,10 @@ def _max_pool(x, window, y, taps):
                         continue
                     tap = taps.dtype.type(r * window.width + s)
                     if empty:
-                        _begin(x[n, h, w], tap, output, winners)
+                        begin(x[n, h, w], tap, output, winners)
                         empty = False
                     else:
-                        _keep_larger(x[n, h, w], tap, output, winners)
+                        keep_larger(x[n, h, w], tap, output, winners)
             if empty:  # a dilated window can have all its taps in the padding
                 output[:] = -np.inf
                 winners[:] = 0
@@ -66,27 +69,35 @@ def _add_where_won(grad, winners, tap, dx):
         dx[c] += grad[c] if winners[c] == tap else dx.dtype.type(0)
 
 
+@kernel
+def collect(grad, taps, window, h, line):
+    """Set ``line`` [W, C], row h of an image, to the gradient of all windows it won in.
+
+    ``grad`` and ``taps`` [Ho, Wo, C] are the image's.
+    """
+    line[:] = 0
+    for r in range(window.height):
+        i, rest = divmod(h + window.top - r * window.dilation_h, window.stride_h)
+        if rest != 0 or i < 0 or i >= grad.shape[0]:
+            continue
+        for j in range(grad.shape[1]):
+            for s in range(window.width):
+                w = j * window.stride_w + s * window.dilation_w - window.left
+                if w >= 0 and w < line.shape[0]:
+                    tap = taps.dtype.type(r * window.width + s)
+                    _add_where_won(grad[i, j], taps[i, j], tap, line[w])
+
+
 @parallel_kernel
 def _max_pool_input_grad(grad, taps, window, dx):
-    N, H, W, _ = dx.shape
-    _, Ho, Wo, _ = grad.shape
+    N, H, _, _ = dx.shape
     for row in prange(N * H):
         n, h = divmod(np.int64(row), H)
-        line = dx[n, h]
-        line[:] = 0
-        for r in range(window.height):
-            i, rest = divmod(h + window.top - r * window.dilation_h, window.stride_h)
-            if rest != 0 or i < 0 or i >= Ho:
-                continue
-            for j in range(Wo):
-                for s in range(window.width):
-                    w = j * window.stride_w + s * window.dilation_w - window.left
-                    if w >= 0 and w < W:
-                        tap = taps.dtype.type(r * window.width + s)
-                        _add_where_won(grad[n, i, j], taps[n, i, j], tap, line[w])
+        collect(grad[n], taps[n], window, h, dx[n, h])
 
 
-def _window(kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Window:
+def pooling_window(kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Window:
+    """Return the geometry; padding is equal on opposite sides."""
     return window(kernel_size, stride, ((padding[0],) * 2, (padding[1],) * 2), dilation)
 
 
@@ -98,9 +109,11 @@ def max_pool2d(
     Padding never wins; the first of equal values wins; NaN wins over all.
     """
     N, C = x.shape[:2]
-    y = np.empty((N, *output_size, C), x.dtype)
-    taps = np.empty(y.shape, np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1))
-    _max_pool(plain(channels_last(x)), _window(kernel_size, stride, padding, dilation), y, taps)
+    y = memory.empty((N, *output_size, C), x.dtype)
+    taps = memory.empty(y.shape, np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1))
+    _max_pool(
+        plain(channels_last(x)), pooling_window(kernel_size, stride, padding, dilation), y, taps
+    )
     return as_nchw(y), as_nchw(taps)
 
 
@@ -115,8 +128,8 @@ def max_pool2d_input_grad(
 ) -> Array:
     """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
     N, C, H, W = input_shape
-    dx = np.empty((N, H, W, C), grad.dtype)
+    dx = memory.empty((N, H, W, C), grad.dtype)
     winners = plain(channels_last(taps))
-    shape = _window(kernel_size, stride, padding, dilation)
+    shape = pooling_window(kernel_size, stride, padding, dilation)
     _max_pool_input_grad(plain(channels_last(grad)), winners, shape, dx)
     return as_nchw(dx)

@@ -8,9 +8,21 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that compiled code calls
+from numba.np.ufunc.parallel import get_thread_id as thread_id
 from threadpoolctl import ThreadpoolController
 
+from tinyalex.backends import memory
 from tinyalex.backends.types import Array
+
+__all__ = [
+    "kernel",
+    "num_threads",
+    "parallel_kernel",
+    "plain",
+    "set_num_threads",
+    "thread_id",
+    "workspace",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -76,7 +88,7 @@ def num_threads() -> int:
 
 def workspace(elements: int, dtype: np.dtype[Any]) -> Array:
     """Return scratch memory, one row of ``elements`` for each thread."""
-    return np.empty((num_threads(), elements), dtype)
+    return memory.empty((num_threads(), elements), dtype)
 
 
 def plain(x: Array) -> Array:

@@ -7,8 +7,9 @@ tiles and channels are one matrix product. A task takes a few lines of tiles thr
 
     V [tile, l, C]   inputs      M [tile, l, K]   outputs = V U[k, l]      U [k, l, C, K]   weights
 
-The order [tile, l, channel] lets every transform go from one contiguous matrix to another; BLAS
-gets by with strides, so that a group is a pointer to its first channel.
+The order [tile, l, channel] lets every transform go from one contiguous matrix to another, and the
+matrix product (`microkernel`) takes V as it is. U is made in the order in which it is read: panels
+of a few outputs, for which all channels lie together.
 
 Rounding errors are some ten to thirty times those of `im2col`: 4e-6 of the largest value with 3
 taps, 1e-5 with 5. A NaN or an infinity spoils all outputs of the tiles that see it, not only those
@@ -19,10 +20,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange
-from numba.np.ufunc.parallel import get_thread_id
 
-from tinyalex.backends.cpu.gemm import gemm
-from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, plain, workspace
+from tinyalex.backends import memory
+from tinyalex.backends.cpu.microkernel import LANES, ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, plain, thread_id, workspace
 from tinyalex.backends.cpu.winograd_tiles import (
     Canvas,
     add,
@@ -36,60 +37,64 @@ from tinyalex.backends.cpu.winograd_tiles import (
     output_rows,
     take,
 )
-from tinyalex.backends.cpu.winograd_transforms import TILE, both_sides, matrices
+from tinyalex.backends.cpu.winograd_transforms import (
+    TILE,
+    weight_gradient_transform,
+    weight_transform,
+)
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
-# A task has so many tiles, for 3 and for 5 taps: enough that BLAS, which packs all weights anew for
-# each task, is busy with products, and few enough that V and M stay in the core's cache.
-TILES = {3: 196, 5: 49}
+# A task has so many tiles, for 3 and for 5 taps: enough that the weights, which every task reads
+# from memory, are busy for long, and few enough that V and M stay in the core's cache.
+TILES = {3: 49, 5: 49}
 TILES_OF_WEIGHT_GRAD = {3: 98, 5: 49}
-# From this size on BLAS packs a matrix of weights faster as [outputs, inputs], below it slower.
-LARGE = 1 << 16
 PARTIAL_BYTES = 1 << 28
+NOTHING = np.zeros((0, 0, 0, 0), np.float32)
 
 
 @parallel_kernel
-def _convolve(x, U, transposed, bias, y, canvas, padding, lines, lines_per_task, space):
-    n, _, groups, Cg, Kg = U.shape
-    if transposed:
-        Cg, Kg = Kg, Cg
-    C, K = groups * Cg, groups * Kg
+def _convolve(x, mask, U, bias, rectify, y, canvas, padding, lines, lines_per_task, space):
+    n, _, groups, panels, Cg, _ = U.shape
+    C, K = x.shape[3], y.shape[3]
+    Kg = K // groups
     columns = canvas.tiles * TILE + n - TILE
     for task in prange((lines + lines_per_task - 1) // lines_per_task):
         first = np.int64(task) * lines_per_task
         count = min(lines, first + lines_per_task) - first
         tiles = count * canvas.tiles
-        mine = space[get_thread_id()]
+        mine = space[thread_id()]
         rows, end = take(mine, 0, (n, columns, C))
         half, end = take(mine, end, (count, n, columns, C))
-        V, end = take(mine, end, (tiles, n, C))
-        M, end = take(mine, end, (tiles, n, K))
+        V, end = take(mine, end, (tiles + ROWS[-1], n, C))
+        M, end = take(mine, end, (tiles + ROWS[-1], n, K))
         half_done, end = take(mine, end, (tiles, n, TILE, K))
         outputs, end = take(mine, end, (TILE, TILE, K))
-        input_columns(x, canvas, padding, first, rows, half)
+        input_columns(x, mask, canvas, padding, first, rows, half)
         for k in range(n):
-            input_rows(half, k, V)
+            input_rows(half, k, V[:tiles])
             for point in range(n):
                 for g in range(groups):
-                    source = V[:, point, g * Cg : (g + 1) * Cg]
-                    target = M[:, point, g * Kg : (g + 1) * Kg]
-                    gemm(source, U[k, point, g], target, False, transposed, False)
-            output_rows(M, half_done, k)
-        output_columns(half_done, outputs, canvas, first, bias, y)
+                    source = View(V, point * C + g * Cg, n * C, 1)
+                    offset = ((k * n + point) * groups + g) * panels * Cg * WIDTH
+                    weights = View(U, offset, WIDTH, Cg * WIDTH)
+                    target = View(M, point * K + g * Kg, n * K, 1)
+                    multiply(source, weights, target, tiles, Kg, Cg, False)
+            output_rows(M[:tiles], half_done, k)
+        output_columns(half_done, outputs, canvas, first, bias, rectify, y)
 
 
 @parallel_kernel
-def _weight_grad(grad, x, dU, canvas, padding, lines, lines_per_task, space):
-    # dU [parts, n, n, groups, Kg, Cg]: each part sums a fixed share of the lines, in order.
+def _weight_grad(grad, mask, x, dU, dbias, canvas, padding, lines, lines_per_task, space):
+    # dU [parts, n, n, groups, Kg, Cg], dbias [parts, K]: each part sums a fixed share of the lines.
     parts, n, _, groups, Kg, Cg = dU.shape
     C, K = groups * Cg, groups * Kg
     width = canvas.tiles * TILE
     columns = width + n - TILE
     for number in prange(parts):
         part = np.int64(number)
-        mine = space[get_thread_id()]
+        mine = space[thread_id()]
         begin, stop = lines * part // parts, lines * (part + 1) // parts
         for first in range(begin, stop, lines_per_task):
             count = min(stop, first + lines_per_task) - first
@@ -100,101 +105,137 @@ def _weight_grad(grad, x, dU, canvas, padding, lines, lines_per_task, space):
             grad_rows, end = take(mine, end, (TILE, width, K))
             grad_half, end = take(mine, end, (count, n, width, K))
             Z, end = take(mine, end, (tiles, n, K))
-            input_columns(x, canvas, padding, first, rows, half)
-            gradient_columns(grad, canvas, first, grad_rows, grad_half)
+            input_columns(x, NOTHING, canvas, padding, first, rows, half)
+            gradient_columns(grad, mask, canvas, first, grad_rows, grad_half, dbias[part])
             for k in range(n):
                 input_rows(half, k, V)
                 gradient_rows(grad_half, k, Z)
                 for point in range(n):
                     for g in range(groups):
-                        inputs = V[:, point, g * Cg : (g + 1) * Cg]
-                        grads = Z[:, point, g * Kg : (g + 1) * Kg]
-                        total = dU[part, k, point, g]
-                        gemm(grads, inputs, total, True, False, first > begin)
+                        grads = View(Z, point * K + g * Kg, 1, n * K)
+                        inputs = View(V, point * C + g * Cg, n * C, WIDTH)
+                        offset = (((part * n + k) * n + point) * groups + g) * Kg * Cg
+                        total = View(dU, offset, Cg, 1)
+                        multiply(grads, inputs, total, Kg, Cg, tiles, first > begin)
 
 
 @parallel_kernel
-def _transform_weight(taps, G, U, by_channel):
-    # taps [groups, Kg, Cg, r * r] -> U [n, n, groups, Cg, Kg] if by_channel, else [..., Kg, Cg]
-    n, r = G.shape
-    _, _, groups, rows, columns = U.shape
-    for row in prange(groups * rows):
-        g, i = divmod(np.int64(row), rows)
-        lines = np.empty((r, r, columns), np.float32)
-        for j in range(columns):
-            for a in range(r):
-                for b in range(r):
-                    tap = a * r + b
-                    lines[a, b, j] = taps[g, j, i, tap] if by_channel else taps[g, i, j, tap]
-        points = np.empty((n, n, columns), np.float32)
-        both_sides(G, lines, np.empty((n, r, columns), np.float32), points)
-        for k in range(n):
-            for point in range(n):
-                copy(points[k, point], U[k, point, g, i])
+def _transform_weight(taps, rotated, U):
+    # taps [groups, Kg, Cg, r * r] -> U [n, n, groups, panels, channels in, WIDTH channels out]
+    n, _, groups, panels, depth, _ = U.shape
+    r = n + 1 - TILE
+    outputs = taps.shape[2] if rotated else taps.shape[1]
+    for number in prange(groups * panels):
+        g, panel = divmod(np.int64(number), panels)
+        lines = np.zeros((r, r, WIDTH), np.float32)
+        half = np.empty((n, r, WIDTH), np.float32)
+        points = np.empty((n, WIDTH), np.float32)
+        first = panel * WIDTH
+        for i in range(depth):
+            for j in range(min(WIDTH, outputs - first)):
+                kernel = taps[g, i, first + j] if rotated else taps[g, first + j, i]
+                for a in range(r):
+                    for b in range(r):
+                        tap = a * r + b
+                        lines[a, b, j] = kernel[r * r - 1 - tap] if rotated else kernel[tap]
+            weight_transform(lines.reshape(r, r * WIDTH), half.reshape(n, r * WIDTH))
+            for k in range(n):
+                weight_transform(half[k], points)
+                for point in range(n):
+                    copy(points[point], U[k, point, g, panel, i])
 
 
 @parallel_kernel
-def _gather_weight_grad(dU, G_t, dw):
+def _gather_weight_grad(dU, dw):
     # dw [groups, Kg, Cg, r * r] = G^T (sum of the parts) G
     parts, n, _, groups, Kg, Cg = dU.shape
-    r = G_t.shape[0]
+    r = n + 1 - TILE
     for row in prange(groups * Kg):
         g, o = divmod(np.int64(row), Kg)
         points = np.empty((n, n, Cg), np.float32)
+        half = np.empty((r, n, Cg), np.float32)
+        line = np.empty((r, Cg), np.float32)
         for k in range(n):
             for point in range(n):
                 copy(dU[0, k, point, g, o], points[k, point])
                 for part in range(1, parts):
                     add(dU[part, k, point, g, o], points[k, point], points[k, point])
-        lines = np.empty((r, r, Cg), np.float32)
-        both_sides(G_t, points, np.empty((r, n, Cg), np.float32), lines)
-        for c in range(Cg):
-            for a in range(r):
+        weight_gradient_transform(points.reshape(n, n * Cg), half.reshape(r, n * Cg))
+        for a in range(r):
+            weight_gradient_transform(half[a], line)
+            for c in range(Cg):
                 for b in range(r):
-                    dw[g, o, c, a * r + b] = lines[a, b, c]
+                    dw[g, o, c, a * r + b] = line[b, c]
 
 
 def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
     """Return room for the tiles of so many lines, on all stages of their way."""
     n = TILE + taps - 1
     columns = canvas.tiles * TILE + taps - 1
-    size = n * channels * ((lines + 1) * columns + lines * canvas.tiles * n)
+    size = n * channels * ((lines + 1) * columns + lines * canvas.tiles * n + ROWS[-1])
     return workspace(size, np.dtype(np.float32))
 
 
+def _pad(channels: int, groups: int) -> int:
+    """Return the channels of a group, filled up to whole vectors."""
+    return -(-channels // groups // LANES) * LANES
+
+
+def _fill(array: Array, groups: int, axis: int) -> Array:
+    """Return ``array`` with zeros added to each group of channels, up to whole vectors."""
+    shape = array.shape
+    size = _pad(shape[axis], groups)
+    if size * groups == shape[axis]:
+        return plain(array)
+    grouped = array.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    margin = [(0, 0)] * grouped.ndim
+    margin[axis + 1] = (0, size - grouped.shape[axis + 1])
+    return np.pad(grouped, margin).reshape(*shape[:axis], groups * size, *shape[axis + 1 :])
+
+
+def _strip(array: Array, groups: int, axis: int, channels: int) -> Array:
+    """Undo `_fill`."""
+    shape = array.shape
+    if shape[axis] == channels:
+        return array
+    grouped = array.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    kept = np.take(grouped, range(channels // groups), axis + 1)
+    return kept.reshape(*shape[:axis], channels, *shape[axis + 1 :])
+
+
 def _convolution(
-    x: Array, weight: Array, bias: Array | None, padding: Pair, y_shape: tuple[int, ...],
-    groups: int, rotated: bool,
+    x: Array, mask: Array | None, weight: Array, bias: Array | None, rectify: bool, padding: Pair,
+    y_shape: tuple[int, ...], groups: int, rotated: bool,
 ) -> Array:  # fmt: skip
     """Return y, or with ``rotated`` the convolution with the weight's transpose, turned by 180."""
-    K, Cg, taps, _ = weight.shape
-    N, Ko, Ho, Wo = y_shape
-    G = matrices(taps).weight.astype(np.float32)
-    if rotated:
-        G = np.ascontiguousarray(G[:, ::-1])
-    transposed = K // groups * Cg >= LARGE
-    by_channel = rotated == transposed  # the channels are what goes in, or after a rotation out
-    sides = (Cg, K // groups) if by_channel else (K // groups, Cg)
-    U = np.empty((len(G), len(G), groups, *sides), np.float32)
-    _transform_weight(plain(weight).reshape(groups, -1, Cg, taps * taps), G, U, by_channel)
+    taps = weight.shape[2]
+    n = TILE + taps - 1
+    N, K, Ho, Wo = y_shape
+    kernels = _fill(_fill(weight, groups, 0), 1, 1)
+    Kg, Cg = kernels.shape[0] // groups, kernels.shape[1]
+    outputs, depth = (Cg, Kg) if rotated else (Kg, Cg)
+    U = memory.empty((n, n, groups, -(-outputs // WIDTH), depth, WIDTH), np.float32)
+    _transform_weight(kernels.reshape(groups, Kg, Cg, taps * taps), rotated, U)
     canvas = lay_out(N, (Ho, Wo), taps)
     lines = -(-N // (canvas.down * canvas.across)) * canvas.lines
     tasks = -(-lines * canvas.tiles // (TILES[taps] * num_threads())) * num_threads()
     per_task = max(1, -(-lines // max(1, tasks)))
-    y = np.empty((N, Ho, Wo, Ko), np.float32)
+    y = memory.empty((N, Ho, Wo, groups * outputs), np.float32)
+    images = _fill(channels_last(x), groups, 3)
     _convolve(
-        plain(channels_last(x)),
+        images,
+        NOTHING if mask is None else _fill(channels_last(mask), groups, 3),
         U,
-        transposed,
-        np.zeros(Ko, np.float32) if bias is None else plain(bias),
+        np.zeros(groups * outputs, np.float32) if bias is None else _fill(bias, groups, 0),
+        rectify,
         y,
         canvas,
         padding,
         lines,
         per_task,
-        _space(per_task, canvas, taps, x.shape[1] + Ko),
+        _space(per_task, canvas, taps, images.shape[3] + y.shape[3]),
     )
-    return as_nchw(y)
+    return as_nchw(_strip(y, groups, 3, K))
 
 
 def forward(
@@ -205,11 +246,13 @@ def forward(
     padding: Padding,
     dilation: Pair,
     groups: int,
+    rectify: bool = False,
 ) -> Array:
-    """Return y: transform the input, multiply point by point, transform the products back."""
+    """Return y, or max(y, 0): transform the input, multiply point by point, transform back."""
     size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     shape = (x.shape[0], weight.shape[0], *size)
-    return _convolution(x, weight, bias, (padding[0][0], padding[1][0]), shape, groups, False)
+    edge = padding[0][0], padding[1][0]
+    return _convolution(x, None, weight, bias, rectify, edge, shape, groups, False)
 
 
 def input_grad(
@@ -220,14 +263,59 @@ def input_grad(
     padding: Padding,
     dilation: Pair,
     groups: int,
+    mask: Array | None = None,
 ) -> Array:
-    """Return dx: the convolution of ``grad`` with the rotated kernels.
+    """Return dx: the convolution of ``grad`` (where ``mask`` > 0) with the rotated kernels.
 
     A padding of p in the forward direction is one of r - 1 - p here, or cuts off if p is larger.
     """
     edge = weight.shape[2] - 1
-    padding_of_grad = edge - padding[0][0], edge - padding[1][0]
-    return _convolution(grad, weight, None, padding_of_grad, input_shape, groups, True)
+    edges = edge - padding[0][0], edge - padding[1][0]
+    return _convolution(grad, mask, weight, None, False, edges, input_shape, groups, True)
+
+
+def weight_and_bias_grad(
+    grad: Array,
+    x: Array,
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    mask: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return dweight and dbias: transformed inputs times transformed gradients, over all tiles.
+
+    ``grad`` counts where ``mask`` > 0. Every thread has a sum of its own, as in `im2col`.
+    """
+    K, C, taps, _ = weight_shape
+    n = TILE + taps - 1
+    Kg, Cg = _pad(K, groups), _pad(C, 1)
+    canvas = lay_out(grad.shape[0], grad.shape[2:], taps)
+    lines = -(-grad.shape[0] // (canvas.down * canvas.across)) * canvas.lines
+    if lines == 0:
+        return np.zeros(weight_shape, np.float32), np.zeros(K, np.float32)
+    most = max(1, PARTIAL_BYTES // (n * n * groups * Kg * Cg * 4))
+    parts = min(num_threads(), lines, most)
+    dU = memory.empty((parts, n, n, groups, Kg, Cg), np.float32)
+    dbias = np.zeros((parts, groups * Kg), np.float32)
+    dw = memory.empty((groups, Kg, Cg, taps * taps), np.float32)
+    per_task = max(1, TILES_OF_WEIGHT_GRAD[taps] // canvas.tiles)
+    _weight_grad(
+        _fill(channels_last(grad), groups, 3),
+        NOTHING if mask is None else _fill(channels_last(mask), groups, 3),
+        _fill(channels_last(x), groups, 3),
+        dU,
+        dbias,
+        canvas,
+        (padding[0][0], padding[1][0]),
+        lines,
+        per_task,
+        _space(per_task, canvas, taps, groups * (Kg + Cg)),
+    )
+    _gather_weight_grad(dU, dw)
+    dw = _strip(_strip(dw.reshape(groups * Kg, Cg, taps, taps), groups, 0, K), 1, 1, C)
+    return dw, _strip(dbias.sum(axis=0), groups, 0, K)
 
 
 def weight_grad(
@@ -239,30 +327,6 @@ def weight_grad(
     dilation: Pair,
     groups: int,
 ) -> Array:
-    """Return dweight: the products of transformed inputs and gradients, summed over all tiles.
-
-    Every thread has a sum of its own, as in `im2col.weight_grad`.
-    """
-    K, Cg, taps, _ = weight_shape
-    G_t = np.ascontiguousarray(matrices(taps).weight.T, dtype=np.float32)
-    n = G_t.shape[1]
-    canvas = lay_out(grad.shape[0], grad.shape[2:], taps)
-    lines = -(-grad.shape[0] // (canvas.down * canvas.across)) * canvas.lines
-    dw = np.zeros(weight_shape, np.float32)
-    if lines == 0:
-        return dw
-    most = max(1, PARTIAL_BYTES // (n * n * K * Cg * 4))
-    dU = np.empty((min(num_threads(), lines, most), n, n, groups, K // groups, Cg), np.float32)
-    per_task = max(1, TILES_OF_WEIGHT_GRAD[taps] // canvas.tiles)
-    _weight_grad(
-        plain(channels_last(grad)),
-        plain(channels_last(x)),
-        dU,
-        canvas,
-        (padding[0][0], padding[1][0]),
-        lines,
-        per_task,
-        _space(per_task, canvas, taps, x.shape[1] + K),
-    )
-    _gather_weight_grad(dU, G_t, dw.reshape(groups, K // groups, Cg, taps * taps))
-    return dw
+    """Return dweight, as `weight_and_bias_grad` does."""
+    options = stride, padding, dilation, groups
+    return weight_and_bias_grad(grad, x, weight_shape, *options)[0]

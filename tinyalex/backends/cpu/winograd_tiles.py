@@ -15,6 +15,8 @@ from __future__ import annotations
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
+
 from tinyalex.backends.cpu.runtime import kernel
 from tinyalex.backends.cpu.winograd_transforms import (
     TILE,
@@ -72,11 +74,22 @@ def add(a, b, target):
 
 
 @kernel
-def _gather(images, canvas, padding, line, rows):
-    """Copy the pixels under a line of tiles to ``rows`` [rows, columns, C]; 0 between images."""
+def _copy_where_positive(source, mask, target):
+    zero = np.float32(0)
+    for c in range(target.size):
+        target[c] = zero if mask[c] <= zero else source[c]  # a NaN is not <= 0: it passes
+
+
+@kernel
+def _gather(images, mask, canvas, padding, line, rows):
+    """Copy the pixels under a line of tiles to ``rows`` [rows, columns, C]; 0 between images.
+
+    Where ``mask``, unless it is empty, is not positive, they are 0 too.
+    """
     N, H, W, C = images.shape
     top, left = padding
     pixels = images.reshape(N * H, W * C)
+    masks = mask.reshape(mask.shape[0] * mask.shape[1], mask.shape[2] * mask.shape[3])
     number, row = divmod(line, canvas.lines)
     first = max(0, -left)  # a negative padding cuts off the edge
     count = min(W, canvas.width - left) - first
@@ -92,13 +105,26 @@ def _gather(images, canvas, padding, line, rows):
                     start = (j * canvas.width + left + first) * C
                     _clear(target[done:start])
                     done = start + count * C
-                    copy(pixels[n * H + h, first * C : (first + count) * C], target[start:done])
+                    source = pixels[n * H + h, first * C : (first + count) * C]
+                    if mask.size:
+                        where = masks[n * H + h, first * C : (first + count) * C]
+                        _copy_where_positive(source, where, target[start:done])
+                    else:
+                        copy(source, target[start:done])
         _clear(target[done:])
 
 
 @kernel
-def _scatter(tile, canvas, line, column, bias, images):
-    """Add the bias to a tile [4, 4, K] and store what of it lies in an image."""
+def _add_and_rectify(a, b, target):
+    zero = np.float32(0)
+    for c in range(target.size):
+        total = a[c] + b[c]
+        target[c] = zero if total <= zero else total
+
+
+@kernel
+def _scatter(tile, canvas, line, column, bias, rectify, images):
+    """Add the bias to a tile [4, 4, K], ``rectify`` it, and store what of it lies in an image."""
     N, H, W, _ = images.shape
     number, row = divmod(line, canvas.lines)
     for a in range(TILE):
@@ -107,7 +133,10 @@ def _scatter(tile, canvas, line, column, bias, images):
             j, w = divmod(column * TILE + b, canvas.width)
             n = (number * canvas.down + i) * canvas.across + j
             if i < canvas.down and j < canvas.across and n < N and h < H and w < W:
-                add(tile[a, b], bias, images[n, h, w])
+                if rectify:
+                    _add_and_rectify(tile[a, b], bias, images[n, h, w])
+                else:
+                    add(tile[a, b], bias, images[n, h, w])
 
 
 @kernel
@@ -120,14 +149,14 @@ def take(space, start, shape):
 
 
 @kernel
-def input_columns(x, canvas, padding, first, rows, half):
+def input_columns(x, mask, canvas, padding, first, rows, half):
     """Transform the columns of the inputs: x [N, H, W, C] to ``half`` [lines, n, columns, C].
 
     ``first`` is the first of the lines, ``padding`` (top, left), ``rows`` scratch for one line.
     """
     shape = rows.shape[0], rows.shape[1] * rows.shape[2]
     for line in range(half.shape[0]):
-        _gather(x, canvas, padding, first + line, rows)
+        _gather(x, mask, canvas, padding, first + line, rows)
         input_transform(rows.reshape(shape), half[line].reshape(shape))
 
 
@@ -143,11 +172,17 @@ def input_rows(half, k, V):
 
 
 @kernel
-def gradient_columns(grad, canvas, first, rows, half):
-    """As `input_columns`, for the gradient [N, Ho, Wo, K]: tiles do not overlap."""
+def gradient_columns(grad, mask, canvas, first, rows, half, sums):
+    """As `input_columns`, for the gradient [N, Ho, Wo, K]; its pixels are added to ``sums`` [K].
+
+    Tiles do not overlap here: every pixel is gathered once.
+    """
     width = rows.shape[1] * rows.shape[2]
     for line in range(half.shape[0]):
-        _gather(grad, canvas, (0, 0), first + line, rows)
+        _gather(grad, mask, canvas, (0, 0), first + line, rows)
+        for row in range(TILE):
+            for column in range(rows.shape[1]):
+                add(rows[row, column], sums, sums)
         target = half[line].reshape(half.shape[1], width)
         gradient_transform(rows.reshape(TILE, width), target)
 
@@ -170,10 +205,10 @@ def output_rows(M, half, k):
 
 
 @kernel
-def output_columns(half, outputs, canvas, first, bias, y):
+def output_columns(half, outputs, canvas, first, bias, rectify, y):
     """Transform the columns of the outputs, ``half`` [tile, n, 4, K], and store them in y."""
     n, _, K = half.shape[1:]
     for tile in range(half.shape[0]):
         output_transform(half[tile].reshape(n, TILE * K), outputs.reshape(TILE, TILE * K))
         line, column = divmod(tile, canvas.tiles)
-        _scatter(outputs, canvas, first + line, column, bias, y)
+        _scatter(outputs, canvas, first + line, column, bias, rectify, y)

@@ -146,9 +146,59 @@ def _gradient_transform(taps: int) -> Callable[[Array, Array], None]:
     return transform
 
 
+def _weight_transform(taps: int) -> Callable[[Array, Array], None]:
+    matrix = matrices(taps).weight
+    first = np.float32(matrix[0, 0])
+    rows = _constants(matrix[1:-1:2])
+    pairs = len(rows)
+
+    @kernel
+    def transform(w, u):
+        for c in range(w.shape[1]):
+            u[0, c] = first * w[0, c]
+            u[2 * pairs + 1, c] = w[taps - 1, c]
+            for pair in range(pairs):
+                same = np.float32(0)
+                opposite = np.float32(0)
+                for j in range(0, taps, 2):
+                    same += rows[pair][j] * w[j, c]
+                for j in range(1, taps, 2):
+                    opposite += rows[pair][j] * w[j, c]
+                u[2 * pair + 1, c] = same + opposite
+                u[2 * pair + 2, c] = same - opposite
+
+    return transform
+
+
+def _weight_gradient_transform(taps: int) -> Callable[[Array, Array], None]:
+    matrix = matrices(taps).weight
+    first = np.float32(matrix[0, 0])
+    rows = _constants(matrix[1:-1:2])
+    pairs = len(rows)
+
+    @kernel
+    def transform(u, w):
+        for c in range(w.shape[1]):
+            w[0, c] = first * u[0, c]
+            for j in range(1, taps):
+                w[j, c] = 0
+            w[taps - 1, c] += u[2 * pairs + 1, c]
+            for pair in range(pairs):
+                same = u[2 * pair + 1, c] + u[2 * pair + 2, c]
+                opposite = u[2 * pair + 1, c] - u[2 * pair + 2, c]
+                for j in range(0, taps, 2):
+                    w[j, c] += rows[pair][j] * same
+                for j in range(1, taps, 2):
+                    w[j, c] += rows[pair][j] * opposite
+
+    return transform
+
+
 _input3, _input5 = _input_transform(3), _input_transform(5)
 _output3, _output5 = _output_transform(3), _output_transform(5)
 _gradient3, _gradient5 = _gradient_transform(3), _gradient_transform(5)
+_weight3, _weight5 = _weight_transform(3), _weight_transform(5)
+_weight_gradient3, _weight_gradient5 = _weight_gradient_transform(3), _weight_gradient_transform(5)
 
 
 @kernel
@@ -179,21 +229,18 @@ def gradient_transform(dy, z):
 
 
 @kernel
-def both_sides(matrix, x, half, result):
-    """``result[:, :, c] = matrix @ x[:, :, c] @ matrix.T`` for any small matrix; for weights."""
-    half[:] = 0
-    for i in range(matrix.shape[0]):
-        for a in range(x.shape[0]):
-            for b in range(x.shape[1]):
-                _add_multiple(x[a, b], matrix[i, a], half[i, b])
-    result[:] = 0
-    for i in range(matrix.shape[0]):
-        for j in range(matrix.shape[0]):
-            for b in range(x.shape[1]):
-                _add_multiple(half[i, b], matrix[j, b], result[i, j])
+def weight_transform(w, u):
+    """``u = G w``: contiguous [taps, columns] to [n, columns]."""
+    if u.shape[0] == 6:
+        _weight3(w, u)
+    else:
+        _weight5(w, u)
 
 
 @kernel
-def _add_multiple(x, factor, total):
-    for c in range(x.size):
-        total[c] += factor * x[c]
+def weight_gradient_transform(u, w):
+    """``w = G^T u``, the transpose of `weight_transform`: [n, columns] to [taps, columns]."""
+    if u.shape[0] == 6:
+        _weight_gradient3(u, w)
+    else:
+        _weight_gradient5(u, w)

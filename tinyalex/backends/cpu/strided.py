@@ -1,0 +1,154 @@
+"""Convolution with a stride, as Winograd's: space to depth.
+
+A window that moves by s pixels sees blocks of s x s pixels. With a block as one pixel of s * s * C
+channels, 11 x 11 taps at stride 4 become 3 x 3 taps at stride 1, over 16 times as many channels:
+
+    x [N, C, H, W] -> blocks [N, s * s * C, H', W'],   channel (a * s + b) * C + c at (i, j)
+                                                        = x[c, s * i + a - top, s * j + b - left]
+
+The twelfth row and column of taps, which the kernel does not have, are zeros. They cost 20 % more
+products; Winograd then saves three of four.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from tinyalex.backends import memory
+from tinyalex.backends.cpu import winograd
+from tinyalex.backends.cpu.runtime import parallel_kernel
+from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.types import Array
+
+NO_PADDING = ((0, 0), (0, 0))
+
+
+@parallel_kernel
+def _to_blocks(x, stride, top, left, blocks):
+    # x [N, H, W, C] in any memory order, blocks [N, H', W', s * s * C]
+    N, H, W, C = x.shape
+    _, rows, columns, _ = blocks.shape
+    for row in prange(N * rows):
+        n, i = divmod(np.int64(row), rows)
+        line = blocks[n, i]
+        line[:] = 0
+        for a in range(stride):
+            h = i * stride + a - top
+            if h < 0 or h >= H:
+                continue
+            for j in range(columns):
+                for b in range(stride):
+                    w = j * stride + b - left
+                    if w >= 0 and w < W:
+                        for c in range(C):
+                            line[j, (a * stride + b) * C + c] = x[n, h, w, c]
+
+
+def taps_as_blocks(weight_shape: tuple[int, ...], stride: Pair) -> int:
+    """Return how many blocks a kernel covers along each axis."""
+    return -(-weight_shape[2] // stride[0])
+
+
+def _blocks(x: Array, output_size: Pair, taps: int, stride: int, padding: Padding) -> Array:
+    N, C = x.shape[:2]
+    rows, columns = (size + taps - 1 for size in output_size)
+    blocks = memory.empty((N, rows, columns, stride * stride * C), np.float32)
+    _to_blocks(x.transpose(0, 2, 3, 1), stride, padding[0][0], padding[1][0], blocks)
+    return as_nchw(blocks)
+
+
+def _weight_blocks(weight: Array, stride: int, taps: int) -> Array:
+    """Return [K, C, R, R] as [K, s * s * C, taps, taps]."""
+    K, C, R, _ = weight.shape
+    margin = (0, taps * stride - R)
+    full = np.pad(weight, ((0, 0), (0, 0), margin, margin))
+    cells = full.reshape(K, C, taps, stride, taps, stride).transpose(0, 3, 5, 1, 2, 4)
+    return cells.reshape(K, stride * stride * C, taps, taps)
+
+
+def _from_weight_blocks(cells: Array, weight_shape: tuple[int, ...], stride: int) -> Array:
+    """Undo `_weight_blocks`; what stood for taps that are not there is dropped."""
+    K, C, R, S = weight_shape
+    taps = cells.shape[2]
+    full = cells.reshape(K, stride, stride, C, taps, taps).transpose(0, 3, 4, 1, 5, 2)
+    full = full.reshape(K, C, taps * stride, taps * stride)
+    return np.ascontiguousarray(full[:, :, :R, :S])
+
+
+def forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    rectify: bool = False,
+) -> Array:
+    """Return y, or max(y, 0): blocks, then Winograd's convolution."""
+    taps, s = taps_as_blocks(weight.shape, stride), stride[0]
+    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    cells, kernels = _blocks(x, size, taps, s, padding), _weight_blocks(weight, s, taps)
+    return winograd.forward(cells, kernels, bias, (1, 1), NO_PADDING, (1, 1), 1, rectify)
+
+
+def input_grad(
+    grad: Array,
+    weight: Array,
+    input_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    mask: Array | None = None,
+) -> Array:
+    """Return dx: the gradient of the blocks, put back where their pixels came from."""
+    taps, s = taps_as_blocks(weight.shape, stride), stride[0]
+    N, C, H, W = input_shape
+    rows, columns = (size + taps - 1 for size in grad.shape[2:])
+    kernels = _weight_blocks(weight, s, taps)
+    shape = (N, s * s * C, rows, columns)
+    cells = winograd.input_grad(grad, kernels, shape, (1, 1), NO_PADDING, (1, 1), 1, mask)
+    pixels = channels_last(cells).reshape(N, rows, columns, s, s, C).transpose(0, 1, 3, 2, 4, 5)
+    pixels = pixels.reshape(N, rows * s, columns * s, C)
+    top, left = padding[0][0], padding[1][0]
+    dx = np.zeros((N, H, W, C), np.float32)
+    seen = pixels[:, top : top + H, left : left + W]
+    dx[:, : seen.shape[1], : seen.shape[2]] = seen
+    return as_nchw(dx)
+
+
+def weight_and_bias_grad(
+    grad: Array,
+    x: Array,
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    mask: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return dweight and dbias, from blocks as in `forward`."""
+    taps, s = taps_as_blocks(weight_shape, stride), stride[0]
+    cells = _blocks(x, grad.shape[2:], taps, s, padding)
+    shape = (weight_shape[0], s * s * weight_shape[1], taps, taps)
+    dw, dbias = winograd.weight_and_bias_grad(
+        grad, cells, shape, (1, 1), NO_PADDING, (1, 1), 1, mask
+    )
+    return _from_weight_blocks(dw, weight_shape, s), dbias
+
+
+def weight_grad(
+    grad: Array,
+    x: Array,
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return dweight, as `weight_and_bias_grad` does."""
+    options = stride, padding, dilation, groups
+    return weight_and_bias_grad(grad, x, weight_shape, *options)[0]

@@ -1,0 +1,60 @@
+"""Runs of layers that are computed in one pass: what `Sequential` does with its list.
+
+A layer that is followed by a cheap one can apply that to each value while it still has it, and save
+a journey to memory and back. Nothing changes but the time: the values are those of the layers one
+by one, and on a backend without the fused kernels they run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tinyalex.functional as F
+from tinyalex.nn.activation import ReLU
+from tinyalex.nn.conv import Conv2d
+from tinyalex.nn.module import Module
+from tinyalex.nn.normalization import LocalResponseNorm
+from tinyalex.nn.pooling import MaxPool2d
+from tinyalex.tensor import Tensor
+
+
+def _conv2d_relu(layers: Sequence[Any], x: Tensor) -> Tensor:
+    conv = layers[0]
+    options = conv.stride, conv.padding, conv.dilation, conv.groups
+    return F.conv2d_relu(x, conv.weight, conv.bias, *options)
+
+
+def _norm_max_pool2d(layers: Sequence[Any], x: Tensor) -> Tensor:
+    norm, pool = layers
+    numbers = norm.size, norm.alpha, norm.beta, norm.k, norm.groups
+    window = pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode
+    return F.local_response_norm_max_pool2d(x, *numbers, *window)
+
+
+# Types of layers, and the function that computes them all.
+RUNS: tuple[tuple[tuple[type[Module], ...], Callable[[Sequence[Any], Tensor], Tensor]], ...] = (
+    ((Conv2d, ReLU), _conv2d_relu),
+    ((LocalResponseNorm, MaxPool2d), _norm_max_pool2d),
+)
+
+
+def run(layers: Sequence[Module], x: Tensor) -> Tensor:
+    """Feed ``x`` through all layers, in as few passes as the table knows."""
+    position = 0
+    while position < len(layers):
+        for types, function in RUNS:
+            some = layers[position : position + len(types)]
+            if tuple(map(type, some)) == types and all(map(_may_be_fused, some)):
+                x = function(some, x)
+                position += len(types)
+                break
+        else:
+            x = layers[position](x)
+            position += 1
+    return x
+
+
+def _may_be_fused(layer: Module) -> bool:
+    # A hook wants to see what goes through its layer, and a dilated window is not in the kernel.
+    return not layer._forward_hooks and getattr(layer, "dilation", 1) in (1, (1, 1))
