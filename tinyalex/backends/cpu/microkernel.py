@@ -16,23 +16,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llvmlite import ir
 from numba import types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from tinyalex.backends.cpu.runtime import kernel
+from tinyalex.backends.cpu.vectors import (
+    FUSED,
+    HAS_AVX512,
+    INTEGER,
+    LANES,
+    VECTOR,
+    address,
+    constant,
+    element,
+    load,
+    pointer,
+    prefetch,
+    spread,
+    store,
+)
 from tinyalex.backends.types import Array
 
-# AVX-512 has 32 registers of 16 numbers. AVX2 has 16 of 8, and NEON as many bytes in 32 smaller.
-_HAS_AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
-LANES = 16 if _HAS_AVX512 else 8
-ROWS = (12, 8, 4) if _HAS_AVX512 else (6, 4, 2)
+ROWS = (12, 8, 4) if HAS_AVX512 else (6, 4, 2)  # of the tiles there are
 WIDTH = 2 * LANES  # the columns of a panel of b
-
-_FLOAT, _INTEGER = ir.FloatType(), ir.IntType(64)
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-_FUSED = ("contract",)  # a product and an addition may be one instruction
 
 
 class View(NamedTuple):
@@ -55,54 +61,44 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate = arguments
 
-        def element(base: Any, *steps: tuple[Any, Any]) -> Any:
-            for count, distance in steps:
-                base = builder.gep(base, [builder.mul(_constant(count), _constant(distance))])
-            return base
-
-        def load(address: Any) -> Any:
-            return builder.load(builder.bitcast(address, _VECTOR.as_pointer()), align=4)
-
-        def spread(number: Any) -> Any:
-            vector = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, _INTEGER(0))
-            lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-            return builder.shuffle_vector(vector, vector, lanes)
-
-        a, b, c = (builder.inttoptr(address, _FLOAT.as_pointer()) for address in (a, b, c))
-        results = [element(c, (i, c_row), (j, LANES)) for i, j in cells]
+        a, b, c = (pointer(builder, address) for address in (a, b, c))
+        results = [element(builder, c, (i, c_row), (j, LANES)) for i, j in cells]
         # One pointer for every four rows: a single one would make each load wait for the last.
-        starts = [element(a, (i, a_row)) for i in range(0, rows, 4)]
+        starts = [element(builder, a, (i, a_row)) for i in range(0, rows, 4)]
 
         # The sums begin with zero, or with what the result holds.
         empty = builder.block
         with builder.if_then(accumulate):
-            before = [load(address) for address in results]
+            before = [load(builder, place) for place in results]
+            for i, j in cells:  # the tile below is the next
+                prefetch(builder, element(builder, c, (rows + i, c_row), (j, LANES)))
             filled = builder.block
-        begin = [builder.phi(_VECTOR) for _ in cells]
+        begin = [builder.phi(VECTOR) for _ in cells]
         for phi, value in zip(begin, before, strict=True):
-            phi.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), empty)
+            phi.add_incoming(constant(0.0), empty)
             phi.add_incoming(value, filled)
 
         entry, loop = builder.block, builder.append_basic_block("step")
         builder.branch(loop)
         builder.position_at_end(loop)
-        k, line = builder.phi(_INTEGER), builder.phi(b.type)
+        k, line = builder.phi(INTEGER), builder.phi(b.type)
         columns = [builder.phi(a.type) for _ in starts]
-        sums = [builder.phi(_VECTOR) for _ in cells]
-        right = [load(element(line, (j, LANES))) for j in range(vectors)]
+        sums = [builder.phi(VECTOR) for _ in cells]
+        right = [load(builder, element(builder, line, (j, LANES))) for j in range(vectors)]
         for j in range(vectors):  # the next panel will be here in time
-            _prefetch(builder, element(line, (1, b_panel), (j, LANES)))
-        left = [spread(builder.load(element(columns[i // 4], (i % 4, a_row)))) for i in range(rows)]
-        products = [builder.fmul(left[i], right[j], flags=_FUSED) for i, j in cells]
-        totals = [builder.fadd(p, s, flags=_FUSED) for p, s in zip(products, sums, strict=True)]
+            prefetch(builder, element(builder, line, (1, b_panel), (j, LANES)))
+        numbers = [element(builder, columns[i // 4], (i % 4, a_row)) for i in range(rows)]
+        left = [spread(builder, builder.load(place)) for place in numbers]
+        products = [builder.fmul(left[i], right[j], flags=FUSED) for i, j in cells]
+        totals = [builder.fadd(p, s, flags=FUSED) for p, s in zip(products, sums, strict=True)]
         following = [
-            builder.add(k, _INTEGER(1)),
-            element(line, (1, b_row)),
-            *(element(column, (1, a_column)) for column in columns),
+            builder.add(k, INTEGER(1)),
+            element(builder, line, (1, b_row)),
+            *(element(builder, column, (1, a_column)) for column in columns),
             *totals,
         ]
         changing = zip(
-            [k, line, *columns, *sums], [_INTEGER(0), b, *starts, *begin], following, strict=True
+            [k, line, *columns, *sums], [INTEGER(0), b, *starts, *begin], following, strict=True
         )
         for phi, first, later in changing:
             phi.add_incoming(first, entry)
@@ -111,8 +107,8 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
         builder.cbranch(builder.icmp_signed("<", following[0], depth), loop, end)
 
         builder.position_at_end(end)
-        for address, total in zip(results, totals, strict=True):
-            builder.store(total, builder.bitcast(address, _VECTOR.as_pointer()), align=4)
+        for place, total in zip(results, totals, strict=True):
+            store(builder, total, place)
         return context.get_dummy_value()
 
     @intrinsic
@@ -125,27 +121,9 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
     return tile
 
 
-def _constant(value: Any) -> Any:
-    return _INTEGER(value) if isinstance(value, int) else value
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    number, memory = ir.IntType(32), ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [memory, number, number, number])
-    name = "llvm.prefetch.p0"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    read, soon, data = number(0), number(3), number(1)
-    builder.call(function, [builder.bitcast(address, memory), read, soon, data])
-
-
 _tile_1x1, _tile_1x2 = _tile(ROWS[0], 1), _tile(ROWS[0], 2)
 _tile_2x1, _tile_2x2 = _tile(ROWS[1], 1), _tile(ROWS[1], 2)
 _tile_3x1, _tile_3x2 = _tile(ROWS[2], 1), _tile(ROWS[2], 2)
-
-
-@kernel
-def _address(view, i, j):
-    return view.array.ctypes.data + 4 * (view.start + i * view.row + j * view.column)
 
 
 @kernel
@@ -179,14 +157,15 @@ def multiply(a, b, c, rows, columns, depth, accumulate):
     for ``ROWS[-1]`` rows.
     """
     for first in range(0, columns, WIDTH):
-        panel = _address(b, 0, first // WIDTH)
+        panel = address(b.array, b.start + first // WIDTH * b.column)
         wide = first + WIDTH <= columns
         i = 0
         while i < rows:
             rest = rows - i
             if rest < ROWS[2]:
                 i = max(0, rows - ROWS[2])
-            source, target = _address(a, i, 0), _address(c, i, first)
+            source = address(a.array, a.start + i * a.row)
+            target = address(c.array, c.start + i * c.row + first)
             height = _rectangle(
                 source, a.row, a.column, panel, b.row, b.column, target, c.row, depth, accumulate,
                 rest, wide,

@@ -46,11 +46,12 @@ from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
-# A task has so many tiles, for 3 and for 5 taps: enough that the weights, which every task reads
-# from memory, are busy for long, and few enough that V and M stay in the core's cache.
-TILES = {3: 49, 5: 49}
-TILES_OF_WEIGHT_GRAD = {3: 98, 5: 49}
+# A task has so many tiles: enough that the weights, which every task reads from memory, are busy
+# for long, and few enough that V and M stay in the core's cache.
+TILES = 49
 PARTIAL_BYTES = 1 << 28
+# Rows of V and M that were a power of two apart would compete for the same places in the cache.
+MARGIN = LANES
 NOTHING = np.zeros((0, 0, 0, 0), np.float32)
 
 
@@ -67,28 +68,28 @@ def _convolve(x, mask, U, bias, rectify, y, canvas, padding, lines, lines_per_ta
         mine = space[thread_id()]
         rows, end = take(mine, 0, (n, columns, C))
         half, end = take(mine, end, (count, n, columns, C))
-        V, end = take(mine, end, (tiles + ROWS[-1], n, C))
-        M, end = take(mine, end, (tiles + ROWS[-1], n, K))
+        V, end = take(mine, end, (tiles + ROWS[-1], n * C + MARGIN))
+        M, end = take(mine, end, (tiles + ROWS[-1], n * K + MARGIN))
         half_done, end = take(mine, end, (tiles, n, TILE, K))
-        outputs, end = take(mine, end, (TILE, TILE, K))
+        outputs, end = take(mine, end, (TILE, TILE * K))
         input_columns(x, mask, canvas, padding, first, rows, half)
         for k in range(n):
-            input_rows(half, k, V[:tiles])
+            input_rows(half, k, canvas.tiles, V)
             for point in range(n):
                 for g in range(groups):
-                    source = View(V, point * C + g * Cg, n * C, 1)
+                    source = View(V, point * C + g * Cg, V.shape[1], 1)
                     offset = ((k * n + point) * groups + g) * panels * Cg * WIDTH
                     weights = View(U, offset, WIDTH, Cg * WIDTH)
-                    target = View(M, point * K + g * Kg, n * K, 1)
+                    target = View(M, point * K + g * Kg, M.shape[1], 1)
                     multiply(source, weights, target, tiles, Kg, Cg, False)
-            output_rows(M[:tiles], half_done, k)
+            output_rows(M, half_done, k)
         output_columns(half_done, outputs, canvas, first, bias, rectify, y)
 
 
 @parallel_kernel
-def _weight_grad(grad, mask, x, dU, dbias, canvas, padding, lines, lines_per_task, space):
-    # dU [parts, n, n, groups, Kg, Cg], dbias [parts, K]: each part sums a fixed share of the lines.
-    parts, n, _, groups, Kg, Cg = dU.shape
+def _weight_grad(grad, mask, x, dU, sums, canvas, padding, lines, lines_per_task, space):
+    # dU [parts, n, n, groups, Cg, Kg], sums [parts, width * K]: each part has its share of lines.
+    parts, n, _, groups, Cg, Kg = dU.shape
     C, K = groups * Cg, groups * Kg
     width = canvas.tiles * TILE
     columns = width + n - TILE
@@ -101,22 +102,22 @@ def _weight_grad(grad, mask, x, dU, dbias, canvas, padding, lines, lines_per_tas
             tiles = count * canvas.tiles
             rows, end = take(mine, 0, (n, columns, C))
             half, end = take(mine, end, (count, n, columns, C))
-            V, end = take(mine, end, (tiles, n, C))
+            V, end = take(mine, end, (tiles, n * C + MARGIN))
             grad_rows, end = take(mine, end, (TILE, width, K))
             grad_half, end = take(mine, end, (count, n, width, K))
-            Z, end = take(mine, end, (tiles, n, K))
+            Z, end = take(mine, end, (tiles, n * K + MARGIN))
             input_columns(x, NOTHING, canvas, padding, first, rows, half)
-            gradient_columns(grad, mask, canvas, first, grad_rows, grad_half, dbias[part])
+            gradient_columns(grad, mask, canvas, first, grad_rows, grad_half, sums[part])
             for k in range(n):
-                input_rows(half, k, V)
-                gradient_rows(grad_half, k, Z)
+                input_rows(half, k, canvas.tiles, V)
+                gradient_rows(grad_half, k, canvas.tiles, Z)
                 for point in range(n):
                     for g in range(groups):
-                        grads = View(Z, point * K + g * Kg, 1, n * K)
-                        inputs = View(V, point * C + g * Cg, n * C, WIDTH)
-                        offset = (((part * n + k) * n + point) * groups + g) * Kg * Cg
-                        total = View(dU, offset, Cg, 1)
-                        multiply(grads, inputs, total, Kg, Cg, tiles, first > begin)
+                        inputs = View(V, point * C + g * Cg, 1, V.shape[1])
+                        grads = View(Z, point * K + g * Kg, Z.shape[1], WIDTH)
+                        offset = (((part * n + k) * n + point) * groups + g) * Cg * Kg
+                        total = View(dU, offset, Kg, 1)
+                        multiply(inputs, grads, total, Cg, Kg, tiles, first > begin)
 
 
 @parallel_kernel
@@ -130,6 +131,7 @@ def _transform_weight(taps, rotated, U):
         lines = np.zeros((r, r, WIDTH), np.float32)
         half = np.empty((n, r, WIDTH), np.float32)
         points = np.empty((n, WIDTH), np.float32)
+        width = r * WIDTH
         first = panel * WIDTH
         for i in range(depth):
             for j in range(min(WIDTH, outputs - first)):
@@ -138,9 +140,9 @@ def _transform_weight(taps, rotated, U):
                     for b in range(r):
                         tap = a * r + b
                         lines[a, b, j] = kernel[r * r - 1 - tap] if rotated else kernel[tap]
-            weight_transform(lines.reshape(r, r * WIDTH), half.reshape(n, r * WIDTH))
+            weight_transform(n, lines, 0, width, half, 0, width, width)
             for k in range(n):
-                weight_transform(half[k], points)
+                weight_transform(n, half, k * width, WIDTH, points, 0, WIDTH, WIDTH)
                 for point in range(n):
                     copy(points[point], U[k, point, g, panel, i])
 
@@ -148,31 +150,33 @@ def _transform_weight(taps, rotated, U):
 @parallel_kernel
 def _gather_weight_grad(dU, dw):
     # dw [groups, Kg, Cg, r * r] = G^T (sum of the parts) G
-    parts, n, _, groups, Kg, Cg = dU.shape
+    parts, n, _, groups, Cg, Kg = dU.shape
     r = n + 1 - TILE
-    for row in prange(groups * Kg):
-        g, o = divmod(np.int64(row), Kg)
-        points = np.empty((n, n, Cg), np.float32)
-        half = np.empty((r, n, Cg), np.float32)
-        line = np.empty((r, Cg), np.float32)
-        for k in range(n):
-            for point in range(n):
-                copy(dU[0, k, point, g, o], points[k, point])
-                for part in range(1, parts):
-                    add(dU[part, k, point, g, o], points[k, point], points[k, point])
-        weight_gradient_transform(points.reshape(n, n * Cg), half.reshape(r, n * Cg))
-        for a in range(r):
-            weight_gradient_transform(half[a], line)
-            for c in range(Cg):
-                for b in range(r):
-                    dw[g, o, c, a * r + b] = line[b, c]
+    blocks = Cg // LANES
+    for block in prange(groups * blocks):
+        g, number = divmod(np.int64(block), blocks)
+        points = np.empty((n, n, Kg), np.float32)
+        half = np.empty((r, n, Kg), np.float32)
+        line = np.empty((r, Kg), np.float32)
+        for c in range(number * LANES, (number + 1) * LANES):
+            for k in range(n):
+                for point in range(n):
+                    copy(dU[0, k, point, g, c], points[k, point])
+                    for part in range(1, parts):
+                        add(dU[part, k, point, g, c], points[k, point], points[k, point])
+            weight_gradient_transform(n, points, 0, n * Kg, half, 0, n * Kg, n * Kg)
+            for a in range(r):
+                weight_gradient_transform(n, half, a * n * Kg, Kg, line, 0, Kg, Kg)
+                for o in range(Kg):
+                    for b in range(r):
+                        dw[g, o, c, a * r + b] = line[b, o]
 
 
 def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
     """Return room for the tiles of so many lines, on all stages of their way."""
     n = TILE + taps - 1
     columns = canvas.tiles * TILE + taps - 1
-    size = n * channels * ((lines + 1) * columns + lines * canvas.tiles * n + ROWS[-1])
+    size = n * channels * ((lines + 1) * columns + lines * canvas.tiles * (n + 1) + ROWS[-1])
     return workspace(size, np.dtype(np.float32))
 
 
@@ -218,7 +222,7 @@ def _convolution(
     _transform_weight(kernels.reshape(groups, Kg, Cg, taps * taps), rotated, U)
     canvas = lay_out(N, (Ho, Wo), taps)
     lines = -(-N // (canvas.down * canvas.across)) * canvas.lines
-    tasks = -(-lines * canvas.tiles // (TILES[taps] * num_threads())) * num_threads()
+    tasks = -(-lines * canvas.tiles // (TILES * num_threads())) * num_threads()
     per_task = max(1, -(-lines // max(1, tasks)))
     y = memory.empty((N, Ho, Wo, groups * outputs), np.float32)
     images = _fill(channels_last(x), groups, 3)
@@ -226,7 +230,7 @@ def _convolution(
         images,
         NOTHING if mask is None else _fill(channels_last(mask), groups, 3),
         U,
-        np.zeros(groups * outputs, np.float32) if bias is None else _fill(bias, groups, 0),
+        np.tile(np.zeros(y.shape[3], np.float32) if bias is None else _fill(bias, groups, 0), TILE),
         rectify,
         y,
         canvas,
@@ -297,16 +301,16 @@ def weight_and_bias_grad(
         return np.zeros(weight_shape, np.float32), np.zeros(K, np.float32)
     most = max(1, PARTIAL_BYTES // (n * n * groups * Kg * Cg * 4))
     parts = min(num_threads(), lines, most)
-    dU = memory.empty((parts, n, n, groups, Kg, Cg), np.float32)
-    dbias = np.zeros((parts, groups * Kg), np.float32)
+    dU = memory.empty((parts, n, n, groups, Cg, Kg), np.float32)
+    sums = np.zeros((parts, canvas.tiles * TILE * groups * Kg), np.float32)
     dw = memory.empty((groups, Kg, Cg, taps * taps), np.float32)
-    per_task = max(1, TILES_OF_WEIGHT_GRAD[taps] // canvas.tiles)
+    per_task = max(1, TILES // canvas.tiles)
     _weight_grad(
         _fill(channels_last(grad), groups, 3),
         NOTHING if mask is None else _fill(channels_last(mask), groups, 3),
         _fill(channels_last(x), groups, 3),
         dU,
-        dbias,
+        sums,
         canvas,
         (padding[0][0], padding[1][0]),
         lines,
@@ -315,7 +319,8 @@ def weight_and_bias_grad(
     )
     _gather_weight_grad(dU, dw)
     dw = _strip(_strip(dw.reshape(groups * Kg, Cg, taps, taps), groups, 0, K), 1, 1, C)
-    return dw, _strip(dbias.sum(axis=0), groups, 0, K)
+    dbias = sums.reshape(-1, groups * Kg).sum(axis=0)
+    return dw, _strip(dbias, groups, 0, K)
 
 
 def weight_grad(

@@ -124,19 +124,30 @@ def _add_and_rectify(a, b, target):
 
 @kernel
 def _scatter(tile, canvas, line, column, bias, rectify, images):
-    """Add the bias to a tile [4, 4, K], ``rectify`` it, and store what of it lies in an image."""
-    N, H, W, _ = images.shape
+    """Add the bias to a tile [4, 4 * K], ``rectify`` it, and store what of it lies in an image.
+
+    ``bias`` [4 * K] is repeated for each pixel of a row.
+    """
+    N, H, W, K = images.shape
     number, row = divmod(line, canvas.lines)
     for a in range(TILE):
         i, h = divmod(row * TILE + a, canvas.height)
-        for b in range(TILE):
+        if i >= canvas.down or h >= H:
+            continue
+        b = 0
+        while b < TILE:  # a row of the tile may end in one image and go on in the next
             j, w = divmod(column * TILE + b, canvas.width)
             n = (number * canvas.down + i) * canvas.across + j
-            if i < canvas.down and j < canvas.across and n < N and h < H and w < W:
+            count = min(TILE - b, canvas.width - w)
+            inside = min(count, W - w)
+            if j < canvas.across and n < N and inside > 0:
+                source = tile[a, b * K : (b + inside) * K]
+                target = images[n, h].reshape(W * K)[w * K : (w + inside) * K]
                 if rectify:
-                    _add_and_rectify(tile[a, b], bias, images[n, h, w])
+                    _add_and_rectify(source, bias, target)
                 else:
-                    add(tile[a, b], bias, images[n, h, w])
+                    add(source, bias, target)
+            b += count
 
 
 @kernel
@@ -154,61 +165,65 @@ def input_columns(x, mask, canvas, padding, first, rows, half):
 
     ``first`` is the first of the lines, ``padding`` (top, left), ``rows`` scratch for one line.
     """
-    shape = rows.shape[0], rows.shape[1] * rows.shape[2]
-    for line in range(half.shape[0]):
+    lines, n, columns, C = half.shape
+    width = columns * C
+    for line in range(lines):
         _gather(x, mask, canvas, padding, first + line, rows)
-        input_transform(rows.reshape(shape), half[line].reshape(shape))
+        input_transform(n, rows, 0, width, half, line * n * width, width, width)
 
 
 @kernel
-def input_rows(half, k, V):
-    """Transform the rows of the inputs, those of points k: ``half`` to V [tile, n, C]."""
-    n = half.shape[1]
-    tiles = V.shape[0] // half.shape[0]
-    for tile in range(V.shape[0]):
-        line, column = divmod(tile, tiles)
-        start = column * TILE
-        input_transform(half[line, k, start : start + n], V[tile])
+def input_rows(half, k, tiles, V):
+    """Transform the rows of the inputs, those of points k: ``half`` to V [tile, n * C + margin]."""
+    lines, n, columns, C = half.shape
+    for line in range(lines):
+        row = (line * n + k) * columns
+        for tile in range(tiles):
+            source, target = (row + tile * TILE) * C, (line * tiles + tile) * V.shape[1]
+            input_transform(n, half, source, C, V, target, C, C)
 
 
 @kernel
 def gradient_columns(grad, mask, canvas, first, rows, half, sums):
-    """As `input_columns`, for the gradient [N, Ho, Wo, K]; its pixels are added to ``sums`` [K].
+    """As `input_columns`, for the gradient [N, Ho, Wo, K]; its rows are added to ``sums``.
 
     Tiles do not overlap here: every pixel is gathered once.
     """
-    width = rows.shape[1] * rows.shape[2]
-    for line in range(half.shape[0]):
+    lines, n, columns, K = half.shape
+    width = columns * K
+    for line in range(lines):
         _gather(grad, mask, canvas, (0, 0), first + line, rows)
         for row in range(TILE):
-            for column in range(rows.shape[1]):
-                add(rows[row, column], sums, sums)
-        target = half[line].reshape(half.shape[1], width)
-        gradient_transform(rows.reshape(TILE, width), target)
+            add(rows[row].reshape(width), sums, sums)
+        gradient_transform(n, rows, 0, width, half, line * n * width, width, width)
 
 
 @kernel
-def gradient_rows(half, k, Z):
-    """As `input_rows`, for the gradient: ``half`` to Z [tile, n, K]."""
-    tiles = Z.shape[0] // half.shape[0]
-    for tile in range(Z.shape[0]):
-        line, column = divmod(tile, tiles)
-        start = column * TILE
-        gradient_transform(half[line, k, start : start + TILE], Z[tile])
+def gradient_rows(half, k, tiles, Z):
+    """As `input_rows`, for the gradient: ``half`` to Z [tile, n * K + margin]."""
+    lines, n, columns, K = half.shape
+    for line in range(lines):
+        row = (line * n + k) * columns
+        for tile in range(tiles):
+            source, target = (row + tile * TILE) * K, (line * tiles + tile) * Z.shape[1]
+            gradient_transform(n, half, source, K, Z, target, K, K)
 
 
 @kernel
 def output_rows(M, half, k):
-    """Transform the rows of the products at points k: M [tile, n, K] to half[:, k]."""
-    for tile in range(M.shape[0]):
-        output_transform(M[tile], half[tile, k])
+    """Transform the rows of the products at points k: M [tile, n * K + margin] to half[:, k]."""
+    tiles, n, _, K = half.shape
+    for tile in range(tiles):
+        target = (tile * n + k) * TILE * K
+        output_transform(n, M, tile * M.shape[1], K, half, target, K, K)
 
 
 @kernel
 def output_columns(half, outputs, canvas, first, bias, rectify, y):
     """Transform the columns of the outputs, ``half`` [tile, n, 4, K], and store them in y."""
-    n, _, K = half.shape[1:]
-    for tile in range(half.shape[0]):
-        output_transform(half[tile].reshape(n, TILE * K), outputs.reshape(TILE, TILE * K))
+    tiles, n, _, K = half.shape
+    width = TILE * K
+    for tile in range(tiles):
+        output_transform(n, half, tile * n * width, width, outputs, 0, width, width)
         line, column = divmod(tile, canvas.tiles)
         _scatter(outputs, canvas, first + line, column, bias, rectify, y)

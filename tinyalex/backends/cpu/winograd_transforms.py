@@ -23,8 +23,22 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from tinyalex.backends.cpu.runtime import kernel
+from tinyalex.backends.cpu.vectors import (
+    FUSED,
+    INTEGER,
+    LANES,
+    address,
+    constant,
+    element,
+    load,
+    pointer,
+    store,
+)
 from tinyalex.backends.types import Array
 
 TILE = 4  # m: outputs that are computed together, along each axis
@@ -59,188 +73,117 @@ def matrices(taps: int) -> Matrices:
     return result
 
 
-def _constants(matrix: Array) -> tuple[Any, ...]:
-    """Return the numbers as nested tuples: constants, which the compiler unrolls loops over."""
-    if matrix.ndim == 1:
-        return tuple(np.float32(value) for value in matrix)
-    return tuple(_constants(row) for row in matrix)
+def _combination(builder: Any, factors: Any, values: Any) -> Any:
+    """Return the sum of ``factor * value``; nothing is done for factors of 0 and 1."""
+    total = None
+    for factor, value in zip(factors, values, strict=True):
+        if factor == 0:
+            continue
+        term = value if factor == 1 else builder.fmul(constant(factor), value, flags=FUSED)
+        total = term if total is None else builder.fadd(total, term, flags=FUSED)
+    return total
 
 
-# The three kinds of functions below multiply a matrix with the n (or m) rows of a contiguous 2-D
-# array, for all columns at once: that is the one form of loop for which Numba writes vector code.
+def _rows_in_pairs(builder: Any, matrix: Array, x: list[Any]) -> list[Any]:
+    """Return ``matrix @ x`` where the rows of +a and -a differ in the signs of odd columns."""
+    pairs = []
+    for row in matrix[1:-1:2]:
+        even = _combination(builder, row[::2], x[::2])
+        odd = _combination(builder, row[1::2], x[1::2])
+        pairs += [builder.fadd(even, odd, flags=FUSED), builder.fsub(even, odd, flags=FUSED)]
+    return [_combination(builder, matrix[0], x), *pairs, _combination(builder, matrix[-1], x)]
 
 
-def _input_transform(taps: int) -> Callable[[Array, Array], None]:
-    matrix = matrices(taps).input
-    zero, infinity = _constants(matrix[0, ::2]), _constants(matrix[-1, 1::2])
-    even, odd = _constants(matrix[1:-1:2, 2::2]), _constants(matrix[1:-1:2, 1:-1:2])
-    pairs = len(even)
-
-    @kernel
-    def transform(d, v):
-        for c in range(d.shape[1]):
-            first = np.float32(0)
-            last = np.float32(0)
-            for j in range(pairs + 1):
-                first += zero[j] * d[2 * j, c]
-                last += infinity[j] * d[2 * j + 1, c]
-            v[0, c] = first
-            v[2 * pairs + 1, c] = last
-            for pair in range(pairs):
-                same = np.float32(0)
-                opposite = np.float32(0)
-                for j in range(pairs):
-                    same += even[pair][j] * d[2 * j + 2, c]
-                    opposite += odd[pair][j] * d[2 * j + 1, c]
-                v[2 * pair + 1, c] = same + opposite
-                v[2 * pair + 2, c] = same - opposite
-
-    return transform
+def _columns_in_pairs(builder: Any, matrix: Array, x: list[Any]) -> list[Any]:
+    """Return ``matrix @ x`` where the columns of +a and -a differ in the signs of odd rows."""
+    plus, minus = x[1:-1:2], x[2:-1:2]
+    both = [
+        [combine(p, m, flags=FUSED) for p, m in zip(plus, minus, strict=True)]
+        for combine in (builder.fadd, builder.fsub)
+    ]
+    return [
+        _combination(builder, [row[0], *row[1:-1:2], row[-1]], [x[0], *both[i % 2], x[-1]])
+        for i, row in enumerate(matrix)
+    ]
 
 
-def _output_transform(taps: int) -> Callable[[Array, Array], None]:
-    powers = _constants(matrices(taps).output.T[1:-1:2])
-    pairs = len(powers)
+def _transform(matrix: Array, multiply: Callable[..., list[Any]]) -> Callable[..., None]:
+    """Return code for ``target = matrix @ source``, for all columns at once.
 
-    @kernel
-    def transform(m, y):
-        for c in range(m.shape[1]):
-            y0 = m[0, c]
-            y1 = np.float32(0)
-            y2 = np.float32(0)
-            y3 = m[2 * pairs + 1, c]
-            for pair in range(pairs):
-                same = m[2 * pair + 1, c] + m[2 * pair + 2, c]
-                opposite = m[2 * pair + 1, c] - m[2 * pair + 2, c]
-                y0 += same
-                y1 += powers[pair][1] * opposite
-                y2 += powers[pair][2] * same
-                y3 += powers[pair][3] * opposite
-            y[0, c] = y0
-            y[1, c] = y1
-            y[2, c] = y2
-            y[3, c] = y3
+    Its arguments: the address of the source and the distance of its rows, the same of the target,
+    and the number of columns, a multiple of `LANES`.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, source_row, target, target_row, columns = arguments
+        source, target = pointer(builder, source), pointer(builder, target)
+        with cgutils.for_range_slice(builder, INTEGER(0), columns, INTEGER(LANES)) as (column, _):
+            x = [
+                load(builder, element(builder, source, (j, source_row), (1, column)))
+                for j in range(matrix.shape[1])
+            ]
+            for i, y in enumerate(multiply(builder, matrix, x)):
+                store(builder, y, element(builder, target, (i, target_row), (1, column)))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def transform(typing: Any, a: Any, a_row: Any, b: Any, b_row: Any, columns: Any) -> Any:
+        return types.void(*[types.intp] * 5), generate
 
     return transform
 
 
-def _gradient_transform(taps: int) -> Callable[[Array, Array], None]:
-    powers = _constants(matrices(taps).output.T[1:-1:2])
-    pairs = len(powers)
+_3, _5 = matrices(3), matrices(5)
+_input3, _input5 = (_transform(m.input, _rows_in_pairs) for m in (_3, _5))
+_output3, _output5 = (_transform(m.output, _columns_in_pairs) for m in (_3, _5))
+_gradient3, _gradient5 = (_transform(m.output.T, _rows_in_pairs) for m in (_3, _5))
+_weight3, _weight5 = (_transform(m.weight, _rows_in_pairs) for m in (_3, _5))
+_from_weight3, _from_weight5 = (_transform(m.weight.T, _columns_in_pairs) for m in (_3, _5))
 
-    @kernel
-    def transform(dy, z):
-        for c in range(dy.shape[1]):
-            y0 = dy[0, c]
-            y1 = dy[1, c]
-            y2 = dy[2, c]
-            y3 = dy[3, c]
-            z[0, c] = y0
-            z[2 * pairs + 1, c] = y3
-            for pair in range(pairs):
-                same = y0 + powers[pair][2] * y2
-                opposite = powers[pair][1] * y1 + powers[pair][3] * y3
-                z[2 * pair + 1, c] = same + opposite
-                z[2 * pair + 2, c] = same - opposite
-
-    return transform
-
-
-def _weight_transform(taps: int) -> Callable[[Array, Array], None]:
-    matrix = matrices(taps).weight
-    first = np.float32(matrix[0, 0])
-    rows = _constants(matrix[1:-1:2])
-    pairs = len(rows)
-
-    @kernel
-    def transform(w, u):
-        for c in range(w.shape[1]):
-            u[0, c] = first * w[0, c]
-            u[2 * pairs + 1, c] = w[taps - 1, c]
-            for pair in range(pairs):
-                same = np.float32(0)
-                opposite = np.float32(0)
-                for j in range(0, taps, 2):
-                    same += rows[pair][j] * w[j, c]
-                for j in range(1, taps, 2):
-                    opposite += rows[pair][j] * w[j, c]
-                u[2 * pair + 1, c] = same + opposite
-                u[2 * pair + 2, c] = same - opposite
-
-    return transform
-
-
-def _weight_gradient_transform(taps: int) -> Callable[[Array, Array], None]:
-    matrix = matrices(taps).weight
-    first = np.float32(matrix[0, 0])
-    rows = _constants(matrix[1:-1:2])
-    pairs = len(rows)
-
-    @kernel
-    def transform(u, w):
-        for c in range(w.shape[1]):
-            w[0, c] = first * u[0, c]
-            for j in range(1, taps):
-                w[j, c] = 0
-            w[taps - 1, c] += u[2 * pairs + 1, c]
-            for pair in range(pairs):
-                same = u[2 * pair + 1, c] + u[2 * pair + 2, c]
-                opposite = u[2 * pair + 1, c] - u[2 * pair + 2, c]
-                for j in range(0, taps, 2):
-                    w[j, c] += rows[pair][j] * same
-                for j in range(1, taps, 2):
-                    w[j, c] += rows[pair][j] * opposite
-
-    return transform
-
-
-_input3, _input5 = _input_transform(3), _input_transform(5)
-_output3, _output5 = _output_transform(3), _output_transform(5)
-_gradient3, _gradient5 = _gradient_transform(3), _gradient_transform(5)
-_weight3, _weight5 = _weight_transform(3), _weight_transform(5)
-_weight_gradient3, _weight_gradient5 = _weight_gradient_transform(3), _weight_gradient_transform(5)
+# The functions below take contiguous arrays and the offsets of the first elements: source with the
+# distance of its rows, target likewise, and how many columns; n, 6 or 8, tells how many taps.
 
 
 @kernel
-def input_transform(d, v):
-    """``v = B^T d`` for contiguous [n, columns]; n tells how many taps."""
-    if d.shape[0] == 6:
-        _input3(d, v)
+def input_transform(n, d, at_d, row_d, v, at_v, row_v, columns):
+    """``v = B^T d``: n rows to n rows."""
+    if n == 6:
+        _input3(address(d, at_d), row_d, address(v, at_v), row_v, columns)
     else:
-        _input5(d, v)
+        _input5(address(d, at_d), row_d, address(v, at_v), row_v, columns)
 
 
 @kernel
-def output_transform(m, y):
-    """``y = A^T m``: contiguous [n, columns] to [4, columns]."""
-    if m.shape[0] == 6:
-        _output3(m, y)
+def output_transform(n, m, at_m, row_m, y, at_y, row_y, columns):
+    """``y = A^T m``: n rows to 4 rows."""
+    if n == 6:
+        _output3(address(m, at_m), row_m, address(y, at_y), row_y, columns)
     else:
-        _output5(m, y)
+        _output5(address(m, at_m), row_m, address(y, at_y), row_y, columns)
 
 
 @kernel
-def gradient_transform(dy, z):
-    """``z = A dy``, the transpose of `output_transform`: [4, columns] to [n, columns]."""
-    if z.shape[0] == 6:
-        _gradient3(dy, z)
+def gradient_transform(n, dy, at_dy, row_dy, z, at_z, row_z, columns):
+    """``z = A dy``, the transpose of `output_transform`: 4 rows to n rows."""
+    if n == 6:
+        _gradient3(address(dy, at_dy), row_dy, address(z, at_z), row_z, columns)
     else:
-        _gradient5(dy, z)
+        _gradient5(address(dy, at_dy), row_dy, address(z, at_z), row_z, columns)
 
 
 @kernel
-def weight_transform(w, u):
-    """``u = G w``: contiguous [taps, columns] to [n, columns]."""
-    if u.shape[0] == 6:
-        _weight3(w, u)
+def weight_transform(n, w, at_w, row_w, u, at_u, row_u, columns):
+    """``u = G w``: n - 3 rows to n rows."""
+    if n == 6:
+        _weight3(address(w, at_w), row_w, address(u, at_u), row_u, columns)
     else:
-        _weight5(w, u)
+        _weight5(address(w, at_w), row_w, address(u, at_u), row_u, columns)
 
 
 @kernel
-def weight_gradient_transform(u, w):
-    """``w = G^T u``, the transpose of `weight_transform`: [n, columns] to [taps, columns]."""
-    if u.shape[0] == 6:
-        _weight_gradient3(u, w)
+def weight_gradient_transform(n, u, at_u, row_u, w, at_w, row_w, columns):
+    """``w = G^T u``, the transpose of `weight_transform`: n rows to n - 3 rows."""
+    if n == 6:
+        _from_weight3(address(u, at_u), row_u, address(w, at_w), row_w, columns)
     else:
-        _weight_gradient5(u, w)
+        _from_weight5(address(u, at_u), row_u, address(w, at_w), row_w, columns)

@@ -1,0 +1,75 @@
+"""Vectors of numbers in compiled code: what LLVM knows and Python's loops cannot say.
+
+Numba compiles loops over single numbers and leaves it to LLVM to find vectors in them. That works
+for simple loops. Where it does not, or not well, `microkernel` and `winograd_transforms` write the
+vector instructions themselves, in LLVM's language, from which every processor's are made. This file
+has the few words that they share. Addresses are integers, in bytes; distances count elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core.registry import cpu_target
+
+from tinyalex.backends.cpu.runtime import kernel
+
+# AVX-512 has 32 registers of 16 numbers. AVX2 has 16 of 8, and NEON as many bytes in 32 smaller.
+HAS_AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+LANES = 16 if HAS_AVX512 else 8
+
+FLOAT, INTEGER = ir.FloatType(), ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANES)
+FUSED = ("contract",)  # a product and an addition may become one instruction
+
+
+@kernel
+def address(array, offset):
+    """Return where element ``offset`` of a contiguous float32 array is."""
+    return array.ctypes.data + 4 * offset
+
+
+def constant(value: float) -> Any:
+    """Return a vector of equal numbers."""
+    return ir.Constant(VECTOR, [value] * LANES)
+
+
+def pointer(builder: Any, address: Any) -> Any:
+    """Return the address as something to read from."""
+    return builder.inttoptr(address, FLOAT.as_pointer())
+
+
+def element(builder: Any, base: Any, *steps: tuple[Any, Any]) -> Any:
+    """Return ``base`` moved by the sum of ``count * distance`` over all steps."""
+    for step in steps:
+        count, distance = (INTEGER(v) if isinstance(v, int) else v for v in step)
+        base = builder.gep(base, [builder.mul(count, distance)])
+    return base
+
+
+def load(builder: Any, place: Any) -> Any:
+    """Return the `LANES` numbers from ``place`` on."""
+    return builder.load(builder.bitcast(place, VECTOR.as_pointer()), align=4)
+
+
+def store(builder: Any, vector: Any, place: Any) -> None:
+    """Write a vector to ``place``."""
+    builder.store(vector, builder.bitcast(place, VECTOR.as_pointer()), align=4)
+
+
+def spread(builder: Any, number: Any) -> Any:
+    """Return a vector of ``number``, which is only known when the code runs."""
+    vector = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), number, INTEGER(0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(vector, vector, lanes)
+
+
+def prefetch(builder: Any, place: Any) -> None:
+    """Ask for the cache line at ``place``, which will be read soon."""
+    number, memory = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [memory, number, number, number])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    read, soon, data = number(0), number(3), number(1)
+    builder.call(function, [builder.bitcast(place, memory), read, soon, data])
