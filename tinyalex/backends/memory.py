@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +33,17 @@ class _Free(NamedTuple):
     since: int  # the number of requests there had been
 
 
+_lock = threading.Lock()
+_returned: deque[Array] = deque()
+_free: list[_Free] = []  # in the order of their return
+_requests = 0
+_actions: list[Callable[[], None]] = []
+
+
 class _Lease:
     """Owns a block while arrays use it: NumPy makes it the base of them all."""
+
+    _give_back = _returned.append  # here, since at the end of the process the module's names go
 
     def __init__(self, block: Array) -> None:
         self._block = block
@@ -41,13 +51,7 @@ class _Lease:
 
     def __del__(self) -> None:
         # This may run at any moment, within `empty` too: so no lock, just one atomic operation.
-        _returned.append(self._block)
-
-
-_lock = threading.Lock()
-_returned: deque[Array] = deque()
-_free: list[_Free] = []  # in the order of their return
-_requests = 0
+        self._give_back(self._block)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -66,8 +70,15 @@ def empty_like(array: Array) -> Array:
     return empty(array.shape, array.dtype)
 
 
+def when_emptied(action: Callable[[], None]) -> None:
+    """Call ``action`` whenever `empty_cache` is called, for what is kept elsewhere."""
+    _actions.append(action)
+
+
 def empty_cache() -> None:
     """Give all memory back to the system that is kept for reuse and not in use."""
+    for action in _actions:
+        action()
     with _lock:
         _collect()
         _free.clear()

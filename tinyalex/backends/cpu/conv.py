@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     dtype: np.dtype[Any]
 
 
-MIN_CHANNELS, MIN_PIXELS = 16, 700  # for Winograd; channels of a group, pixels of the batch
+MIN_CHANNELS, MIN_PIXELS = 16, 100  # for Winograd; channels of a group, pixels of the batch
 
 
 def _suits_winograd(p: Problem, taps: tuple[int, ...], channels: int) -> bool:

@@ -13,7 +13,7 @@ from numba import prange
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.gemm import gemm
-from tinyalex.backends.cpu.microkernel import LANES, ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
 from tinyalex.backends.cpu.runtime import (
     kernel,
     num_threads,
@@ -22,12 +22,16 @@ from tinyalex.backends.cpu.runtime import (
     thread_id,
     workspace,
 )
+from tinyalex.backends.cpu.vectors import LANES
 from tinyalex.backends.types import Array
 
 MAX_COLUMNS = 1024  # of the result, a task: more leaves the threads unevenly loaded
 TASK = 4 * ROWS[0]  # rows of the result for a task of `_multiply_weight`
 PANELS = 1 << 17  # elements of panels that stay in the second-level cache
-DEPTH, COLUMNS = 256, 512  # the part of the weights that a task of `_input_grad` packs at a time
+# Outputs that `_input_grad` takes at a time. Their weights are read in long runs, but the sums are
+# read and written again each time: which costs more depends on the number of images.
+DEPTH_OF_FEW, DEPTH, MANY = 32, 48, 64
+COLUMNS = 512  # of the images, that a task of `_weight_grad` packs
 
 
 # --- one image: every weight is used once ---------------------------------------------------------
@@ -90,40 +94,37 @@ def _multiply_weight(weight, panels, depth, y):
 
 
 @kernel
-def _pack(matrix, first, depth, column, columns, panels):
-    """Copy ``depth`` rows, from ``first``, of some columns: panels [columns / WIDTH, depth, WIDTH].
+def _pack(x, column, columns, panels):
+    """Copy some columns of ``x`` [N, I] to panels [columns / WIDTH, N, WIDTH].
 
-    Columns that the matrix does not have are zeros.
+    Half a panel may be left; the rest of it is filled with zeros.
     """
-    for k in range(depth):
-        row = matrix[first + k]
-        for panel in range((columns + WIDTH - 1) // WIDTH):
-            target = panels[(panel * depth + k) * WIDTH : (panel * depth + k + 1) * WIDTH]
-            begin = column + panel * WIDTH
-            if begin + WIDTH <= row.size:
-                source = row[begin : begin + WIDTH]
-                for j in range(WIDTH):
-                    target[j] = source[j]
-            else:
-                target[:] = 0
-                for j in range(row.size - begin):
-                    target[j] = row[begin + j]
+    # Unsigned indices: signed ones could mean "from the end", and the loop would not vectorise.
+    width, begin, deep = np.uintp(WIDTH), np.uintp(column), np.uintp(x.shape[0])
+    full = np.uintp(columns // WIDTH)
+    for k in range(deep):
+        for panel in range(full):
+            for j in range(width):
+                panels[(panel * deep + k) * width + j] = x[k, begin + panel * width + j]
+        if columns % WIDTH:
+            for j in range(width):
+                inside = full * width + j < np.uintp(columns)
+                value = x[k, begin + full * width + j] if inside else np.float32(0)
+                panels[(full * deep + k) * width + j] = value
 
 
 @parallel_kernel
-def _input_grad(grad, weight, dx, space):
-    # dx [N, I] = grad [N, O] @ weight [O, I], N a multiple of ROWS[-1]
+def _input_grad(grad, weight, width, deep, dx):
+    # dx [N, I] = grad [N, O] @ weight [O, I], N a multiple of ROWS[-1], ``width`` of WIDTH
     N, outputs = grad.shape
     inputs = weight.shape[1]
-    for task in prange((inputs + COLUMNS - 1) // COLUMNS):
-        first = np.int64(task) * COLUMNS
-        columns = min(COLUMNS, inputs - first)
-        panels = space[thread_id()]
-        for o in range(0, outputs, DEPTH):
-            depth = min(DEPTH, outputs - o)
-            _pack(weight, o, depth, first, columns, panels)
+    for task in prange((inputs + width - 1) // width):
+        first = np.int64(task) * width
+        columns = min(width, inputs - first)
+        for o in range(0, outputs, deep):
             left = View(grad, o, outputs, 1)
-            right = View(panels, 0, WIDTH, depth * WIDTH)
+            right = View(weight, o * inputs + first, inputs, WIDTH)
+            depth = min(deep, outputs - o)
             multiply(left, right, View(dx, first, inputs, 1), N, columns, depth, o > 0)
 
 
@@ -136,7 +137,7 @@ def _weight_grad(grad, x, dweight, space):
         first = np.int64(task) * COLUMNS
         columns = min(COLUMNS, inputs - first)
         panels = space[thread_id()]
-        _pack(x, 0, N, first, columns, panels)
+        _pack(x, first, columns, panels)
         right = View(panels, 0, WIDTH, N * WIDTH)
         for o in range(0, outputs, TASK):
             left = View(grad, o, 1, outputs)
@@ -184,8 +185,9 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     elif _suits(weight):
         panels = memory.empty((-(-N // WIDTH), inputs, WIDTH), np.float32)
         _transpose_into_panels(plain(x), panels)
-        transposed = memory.empty((outputs, len(panels) * WIDTH), np.float32)
-        depth = max(LANES, PANELS // (len(panels) * WIDTH))
+        columns = -(-N // LANES) * LANES
+        transposed = memory.empty((outputs, columns), np.float32)
+        depth = max(LANES, PANELS // columns)
         _multiply_weight(plain(weight), panels, depth, transposed)
         y = np.ascontiguousarray(transposed[:, :N].T)
     else:
@@ -203,7 +205,8 @@ def linear_input_grad(grad: Array, weight: Array) -> Array:
     rows = np.zeros((-(-N // ROWS[-1]) * ROWS[-1], outputs), np.float32)
     rows[:N] = grad
     dx = memory.empty((len(rows), inputs), np.float32)
-    _input_grad(rows, plain(weight), dx, workspace(DEPTH * COLUMNS, np.dtype(np.float32)))
+    width = -(-inputs // (WIDTH * num_threads())) * WIDTH
+    _input_grad(rows, plain(weight), width, DEPTH if N > MANY else DEPTH_OF_FEW, dx)
     return dx[:N]
 
 

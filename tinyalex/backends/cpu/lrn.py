@@ -15,45 +15,11 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
+from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain, quick_kernel
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
 LINES = 64  # lines a task takes at a time: enough to share the scratch arrays
-
-
-@kernel
-def _sum_of_neighbours(padded, size, total):
-    """``total[c] = padded[c] + ... + padded[c + size - 1]``: one addition a tap, no running sum.
-
-    Subtracting what was added would leave the rounding error of the largest value behind for good.
-    """
-    total[:] = 0
-    for tap in range(size):
-        shifted = padded[tap : tap + total.size]
-        for c in range(total.size):
-            total[c] += shifted[c]
-
-
-@kernel
-def _powers(x, size, ratio, beta, k, squares, power, scale):
-    """Set ``scale`` to s and ``power`` to s ** -beta; ``squares`` has a margin of zeros."""
-    middle = squares[size // 2 : size // 2 + x.size]
-    for c in range(x.size):
-        middle[c] = x[c] * x[c]
-    _sum_of_neighbours(squares, size, scale)
-    one = x.dtype.type(1)
-    if beta == 0.75:  # two square roots, which the processor has, instead of a call a value
-        for c in range(x.size):
-            s = k + ratio * scale[c]
-            root = np.sqrt(s)
-            scale[c] = s
-            power[c] = one / (root * np.sqrt(root))
-    else:
-        for c in range(x.size):
-            s = k + ratio * scale[c]
-            scale[c] = s
-            power[c] = s**-beta
 
 
 class Norm(NamedTuple):
@@ -73,7 +39,7 @@ def norm(size: int, alpha: float, beta: float, k: float, dtype: np.dtype[Any]) -
 
 @kernel
 def scratch(width, size, dtype):
-    """Return working memory for lines of ``width`` channels: margins of zeros, two plain lines."""
+    """Return working memory for lines of ``width`` channels: two with margins of zeros."""
     return (
         np.zeros(width + size - 1, dtype),
         np.zeros(width + size - 1, dtype),
@@ -83,48 +49,98 @@ def scratch(width, size, dtype):
 
 
 @kernel
+def _sum_of_neighbours(padded, size, total):
+    """``total[c] = padded[c] + ... + padded[c + size - 1]``: all additions anew, no running sum.
+
+    Subtracting what was added would leave the rounding error of the largest value behind for good.
+    """
+    # Unsigned indices: signed ones could mean "from the end", and the loop would not vectorise.
+    one, two, three, four = np.uintp(1), np.uintp(2), np.uintp(3), np.uintp(4)
+    if size == 5:  # the paper's, in one pass
+        for c in range(np.uintp(total.size)):
+            left, right = padded[c] + padded[c + one], padded[c + three] + padded[c + four]
+            total[c] = left + padded[c + two] + right
+    else:
+        total[:] = 0
+        for tap in range(np.uintp(size)):
+            for c in range(np.uintp(total.size)):
+                total[c] += padded[c + tap]
+
+
+@quick_kernel
+def _three_quarters(k, ratio, sums, power):
+    """With s = k + ratio * sums: ``power = s ** -0.75``, and sums becomes 1 / s."""
+    one = sums.dtype.type(1)
+    for c in range(np.uintp(power.size)):
+        root = one / np.sqrt(k + ratio * sums[c])
+        power[c] = root * np.sqrt(root)
+        sums[c] = root * root
+
+
+@kernel
+def _powers(x, start, norm, squares, power, inverse):
+    """Set ``inverse`` to 1 / s and ``power`` to s ** -beta for the line of ``x`` from ``start``."""
+    margin = np.uintp(norm.size // 2)
+    for c in range(np.uintp(power.size)):
+        squares[c + margin] = x[start + c] * x[start + c]
+    _sum_of_neighbours(squares, norm.size, inverse)
+    one = x.dtype.type(1)
+    if norm.beta == 0.75:  # two square roots, which the processor has, instead of a call a value
+        _three_quarters(norm.k, norm.ratio, inverse, power)
+    else:
+        for c in range(np.uintp(power.size)):
+            s = norm.k + norm.ratio * inverse[c]
+            inverse[c] = one / s
+            power[c] = s**-norm.beta
+
+
+@kernel
 def normalise(x, norm, space, y):
-    """Compute one line, the channels of a pixel and group."""
-    squares, _, power, scale = space
-    _powers(x, norm.size, norm.ratio, norm.beta, norm.k, squares, power, scale)
-    for c in range(x.size):
-        y[c] = x[c] * power[c]
+    """Compute y for any number of lines, one behind the other; a line is as long as the scratch."""
+    squares, _, power, inverse = space
+    width = np.uintp(power.size)
+    for line in range(np.uintp(x.size) // width):
+        start = line * width
+        _powers(x, start, norm, squares, power, inverse)
+        for c in range(width):
+            y[start + c] = x[start + c] * power[c]
 
 
 @kernel
 def normalise_grad(grad, x, norm, space, dx):
-    """Compute dx of one line; ``dx`` may be ``grad``."""
-    squares, products, power, scale = space
-    _powers(x, norm.size, norm.ratio, norm.beta, norm.k, squares, power, scale)
+    """Compute dx for any number of lines, as `normalise`; ``dx`` may be ``grad``."""
+    squares, products, power, inverse = space
+    width = np.uintp(power.size)
     # The window that holds j belongs to c = j - (size - 1) // 2 .. j + size // 2.
-    before = (norm.size - 1) // 2
-    middle = products[before : before + x.size]
-    for c in range(x.size):
-        middle[c] = grad[c] * x[c] * power[c] / scale[c]
-    _sum_of_neighbours(products, norm.size, scale)
+    before = np.uintp((norm.size - 1) // 2)
     factor = x.dtype.type(2) * norm.beta * norm.ratio
-    for c in range(dx.size):
-        dx[c] = grad[c] * power[c] - factor * x[c] * scale[c]
+    for line in range(np.uintp(x.size) // width):
+        start = line * width
+        _powers(x, start, norm, squares, power, inverse)
+        for c in range(width):
+            products[c + before] = grad[start + c] * x[start + c] * (power[c] * inverse[c])
+        _sum_of_neighbours(products, norm.size, inverse)
+        for c in range(width):
+            dx[start + c] = grad[start + c] * power[c] - factor * x[start + c] * inverse[c]
 
 
 @parallel_kernel
 def _forward(x, norm, y):
     count, width = x.shape
     for task in prange((count + LINES - 1) // LINES):
-        first = np.int64(task) * LINES
+        first, stop = np.int64(task) * LINES, min(count, (np.int64(task) + 1) * LINES)
         space = scratch(width, norm.size, x.dtype)
-        for i in range(first, min(count, first + LINES)):
-            normalise(x[i], norm, space, y[i])
+        normalise(x[first:stop].reshape(-1), norm, space, y[first:stop].reshape(-1))
 
 
 @parallel_kernel
 def _input_grad(grad, x, norm, dx):
     count, width = x.shape
     for task in prange((count + LINES - 1) // LINES):
-        first = np.int64(task) * LINES
+        first, stop = np.int64(task) * LINES, min(count, (np.int64(task) + 1) * LINES)
         space = scratch(width, norm.size, x.dtype)
-        for i in range(first, min(count, first + LINES)):
-            normalise_grad(grad[i], x[i], norm, space, dx[i])
+        source, target = x[first:stop].reshape(-1), dx[first:stop].reshape(-1)
+        normalise_grad(grad[first:stop].reshape(-1), source, norm, space, target)
 
 
 def _lines(x: Array, groups: int) -> Array:

@@ -14,8 +14,8 @@ from numba import prange
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.lrn import norm, normalise, normalise_grad, scratch
-from tinyalex.backends.cpu.pool import begin, collect, keep_larger, pooling_window
-from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
+from tinyalex.backends.cpu.pool import collect, pool_row, pooling_window
+from tinyalex.backends.cpu.runtime import parallel_kernel, plain
 from tinyalex.backends.geometry import Pair
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
@@ -23,64 +23,39 @@ from tinyalex.backends.types import Array
 ROWS = 9  # of the output, a task: the first window of each normalises some rows a second time
 
 
-@kernel
-def _pool_row(ring, window, i, H, y, taps):
-    """Pool output row i; row h of the normalised images is ``ring[h % len(ring)]``."""
-    W = ring.shape[1]
-    for j in range(y.shape[0]):
-        empty = True
-        for r in range(window.height):
-            h = i * window.stride_h + r - window.top
-            if h < 0 or h >= H:
-                continue
-            for s in range(window.width):
-                w = j * window.stride_w + s - window.left
-                if w < 0 or w >= W:
-                    continue
-                tap = taps.dtype.type(r * window.width + s)
-                if empty:
-                    begin(ring[h % window.height, w], tap, y[j], taps[j])
-                    empty = False
-                else:
-                    keep_larger(ring[h % window.height, w], tap, y[j], taps[j])
-
-
 @parallel_kernel
 def _forward(x, norm, groups, window, y, taps):
     N, H, W, C = x.shape
     Ho = y.shape[1]
     stripes = (Ho + ROWS - 1) // ROWS
-    width = C // groups
     for task in prange(N * stripes):
         n, stripe = divmod(np.int64(task), stripes)
-        space = scratch(width, norm.size, x.dtype)
+        space = scratch(C // groups, norm.size, x.dtype)
         ring = np.empty((window.height, W, C), x.dtype)
         done = stripe * ROWS * window.stride_h - window.top  # the next row to normalise
         for i in range(stripe * ROWS, min(Ho, (stripe + 1) * ROWS)):
             stop = i * window.stride_h - window.top + window.height
             for h in range(max(0, done), min(H, stop)):
-                for w in range(W):
-                    for g in range(groups):
-                        source = x[n, h, w, g * width : (g + 1) * width]
-                        target = ring[h % window.height, w, g * width : (g + 1) * width]
-                        normalise(source, norm, space, target)
+                target = ring[h % window.height].reshape(W * C)
+                normalise(x[n, h].reshape(W * C), norm, space, target)
             done = stop
-            _pool_row(ring, window, i, H, y[n, i], taps[n, i])
+            fresh = True
+            for r in range(window.height):
+                h = i * window.stride_h + r - window.top
+                if h >= 0 and h < H:
+                    pool_row(ring[h % window.height], window, r, fresh, y[n, i], taps[n, i])
+                    fresh = False
 
 
 @parallel_kernel
 def _input_grad(grad, taps, x, norm, groups, window, dx):
     N, H, W, C = x.shape
-    width = C // groups
     for row in prange(N * H):
         n, h = divmod(np.int64(row), H)
-        space = scratch(width, norm.size, x.dtype)
+        space = scratch(C // groups, norm.size, x.dtype)
         collect(grad[n], taps[n], window, h, dx[n, h])
-        for w in range(W):
-            for g in range(groups):
-                line = dx[n, h, w, g * width : (g + 1) * width]
-                source = x[n, h, w, g * width : (g + 1) * width]
-                normalise_grad(line, source, norm, space, line)
+        line = dx[n, h].reshape(W * C)
+        normalise_grad(line, x[n, h].reshape(W * C), norm, space, line)
 
 
 def norm_max_pool2d(

@@ -18,55 +18,78 @@ from tinyalex.backends.types import Array
 
 
 @kernel
-def keep_larger(x, tap, y, taps):
-    """Take over what is larger in ``x``, channel by channel, and that it came from ``tap``."""
-    for c in range(y.size):
-        # Not "x > y": a NaN wins over any number, and then nothing wins over it.
-        wins = not (x[c] <= y[c]) and y[c] == y[c]
-        y[c] = x[c] if wins else y[c]
-        taps[c] = tap if wins else taps[c]
+def _begin(x, start, step, tap, first, stop, y, taps):
+    """Set window j, from ``first`` to ``stop``, to pixel ``start + j * step`` of the row ``x``."""
+    # Unsigned indices: signed ones could mean "from the end", and the loop would not vectorise.
+    for j in range(np.uintp(first), np.uintp(max(first, stop))):
+        pixel = np.uintp(start + np.int64(j) * step)
+        for c in range(np.uintp(y.shape[1])):
+            y[j, c] = x[pixel, c]
+            taps[j, c] = tap
 
 
 @kernel
-def begin(x, tap, y, taps):
-    """Take over ``x``, the first tap of a window."""
-    for c in range(y.size):
-        y[c] = x[c]
-        taps[c] = tap
+def _keep_larger(x, start, step, tap, first, stop, y, taps):
+    """As `_begin`, where the pixel is larger than what there is."""
+    for j in range(np.uintp(first), np.uintp(max(first, stop))):
+        pixel = np.uintp(start + np.int64(j) * step)
+        for c in range(np.uintp(y.shape[1])):
+            # Not "x > y": a NaN wins over any number, and then nothing wins over it.
+            wins = not (x[pixel, c] <= y[j, c]) and y[j, c] == y[j, c]
+            y[j, c] = x[pixel, c] if wins else y[j, c]
+            taps[j, c] = tap if wins else taps[j, c]
+
+
+@kernel
+def _windows_over(window, s, windows, pixels):
+    """Return the first window of a line whose tap s lies in the image, and the one after the last.
+
+    Also the pixel under that tap of window 0, which may be outside.
+    """
+    start = s * window.dilation_w - window.left
+    first = max(0, -(start // window.stride_w))
+    return first, min(windows, (pixels - 1 - start) // window.stride_w + 1), start
+
+
+@kernel
+def pool_row(x, window, r, fresh, y, taps):
+    """Bring ``x`` [W, C], the pixels under tap row r, into a line of windows ``y`` [Wo, C].
+
+    If ``fresh``, these are the first pixels of the windows.
+    """
+    begun = y.shape[0] if fresh else 0  # this window and those behind it have a first pixel
+    for s in range(window.width):
+        first, stop, start = _windows_over(window, s, y.shape[0], x.shape[0])
+        tap = taps.dtype.type(r * window.width + s)
+        step = window.stride_w
+        _begin(x, start, step, tap, first, min(stop, begun), y, taps)
+        _keep_larger(x, start, step, tap, max(first, begun), stop, y, taps)
+        begun = min(begun, first)
 
 
 @parallel_kernel
 def _max_pool(x, window, y, taps):
-    N, H, W, _ = x.shape
-    _, Ho, Wo, _ = y.shape
+    N, H, _, _ = x.shape
+    Ho = y.shape[1]
     for row in prange(N * Ho):
         n, i = divmod(np.int64(row), Ho)
-        for j in range(Wo):
-            output, winners = y[n, i, j], taps[n, i, j]
-            empty = True
-            for r in range(window.height):
-                h = i * window.stride_h + r * window.dilation_h - window.top
-                if h < 0 or h >= H:
-                    continue
-                for s in range(window.width):
-                    w = j * window.stride_w + s * window.dilation_w - window.left
-                    if w < 0 or w >= W:
-                        continue
-                    tap = taps.dtype.type(r * window.width + s)
-                    if empty:
-                        begin(x[n, h, w], tap, output, winners)
-                        empty = False
-                    else:
-                        keep_larger(x[n, h, w], tap, output, winners)
-            if empty:  # a dilated window can have all its taps in the padding
-                output[:] = -np.inf
-                winners[:] = 0
+        if window.dilation_h > 1 or window.dilation_w > 1:
+            y[n, i] = -np.inf  # a dilated window can have all its taps in the padding
+            taps[n, i] = 0
+        fresh = True
+        for r in range(window.height):
+            h = i * window.stride_h + r * window.dilation_h - window.top
+            if h >= 0 and h < H:
+                pool_row(x[n, h], window, r, fresh, y[n, i], taps[n, i])
+                fresh = False
 
 
 @kernel
-def _add_where_won(grad, winners, tap, dx):
-    for c in range(dx.size):
-        dx[c] += grad[c] if winners[c] == tap else dx.dtype.type(0)
+def _add_where_won(grad, taps, tap, first, stop, start, step, dx):
+    for j in range(np.uintp(first), np.uintp(max(first, stop))):
+        pixel = np.uintp(start + np.int64(j) * step)
+        for c in range(np.uintp(dx.shape[1])):
+            dx[pixel, c] += grad[j, c] if taps[j, c] == tap else dx.dtype.type(0)
 
 
 @kernel
@@ -78,14 +101,11 @@ def collect(grad, taps, window, h, line):
     line[:] = 0
     for r in range(window.height):
         i, rest = divmod(h + window.top - r * window.dilation_h, window.stride_h)
-        if rest != 0 or i < 0 or i >= grad.shape[0]:
-            continue
-        for j in range(grad.shape[1]):
+        if rest == 0 and i >= 0 and i < grad.shape[0]:
             for s in range(window.width):
-                w = j * window.stride_w + s * window.dilation_w - window.left
-                if w >= 0 and w < line.shape[0]:
-                    tap = taps.dtype.type(r * window.width + s)
-                    _add_where_won(grad[i, j], taps[i, j], tap, line[w])
+                first, stop, start = _windows_over(window, s, grad.shape[1], line.shape[0])
+                tap = taps.dtype.type(r * window.width + s)
+                _add_where_won(grad[i], taps[i], tap, first, stop, start, window.stride_w, line)
 
 
 @parallel_kernel

@@ -17,12 +17,22 @@ from numba import prange
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu import winograd
-from tinyalex.backends.cpu.runtime import parallel_kernel
+from tinyalex.backends.cpu.runtime import kernel, parallel_kernel
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
 NO_PADDING = ((0, 0), (0, 0))
+
+
+@kernel
+def _copy_apart(source, at, step, line, first, stop, channel):
+    """``line[j, channel] = source[at + (j - first) * step]`` for j from first to stop."""
+    # Unsigned indices: signed ones could mean "from the end", and each would be checked for it.
+    at, step, channel = np.uintp(at), np.uintp(step), np.uintp(channel)
+    for j in range(np.uintp(first), np.uintp(max(first, stop))):
+        line[j, channel] = source[at]
+        at += step
 
 
 @parallel_kernel
@@ -38,12 +48,14 @@ def _to_blocks(x, stride, top, left, blocks):
             h = i * stride + a - top
             if h < 0 or h >= H:
                 continue
-            for j in range(columns):
-                for b in range(stride):
-                    w = j * stride + b - left
-                    if w >= 0 and w < W:
-                        for c in range(C):
-                            line[j, (a * stride + b) * C + c] = x[n, h, w, c]
+            for b in range(stride):
+                # Pixels w = j * stride + b - left; the blocks j whose pixel lies in the image.
+                shift = b - left
+                first = max(0, (stride - 1 - shift) // stride)
+                stop = min(columns, (W - shift + stride - 1) // stride)
+                for c in range(C):
+                    _copy_apart(x[n, h, :, c], first * stride + shift, stride, line, first, stop,
+                                (a * stride + b) * C + c)  # fmt: skip
 
 
 def taps_as_blocks(weight_shape: tuple[int, ...], stride: Pair) -> int:

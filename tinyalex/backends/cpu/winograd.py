@@ -22,12 +22,12 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.microkernel import LANES, ROWS, WIDTH, View, multiply
-from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, plain, thread_id, workspace
+from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.prepared import reuse
+from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, thread_id, workspace
+from tinyalex.backends.cpu.vectors import LANES
 from tinyalex.backends.cpu.winograd_tiles import (
     Canvas,
-    add,
-    copy,
     gradient_columns,
     gradient_rows,
     input_columns,
@@ -37,10 +37,13 @@ from tinyalex.backends.cpu.winograd_tiles import (
     output_rows,
     take,
 )
-from tinyalex.backends.cpu.winograd_transforms import (
-    TILE,
-    weight_gradient_transform,
-    weight_transform,
+from tinyalex.backends.cpu.winograd_transforms import TILE
+from tinyalex.backends.cpu.winograd_weights import (
+    fill,
+    gather_weight_grad,
+    padded,
+    strip,
+    transform_weights,
 )
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
@@ -120,91 +123,12 @@ def _weight_grad(grad, mask, x, dU, sums, canvas, padding, lines, lines_per_task
                         multiply(inputs, grads, total, Cg, Kg, tiles, first > begin)
 
 
-@parallel_kernel
-def _transform_weight(taps, rotated, U):
-    # taps [groups, Kg, Cg, r * r] -> U [n, n, groups, panels, channels in, WIDTH channels out]
-    n, _, groups, panels, depth, _ = U.shape
-    r = n + 1 - TILE
-    outputs = taps.shape[2] if rotated else taps.shape[1]
-    for number in prange(groups * panels):
-        g, panel = divmod(np.int64(number), panels)
-        lines = np.zeros((r, r, WIDTH), np.float32)
-        half = np.empty((n, r, WIDTH), np.float32)
-        points = np.empty((n, WIDTH), np.float32)
-        width = r * WIDTH
-        first = panel * WIDTH
-        for i in range(depth):
-            for j in range(min(WIDTH, outputs - first)):
-                kernel = taps[g, i, first + j] if rotated else taps[g, first + j, i]
-                for a in range(r):
-                    for b in range(r):
-                        tap = a * r + b
-                        lines[a, b, j] = kernel[r * r - 1 - tap] if rotated else kernel[tap]
-            weight_transform(n, lines, 0, width, half, 0, width, width)
-            for k in range(n):
-                weight_transform(n, half, k * width, WIDTH, points, 0, WIDTH, WIDTH)
-                for point in range(n):
-                    copy(points[point], U[k, point, g, panel, i])
-
-
-@parallel_kernel
-def _gather_weight_grad(dU, dw):
-    # dw [groups, Kg, Cg, r * r] = G^T (sum of the parts) G
-    parts, n, _, groups, Cg, Kg = dU.shape
-    r = n + 1 - TILE
-    blocks = Cg // LANES
-    for block in prange(groups * blocks):
-        g, number = divmod(np.int64(block), blocks)
-        points = np.empty((n, n, Kg), np.float32)
-        half = np.empty((r, n, Kg), np.float32)
-        line = np.empty((r, Kg), np.float32)
-        for c in range(number * LANES, (number + 1) * LANES):
-            for k in range(n):
-                for point in range(n):
-                    copy(dU[0, k, point, g, c], points[k, point])
-                    for part in range(1, parts):
-                        add(dU[part, k, point, g, c], points[k, point], points[k, point])
-            weight_gradient_transform(n, points, 0, n * Kg, half, 0, n * Kg, n * Kg)
-            for a in range(r):
-                weight_gradient_transform(n, half, a * n * Kg, Kg, line, 0, Kg, Kg)
-                for o in range(Kg):
-                    for b in range(r):
-                        dw[g, o, c, a * r + b] = line[b, o]
-
-
 def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
     """Return room for the tiles of so many lines, on all stages of their way."""
     n = TILE + taps - 1
     columns = canvas.tiles * TILE + taps - 1
     size = n * channels * ((lines + 1) * columns + lines * canvas.tiles * (n + 1) + ROWS[-1])
     return workspace(size, np.dtype(np.float32))
-
-
-def _pad(channels: int, groups: int) -> int:
-    """Return the channels of a group, filled up to whole vectors."""
-    return -(-channels // groups // LANES) * LANES
-
-
-def _fill(array: Array, groups: int, axis: int) -> Array:
-    """Return ``array`` with zeros added to each group of channels, up to whole vectors."""
-    shape = array.shape
-    size = _pad(shape[axis], groups)
-    if size * groups == shape[axis]:
-        return plain(array)
-    grouped = array.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
-    margin = [(0, 0)] * grouped.ndim
-    margin[axis + 1] = (0, size - grouped.shape[axis + 1])
-    return np.pad(grouped, margin).reshape(*shape[:axis], groups * size, *shape[axis + 1 :])
-
-
-def _strip(array: Array, groups: int, axis: int, channels: int) -> Array:
-    """Undo `_fill`."""
-    shape = array.shape
-    if shape[axis] == channels:
-        return array
-    grouped = array.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
-    kept = np.take(grouped, range(channels // groups), axis + 1)
-    return kept.reshape(*shape[:axis], channels, *shape[axis + 1 :])
 
 
 def _convolution(
@@ -215,22 +139,27 @@ def _convolution(
     taps = weight.shape[2]
     n = TILE + taps - 1
     N, K, Ho, Wo = y_shape
-    kernels = _fill(_fill(weight, groups, 0), 1, 1)
-    Kg, Cg = kernels.shape[0] // groups, kernels.shape[1]
+    Kg, Cg = padded(weight.shape[0], groups), padded(weight.shape[1], 1)
     outputs, depth = (Cg, Kg) if rotated else (Kg, Cg)
-    U = memory.empty((n, n, groups, -(-outputs // WIDTH), depth, WIDTH), np.float32)
-    _transform_weight(kernels.reshape(groups, Kg, Cg, taps * taps), rotated, U)
+
+    def transformed() -> Array:
+        kernels = fill(fill(weight, groups, 0), 1, 1)
+        U = memory.empty((n, n, groups, -(-outputs // WIDTH), depth, WIDTH), np.float32)
+        transform_weights(kernels.reshape(groups, Kg, Cg, taps * taps), rotated, U)
+        return U
+
+    U = reuse(weight, ("winograd", groups, rotated), transformed)
     canvas = lay_out(N, (Ho, Wo), taps)
     lines = -(-N // (canvas.down * canvas.across)) * canvas.lines
     tasks = -(-lines * canvas.tiles // (TILES * num_threads())) * num_threads()
     per_task = max(1, -(-lines // max(1, tasks)))
     y = memory.empty((N, Ho, Wo, groups * outputs), np.float32)
-    images = _fill(channels_last(x), groups, 3)
+    images = fill(channels_last(x), groups, 3)
     _convolve(
         images,
-        NOTHING if mask is None else _fill(channels_last(mask), groups, 3),
+        NOTHING if mask is None else fill(channels_last(mask), groups, 3),
         U,
-        np.tile(np.zeros(y.shape[3], np.float32) if bias is None else _fill(bias, groups, 0), TILE),
+        np.tile(np.zeros(y.shape[3], np.float32) if bias is None else fill(bias, groups, 0), TILE),
         rectify,
         y,
         canvas,
@@ -239,7 +168,7 @@ def _convolution(
         per_task,
         _space(per_task, canvas, taps, images.shape[3] + y.shape[3]),
     )
-    return as_nchw(_strip(y, groups, 3, K))
+    return as_nchw(strip(y, groups, 3, K))
 
 
 def forward(
@@ -294,7 +223,7 @@ def weight_and_bias_grad(
     """
     K, C, taps, _ = weight_shape
     n = TILE + taps - 1
-    Kg, Cg = _pad(K, groups), _pad(C, 1)
+    Kg, Cg = padded(K, groups), padded(C, 1)
     canvas = lay_out(grad.shape[0], grad.shape[2:], taps)
     lines = -(-grad.shape[0] // (canvas.down * canvas.across)) * canvas.lines
     if lines == 0:
@@ -306,9 +235,9 @@ def weight_and_bias_grad(
     dw = memory.empty((groups, Kg, Cg, taps * taps), np.float32)
     per_task = max(1, TILES // canvas.tiles)
     _weight_grad(
-        _fill(channels_last(grad), groups, 3),
-        NOTHING if mask is None else _fill(channels_last(mask), groups, 3),
-        _fill(channels_last(x), groups, 3),
+        fill(channels_last(grad), groups, 3),
+        NOTHING if mask is None else fill(channels_last(mask), groups, 3),
+        fill(channels_last(x), groups, 3),
         dU,
         sums,
         canvas,
@@ -317,10 +246,10 @@ def weight_and_bias_grad(
         per_task,
         _space(per_task, canvas, taps, groups * (Kg + Cg)),
     )
-    _gather_weight_grad(dU, dw)
-    dw = _strip(_strip(dw.reshape(groups * Kg, Cg, taps, taps), groups, 0, K), 1, 1, C)
+    gather_weight_grad(dU, dw)
+    dw = strip(strip(dw.reshape(groups * Kg, Cg, taps, taps), groups, 0, K), 1, 1, C)
     dbias = sums.reshape(-1, groups * Kg).sum(axis=0)
-    return dw, _strip(dbias, groups, 0, K)
+    return dw, strip(dbias, groups, 0, K)
 
 
 def weight_grad(
