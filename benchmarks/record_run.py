@@ -26,10 +26,8 @@ def collect(folder: Path) -> dict[str, Any]:
     """Return what the run's own files say."""
     record = json.loads((folder / "run.json").read_text())
     rows = read_metrics(folder / "metrics.jsonl")
-    machine = report.machine()
-    machine["versions"].pop("torch")  # it may be installed here, but played no part in the run
     return {
-        "machine": machine,
+        "machine": report.machine(),
         "settings": {k: v for k, v in record["settings"].items() if k != "data"},
         "classes": record["classes"],
         "epochs": [row for row in rows if row["kind"] == "epoch"],

@@ -7,25 +7,29 @@ import json
 import os
 import platform
 import re
+import statistics
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+TIMES = "\N{MULTIPLICATION SIGN}"
+OWN_LIBRARIES = ("tinyalex", "numpy", "numba", "scipy")
 
 
-def machine() -> dict[str, Any]:
-    """Return what a reader must know to judge a time: processor, cores, versions, date."""
+def machine(*peers: str) -> dict[str, Any]:
+    """Return what a reader must know to judge a time: processor, cores, versions, date.
+
+    ``peers`` are the libraries, besides our own, that took part.
+    """
     return {
         "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {
-            name: _version(name) for name in ("tinyalex", "numpy", "numba", "scipy", "torch")
-        },
+        "versions": {name: _version(name) for name in (*OWN_LIBRARIES, *peers)},
     }
 
 
@@ -34,6 +38,34 @@ def one_line(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
     cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
     return f"{facts['date']}, {facts['processor']}, {cores}; {versions}"
+
+
+class Ratio(NamedTuple):
+    """How many times as long others take as we do: of the medians, and its range over rounds."""
+
+    middle: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, theirs: list[list[float]], ours: list[list[float]]) -> Ratio:
+        """Compare times in seconds, a list for each round in which both took their turns."""
+        middle = median(theirs) / median(ours)
+        rounds = [
+            statistics.median(a) / statistics.median(b) for a, b in zip(theirs, ours, strict=True)
+        ]
+        return cls(middle, min(rounds), max(rounds))
+
+    def __str__(self) -> str:
+        span = f"({self.lowest:.2f} .. {self.highest:.2f})"
+        # Faster in some rounds and slower in others: the difference lies within the spread.
+        equal = self.lowest <= 1 <= self.highest
+        return f"equal {span}" if equal else f"{self.middle:.2f}{TIMES} {span}"
+
+
+def median(rounds: list[list[float]]) -> float:
+    """Return the median of the numbers of all rounds."""
+    return statistics.median(number for numbers in rounds for number in numbers)
 
 
 def save(name: str, result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from tinyalex import functional as functional
 from tinyalex import models, nn, optim, random, schedule, threads
 from tinyalex.autograd import Function, is_grad_enabled, no_grad
 from tinyalex.backends import current_backend, use_backend
+from tinyalex.backends.memory import empty_cache
 from tinyalex.files import FileError, load, save
 from tinyalex.gradcheck import GradcheckError, gradcheck
 from tinyalex.random import manual_seed
@@ -39,6 +40,7 @@ __all__ = [
     "arange",
     "cat",
     "current_backend",
+    "empty_cache",
     "full",
     "functional",
     "gradcheck",

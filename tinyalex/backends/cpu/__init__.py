@@ -4,6 +4,7 @@ The kernels are those of `tinyalex.backends.KERNELS`; what each computes is writ
 in `tinyalex.backends.reference`.
 """
 
+from tinyalex.backends.cpu.compiling import announce
 from tinyalex.backends.cpu.conv import (
     conv2d,
     conv2d_bias_grad,
@@ -44,4 +45,5 @@ __all__ = [
     "sgd_step",
 ]
 
+announce()
 follow(set_num_threads)

@@ -1,0 +1,192 @@
+"""Whole nets on the CPU, training and inference, against PyTorch, ONNX Runtime and OpenVINO.
+
+    python benchmarks/bench_cpu.py --table             # everything: half an hour on two cores
+    python benchmarks/bench_cpu.py --mode train --variant paper --batch-size 128 --rounds 5
+    python benchmarks/bench_cpu.py --scaling --table   # tinyalex alone, over batch and image size
+    python benchmarks/bench_cpu.py --table-only        # from the files of earlier runs
+
+Every contestant has a process of its own, and they take turns (A B A B ...), so that a slow minute
+of the machine hits all of them; whoever is not on turn is stopped. All have the same weights and
+the same batch, and their losses or logits must agree before a time counts. A large matrix product
+takes its turn with them: it says what the machine could do in that very minute.
+
+Writes benchmarks/results/cpu-MODE-VARIANT-N.json, and with --table the tables and the chart of
+docs/cpu.md. A peer that is not installed is left out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cpu_chart
+import cpu_tables
+import gemm_floor
+import numpy as np
+import report
+import scaling
+from cases import Case, prepare
+from peers import CONTESTANTS, LARGE_PRODUCT, TINYALEX, Contestant
+from workers import Worker, run_alone, stop_cleanly_on_sigterm
+
+PIXELS = 224  # of both variants
+FIRST_STEPS = 3  # whose losses must agree
+# Of the largest value. Every step of training amplifies the rounding of the one before.
+LOSS_TOLERANCE, LOGIT_TOLERANCE = 1e-3, 1e-4
+PRODUCTS = 5  # large matrix products a turn
+PROCESS_MIB = {"train": 1100, "infer": 700}  # about: libraries, weights, gradients and velocities
+
+
+def compare(case: Case, rounds: int, steps: int | None, only: list[str]) -> dict[str, Any]:
+    """Let the contestants take turns and return all that they measured."""
+    contestants, left_out = choose(case, only)
+    check_memory(case, contestants)
+    steps = steps or max(3, 32 // case.batch_size)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        operations = run_alone(prepare, case, folder)
+        workers = []
+        for contestant in (*contestants, LARGE_PRODUCT):
+            worker = Worker(contestant, case, folder)
+            stack.callback(worker.close)
+            workers.append(worker)
+            print(f"  {worker.name}: {worker.settings}", flush=True)
+        check_agreement(case, workers[:-1])
+        runs = take_turns(case, workers, rounds, steps)
+    floor_runs = runs.pop(LARGE_PRODUCT.name)
+    libraries = dict.fromkeys(library for c in contestants for library in c.needs)
+    return {
+        "machine": report.machine(*libraries),
+        "mode": case.mode,
+        "variant": case.variant,
+        "batch_size": case.batch_size,
+        "pixels": case.pixels,
+        "settings": {worker.name: worker.settings for worker in workers},
+        "left_out": left_out,
+        "floor": {
+            "operations": operations,
+            "large_product": gemm_floor.SIZE_OPERATIONS,
+            "runs": floor_runs,
+        },
+        "runs": runs,
+    }
+
+
+def choose(case: Case, only: list[str]) -> tuple[list[Contestant], dict[str, str]]:
+    """Return who takes part, and who does not and why."""
+    contestants = [c for c in CONTESTANTS[case.mode] if not only or c.name in (*only, TINYALEX)]
+    left_out = {
+        c.name: f"{' and '.join(c.missing())} not installed" for c in contestants if c.missing()
+    }
+    for name, reason in left_out.items():
+        print(f"  without {name}: {reason}")
+    return [c for c in contestants if c.name not in left_out], left_out
+
+
+def check_memory(case: Case, contestants: list[Contestant]) -> None:
+    """Stop if the contestants together need more memory than there is: all of them stay alive."""
+    images = sum(c.mib_per_image for c in contestants) * case.batch_size
+    needed = PROCESS_MIB[case.mode] * len(contestants) + images
+    meminfo = Path("/proc/meminfo").read_text()
+    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo)
+    available = int(found.group(1)) // 1024 if found else needed
+    if available < needed:
+        raise SystemExit(
+            f"{case.name}: {len(contestants)} processes need about {needed / 1024:.1f} GiB, but "
+            f"{available / 1024:.1f} GiB are available; {(needed - available) / 1024:.1f} GiB are "
+            "missing: end other programs, or take a smaller --batch-size"
+        )
+
+
+def check_agreement(case: Case, workers: list[Worker]) -> None:
+    """Stop unless all contestants calculate the same losses, or the same logits."""
+    expected = None
+    for worker in workers:
+        # The first calls also compile, allocate and warm the caches.
+        got = np.array(worker.results(FIRST_STEPS if case.training else 1), np.float64)
+        expected = got if expected is None else expected
+        error = np.abs(got - expected) / np.abs(expected).max()
+        worst = np.unravel_index(np.argmax(error), error.shape)
+        if not error[worst] <= (LOSS_TOLERANCE if case.training else LOGIT_TOLERANCE):
+            raise SystemExit(
+                f"{case.name}: {worker.name} calculates {got[worst]:.7g} where {workers[0].name} "
+                f"calculates {expected[worst]:.7g}; no time counts"
+            )
+
+
+def take_turns(
+    case: Case, workers: list[Worker], rounds: int, steps: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what every worker measured in every round."""
+    runs: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
+    for turn in range(rounds):
+        for worker in workers:
+            is_product = worker.name == LARGE_PRODUCT.name
+            run = worker.measure(PRODUCTS if is_product else steps)
+            runs[worker.name].append(run)
+            seconds = float(np.median(run["seconds"]))
+            speed = f"{case.batch_size / seconds:8.1f} img/s  {run['peak_bytes'] / 2**20:6.0f} MiB"
+            if is_product:
+                speed = f"{gemm_floor.SIZE_OPERATIONS / seconds / 1e9:8.1f} GFLOP/s"
+            print(f"  round {turn + 1}  {worker.name:26}{speed}", flush=True)
+    return runs
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """Return the cases that were asked for, or all."""
+    return [
+        Case(mode, variant, size, PIXELS)
+        for mode in arguments.mode or cpu_tables.MODES
+        for variant in arguments.variant or cpu_tables.VARIANTS
+        for size in arguments.batch_size or cpu_tables.BATCH_SIZES[mode]
+    ]
+
+
+def measure_cases(arguments: argparse.Namespace) -> None:
+    """Measure and save one case after the other."""
+    for case in cases(arguments):
+        print(f"{case.name}, {report.one_line(report.machine())}", flush=True)
+        result = compare(case, arguments.rounds, arguments.steps, arguments.only)
+        print("\n" + cpu_tables.tables({case.batch_size: result}).replace("<br>", "; ") + "\n")
+        if arguments.only:
+            print("not saved, since not all took part\n", flush=True)
+        else:
+            report.save(case.name, result)
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    several: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument("--mode", choices=cpu_tables.MODES, **several)
+    parser.add_argument("--variant", choices=cpu_tables.VARIANTS, **several)
+    parser.add_argument("--batch-size", type=int, **several)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every contestant")
+    parser.add_argument("--steps", type=int, help="timed calls a turn (default: 3; 32 at batch 1)")
+    names = sorted({c.name for group in CONTESTANTS.values() for c in group} - {TINYALEX})
+    parser.add_argument(
+        "--only", choices=names, metavar="PEER", help=f"a quick look: {', '.join(names)}", **several
+    )
+    parser.add_argument("--scaling", action="store_true", help="tinyalex over batch and image size")
+    parser.add_argument("--table", action="store_true", help="rewrite docs/cpu.md at the end")
+    parser.add_argument("--table-only", action="store_true", help="rewrite it without measuring")
+    arguments = parser.parse_args()
+    stop_cleanly_on_sigterm()
+    if arguments.scaling and not arguments.table_only:
+        scaling.measure(arguments.batch_size, arguments.rounds, arguments.steps)
+    elif not arguments.table_only:
+        measure_cases(arguments)
+    if arguments.table or arguments.table_only:
+        cpu_tables.write()
+        scaling.write()
+        cpu_chart.draw()
+
+
+if __name__ == "__main__":
+    main()

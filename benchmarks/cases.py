@@ -1,0 +1,96 @@
+"""What the CPU benchmark measures: a case is a mode, a variant, a batch size and an image size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import gemm_floor
+import numpy as np
+
+import tinyalex as ta
+from tinyalex import nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """One net at work: ``mode`` is "train" or "infer"."""
+
+    mode: str
+    variant: str
+    batch_size: int
+    pixels: int
+
+    @property
+    def name(self) -> str:
+        """Return the name of the file that holds the result."""
+        return f"cpu-{self.mode}-{self.variant}-{self.batch_size}"
+
+    @property
+    def training(self) -> bool:
+        """Whether a call is a training step, and not just a prediction."""
+        return self.mode == "train"
+
+
+def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and labels that every contestant gets."""
+    rng = np.random.default_rng(0)
+    shape = (case.batch_size, 3, case.pixels, case.pixels)
+    return rng.standard_normal(shape, np.float32), rng.integers(0, 1000, case.batch_size)
+
+
+def network(variant: str) -> ta.models.AlexNet:
+    """Return the net with the weights that every contestant begins with.
+
+    They are He's: the paper's own would need raw pixels for the losses to move at all. There is no
+    dropout, since no two libraries draw the same masks.
+    """
+    ta.manual_seed(0)
+    model = ta.models.alexnet(variant, dropout=0.0)
+    for layer in model.weight_layers.values():
+        nn.init.kaiming_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return model
+
+
+def walk(
+    model: ta.models.AlexNet, images: np.ndarray
+) -> Iterator[tuple[str, nn.Module, ta.Tensor, ta.Tensor]]:
+    """Yield name, layer, input and output of every layer, one after the other.
+
+    Layers are numbered as everybody does: pool2 and relu2 are what follows conv2.
+    """
+    names = {id(layer): name for name, layer in model.weight_layers.items()}
+    kinds = {nn.ReLU: "relu", nn.MaxPool2d: "pool", nn.LocalResponseNorm: "norm"}
+    number = ""
+    x = ta.Tensor(images)
+    with ta.no_grad():
+        for layer in [*model.features, nn.Flatten(), *model.classifier]:
+            name = names.get(id(layer))
+            if name is None:
+                name = kinds.get(type(layer), type(layer).__name__.lower()) + number
+            else:
+                number = name[-1]
+            y = layer(x)
+            yield name, layer, x, y
+            x = y
+
+
+def prepare(case: Case, folder: Path) -> dict[str, float]:
+    """Write the net in the format of each library; return the operations of its matrix products."""
+    model = network(case.variant)
+    ta.save(model.state_dict(), folder / "weights")
+    if find_spec("torch"):
+        import torch
+        from torch_twin import twin
+
+        torch.save(twin(model), folder / "twin.pt")
+    if find_spec("onnx") and not case.training:
+        from onnx_twin import write_onnx
+
+        write_onnx(model, case.batch_size, folder / "twin.onnx")
+    with ta.use_backend("reference"):  # for the shapes of one image Numba need not be woken
+        steps = list(walk(model, np.zeros((1, 3, case.pixels, case.pixels), np.float32)))
+    return gemm_floor.operations(steps, case.batch_size, case.training)

@@ -1,0 +1,74 @@
+"""The chart of docs/cpu.md: images per second of every contestant in every case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cpu_tables
+import report
+from peers import CONTESTANTS, TINYALEX
+
+OURS, THEIRS, INK = "#c8451b", "#b9bfc7", "#30343a"
+BAR_INCHES, HEAD_INCHES = 0.19, 0.75  # height of a bar; of a panel's title and axis
+WIDTH_INCHES = 11
+
+Bars = list[tuple[str, float, str]]  # label, images per second, colour; a blank one parts two cases
+
+
+def draw() -> None:
+    """Write docs/images/cpu-speed.png: a panel for each net and mode that was measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [
+        [_bars(mode, variant) for variant in cpu_tables.VARIANTS] for mode in cpu_tables.MODES
+    ]
+    heights = [max(map(len, row)) * BAR_INCHES + HEAD_INCHES for row in panels]
+    figure, axes = plt.subplots(
+        len(panels),
+        len(cpu_tables.VARIANTS),
+        figsize=(WIDTH_INCHES, sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    for mode, row, bars_of_row in zip(cpu_tables.MODES, axes, panels, strict=True):
+        for variant, axis, bars in zip(cpu_tables.VARIANTS, row, bars_of_row, strict=True):
+            _panel(axis, f"{cpu_tables.MODES[mode]}, {variant}", bars, max(map(len, bars_of_row)))
+    figure.suptitle("images per second", color=INK)
+    target = report.ROOT / "docs" / "images" / "cpu-speed.png"
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def _bars(mode: str, variant: str) -> Bars:
+    bars: Bars = []
+    for size, result in cpu_tables.load(mode, variant).items():
+        if bars:
+            bars.append(("", 0.0, THEIRS))
+        for name in (contestant.name for contestant in CONTESTANTS[mode]):
+            if name in result["runs"]:
+                label = f"batch {size}   {name}" if name == TINYALEX else name
+                colour = OURS if name == TINYALEX else THEIRS
+                bars.append((label, cpu_tables.rate(result, name), colour))
+    return bars
+
+
+def _panel(axis: Any, title: str, bars: Bars, places: int) -> None:
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    axis.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axis.set_xticks([])
+    labels, rates, colours = zip(*bars, strict=True) if bars else ((), (), ())
+    positions = range(len(bars))
+    axis.barh(positions, rates, color=colours, height=0.8)
+    axis.set_yticks(positions, labels)
+    axis.set_ylim(places - 0.4, -0.6)  # from the top down, bars as high as the neighbour's
+    for position, (label, rate, colour) in enumerate(bars):
+        if label:
+            weight = "bold" if colour == OURS else "normal"
+            text = f" {rate:.1f}" if rate < 100 else f" {rate:.0f}"
+            axis.text(rate, position, text, va="center", fontsize=9, color=INK, fontweight=weight)
+    axis.margins(x=0.12)

@@ -1,0 +1,146 @@
+"""Contestants in processes of their own that take turns.
+
+A worker prepares its net once and then waits. Whoever is not on turn is stopped by SIGSTOP, so that
+threads that spin while they wait take nothing from the others. Memory, page faults and system time
+are read inside the worker: they are its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import Case
+from peers import Contestant
+
+CONTEXT = multiprocessing.get_context("spawn")  # a process from scratch: nothing is inherited
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+class Worker:
+    """A process that holds one contestant, stopped unless it is asked something."""
+
+    def __init__(self, contestant: Contestant, case: Case, folder: Path) -> None:
+        self.name = contestant.name
+        self._connection, theirs = CONTEXT.Pipe()
+        arguments = (theirs, contestant, case, folder)
+        self._process = CONTEXT.Process(target=_serve, args=arguments, daemon=True)
+        try:
+            with _environment(contestant.environment):
+                self._process.start()
+            theirs.close()
+            self.settings: dict[str, Any] = self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def results(self, count: int) -> list[Any]:
+        """Return what the next ``count`` calls return: losses, or logits."""
+        return self._ask("results", count)
+
+    def measure(self, count: int) -> dict[str, Any]:
+        """Call once to wake up, then ``count`` times; return times, faults and the peak memory."""
+        return self._ask("measure", count)
+
+    def close(self) -> None:
+        """End the process, stopped or not."""
+        if self._process.pid:
+            self._process.kill()
+            self._process.join()
+
+    def _ask(self, command: str, count: int) -> Any:
+        os.kill(self._process.pid, signal.SIGCONT)
+        self._connection.send((command, count))
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            reply = self._connection.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name} ended early; its own message stands above") from None
+        os.kill(self._process.pid, signal.SIGSTOP)
+        return reply
+
+
+def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return ``function(*arguments)``, calculated in a process that takes its memory with it."""
+    with CONTEXT.Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def stop_cleanly_on_sigterm() -> None:
+    """Turn SIGTERM into SystemExit, so that the workers are ended as after any other error."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# --- in the worker --------------------------------------------------------------------------------
+
+
+def _serve(connection: Connection, contestant: Contestant, case: Case, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    # Should the parent be killed, a stopped process would never notice: the system ends it then.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    call, settings = contestant.build(case, folder)
+    with suppress(OSError):  # the peak so far, of loading the weights, is not what is asked
+        Path("/proc/self/clear_refs").write_text("5")
+    connection.send(settings)
+    commands = {"results": _results, "measure": _measure}
+    while True:
+        command, count = connection.recv()
+        connection.send(commands[command](call, count))
+
+
+def _results(call: Callable[[], Any], count: int) -> list[Any]:
+    return [call() for _ in range(count)]
+
+
+def _measure(call: Callable[[], Any], count: int) -> dict[str, Any]:
+    call()  # after the others had the caches
+    seconds, faults, system_seconds = [], [], []
+    for _ in range(count):
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        faults.append(after.ru_minflt - before.ru_minflt)
+        system_seconds.append(after.ru_stime - before.ru_stime)
+        if not np.isfinite(result).all():
+            raise ValueError("the result is not finite: its time does not count")
+    return {
+        "seconds": seconds,
+        "faults": faults,
+        "system_seconds": system_seconds,
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _peak_bytes() -> int:
+    # Not getrusage: its maximum goes back to before this process had a memory of its own.
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    assert found
+    return int(found.group(1)) * 1024
