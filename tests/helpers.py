@@ -1,5 +1,9 @@
 """What several test files share: drawing arrays, laying them out in memory, comparing them."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 
 # float64: the only differences are in the order of additions. float32: sums of a few hundred
@@ -78,3 +82,17 @@ LAYOUTS = {
     "read-only": _read_only,
     "broadcast": _broadcast,
 }
+
+
+def run_python(code, **environment):
+    """Run ``code`` in a new process, which must end well; return all that it wrote."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout

@@ -4,15 +4,13 @@ That its kernels compute the right thing at all shapes is tested for every backe
 """
 
 import os
-import subprocess
-import sys
 import threading
 import tracemalloc
 
 import numba
 import numpy as np
 import pytest
-from helpers import assert_close, normal
+from helpers import assert_close, normal, run_python
 from threadpoolctl import threadpool_info
 
 import tinyalex.threads
@@ -209,24 +207,15 @@ np.testing.assert_allclose(cpu.conv2d(*arguments), reference.conv2d(*arguments),
 """
 
 
-def run(code, **environment):
-    """Run ``code`` in a new process."""
-    command = [sys.executable, "-W", "error", "-c", code]
-    result = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-
-
 def test_works_where_no_directory_for_the_cache_is_writable(tmp_path):
     occupied = tmp_path / "file"
     occupied.touch()
     only = "UserProvidedCacheLocator"
-    run(CHECK, NUMBA_CACHE_DIR=str(occupied / "cache"), NUMBA_CACHE_LOCATOR_CLASSES=only)
+    run_python(CHECK, NUMBA_CACHE_DIR=str(occupied / "cache"), NUMBA_CACHE_LOCATOR_CLASSES=only)
 
 
 def test_works_with_numbas_own_thread_pool():
-    run(CHECK, NUMBA_THREADING_LAYER="workqueue")
+    run_python(CHECK, NUMBA_THREADING_LAYER="workqueue")
 
 
 def test_works_with_a_numba_that_lacks_the_strided_blas(tmp_path):
@@ -238,7 +227,7 @@ del _helperlib.c_helpers["xxgemm"]
 from tinyalex.backends.cpu.gemm import HAS_STRIDED_BLAS
 assert not HAS_STRIDED_BLAS
 """
-    run(without + CHECK, NUMBA_CACHE_DIR=str(tmp_path))
+    run_python(without + CHECK, NUMBA_CACHE_DIR=str(tmp_path))
 
 
 @pytest.mark.parametrize("accumulate", [False, True])

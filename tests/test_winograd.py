@@ -11,6 +11,7 @@ import tinyalex.threads
 from tinyalex.backends import cpu, reference
 from tinyalex.backends.cpu import conv, im2col, winograd
 from tinyalex.backends.cpu import winograd_transforms as transforms
+from tinyalex.backends.cpu.vectors import LANES
 from tinyalex.backends.cpu.winograd_tiles import lay_out
 
 TAPS = sorted(transforms.PAIRS)
@@ -71,15 +72,24 @@ def test_matrices_give_a_convolution(taps):
 
 @pytest.mark.parametrize("taps", TAPS)
 def test_transforms_are_the_matrices(taps):
-    B, A, _ = transforms.matrices(taps)
+    B, A, G = (matrix.astype(np.float32) for matrix in transforms.matrices(taps))
     for matrix, transform in (
         (B, transforms.input_transform),
         (A, transforms.output_transform),
         (A.T, transforms.gradient_transform),
+        (G, transforms.weight_transform),
+        (G.T, transforms.weight_gradient_transform),
     ):
-        result = np.empty(matrix.shape, np.float32)
-        transform(np.eye(matrix.shape[1], dtype=np.float32), result)
-        np.testing.assert_array_equal(result, matrix)
+        rows, columns = matrix.shape
+        unit = np.zeros((columns, 2 * LANES), np.float32)
+        unit[:, :columns] = np.eye(columns)
+        result = np.full((rows + 1, 3 * LANES), np.nan, np.float32)
+        transform(len(B), unit, 0, 2 * LANES, result, LANES, 3 * LANES, 2 * LANES)
+        # One column after the other of the matrix, and nothing written beside it.
+        np.testing.assert_array_equal(result[:rows, LANES : LANES + columns], matrix)
+        assert not result[:rows, LANES + columns :].any()
+        assert np.isnan(result[:rows, :LANES]).all()
+        assert np.isnan(result[rows]).all()
 
 
 # --- convolution ----------------------------------------------------------------------------------
@@ -118,8 +128,7 @@ def test_agrees_with_the_reference(rng, case, taps):
 @pytest.mark.parametrize("taps", TAPS)
 def test_does_not_depend_on_where_tasks_begin(rng, monkeypatch, tiles, taps):
     arguments = problem(rng, 5, 4, (13, 14), 6, taps, padded(1), 2)
-    monkeypatch.setitem(winograd.TILES, taps, tiles)
-    monkeypatch.setitem(winograd.TILES_OF_WEIGHT_GRAD, taps, tiles)
+    monkeypatch.setattr(winograd, "TILES", tiles)
     actual = run(winograd, *arguments)
     for name, result in expected(*arguments).items():
         assert_close(actual[name], result, what=name)
@@ -185,7 +194,7 @@ def test_winograd_is_chosen_where_it_pays():
         {"C": 3},
         {"K": 8},
         {"groups": 16},
-        {"batch": 3},
+        {"size": 4},
         {"batch": 0},
     ):
         assert chosen(**other) is im2col, other

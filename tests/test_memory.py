@@ -1,0 +1,332 @@
+"""Memory that is handed out again: when it is, when it must not be, and what that saves."""
+
+import gc
+import math
+import random
+import sys
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from helpers import run_python
+
+from tinyalex.backends import memory
+
+SIZE = 1 << 20  # bytes; twice this is a size of its own
+
+
+@pytest.fixture(autouse=True)
+def _nothing_cached():
+    gc.collect()
+    memory.empty_cache()
+
+
+def block(size=SIZE):
+    """Return an array of so many bytes."""
+    return memory.empty((size,), np.uint8)
+
+
+def address(array):
+    """Return where an array begins."""
+    return array.ctypes.data
+
+
+def cached(size=SIZE):
+    """Let a block go, and return where its array began."""
+    return address(block(size))
+
+
+# --- what it hands out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, "float64", np.uint8, np.int64, np.dtype(bool)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (0, 5000, 9999), (3, 5, 7), (70_001,), (301, 1, 307), (2, 3, 999, 33)]
+)
+def test_an_array_is_as_numpy_makes_them(shape, dtype):
+    array = memory.empty(shape, dtype)
+    assert type(array) is np.ndarray
+    assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert array.flags.aligned
+    array[...] = 1
+    assert array.sum() == math.prod(shape)
+    if array.nbytes >= memory.SMALLEST:
+        assert address(array) % 64 == 0, "vectors of 64 bytes must not cross cache lines"
+
+
+def test_every_large_array_begins_at_a_cache_line():
+    arrays = [block(size) for size in range(memory.SMALLEST, memory.SMALLEST + 2000, 13)]
+    assert not any(address(array) % 64 for array in arrays)
+
+
+def test_empty_like_is_contiguous():
+    for shape in ((4, 5), (400, 500)):
+        array = np.ones(shape, np.float32).T
+        like = memory.empty_like(array)
+        assert (like.shape, like.dtype) == (array.shape, array.dtype)
+        assert like.flags.c_contiguous
+
+
+# --- when it hands out memory again ---------------------------------------------------------------
+
+
+def test_memory_is_used_again_as_soon_as_its_array_is_gone():
+    first = cached()
+    assert [address(block()) for _ in range(3)] == [first] * 3
+    again = memory.empty((SIZE // 8,), np.float64)
+    assert address(again) == first, "whatever its dtype and shape"
+
+
+VIEWS = {
+    "a part": lambda x: x[1000:2000:3],
+    "backwards": lambda x: x[::-1],
+    "another shape": lambda x: x.reshape(4, -1).T,
+    "another dtype": lambda x: x.view(np.float32),
+    "a view of a view": lambda x: x.reshape(2, 2, -1)[1].T[5:],
+    "broadcast": lambda x: np.broadcast_to(x[:1], (50, 50)),
+    "a memoryview": memoryview,
+    "a container": lambda x: {"array": [x]},
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_memory_is_kept_while_a_view_lives(view):
+    array = block()
+    first = address(array)
+    kept = view(array)
+    del array
+    assert memory.cached_bytes() == 0
+    assert address(block()) != first
+    memory.empty_cache()
+    del kept
+    assert memory.cached_bytes() > 0
+    assert address(block()) == first
+
+
+def test_arrays_in_a_cycle_go_with_the_garbage_collector():
+    cycle = [block()]
+    first = address(cycle[0])
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert address(block()) == first
+
+
+def test_a_block_may_be_larger_than_the_array_but_not_by_much(monkeypatch):
+    monkeypatch.setattr(memory, "MOST_WASTE", 1.25)
+    first = cached()
+    for size, reused in ((SIZE, True), (0.82 * SIZE, True), (0.78 * SIZE, False)):
+        array = block(int(size))
+        assert (address(array) == first) is reused, size
+        del array
+        memory.empty_cache()
+        first = cached()
+
+
+def test_a_block_is_never_smaller_than_the_array():
+    first = cached()
+    assert address(block(SIZE + 1)) != first
+
+
+def test_the_smallest_block_that_fits_and_of_those_the_last_one():
+    arrays = [block(size) for size in (int(1.2 * SIZE), SIZE, SIZE, int(1.4 * SIZE))]
+    places = [address(array) for array in arrays]
+    for i in range(4):
+        arrays[i] = None
+        memory.cached_bytes()
+    taken = [block() for _ in range(4)]
+    assert [address(array) for array in taken] == [places[i] for i in (2, 1, 0, 3)]
+
+
+def test_small_arrays_are_left_to_the_c_library():
+    for _ in range(3):
+        block(memory.SMALLEST - 1)
+    assert memory.cached_bytes() == 0
+
+
+# --- what it gives back to the system -------------------------------------------------------------
+
+
+def test_cached_bytes_counts_what_is_not_in_use():
+    array, other = block(), block(2 * SIZE)
+    assert memory.cached_bytes() == 0
+    del array
+    assert SIZE <= memory.cached_bytes() < 1.01 * SIZE
+    del other
+    assert 3 * SIZE <= memory.cached_bytes() < 3.01 * SIZE
+    array = block()
+    assert 2 * SIZE <= memory.cached_bytes() < 2.01 * SIZE
+    array[...] = 5
+    memory.empty_cache()
+    assert memory.cached_bytes() == 0
+    assert (array == 5).all()
+
+
+def test_a_block_that_nobody_wants_goes(monkeypatch):
+    monkeypatch.setattr(memory, "STALE", 5)
+    cached()
+    assert memory.cached_bytes() > 0
+    others = [block(9 * SIZE) for _ in range(5)]
+    assert memory.cached_bytes() > 0
+    others.append(block(9 * SIZE))
+    assert memory.cached_bytes() == 0
+
+
+def test_a_block_that_is_wanted_now_and_then_stays(monkeypatch):
+    monkeypatch.setattr(memory, "STALE", 5)
+    first, others = cached(), []
+    for _ in range(4):
+        others += [block(9 * SIZE) for _ in range(4)]
+        assert address(block()) == first
+
+
+# --- arrays that live at the same time do not overlap ---------------------------------------------
+
+
+class Owner:
+    """Takes and drops arrays at random; sees whether what it wrote stays there."""
+
+    def __init__(self, seed):
+        self.seed, self.random, self.arrays = seed, random.Random(seed), []
+
+    def step(self):
+        """Take an array or drop one, and check one."""
+        choose = self.random
+        if self.arrays and choose.random() < 0.5:
+            array, mark = self.arrays.pop(choose.randrange(len(self.arrays)))
+            assert (array == mark).all(), "somebody else wrote into this array"
+        if len(self.arrays) < 8:
+            size = choose.choice((1, 1.3, 1.7)) * memory.SMALLEST
+            array = memory.empty((int(size) // 8,), np.float64)
+            mark = self.seed + choose.random()
+            array[...] = mark
+            self.arrays.append((array, mark))
+
+
+def test_living_arrays_do_not_overlap():
+    owner = Owner(1)
+    for _ in range(500):
+        owner.step()
+        living = sorted((address(a), address(a) + a.nbytes) for a, _ in owner.arrays)
+        ends = [end for _, end in living]
+        assert all(end <= start for end, (start, _) in zip(ends, living[1:], strict=False))
+
+
+@contextmanager
+def frequent_switches():
+    """Let threads interrupt each other as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_threads_do_not_get_each_others_memory():
+    failures = []
+
+    def work(seed):
+        owner = Owner(seed)
+        try:
+            for _ in range(1500):
+                owner.step()
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    with frequent_switches():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_an_array_may_go_in_another_thread():
+    array = block()
+    first = address(array)
+    arrays = [array]
+    del array
+    thread = threading.Thread(target=arrays.clear)
+    thread.start()
+    thread.join()
+    assert address(block()) == first
+
+
+def test_the_garbage_collector_may_run_at_any_moment():
+    """Also while a request is being served: letting an array go must not wait for a lock."""
+    run_python("""
+import gc
+import numpy as np
+from tinyalex.backends import memory
+gc.set_threshold(1)
+for i in range(2000):
+    cycle = [memory.empty((memory.SMALLEST + i % 7,), np.uint8)]
+    cycle.append(cycle)
+assert memory.cached_bytes() < 1000 * memory.SMALLEST
+""")
+
+
+def test_arrays_that_live_to_the_end_go_quietly():
+    code = """
+import numpy as np
+from tinyalex.backends import memory
+class Keeper: pass
+Keeper.itself, Keeper.array = Keeper, memory.empty((1000, 1000), np.float32)
+everywhere = np.everywhere = [memory.empty((1000, 1000), np.float32).T for _ in range(3)]
+"""
+    assert run_python(code) == ""
+
+
+# --- what it is for -------------------------------------------------------------------------------
+
+TRAINING = """
+import resource
+import numpy as np
+import tinyalex as ta
+import tinyalex.functional as F
+from tinyalex import nn
+from tinyalex.backends import memory
+
+net = nn.Sequential(
+    nn.Conv2d(3, 32, 11, 4, 2), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2),
+    nn.Conv2d(32, 48, 3, 1, 1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(),
+    nn.Linear(48 * 6 * 6, 128), nn.ReLU(), nn.Dropout(), nn.Linear(128, 10),
+)
+optimizer = ta.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+images, labels = ta.randn(32, 3, 111, 111), np.arange(32) % 10
+blocks, take = set(), memory._take
+
+def watched(size):
+    block = take(size)
+    blocks.add(block.ctypes.data)
+    return block
+
+memory._take = watched
+def step():
+    optimizer.zero_grad()
+    F.cross_entropy(net(images), labels).backward()
+    optimizer.step()
+
+def page_faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(4):
+    step()
+before, known = page_faults(), len(blocks)
+for _ in range(5):
+    step()
+print(page_faults() - before, known, len(blocks) - known)
+"""
+
+
+def test_a_training_step_asks_the_system_for_no_memory():
+    """Of 4 KB pages, a batch of these images alone is 1155, and a step without reuse takes 6000."""
+    faults, known, new = map(int, run_python(TRAINING).split())
+    assert known > 5
+    assert new == 0
+    assert faults < 200
