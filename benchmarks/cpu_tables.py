@@ -140,7 +140,7 @@ def goals_table() -> str:
     """Return the table of goals, with what was measured and whether it is enough."""
     sizes = BATCH_SIZES["infer"]
     head = " | ".join(f"batch {size}" for size in sizes)
-    lines = [f"| What was asked and what is measured | {head} |", "|---" * 4 + "|"]
+    lines = [f"| goal, and what is measured | {head} |", "|---" * 4 + "|"]
     for what, mode, variant, peers, goals in SPEED_GOALS:
         results = load(mode, variant)
         cells = [_speed_goal(results.get(size), peers, goals.get(size)) for size in sizes]
@@ -154,7 +154,7 @@ def goals_table() -> str:
 def _speed_goal(result: Result | None, peers: tuple[str, ...], goal: float | None) -> str:
     if goal is None:
         return "-"
-    asked = f"asked: at least {goal}{TIMES}"
+    asked = f"goal: at least {goal}{TIMES}"
     found = [name for name in peers if result and name in result["runs"]]
     if result is None or not found:
         return f"{asked}<br>not measured"
@@ -167,7 +167,7 @@ def _speed_goal(result: Result | None, peers: tuple[str, ...], goal: float | Non
 def _memory_goal(result: Result | None, goal: float | None) -> str:
     if goal is None:
         return "-"
-    asked = f"asked: at most {goal}{TIMES}"
+    asked = f"goal: at most {goal}{TIMES}"
     found = [name for name in TORCH if result and name in result["runs"]]
     if result is None or not found:
         return f"{asked}<br>not measured"

@@ -271,6 +271,35 @@ assert memory.cached_bytes() < 1000 * memory.SMALLEST
 """)
 
 
+def test_a_signal_may_come_at_any_moment():
+    """Its handler may want memory, at every line of a request that is being served.
+
+    The request would get the smallest block that fits, but the handler takes it away.
+    """
+    for line in range(50):
+        arrays = [block(size) for size in (SIZE, SIZE // 2, SIZE // 3)]
+        del arrays
+        stolen, lines = [], iter(range(50))
+
+        def trace(frame, event, argument, line=line, stolen=stolen, lines=lines):
+            if frame.f_code.co_filename != memory.__file__:
+                return None
+            if event == "line" and next(lines) == line:
+                stolen.append(block())
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            array = block()
+        finally:
+            sys.settrace(before)
+        assert array.nbytes == SIZE
+        assert not any(np.shares_memory(array, other) for other in stolen)
+        memory.empty_cache()
+    assert not stolen, "the request has more lines than were tried"
+
+
 def test_arrays_that_live_to_the_end_go_quietly():
     code = """
 import numpy as np
@@ -294,8 +323,8 @@ from tinyalex.backends import memory
 
 net = nn.Sequential(
     nn.Conv2d(3, 32, 11, 4, 2), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2),
-    nn.Conv2d(32, 48, 3, 1, 1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(),
-    nn.Linear(48 * 6 * 6, 128), nn.ReLU(), nn.Dropout(), nn.Linear(128, 10),
+    nn.Conv2d(32, 64, 3, 1, 1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(),
+    nn.Linear(64 * 6 * 6, 128), nn.ReLU(), nn.Dropout(), nn.Linear(128, 10),
 )
 optimizer = ta.optim.SGD(net.parameters(), 0.01, momentum=0.9)
 images, labels = ta.randn(32, 3, 111, 111), np.arange(32) % 10
@@ -326,7 +355,7 @@ print(page_faults() - before, known, len(blocks) - known)
 
 def test_a_training_step_asks_the_system_for_no_memory():
     """Of 4 KB pages, a batch of these images alone is 1155, and a step without reuse takes 6000."""
-    faults, known, new = map(int, run_python(TRAINING).split())
+    faults, known, new = map(int, run_python(TRAINING).splitlines()[-1].split())
     assert known > 5
     assert new == 0
     assert faults < 200

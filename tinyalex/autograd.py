@@ -66,8 +66,10 @@ class Function:
 
         y = Square.apply(x)
 
-    With several inputs, backward returns a tuple with one entry an input; an entry may be None
-    where ``self.needs_input_grad[i]`` is False, and should be when it costs something to compute.
+    What backward returns is new, or ``grad`` itself or something saved, or a view of these: it may
+    become a leaf's ``.grad``, which nobody else may see. With several inputs, it returns a tuple
+    with one entry an input; an entry may be None where ``self.needs_input_grad[i]`` is False, and
+    should be when it costs something to compute.
     Options that are not differentiable travel as keywords of `apply` and `forward`.
     """
 

@@ -93,7 +93,10 @@ def cached_bytes() -> int:
 
 def _take(size: int) -> Array:
     global _requests
-    with _lock:
+    # Whoever finds the list in use does not wait: it may be a signal in the midst of this function.
+    if not _lock.acquire(blocking=False):
+        return np.empty(size, np.uint8)
+    try:
         _requests += 1
         _collect()
         fitting = [
@@ -103,6 +106,8 @@ def _take(size: int) -> Array:
         ]
         if fitting:  # the smallest; of those, the one used last, which may still be in the cache
             return _free.pop(-min(fitting)[1]).block
+    finally:
+        _lock.release()
     return np.empty(size, np.uint8)
 
 

@@ -1,8 +1,8 @@
 """Runs of layers that are computed in one pass: what `Sequential` does with its list.
 
 A layer that is followed by a cheap one can apply that to each value while it still has it, and save
-a journey to memory and back. Nothing changes but the time: the values are those of the layers one
-by one, and on a backend without the fused kernels they run one by one.
+a journey to memory and back. Nothing changes but the time and the last bits of some sums, and on a
+backend without the fused kernels the layers run one by one.
 """
 
 from __future__ import annotations
@@ -56,5 +56,7 @@ def run(layers: Sequence[Module], x: Tensor) -> Tensor:
 
 
 def _may_be_fused(layer: Module) -> bool:
-    # A hook wants to see what goes through its layer, and a dilated window is not in the kernel.
-    return not layer._forward_hooks and getattr(layer, "dilation", 1) in (1, (1, 1))
+    if isinstance(layer, MaxPool2d) and layer.dilation not in (1, (1, 1)):
+        return False  # the kernel has no dilated windows
+    # A hook wants to see what goes through its layer; so does a forward that somebody put there.
+    return not layer._forward_hooks and "forward" not in vars(layer)

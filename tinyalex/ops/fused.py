@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from tinyalex import backends
 from tinyalex.autograd import Function
-from tinyalex.backends.geometry import Padding, Pair, pool_output_size
+from tinyalex.backends.geometry import Padding, Pair
 from tinyalex.backends.types import Array
-from tinyalex.ops import arguments, conv
+from tinyalex.ops import conv, normalization, pool
 
 
 def available(x: Array) -> bool:
@@ -68,12 +68,10 @@ class LocalResponseNormMaxPool2d(Function):
         padding: Pair,
         ceil_mode: bool,
     ) -> Array:
-        arguments.images(x, "local_response_norm")
-        arguments.floating("local_response_norm", x)
-        arguments.half_at_most(padding, kernel_size)
-        output_size = pool_output_size(x.shape[2:], kernel_size, stride, padding, (1, 1), ceil_mode)
+        normalization.check(x, groups)
+        windows = pool.output_size("max_pool2d", x, kernel_size, stride, padding, (1, 1), ceil_mode)
         self.options = (size, alpha, beta, k, groups, kernel_size, stride, padding)
-        y, taps = backends.of(x).norm_max_pool2d(x, *self.options, output_size)
+        y, taps = backends.of(x).norm_max_pool2d(x, *self.options, windows)
         self.save(x, taps)
         return y
 

@@ -18,15 +18,7 @@ class LocalResponseNorm(Function):
     def forward(
         self, x: Array, *, size: int, alpha: float, beta: float, k: float, groups: int
     ) -> Array:
-        arguments.floating("local_response_norm", x)
-        if x.ndim < 3:
-            raise ValueError(
-                f"local_response_norm expects shape [N, C, ...] of 3 or more axes, got {x.shape}"
-            )
-        if x.shape[1] % groups:
-            raise ValueError(
-                f"local_response_norm: groups must divide the channels ({x.shape[1]}), got {groups}"
-            )
+        check(x, groups)
         self.options = (size, alpha, beta, k, groups)
         self.save(x)
         return backends.of(x).local_response_norm(_as_images(x), *self.options).reshape(x.shape)
@@ -35,6 +27,19 @@ class LocalResponseNorm(Function):
         (x,) = self.saved
         kernel = backends.of(grad).local_response_norm_input_grad
         return kernel(_as_images(grad), _as_images(x), *self.options).reshape(x.shape)
+
+
+def check(x: Array, groups: int) -> None:
+    """Raise ValueError or TypeError unless ``x`` can be normalised in so many groups."""
+    arguments.floating("local_response_norm", x)
+    if x.ndim < 3:
+        raise ValueError(
+            f"local_response_norm expects shape [N, C, ...] of 3 or more axes, got {x.shape}"
+        )
+    if x.shape[1] % groups:
+        raise ValueError(
+            f"local_response_norm: groups must divide the channels ({x.shape[1]}), got {groups}"
+        )
 
 
 def _as_images(x: Array) -> Array:

@@ -12,7 +12,7 @@ from tinyalex.backends.types import Array
 from tinyalex.ops import arguments
 
 
-def _output_size(
+def output_size(
     op: str,
     x: Array,
     kernel_size: Pair,
@@ -21,6 +21,7 @@ def _output_size(
     dilation: Pair,
     ceil_mode: bool,
 ) -> Pair:
+    """Return the size of the pooled images; raise ValueError if no window fits."""
     arguments.images(x, op)
     arguments.half_at_most(padding, kernel_size)
     size = pool_output_size(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
@@ -47,7 +48,7 @@ class MaxPool2d(Function):
         dilation: Pair,
         ceil_mode: bool,
     ) -> Array:
-        size = _output_size("max_pool2d", x, kernel_size, stride, padding, dilation, ceil_mode)
+        size = output_size("max_pool2d", x, kernel_size, stride, padding, dilation, ceil_mode)
         self.options = (x.shape, kernel_size, stride, padding, dilation)
         y, taps = backends.of(x).max_pool2d(x, kernel_size, stride, padding, dilation, size)
         self.save(taps)
@@ -76,7 +77,7 @@ class AvgPool2d(Function):
         count_include_pad: bool,
         divisor_override: int | None,
     ) -> Array:
-        size = _output_size("avg_pool2d", x, kernel_size, stride, padding, (1, 1), ceil_mode)
+        size = output_size("avg_pool2d", x, kernel_size, stride, padding, (1, 1), ceil_mode)
         self.input_shape, self.options = x.shape, (kernel_size, stride, padding, size)
         xp = backends.array_module(x)
         self.divisor = divisor_override or self._counts(xp, x.dtype, count_include_pad)

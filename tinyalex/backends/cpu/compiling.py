@@ -6,13 +6,13 @@ import sys
 import time
 from typing import Any
 
-from numba.core import event
+from numba.core.event import Listener, register
 
 PACKAGE = __name__.partition(".")[0]
 CLEAR = "\r\033[K"  # begin the line anew, on a terminal
 
 
-class _Announcer(event.Listener):
+class _Announcer(Listener):
     """Writes to the terminal while a kernel is being compiled; elsewhere one line in all.
 
     Numba tells of kernels that it compiles, not of those that it finds on the disk. One kernel's
@@ -62,4 +62,4 @@ class _Announcer(event.Listener):
 
 def announce() -> None:
     """From now on, say when a kernel of this package is compiled."""
-    event.register("numba:compile", _Announcer())
+    register("numba:compile", _Announcer())

@@ -77,6 +77,14 @@ def algorithm(problem: Problem) -> ModuleType:
     return next(module for module, suits, _ in ALGORITHMS if suits(problem))
 
 
+def _choose(
+    x: Array, weight: Array, stride: Pair, padding: Padding, dilation: Pair, groups: int
+) -> ModuleType:
+    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    shape = (x.shape[0], weight.shape[0], *size)
+    return algorithm(Problem(shape, weight.shape, stride, dilation, groups, x.dtype))
+
+
 def conv2d(
     x: Array,
     weight: Array,
@@ -87,9 +95,7 @@ def conv2d(
     groups: int,
 ) -> Array:
     """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S] and add ``bias`` [K]."""
-    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    shape = (x.shape[0], weight.shape[0], *size)
-    kernels = algorithm(Problem(shape, weight.shape, stride, dilation, groups, x.dtype))
+    kernels = _choose(x, weight, stride, padding, dilation, groups)
     y: Array = kernels.forward(x, weight, bias, stride, padding, dilation, groups)
     return y
 
@@ -134,9 +140,7 @@ def conv2d_relu(
     groups: int,
 ) -> Array:
     """Return max(y, 0) of `conv2d`: what is negative becomes 0 before it is stored."""
-    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    shape = (x.shape[0], weight.shape[0], *size)
-    kernels = algorithm(Problem(shape, weight.shape, stride, dilation, groups, x.dtype))
+    kernels = _choose(x, weight, stride, padding, dilation, groups)
     if kernels is im2col:
         return relu(im2col.forward(x, weight, bias, stride, padding, dilation, groups))
     y: Array = kernels.forward(x, weight, bias, stride, padding, dilation, groups, rectify=True)

@@ -171,7 +171,8 @@ def _blas(
 def _suits(weight: Array) -> bool:
     """Return whether tiles fill the matrix and its gradient without a rest."""
     outputs, inputs = weight.shape
-    return weight.dtype == np.float32 and outputs % ROWS[-1] == 0 and inputs % LANES == 0
+    fits = outputs % ROWS[-1] == 0 and inputs % LANES == 0
+    return weight.dtype == np.float32 and fits and weight.size > 0
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:

@@ -1,8 +1,8 @@
 """The inner loop of matrix products: a tile of the result that never leaves the registers.
 
 A library's matrix product first copies both factors into an order of its own. Our factors are
-small, many, and made by ourselves: they are made in the right order at once, and nothing is copied.
-On Winograd's products this runs at 90 % of what the processor can do, BLAS at half of that.
+small, many, and made by ourselves: they are made in the right order at once, and nothing is copied
+(docs/cpu.md measures what that brings).
 
 For ``c = a @ b`` a tile of 12 rows and 32 columns of c is 24 registers of 16 numbers. Step k loads
 32 numbers of row k of b, and twelve times one number of a, which multiplies all 32: 768 products
@@ -152,9 +152,9 @@ def _rectangle(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulat
 def multiply(a, b, c, rows, columns, depth, accumulate):
     """``c = a @ b``, or ``c += a @ b`` if ``accumulate``; three views, ``depth`` at least 1.
 
-    ``columns`` must be a multiple of `LANES`; so must ``rows`` where ``accumulate`` is set. If not,
-    the last tile reaches back into rows that are done already, or beyond the end: a and c need room
-    for ``ROWS[-1]`` rows.
+    ``columns`` must be a multiple of `LANES`, and where ``accumulate`` is set ``rows`` one of
+    ``ROWS[-1]``. If rows is not, the last tile reaches back into rows that are done already, or,
+    where there are none, beyond the end: a and c need room for ``ROWS[-1]`` rows.
     """
     for first in range(0, columns, WIDTH):
         panel = address(b.array, b.start + first // WIDTH * b.column)

@@ -1,9 +1,9 @@
 """What was made of weights, kept for as long as the weights are used and stay the same.
 
 Nobody tells a kernel that weights have changed: they are plain arrays, and anyone may write into
-them. So it looks: a fingerprint of all their bytes takes a tenth of the time of making anew what
-was made of them. Something is kept when the same weights come a second time, and so never while a
-network is trained.
+them. So it looks: a fingerprint of all their bytes takes a fraction of the time of making anew what
+was made of them. Something is kept when the same weights come a second time: for prediction, not
+for training, which changes them at every step.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def _fold(words, folded):
         stop = min(np.uintp(words.size), first + np.uintp(BLOCK))
         for i in range(first, stop, np.uintp(STREAMS)):
             for j in range(np.uintp(STREAMS)):
-                # Odd factors lose nothing: a change of any one word changes the result.
-                sums[j] = (sums[j] ^ words[i + j]) * np.uint64(0x9E3779B97F4A7C15)
+                # No step loses anything: a change of one word changes the result. The product
+                # carries differences upward, the shift brings them down again.
+                mixed = (sums[j] ^ words[i + j]) * np.uint64(0x9E3779B97F4A7C15)
+                sums[j] = mixed ^ (mixed >> np.uint64(32))
 
 
 def fingerprint(array: Array) -> bytes:

@@ -67,7 +67,8 @@ def _blocks(x: Array, output_size: Pair, taps: int, stride: int, padding: Paddin
     N, C = x.shape[:2]
     rows, columns = (size + taps - 1 for size in output_size)
     blocks = memory.empty((N, rows, columns, stride * stride * C), np.float32)
-    _to_blocks(x.transpose(0, 2, 3, 1), stride, padding[0][0], padding[1][0], blocks)
+    images = x if x.flags.writeable else x.copy()  # as in `runtime.plain`
+    _to_blocks(images.transpose(0, 2, 3, 1), stride, padding[0][0], padding[1][0], blocks)
     return as_nchw(blocks)
 
 

@@ -15,7 +15,7 @@ from numba.core.registry import cpu_target
 
 from tinyalex.backends.cpu.runtime import kernel
 
-# AVX-512 has 32 registers of 16 numbers. AVX2 has 16 of 8, and NEON as many bytes in 32 smaller.
+# AVX-512 has 32 registers of 16 numbers. AVX2 has 16 of 8; NEON's 32 of 4 hold as many.
 HAS_AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 LANES = 16 if HAS_AVX512 else 8
 

@@ -48,9 +48,14 @@ def lay_out(images: int, output_size: Pair, taps: int) -> Canvas:
         return Canvas(down, across, height, width, lines, tiles)
 
     def cost(c: Canvas) -> int:
-        return -(-images // (c.down * c.across)) * c.lines * c.tiles
+        return lines_of(c, images) * c.tiles
 
     return min((of(*grid) for grid in product((1, 2), (1, 2))), key=cost)
+
+
+def lines_of(canvas: Canvas, images: int) -> int:
+    """Return how many lines of tiles all images have."""
+    return -(-images // (canvas.down * canvas.across)) * canvas.lines
 
 
 @kernel

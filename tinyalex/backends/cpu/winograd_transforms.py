@@ -13,8 +13,11 @@ The points are 0, infinity and pairs +a, -a. In a pair everything even is equal 
 opposite, which halves the work. How large the rounding errors become depends on the points, as
 Barabasz, Anderson, Soodhalter and Gregg analysed (Error Analysis and Improving the Accuracy of
 Winograd Convolution for Deep Neural Networks, 2020): for 3 taps and normal values, +-5/8 and +-3/2
-leave a sixth of what the usual +-1 and +-2 do. All constants but those of the weights are exact in
-float32.
+leave half of what the usual +-1 and +-2 do (docs/winograd.md measures it). All constants but those
+of the weights are exact in float32.
+
+The transforms are written in vector instructions, made from the matrices: with loops over numbers,
+which are short and take long to set up, much of a layer's time went there.
 """
 
 from __future__ import annotations

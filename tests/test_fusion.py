@@ -1,0 +1,167 @@
+"""Runs of layers in one pass: the same values and gradients as one by one."""
+
+import numpy as np
+import pytest
+from helpers import assert_close
+
+import tinyalex as ta
+import tinyalex.functional as F
+from tinyalex import nn
+from tinyalex.ops import fused
+
+BACKENDS = ("cpu", "reference")
+
+
+def conv_relu(channels=16, outputs=32, **options):
+    return [nn.Conv2d(channels, outputs, 3, padding=1, **options), nn.ReLU()]
+
+
+def norm_pool(size=5, groups=1, **options):
+    norm = nn.LocalResponseNorm(size, alpha=1.0, beta=0.75, k=2.0, groups=groups)
+    return [norm, nn.MaxPool2d(**{"kernel_size": 3, "stride": 2, **options})]
+
+
+RUNS = {
+    "conv, relu": (conv_relu(), 9),
+    "conv, relu, by im2col": (conv_relu(5, 7), 9),
+    "conv, relu, in groups of odd size": (conv_relu(34, 38, groups=2), 8),
+    "conv, relu, dilated": (conv_relu(dilation=2), 9),
+    "conv, relu, strided": ([nn.Conv2d(3, 16, 11, 4, 2), nn.ReLU()], 51),
+    "conv without a bias, relu": (conv_relu(bias=False), 9),
+    "norm, pool": (norm_pool(), 9),
+    "norm, pool, even size": (norm_pool(4), 9),
+    "norm, pool, groups": (norm_pool(3, 4), 9),
+    "norm, pool, padding": (norm_pool(padding=1), 8),
+    "norm, pool, ceil_mode": (norm_pool(ceil_mode=True), 8),
+    "norm, pool, stride 1": (norm_pool(stride=1), 7),
+    "norm, pool, windows apart": (norm_pool(kernel_size=2, stride=3), 11),
+    "norm, pool, one window": (norm_pool(kernel_size=7, stride=7), 7),
+    "all": ([*conv_relu(), *norm_pool(), *conv_relu(32, 16), nn.Flatten()], 13),
+}
+
+
+def results(layers, together, images, backend, dtype=np.float32):
+    """Return the output and all gradients, for a random weighting of the outputs."""
+    x = ta.Tensor(images.astype(dtype), requires_grad=True)
+    network = nn.Sequential(*layers).to(np.dtype(dtype))
+    network.zero_grad()
+    with ta.use_backend(backend):
+        y = network(x) if together else one_by_one(layers, x)
+        factors = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+        (y * ta.Tensor(factors)).sum().backward()
+    return [y.data, x.grad, *(p.grad for p in network.parameters())]
+
+
+def one_by_one(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("layers", "size"), RUNS.values(), ids=RUNS.keys())
+def test_same_values_and_gradients(rng, layers, size, batch, dtype):
+    channels = getattr(layers[0], "in_channels", 16)
+    images = rng.standard_normal((batch, channels, size, size))
+    expected = results(layers, False, images, "reference", np.float64)
+    for backend in BACKENDS:
+        for actual, wanted in zip(
+            results(layers, True, images, backend, dtype), expected, strict=True
+        ):
+            assert actual.dtype == dtype
+            assert_close(actual, wanted, {"float32": 2e-5, "float64": 1e-12}[dtype])
+
+
+def test_fused_where_the_backend_can(rng):
+    layers = [*conv_relu(), *norm_pool()]
+    x = ta.Tensor(rng.standard_normal((1, 16, 9, 9), np.float32))
+    kinds = {"cpu": fused.LocalResponseNormMaxPool2d, "reference": ta.ops.pool.MaxPool2d}
+    for backend, kind in kinds.items():
+        with ta.use_backend(backend):
+            assert type(nn.Sequential(*layers)(x).grad_fn) is kind
+    assert type(nn.Sequential(*conv_relu())(x).grad_fn) is fused.Conv2dReLU
+
+
+class LoudReLU(nn.ReLU):
+    pass
+
+
+def hooked(layers, position):
+    layers[position].register_forward_hook(lambda layer, inputs, output: None)
+    return layers
+
+
+def overwritten(layers):
+    layers[1].forward = lambda x: F.relu(x) * 2
+    return layers
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        hooked(conv_relu(), 0),
+        hooked(conv_relu(), 1),
+        hooked(norm_pool(), 0),
+        hooked(norm_pool(), 1),
+        [nn.Conv2d(16, 16, 3), LoudReLU()],
+        overwritten(conv_relu()),
+        norm_pool(dilation=2),
+        [nn.ReLU(), nn.Conv2d(16, 16, 3)],
+    ],
+)
+def test_left_alone_where_somebody_could_tell(rng, layers):
+    x = ta.Tensor(rng.standard_normal((2, 16, 9, 9), np.float32), requires_grad=True)
+    y = nn.Sequential(*layers)(x)
+    assert not isinstance(y.grad_fn, (fused.Conv2dReLU, fused.LocalResponseNormMaxPool2d))
+    np.testing.assert_array_equal(y.data, one_by_one(layers, x).data)
+
+
+def test_a_hook_sees_the_output_between(rng):
+    seen = []
+    layers = conv_relu()
+    layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.data.min()))
+    nn.Sequential(*layers)(ta.randn(1, 16, 9, 9))
+    assert seen[0] < 0
+
+
+def test_nothing_is_kept_without_gradients():
+    with ta.no_grad():
+        y = nn.Sequential(*conv_relu(), *norm_pool())(ta.randn(1, 16, 9, 9))
+    assert y.grad_fn is None
+
+
+def test_one_image_without_a_batch(rng):
+    x = ta.randn(16, 9, 9)
+    layers = [*conv_relu(), *norm_pool()]
+    assert_close(nn.Sequential(*layers)(x).data, one_by_one(layers, x).data)
+
+
+def test_nan_passes():
+    x = np.zeros((1, 16, 9, 9), np.float32)
+    x[0, 3, 4, 4] = np.nan
+    for layers in (conv_relu(), norm_pool()):
+        assert np.isnan(nn.Sequential(*layers)(ta.Tensor(x)).data).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        (norm_pool(groups=2), (1, 5, 7, 7), "groups must divide"),
+        (norm_pool(), (1, 4, 2, 2), "max_pool2d"),
+        (norm_pool(kernel_size=5, stride=1), (1, 4, 2, 2), "max_pool2d"),
+        (conv_relu(), (1, 3, 7, 7), "input channels"),
+    ],
+)
+def test_bad_input_is_refused_as_by_the_layers_alone(backend, layers, shape, message):
+    with ta.use_backend(backend), pytest.raises(ValueError, match=message):
+        nn.Sequential(*layers)(ta.randn(*shape))
+
+
+@pytest.mark.parametrize(
+    "layers", [conv_relu(3, 4), norm_pool(3), [*conv_relu(3, 4), *norm_pool(3)]]
+)
+def test_gradients_by_finite_differences(rng, layers):
+    network = nn.Sequential(*layers).to(np.dtype("float64"))
+    assert ta.gradcheck(network, ta.Tensor(rng.standard_normal((1, 3, 5, 5)), requires_grad=True))

@@ -1,0 +1,99 @@
+"""What is made of weights is kept while they stay the same, and never a moment longer."""
+
+import numpy as np
+import pytest
+
+import tinyalex as ta
+from tinyalex.backends.cpu import prepared
+from tinyalex.backends.cpu.winograd import forward
+
+GEOMETRY = (1, 1), ((1, 1), (1, 1)), (1, 1), 1
+
+
+@pytest.fixture
+def weight(rng):
+    ta.empty_cache()
+    return rng.standard_normal((48, 32, 3, 3), dtype=np.float32)
+
+
+def test_made_anew_twice_and_then_kept(weight):
+    made = [prepared.reuse(weight, "name", lambda: np.ones(3)) for _ in range(4)]
+    assert made[0] is not made[1]
+    assert made[1] is made[2] is made[3]
+
+
+def test_kept_for_equal_weights_wherever_they_lie(weight):
+    prepared.reuse(weight, "name", lambda: np.ones(3))
+    kept = prepared.reuse(weight.copy(), "name", lambda: np.ones(3))
+    assert prepared.reuse(weight.copy(), "name", lambda: np.ones(3)) is kept
+    assert prepared.reuse(weight, "other name", lambda: np.zeros(3)) is not kept
+    assert prepared.reuse(weight.reshape(32, 48, 3, 3), "name", lambda: np.zeros(3)) is not kept
+
+
+def negate_one(w):
+    w[17] *= -1
+
+
+def negate_two_of_one_stream(w):
+    w[[1, 1 + 2 * prepared.STREAMS]] *= -1
+
+
+def double_two_of_one_stream(w):
+    w[[1, 1 + 2 * prepared.STREAMS]] *= 2
+
+
+def swap_two(w):
+    w[[0, 2 * prepared.STREAMS]] = w[[2 * prepared.STREAMS, 0]]
+
+
+def next_number(w):
+    w[-1] = np.nextafter(w[-1], np.float32(9))
+
+
+def negative_zero(w):
+    w[5] = -0.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        negate_one,
+        negate_two_of_one_stream,
+        double_two_of_one_stream,
+        swap_two,
+        next_number,
+        negative_zero,
+    ],
+)
+def test_a_change_of_any_bits_is_seen(rng, weight, change):
+    weight.reshape(-1)[5] = 0
+    x = rng.standard_normal((2, 32, 13, 13), dtype=np.float32)
+    for _ in range(3):
+        before = forward(x, weight, None, *GEOMETRY)
+    mark = prepared.fingerprint(weight)
+    change(weight.reshape(-1))
+    assert prepared.fingerprint(weight) != mark
+    after = forward(x, weight, None, *GEOMETRY)
+    ta.empty_cache()
+    np.testing.assert_array_equal(after, forward(x, weight, None, *GEOMETRY))
+    assert change is negative_zero or not np.array_equal(after, before)
+
+
+def test_dropped_when_not_wanted_for_long(weight, monkeypatch):
+    monkeypatch.setattr(prepared, "STALE", 3)
+    for _ in range(2):
+        kept = prepared.reuse(weight, "name", lambda: np.ones(3))
+    for number in range(4):
+        prepared.reuse(weight + number + 1, "name", lambda: np.ones(3))
+    assert prepared.reuse(weight, "name", lambda: np.ones(3)) is not kept
+
+
+def test_training_keeps_nothing(rng):
+    ta.empty_cache()
+    layer = ta.nn.Conv2d(32, 48, 3, padding=1)
+    optimizer = ta.optim.SGD(layer.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(ta.randn(2, 32, 13, 13)).sum().backward()
+        optimizer.step()
+    assert all(entry.made is None for entry in prepared._kept.values())
