@@ -17,7 +17,7 @@ FLOORS = ("direct", "winograd")
 BATCH_SIZES = {
     "train": (32, 128),
     "infer": (1, 32, 128),
-}  # what is measured unless others are asked
+}  # what is measured by default
 
 Result = dict[str, Any]
 
@@ -113,11 +113,11 @@ def _memory_cell(result: Result, name: str) -> str:
     )
 
 
-# --- what was asked -------------------------------------------------------------------------------
+# --- goals ----------------------------------------------------------------------------------------
 
 PREDICTORS = tuple(c.name for c in CONTESTANTS["infer"] if c.name != TINYALEX)
 # What, mode, variant, the peers of which the fastest counts, and by batch size how many times as
-# fast tinyalex is asked to be.
+# fast tinyalex means to be.
 SPEED_GOALS = (
     ("training against torch as installed", "train", "paper", TORCH, {32: 3.5, 128: 4.5}),
     ("training against tuned torch", "train", "paper", TUNED_TORCH, {32: 2.5, 128: 2.8}),

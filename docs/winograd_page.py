@@ -23,13 +23,22 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+from numba import njit
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tinyalex.backends import cpu
-from tinyalex.backends.cpu import im2col
+from tinyalex.backends.cpu import im2col, winograd
 from tinyalex.backends.cpu import winograd_transforms as transforms
+from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
 from tinyalex.backends.cpu.runtime import num_threads
-from tinyalex.backends.cpu.winograd_tiles import lay_out
+from tinyalex.backends.cpu.vectors import LANES
+from tinyalex.backends.cpu.winograd_tiles import (
+    input_columns,
+    input_rows,
+    lay_out,
+    output_columns,
+    output_rows,
+)
 from tinyalex.backends.geometry import conv_output_size, pool_output_size
 from tinyalex.backends.layout import as_nchw
 from tinyalex.models import VARIANTS, spec
@@ -357,27 +366,68 @@ def errors_block(found: Sequence[Error]) -> str:
 
 # --- times ----------------------------------------------------------------------------------------
 
-FEW = 32  # channels, where next to nothing is left of a step
+
+@njit(nogil=True)
+def _transform_rows(half, tiles, V):
+    for k in range(half.shape[1]):
+        input_rows(half, k, tiles, V)
+
+
+@njit(nogil=True)
+def _products(V, U, M, tiles):
+    n, _, _, panels, C, _ = U.shape
+    K = M.shape[1] // n
+    for point in range(n * n):
+        left = View(V, point % n * C, V.shape[1], 1)
+        right = View(U, point * panels * C * WIDTH, WIDTH, C * WIDTH)
+        multiply(left, right, View(M, point % n * K, M.shape[1], 1), tiles, K, C, False)
+
+
+@njit(nogil=True)
+def _transform_products(M, half_done):
+    for k in range(half_done.shape[1]):
+        output_rows(M, half_done, k)
+
+
+def steps_of_a_task() -> dict[str, Callable[[], Any]]:
+    """Return what `winograd._convolve` does with one task of conv3, step by step, on one core."""
+    layer = conv3()
+    tile = transforms.TILE
+    C, K, n = layer.channels, layer.kernels, tile + 2
+    canvas = lay_out(4, layer.size, 3)
+    size = canvas.lines * canvas.tiles
+    width = canvas.tiles * tile + n - tile
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((4, *layer.size, channels), np.float32) for channels in (C, K))
+    rows, half = np.empty((n, width, C), np.float32), np.empty((7, n, width, C), np.float32)
+    V, M = (np.zeros((size + ROWS[-1], n * channels + LANES), np.float32) for channels in (C, K))
+    half_done = np.empty((size, n, tile, K), np.float32)
+    outputs, bias = np.empty((tile, tile * K), np.float32), np.zeros(tile * K, np.float32)
+    U = np.zeros((n, n, 1, K // WIDTH, C, WIDTH), np.float32)
+    return {
+        "reading inputs and transforming their columns": lambda: input_columns(
+            x, winograd.NOTHING, canvas, (1, 1), 0, rows, half
+        ),
+        "transforming their rows": lambda: _transform_rows(half, canvas.tiles, V),
+        "products": lambda: _products(V, U, M, size),
+        "transforming the products' rows": lambda: _transform_products(M, half_done),
+        "transforming their columns and writing outputs": lambda: output_columns(
+            half_done, outputs, canvas, 0, bias, False, y
+        ),
+    }
 
 
 def measure(batch: int, rounds: int) -> dict[str, Any]:
-    """Time conv3 forward by im2col and by the kernel that is chosen, in turns.
-
-    The same with few kernels, few channels and half the images tells where its time goes.
-    """
+    """Time conv3 forward by im2col and by the kernel that is chosen, and its steps, in turns."""
     layer = conv3()
     C, K = layer.channels, layer.kernels
     rng = np.random.default_rng(0)
     x = as_nchw(rng.standard_normal((batch, *layer.size, C), np.float32))  # as the layers leave it
-    thin = as_nchw(rng.standard_normal((batch, *layer.size, FEW), np.float32))
     w = rng.standard_normal((K, C, 3, 3), np.float32)
-    few = np.ascontiguousarray(w[:FEW]), np.ascontiguousarray(w[:, :FEW])
-    calls: dict[str, Callable[[], np.ndarray]] = {
+    calls: dict[str, Callable[[], Any]] = {
         "im2col": lambda: im2col.forward(x, w, None, *SAME),
         "chosen": lambda: cpu.conv2d(x, w, None, *SAME),
-        "few kernels": lambda: cpu.conv2d(x, few[0], None, *SAME),
-        "few channels": lambda: cpu.conv2d(thin, few[1], None, *SAME),
-        "half the images": lambda: cpu.conv2d(x[: batch // 2], w, None, *SAME),
+        **steps_of_a_task(),
     }
     results = {name: call() for name, call in calls.items()}  # compiles, too
     if np.array_equal(results["chosen"], results["im2col"]):
@@ -402,34 +452,12 @@ def measure(batch: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def split(seconds: dict[str, float]) -> dict[str, float]:
-    """Solve for the times of the steps from the fastest turns, which other processes disturb least.
-
-    Inputs cost ~ N C, outputs ~ N K, products ~ N C K and weights ~ C K.
-    """
-    layer = conv3()
-    C, K, N = FEW / layer.channels, FEW / layer.kernels, 1 / 2
-    equations = {
-        "chosen": (1, 1, 1, 1),
-        "few kernels": (1, K, K, K),
-        "few channels": (C, 1, C, C),
-        "half the images": (N, N, N, 1),
-    }
-    times = np.linalg.solve(list(equations.values()), [seconds[name] for name in equations])
-    return dict(zip(("inputs", "outputs", "products", "weights"), times.tolist(), strict=True))
-
-
 def _shares(result: dict[str, Any]) -> str:
-    """Say where the time goes, unless the machine was too busy to tell."""
-    fastest = {name: min(values) for name, values in result["seconds"].items()}
-    shares = {name: seconds / fastest["chosen"] for name, seconds in split(fastest).items()}
-    if min(shares.values()) < 0:
-        return "The machine was too busy to tell how the time splits."
-    return (
-        f"Of Winograd's time, transforming weights takes {shares['weights']:.0%}, reading and "
-        f"transforming inputs {shares['inputs']:.0%}, products {shares['products']:.0%}, "
-        f"transforming and writing outputs {shares['outputs']:.0%}."
-    )
+    """Say where the time of a task goes."""
+    seconds = {name: np.median(result["seconds"][name]) for name in steps_of_a_task()}
+    total = sum(seconds.values())
+    shares = [f"{name} {time / total:.0%}" for name, time in seconds.items()]
+    return f"Of a task's time on one core: {', '.join(shares)}."
 
 
 def time_block() -> str:

@@ -128,7 +128,7 @@ _tile_3x1, _tile_3x2 = _tile(ROWS[2], 1), _tile(ROWS[2], 2)
 
 @kernel
 def _rectangle(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, rows, wide):
-    """Compute the largest tile of at most ``rows`` rows, and return how many it has."""
+    """Compute the largest tile of at most ``rows`` rows, or the smallest; return its rows."""
     if rows >= ROWS[0]:
         if wide:
             _tile_1x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate)
@@ -152,9 +152,9 @@ def _rectangle(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulat
 def multiply(a, b, c, rows, columns, depth, accumulate):
     """``c = a @ b``, or ``c += a @ b`` if ``accumulate``; three views, ``depth`` at least 1.
 
-    ``columns`` must be a multiple of `LANES`, and where ``accumulate`` is set ``rows`` one of
-    ``ROWS[-1]``. If rows is not, the last tile reaches back into rows that are done already, or,
-    where there are none, beyond the end: a and c need room for ``ROWS[-1]`` rows.
+    ``columns`` must be a multiple of `LANES`; where ``accumulate`` is set, ``rows`` must be a
+    multiple of ``ROWS[-1]``. If rows is not, the last tile reaches back into rows that are done
+    already, or, where there are none, beyond the end: a and c need room for ``ROWS[-1]`` rows.
     """
     for first in range(0, columns, WIDTH):
         panel = address(b.array, b.start + first // WIDTH * b.column)

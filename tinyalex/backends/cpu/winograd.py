@@ -51,11 +51,13 @@ from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
-# A task has so many tiles: enough that the weights, which every task reads from memory, are busy
-# for long, and few enough that V and M stay in the core's cache.
+# A task has about so many tiles, in whole lines. Every task reads all transformed weights (14 MB in
+# the paper's conv3): few large tasks share the reading. But V and M (0.3 and 0.45 MB there) must
+# stay in the core's cache.
 TILES = 49
-PARTIAL_BYTES = 1 << 28
-# Rows of V and M that were a power of two apart would compete for the same places in the cache.
+PARTIAL_BYTES = 1 << 28  # for sums of dU, one a thread: with many threads, fewer parts
+# One vector more in each row of V and M. Rows a power of two apart would compete for the same
+# places in the cache; an odd number of its lines apart, they use them all.
 MARGIN = LANES
 NOTHING = np.zeros((0, 0, 0, 0), np.float32)
 
@@ -126,7 +128,10 @@ def _weight_grad(grad, mask, x, dU, sums, canvas, padding, lines, lines_per_task
 
 
 def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
-    """Return room for the tiles of so many lines, on all stages of their way."""
+    """Return room for the tiles of so many lines, on all stages of their way.
+
+    Rows and half-done columns, then half-done tiles (4 <= n) and one row of points with its margin.
+    """
     n = TILE + taps - 1
     columns = canvas.tiles * TILE + taps - 1
     size = n * channels * ((lines + 1) * columns + lines * canvas.tiles * (n + 1) + ROWS[-1])

@@ -5,8 +5,8 @@ With n = m + r - 1 points, m outputs of a convolution with r taps need n product
     y = A^T ((G w) * (B^T d))        d: n inputs, w: r taps, y: m outputs, * element by element
 
 Two polynomials are evaluated at the points, multiplied there, and interpolated (Toom and Cook);
-transposing that algorithm gives a convolution. In 2-D every transform is applied to rows and then
-to columns: y = A^T ((G w G^T) * (B^T d B)) A, with n * n products for m * m * r * r.
+transposing that algorithm gives a convolution. In 2-D every transform is applied to columns and to
+rows, in any order: y = A^T ((G w G^T) * (B^T d B)) A, with n * n products for m * m * r * r.
 Lavin and Gray: Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 
 The points are 0, infinity and pairs +a, -a. In a pair everything even is equal and everything odd
