@@ -3,7 +3,8 @@
     python benchmarks/bench_trainer.py --data flowers
 
 Blocks of steps take turns: on batches that the loader prepares meanwhile, as in training, and on
-one batch that is there already. Writes benchmarks/results/trainer.json.
+one batch that is there already. Writes benchmarks/results/trainer.json, and with --table
+the sentence in docs/cpu.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import report
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=12, help="steps of a block")
+    parser.add_argument("--table", action="store_true", help="update docs/cpu.md")
     arguments = parser.parse_args()
     dataset = ImageFolder(arguments.data, "train") if arguments.data else Patterns("train", 4000)
     pixels = ta.models.VARIANTS[arguments.variant].input_size
@@ -48,17 +51,32 @@ def main() -> None:
                 train_step(model, optimizer, batch)
             if turn:  # the first round compiles and fills the loader's queue
                 seconds[name].append(time.perf_counter() - start)
-    images = arguments.steps * arguments.batch_size
-    rates = {name: images / np.median(values) for name, values in seconds.items()}
-    ratios = [
-        bare / loaded for bare, loaded in zip(seconds["bare"], seconds["loader"], strict=True)
-    ]
-    share = f"{np.median(ratios):.1%} ({min(ratios):.1%} .. {max(ratios):.1%})"
-    print(f"{rates['loader']:.1f} of {rates['bare']:.1f} img/s: {share} of the bare step's rate")
-    machine = report.machine()
-    print(report.one_line(machine))
-    settings = {key: str(value) for key, value in vars(arguments).items() if key != "data"}
-    report.save("trainer", {"machine": machine, "settings": settings, "seconds": seconds})
+    settings = {
+        key: value for key, value in vars(arguments).items() if key not in ("data", "table")
+    }
+    result = {"machine": report.machine(), "settings": settings, "seconds": seconds}
+    report.save("trainer", result)
+    print(table(result))
+    if arguments.table:
+        report.replace_table(report.ROOT / "docs" / "cpu.md", "trainer", table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the rates of both kinds of steps."""
+    settings, seconds = result["settings"], result["seconds"]
+    images = settings["steps"] * settings["batch_size"]
+    loader, bare = (images / np.median(seconds[name]) for name in ("loader", "bare"))
+    shares = [b / a for a, b in zip(seconds["loader"], seconds["bare"], strict=True)]
+    span = f"{min(shares):.0%} .. {max(shares):.0%}"
+    return "\n".join(
+        [
+            f"`{settings['variant']}`, batch {settings['batch_size']}: {bare:.0f} images a second on "
+            f"a batch that is there, {loader:.0f} with photographs that are read, decoded and "
+            f"augmented meanwhile: {np.median(shares):.0%} ({span}).",
+            "",
+            report.one_line(result["machine"]),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def test_threads_do_not_get_each_others_memory():
         owner = Owner(seed)
         try:
             with at_every_line(lambda: time.sleep(0)):
-                for _ in range(200):
+                for _ in range(100):
                     owner.step()
         except BaseException as failure:
             failures.append(failure)

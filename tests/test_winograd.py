@@ -5,56 +5,25 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers import assert_close, normal
+from convolution import (
+    expected,
+    expected_with_relu,
+    padded,
+    problem,
+    relu_output,
+    run,
+    run_with_relu,
+)
+from helpers import LAYOUTS, assert_close
 
 import tinyalex.threads
-from tinyalex.backends import cpu, reference
+from tinyalex.backends import cpu
 from tinyalex.backends.cpu import conv, im2col, winograd
 from tinyalex.backends.cpu import winograd_transforms as transforms
 from tinyalex.backends.cpu.vectors import LANES
 from tinyalex.backends.cpu.winograd_tiles import lay_out
 
 TAPS = sorted(transforms.PAIRS)
-KERNELS = ("y", "dx", "dweight")
-
-
-def padded(top, bottom=None, left=None, right=None):
-    """Return a padding; what is not given is as ``top``."""
-    bottom, left, right = (top if p is None else p for p in (bottom, left, right))
-    return (top, bottom), (left, right)
-
-
-def problem(rng, N, C, size, K, taps, padding, groups=1):
-    """Return x, weight, bias, an output gradient and the geometry, in float32."""
-    size_out = [size[i] + sum(padding[i]) - taps + 1 for i in range(2)]
-    shapes = (N, C, *size), (K, C // groups, taps, taps), (K,), (N, K, *size_out)
-    arrays = [normal(rng, shape, np.float32) for shape in shapes]
-    return *arrays, ((1, 1), padding, (1, 1), groups)
-
-
-def run(kernels, x, weight, bias, grad, geometry):
-    """Return what the three functions of an algorithm compute."""
-    return dict(
-        zip(
-            KERNELS,
-            (
-                kernels.forward(x, weight, bias, *geometry),
-                kernels.input_grad(grad, weight, x.shape, *geometry),
-                kernels.weight_grad(grad, x, weight.shape, *geometry),
-            ),
-            strict=True,
-        )
-    )
-
-
-def expected(x, weight, bias, grad, geometry):
-    """Return what the reference computes, in float64."""
-    x, weight, bias, grad = (a.astype(np.float64) for a in (x, weight, bias, grad))
-    return {
-        "y": reference.conv2d(x, weight, bias, *geometry),
-        "dx": reference.conv2d_input_grad(grad, weight, x.shape, *geometry),
-        "dweight": reference.conv2d_weight_grad(grad, x, weight.shape, *geometry),
-    }
 
 
 # --- transforms -----------------------------------------------------------------------------------
@@ -104,6 +73,8 @@ CASES = {
     "17 channels": (2, 17, (5, 7), 19, padded(0), 1),
     "groups": (3, 6, (6, 9), 10, padded(1), 2),
     "a group a channel": (2, 4, (6, 6), 8, padded(1), 4),
+    "34 and 38 channels in two groups": (2, 34, (5, 7), 38, padded(1), 2),
+    "more than a panel in three groups": (1, 9, (5, 6), 3 * (2 * LANES + 3), padded(1), 3),
     "one output": (3, 4, (5, 5), 6, padded(0), 1),
     "asymmetric": (2, 3, (6, 9), 4, padded(2, 0, 1, 3), 1),
     "full": (2, 3, (4, 5), 4, padded(4), 1),
@@ -122,6 +93,48 @@ def test_agrees_with_the_reference(rng, case, taps):
     for name, result in expected(*arguments).items():
         assert actual[name].dtype == np.float32
         assert_close(actual[name], result, what=name)
+
+
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_agrees_with_the_reference_before_a_relu(rng, case, taps):
+    N, C, size, K, padding, groups = case
+    arguments = problem(rng, N, C, size, K, taps, padding, groups)
+    mask = relu_output(rng, arguments[3].shape)
+    actual = run_with_relu(winograd, *arguments, mask)
+    for name, result in expected_with_relu(*arguments, mask).items():
+        assert actual[name].dtype == np.float32
+        assert_close(actual[name], result, what=name)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+def test_accepts_any_memory_layout(rng, layout):
+    *arrays, geometry = problem(rng, 3, 6, (6, 9), 10, 3, padded(1), 2)
+    arguments = *map(LAYOUTS[layout], arrays), geometry
+    mask = LAYOUTS[layout](relu_output(rng, arrays[3].shape))
+    actual = run_with_relu(winograd, *arguments, mask)
+    for name, result in expected_with_relu(*arguments, mask).items():
+        assert_close(actual[name], result, what=name)
+
+
+def test_sum_and_gradient_of_the_bias(rng):
+    """The bias is added once an output, and its gradient has no rounding of tiles in it."""
+    x, weight, bias, grad, geometry = problem(rng, 5, 19, (9, 10), 21, 3, padded(1))
+    y = winograd.forward(x, 0 * weight, bias, *geometry)
+    np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], y.shape))
+    dbias = winograd.weight_and_bias_grad(grad, x, weight.shape, *geometry)[1]
+    assert_close(dbias, grad.sum((0, 2, 3), np.float64), 1e-6)
+
+
+def test_nan_reaches_all_windows_that_see_it(rng):
+    x, weight, bias, grad, geometry = problem(rng, 5, 3, (13, 13), 4, 3, padded(1))
+    x[1, 2, 7, 8] = np.nan
+    sees = np.isnan(expected(x, weight, bias, grad, geometry)["y"])
+    assert sees.any()
+    for rectify in (False, True):
+        y = winograd.forward(x, weight, bias, *geometry, rectify=rectify)
+        assert np.isnan(y[sees]).all()
+        assert not np.isnan(y[4]).any(), "an image of another canvas cannot see it"
 
 
 @pytest.mark.parametrize("tiles", [1, 5, 14])

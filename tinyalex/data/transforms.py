@@ -73,9 +73,15 @@ class EvalTransform:
     def _normalise(self, pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         if self.shape[2] == 1:
             pixels = (pixels @ LUMA)[..., None]
-        out = np.subtract(pixels, self.mean, out=out, dtype=np.float32)
-        if (self.std != 1).any():
-            out /= self.std
+        if out is None:
+            out = np.empty(self.shape, np.float32)
+        # Whole rows at a time: NumPy is several times as fast as with the three numbers of a pixel.
+        rows = np.ascontiguousarray(pixels).reshape(self.crop, -1)
+        target = out.reshape(rows.shape)  # a view: `out` is contiguous
+        mean, std = (np.tile(v, rows.shape[1] // v.size) for v in (self.mean, self.std))
+        np.subtract(rows, mean, out=target, dtype=np.float32)
+        if (std != 1).any():
+            target /= std
         return out
 
 
