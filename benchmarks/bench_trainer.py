@@ -70,8 +70,8 @@ def table(result: dict[str, Any]) -> str:
     span = f"{min(shares):.0%} .. {max(shares):.0%}"
     return "\n".join(
         [
-            f"`{settings['variant']}`, batch {settings['batch_size']}: {bare:.0f} images a second on "
-            f"a batch that is there, {loader:.0f} with photographs that are read, decoded and "
+            f"`{settings['variant']}`, batch {settings['batch_size']}: {bare:.0f} images a second "
+            f"on a batch that is there, {loader:.0f} with photographs that are read, decoded and "
             f"augmented meanwhile: {np.median(shares):.0%} ({span}).",
             "",
             report.one_line(result["machine"]),
