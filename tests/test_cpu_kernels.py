@@ -3,6 +3,7 @@
 That its kernels compute the right thing at all shapes is tested for every backend together.
 """
 
+import importlib
 import os
 import threading
 import tracemalloc
@@ -10,13 +11,15 @@ import tracemalloc
 import numba
 import numpy as np
 import pytest
-from helpers import assert_close, normal, run_python
+from helpers import LAYOUTS, assert_close, normal, run_python
 from threadpoolctl import threadpool_info
 
 import tinyalex.threads
 from tinyalex.backends import cpu, reference
 from tinyalex.backends.cpu import im2col
 from tinyalex.backends.cpu.gemm import gemm
+from tinyalex.backends.cpu.microkernel import ROWS, WIDTH
+from tinyalex.backends.cpu.vectors import LANES
 from tinyalex.backends.layout import as_nchw, channels_last
 
 # (C, H, K, kernel size, stride, padding, groups): the five convolutions of the paper
@@ -98,6 +101,73 @@ def test_linear_at_the_edges_of_its_tiles(rng, images, inputs, outputs):
     assert_close(cpu.linear(x, weight, bias), x @ weight.T + bias)
     assert_close(cpu.linear_input_grad(grad, weight), grad @ weight)
     assert_close(cpu.linear_weight_grad(grad, x), grad.T @ x)
+
+
+linear_module = importlib.import_module("tinyalex.backends.cpu.linear")
+LINEAR_LAYERS = {
+    # outputs, inputs
+    "one tile": (ROWS[-1], LANES),
+    "one number": (1, 1),
+    "half a panel left": (linear_module.TASK + ROWS[-1], 2 * WIDTH + LANES),
+    "many outputs": (3 * linear_module.DEPTH + ROWS[-1], WIDTH),
+    "many inputs": (2 * ROWS[0], linear_module.COLUMNS + 3 * LANES),
+    "deeper than the cache": (ROWS[0] + ROWS[1], linear_module.PANELS // 32 + LANES),
+    "ten outputs": (10, 3 * LANES),
+    "ten outputs, deeper than the cache": (10, linear_module.PANELS // 32 + LANES),
+    "fewer outputs than a tile": (ROWS[-1] - 1, 2 * LANES),
+    "17 inputs": (2 * ROWS[-1], 17),
+    "nothing fits": (515, 129),
+}
+
+
+def check_linear(x, weight, bias, grad):
+    """Compare the three kernels with NumPy in float64, and see that they leave all as it was."""
+    arguments = x, weight, bias, grad
+    kept = [argument.copy() for argument in arguments]
+    exact_x, exact_weight, exact_bias, exact_grad = (a.astype(np.float64) for a in kept)
+    for name, actual, expected in (
+        ("y", cpu.linear(x, weight, bias), exact_x @ exact_weight.T + exact_bias),
+        ("y without bias", cpu.linear(x, weight, None), exact_x @ exact_weight.T),
+        ("dx", cpu.linear_input_grad(grad, weight), exact_grad @ exact_weight),
+        ("dweight", cpu.linear_weight_grad(grad, x), exact_grad.T @ exact_x),
+    ):
+        assert actual.dtype == x.dtype
+        assert_close(actual, expected, what=name)
+    for argument, before in zip(arguments, kept, strict=True):
+        np.testing.assert_array_equal(argument, before)
+
+
+def linear_problem(rng, images, outputs, inputs, dtype):
+    """Return x, weight, bias and an output gradient."""
+    shapes = (images, inputs), (outputs, inputs), (outputs,), (images, outputs)
+    return [normal(rng, shape, dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 3, 4, 5, 31, 32, 33, 65])
+@pytest.mark.parametrize("layer", LINEAR_LAYERS.values(), ids=LINEAR_LAYERS.keys())
+def test_linear_layers_of_all_kinds(rng, dtype, layer, images):
+    check_linear(*linear_problem(rng, images, *layer, dtype))
+
+
+@pytest.mark.parametrize("depth", [LANES, 40, 100, 1000])
+def test_linear_does_not_depend_on_where_blocks_begin(rng, monkeypatch, depth):
+    arguments = linear_problem(rng, 2 * WIDTH, 2 * ROWS[-1], 7 * LANES, np.float32)
+    monkeypatch.setattr(linear_module, "PANELS", depth * 2 * WIDTH)
+    check_linear(*arguments)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+@pytest.mark.parametrize("images", [1, 5])
+@pytest.mark.parametrize("layer", ["half a panel left", "17 inputs"])
+def test_linear_accepts_any_memory_layout(rng, dtype, layer, images, layout):
+    arguments = linear_problem(rng, images, *LINEAR_LAYERS[layer], dtype)
+    check_linear(*map(LAYOUTS[layout], arguments))
+
+
+def test_linear_lets_nan_through(rng):
+    x, weight, bias, grad = linear_problem(rng, 3, 2 * ROWS[-1], 2 * LANES, np.float32)
+    x[1, 5] = weight[2, 3] = grad[0, 1] = np.nan
+    check_linear(x, weight, bias, grad)
 
 
 # --- memory ---------------------------------------------------------------------------------------

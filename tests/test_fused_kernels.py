@@ -87,6 +87,7 @@ NORM_POOLS = {
     "one pixel of many": NormPool((2, 5, 7, 9), window=(1, 1), stride=(3, 2)),
     "one window": NormPool((2, 5, 6, 4), window=(6, 4)),
     "more rows than a task has": NormPool((2, 3, 4 * ROWS + 5, 7)),
+    "more rows and padding": NormPool((1, 3, 4 * ROWS, 7), padding=(1, 1)),
     "as many rows as two tasks have": NormPool(
         (2, 3, 2 * ROWS + 4, 7), size=3, window=(5, 1), stride=(1, 1)
     ),
