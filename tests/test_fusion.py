@@ -1,5 +1,7 @@
 """Runs of layers in one pass: the same values and gradients as one by one."""
 
+import weakref
+
 import numpy as np
 import pytest
 from helpers import assert_close
@@ -87,6 +89,19 @@ class LoudReLU(nn.ReLU):
     pass
 
 
+class DoubleConv2d(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class OtherNorm(nn.LocalResponseNorm):
+    pass
+
+
+class OtherPool(nn.MaxPool2d):
+    pass
+
+
 def hooked(layers, position):
     layers[position].register_forward_hook(lambda layer, inputs, output: None)
     return layers
@@ -105,6 +120,9 @@ def overwritten(layers):
         hooked(norm_pool(), 0),
         hooked(norm_pool(), 1),
         [nn.Conv2d(16, 16, 3), LoudReLU()],
+        [DoubleConv2d(16, 16, 3), nn.ReLU()],
+        [OtherNorm(5), nn.MaxPool2d(3)],
+        [nn.LocalResponseNorm(5), OtherPool(3)],
         overwritten(conv_relu()),
         norm_pool(dilation=2),
         [nn.ReLU(), nn.Conv2d(16, 16, 3)],
@@ -125,10 +143,105 @@ def test_a_hook_sees_the_output_between(rng):
     assert seen[0] < 0
 
 
-def test_nothing_is_kept_without_gradients():
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("make", [conv_relu, norm_pool])
+def test_a_hook_sees_what_its_layer_returns_until_it_is_removed(rng, make, position):
+    layers, seen = make(), []
+    x = ta.Tensor(rng.standard_normal((2, 16, 9, 9), np.float32), requires_grad=True)
+    network = nn.Sequential(*layers)
+    fused_type = type(network(x).grad_fn)
+    hook = layers[position].register_forward_hook(lambda *call: seen.append(call[2].data))
+    y = network(x)
+    assert type(y.grad_fn) is not fused_type
+    np.testing.assert_array_equal(seen.pop(), one_by_one(layers[: position + 1], x).data)
+    seen.clear()
+    hook.remove()
+    assert type(network(x).grad_fn) is fused_type
+    assert not seen
+
+
+def test_a_hook_may_replace_what_the_next_layer_gets(rng):
+    layers = conv_relu()
+    layers[0].register_forward_hook(lambda layer, inputs, output: -output)
+    x = ta.Tensor(rng.standard_normal((2, 16, 9, 9), np.float32))
+    expected = F.relu(-F.conv2d(x, layers[0].weight, layers[0].bias, padding=1))
+    np.testing.assert_array_equal(nn.Sequential(*layers)(x).data, expected.data)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_layers_twice(rng, backend):
+    """Their parameters collect both gradients."""
+    layers = [*conv_relu(16, 16), *norm_pool(kernel_size=3, stride=1)] * 2
+    images = rng.standard_normal((2, 16, 9, 9))
+    expected = results(layers, False, images, "reference", np.float64)
+    for actual, wanted in zip(results(layers, True, images, backend), expected, strict=True):
+        assert_close(actual, wanted, 2e-5)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "both", "images"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(rng, frozen):
+    images = rng.standard_normal((5, 16, 9, 9), np.float32)
+
+    def gradients(fused_run):
+        x, layers = ta.Tensor(images, requires_grad=frozen != "images"), conv_relu()
+        ta.manual_seed(7)
+        layers[0].reset_parameters()
+        layers[0].weight.requires_grad = frozen not in ("weight", "both")
+        layers[0].bias.requires_grad = frozen not in ("bias", "both")
+        y = nn.Sequential(*layers)(x) if fused_run else one_by_one(layers, x)
+        y.sum().backward()
+        return x.grad, layers[0].weight.grad, layers[0].bias.grad
+
+    for actual, expected in zip(gradients(True), gradients(False), strict=True):
+        if expected is None:
+            assert actual is None
+        else:
+            assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same"},
+        {"padding": "valid", "stride": (2, 1)},
+        {"padding": (2, 0), "dilation": 2},
+        {"groups": 4},
+    ],
+    ids=str,
+)
+def test_conv2d_relu_takes_what_conv2d_takes(rng, backend, options):
+    x = ta.Tensor(rng.standard_normal((2, 4, 9, 8)))
+    weight = ta.Tensor(rng.standard_normal((8, 4 // options.get("groups", 1), 3, 3)))
+    bias = ta.Tensor(rng.standard_normal(8))
+    with ta.use_backend(backend):
+        for images in (x, x[0]):
+            y = F.conv2d_relu(images, weight, bias, **options)
+            assert_close(y.data, F.relu(F.conv2d(images, weight, bias, **options)).data)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "window", [(3,), ((2, 3), None, (1, 0)), (3, (1, 2), 1, True), (2, 3, 0, True)], ids=str
+)
+def test_norm_max_pool_takes_what_max_pool_takes(rng, backend, window):
+    x, norm = ta.Tensor(rng.standard_normal((2, 4, 9, 8))), (3, 0.5, 0.75, 1.0, 2)
+    kernel_size, stride, padding, ceil_mode = (*window, *(None, 0, False)[len(window) - 1 :])
+    with ta.use_backend(backend):
+        y = F.local_response_norm_max_pool2d(x, *norm, *window)
+        normalised = F.local_response_norm(x, *norm)
+        expected = F.max_pool2d(normalised, kernel_size, stride, padding, ceil_mode=ceil_mode)
+        assert_close(y.data, expected.data)
+
+
+def test_nothing_is_kept_without_gradients(rng):
+    images = rng.standard_normal((1, 16, 9, 9), np.float32)
+    alive = weakref.ref(images)
     with ta.no_grad():
-        y = nn.Sequential(*conv_relu(), *norm_pool())(ta.randn(1, 16, 9, 9))
+        y = nn.Sequential(*conv_relu(), *norm_pool())(ta.Tensor(images))
     assert y.grad_fn is None
+    del images
+    assert alive() is None
 
 
 def test_one_image_without_a_batch(rng):

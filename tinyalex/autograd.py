@@ -156,7 +156,7 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
             input_grad = input_grad.astype(edge.dtype, copy=False)
             if not isinstance(edge, Function):
                 # A leaf's .grad is its own: what others see too, or a constant, is copied.
-                overlaps = array_module(input_grad).may_share_memory
+                overlaps = array_module(edge.data).may_share_memory
                 shared = sum(overlaps(input_grad, other) for other in others) > 1
                 own = input_grad.flags.writeable and not shared
                 _accumulate(edge, input_grad if own else input_grad.copy())
@@ -168,4 +168,6 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
 
 
 def _accumulate(leaf: Tensor, grad: Array) -> None:
-    leaf.grad = grad if leaf.grad is None else leaf.grad + grad
+    total = grad if leaf.grad is None else leaf.grad + grad
+    # Arithmetic makes scalars of arrays without axes, and nobody can write into a scalar.
+    leaf.grad = array_module(leaf.data).asarray(total)
