@@ -22,7 +22,7 @@ from numba import njit
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex.backends import memory
-from tinyalex.backends.cpu import conv, prepared, winograd
+from tinyalex.backends.cpu import conv, winograd
 from tinyalex.backends.cpu.gemm import gemm
 from tinyalex.backends.cpu.microkernel import WIDTH, View, multiply
 from tinyalex.nn import fusion
@@ -55,7 +55,6 @@ IDEAS: dict[str, Callable[[], Any]] = {
         winograd, "reuse", lambda weight, name, make: make()
     ),
 }
-assert prepared.reuse is winograd.reuse
 
 
 def cases(variant: str) -> dict[str, Callable[[], None]]:

@@ -6,7 +6,7 @@ Both begin with the same weights and see the same batches and dropout; nothing e
 Rounding errors differ and every step amplifies them, so that the curves cannot stay together for
 ever; how far apart they are is what this measures. Without --data the images are the embedded
 patterns. Writes benchmarks/results/follow-reference.json, and with --table the table and the
-picture in docs/cpu.md. Plain NumPy takes about a second an image.
+picture in docs/cpu.md. Plain NumPy takes its time.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ Winograd's algorithm in tiles of 4 x 4 outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import product
 
 from tinyalex import Tensor, nn
+from tinyalex.backends.cpu.winograd_tiles import lay_out, lines_of
+from tinyalex.backends.cpu.winograd_transforms import TILE
 
-TILE = 4
 SIZE = 2048  # of the large matrices
 SIZE_OPERATIONS = 2 * SIZE**3  # a multiplication and an addition for each product
 
@@ -55,17 +55,6 @@ def _winograd(layer: nn.Module, output: tuple[int, ...], images: int) -> float |
         channels, taps = channels * stride**2, -(-taps // stride)
     if taps not in (3, 5):
         return None
-    points = (TILE + taps - 1) ** 2
-    return 2.0 * points * _tiles(images, output, taps) * K * channels
-
-
-def _tiles(images: int, output: tuple[int, ...], taps: int) -> int:
-    """Return how many tiles cover all images, up to 2 x 2 of them packed side by side."""
-
-    def along(size: int, count: int) -> int:
-        return -(-(count * (size + taps - 1) - taps + 1) // TILE)
-
-    return min(
-        -(-images // (down * across)) * along(output[0], down) * along(output[1], across)
-        for down, across in product((1, 2), (1, 2))
-    )
+    canvas = lay_out(images, output, taps)
+    tiles = lines_of(canvas, images) * canvas.tiles
+    return 2.0 * (TILE + taps - 1) ** 2 * tiles * K * channels

@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 
+import tinyalex as ta
+
 # float64: the only differences are in the order of additions. float32: sums of a few hundred
 # products, each rounded to 6e-8, leave about 1e-6 of the largest value; Winograd's transforms
 # cost another factor of a few.
@@ -96,3 +98,8 @@ def run_python(code, **environment):
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
+
+
+def leaf(*values, dtype=np.float64):
+    """Return a 1-D leaf that wants a gradient."""
+    return ta.Tensor(np.array(values, dtype), requires_grad=True)

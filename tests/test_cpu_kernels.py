@@ -274,6 +274,7 @@ rng = np.random.default_rng(0)
 x, weight = rng.standard_normal((2, 4, 7, 7)), rng.standard_normal((6, 2, 3, 3))
 arguments = (x, weight, None, (1, 1), ((1, 1), (0, 2)), (1, 1), 2)
 np.testing.assert_allclose(cpu.conv2d(*arguments), reference.conv2d(*arguments), atol=1e-12)
+print("agrees")
 """
 
 
@@ -281,11 +282,12 @@ def test_works_where_no_directory_for_the_cache_is_writable(tmp_path):
     occupied = tmp_path / "file"
     occupied.touch()
     only = "UserProvidedCacheLocator"
-    run_python(CHECK, NUMBA_CACHE_DIR=str(occupied / "cache"), NUMBA_CACHE_LOCATOR_CLASSES=only)
+    environment = {"NUMBA_CACHE_DIR": str(occupied / "cache"), "NUMBA_CACHE_LOCATOR_CLASSES": only}
+    assert run_python(CHECK, **environment).endswith("agrees\n")
 
 
 def test_works_with_numbas_own_thread_pool():
-    run_python(CHECK, NUMBA_THREADING_LAYER="workqueue")
+    assert run_python(CHECK, NUMBA_THREADING_LAYER="workqueue").endswith("agrees\n")
 
 
 def test_works_with_a_numba_that_lacks_the_strided_blas(tmp_path):
@@ -297,7 +299,7 @@ del _helperlib.c_helpers["xxgemm"]
 from tinyalex.backends.cpu.gemm import HAS_STRIDED_BLAS
 assert not HAS_STRIDED_BLAS
 """
-    run_python(without + CHECK, NUMBA_CACHE_DIR=str(tmp_path))
+    assert run_python(without + CHECK, NUMBA_CACHE_DIR=str(tmp_path)).endswith("agrees\n")
 
 
 @pytest.mark.parametrize("accumulate", [False, True])

@@ -131,6 +131,7 @@ assert (microkernel.LANES, microkernel.ROWS) == (8, (6, 4, 2))
 arguments = problem(np.random.default_rng(1), 5, 19, (9, 13), 35, 3, padded(1))
 y = winograd.forward(*arguments[:3], *arguments[4])
 assert_close(y, expected(*arguments)["y"])
+print("agrees")
 """
 
 
@@ -140,9 +141,10 @@ assert_close(y, expected(*arguments)["y"])
 )
 def test_tile_of_a_processor_with_avx2(tmp_path):
     """The one tile of most computers, on those that have AVX-512, too."""
-    run_python(
+    written = run_python(
         OTHER_TILE.format(tests=os.path.dirname(__file__)),
         NUMBA_CPU_NAME="haswell",
         NUMBA_CPU_FEATURES="+avx,+avx2,+fma,+sse4.2,+bmi,+bmi2",
         NUMBA_CACHE_DIR=str(tmp_path),
     )
+    assert written.endswith("agrees\n")

@@ -2,7 +2,8 @@
 
 An algorithm is a module with the functions ``forward``, ``input_grad`` and ``weight_grad``, which
 take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`. Those that can do a
-ReLU on the way also take ``rectify`` and ``mask``, and have ``weight_and_bias_grad``.
+ReLU on the way also take ``rectify`` and ``mask``, and in place of ``weight_grad`` they have
+``weight_and_bias_grad``, which sums the gradient that it reads anyway.
 """
 
 from __future__ import annotations
@@ -126,7 +127,10 @@ def conv2d_weight_grad(
 ) -> Array:
     """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
     kernels = algorithm(Problem(grad.shape, weight_shape, stride, dilation, groups, grad.dtype))
-    dw: Array = kernels.weight_grad(grad, x, weight_shape, stride, padding, dilation, groups)
+    options = stride, padding, dilation, groups
+    if kernels is im2col:
+        return im2col.weight_grad(grad, x, weight_shape, *options)
+    dw: Array = kernels.weight_and_bias_grad(grad, x, weight_shape, *options)[0]
     return dw
 
 

@@ -151,17 +151,3 @@ def weight_and_bias_grad(
         grad, cells, shape, (1, 1), NO_PADDING, (1, 1), 1, mask
     )
     return _from_weight_blocks(dw, weight_shape, s), dbias
-
-
-def weight_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
-    """Return dweight, as `weight_and_bias_grad` does."""
-    options = stride, padding, dilation, groups
-    return weight_and_bias_grad(grad, x, weight_shape, *options)[0]

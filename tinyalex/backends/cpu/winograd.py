@@ -257,17 +257,3 @@ def weight_and_bias_grad(
     dw = strip(strip(dw.reshape(groups * Kg, Cg, taps, taps), groups, 0, K), 1, 1, C)
     dbias = sums.reshape(-1, groups * Kg).sum(axis=0)
     return dw, strip(dbias, groups, 0, K)
-
-
-def weight_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
-    """Return dweight, as `weight_and_bias_grad` does."""
-    options = stride, padding, dilation, groups
-    return weight_and_bias_grad(grad, x, weight_shape, *options)[0]
