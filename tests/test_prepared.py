@@ -79,6 +79,16 @@ def test_a_change_of_any_bits_is_seen(rng, weight, change):
     assert change is negative_zero or not np.array_equal(after, before)
 
 
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 70_001])
+def test_every_number_counts_whatever_the_size(rng, size):
+    numbers = rng.standard_normal(size, dtype=np.float32)
+    mark = prepared.fingerprint(numbers)
+    for index in {0, size // 2, size - 1}:
+        changed = numbers.copy()
+        changed[index] += 1
+        assert prepared.fingerprint(changed) != mark
+
+
 def test_dropped_when_not_wanted_for_long(weight, monkeypatch):
     monkeypatch.setattr(prepared, "STALE", 3)
     for _ in range(2):

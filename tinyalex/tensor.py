@@ -17,6 +17,7 @@ from tinyalex.ops import arithmetic, matmul, reduction, shape
 from tinyalex.ops.arguments import dimension
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPES = frozenset(map(np.dtype, DTYPES))
 Axis: TypeAlias = "int | Sequence[int] | None"
 
 
@@ -42,7 +43,7 @@ class Tensor:
             data = np.asarray(data)
             if data.dtype == np.float64 and not isinstance(given, np.generic):
                 data = data.astype(np.float32)
-        if data.dtype.name not in DTYPES:
+        if data.dtype not in _DTYPES:
             raise TypeError(
                 f"a Tensor holds float32, float64, integers or bool, got {data.dtype}; "
                 "convert the array first, for example with .astype(np.float32)"

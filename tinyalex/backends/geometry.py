@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]  # ((top, bottom), (left, right))
 
 
+@lru_cache
 def conv_output_size(
     input_size: Pair, kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair
 ) -> Pair:
@@ -20,6 +23,7 @@ def conv_output_size(
     return height, width
 
 
+@lru_cache
 def pool_output_size(
     input_size: Pair,
     kernel_size: Pair,

@@ -60,9 +60,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype)
-    memory = np.asarray(_Lease(_take(size + ALIGNMENT)))
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return np.asarray(_Lease(_take(size)))[:size].view(dtype).reshape(shape)
 
 
 def empty_like(array: Array) -> Array:
@@ -95,7 +93,7 @@ def _take(size: int) -> Array:
     global _requests
     # Whoever finds the list in use does not wait: it may be a signal in the midst of this function.
     if not _lock.acquire(blocking=False):
-        return np.empty(size, np.uint8)
+        return _allocate(size)
     try:
         _requests += 1
         _collect()
@@ -108,7 +106,13 @@ def _take(size: int) -> Array:
             return _free.pop(-min(fitting)[1]).block
     finally:
         _lock.release()
-    return np.empty(size, np.uint8)
+    return _allocate(size)
+
+
+def _allocate(size: int) -> Array:
+    block = np.empty(size + ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start : start + size]
 
 
 def _collect() -> None:

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from tinyalex.backends.geometry import Pair
 from tinyalex.backends.types import Array
 
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def whole(value: Any) -> bool:
+    """Return whether ``value`` is an integer, Python's or NumPy's; True and False are none."""
+    # Not numbers.Integral: asking an abstract class takes a microsecond, dozens of times a step.
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
 
 def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
     """Return ``value``, an integer or two of them, as (height, width)."""
-    items = (value, value) if isinstance(value, Integral) else value
-    if (
-        not isinstance(items, (tuple, list))
-        or len(items) != 2
-        or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in items)
-    ):
+    items = (value, value) if whole(value) else value
+    if not isinstance(items, (tuple, list)) or [whole(i) for i in items] != [True, True]:
         raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    height, width = (int(i) for i in items)
-    if min(height, width) < minimum:
+    height, width = int(items[0]), int(items[1])
+    if height < minimum or width < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
     return height, width
 
 
 def integer(value: Any, name: str, minimum: int | None = None) -> int:
     """Return ``value`` if it is a whole number, not below ``minimum``; bools and floats are not."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if not whole(value):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if minimum is not None and int(value) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
@@ -71,7 +77,7 @@ def images(x: Array, op: str) -> None:
 def floating(op: str, *arrays: Array | None) -> None:
     """Check that all arrays are of one dtype, float32 or float64."""
     dtypes = [a.dtype for a in arrays if a is not None]
-    if any(d.name not in ("float32", "float64") for d in dtypes) or len(set(dtypes)) > 1:
+    if dtypes[0] not in FLOATS or any(d != dtypes[0] for d in dtypes):
         got = ", ".join(str(d) for d in dtypes)
         raise TypeError(
             f"{op} expects all its tensors in float32 or all in float64, got {got}; "

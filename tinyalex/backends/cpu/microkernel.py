@@ -13,7 +13,7 @@ tile is written in LLVM's own instructions, which know vectors and run on any pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from numba import types
@@ -23,7 +23,6 @@ from tinyalex.backends.cpu.runtime import kernel
 from tinyalex.backends.cpu.vectors import (
     FUSED,
     HAS_AVX512,
-    INTEGER,
     LANES,
     VECTOR,
     address,
@@ -32,6 +31,7 @@ from tinyalex.backends.cpu.vectors import (
     load,
     pointer,
     prefetch,
+    repeat,
     spread,
     store,
 )
@@ -78,35 +78,19 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
             phi.add_incoming(constant(0.0), empty)
             phi.add_incoming(value, filled)
 
-        entry, loop = builder.block, builder.append_basic_block("step")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        k, line = builder.phi(INTEGER), builder.phi(b.type)
-        columns = [builder.phi(a.type) for _ in starts]
-        sums = [builder.phi(VECTOR) for _ in cells]
-        right = [load(builder, element(builder, line, (j, LANES))) for j in range(vectors)]
-        for j in range(vectors):  # the next panel will be here in time
-            prefetch(builder, element(builder, line, (1, b_panel), (j, LANES)))
-        numbers = [element(builder, columns[i // 4], (i % 4, a_row)) for i in range(rows)]
-        left = [spread(builder, builder.load(place)) for place in numbers]
-        products = [builder.fmul(left[i], right[j], flags=FUSED) for i, j in cells]
-        totals = [builder.fadd(p, s, flags=FUSED) for p, s in zip(products, sums, strict=True)]
-        following = [
-            builder.add(k, INTEGER(1)),
-            element(builder, line, (1, b_row)),
-            *(element(builder, column, (1, a_column)) for column in columns),
-            *totals,
-        ]
-        changing = zip(
-            [k, line, *columns, *sums], [INTEGER(0), b, *starts, *begin], following, strict=True
-        )
-        for phi, first, later in changing:
-            phi.add_incoming(first, entry)
-            phi.add_incoming(later, loop)
-        end = builder.append_basic_block("end")
-        builder.cbranch(builder.icmp_signed("<", following[0], depth), loop, end)
+        def step(index: Any, values: Sequence[Any]) -> list[Any]:
+            line, columns, sums = values[0], values[1 : 1 + len(starts)], values[1 + len(starts) :]
+            right = [load(builder, element(builder, line, (j, LANES))) for j in range(vectors)]
+            for j in range(vectors):  # the next panel will be here in time
+                prefetch(builder, element(builder, line, (1, b_panel), (j, LANES)))
+            numbers = [element(builder, columns[i // 4], (i % 4, a_row)) for i in range(rows)]
+            left = [spread(builder, builder.load(place)) for place in numbers]
+            products = [builder.fmul(left[i], right[j], flags=FUSED) for i, j in cells]
+            totals = [builder.fadd(p, s, flags=FUSED) for p, s in zip(products, sums, strict=True)]
+            next_columns = [element(builder, column, (1, a_column)) for column in columns]
+            return [element(builder, line, (1, b_row)), *next_columns, *totals]
 
-        builder.position_at_end(end)
+        totals = repeat(builder, depth, [b, *starts, *begin], step)[1 + len(starts) :]
         for place, total in zip(results, totals, strict=True):
             store(builder, total, place)
         return context.get_dummy_value()

@@ -10,18 +10,33 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import intrinsic
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, plain
+from tinyalex.backends.cpu.vectors import (
+    LANES,
+    WORDS,
+    address,
+    constant,
+    element,
+    load,
+    pointer,
+    prefetch,
+    repeat,
+    store,
+)
 from tinyalex.backends.types import Array
 
-BLOCK = 1 << 13  # words that are folded into `STREAMS`
-STREAMS = 32  # side by side: each multiplication would otherwise wait for the last
+VECTORS = 8  # side by side: each multiplication would otherwise wait for the last
+STREAMS = VECTORS * LANES // 2  # words of 64 bits in a round
+ROUNDS = 128  # that one task folds, 64 kB
+AHEAD = 4  # rounds from the one being folded to the one asked for
 STALE = 64  # what so many requests have passed by is dropped
 
 
@@ -35,28 +50,60 @@ _kept: OrderedDict[Hashable, _Kept] = OrderedDict()  # in the order of their las
 _requests = 0
 
 
+def _code_of_folding(typing: Any, words: Any, rounds: Any, sums: Any) -> Any:
+    """Return the code that folds so many times `STREAMS` words into the sums; addresses, rounds at least 1.
+
+    No step loses anything: a change of one word changes the result. The product carries differences
+    upward, the shift brings them down again.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        words, rounds, sums = arguments
+        words, sums = pointer(builder, words), pointer(builder, sums)
+        places = [element(builder, sums, (j, LANES)) for j in range(VECTORS)]
+        begin = [load(builder, place, WORDS) for place in places]
+
+        def fold(index: Any, values: Sequence[Any]) -> list[Any]:
+            after = []
+            for j, value in enumerate(values):
+                place = element(builder, words, (index, VECTORS * LANES), (j, LANES))
+                prefetch(builder, element(builder, place, (AHEAD, VECTORS * LANES)))
+                mixed = builder.xor(value, load(builder, place, WORDS))
+                mixed = builder.mul(mixed, constant(0x9E3779B97F4A7C15, WORDS))
+                after.append(builder.xor(mixed, builder.lshr(mixed, constant(32, WORDS))))
+            return after
+
+        after = repeat(builder, rounds, begin, fold)
+        for place, value in zip(places, after, strict=True):
+            store(builder, value, place)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), generate
+
+
+_fold_rounds: Callable[..., None] = intrinsic(_code_of_folding)
+
+
 @parallel_kernel
-def _fold(words, folded):
+def _fold(data, folded):
+    # data [floats], folded [blocks, VECTORS * LANES]
+    width = folded.shape[1]
+    rounds = data.size // width
     for block in prange(folded.shape[0]):
-        sums = folded[block]
-        first = np.uintp(block) * np.uintp(BLOCK)
-        stop = min(np.uintp(words.size), first + np.uintp(BLOCK))
-        for i in range(first, stop, np.uintp(STREAMS)):
-            for j in range(np.uintp(STREAMS)):
-                # No step loses anything: a change of one word changes the result. The product
-                # carries differences upward, the shift brings them down again.
-                mixed = (sums[j] ^ words[i + j]) * np.uint64(0x9E3779B97F4A7C15)
-                sums[j] = mixed ^ (mixed >> np.uint64(32))
+        first = np.int64(block) * ROUNDS
+        some = min(ROUNDS, rounds - first)
+        _fold_rounds(address(data, first * width), some, address(folded, block * width))
 
 
 def fingerprint(array: Array) -> bytes:
     """Return bytes that differ, but for one chance in 2 ** 64, when the array's contents do."""
     data = plain(array).reshape(-1).view(np.uint8)
     rest = -data.size % (8 * STREAMS)
-    words = (np.pad(data, (0, rest)) if rest else data).view(np.uint64)
-    folded = np.ones((-(-words.size // BLOCK), STREAMS), np.uint64)
+    words = (np.pad(data, (0, rest)) if rest else data).view(np.float32)
+    rounds = words.size // (2 * STREAMS)
+    folded = np.ones((-(-rounds // ROUNDS), STREAMS), np.uint64)
     num_threads()
-    _fold(words, folded)
+    _fold(words, folded.view(np.float32))
     return folded.tobytes()
 
 

@@ -108,4 +108,4 @@ def plain(x: Array) -> Array:
 
     Numba compiles every kernel anew for read-only arrays; they are rare, so they are copied.
     """
-    return np.require(x, requirements=["C", "W", "A"])
+    return x if x.flags.carray else np.require(x, requirements=["C", "W", "A"])

@@ -17,6 +17,7 @@ from numba import prange
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu import winograd
+from tinyalex.backends.cpu.prepared import reuse
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
@@ -103,7 +104,8 @@ def forward(
     """Return y, or max(y, 0): blocks, then Winograd's convolution."""
     taps, s = taps_as_blocks(weight.shape, stride), stride[0]
     size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    cells, kernels = _blocks(x, size, taps, s, padding), _weight_blocks(weight, s, taps)
+    cells = _blocks(x, size, taps, s, padding)
+    kernels = reuse(weight, ("blocks", s), lambda: _weight_blocks(weight, s, taps))
     return winograd.forward(cells, kernels, bias, (1, 1), NO_PADDING, (1, 1), 1, rectify)
 
 

@@ -8,6 +8,7 @@ has the few words that they share. Addresses are integers, in bytes; distances c
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -21,6 +22,7 @@ LANES = 16 if HAS_AVX512 else 8
 
 FLOAT, INTEGER = ir.FloatType(), ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, LANES)
+WORDS = ir.VectorType(INTEGER, LANES // 2)  # as many bytes, as whole numbers of 64 bits
 FUSED = ("contract",)  # a product and an addition may become one instruction
 
 
@@ -30,9 +32,9 @@ def address(array, offset):
     return array.ctypes.data + 4 * offset
 
 
-def constant(value: float) -> Any:
+def constant(value: float, kind: Any = VECTOR) -> Any:
     """Return a vector of equal numbers."""
-    return ir.Constant(VECTOR, [value] * LANES)
+    return ir.Constant(kind, [value] * kind.count)
 
 
 def pointer(builder: Any, address: Any) -> Any:
@@ -48,14 +50,14 @@ def element(builder: Any, base: Any, *steps: tuple[Any, Any]) -> Any:
     return base
 
 
-def load(builder: Any, place: Any) -> Any:
-    """Return the `LANES` numbers from ``place`` on."""
-    return builder.load(builder.bitcast(place, VECTOR.as_pointer()), align=4)
+def load(builder: Any, place: Any, kind: Any = VECTOR) -> Any:
+    """Return the vector that begins at ``place``."""
+    return builder.load(builder.bitcast(place, kind.as_pointer()), align=4)
 
 
 def store(builder: Any, vector: Any, place: Any) -> None:
     """Write a vector to ``place``."""
-    builder.store(vector, builder.bitcast(place, VECTOR.as_pointer()), align=4)
+    builder.store(vector, builder.bitcast(place, vector.type.as_pointer()), align=4)
 
 
 def spread(builder: Any, number: Any) -> Any:
@@ -73,3 +75,29 @@ def prefetch(builder: Any, place: Any) -> None:
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     read, soon, data = number(0), number(3), number(1)
     builder.call(function, [builder.bitcast(place, memory), read, soon, data])
+
+
+def repeat(
+    builder: Any,
+    times: Any,
+    values: Sequence[Any],
+    step: Callable[[Any, Sequence[Any]], Sequence[Any]],
+) -> Sequence[Any]:
+    """Build a loop, ``values = step(i, values)`` for i from 0 to ``times``, which is at least 1.
+
+    ``step`` is called once, to write the body. Returns the values after the last round.
+    """
+    before, loop = builder.block, builder.append_basic_block("loop")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    count, *carried = (builder.phi(value.type) for value in (times, *values))
+    following = builder.add(count, INTEGER(1))
+    results = step(count, carried)
+    later = following, *results
+    for phi, first, again in zip((count, *carried), (INTEGER(0), *values), later, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(again, loop)
+    end = builder.append_basic_block("end")
+    builder.cbranch(builder.icmp_signed("<", following, times), loop, end)
+    builder.position_at_end(end)
+    return results

@@ -12,6 +12,7 @@ tiles stays in the core's cache until the matrix products at these points are do
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class Canvas(NamedTuple):
     tiles: int  # in a line
 
 
+@lru_cache
 def lay_out(images: int, output_size: Pair, taps: int) -> Canvas:
     """Choose the canvas that needs the fewest tiles for all images."""
     height, width = (size + taps - 1 for size in output_size)
