@@ -6,13 +6,14 @@ import pytest
 from PIL import Image
 
 from tinyalex.data import (
+    CachedDataset,
     EvalTransform,
     ImageFolder,
     TrainTransform,
     mean_colour,
     resize_shorter_side,
 )
-from tinyalex.data.transforms import LUMA
+from tinyalex.data.transforms import LUMA, _mirrored
 
 
 def names(dataset):
@@ -218,3 +219,44 @@ def test_transform_refuses_bad_arguments(options):
 def test_transform_refuses_a_small_image(transform, positions, rng):
     with pytest.raises(ValueError, match="13 x 13 pixels from an image of 12 x 15"):
         transform(positions, rng)
+
+
+class Counting:
+    """Five images of 300 bytes; counts how often each is decoded."""
+
+    classes = ("a", "b")
+    labels = np.zeros(5, np.int64)
+
+    def __init__(self):
+        self.loads = [0] * 5
+
+    def __len__(self):
+        return 5
+
+    def load(self, index):
+        self.loads[index] += 1
+        return np.full((10, 10, 3), index, np.uint8)
+
+    def describe(self, index):
+        return f"image {index}"
+
+
+def test_cached_dataset_decodes_once_what_it_has_room_for():
+    dataset = Counting()
+    cached = CachedDataset(dataset, max_bytes=1000)
+    for _ in range(3):
+        for index in range(5):
+            assert (cached.load(index) == index).all()
+    assert dataset.loads == [1, 1, 1, 3, 3]
+    assert cached.cached_bytes == 900
+    assert (len(cached), cached.classes, cached.describe(3)) == (5, ("a", "b"), "image 3")
+    with pytest.raises(ValueError, match="read-only"):
+        cached.load(0)[0] = 9
+    with pytest.raises(ValueError, match="max_bytes must be at least 0, got -1"):
+        CachedDataset(dataset, -1)
+
+
+@pytest.mark.parametrize("part", [np.s_[:, :], np.s_[1:9, 2:11]])
+def test_a_mirrored_image_is_the_image_from_right_to_left(rng, part):
+    image = rng.integers(0, 256, (10, 13, 3), np.uint8)[part]
+    assert (_mirrored(image) == image[:, ::-1]).all()

@@ -227,3 +227,14 @@ def test_loader_refuses_bad_arguments(options, message):
 def test_loader_refuses_a_start_outside_the_epoch(start_batch):
     with pytest.raises(ValueError, match="start_batch must be 0 to 5"):
         next(Loader(Noise(50), 10, EvalTransform(10)).epoch(0, start_batch))
+
+
+@pytest.mark.parametrize(("cache_bytes", "loads"), [(0, 150), (10 * 12 * 14 * 3, 130), (10**6, 50)])
+def test_what_fits_into_memory_is_decoded_once(cache_bytes, loads):
+    dataset = Noise()
+    loader = Loader(dataset, 10, EvalTransform(10), cache_bytes=cache_bytes)
+    fresh = Loader(Noise(), 10, EvalTransform(10))
+    for epoch in range(3):
+        for batch, same in zip(loader.epoch(epoch), fresh.epoch(epoch), strict=True):
+            np.testing.assert_array_equal(batch.images, same.images)
+    assert dataset.loads == loads

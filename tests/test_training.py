@@ -44,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
         ({"batch_size": -8}, "batch-size must be"),
         ({"workers": 0}, "workers must be"),
         ({"threads": 0}, "threads must be"),
+        ({"image_cache": -1}, "image-cache must be a whole number of megabytes >= 0, got -1"),
         ({"seed": -1}, "seed must be"),
         ({"lr": math.nan}, "lr must be a finite number > 0, got nan"),
         ({"lr": -0.1}, "lr must be"),
@@ -251,7 +252,8 @@ def test_a_run_that_diverges_keeps_its_best_network(photos, tmp_path):
 
 
 def test_too_many_unreadable_images_stop_after_saving(photos, tmp_path):
-    run = new_run(tiny_settings(shutil.copytree(photos, tmp_path / "photos")))
+    copy = shutil.copytree(photos, tmp_path / "photos")
+    run = new_run(tiny_settings(copy, image_cache=0))
     paths = run.train_data.dataset.paths
 
     def spoil(title, done):

@@ -9,6 +9,7 @@
 This room imports Pillow; `import tinyalex` alone does not import this room.
 """
 
+from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError, mean_colour
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.image import read_image, resize_shorter_side
@@ -18,6 +19,7 @@ from tinyalex.data.transforms import EvalTransform, TrainTransform, Transform
 
 __all__ = [
     "Batch",
+    "CachedDataset",
     "DataError",
     "Dataset",
     "EvalTransform",

@@ -49,8 +49,7 @@ def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError(path, "not a regular file")
         with open(path, "rb") as file:
-            image = _decode(file, shorter_side)
-        pixels = np.asarray(image)
+            pixels = _decode(file, shorter_side)
         return pixels if shorter_side is None else resize_shorter_side(pixels, shorter_side)
     except ImageError:
         raise
@@ -83,13 +82,14 @@ def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(kept).resize(new_size, Image.Resampling.BILINEAR))
 
 
-def _decode(file: BinaryIO, shorter_side: int | None) -> Image.Image:
+def _decode(file: BinaryIO, shorter_side: int | None) -> np.ndarray:
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
         if shorter_side is not None:
             image.draft(None, (shorter_side, shorter_side))  # JPEG only; nothing for the others
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(_to_rgb(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -99,7 +99,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _unidentified(path: str | Path) -> str:

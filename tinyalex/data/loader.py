@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyalex.backends import memory
+from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.transforms import Transform
 
@@ -42,7 +44,8 @@ class Loader:
 
     Unreadable images are listed in `bad`. More of them than the share `max_bad` of the data set
     (where that is above 0, one is always allowed) end the epoch with DataError.
-    `wait_seconds` adds up the time for which the consumer waited.
+    `wait_seconds` adds up the time for which the consumer waited. Up to `cache_bytes` of decoded
+    images stay in memory for the next epochs.
 
     Threads and no processes: decoding and resizing in Pillow release the interpreter's lock.
     """
@@ -58,6 +61,7 @@ class Loader:
         workers: int = 2,
         prefetch: int = 3,
         max_bad: float = 0.01,
+        cache_bytes: int = 0,
     ) -> None:
         if batch_size < 1 or workers < 1 or prefetch < 1:
             raise ValueError(
@@ -67,6 +71,7 @@ class Loader:
         if seed < 0 or not 0 <= max_bad <= 1:
             raise ValueError(f"need seed >= 0 and 0 <= max_bad <= 1, got {seed} and {max_bad}")
         self.dataset = dataset
+        self._source = CachedDataset(dataset, cache_bytes)
         self.batch_size = batch_size
         self.transform = transform
         self.seed = seed
@@ -135,7 +140,7 @@ class Loader:
         return np.random.default_rng((self.seed, epoch, draw))
 
     def _batch(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
-        images = np.empty((len(chosen), *self.transform.shape), np.float32)
+        images = memory.empty((len(chosen), *self.transform.shape), np.float32)
         indices: list[int] = []
         for wanted in chosen.tolist():
             if stop.is_set():
@@ -157,7 +162,7 @@ class Loader:
             if index in self._reasons:
                 continue
             try:
-                return index, self.dataset.load(index)
+                return index, self._source.load(index)
             except ImageError as error:
                 self._report(index, error)
         return None

@@ -75,11 +75,13 @@ class EvalTransform:
             pixels = (pixels @ LUMA)[..., None]
         if out is None:
             out = np.empty(self.shape, np.float32)
-        # Whole rows at a time: NumPy is several times as fast as with the three numbers of a pixel.
+        # Whole rows at a time, and converted first: several times as fast as in one expression
+        # over the three numbers of a pixel.
         rows = np.ascontiguousarray(pixels).reshape(self.crop, -1)
         target = out.reshape(rows.shape)  # a view: `out` is contiguous
         mean, std = (np.tile(v, rows.shape[1] // v.size) for v in (self.mean, self.std))
-        np.subtract(rows, mean, out=target, dtype=np.float32)
+        np.copyto(target, rows)
+        target -= mean
         if (std != 1).any():
             target /= std
         return out
@@ -124,7 +126,7 @@ class TrainTransform(EvalTransform):
         else:
             pixels = self._random_part(image, rng, self.scale)
         if self.flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
+            pixels = _mirrored(pixels)
         if self.jitter:
             pixels = _jitter(pixels, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
         return self._normalise(pixels, out)
@@ -147,6 +149,12 @@ class TrainTransform(EvalTransform):
         box = (left, top, left + part_width, top + part_height)
         size = (self.crop, self.crop)
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box))
+
+
+def _mirrored(pixels: np.ndarray) -> np.ndarray:
+    """Return uint8 RGB ``pixels[:, ::-1]``, moved pixel by pixel: faster than byte by byte."""
+    whole = np.ascontiguousarray(pixels).view("V3")
+    return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
 
 
 def _jitter(

@@ -70,6 +70,14 @@ def make_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--workers", type=int, default=2, metavar="N", help="threads that load images"
     )
+    group.add_argument(
+        "--image-cache",
+        type=int,
+        default=1000,
+        metavar="MB",
+        help="memory for images that need not be decoded again in the next epoch, for training and "
+        "for validation each (default: %(default)s; 0 for none)",
+    )
 
     group = parser.add_argument_group("model (paper sections 3 and 4.2)")
     group.add_argument(

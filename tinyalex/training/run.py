@@ -167,14 +167,17 @@ def new_run(settings: Settings, mean: tuple[float, ...] | None = None) -> Run:
     augment = TrainTransform(
         settings.input_size, mean, variant.pixels.std, variant.in_channels, **options
     )
+    workers, cache_bytes = settings.workers, settings.image_cache * 1_000_000
     train_data = Loader(
-        train, settings.batch_size, augment, settings.seed, workers=settings.workers
+        train, settings.batch_size, augment, settings.seed, workers=workers, cache_bytes=cache_bytes
     )
 
     def held_out(dataset: Dataset) -> Loader:
         size = min(settings.batch_size, len(dataset))
         transform = classifier.transform
-        return Loader(dataset, size, transform, shuffle=False, workers=settings.workers)
+        return Loader(
+            dataset, size, transform, shuffle=False, workers=workers, cache_bytes=cache_bytes
+        )
 
     if settings.initial_weights == "data" and fresh:
         nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))

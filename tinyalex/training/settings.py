@@ -28,8 +28,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 INITIAL_WEIGHTS = ("variant", "data")
 """As the variant draws them, or scaled afterwards by `nn.data_dependent_`."""
 
-CHANGEABLE = ("data", "epochs", "threads", "workers")
-"""What a resumed run may change: where the images lie, how long it goes on, on how many threads."""
+CHANGEABLE = ("data", "epochs", "threads", "workers", "image_cache")
+"""What a resumed run may change: where images lie and are kept, how long it goes on, threads."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Settings:
     seed: int = 0
     threads: int = 1
     workers: int = 2
+    image_cache: int = 1000
+    """Megabytes of decoded images that stay in memory, for each split."""
 
     def __post_init__(self) -> None:
         _one_of("variant", self.variant, VARIANTS)
@@ -63,6 +65,8 @@ class Settings:
         for name in ("epochs", "batch_size", "input_size", "threads", "workers"):
             value = getattr(self, name)
             _check(value >= 1, name, "a whole number >= 1", value)
+        cache = self.image_cache
+        _check(cache >= 0, "image_cache", "a whole number of megabytes >= 0", cache)
         _check(self.seed >= 0, "seed", "a whole number >= 0", self.seed)
         _check(0 < self.lr < math.inf, "lr", "a finite number > 0", self.lr)
         decay = self.weight_decay

@@ -51,7 +51,7 @@ _requests = 0
 
 
 def _code_of_folding(typing: Any, words: Any, rounds: Any, sums: Any) -> Any:
-    """Return the code that folds so many times `STREAMS` words into the sums; addresses, rounds at least 1.
+    """Return the code that folds `STREAMS` words into the sums, ``rounds`` (at least 1) times.
 
     No step loses anything: a change of one word changes the result. The product carries differences
     upward, the shift brings them down again.
