@@ -21,7 +21,7 @@ from tinyalex.backends import cpu
 from tinyalex.backends.cpu import conv, im2col, winograd
 from tinyalex.backends.cpu import winograd_transforms as transforms
 from tinyalex.backends.cpu.vectors import LANES
-from tinyalex.backends.cpu.winograd_tiles import lay_out
+from tinyalex.backends.cpu.winograd_tiles import FAR, lay_out
 
 TAPS = sorted(transforms.PAIRS)
 
@@ -236,3 +236,16 @@ def test_memory_does_not_grow_with_the_batch(rng, monkeypatch):
     for images in (64, 128):
         run(winograd, *problem(rng, images, 16, (13, 13), 16, 3, padded(1)))
     assert sizes[3:] == sizes[:3]
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_outputs_that_are_written_past_the_caches(rng, taps):
+    """Large ones, where the ordinary stores of small ones would only drive others out."""
+    x, weight, bias, _, geometry = problem(rng, 9, 16, (47, 46), 64, taps, padded(1))
+    results = [
+        winograd.forward(x, weight, bias, *geometry, rectify=rectify) for rectify in (False, True)
+    ]
+    assert results[0].size > FAR
+    plain = im2col.forward(x, weight, bias, *geometry)
+    assert_close(results[0], plain, 1e-5)
+    np.testing.assert_array_equal(results[1], np.maximum(results[0], 0))

@@ -55,12 +55,14 @@ class _Lease:
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an uninitialised array, as ``np.empty``; its memory begins at a whole cache line."""
+    """Return an uninitialised array, as ``np.empty``; its memory begins at a whole cache line.
+
+    Kernels that write past the caches (`vectors.stream`) rely on that, for small arrays too.
+    """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    if size < SMALLEST:
-        return np.empty(shape, dtype)
-    return np.asarray(_Lease(_take(size)))[:size].view(dtype).reshape(shape)
+    block = _allocate(size) if size < SMALLEST else np.asarray(_Lease(_take(size)))[:size]
+    return block.view(dtype).reshape(shape)
 
 
 def empty_like(array: Array) -> Array:

@@ -22,7 +22,7 @@ from tinyalex.backends.cpu.runtime import (
     thread_id,
     workspace,
 )
-from tinyalex.backends.cpu.vectors import LANES
+from tinyalex.backends.cpu.vectors import LANES, fence
 from tinyalex.backends.types import Array
 
 MAX_COLUMNS = 1024  # of the result, a task: more leaves the threads unevenly loaded
@@ -142,7 +142,8 @@ def _weight_grad(grad, x, dweight, space):
         for o in range(0, outputs, TASK):
             left = View(grad, o, 1, outputs)
             result = View(dweight, o * inputs + first, inputs, 1)
-            multiply(left, right, result, min(TASK, outputs - o), columns, N, False)
+            multiply(left, right, result, min(TASK, outputs - o), columns, N, False, True)
+        fence()
 
 
 # --- everything else: BLAS ------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from tinyalex.backends.cpu.vectors import (
     repeat,
     spread,
     store,
+    stream,
 )
 from tinyalex.backends.types import Array
 
@@ -59,7 +60,7 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
     cells = [(i, j) for i in range(rows) for j in range(vectors)]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate = arguments
+        a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once = arguments
 
         a, b, c = (pointer(builder, address) for address in (a, b, c))
         results = [element(builder, c, (i, c_row), (j, LANES)) for i, j in cells]
@@ -91,16 +92,21 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
             return [element(builder, line, (1, b_row)), *next_columns, *totals]
 
         totals = repeat(builder, depth, [b, *starts, *begin], step)[1 + len(starts) :]
-        for place, total in zip(results, totals, strict=True):
-            store(builder, total, place)
+        with builder.if_else(once) as (past_the_caches, into_them):
+            with past_the_caches:
+                for place, total in zip(results, totals, strict=True):
+                    stream(builder, total, place)
+            with into_them:
+                for place, total in zip(results, totals, strict=True):
+                    store(builder, total, place)
         return context.get_dummy_value()
 
     @intrinsic
     def tile(
         typing: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any, b_panel: Any, c: Any,
-        c_row: Any, depth: Any, accumulate: Any,
+        c_row: Any, depth: Any, accumulate: Any, once: Any,
     ) -> Any:  # fmt: skip
-        return types.void(*[types.intp] * 9, types.boolean), generate
+        return types.void(*[types.intp] * 9, types.boolean, types.boolean), generate
 
     return tile
 
@@ -111,30 +117,35 @@ _tile_3x1, _tile_3x2 = _tile(ROWS[2], 1), _tile(ROWS[2], 2)
 
 
 @kernel
-def _rectangle(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, rows, wide):
+def _rectangle(
+    a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once, rows, wide
+):
     """Compute the largest tile of at most ``rows`` rows, or the smallest; return its rows."""
     if rows >= ROWS[0]:
         if wide:
-            _tile_1x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate)
+            _tile_1x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once)
         else:
-            _tile_1x1(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate)
+            _tile_1x1(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once)
         return ROWS[0]
     if rows >= ROWS[1]:
         if wide:
-            _tile_2x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate)
+            _tile_2x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once)
         else:
-            _tile_2x1(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate)
+            _tile_2x1(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once)
         return ROWS[1]
     if wide:
-        _tile_3x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate)
+        _tile_3x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once)
     else:
-        _tile_3x1(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate)
+        _tile_3x1(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once)
     return ROWS[2]
 
 
 @kernel
-def multiply(a, b, c, rows, columns, depth, accumulate):
+def multiply(a, b, c, rows, columns, depth, accumulate, once=False):
     """``c = a @ b``, or ``c += a @ b`` if ``accumulate``; three views, ``depth`` at least 1.
+
+    ``once`` is for a result far larger than the caches: it is written past them. Its rows must
+    begin at whole cache lines, and the task must end with a `vectors.fence`.
 
     ``columns`` must be a multiple of `LANES`; where ``accumulate`` is set, ``rows`` must be a
     multiple of ``ROWS[-1]``. If rows is not, the last tile reaches back into rows that are done
@@ -152,6 +163,6 @@ def multiply(a, b, c, rows, columns, depth, accumulate):
             target = address(c.array, c.start + i * c.row + first)
             height = _rectangle(
                 source, a.row, a.column, panel, b.row, b.column, target, c.row, depth, accumulate,
-                rest, wide,
+                once, rest, wide,
             )  # fmt: skip
             i += height

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core.registry import cpu_target
+from numba.extending import intrinsic
 
 from tinyalex.backends.cpu.runtime import kernel
 
@@ -58,6 +60,31 @@ def load(builder: Any, place: Any, kind: Any = VECTOR) -> Any:
 def store(builder: Any, vector: Any, place: Any) -> None:
     """Write a vector to ``place``."""
     builder.store(vector, builder.bitcast(place, vector.type.as_pointer()), align=4)
+
+
+def stream(builder: Any, vector: Any, place: Any) -> None:
+    """Write a vector past the caches to ``place``, which must be a multiple of its size.
+
+    An ordinary store first reads the cache line that it will overwrite, and drives others out of
+    the cache. A task that has streamed ends with a `fence`.
+    """
+    place = builder.bitcast(place, vector.type.as_pointer())
+    instruction = builder.store(vector, place, align=4 * LANES)
+    yes = builder.module.add_metadata([ir.IntType(32)(1)])
+    instruction.set_metadata("nontemporal", yes)
+
+
+def _code_of_fence(typing: Any) -> Any:
+    """Return code that waits until all threads can see what this one has streamed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+fence: Callable[..., None] = intrinsic(_code_of_fence)
 
 
 def spread(builder: Any, number: Any) -> Any:

@@ -26,7 +26,7 @@ from tinyalex.backends import memory
 from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
 from tinyalex.backends.cpu.prepared import reuse
 from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, thread_id, workspace
-from tinyalex.backends.cpu.vectors import LANES
+from tinyalex.backends.cpu.vectors import LANES, fence
 from tinyalex.backends.cpu.winograd_tiles import (
     Canvas,
     gradient_columns,
@@ -91,6 +91,7 @@ def _convolve(x, mask, U, bias, rectify, y, canvas, padding, lines, lines_per_ta
                     multiply(source, weights, target, tiles, Kg, Cg, False)
             output_rows(M, half_done, k)
         output_columns(half_done, outputs, canvas, first, bias, rectify, y)
+        fence()
 
 
 @parallel_kernel

@@ -12,13 +12,28 @@ tiles stays in the core's cache until the matrix products at these points are do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from tinyalex.backends.cpu.runtime import kernel
+from tinyalex.backends.cpu.vectors import (
+    INTEGER,
+    LANES,
+    address,
+    element,
+    load,
+    pointer,
+    spread,
+    store,
+    stream,
+)
 from tinyalex.backends.cpu.winograd_transforms import (
     TILE,
     gradient_transform,
@@ -26,6 +41,10 @@ from tinyalex.backends.cpu.winograd_transforms import (
     output_transform,
 )
 from tinyalex.backends.geometry import Pair
+
+# Elements of an output of which little is left in the caches when the next layer reads it: it is
+# written past them.
+FAR = 1 << 20
 
 
 class Canvas(NamedTuple):
@@ -121,12 +140,31 @@ def _gather(images, mask, canvas, padding, line, rows):
         _clear(target[done:])
 
 
-@kernel
-def _add_and_rectify(a, b, target):
-    zero = np.float32(0)
-    for c in range(target.size):
-        total = a[c] + b[c]
-        target[c] = zero if total <= zero else total
+def _finish(put: Callable[..., None]) -> Callable[..., None]:
+    """Return code for ``target = max(a + b, least)``, written with ``put``.
+
+    Its arguments: three addresses, the length, a multiple of `LANES`, and the number ``least``.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b, target, length, least = arguments
+        a, b, target = (pointer(builder, address) for address in (a, b, target))
+        least = spread(builder, least)
+        with cgutils.for_range_slice(builder, INTEGER(0), length, INTEGER(LANES)) as (i, _):
+            terms = [load(builder, element(builder, start, (i, 1))) for start in (a, b)]
+            total = builder.fadd(*terms)
+            low = builder.fcmp_ordered("<=", total, least)  # a NaN is not: it stays
+            put(builder, builder.select(low, least, total), element(builder, target, (i, 1)))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def finish(typing: Any, a: Any, b: Any, target: Any, length: Any, least: Any) -> Any:
+        return types.void(*[types.intp] * 4, types.float32), generate
+
+    return finish
+
+
+_finish_near, _finish_far = _finish(store), _finish(stream)
 
 
 @kernel
@@ -136,6 +174,7 @@ def _scatter(tile, canvas, line, column, bias, rectify, images):
     ``bias`` [4 * K] is repeated for each pixel of a row.
     """
     N, H, W, K = images.shape
+    least = np.float32(0 if rectify else -np.inf)
     number, row = divmod(line, canvas.lines)
     for a in range(TILE):
         i, h = divmod(row * TILE + a, canvas.height)
@@ -148,12 +187,12 @@ def _scatter(tile, canvas, line, column, bias, rectify, images):
             count = min(TILE - b, canvas.width - w)
             inside = min(count, W - w)
             if j < canvas.across and n < N and inside > 0:
-                source = tile[a, b * K : (b + inside) * K]
-                target = images[n, h].reshape(W * K)[w * K : (w + inside) * K]
-                if rectify:
-                    _add_and_rectify(source, bias, target)
+                source, terms = address(tile, (a * TILE + b) * K), address(bias, 0)
+                target = address(images, ((n * H + h) * W + w) * K)
+                if images.size > FAR:
+                    _finish_far(source, terms, target, inside * K, least)
                 else:
-                    add(source, bias, target)
+                    _finish_near(source, terms, target, inside * K, least)
             b += count
 
 
@@ -227,7 +266,10 @@ def output_rows(M, half, k):
 
 @kernel
 def output_columns(half, outputs, canvas, first, bias, rectify, y):
-    """Transform the columns of the outputs, ``half`` [tile, n, 4, K], and store them in y."""
+    """Transform the columns of the outputs, ``half`` [tile, n, 4, K], and store them in y.
+
+    The task must end with a `vectors.fence`.
+    """
     tiles, n, _, K = half.shape
     width = TILE * K
     for tile in range(tiles):

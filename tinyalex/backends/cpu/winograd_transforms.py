@@ -41,6 +41,7 @@ from tinyalex.backends.cpu.vectors import (
     load,
     pointer,
     store,
+    stream,
 )
 from tinyalex.backends.types import Array
 
@@ -110,11 +111,13 @@ def _columns_in_pairs(builder: Any, matrix: Array, x: list[Any]) -> list[Any]:
     ]
 
 
-def _transform(matrix: Array, multiply: Callable[..., list[Any]]) -> Callable[..., None]:
+def _transform(
+    matrix: Array, multiply: Callable[..., list[Any]], put: Callable[..., None] = store
+) -> Callable[..., None]:
     """Return code for ``target = matrix @ source``, for all columns at once.
 
     Its arguments: the address of the source and the distance of its rows, the same of the target,
-    and the number of columns, a multiple of `LANES`.
+    and the number of columns, a multiple of `LANES`. ``put`` writes the result.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -126,7 +129,7 @@ def _transform(matrix: Array, multiply: Callable[..., list[Any]]) -> Callable[..
                 for j in range(matrix.shape[1])
             ]
             for i, y in enumerate(multiply(builder, matrix, x)):
-                store(builder, y, element(builder, target, (i, target_row), (1, column)))
+                put(builder, y, element(builder, target, (i, target_row), (1, column)))
         return context.get_dummy_value()
 
     @intrinsic
@@ -141,6 +144,7 @@ _input3, _input5 = (_transform(m.input, _rows_in_pairs) for m in (_3, _5))
 _output3, _output5 = (_transform(m.output, _columns_in_pairs) for m in (_3, _5))
 _gradient3, _gradient5 = (_transform(m.output.T, _rows_in_pairs) for m in (_3, _5))
 _weight3, _weight5 = (_transform(m.weight, _rows_in_pairs) for m in (_3, _5))
+_weight3_out, _weight5_out = (_transform(m.weight, _rows_in_pairs, stream) for m in (_3, _5))
 _from_weight3, _from_weight5 = (_transform(m.weight.T, _columns_in_pairs) for m in (_3, _5))
 
 # The functions below take contiguous arrays and the offsets of the first elements: source with the
@@ -181,6 +185,15 @@ def weight_transform(n, w, at_w, row_w, u, at_u, row_u, columns):
         _weight3(address(w, at_w), row_w, address(u, at_u), row_u, columns)
     else:
         _weight5(address(w, at_w), row_w, address(u, at_u), row_u, columns)
+
+
+@kernel
+def weight_transform_out(n, w, at_w, row_w, u, at_u, row_u, columns):
+    """As `weight_transform`, with the result past the caches: it is larger than they are."""
+    if n == 6:
+        _weight3_out(address(w, at_w), row_w, address(u, at_u), row_u, columns)
+    else:
+        _weight5_out(address(w, at_w), row_w, address(u, at_u), row_u, columns)
 
 
 @kernel
