@@ -37,10 +37,7 @@ def _without(*names: str) -> Any:
 
 @contextlib.contextmanager
 def _fresh_memory() -> Iterator[None]:
-    with (
-        mock.patch.object(memory, "empty", np.empty),
-        mock.patch.object(memory, "empty_like", np.empty_like),
-    ):
+    with mock.patch.object(memory, "_take", memory._allocate):
         memory.empty_cache()
         yield
 

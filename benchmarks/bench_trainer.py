@@ -59,7 +59,10 @@ def main() -> None:
     untimed = loaders["cached"].prefetch + 1
     for turn in range(arguments.rounds + 1):
         for name, times in seconds.items():
-            batches = loaders[name].epoch(turn) if name in loaders else itertools.repeat(fixed)
+            batches = itertools.repeat(fixed)
+            if name in loaders:
+                epochs = map(loaders[name].epoch, itertools.count(turn))
+                batches = itertools.chain.from_iterable(epochs)
             for batch in itertools.islice(batches, untimed):
                 train_step(model, optimizer, batch)
             start = time.perf_counter()

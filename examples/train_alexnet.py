@@ -177,8 +177,8 @@ def train(trainer: Trainer) -> int:
         return complain(f"{one_sentence(error)}; once that is mended, go on: {go_on}", FAILED)
     except MemoryError:
         return complain(
-            f"the memory does not suffice: lower --batch-size (now {run.settings.batch_size}) and "
-            "begin anew with another --out",
+            f"the memory does not suffice: keep fewer images in it ({go_on} --image-cache 0), or "
+            f"lower --batch-size (now {run.settings.batch_size}) and begin anew with another --out",
             FAILED,
         )
     except KeyboardInterrupt:

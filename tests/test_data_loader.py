@@ -216,6 +216,7 @@ def test_waiting_is_measured():
         ({"prefetch": 0}, "prefetch"),
         ({"seed": -1}, "seed"),
         ({"max_bad": 1.5}, "max_bad"),
+        ({"cache_bytes": -1}, "cache_bytes"),
     ],
 )
 def test_loader_refuses_bad_arguments(options, message):

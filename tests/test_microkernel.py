@@ -12,7 +12,9 @@ import pytest
 from helpers import run_python
 from llvmlite import binding
 
+from tinyalex.backends import memory
 from tinyalex.backends.cpu.microkernel import LANES, ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.vectors import fence
 
 DEPTHS = (1, 2, 3, 50)
 SOME_ROWS = range(1, 2 * ROWS[0] + ROWS[1] + ROWS[2] + 2)  # all pairs of tiles, and every rest
@@ -20,9 +22,10 @@ GAP = 3  # numbers around each matrix that nobody may use
 
 
 @numba.njit
-def call(a, b, c, rows, columns, depth, accumulate):
+def call(a, b, c, rows, columns, depth, accumulate, once=False):
     """Call the microkernel as kernels do, from compiled code."""
-    multiply(a, b, c, rows, columns, depth, accumulate)
+    multiply(a, b, c, rows, columns, depth, accumulate, once)
+    fence()
 
 
 def framed(matrix, frame=np.nan):
@@ -103,6 +106,20 @@ def test_sum_of_products(rng, depth, vectors, right, transposed):
         np.testing.assert_array_equal(c, result(before + a @ b), f"{rows} rows")
 
 
+@pytest.mark.parametrize("vectors", [1, 2, 5])
+@pytest.mark.parametrize("rows", [ROWS[-1], ROWS[0] + 1, 2 * ROWS[0] + ROWS[1]])
+def test_product_past_the_caches(rng, rows, vectors):
+    """Stores that need whole vectors: the result, and nothing beside it."""
+    a, b = integers(rng, rows, 7), integers(rng, 7, vectors * LANES)
+    c = memory.empty((rows + 2, (vectors + 2) * LANES), np.float32)
+    c[...] = np.nan
+    expected = c.copy()
+    expected[1:-1, LANES:-LANES] = a @ b
+    target = View(c, c.shape[1] + LANES, c.shape[1], 1)
+    call(left(a, False), in_panels(b), target, rows, vectors * LANES, 7, False, True)
+    np.testing.assert_array_equal(c, expected)
+
+
 def test_no_rows_and_no_columns(rng):
     a, b = integers(rng, 4, 5), integers(rng, 5, WIDTH)
     for rows, columns in ((0, WIDTH), (4, 0)):
@@ -126,11 +143,18 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from convolution import expected, padded, problem, run
 from helpers import assert_close
-from tinyalex.backends.cpu import microkernel, winograd
+from tinyalex.backends.cpu import im2col, linear_weight_grad, microkernel, winograd
+from tinyalex.backends.cpu.vectors import FAR
 assert (microkernel.LANES, microkernel.ROWS) == (8, (6, 4, 2))
 arguments = problem(np.random.default_rng(1), 5, 19, (9, 13), 35, 3, padded(1))
 y = winograd.forward(*arguments[:3], *arguments[4])
 assert_close(y, expected(*arguments)["y"])
+x, grad = (np.random.default_rng(2).standard_normal((9, n), np.float32) for n in (376, 1400))
+assert_close(linear_weight_grad(grad, x), grad.T @ x)
+arguments = problem(np.random.default_rng(3), 2, 17, (92, 93), 35, 5, padded(1))
+y = winograd.forward(*arguments[:3], *arguments[4])
+assert_close(y, im2col.forward(*arguments[:3], *arguments[4]))
+assert min(y.size, 376 * 1400) > FAR
 print("agrees")
 """
 

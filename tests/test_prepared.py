@@ -79,7 +79,10 @@ def test_a_change_of_any_bits_is_seen(rng, weight, change):
     assert change is negative_zero or not np.array_equal(after, before)
 
 
-@pytest.mark.parametrize("size", [1, 127, 128, 129, 70_001])
+ROUND = 2 * prepared.STREAMS
+
+
+@pytest.mark.parametrize("size", [1, ROUND - 1, ROUND, ROUND + 1, ROUND * 128, ROUND * 128 + 1])
 def test_every_number_counts_whatever_the_size(rng, size):
     numbers = rng.standard_normal(size, dtype=np.float32)
     mark = prepared.fingerprint(numbers)

@@ -45,7 +45,9 @@ def test_tensor_copies_and_wrapping_does_not():
     assert wrapped.data[0] == 1
 
 
-@pytest.mark.parametrize("bad", [np.array(["a"]), np.array([1j]), np.array([None]), np.float16(1)])
+@pytest.mark.parametrize(
+    "bad", [np.array(["a"]), np.array([1j]), np.array([None]), np.float16(1), np.ones(2, ">f4")]
+)
 def test_unusable_dtypes_are_named(bad):
     with pytest.raises(TypeError, match=str(np.asarray(bad).dtype).replace("<", ".")):
         ta.Tensor(bad)

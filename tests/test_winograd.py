@@ -20,8 +20,8 @@ import tinyalex.threads
 from tinyalex.backends import cpu
 from tinyalex.backends.cpu import conv, im2col, winograd
 from tinyalex.backends.cpu import winograd_transforms as transforms
-from tinyalex.backends.cpu.vectors import LANES
-from tinyalex.backends.cpu.winograd_tiles import FAR, lay_out
+from tinyalex.backends.cpu.vectors import FAR, LANES
+from tinyalex.backends.cpu.winograd_tiles import lay_out
 
 TAPS = sorted(transforms.PAIRS)
 
@@ -240,8 +240,8 @@ def test_memory_does_not_grow_with_the_batch(rng, monkeypatch):
 
 @pytest.mark.parametrize("taps", TAPS)
 def test_outputs_that_are_written_past_the_caches(rng, taps):
-    """Large ones, where the ordinary stores of small ones would only drive others out."""
-    x, weight, bias, _, geometry = problem(rng, 9, 16, (47, 46), 64, taps, padded(1))
+    """Outputs and weights larger than FAR take other stores than small ones; NaN stays NaN."""
+    x, weight, bias, _, geometry = problem(rng, 6, 16, (47, 46), 64, taps, padded(1))
     results = [
         winograd.forward(x, weight, bias, *geometry, rectify=rectify) for rectify in (False, True)
     ]
@@ -249,3 +249,7 @@ def test_outputs_that_are_written_past_the_caches(rng, taps):
     plain = im2col.forward(x, weight, bias, *geometry)
     assert_close(results[0], plain, 1e-5)
     np.testing.assert_array_equal(results[1], np.maximum(results[0], 0))
+    x[2, 3, 4, 5] = np.nan
+    spoilt = winograd.forward(x, weight, bias, *geometry, rectify=True)
+    plain[np.isnan(im2col.forward(x, weight, bias, *geometry))] = np.nan
+    assert np.isnan(spoilt[np.isnan(plain)]).all()

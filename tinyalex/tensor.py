@@ -45,8 +45,8 @@ class Tensor:
                 data = data.astype(np.float32)
         if data.dtype not in _DTYPES:
             raise TypeError(
-                f"a Tensor holds float32, float64, integers or bool, got {data.dtype}; "
-                "convert the array first, for example with .astype(np.float32)"
+                f"a Tensor holds float32, float64, integers or bool in the machine's byte order, "
+                f"got {data.dtype}; convert the array first, for example with .astype(np.float32)"
             )
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"only float32 and float64 tensors have gradients, got {data.dtype}")

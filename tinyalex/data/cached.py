@@ -13,8 +13,8 @@ class CachedDataset:
     """``dataset``, with its first decoded images kept in memory, up to ``max_bytes`` of them.
 
     Decoding a JPEG takes several times as long as cropping and scaling its pixels, and training
-    asks for every image once an epoch. There is no eviction: in a data set that does not fit, what
-    was used last is what will be wanted last. Raises ValueError if ``max_bytes`` is negative.
+    asks for every image once an epoch, so that any image is as good to keep as any other. Raises
+    ValueError if ``max_bytes`` is negative.
     """
 
     def __init__(self, dataset: Dataset, max_bytes: int) -> None:
@@ -47,6 +47,7 @@ class CachedDataset:
             image = self._dataset.load(index)
             with self._lock:
                 if index not in self._images and self._bytes + image.nbytes <= self.max_bytes:
+                    image = image.view()  # the data set may go on writing into its own array
                     image.flags.writeable = False
                     self._images[index] = image
                     self._bytes += image.nbytes

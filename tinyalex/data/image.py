@@ -75,7 +75,9 @@ def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     shorter = min(height, width)
     keep_y, keep_x = min(height, MAX_ASPECT * shorter), min(width, MAX_ASPECT * shorter)
     top, left = (height - keep_y) // 2, (width - keep_x) // 2
-    kept = np.ascontiguousarray(image[top : top + keep_y, left : left + keep_x])
+    kept = image[top : top + keep_y, left : left + keep_x]
+    if kept.size < image.size:
+        kept = kept.copy()  # and let the rest go
     if shorter == size:
         return kept
     new_size = (round(keep_x * size / shorter), round(keep_y * size / shorter))

@@ -68,6 +68,8 @@ class Loader:
                 "batch_size, workers and prefetch must be at least 1, "
                 f"got {batch_size}, {workers} and {prefetch}"
             )
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
         if seed < 0 or not 0 <= max_bad <= 1:
             raise ValueError(f"need seed >= 0 and 0 <= max_bad <= 1, got {seed} and {max_bad}")
         self.dataset = dataset

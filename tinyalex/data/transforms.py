@@ -152,9 +152,9 @@ class TrainTransform(EvalTransform):
 
 
 def _mirrored(pixels: np.ndarray) -> np.ndarray:
-    """Return uint8 RGB ``pixels[:, ::-1]``, moved pixel by pixel: faster than byte by byte."""
-    whole = np.ascontiguousarray(pixels).view("V3")
-    return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
+    """Return RGB ``pixels[:, ::-1]``, moved pixel by pixel: faster than value by value."""
+    whole = np.ascontiguousarray(pixels).view(f"V{3 * pixels.itemsize}")
+    return np.ascontiguousarray(whole[:, ::-1]).view(pixels.dtype)
 
 
 def _jitter(

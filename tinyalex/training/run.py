@@ -172,7 +172,7 @@ def new_run(settings: Settings, mean: tuple[float, ...] | None = None) -> Run:
         train, settings.batch_size, augment, settings.seed, workers=workers, cache_bytes=cache_bytes
     )
 
-    def held_out(dataset: Dataset) -> Loader:
+    def held_out(dataset: Dataset, cache_bytes: int = 0) -> Loader:
         size = min(settings.batch_size, len(dataset))
         transform = classifier.transform
         return Loader(
@@ -189,6 +189,6 @@ def new_run(settings: Settings, mean: tuple[float, ...] | None = None) -> Run:
         optimizer,
         recipe.make_schedule(optimizer, steps_per_epoch=len(train_data)),
         train_data,
-        val_data=held_out(val),
+        val_data=held_out(val, cache_bytes),
         test_data=held_out(test) if test is not None else None,
     )

@@ -29,7 +29,7 @@ INITIAL_WEIGHTS = ("variant", "data")
 """As the variant draws them, or scaled afterwards by `nn.data_dependent_`."""
 
 CHANGEABLE = ("data", "epochs", "threads", "workers", "image_cache")
-"""What a resumed run may change: where images lie and are kept, how long it goes on, threads."""
+"""What a resumed run may change: where images lie, how many stay in memory, its length, threads."""
 
 
 @dataclass(frozen=True)

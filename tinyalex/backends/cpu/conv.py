@@ -9,7 +9,6 @@ ReLU on the way also take ``rectify`` and ``mask``, and in place of ``weight_gra
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -74,7 +73,6 @@ ALGORITHMS: tuple[tuple[ModuleType, Callable[[Problem], bool], str], ...] = (
 BIAS_BLOCK = 256  # pixels that are summed in one go: short sums keep the rounding error small
 
 
-@lru_cache
 def algorithm(problem: Problem) -> ModuleType:
     """Return the module that computes this convolution."""
     return next(module for module, suits, _ in ALGORITHMS if suits(problem))

@@ -22,7 +22,7 @@ from tinyalex.backends.cpu.runtime import (
     thread_id,
     workspace,
 )
-from tinyalex.backends.cpu.vectors import LANES, fence
+from tinyalex.backends.cpu.vectors import FAR, LANES, fence
 from tinyalex.backends.types import Array
 
 MAX_COLUMNS = 1024  # of the result, a task: more leaves the threads unevenly loaded
@@ -132,7 +132,7 @@ def _input_grad(grad, weight, width, deep, dx):
 def _weight_grad(grad, x, dweight, space):
     # dweight [O, I] = grad [N, O].T @ x [N, I]
     N, outputs = grad.shape
-    inputs = x.shape[1]
+    inputs, far = x.shape[1], dweight.size > FAR
     for task in prange((inputs + COLUMNS - 1) // COLUMNS):
         first = np.int64(task) * COLUMNS
         columns = min(COLUMNS, inputs - first)
@@ -142,7 +142,7 @@ def _weight_grad(grad, x, dweight, space):
         for o in range(0, outputs, TASK):
             left = View(grad, o, 1, outputs)
             result = View(dweight, o * inputs + first, inputs, 1)
-            multiply(left, right, result, min(TASK, outputs - o), columns, N, False, True)
+            multiply(left, right, result, min(TASK, outputs - o), columns, N, False, far)
         fence()
 
 

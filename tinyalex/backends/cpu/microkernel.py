@@ -144,8 +144,8 @@ def _rectangle(
 def multiply(a, b, c, rows, columns, depth, accumulate, once=False):
     """``c = a @ b``, or ``c += a @ b`` if ``accumulate``; three views, ``depth`` at least 1.
 
-    ``once`` is for a result far larger than the caches: it is written past them. Its rows must
-    begin at whole cache lines, and the task must end with a `vectors.fence`.
+    With ``once`` the result is written past the caches (`vectors.stream`). Its rows must begin at
+    multiples of a vector, and the task must end with a `vectors.fence`.
 
     ``columns`` must be a multiple of `LANES`; where ``accumulate`` is set, ``rows`` must be a
     multiple of ``ROWS[-1]``. If rows is not, the last tile reaches back into rows that are done

@@ -1,9 +1,10 @@
 """Vectors of numbers in compiled code: what LLVM knows and Python's loops cannot say.
 
 Numba compiles loops over single numbers and leaves it to LLVM to find vectors in them. That works
-for simple loops. Where it does not, or not well, `microkernel` and `winograd_transforms` write the
-vector instructions themselves, in LLVM's language, from which every processor's are made. This file
-has the few words that they share. Addresses are integers, in bytes; distances count elements.
+for simple loops. Where it does not, or not well, a kernel's vector instructions are written by
+hand, in LLVM's language, from which every processor's are made. This file has the few words that
+`microkernel`, `prepared`, `winograd_transforms` and `winograd_tiles` share for that. Addresses are
+integers, in bytes; distances count elements.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ LANES = 16 if HAS_AVX512 else 8
 
 FLOAT, INTEGER = ir.FloatType(), ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, LANES)
-WORDS = ir.VectorType(INTEGER, LANES // 2)  # as many bytes, as whole numbers of 64 bits
+WORDS = ir.VectorType(INTEGER, LANES // 2)  # the same bytes as integers of 64 bits
+FAR = 1 << 19  # numbers, 2 MB: of more, little is left in a core's caches when it is read again
 FUSED = ("contract",)  # a product and an addition may become one instruction
 
 
@@ -66,7 +68,7 @@ def stream(builder: Any, vector: Any, place: Any) -> None:
     """Write a vector past the caches to ``place``, which must be a multiple of its size.
 
     An ordinary store first reads the cache line that it will overwrite, and drives others out of
-    the cache. A task that has streamed ends with a `fence`.
+    the cache. This pays for arrays larger than `FAR`. A task that has streamed ends with a `fence`.
     """
     place = builder.bitcast(place, vector.type.as_pointer())
     instruction = builder.store(vector, place, align=4 * LANES)
@@ -120,10 +122,11 @@ def repeat(
     count, *carried = (builder.phi(value.type) for value in (times, *values))
     following = builder.add(count, INTEGER(1))
     results = step(count, carried)
+    end_of_body = builder.block
     later = following, *results
     for phi, first, again in zip((count, *carried), (INTEGER(0), *values), later, strict=True):
         phi.add_incoming(first, before)
-        phi.add_incoming(again, loop)
+        phi.add_incoming(again, end_of_body)
     end = builder.append_basic_block("end")
     builder.cbranch(builder.icmp_signed("<", following, times), loop, end)
     builder.position_at_end(end)

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 
 from tinyalex.backends.cpu.runtime import kernel
 from tinyalex.backends.cpu.vectors import (
+    FAR,
     INTEGER,
     LANES,
     address,
@@ -41,10 +42,6 @@ from tinyalex.backends.cpu.winograd_transforms import (
     output_transform,
 )
 from tinyalex.backends.geometry import Pair
-
-# Elements of an output of which little is left in the caches when the next layer reads it: it is
-# written past them.
-FAR = 1 << 20
 
 
 class Canvas(NamedTuple):

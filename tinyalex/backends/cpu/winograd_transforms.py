@@ -189,7 +189,7 @@ def weight_transform(n, w, at_w, row_w, u, at_u, row_u, columns):
 
 @kernel
 def weight_transform_out(n, w, at_w, row_w, u, at_u, row_u, columns):
-    """As `weight_transform`, with the result past the caches: it is larger than they are."""
+    """As `weight_transform`, with the result past the caches (`vectors.stream`)."""
     if n == 6:
         _weight3_out(address(w, at_w), row_w, address(u, at_u), row_u, columns)
     else:

@@ -8,7 +8,7 @@ from numba import prange
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.microkernel import WIDTH
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
-from tinyalex.backends.cpu.vectors import LANES, fence
+from tinyalex.backends.cpu.vectors import FAR, LANES, fence
 from tinyalex.backends.cpu.winograd_tiles import add
 from tinyalex.backends.cpu.winograd_transforms import (
     TILE,
@@ -42,7 +42,10 @@ def transform_weights(taps, rotated, U):
             weight_transform(n, lines, 0, width, half, 0, width, width)
             for k in range(n):
                 target = k * n * point + (np.int64(number) * depth + i) * WIDTH
-                weight_transform_out(n, half, k * width, WIDTH, U, target, point, WIDTH)
+                if U.size > FAR:
+                    weight_transform_out(n, half, k * width, WIDTH, U, target, point, WIDTH)
+                else:
+                    weight_transform(n, half, k * width, WIDTH, U, target, point, WIDTH)
         fence()
 
 
