@@ -144,6 +144,57 @@ def test_mean_and_std(transform, rng):
     np.testing.assert_allclose(scaled, (plain - mean) / std, rtol=1e-6)
 
 
+@pytest.fixture
+def mean_image(positions):
+    """Return the central 12 x 12 pixels of `positions` as a mean image."""
+    return positions[:, 1:13].astype(np.float32)
+
+
+def test_the_mean_image_is_subtracted_where_the_image_was_cropped(positions, mean_image, rng):
+    """The image itself as its mean: every view of it is 0, mirrored or not, and nothing else is."""
+    transform = TrainTransform(8, mean_image)
+    assert all((transform(positions, rng) == 0).all() for _ in range(200))
+    assert (EvalTransform(8, mean_image)(positions, rng) == 0).all()
+    crooked = mean_image + np.linspace(0, 1, 12, dtype=np.float32)[:, None, None]
+    assert (TrainTransform(8, crooked)(positions, rng) < 0).any()
+
+
+def test_with_a_mean_image_crops_come_from_the_square_that_it_covers(positions, mean_image, rng):
+    transform = TrainTransform(10, mean_image * 0, flip=False)
+    crops = [transform(positions, rng) for _ in range(200)]
+    seen = {(int(crop[0, 0, 0]), int(crop[0, 0, 1])) for crop in crops}
+    assert seen == {(row, column) for row in range(3) for column in (1, 2, 3)}
+    assert (EvalTransform(10, mean_image * 0)(positions, rng) == positions[1:11, 2:12]).all()
+
+
+def test_the_mean_image_of_a_random_part_is_that_part(rng):
+    waves = 100 + 50 * np.sin(np.arange(64) / 9)
+    image = np.stack([waves[:, None] + waves, waves[:, None] - waves + 99, np.ones((64, 64))], 2)
+    pixels = image.round().clip(0, 255).astype(np.uint8)
+    transform = TrainTransform(32, pixels.astype(np.float32), scale=(0.3, 1.0))
+    views = np.array([transform(pixels, rng) for _ in range(50)])
+    assert abs(views).max() <= 1.001  # Pillow rounds bytes after either direction
+
+
+@pytest.mark.parametrize("mean", [0.0, "image"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_any_crop_can_be_had(positions, mean_image, mean, mirrored):
+    transform = EvalTransform(8, mean_image / 2 if mean == "image" else mean)
+    region = positions[:, 1:13] / 2 if mean == "image" else positions
+    expected = region[3:11, 2:10]
+    found = transform.view(positions, 3, 2, mirrored)
+    assert (found == (expected[:, ::-1] if mirrored else expected)).all()
+
+
+def test_the_mean_image_of_a_grey_input_is_its_luma(rng):
+    image = rng.integers(0, 256, (9, 9, 3), np.uint8)
+    mean = rng.uniform(0, 255, (9, 9, 3)).astype(np.float32)
+    for seed in range(4):
+        grey = TrainTransform(7, mean, channels=1)(image, np.random.default_rng(seed))
+        colour = TrainTransform(7, mean)(image, np.random.default_rng(seed))
+        np.testing.assert_allclose(grey[..., 0], colour @ LUMA, atol=1e-3)
+
+
 def test_grey_is_luma(rng):
     image = rng.integers(0, 256, (9, 9, 3), np.uint8)
     mean = (10.0, 20.0, 30.0)
@@ -204,11 +255,15 @@ def test_jitter_changes_brightness_contrast_and_saturation(rng):
         {"crop": 8, "channels": 2},
         {"crop": 8, "mean": (1, 2)},
         {"crop": 8, "mean": np.nan},
+        {"crop": 8, "mean": np.zeros((7, 7, 3))},
+        {"crop": 8, "mean": np.zeros((9, 8, 3))},
+        {"crop": 8, "mean": np.zeros((9, 9, 1))},
+        {"crop": 8, "mean": np.full((9, 9, 3), np.inf)},
         {"crop": 8, "std": 0},
         {"crop": 8, "scale": (0.5, 1.5)},
         {"crop": 8, "jitter": 1},
     ],
-    ids=str,
+    ids=lambda options: " ".join(f"{name} {np.shape(v) or v}" for name, v in options.items()),
 )
 def test_transform_refuses_bad_arguments(options):
     with pytest.raises(ValueError, match="got"):

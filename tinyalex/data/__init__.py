@@ -10,16 +10,19 @@ This room imports Pillow; `import tinyalex` alone does not import this room.
 """
 
 from tinyalex.data.cached import CachedDataset
+from tinyalex.data.colour import ColourNoise
 from tinyalex.data.dataset import DataError, Dataset, ImageError, mean_colour
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.image import read_image, resize_shorter_side
 from tinyalex.data.loader import Batch, Loader
 from tinyalex.data.patterns import Patterns
+from tinyalex.data.statistics import PixelSums, colour_covariance, mean_image, pixel_sums
 from tinyalex.data.transforms import EvalTransform, TrainTransform, Transform
 
 __all__ = [
     "Batch",
     "CachedDataset",
+    "ColourNoise",
     "DataError",
     "Dataset",
     "EvalTransform",
@@ -27,9 +30,13 @@ __all__ = [
     "ImageFolder",
     "Loader",
     "Patterns",
+    "PixelSums",
     "TrainTransform",
     "Transform",
+    "colour_covariance",
     "mean_colour",
+    "mean_image",
+    "pixel_sums",
     "read_image",
     "resize_shorter_side",
 ]

@@ -84,6 +84,23 @@ def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(kept).resize(new_size, Image.Resampling.BILINEAR))
 
 
+def spare(image: np.ndarray, size: int) -> tuple[int, int]:
+    """Return how many pixels `image` is higher and wider than `size`; ValueError if it is not."""
+    height, width = image.shape[0] - size, image.shape[1] - size
+    if height < 0 or width < 0:
+        raise ValueError(
+            f"cannot cut {size} x {size} pixels from an image of "
+            f"{image.shape[0]} x {image.shape[1]}: load it larger"
+        )
+    return height, width
+
+
+def central_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Return the central `size` x `size` pixels; ValueError for an image that is smaller."""
+    top, left = (extent // 2 for extent in spare(image, size))
+    return image[top : top + size, left : left + size]
+
+
 def _decode(file: BinaryIO, shorter_side: int | None) -> np.ndarray:
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:

@@ -1,8 +1,8 @@
 """An image as it lies on disk to the numbers the network sees, with or without augmentation.
 
 Both transforms turn uint8 RGB [height, width, 3] into float32 [crop, crop, channels], channels
-last: (value - mean) / std with values in 0..255. The paper (section 2) subtracts the mean and
-trains on raw values, std = 1.
+last: (value - mean) / std with values in 0..255. The paper (section 2) subtracts the mean image of
+the training set and trains on raw values, std = 1.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
+
+from tinyalex.data.colour import ColourNoise
+from tinyalex.data.image import central_square, spare
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
@@ -30,47 +33,80 @@ class Transform(Protocol):
         ...
 
 
+Mean = float | Sequence[float] | np.ndarray
+
+
 class EvalTransform:
     """The central crop x crop pixels, mean subtracted, divided by std.
 
-    `mean` and `std` are in units of 0..255, one number or one for each channel. With
-    `channels=1` the image becomes its luma, and three means become theirs.
+    `mean` and `std` are in units of 0..255, one number or one for each channel. `mean` may also be
+    an image [size, size, 3] (`mean_image`): then crops are taken from the central size x size
+    pixels, and the same crop of the mean is subtracted, mirrored where the image is mirrored.
+    With `channels=1` the image becomes its luma, and three means become theirs.
     """
 
     def __init__(
-        self,
-        crop: int,
-        mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
-        channels: int = 3,
+        self, crop: int, mean: Mean = 0.0, std: float | Sequence[float] = 1.0, channels: int = 3
     ) -> None:
         if crop < 1 or channels not in (1, 3):
             raise ValueError(f"need crop >= 1 and channels 1 or 3, got {crop} and {channels}")
         self.crop = crop
         self.shape = (crop, crop, channels)
-        self.mean = _for_channels(mean, channels, "mean")
+        self.mean = _mean_for_channels(mean, channels)
+        self._mirrored_mean = _mirrored_mean(self.mean)
         self.std = _for_channels(std, channels, "std")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and self.std.all()):
             raise ValueError(f"mean must be finite, std finite and not 0, got {mean} and {std}")
+        if self.mean.ndim == 3 and self.mean.shape[0] < crop:
+            raise ValueError(
+                f"the mean image must have at least the crop's {crop} x {crop} pixels, got "
+                f"{self.mean.shape[0]} x {self.mean.shape[1]}"
+            )
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Return the centre of `image`; `rng` is not used."""
-        top, left = (extent // 2 for extent in self._spare(image))
-        return self._normalise(image[top : top + self.crop, left : left + self.crop], out)
+        top, left = (extent // 2 for extent in spare(self.region(image), self.crop))
+        return self.view(image, top, left, out=out)
 
-    def _spare(self, image: np.ndarray) -> tuple[int, int]:
-        """Return how many pixels the image is higher and wider than the crop."""
-        height, width = image.shape[0] - self.crop, image.shape[1] - self.crop
-        if height < 0 or width < 0:
-            raise ValueError(
-                f"cannot cut {self.crop} x {self.crop} pixels from an image of "
-                f"{image.shape[0]} x {image.shape[1]}: load it larger"
-            )
-        return height, width
+    def region(self, image: np.ndarray) -> np.ndarray:
+        """Return what crops are taken from: all of `image`, or the square the mean image covers."""
+        return image if self.mean.ndim == 1 else central_square(image, self.mean.shape[0])
 
-    def _normalise(self, pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    def view(
+        self,
+        image: np.ndarray,
+        top: int,
+        left: int,
+        mirrored: bool = False,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the crop of `image` that begins at row `top` and column `left` of its `region`."""
+        return self._normalise(*self._cut(self.region(image), top, left, mirrored), out)
+
+    def _cut(
+        self, region: np.ndarray, top: int, left: int, mirrored: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a crop of the pixels, and of the mean if that is an image."""
+        pixels, mean = region[top : top + self.crop, left : left + self.crop], self.mean
+        if mirrored:
+            pixels, mean = _mirrored(pixels), self._mirrored_mean
+        if mean.ndim == 3:
+            if mirrored:
+                left = mean.shape[1] - self.crop - left
+            mean = mean[top : top + self.crop, left : left + self.crop]
+        return pixels, mean
+
+    def _normalise(
+        self,
+        pixels: np.ndarray,
+        mean: np.ndarray,
+        out: np.ndarray | None,
+        noise: np.ndarray | None = None,
+        divisor: float = 1.0,
+    ) -> np.ndarray:
+        """Return (pixels - mean + noise) / (std divisor); noise is one number for each channel."""
         if self.shape[2] == 1:
             pixels = (pixels @ LUMA)[..., None]
         if out is None:
@@ -79,19 +115,30 @@ class EvalTransform:
         # over the three numbers of a pixel.
         rows = np.ascontiguousarray(pixels).reshape(self.crop, -1)
         target = out.reshape(rows.shape)  # a view: `out` is contiguous
-        mean, std = (np.tile(v, rows.shape[1] // v.size) for v in (self.mean, self.std))
         np.copyto(target, rows)
-        target -= mean
-        if (std != 1).any():
-            target /= std
+        shift = noise
+        if mean.ndim == 3:
+            target -= mean.reshape(rows.shape)
+        else:
+            shift = -mean if noise is None else noise - mean
+        if shift is not None:
+            target += self._row(shift)
+        scale = self.std * np.float32(divisor)
+        if (scale != 1).any():
+            target /= self._row(scale)
         return out
+
+    def _row(self, values: np.ndarray) -> np.ndarray:
+        """Repeat one number, or one for each channel, for all pixels of a row."""
+        return np.tile(values, self.crop * self.shape[2] // values.size).astype(np.float32)
 
 
 class TrainTransform(EvalTransform):
     """A random crop, reflected half of the time (the paper's section 4.1), then as EvalTransform.
 
-    Every offset of the crop is equally likely, the first and the last included. Two options help
-    small data sets, which the paper's augmentation alone lets the network memorise:
+    Every offset of the crop is equally likely, the first and the last included. `colour_noise` is
+    the paper's second augmentation. Two options help small data sets, which the paper's
+    augmentation alone lets the network memorise:
 
     - `scale=(0.35, 1.0)`: instead of a crop of fixed size, a part with a random share of the
       image's area and a random aspect ratio from 3:4 to 4:3, resized to crop x crop.
@@ -101,12 +148,13 @@ class TrainTransform(EvalTransform):
     def __init__(
         self,
         crop: int,
-        mean: float | Sequence[float] = 0.0,
+        mean: Mean = 0.0,
         std: float | Sequence[float] = 1.0,
         channels: int = 3,
         flip: bool = True,
         scale: tuple[float, float] | None = None,
         jitter: float = 0.0,
+        colour_noise: ColourNoise | None = None,
     ) -> None:
         super().__init__(crop, mean, std, channels)
         if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
@@ -116,45 +164,72 @@ class TrainTransform(EvalTransform):
         self.flip = flip
         self.scale = scale
         self.jitter = jitter
+        self.colour_noise = colour_noise
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Return a random view of `image`."""
+        region = self.region(image)
         if self.scale is None:
-            pixels = self._random_crop(image, rng)
+            # integers() leaves its upper end out, hence the + 1: the last offset is a crop too.
+            top, left = (int(rng.integers(extent + 1)) for extent in spare(region, self.crop))
+            pixels, mean = self._cut(region, top, left, self._tails(rng))
         else:
-            pixels = self._random_part(image, rng, self.scale)
-        if self.flip and rng.random() < 0.5:
-            pixels = _mirrored(pixels)
+            box = _random_box(region, rng, self.scale)
+            pixels, mean = _resized(region, box, self.crop), self.mean
+            if mean.ndim == 3:
+                mean = _resized(mean, box, self.crop)
+            if self._tails(rng):
+                pixels, mean = _mirrored(pixels), _mirrored_mean(mean)
         if self.jitter:
             pixels = _jitter(pixels, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
-        return self._normalise(pixels, out)
+        if self.colour_noise is None:
+            return self._normalise(pixels, mean, out)
+        noise = self.colour_noise.draw(rng)
+        if self.shape[2] == 1:
+            noise = noise @ LUMA[:, None]
+        return self._normalise(pixels, mean, out, noise, self.colour_noise.divisor)
 
-    def _random_crop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        # integers() leaves its upper end out, hence the + 1: the last offset is a crop too.
-        top, left = (int(rng.integers(spare + 1)) for spare in self._spare(image))
-        return image[top : top + self.crop, left : left + self.crop]
+    def _tails(self, rng: np.random.Generator) -> bool:
+        """Toss a coin, if there is one: whether to mirror."""
+        return self.flip and rng.random() < 0.5
 
-    def _random_part(
-        self, image: np.ndarray, rng: np.random.Generator, scale: tuple[float, float]
-    ) -> np.ndarray:
-        height, width = image.shape[:2]
-        area = rng.uniform(*scale) * height * width
-        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        part_width = min(float(np.sqrt(area * aspect)), width)
-        part_height = min(float(np.sqrt(area / aspect)), height)
-        left = rng.uniform(0, width - part_width)
-        top = rng.uniform(0, height - part_height)
-        box = (left, top, left + part_width, top + part_height)
-        size = (self.crop, self.crop)
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box))
+
+Box = tuple[float, float, float, float]
+
+
+def _random_box(image: np.ndarray, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
+    """Draw a part of the image: left, top, right and bottom edge."""
+    height, width = image.shape[:2]
+    area = rng.uniform(*scale) * height * width
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    part_width = min(float(np.sqrt(area * aspect)), width)
+    part_height = min(float(np.sqrt(area / aspect)), height)
+    left = rng.uniform(0, width - part_width)
+    top = rng.uniform(0, height - part_height)
+    return (left, top, left + part_width, top + part_height)
+
+
+def _resized(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Return the part of uint8 RGB pixels, or of a float32 image, in size x size pixels."""
+    if image.dtype == np.uint8:
+        picture = Image.fromarray(image)
+        return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
+    planes = (Image.fromarray(np.ascontiguousarray(plane)) for plane in image.transpose(2, 0, 1))
+    resized = [plane.resize((size, size), Image.Resampling.BILINEAR, box) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in resized], axis=2)
 
 
 def _mirrored(pixels: np.ndarray) -> np.ndarray:
-    """Return RGB ``pixels[:, ::-1]``, moved pixel by pixel: faster than value by value."""
-    whole = np.ascontiguousarray(pixels).view(f"V{3 * pixels.itemsize}")
+    """Return ``pixels[:, ::-1]``, moved pixel by pixel: faster than number by number."""
+    whole = np.ascontiguousarray(pixels).view(f"V{pixels.shape[2] * pixels.itemsize}")
     return np.ascontiguousarray(whole[:, ::-1]).view(pixels.dtype)
+
+
+def _mirrored_mean(mean: np.ndarray) -> np.ndarray:
+    """Return the mean for a mirrored crop: a colour stays what it is."""
+    return mean if mean.ndim == 1 else _mirrored(mean)
 
 
 def _jitter(
@@ -168,10 +243,19 @@ def _jitter(
     return np.clip(pixels, 0, 255, out=pixels)
 
 
-def _for_channels(value: float | Sequence[float], channels: int, name: str) -> np.ndarray:
+def _mean_for_channels(mean: Mean, channels: int) -> np.ndarray:
+    """Return float32 [1], [channels] or [size, size, channels]."""
+    array = np.asarray(mean, np.float32)
+    if array.ndim != 3:
+        grey = channels == 1 and array.shape == (3,)
+        return _for_channels(array @ LUMA if grey else array, channels, "mean")
+    if array.shape != (array.shape[0], array.shape[0], 3):
+        raise ValueError(f"a mean image must have shape [size, size, 3], got {array.shape}")
+    return array if channels == 3 else (array @ LUMA)[..., None]
+
+
+def _for_channels(value: Mean, channels: int, name: str) -> np.ndarray:
     array = np.atleast_1d(np.asarray(value, np.float32))
-    if name == "mean" and channels == 1 and array.shape == (3,):
-        array = np.atleast_1d(array @ LUMA)
     if array.shape not in ((1,), (channels,)):
         raise ValueError(f"{name} must be one number or {channels}, got {array.tolist()}")
     return array
