@@ -397,6 +397,48 @@ def test_state_is_a_snapshot():
     assert draws() == first
 
 
+def test_dropout_of_a_step_does_not_depend_on_what_was_drawn_before():
+    def masks(step, count=2):
+        ta.random.start_step(step)
+        return [ta.functional.dropout(ta.ones(64), 0.5).data.tobytes() for _ in range(count)]
+
+    ta.manual_seed(7)
+    first, second = masks(0), masks(1)
+    assert len({*first, *second}) == 4
+    draws()
+    assert masks(1) == second
+    assert masks(0, count=1) == first[:1]
+    ta.manual_seed(8)
+    assert not set(masks(0)) & {*first, *second}
+
+
+def test_a_state_within_a_step_goes_on_there():
+    ta.manual_seed(7)
+    ta.random.start_step(3)
+    draws()
+    state = json.loads(json.dumps(ta.random.get_state()))
+    expected = draws()
+    ta.random.start_step(4)
+    ta.random.set_state(state)
+    assert draws() == expected
+
+
+def test_a_state_from_before_steps_were_counted_is_one_without_a_step():
+    ta.manual_seed(7)
+    state = ta.random.get_state()
+    del state["step"]
+    expected = draws()
+    ta.random.start_step(4)
+    ta.random.set_state(state)
+    assert draws() == expected
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "7", None, True])
+def test_bad_step_is_named(step):
+    with pytest.raises(ValueError, match=f"the step must be an integer >= 0, got {step!r}"):
+        ta.random.start_step(step)
+
+
 @pytest.mark.parametrize("state", [None, {}, {"generator": 1}, {"seed": 1, "draws": 2}], ids=str)
 def test_bad_state_changes_nothing(state):
     ta.manual_seed(7)

@@ -1,6 +1,9 @@
-"""The random state of the library: one generator for initial weights, one counter for dropout.
+"""The random state of the library: one generator for initial weights, keys for dropout.
 
-Both are set by `manual_seed` and fit in a JSON object, so that a checkpoint can carry them.
+Keys are functions of the seed and of a counter; once `start_step` was called, of the seed, the
+step and a counter that begins anew in every step. So what is drawn between two steps of training,
+by an evaluation for example, changes nothing in the next one. All of it is set by `manual_seed` and
+fits in a JSON object, so that a checkpoint can carry it.
 """
 
 from __future__ import annotations
@@ -12,16 +15,28 @@ import numpy as np
 
 _generator = np.random.default_rng(0)
 _seed = 0
+_step: int | None = None
 _draws = 0
 
 
 def manual_seed(seed: int) -> None:
     """Start all random draws of the library anew from ``seed``, an integer >= 0."""
-    global _generator, _seed, _draws
+    global _generator, _seed, _step, _draws
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
     _generator = np.random.default_rng(int(seed))
-    _seed, _draws = int(seed), 0
+    _seed, _step, _draws = int(seed), None, 0
+
+
+def start_step(step: int) -> None:
+    """Make the keys that follow functions of the seed, of ``step`` and of their order within it.
+
+    A training loop calls this at the start of every step; ``step`` is an integer >= 0.
+    """
+    global _step, _draws
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
+        raise ValueError(f"the step must be an integer >= 0, got {step!r}")
+    _step, _draws = int(step), 0
 
 
 def generator() -> np.random.Generator:
@@ -30,25 +45,35 @@ def generator() -> np.random.Generator:
 
 
 def next_key() -> int:
-    """Return a fresh 64-bit key: a function of the seed and of how many were drawn before."""
+    """Return a fresh 64-bit key: a function of the seed, the step and the draws before it."""
     global _draws
-    digest = hashlib.blake2b(f"{_seed} {_draws}".encode(), digest_size=8).digest()
+    place = f"{_seed} {_draws}" if _step is None else f"{_seed} {_step} {_draws}"
+    digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
     _draws += 1
     return int.from_bytes(digest, "little")
 
 
 def get_state() -> dict[str, Any]:
     """Return the whole random state as a JSON-able dictionary, for `set_state`."""
-    return {"generator": _generator.bit_generator.state, "seed": _seed, "draws": _draws}
+    return {
+        "generator": _generator.bit_generator.state,
+        "seed": _seed,
+        "step": _step,
+        "draws": _draws,
+    }
 
 
 def set_state(state: dict[str, Any]) -> None:
-    """Continue exactly where `get_state` was called. Raises ValueError for anything else."""
-    global _generator, _seed, _draws
+    """Continue exactly where `get_state` was called. Raises ValueError for anything else.
+
+    A state from before steps were counted, without "step", is one in which none has begun.
+    """
+    global _generator, _seed, _step, _draws
     fresh = np.random.default_rng(0)
     try:
         fresh.bit_generator.state = state["generator"]
         seed, draws = int(state["seed"]), int(state["draws"])
+        step = None if state.get("step") is None else int(state["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"expected a dictionary made by get_state(), got {state!r}") from error
-    _generator, _seed, _draws = fresh, seed, draws
+    _generator, _seed, _step, _draws = fresh, seed, step, draws

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import tinyalex.functional as F
+from tinyalex import random
 from tinyalex.data import Batch, DataError
 from tinyalex.nn import Module
 from tinyalex.optim import SGD
@@ -95,6 +96,7 @@ class Trainer:
             started = time.perf_counter()
             waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
             run.schedule.before_step(state.step)
+            random.start_step(state.step)
             result = train_step(run.classifier.model, run.optimizer, batch)
             state.count(result)
             if state.step % STEPS_PER_ROW == 0 or state.batch == batches:
