@@ -11,8 +11,9 @@ from helpers import assert_close
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models, nn, schedule
-from tinyalex.models import VARIANTS
+from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
+from tinyalex.models.provenance import SOURCES, recipe_table
 from tinyalex.summary import summary
 
 NAMES = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
@@ -209,6 +210,7 @@ def test_initial_weights(facts):
             assert (layer.bias.data == np.float32(bias)).all()
 
 
+MEASURED = {"torchvision": "colour", "d2l": "colour"}
 PIXELS = {
     "torchvision": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "d2l": ((0,), (255,)),
@@ -220,6 +222,7 @@ def test_pixels(facts):
     pixels = facts.variant.pixels
     assert (pixels.mean, pixels.std) == PIXELS.get(facts.name, (None, (1, 1, 1)))
     assert len(pixels.std) == facts.variant.in_channels
+    assert pixels.measured == MEASURED.get(facts.name, "image")
 
 
 INITIAL_EXCESS = {"paper": (0.2, 1), "one_tower": (0.2, 1), "source2012": (0.4, 2)}
@@ -432,6 +435,51 @@ def test_the_papers_schedule_divides_by_ten_three_times():
         made.after_epoch(0.5)
         factors.append(round(1 / made.factor(0)))
     assert Counter(factors) == {1: 6, 10: 6, 100: 6, 1000: 42}
+
+
+def test_where_nothing_is_known_of_a_schedule_it_is_the_fixed_one_of_2012():
+    recipe = Recipe(0.01, momentum=0.9, weight_decay=5e-4, batch_size=128, epochs=90)
+    made = recipe.make_schedule(recipe.optimizer(nn.Linear(2, 3)), steps_per_epoch=10)
+    factors = [made.factor(step) for step in (0, 224, 225, 450, 675, 899)]
+    assert factors == pytest.approx([1, 1, 250 ** (-1 / 3), 250 ** (-2 / 3), 1 / 250, 1 / 250])
+
+
+COLOUR_NOISES = {"paper": "eigenvalues", "one_tower": "eigenvalues", "source2012": "deviations"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_colour_noise_is_that_of_the_paper_s_and_the_source_s_recipes(name):
+    assert VARIANTS[name].recipe.colour_noise == COLOUR_NOISES.get(name, "none")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_setting_of_a_recipe_has_its_provenance(name):
+    variant = VARIANTS[name]
+    rows = recipe_table(variant)
+    names = [setting for setting, _, _ in rows]
+    assert len(set(names)) == len(names)
+    assert all(value and source for _, value, source in rows), rows
+    assert {key for key in SOURCES[name] if " weights" not in key} <= {*names, "within-map norm"}
+    layers = [layer for layer in (*variant.features, *variant.classifier) if hasattr(layer, "init")]
+    assert sum(setting.endswith(" weights") for setting in names) == len(layers) == 8
+
+
+def test_the_table_of_a_recipe_has_its_numbers():
+    table = {setting: value for setting, value, _ in recipe_table(VARIANTS["source2012"])}
+    assert table["mean"] == "image of the training set"
+    assert table["colour noise"] == "deviations"
+    assert table["conv2 weights"] == "normal, deviation 0.01; bias 1"
+    assert table["conv3 weights"] == "normal, deviation 0.03; bias 0"
+    assert table["fc8 weights"] == "normal, deviation 0.01; bias 0"
+    assert table["response norm"] == "k 2, size 5, alpha 0.0001 / size, beta 0.75"
+    assert table["within-map norm"] == "k 1, size 5, alpha 0.001 / size squared, beta 0.75"
+    assert (table["bias learning rate"], table["bias weight decay"]) == ("times 2", "times 0")
+    assert table["schedule"] == "discrete_exponential, target_factor 250, num_steps 4"
+
+
+def test_a_variant_of_ones_own_has_a_table_without_sources():
+    rows = recipe_table(replace(VARIANTS["paper"], name="mine"))
+    assert {source for _, _, source in rows} == {""}
 
 
 def test_an_unknown_schedule_is_refused():

@@ -15,27 +15,38 @@ from tinyalex.schedule import Constant, Cosine, DiscreteExponential, Plateau, Sc
 class PixelScale:
     """What the network expects as input: ``(pixel - mean) / std`` per colour, pixels in 0..255.
 
-    A mean of None is to be measured on the training set.
+    A mean of None is to be measured on the training set: ``measured`` is "colour" for one mean a
+    colour, or "image" for one of every pixel.
     """
 
     mean: tuple[float, ...] | None
     std: tuple[float, ...]
+    measured: str = "colour"
+
+
+RAW_PIXELS = PixelScale(mean=None, std=(1.0, 1.0, 1.0), measured="image")
+IMAGENET_PIXELS = PixelScale(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a variant was trained. ``schedule_options`` count in epochs where they count time."""
+    """How a variant was trained. ``schedule_options`` count in epochs where they count time.
+
+    Where nothing is known of a schedule, it is the fixed one of the 2012 source, as good there as
+    lowering the rate by hand. ``colour_noise`` is "none" or a kind of `data.ColourNoise`.
+    """
 
     lr: float
     momentum: float
     weight_decay: float
     batch_size: int
     epochs: int
-    schedule: str
+    schedule: str = "discrete_exponential"
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
     update: str = "torch"
     bias_lr_factor: float = 1.0
     bias_decay_factor: float = 1.0
+    colour_noise: str = "none"
 
     def optimizer(self, model: Module) -> SGD:
         """Return the recipe's optimiser for ``model``, weights and biases in two groups."""

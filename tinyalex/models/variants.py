@@ -6,7 +6,7 @@ Where a number differs from the paper's, the provenance names the file that says
 
 from __future__ import annotations
 
-from tinyalex.models.recipe import PixelScale, Recipe
+from tinyalex.models.recipe import IMAGENET_PIXELS, RAW_PIXELS, PixelScale, Recipe
 from tinyalex.models.spec import (
     LRN,
     AdaptivePool,
@@ -23,8 +23,6 @@ from tinyalex.models.spec import (
 )
 
 CLASSES = None  # the last layer has as many outputs as there are classes
-RAW_PIXELS = PixelScale(mean=None, std=(1.0, 1.0, 1.0))
-IMAGENET_PIXELS = PixelScale(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 PAPER = Variant(
     name="paper",
@@ -74,6 +72,7 @@ PAPER = Variant(
         update="paper",
         schedule="plateau",
         schedule_options={"factor": 0.1, "patience": 5, "max_reductions": 3},
+        colour_noise="eigenvalues",
     ),
 )
 
@@ -123,6 +122,7 @@ SOURCE2012 = Variant(
         bias_decay_factor=0,
         schedule="discrete_exponential",
         schedule_options={"target_factor": 250, "num_steps": 4},
+        colour_noise="deviations",
     ),
 )
 
