@@ -7,6 +7,9 @@ from helpers import LAYOUTS, assert_close, distinct, normal, tied
 
 import tinyalex as ta
 import tinyalex.functional as F
+from tinyalex import nn
+from tinyalex.models import VARIANTS
+from tinyalex.models.spec import LRN
 
 
 def conv(x, w, b=None, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1):
@@ -280,6 +283,25 @@ def test_local_response_norm_of_the_paper():
     squares = np.array([sum(a[0, max(0, i - 2) : i + 3, 0, 0] ** 2) for i in range(8)])
     y = F.local_response_norm(ta.Tensor(a), 5, alpha=5e-4, beta=0.75, k=2.0)
     np.testing.assert_allclose(y.data[0, :, 0, 0], a[0, :, 0, 0] / (2 + 1e-4 * squares) ** 0.75)
+
+
+@pytest.mark.parametrize(
+    ("variant", "denominators"),
+    [
+        # k + alpha * taps * a ** 2 for the whole sum, 5 taps inside and 3 or 4 at the edge
+        ("paper", {0: 2 + 3e-4 * 1e4, 1: 2 + 4e-4 * 1e4, 47: 2 + 5e-4 * 1e4, 95: 2 + 3e-4 * 1e4}),
+        # alpha / 5, and each tower of 48 has edges of its own
+        ("source2012", {0: 2 + 0.6e-4 * 1e4, 20: 2 + 1e-4 * 1e4, 47: 2 + 0.6e-4 * 1e4}),
+        ("caffe", {0: 1 + 0.6e-4 * 1e4, 47: 1 + 1e-4 * 1e4, 95: 1 + 0.6e-4 * 1e4}),
+    ],
+)
+def test_response_norm_of_a_variant_in_closed_form(backend, variant, denominators):
+    """Of 96 channels that are 100 everywhere: ``100 / denominator ** 0.75``."""
+    norm = next(layer for layer in VARIANTS[variant].features if isinstance(layer, LRN))
+    layer = nn.LocalResponseNorm(norm.size, norm.alpha, norm.beta, norm.k, norm.groups)
+    y = layer(ta.Tensor(np.full((1, 96, 1, 1), 100.0))).data.ravel()
+    for channel, denominator in denominators.items():
+        assert y[channel] == pytest.approx(100 / denominator**0.75, rel=1e-12), channel
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from helpers import LAYOUTS, assert_close, normal
 
 import tinyalex as ta
 from tinyalex import nn, optim
+from tinyalex.models import VARIANTS
 
 
 def parameter(values, dtype=np.float64):
@@ -32,6 +33,24 @@ def test_three_steps_by_hand(backend, update, path):
         assert sgd.state_dict()["velocity"][0] == pytest.approx([velocity], rel=1e-12)
         assert w.data == pytest.approx([weight], rel=1e-12)
         assert w.grad == [0.5]  # the gradient is the caller's
+
+
+def test_three_steps_of_a_bias_by_hand(backend):
+    """In the 2012 source biases have twice the rate and no decay: v = 0.9 v - 2 * 0.01 * 0.5."""
+    net = nn.Linear(1, 1).to(np.float64)
+    net.weight.data[...] = net.bias.data[...] = 1.0
+    sgd = VARIANTS["source2012"].recipe.optimizer(net)
+    path = [
+        # weight: v - 0.0005 * 0.01 * w - 0.01 * 0.5; bias: v - 0.02 * 0.5
+        (0.994995, 0.99),
+        (0.985485525025, 0.971),
+        (0.971922070119874875, 0.9439),
+    ]
+    for weight, bias in path:
+        net.weight.grad, net.bias.grad = np.array([[0.5]]), np.array([0.5])
+        sgd.step()
+        assert net.weight.data.ravel() == pytest.approx([weight], rel=1e-12)
+        assert net.bias.data == pytest.approx([bias], rel=1e-12)
 
 
 def test_the_two_forms_part_when_the_rate_changes():
