@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args, settings, checkpoint = read_arguments(argv, __doc__)
             if checkpoint is None:
-                run = new_run(settings)
+                run = new_run(settings, progress=Progress())
             else:
                 run = old_run(settings, checkpoint, args.out)
             del checkpoint  # hundreds of megabytes
@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
 def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
     """Put together the run that the checkpoint is from, and bring it to where it was."""
     try:
-        run = new_run(settings, mean=tuple(checkpoint["classifier"]["mean"]))
+        mean = checkpoint["classifier"]["mean"]
+        run = new_run(settings, mean, checkpoint.get("colour_covariance"))
         run.set_state(checkpoint)
     except (ValueError, KeyError) as error:
         raise ValueError(f"the run in {out} cannot be resumed: {error}") from error
@@ -115,7 +116,8 @@ def print_header(run: Run, out: Path) -> None:
         f"recipe   {settings.epochs} epochs of {len(run.train_data)} steps of "
         f"{settings.batch_size} images, lr {settings.lr:g} {settings.schedule}, "
         f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
-        f"augmentation {settings.augment}\n"
+        f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
+        f"minus the mean {settings.mean}\n"
         f"output   {out}" + (f", from step {run.state.step} on" if run.state.step else ""),
         flush=True,
     )
@@ -137,7 +139,7 @@ def prepare(run: Run, out: Path, held: ExitStack) -> Trainer:
             "settings": asdict(run.settings),
             "recipe": asdict(run.settings.recipe),
             "classes": run.classifier.classes,
-            "mean": run.classifier.mean,
+            "mean": run.classifier.mean_colour,
             "resumed_at_step": run.state.step,
             "environment": environment(),
         }

@@ -118,6 +118,35 @@ def test_a_classifier_survives_the_disk(photos, trained, tmp_path):
     assert classifier.probabilities([]).shape == (0, 3)
 
 
+def test_the_mean_image_travels_with_the_weights(photos, tmp_path):
+    run = new_run(tiny_settings(photos, mean="image"))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.keep_best(run)
+    checkpoints.save(run)
+    classifier = load_classifier(checkpoints.best)
+    assert classifier.mean.shape == (32, 32, 3)
+    np.testing.assert_array_equal(classifier.mean, run.classifier.mean)
+    images = [np.asarray(Image.open(path)) for path in sorted(photos.glob("*/0*.png"))]
+    shares = classifier.probabilities(images)
+    np.testing.assert_array_equal(shares, run.classifier.probabilities(images))
+    classifier.mean = classifier.mean + np.linspace(-99, 99, 32, dtype=np.float32)[:, None, None]
+    assert (classifier.probabilities(images) != shares).any()
+
+
+def with_a_mean_of_another_size(path, content):
+    path.write_bytes(content)
+    checkpoint = load_checkpoint(path)
+    checkpoint["classifier"]["mean"] = np.zeros((33, 33, 3), np.float32)
+    ta.save(checkpoint, path)
+
+
+def with_a_mean_that_is_no_number(path, content):
+    path.write_bytes(content)
+    checkpoint = load_checkpoint(path)
+    checkpoint["classifier"]["mean"] = [100.0, math.nan, 100.0]
+    ta.save(checkpoint, path)
+
+
 def damaged(path, content):
     path.write_bytes(content[: len(content) // 2])
 
@@ -149,7 +178,17 @@ def text(path, content):
 
 
 @pytest.mark.parametrize(
-    "spoil", [damaged, flipped, of_unknown_variant, of_another_network, something_else, text]
+    "spoil",
+    [
+        damaged,
+        flipped,
+        of_unknown_variant,
+        of_another_network,
+        with_a_mean_of_another_size,
+        with_a_mean_that_is_no_number,
+        something_else,
+        text,
+    ],
 )
 def test_a_file_that_cannot_be_used_is_named(trained, tmp_path, spoil):
     path = tmp_path / "spoilt.safetensors"

@@ -130,6 +130,32 @@ def test_defaults_are_for_small_data_and_a_variant_brings_its_own(tmp_path, monk
     assert str(args.out) == "runs/my photos-paper"
 
 
+def test_the_paper_s_variants_bring_the_mean_image_and_colour_noise(tmp_path):
+    found = {}
+    for variant in ("paper", "source2012", "caffe", "torchvision"):
+        _, settings, _ = read_arguments(["--variant", variant, "--out", str(tmp_path)])
+        found[variant] = settings.mean, settings.colour_noise, settings.recipe.colour_noise
+    assert found == {
+        "paper": ("image", "eigenvalues", "eigenvalues"),
+        "source2012": ("image", "deviations", "deviations"),
+        "caffe": ("image", "none", "none"),
+        "torchvision": ("colour", "none", "none"),
+    }
+    options = ("--variant", "paper", "--mean", "colour", "--colour-noise", "none")
+    _, settings, _ = read_arguments([*options, "--out", str(tmp_path)])
+    assert (settings.mean, settings.colour_noise) == ("colour", "none")
+
+
+def test_show_recipe_says_where_every_setting_is_from():
+    code, said, complaints = run(TRAIN, "--show-recipe", "source2012")
+    assert (code, complaints) == (0, "")
+    lines = [line.split("  ") for line in said.splitlines()]
+    rows = {words[0]: [word.strip() for word in words[1:] if word] for words in lines}
+    assert rows["momentum"] == ["0.9", "layers/layer-params-145.cfg: momW, momB"]
+    assert rows["conv4 weights"][0] == "normal, deviation 0.03; bias 1"
+    assert "conv1 rounds up" in said
+
+
 def test_help_fits_two_screens(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     code, said, _ = run(TRAIN, "--help")
@@ -209,7 +235,7 @@ def assert_refused(code, complaints, expected):
         (["--dropout", "1.5"], "dropout must be at least 0 and below 1"),
         (["--input-size", "64"], "input-size must be 28"),
         (["--schedule", "sawtooth"], "invalid choice: 'sawtooth'"),
-        (["--colour", "blue"], "unrecognized arguments: --colour blue"),
+        (["--shade", "blue"], "unrecognized arguments: --shade blue"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -369,6 +395,36 @@ def test_what_more_epochs_do_to_the_schedule(photos, tmp_path, capsys, schedule,
     longer = resumed(tmp_path, epochs=5).schedule
     same = [longer.factor(step) == run.schedule.factor(step) for step in range(21)]
     assert all(same) == (schedule != "cosine")
+
+
+def test_a_run_from_before_means_and_noise_had_names_goes_on(copy, trained):
+    content = load_checkpoint(Checkpoints(copy).last)
+    for key in ("mean", "colour_noise"):
+        del content["settings"][key]
+    del content["colour_covariance"], content["random"]["step"]
+    ta.save(content, Checkpoints(copy).last)
+    assert run(TRAIN, "--resume", copy)[0] == 0
+    (old, *_), (new, *_) = result(copy), result(trained)
+    assert (old["classifier"], old["settings"]) == (new["classifier"], new["settings"])
+
+
+def test_a_run_with_the_mean_image_and_noise_from_end_to_end(photos, tmp_path):
+    out = tmp_path / "run"
+    options = ("--mean", "image", "--colour-noise", "deviations", "--epochs", 1)
+    code, said, _ = run(TRAIN, "--variant", "tiny", "--data", photos, "--out", out, *options)
+    assert code == 0
+    assert "measuring the mean and the colours of the training images  step 57/57" in said
+    assert "colour noise deviations, minus the mean image" in said
+    assert json.loads((out / "run.json").read_text())["mean"] == pytest.approx([125] * 3, abs=6)
+    assert run(TRAIN, "--resume", out, "--epochs", 2)[0] == 0
+    code, _, complaints = run(TRAIN, "--resume", out, "--mean", "colour")
+    assert_refused(code, complaints, "mean image then, colour now")
+    scores = read_metrics(out / "metrics.jsonl")[-1]
+    code, said, _ = run("evaluate", out / "last.safetensors")
+    assert code == 0
+    assert f"loss {scores['val_loss']:.4f}" in said
+    sheet = tmp_path / "sheet.png"
+    assert run("predict", out, photos / "ash" / "00.png", "--out", sheet)[0] == 0
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: os.truncate(path, 300)])

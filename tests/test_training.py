@@ -14,6 +14,7 @@ from commands import TINY, Watcher, result, resumed, tiny_settings, trainer
 
 import tinyalex as ta
 from tinyalex.data import DataError
+from tinyalex.data.image import central_square
 from tinyalex.models import VARIANTS
 from tinyalex.models.spec import Gaussian, Linear
 from tinyalex.training import (
@@ -39,6 +40,8 @@ pytestmark = pytest.mark.usefixtures("tiny")
     [
         ({"variant": "vgg"}, "variant must be one of paper"),
         ({"schedule": "sawtooth"}, "schedule must be one of constant"),
+        ({"mean": "median"}, "mean must be one of image, colour"),
+        ({"colour_noise": "loud"}, "colour-noise must be one of none, eigenvalues, deviations"),
         ({"augment": "mixup"}, "augment must be one of paper"),
         ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
         ({"batch_size": -8}, "batch-size must be"),
@@ -74,6 +77,43 @@ def test_pixel_mean_is_measured_once_and_kept(photos):
     run = new_run(tiny_settings(photos))
     assert run.classifier.mean == pytest.approx((125, 125, 120), abs=3)
     assert new_run(tiny_settings(photos), mean=(1.0, 2.0, 3.0)).classifier.mean == (1.0, 2.0, 3.0)
+
+
+PAPERS = {"mean": "image", "colour_noise": "deviations"}
+
+
+def test_mean_image_and_colours_are_measured_on_the_training_set(photos):
+    settings = tiny_settings(photos, **PAPERS)
+    watcher = Watcher()
+    seen = []
+    watcher.act = lambda *now: seen.append(now)
+    run = new_run(settings, progress=watcher)
+    train = open_dataset(settings, "train")
+    assert seen == [("measuring the mean and the colours of the training images", len(train))]
+    stack = np.stack([central_square(train.load(i), 32) for i in range(len(train))])
+    np.testing.assert_allclose(run.classifier.mean, stack.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    covariance = np.cov(stack.reshape(-1, 3), rowvar=False, bias=True)
+    np.testing.assert_allclose(run.colour_covariance, covariance, rtol=1e-9)
+    assert run.classifier.mean_colour == pytest.approx((125, 125, 120), abs=3)
+    batch = next(run.train_data.epoch(0))
+    assert abs(batch.images.mean()) < 0.1  # of values of standard deviation about 1
+    assert new_run(tiny_settings(photos, mean="image")).colour_covariance is None
+    noisy = new_run(tiny_settings(photos, colour_noise="deviations"))
+    assert noisy.classifier.mean == new_run(tiny_settings(photos)).classifier.mean
+    assert noisy.colour_covariance is not None
+
+
+def test_validation_has_the_mean_image_but_no_noise(photos):
+    run = new_run(tiny_settings(photos, **PAPERS))
+    batch = next(run.val_data.epoch(0))
+    image = central_square(run.val_data.dataset.load(0), 32)[2:30, 2:30]
+    expected = (image - run.classifier.mean[2:30, 2:30]) / 60
+    np.testing.assert_allclose(batch.images[0].transpose(1, 2, 0), expected, atol=1e-5)
+
+
+def test_a_variant_s_own_mean_colour_is_not_measured(photos):
+    settings = tiny_settings(photos, variant="torchvision", input_size=63)
+    assert new_run(settings).classifier.mean == VARIANTS["torchvision"].pixels.mean
 
 
 def test_initial_weights_can_be_fitted_to_the_data(photos):
@@ -124,6 +164,31 @@ def test_resuming_is_as_never_stopping(photos, tmp_path, undisturbed, backend, c
         run = resumed(tmp_path)
     trainer(run, tmp_path).train()
     assert result(tmp_path) == expected
+
+
+def test_a_resumed_run_has_the_mean_and_the_colours_it_began_with(photos, tmp_path, monkeypatch):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    trainer(new_run(tiny_settings(photos, **PAPERS)), tmp_path / "whole").train()
+    stop = Watcher(lambda *now: now == ("epoch 2/3", 3) and os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedError):
+        trainer(new_run(tiny_settings(photos, **PAPERS)), tmp_path / "cut", stop).train()
+    monkeypatch.delattr("tinyalex.training.run.pixel_sums")  # nothing is measured again
+    trainer(resumed(tmp_path / "cut"), tmp_path / "cut").train()
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+
+
+def test_what_is_drawn_between_two_steps_does_not_change_training(photos, tmp_path, undisturbed):
+    def draw(title, done):
+        ta.randn(3)
+        ta.functional.dropout(ta.ones(5), 0.5)
+
+    trainer(new_run(tiny_settings(photos)), tmp_path, Watcher(draw)).train()
+    last, best, rows = result(tmp_path)
+    assert rows == undisturbed()[2]
+    assert (last["classifier"], best["classifier"]) == tuple(
+        content["classifier"] for content in undisturbed()[:2]
+    )
 
 
 def test_a_killed_run_takes_up_an_older_checkpoint(photos, tmp_path, undisturbed):

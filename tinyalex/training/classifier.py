@@ -20,13 +20,14 @@ from tinyalex.training.datasets import shorter_side_for
 class Classifier:
     """The part of a checkpoint that outlives training; `get_state` and `from_state` carry it.
 
-    `mean` and `std` are per colour in units of 0..255, `input_size` is the side of the square
-    that the network sees.
+    `mean` and `std` are per colour in units of 0..255, or `mean` is an image of the mean of every
+    pixel, float32 [shorter_side, shorter_side, 3]; `input_size` is the side of the square that the
+    network sees.
     """
 
     model: AlexNet
     classes: list[str]
-    mean: tuple[float, ...]
+    mean: tuple[float, ...] | np.ndarray
     std: tuple[float, ...]
     input_size: int
 
@@ -34,6 +35,13 @@ class Classifier:
     def shorter_side(self) -> int:
         """To how many pixels the shorter side of an image is scaled before it is cropped."""
         return shorter_side_for(self.input_size)
+
+    @property
+    def mean_colour(self) -> tuple[float, ...]:
+        """The mean of each colour, also where the mean is an image."""
+        if isinstance(self.mean, np.ndarray):
+            return tuple(self.mean.mean(axis=(0, 1), dtype=np.float64).tolist())
+        return self.mean
 
     @property
     def transform(self) -> EvalTransform:
@@ -61,7 +69,7 @@ class Classifier:
         return {
             "variant": self.model.variant.name,
             "classes": list(self.classes),
-            "mean": list(self.mean),
+            "mean": self.mean if isinstance(self.mean, np.ndarray) else list(self.mean),
             "std": list(self.std),
             "input_size": self.input_size,
             "dropout": self.model.dropout,
@@ -77,5 +85,11 @@ class Classifier:
             )
         model = alexnet(state["variant"], len(state["classes"]), state["dropout"])
         model.load_state_dict(state["weights"])
-        mean, std = tuple(state["mean"]), tuple(state["std"])
-        return cls(model, list(state["classes"]), mean, std, state["input_size"])
+        mean, std = state["mean"], tuple(state["std"])
+        mean = mean if isinstance(mean, np.ndarray) else tuple(mean)
+        classifier = cls(model, list(state["classes"]), mean, std, state["input_size"])
+        side = classifier.shorter_side
+        if isinstance(mean, np.ndarray) and mean.shape != (side, side, 3):
+            raise ValueError(f"the mean image has shape {mean.shape}, expected {(side, side, 3)}")
+        _ = classifier.transform  # refuses what is not finite
+        return classifier

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinyalex.models import VARIANTS
+from tinyalex.models.provenance import recipe_table
 from tinyalex.threads import get_num_threads
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint, settings_in
 from tinyalex.training.command import EXIT_CODES, Help, Parser
 from tinyalex.training.settings import (
     AUGMENTATIONS,
     CHANGEABLE,
+    COLOUR_NOISES,
     INITIAL_WEIGHTS,
+    MEANS,
     SCHEDULES,
     Settings,
 )
@@ -25,6 +29,8 @@ SMALL_DATA: dict[str, Any] = {
     "initial_weights": "data",
     "dropout": 0.5,
     "augment": "strong",
+    "mean": "colour",
+    "colour_noise": "none",
     "epochs": 30,
     "batch_size": 32,
     "lr": 0.001,
@@ -50,6 +56,27 @@ LONGER = {
 """What other --epochs do to a run that is resumed; the other schedules have no length."""
 
 
+class ShowRecipe(argparse.Action):
+    """An option that prints the recipe of the variant it is given, and exits."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Print the table and exit with code 0."""
+        variant = VARIANTS[values]
+        rows = [("setting", "value", "from"), *recipe_table(variant)]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        print(f"{variant.name}: {variant.title}\n")
+        for setting, value, source in rows:
+            print(f"{setting:{widths[0]}}  {value:{widths[1]}}  {source}")
+        print(textwrap.fill(variant.provenance, 99, initial_indent="\n"))
+        parser.exit()
+
+
 def make_parser(description: str | None = None) -> Parser:
     """Return the parser; its groups are in the order of the paper's sections."""
     parser = Parser(description=description, epilog=EXIT_CODES, formatter_class=Help)
@@ -66,6 +93,18 @@ def make_parser(description: str | None = None) -> Parser:
         choices=AUGMENTATIONS,
         help="paper: random crops and reflections; strong: crops of random size and shape, and "
         "random colours (default: strong for --data without --variant, else paper)",
+    )
+    group.add_argument(
+        "--mean",
+        choices=MEANS,
+        help="what is subtracted: the mean image of the training set, or a colour (default: image "
+        "for variants made for raw pixels)",
+    )
+    group.add_argument(
+        "--colour-noise",
+        choices=COLOUR_NOISES,
+        help="one shift of all colours per image, along their principal axes: by eigenvalues as in "
+        "the paper, by standard deviations as in the 2012 source (default: the variant's)",
     )
     group.add_argument(
         "--workers", type=int, default=2, metavar="N", help="threads that load images"
@@ -86,6 +125,13 @@ def make_parser(description: str | None = None) -> Parser:
         help="which AlexNet, with its initial weights and input scale; naming one brings its own "
         "recipe as well, made for ImageNet (default: torchvision, with a recipe for thousands "
         "of images)",
+    )
+    group.add_argument(
+        "--show-recipe",
+        choices=VARIANTS,
+        action=ShowRecipe,
+        metavar="VARIANT",
+        help="print what a variant consists of and where each setting is from, then stop",
     )
     group.add_argument(
         "--initial-weights",
@@ -191,8 +237,9 @@ def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
     """Return the settings of a run whose command line names this variant and this data only."""
     if variant is None:
         return EMBEDDED if data is None else SMALL_DATA
+    pixels, recipe = VARIANTS[variant].pixels, VARIANTS[variant].recipe
     own = {"initial_weights": "variant", "dropout": 0.5, "augment": "paper"}
-    recipe = VARIANTS[variant].recipe
+    own["mean"] = pixels.measured
     rest = SMALL_DATA.keys() - own.keys() - {"variant"}
     return {**own, **{name: getattr(recipe, name) for name in rest}}
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tinyalex import models, nn, random, threads
-from tinyalex.data import Dataset, Loader, TrainTransform, mean_colour
+from tinyalex.data import ColourNoise, Dataset, Loader, TrainTransform, mean_colour, pixel_sums
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
 from tinyalex.training.classifier import Classifier
-from tinyalex.training.datasets import open_dataset
+from tinyalex.training.datasets import open_dataset, shorter_side_for
 from tinyalex.training.metrics import Average
+from tinyalex.training.progress import Progress
 from tinyalex.training.settings import AUGMENTATIONS, Settings
 
 INITIAL_IMAGES = 64
@@ -73,6 +75,8 @@ class Run:
     val_data: Loader
     test_data: Loader | None
     """Held-out images that nothing is chosen by; a folder of images has none."""
+    colour_covariance: np.ndarray | None = None
+    """That of the training set, if the colour noise needs it."""
     state: State = field(default_factory=State)
 
     @property
@@ -106,6 +110,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": random.get_state(),
+            "colour_covariance": self.colour_covariance,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -144,13 +149,43 @@ def first_images(loader: Loader, count: int) -> Tensor:
     return Tensor(np.concatenate(parts)[:count])
 
 
-def new_run(settings: Settings, mean: tuple[float, ...] | None = None) -> Run:
+def measure(
+    settings: Settings, train: Dataset, progress: Progress
+) -> tuple[tuple[float, ...] | np.ndarray, np.ndarray | None]:
+    """Return the mean to subtract and, if the colour noise needs it, the covariance of colours.
+
+    Both come from one pass over all training images; a mean colour alone takes a few of them.
+    """
+    mean, sums = models.VARIANTS[settings.variant].pixels.mean, None
+    if settings.mean == "image" or settings.colour_noise != "none":
+        progress.start("measuring the mean and the colours of the training images", len(train))
+        try:
+            sums = pixel_sums(
+                train,
+                shorter_side_for(settings.input_size),
+                settings.workers,
+                lambda done, total: progress.update(done, f"{done} images"),
+            )
+        finally:
+            progress.stop()
+    covariance = sums.colour_covariance if sums and settings.colour_noise != "none" else None
+    if sums and settings.mean == "image":
+        return sums.mean_image, covariance
+    return mean or mean_colour(train), covariance
+
+
+def new_run(
+    settings: Settings,
+    mean: Sequence[float] | np.ndarray | None = None,
+    colour_covariance: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> Run:
     """Put a run together, with fresh weights drawn from the seed.
 
-    `mean` is the pixel mean of an earlier part of the run, whose weights will take the place of the
-    fresh ones; by default it is the variant's own, or is measured on the training set where the
-    variant asks for that. Raises ValueError (DataError for the images) where settings and data do
-    not fit together.
+    `mean` and `colour_covariance` are those of an earlier part of the run, whose weights will take
+    the place of the fresh ones; by default they are the variant's own, or are measured on the
+    training set where variant and settings ask for that. Raises ValueError (DataError for the
+    images) where settings and data do not fit together.
     """
     threads.set_num_threads(settings.threads)
     random.manual_seed(settings.seed)
@@ -159,13 +194,25 @@ def new_run(settings: Settings, mean: tuple[float, ...] | None = None) -> Run:
     assert train is not None
     assert val is not None
     fresh = mean is None
-    mean = mean or variant.pixels.mean or mean_colour(train)
+    if mean is None:
+        mean, colour_covariance = measure(settings, train, progress or Progress(silent=True))
+    elif not isinstance(mean, np.ndarray):
+        mean = tuple(mean)
+    noise = None
+    if settings.colour_noise != "none":
+        if colour_covariance is None:
+            raise ValueError("the colour noise of an earlier part of the run needs its covariance")
+        noise = ColourNoise.of_kind(settings.colour_noise, colour_covariance)
 
     model = models.alexnet(settings.variant, len(train.classes), settings.dropout)
     classifier = Classifier(model, train.classes, mean, variant.pixels.std, settings.input_size)
-    options = AUGMENTATIONS[settings.augment]
     augment = TrainTransform(
-        settings.input_size, mean, variant.pixels.std, variant.in_channels, **options
+        settings.input_size,
+        mean,
+        variant.pixels.std,
+        variant.in_channels,
+        colour_noise=noise,
+        **AUGMENTATIONS[settings.augment],
     )
     workers, cache_bytes = settings.workers, settings.image_cache * 1_000_000
     train_data = Loader(
@@ -191,4 +238,5 @@ def new_run(settings: Settings, mean: tuple[float, ...] | None = None) -> Run:
         train_data,
         val_data=held_out(val, cache_bytes),
         test_data=held_out(test) if test is not None else None,
+        colour_covariance=colour_covariance,
     )

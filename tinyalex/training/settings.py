@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from tinyalex.data.colour import KINDS
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
 
@@ -15,6 +16,12 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "strong": {"scale": (0.35, 1.0), "jitter": 0.3},
 }
 """Options of `data.TrainTransform`: crops and reflections, or more for small data sets."""
+
+MEANS = ("image", "colour")
+"""What is subtracted: the mean of every pixel, or one mean a colour (the variant's own, if any)."""
+
+COLOUR_NOISES = ("none", *KINDS)
+"""The paper's second augmentation, as `data.ColourNoise` explains."""
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "constant": {},
@@ -49,6 +56,8 @@ class Settings:
     data: str | None = None
     """Folder of images; None is the embedded data set."""
     augment: str = "paper"
+    mean: str = "colour"
+    colour_noise: str = "none"
     initial_weights: str = "variant"
     dropout: float = 0.5
     seed: int = 0
@@ -61,6 +70,8 @@ class Settings:
         _one_of("variant", self.variant, VARIANTS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("augment", self.augment, AUGMENTATIONS)
+        _one_of("mean", self.mean, MEANS)
+        _one_of("colour_noise", self.colour_noise, COLOUR_NOISES)
         _one_of("initial_weights", self.initial_weights, INITIAL_WEIGHTS)
         for name in ("epochs", "batch_size", "input_size", "threads", "workers"):
             value = getattr(self, name)
@@ -102,6 +113,7 @@ class Settings:
             epochs=self.epochs,
             schedule=self.schedule,
             schedule_options=options,
+            colour_noise=self.colour_noise,
         )
 
     def differences(self, other: Settings) -> list[str]:
