@@ -103,6 +103,16 @@ def test_mean_image_and_colours_are_measured_on_the_training_set(photos):
     assert noisy.colour_covariance is not None
 
 
+def test_training_images_have_the_noise(photos):
+    plain, noisy = (
+        next(new_run(tiny_settings(photos, colour_noise=kind)).train_data.epoch(0)).images
+        for kind in ("none", "deviations")
+    )
+    shifts = 60 * (1.1 * noisy - plain)  # back from TINY's scale of pixels to 0..255
+    np.testing.assert_allclose(np.ptp(shifts, axis=(2, 3)), 0, atol=1e-3)
+    assert 1 < shifts[:, :, 0, 0].std() < 20  # a tenth of the pixels' 70
+
+
 def test_validation_has_the_mean_image_but_no_noise(photos):
     run = new_run(tiny_settings(photos, **PAPERS))
     batch = next(run.val_data.epoch(0))
