@@ -532,7 +532,8 @@ def test_memory_that_does_not_suffice_ends_the_run_with_1(photos, tmp_path, caps
         trainer.run.train_data.transform.shape = (2**26, 2**26, 3)
         assert command.train(trainer) == 1
     complaint = capsys.readouterr().err
-    assert complaint.startswith("error: the memory does not suffice: lower --batch-size (now 8)")
+    assert complaint.startswith("error: the memory does not suffice: keep fewer images in it (")
+    assert "--image-cache 0), or lower --batch-size (now 8)" in complaint
 
 
 def test_a_disk_that_is_full_at_the_end_ends_the_run_with_1(photos, tmp_path, disk):
