@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.data import DataError, ImageFolder
+from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.files import remove_temporaries, write_atomically
 from tinyalex.models import VARIANTS
 from tinyalex.training import (
@@ -175,7 +175,7 @@ def train(trainer: Trainer) -> int:
             "remove them and begin anew with another --out",
             USAGE,
         )
-    except OSError as error:
+    except (OSError, WorkerError) as error:
         return complain(f"{one_sentence(error)}; once that is mended, go on: {go_on}", FAILED)
     except MemoryError:
         return complain(

@@ -3,6 +3,8 @@
 import importlib
 import os
 import resource
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,3 +55,17 @@ def kernels(backend):
 def dtype(request):
     """Run the test in both precisions."""
     return np.dtype(request.param)
+
+
+@pytest.fixture
+def unprivileged():
+    """Return a folder for a test that runs without root's right to read everything."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(user)

@@ -110,6 +110,18 @@ def one_pixel(path: Path) -> np.ndarray:
     return np.array([[RED]])
 
 
+def grey_with_alpha(path: Path) -> np.ndarray:
+    """Write grey with an alpha channel, its left half transparent."""
+    image = red_and_blue().convert("LA")
+    alpha = Image.new("L", (32, 16), 255)
+    alpha.paste(0, (0, 0, 16, 16))
+    image.putalpha(alpha)
+    image.save(path, "PNG")
+    pixels = np.asarray(red_and_blue().convert("L").convert("RGB")).copy()
+    pixels[:, :16] = 255
+    return pixels
+
+
 def _white_and_blue() -> np.ndarray:
     pixels = np.asarray(red_and_blue()).copy()
     pixels[:, :16] = 255
@@ -122,6 +134,11 @@ def _white_and_blue() -> np.ndarray:
 def text(path: Path) -> None:
     """Write a text file."""
     path.write_text("404 not found\n")
+
+
+def web_page(path: Path) -> None:
+    """Write what a server sends instead of an image that is gone."""
+    path.write_text("<!DOCTYPE html><html><body>404 Not Found</body></html>")
 
 
 def empty(path: Path) -> None:
@@ -137,9 +154,28 @@ def truncated(path: Path) -> None:
     path.write_bytes(buffer.getvalue()[:-10])
 
 
+def half_a_jpeg(path: Path) -> None:
+    """Write the first half of a JPEG."""
+    truncated(path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def wrong_checksum(path: Path) -> None:
+    """Write a PNG whose header does not match its checksum."""
+    red_and_blue().save(path, "PNG")
+    content = bytearray(path.read_bytes())
+    content[29] ^= 1  # the first byte of the checksum of IHDR
+    path.write_bytes(content)
+
+
 def header_only(path: Path) -> None:
     """Write the first bytes of a PNG."""
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
+
+
+def svg(path: Path) -> None:
+    """Write a drawing, which is text."""
+    path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>')
 
 
 def postscript(path: Path) -> None:
@@ -201,6 +237,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 ODD = {  # name: how far a value may be off, for JPEG rounds
     grey: 2,
     grey_16_bit: 0,
+    grey_with_alpha: 0,
     one_bit: 0,
     cmyk: 3,
     palette: 0,
@@ -213,8 +250,12 @@ ODD = {  # name: how far a value may be off, for JPEG rounds
 
 BROKEN = {  # name: what the reason must say
     text: "not an image that can be read",
+    web_page: "not an image that can be read",
+    svg: "not an image that can be read",
     empty: "the file is empty",
     truncated: "truncated",
+    half_a_jpeg: "truncated",
+    wrong_checksum: "not an image that can be read",
     header_only: "not an image that can be read",
     postscript: "not an image that can be read",
     pixel_bomb: "decompression bomb",

@@ -1,10 +1,7 @@
 """Images as they come: odd ones are read right, broken ones are named, nothing hangs."""
 
-import os
 import stat
-import tempfile
 import threading
-from pathlib import Path
 
 import images
 import numpy as np
@@ -45,20 +42,6 @@ def finished(function, *args):
     thread.join(timeout=20)
     assert outcome, f"{function} {args} hangs"
     return outcome[0]
-
-
-@pytest.fixture
-def unprivileged():
-    """Return a folder for a test that runs without root's right to read everything."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o777)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(user)
 
 
 @pytest.mark.parametrize("write", images.ODD, ids=by_name)

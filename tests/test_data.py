@@ -65,13 +65,15 @@ def test_made_split_takes_the_same_share_of_every_class(tmp_path):
     train, val = (ImageFolder(tmp_path, split, val_fraction=0.3) for split in ("train", "val"))
     assert np.bincount(val.labels).tolist() == [6, 3, 1]
     assert np.bincount(train.labels).tolist() == [14, 7, 1]
-    assert sorted(train.paths + val.paths) == ImageFolder(tmp_path).paths
-    assert val.paths == sorted(val.paths)
+    assert sorted([*train.paths, *val.paths]) == list(ImageFolder(tmp_path).paths)
+    assert list(val.paths) == sorted(val.paths)
 
 
 def test_made_split_depends_on_the_seed_alone(tmp_path):
     images.folder(tmp_path, cats=20, dogs=20)
-    first, again, other = (ImageFolder(tmp_path, "val", seed=seed).paths for seed in (1, 1, 2))
+    first, again, other = (
+        list(ImageFolder(tmp_path, "val", seed=seed).paths) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
     assert first[:4] != ImageFolder(tmp_path, "val", seed=1, val_fraction=0.5).paths[:4]

@@ -345,7 +345,7 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(photos, copy):
         other.stdout.readline()
         before = contents(copy)
         code, _, complaints = run(TRAIN, "--resume", copy)
-        assert_refused(code, complaints, f"another process is training in {copy}")
+        assert_refused(code, complaints, f"another process is at work in {copy}")
         assert contents(copy) == before
         other.kill()
     assert run(TRAIN, "--resume", copy)[0] == 0

@@ -16,8 +16,14 @@ from tinyalex.data.folder import ImageFolder
 from tinyalex.data.image import read_image, resize_shorter_side
 from tinyalex.data.loader import Batch, Loader
 from tinyalex.data.patterns import Patterns
-from tinyalex.data.statistics import PixelSums, colour_covariance, mean_image, pixel_sums
+from tinyalex.data.statistics import (
+    PixelStatistics,
+    PixelSums,
+    load_statistics,
+    pixel_statistics,
+)
 from tinyalex.data.transforms import EvalTransform, TrainTransform, Transform
+from tinyalex.data.workers import WorkerError
 
 __all__ = [
     "Batch",
@@ -30,13 +36,14 @@ __all__ = [
     "ImageFolder",
     "Loader",
     "Patterns",
+    "PixelStatistics",
     "PixelSums",
     "TrainTransform",
     "Transform",
-    "colour_covariance",
+    "WorkerError",
+    "load_statistics",
     "mean_colour",
-    "mean_image",
-    "pixel_sums",
+    "pixel_statistics",
     "read_image",
     "resize_shorter_side",
 ]

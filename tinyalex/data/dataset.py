@@ -21,6 +21,9 @@ class ImageError(DataError):
         self.path = str(path)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return ImageError, (self.path, self.reason)  # what a worker process sends
+
 
 def printable(path: str) -> str:
     """Return a path in characters that every terminal takes, whatever bytes its name is of."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinyalex.data.dataset import DataError, printable
 from tinyalex.data.image import EXTENSIONS, read_image
+from tinyalex.data.index import entries_of, has_image_name, index_images, is_folder
 
 _LAYOUT = "expected one folder for each class, with its images inside"
 
@@ -26,7 +27,8 @@ class ImageFolder:
     inside a class folder belong to that class. Only names with an image extension count
     (`image.EXTENSIONS`, any case); other files, and names that begin with a dot, are counted in
     `ignored`. The class folders lie in `folder`. Nothing is decoded here: a broken image raises
-    ImageError from `load`.
+    ImageError from `load`. The list of many images is remembered while the folders stay as they
+    are (`index.py`); `cache=False` reads them in any case.
 
     Raises DataError for a folder that cannot be trained on.
     """
@@ -38,6 +40,7 @@ class ImageFolder:
         val_fraction: float = 0.2,
         seed: int = 0,
         shorter_side: int = 256,
+        cache: bool = True,
     ) -> None:
         if split not in ("train", "val", None):
             raise ValueError(f"split must be 'train', 'val' or None, got {split!r}")
@@ -46,20 +49,18 @@ class ImageFolder:
         self.root = Path(root)
         self.split = split
         self.shorter_side = shorter_side
-        self.ignored = 0
 
         folder, is_split = self._split_folder()
         self.folder = folder
         self.classes = self._class_names(folder)
-        images = [self._images(f"{folder / name}", (_identity(folder),)) for name in self.classes]
-        self._check_counts(folder, [len(paths) for paths in images])
+        index = index_images(str(folder), self.classes, cache)
+        self.ignored = index.ignored
+        self.paths = index.paths
+        self.labels = np.repeat(np.arange(len(self.classes)), index.counts)
+        self._check_counts(index.counts)
         if split is not None and not is_split:
-            images = [
-                _part(paths, split, val_fraction, np.random.default_rng((seed, label)))
-                for label, paths in enumerate(images)
-            ]
-        self.paths = [path for paths in images for path in paths]
-        self.labels = np.repeat(np.arange(len(images)), [len(paths) for paths in images])
+            chosen = self._part(index.counts, split, val_fraction, seed)
+            self.paths, self.labels = self.paths.take(chosen), self.labels[chosen]
 
     def __len__(self) -> int:
         """Return the number of image files."""
@@ -89,7 +90,7 @@ class ImageFolder:
             raise DataError(
                 f"{self.root}: expected a folder of class folders: {error.strerror}"
             ) from error
-        folders = {entry.name for entry in _entries(self.root) if _is_folder(entry)}
+        folders = {entry.name for entry in entries_of(self.root) if is_folder(entry)}
         if not {"train", "val"} & folders:
             return self.root, False
         if not {"train", "val"} <= folders:
@@ -110,15 +111,15 @@ class ImageFolder:
 
     def _class_names(self, folder: Path) -> list[str]:
         names, loose_images = [], 0
-        for entry in _entries(folder):
+        for entry in entries_of(folder):
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry):
+            if is_folder(entry):
                 names.append(entry.name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise DataError(f"{entry.path} is a link that leads nowhere: mend or remove it")
             else:
-                loose_images += _has_image_name(entry)
+                loose_images += has_image_name(entry)
         if not names and loose_images:
             raise DataError(f"{folder}: {_LAYOUT}, found {loose_images} images and no folders")
         if not names:
@@ -127,67 +128,28 @@ class ImageFolder:
             raise DataError(f"{folder}: expected at least 2 classes, found only {names[0]!r}")
         return sorted(names)
 
-    def _images(self, folder: str, above: tuple[tuple[int, int], ...]) -> list[str]:
-        """Return the image paths below a folder, sorted; count what is passed over.
-
-        `above` identifies the folders on the way down, so that a link back up is noticed.
-        """
-        identity = _identity(folder)
-        if identity in above:
-            raise DataError(f"{folder} is a link to a folder that it lies in: remove the link")
-        found = []
-        for entry in _entries(folder):
-            if entry.name.startswith("."):
-                self.ignored += 1
-            elif _is_folder(entry):
-                found += self._images(entry.path, (*above, identity))
-            elif _has_image_name(entry):
-                found.append(entry.path)
-            else:
-                self.ignored += 1
-        return sorted(found)
-
-    def _check_counts(self, folder: Path, counts: list[int]) -> None:
+    def _check_counts(self, counts: np.ndarray) -> None:
         empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
         if empty:
             raise DataError(
-                f"{folder}: no images ({' '.join(EXTENSIONS)}) in {_names(empty)}: "
+                f"{self.folder}: no images ({' '.join(EXTENSIONS)}) in {_names(empty)}: "
                 "add some, or remove the folder"
             )
 
-
-def _part(paths: list[str], split: str, val_fraction: float, rng: np.random.Generator) -> list[str]:
-    """Return one class's share of a split; at least one image falls on either side."""
-    if len(paths) == 1:
-        raise DataError(f"{paths[0]} is the only image of its class: a split needs at least 2")
-    held_out = min(max(1, round(val_fraction * len(paths))), len(paths) - 1)
-    is_val = np.zeros(len(paths), bool)
-    is_val[rng.permutation(len(paths))[:held_out]] = True
-    return [path for path, val in zip(paths, is_val, strict=True) if val == (split == "val")]
-
-
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _has_image_name(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(EXTENSIONS)
+    def _part(self, counts: np.ndarray, split: str, val_fraction: float, seed: int) -> np.ndarray:
+        """Return which images a split has; of each class at least one falls on either side."""
+        is_val = np.zeros(len(self.paths), bool)
+        start = 0
+        for label, count in enumerate(counts.tolist()):
+            if count == 1:
+                raise DataError(
+                    f"{self.paths[start]} is the only image of its class: a split needs at least 2"
+                )
+            held_out = min(max(1, round(val_fraction * count)), count - 1)
+            rng = np.random.default_rng((seed, label))
+            is_val[start + rng.permutation(count)[:held_out]] = True
+            start += count
+        return is_val if split == "val" else ~is_val
 
 
 def _names(names: Iterable[str], limit: int = 5) -> str:

@@ -1,11 +1,11 @@
-"""Batches, prepared by threads while the network computes, the same for the same seed."""
+"""Batches, prepared while the network computes, the same for the same seed."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +14,9 @@ import numpy as np
 from tinyalex.backends import memory
 from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError
+from tinyalex.data.loader_processes import BatchProcesses
 from tinyalex.data.transforms import Transform
+from tinyalex.data.workers import WorkerError
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Loader:
     `wait_seconds` adds up the time for which the consumer waited. Up to `cache_bytes` of decoded
     images stay in memory for the next epochs.
 
-    Threads and no processes: decoding and resizing in Pillow release the interpreter's lock.
+    `workers` threads do the work: decoding and resizing in Pillow release the interpreter's lock.
+    With `processes` that many processes do, each with its own share of `cache_bytes`, and the
+    batches are the same; data set and transform are pickled. They start with the first epoch and
+    end with `close()`, with the loader, or with WorkerError in the place of a batch, which comes
+    within 10 seconds when one is killed or stops.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Loader:
         prefetch: int = 3,
         max_bad: float = 0.01,
         cache_bytes: int = 0,
+        processes: bool = False,
     ) -> None:
         if batch_size < 1 or workers < 1 or prefetch < 1:
             raise ValueError(
@@ -82,7 +89,10 @@ class Loader:
         self.workers = workers
         self.prefetch = prefetch
         self.max_bad = max_bad
+        self.processes = processes
         self.wait_seconds = 0.0
+        self._cache_bytes = cache_bytes
+        self._batches: BatchProcesses | None = None
         self._reasons: dict[int, str] = {}
         self._lock = threading.Lock()
         if len(self) == 0:
@@ -102,6 +112,12 @@ class Loader:
         with self._lock:
             return [(self.dataset.describe(i), self._reasons[i]) for i in sorted(self._reasons)]
 
+    def close(self) -> None:
+        """End the processes, if there are any; another epoch starts new ones."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch, from `start_batch` on.
 
@@ -115,12 +131,15 @@ class Loader:
         numbers = iter(range(start_batch, len(self)))
         stop = threading.Event()
         pending: deque[Future[Batch]] = deque()
+        make = self._batch_of_process if self.processes else self._batch
+        if self.processes and self._batches is None:
+            self._batches = self._start_processes()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="tinyalex-data") as pool:
             try:
                 while True:
                     while len(pending) < self.prefetch and (k := next(numbers, None)) is not None:
                         chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
-                        pending.append(pool.submit(self._batch, epoch, chosen, stop))
+                        pending.append(pool.submit(make, epoch, chosen, stop))
                     if not pending:
                         return
                     start = time.perf_counter()
@@ -128,6 +147,13 @@ class Loader:
                     self.wait_seconds += time.perf_counter() - start
                     if len(batch):
                         yield batch
+            except WorkerError:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                if self._batches is not None:
+                    self._batches.kill()  # some are stuck, and would not end by themselves
+                    self._batches = None
+                raise
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -143,9 +169,38 @@ class Loader:
 
     def _batch(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
         images = memory.empty((len(chosen), *self.transform.shape), np.float32)
+        return self.make_batch(epoch, chosen, stop.is_set, images)
+
+    def _start_processes(self) -> BatchProcesses:
+        options = {
+            "dataset": self.dataset,
+            "batch_size": self.batch_size,
+            "transform": self.transform,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "max_bad": self.max_bad,
+            "cache_bytes": self._cache_bytes // self.workers,
+        }
+        return BatchProcesses(Loader, options, self.workers)
+
+    def _batch_of_process(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
+        assert self._batches is not None
+        images, indices, bad = self._batches.batch(epoch, chosen, stop)
+        for index in bad.keys() - self._reasons.keys():
+            self._report(index, bad[index])
+        return Batch(images.transpose(0, 3, 1, 2), self.dataset.labels[indices], indices)
+
+    def make_batch(
+        self, epoch: int, chosen: np.ndarray, stop: Callable[[], object], images: np.ndarray
+    ) -> Batch:
+        """Return a batch of the images `chosen`, in the memory `images`; less if `stop()` is true.
+
+        `images` is float32 [at least len(chosen), height, width, channels].
+        """
         indices: list[int] = []
         for wanted in chosen.tolist():
-            if stop.is_set():
+            if stop():
                 break
             found = self._read(wanted)
             if found is not None:
@@ -166,12 +221,21 @@ class Loader:
             try:
                 return index, self._source.load(index)
             except ImageError as error:
-                self._report(index, error)
+                self._report(index, error.reason)
         return None
 
-    def _report(self, index: int, error: ImageError) -> None:
+    def bad_from(self, chosen: np.ndarray) -> dict[int, str]:
+        """Return index and reason of the unreadable images that a batch of `chosen` came upon."""
+        found: dict[int, str] = {}
+        for index in chosen.tolist():
+            while index in self._reasons and index not in found:
+                found[index] = self._reasons[index]
+                index = (index + 1) % len(self.dataset)
+        return found
+
+    def _report(self, index: int, reason: str) -> None:
         with self._lock:
-            self._reasons[index] = error.reason
+            self._reasons[index] = reason
             count = len(self._reasons)
         allowed = max(1, int(self.max_bad * len(self.dataset))) if self.max_bad > 0 else 0
         if count > allowed or count == len(self.dataset):
@@ -180,4 +244,4 @@ class Loader:
             raise DataError(
                 f"{count} of {len(self.dataset)} images cannot be read, {allowed} are allowed: "
                 f"{listed}{more}"
-            ) from error
+            )

@@ -1,78 +1,69 @@
-"""What is measured over a whole training set: the mean image, and how the colours vary together.
+"""What a training set looks like on average, and how its colours vary: exact, in one pass.
 
-Both are taken over the central squares of the images (the paper's section 2), and from sums of
-integers: neither the order of the images nor the number of threads changes a bit of the result.
+The paper subtracts the mean of every pixel (section 2) and shifts colours along the principal
+components of all RGB values (section 4.1). Both are sums over the images. The sums are integers, so
+they are exact, and equal whatever the order of the images or the number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.image import central_square
+from tinyalex.files import FileError, load, save
 
-SIZE = 256
+FORMAT = "tinyalex-statistics-1"
+
 CHUNK = 64
 """How many images a thread adds up before it hands over its sums."""
 
 
-class PixelSums:
-    """Exact sums over the central `size` x `size` pixels of uint8 RGB images.
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Means and covariance of the central squares of `count` images, in units of 0..255."""
 
-    `add` takes images one at a time, ``+=`` the sums of others; `mean_image` and
-    `colour_covariance` describe the `count` images so far, at least one.
+    count: int
+    mean_image: np.ndarray
+    """float64 [size, size, 3]: the mean over the images, pixel by pixel, RGB."""
+    mean_colour: np.ndarray
+    """float64 [3]: the mean of `mean_image`."""
+    colour_covariance: np.ndarray
+    """float64 [3, 3]: the covariance of red, green and blue over all pixels of all images."""
+
+    def save(self, path: str | os.PathLike[str], **notes: str) -> None:
+        """Write a file for `load_statistics`, with notes on where the images come from."""
+        save({"format": FORMAT, "notes": notes, **vars(self)}, path)
+
+
+def load_statistics(path: str | os.PathLike[str]) -> tuple[PixelStatistics, dict[str, str]]:
+    """Return what `PixelStatistics.save` wrote: the statistics and the notes.
+
+    Raises FileError for a file that is damaged or of another kind.
     """
-
-    def __init__(self, size: int = SIZE) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.size = size
-        self.count = 0
-        self.values = np.zeros((size, size, 3), np.int64)
-        self.products = np.zeros((3, 3), np.int64)
-
-    def add(self, image: np.ndarray) -> None:
-        """Add one image; ValueError if a side is shorter than `size`."""
-        square = central_square(image, self.size)
-        self.count += 1
-        self.values += square
-        # The products of an image add up to less than 2 ** 53: float64 is exact, and BLAS fast.
-        colours = square.reshape(-1, 3).astype(np.float64)
-        self.products += (colours.T @ colours).astype(np.int64)
-
-    def __iadd__(self, other: PixelSums) -> PixelSums:
-        self.count += other.count
-        self.values += other.values
-        self.products += other.products
-        return self
-
-    @property
-    def mean_image(self) -> np.ndarray:
-        """The mean of every pixel, float32 [size, size, 3] in 0..255."""
-        return (self.values / self.count).astype(np.float32)
-
-    @property
-    def colour_covariance(self) -> np.ndarray:
-        """Covariance of red, green and blue over all pixels, float64 [3, 3] in units of 0..255."""
-        pixels = self.count * self.size**2
-        mean = self.values.sum(axis=(0, 1)) / pixels
-        return self.products / pixels - np.outer(mean, mean)
+    content = load(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise FileError(f"{path} holds no statistics of images")
+    names = ("count", "mean_image", "mean_colour", "colour_covariance")
+    return PixelStatistics(*(content[name] for name in names)), content["notes"]
 
 
-def pixel_sums(
+def pixel_statistics(
     dataset: Dataset,
-    size: int = SIZE,
+    size: int = 256,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
-) -> PixelSums:
-    """Return the sums over all images of `dataset`; those that cannot be read are passed over.
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PixelStatistics:
+    """Return the statistics of the central size x size pixels of every image of a data set.
 
-    Every image is decoded once, by `workers` threads; memory does not grow with the data set.
-    `progress(done, total)` is called now and then, in the thread that called. Raises DataError if
-    not one image can be read, ValueError for images smaller than `size`.
+    Every image is decoded once, by `workers` threads; memory does not grow with the data set, and
+    unreadable images are passed over. `progress(done, total)` is called now and then, in the thread
+    that called. Raises DataError if none can be read, ValueError if one is too small.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -93,38 +84,66 @@ def pixel_sums(
     with ThreadPoolExecutor(workers, thread_name_prefix="tinyalex-data") as pool:
         try:
             for chunk, sums in zip(chunks, pool.map(sums_of, chunks), strict=True):
-                total += sums
-                if progress is not None:
-                    progress(chunk.stop, len(dataset))
+                total.merge([sums])
+                progress(chunk.stop, len(dataset))
         finally:  # after an error or Ctrl-C, nobody waits for the rest
             pool.shutdown(wait=False, cancel_futures=True)
-    if total.count == 0:
-        raise DataError(f"none of {len(dataset)} images could be read, so there is no mean of them")
-    return total
+    return total.statistics()
 
 
-def mean_image(
-    dataset: Dataset,
-    size: int = SIZE,
-    workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Return the mean of every pixel over the central squares, float32 [size, size, 3] in 0..255.
+class PixelSums:
+    """The sums behind `PixelStatistics`, of one image after the other: 3 MB, however many.
 
-    This is what the paper subtracts (section 2). Arguments and errors are those of `pixel_sums`.
+    int64 holds the sums of two thousand million images of 256 x 256.
     """
-    return pixel_sums(dataset, size, workers, progress).mean_image
 
+    def __init__(self, size: int = 256) -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.size = size
+        self.count = 0
+        self.image = np.zeros((size, size, 3), np.int64)
+        """The sum of the images."""
+        self.products = np.zeros((3, 3), np.int64)
+        """The sums of red x red, red x green, ... over all pixels."""
 
-def colour_covariance(
-    dataset: Dataset,
-    size: int = SIZE,
-    workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Return the covariance of red, green and blue over all pixels of the central squares.
+    def add(self, image: np.ndarray) -> None:
+        """Take in the central square of a uint8 RGB image [height, width, 3].
 
-    float64 [3, 3] in units of 0..255; the colour noise of the paper's section 4.1 follows its
-    principal axes (`ColourNoise`). Arguments and errors are those of `pixel_sums`.
-    """
-    return pixel_sums(dataset, size, workers, progress).colour_covariance
+        Raises ValueError if a side is shorter than the square's.
+        """
+        square = central_square(image, self.size)
+        pixels = square.reshape(-1, 3).astype(np.float64)
+        self.count += 1
+        self.image += square
+        # Whole numbers below 2 ** 53: the sums of one image are exact in float64, and fast.
+        self.products += (pixels.T @ pixels).astype(np.int64)
+
+    def merge(self, others: Iterable[PixelSums]) -> PixelSums:
+        """Take in what others have summed up; return this."""
+        for other in others:
+            self.count += other.count
+            self.image += other.image
+            self.products += other.products
+        return self
+
+    def statistics(self) -> PixelStatistics:
+        """Return means and covariance, each rounded once. Raises DataError without any image."""
+        if self.count == 0:
+            raise DataError("no image could be read: there is nothing to take a mean of")
+        pixels = self.count * self.size**2
+        colour = [int(value) for value in self.image.sum(axis=(0, 1))]
+        # E[xy] - E[x] E[y] over Python's integers, which cancel nothing and do not overflow.
+        covariance = [
+            [
+                (pixels * int(self.products[i, j]) - colour[i] * colour[j]) / pixels**2
+                for j in range(3)
+            ]
+            for i in range(3)
+        ]
+        return PixelStatistics(
+            count=self.count,
+            mean_image=self.image / self.count,
+            mean_colour=np.array([value / pixels for value in colour]),
+            colour_covariance=np.array(covariance),
+        )

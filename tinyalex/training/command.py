@@ -7,6 +7,7 @@ import errno
 import sys
 from typing import NoReturn
 
+from tinyalex.data import WorkerError
 from tinyalex.threads import get_num_threads
 
 DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
@@ -14,7 +15,7 @@ EXIT_CODES = """\
 exit codes: 0 done; 1 failed on the way; 2 arguments or data that cannot be used; 3 the loss was no
 longer a number; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving"""
 
-EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError)
+EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError, WorkerError)
 """What a mistake of the user's, or of the machine's, raises before the work begins."""
 
 

@@ -25,7 +25,13 @@ def open_dataset(settings: Settings, split: str) -> Dataset | None:
     if settings.data is not None:
         if split == "test":
             return None
-        return ImageFolder(settings.data, split, seed=settings.seed, shorter_side=shorter_side)
+        return ImageFolder(
+            settings.data,
+            split,
+            seed=settings.seed,
+            shorter_side=shorter_side,
+            cache=settings.index_cache,
+        )
     patterns = Patterns(split, PATTERN_SIZES[split], settings.seed)
     return patterns if shorter_side == 256 else _Resized(patterns, shorter_side)
 

@@ -25,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process is training in {folder}: wait for it, or give another --out"
+                f"another process is at work in {folder}: wait for it, or give another folder"
             ) from None
         except (ImportError, OSError):  # not POSIX, or a file system without locks
             pass

@@ -110,12 +110,25 @@ def make_parser(description: str | None = None) -> Parser:
         "--workers", type=int, default=2, metavar="N", help="threads that load images"
     )
     group.add_argument(
+        "--worker-processes",
+        action="store_true",
+        help="load images in processes instead of threads: the same batches, for data sets or "
+        "machines on which threads get in each other's way",
+    )
+    group.add_argument(
         "--image-cache",
         type=int,
         default=1000,
         metavar="MB",
         help="memory for images that need not be decoded again in the next epoch, for training and "
         "for validation each (default: %(default)s; 0 for none)",
+    )
+    group.add_argument(
+        "--no-index-cache",
+        dest="index_cache",
+        action="store_false",
+        help="read the folders of DIR even if the list of their images is remembered and they have "
+        "not changed since",
     )
 
     group = parser.add_argument_group("model (paper sections 3 and 4.2)")

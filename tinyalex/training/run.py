@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from tinyalex import models, nn, random, threads
-from tinyalex.data import ColourNoise, Dataset, Loader, TrainTransform, mean_colour, pixel_sums
+from tinyalex.data import (
+    ColourNoise,
+    Dataset,
+    Loader,
+    TrainTransform,
+    mean_colour,
+    pixel_statistics,
+)
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
@@ -156,11 +163,11 @@ def measure(
 
     Both come from one pass over all training images; a mean colour alone takes a few of them.
     """
-    mean, sums = models.VARIANTS[settings.variant].pixels.mean, None
+    mean, found = models.VARIANTS[settings.variant].pixels.mean, None
     if settings.mean == "image" or settings.colour_noise != "none":
         progress.start("measuring the mean and the colours of the training images", len(train))
         try:
-            sums = pixel_sums(
+            found = pixel_statistics(
                 train,
                 shorter_side_for(settings.input_size),
                 settings.workers,
@@ -168,9 +175,9 @@ def measure(
             )
         finally:
             progress.stop()
-    covariance = sums.colour_covariance if sums and settings.colour_noise != "none" else None
-    if sums and settings.mean == "image":
-        return sums.mean_image, covariance
+    covariance = found.colour_covariance if found and settings.colour_noise != "none" else None
+    if found and settings.mean == "image":
+        return found.mean_image.astype(np.float32), covariance
     return mean or mean_colour(train), covariance
 
 
@@ -214,17 +221,17 @@ def new_run(
         colour_noise=noise,
         **AUGMENTATIONS[settings.augment],
     )
-    workers, cache_bytes = settings.workers, settings.image_cache * 1_000_000
-    train_data = Loader(
-        train, settings.batch_size, augment, settings.seed, workers=workers, cache_bytes=cache_bytes
-    )
+    loading: dict[str, Any] = {
+        "workers": settings.workers,
+        "processes": settings.worker_processes,
+        "cache_bytes": settings.image_cache * 1_000_000,
+    }
+    train_data = Loader(train, settings.batch_size, augment, settings.seed, **loading)
 
-    def held_out(dataset: Dataset, cache_bytes: int = 0) -> Loader:
+    def held_out(dataset: Dataset, **loading: Any) -> Loader:
         size = min(settings.batch_size, len(dataset))
         transform = classifier.transform
-        return Loader(
-            dataset, size, transform, shuffle=False, workers=workers, cache_bytes=cache_bytes
-        )
+        return Loader(dataset, size, transform, shuffle=False, **loading)
 
     if settings.initial_weights == "data" and fresh:
         nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))
@@ -236,7 +243,7 @@ def new_run(
         optimizer,
         recipe.make_schedule(optimizer, steps_per_epoch=len(train_data)),
         train_data,
-        val_data=held_out(val, cache_bytes),
-        test_data=held_out(test) if test is not None else None,
+        val_data=held_out(val, **loading),
+        test_data=held_out(test, **{**loading, "cache_bytes": 0}) if test is not None else None,
         colour_covariance=colour_covariance,
     )

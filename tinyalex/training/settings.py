@@ -35,8 +35,16 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 INITIAL_WEIGHTS = ("variant", "data")
 """As the variant draws them, or scaled afterwards by `nn.data_dependent_`."""
 
-CHANGEABLE = ("data", "epochs", "threads", "workers", "image_cache")
-"""What a resumed run may change: where images lie, how many stay in memory, its length, threads."""
+CHANGEABLE = (
+    "data",
+    "epochs",
+    "threads",
+    "workers",
+    "worker_processes",
+    "image_cache",
+    "index_cache",
+)
+"""What a resumed run may change: where images lie, how they are loaded, its length, threads."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,12 @@ class Settings:
     seed: int = 0
     threads: int = 1
     workers: int = 2
+    worker_processes: bool = False
+    """Whether the workers are processes, not threads."""
     image_cache: int = 1000
     """Megabytes of decoded images that stay in memory, for each split."""
+    index_cache: bool = True
+    """Whether the list of a large folder's images is remembered between runs."""
 
     def __post_init__(self) -> None:
         _one_of("variant", self.variant, VARIANTS)

@@ -1,0 +1,134 @@
+"""Turn a folder of images of any kind into a clean one, which trains faster and can be checked.
+
+python examples/prepare_images.py photos clean     photos/cat/1.png, ... to clean/cat/1.png.jpg, ...
+python examples/prepare_images.py --verify clean   has a file changed, or gone, since then?
+
+SOURCE has one folder per class, or train/ and val/ with such. TARGET gets the same folders, every
+image upright, in RGB, its shorter side 256 pixels; manifest.jsonl with the SHA-256 of each;
+statistics.safetensors with the mean image, the mean colour and the covariance of the colours of the
+images in train/ (of all where there is no train/); left_out.jsonl with what could not be read.
+The same command goes on where it was interrupted, and takes in what is new in SOURCE.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from tinyalex.data.dataset import printable
+from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
+from tinyalex.data.prepare import find_images, prepare
+from tinyalex.data.workers import WorkerError
+from tinyalex.training import Progress
+from tinyalex.training.command import (
+    DONE,
+    EXPECTED_ERRORS,
+    FAILED,
+    USAGE,
+    Help,
+    Parser,
+    complain,
+    one_sentence,
+)
+from tinyalex.training.lock import locked
+from tinyalex.training.progress import duration
+
+EXIT_CODES = """\
+exit codes: 0 done, perhaps without images that could not be read; 1 failed on the way; 2 arguments
+or folders that cannot be used, or files that --verify found changed, missing or unexpected; 130
+stopped by Ctrl-C"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    show = Shown()
+    try:
+        parser = make_parser()
+        args = parser.parse_args(argv)
+        if args.processes < 1:
+            raise ValueError(f"--processes must be at least 1, got {args.processes}")
+        if args.verify:
+            return check(args.target, args.processes, show)
+        if args.source is None:
+            parser.error("two folders are needed, SOURCE and TARGET")
+        options = Options(args.size, args.format, args.quality)
+        names, ignored = find_images(args.source, args.target)
+        with locked(args.target):
+            result = prepare(args.source, names, args.target, options, args.processes, show)
+    except (WorkerError, OSError, MemoryError) as error:
+        return complain(
+            f"{one_sentence(error)}; once that is mended, the same command goes on", FAILED
+        )
+    except EXPECTED_ERRORS as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        show.stop()
+    for name, reason in result.left_out:
+        print(f"left out: {printable(name)}: {reason}", file=sys.stderr)
+    print(
+        f"{args.target}: {result.made} images made, {result.kept} were there, "
+        f"{len(result.left_out)} left out, {ignored} other files ignored"
+    )
+    if result.left_out:
+        print(f"{args.target / LEFT_OUT} lists what was left out, and why")
+    return DONE
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(description=__doc__, epilog=EXIT_CODES, formatter_class=Help)
+    parser.add_argument("source", metavar="SOURCE", nargs="?", type=Path, help="folder of images")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="folder to be made")
+    parser.add_argument("--verify", action="store_true", help="check TARGET against its manifest")
+    parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="shorter side")
+    parser.add_argument("--format", choices=ENDINGS, default="jpeg", help="of the files made")
+    parser.add_argument("--quality", type=int, default=95, metavar="1..100", help="of a JPEG")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        metavar="N",
+        help="processes that work at the same time",
+    )
+    return parser
+
+
+def check(target: Path, processes: int, show: Shown) -> int:
+    """Name each file that is not what it was."""
+    wrong = verify(target, processes, show)
+    show.stop()
+    for sentence in wrong:
+        print(sentence, file=sys.stderr)
+    print(f"{target}: " + (f"{len(wrong)} files are wrong" if wrong else "all is well"))
+    return USAGE if wrong else DONE
+
+
+class Shown:
+    """Progress, with images per second and the time that is left."""
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+        self._what = ""
+        self._begun = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` images of `total` are behind us."""
+        if what != self._what:
+            self.stop()
+            self._what, self._begun = what, time.monotonic()
+            self._progress.start(what, total)
+        rate = done / max(time.monotonic() - self._begun, 1e-3)
+        self._progress.update(done, f"{rate:.0f} images/s, {duration((total - done) / rate)} left")
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        self._progress.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Batches made by processes: the same as by threads, and no wait for one that is dead or stuck."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import commands
+import images
+import numpy as np
+import pytest
+from test_data_loader import assert_same
+from trouble import Trouble
+
+from tinyalex.data import (
+    DataError,
+    EvalTransform,
+    ImageFolder,
+    Loader,
+    TrainTransform,
+    WorkerError,
+    loader_processes,
+)
+from tinyalex.training import Checkpoints, load_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _no_process_survives():
+    yield
+    assert multiprocessing.active_children() == []
+
+
+@pytest.fixture
+def loaders():
+    """Return a function that makes a Loader with processes; they end with the test."""
+    made = []
+
+    def make(*args, **options):
+        made.append(Loader(*args, **{"workers": 2, "processes": True, **options}))
+        return made[-1]
+
+    yield make
+    for loader in made:
+        loader.close()
+
+
+def test_the_same_batches_as_with_threads(loaders):
+    options = {"seed": 7, "batch_size": 16, "transform": TrainTransform(10, jitter=0.3)}
+    threads = Loader(Trouble(), **options)
+    processes = loaders(Trouble(), **options, prefetch=5)
+    for epoch, start in ((5, 0), (2, 2)):
+        assert_same(processes.epoch(epoch, start), threads.epoch(epoch, start))
+    batch = next(processes.epoch(0))
+    assert batch.images.transpose(0, 2, 3, 1).flags.c_contiguous  # channels last
+
+
+def test_an_epoch_left_early_does_not_disturb_the_next(loaders):
+    processes = loaders(Trouble(), 4, EvalTransform(10), prefetch=6)
+    for _ in range(3):
+        next(processes.epoch(0)).images[:] = -1  # a batch is the consumer's own
+    assert_same(processes.epoch(1), Loader(Trouble(), 4, EvalTransform(10)).epoch(1))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_broken_images_are_replaced_and_listed_as_with_threads(shuffle, loaders, tmp_path):
+    images.folder(tmp_path, cats=20, dogs=16)
+    for name in ("cats/005x.jpg", "cats/005y.jpg", "dogs/zzz.jpg"):
+        images.text(tmp_path / name)
+    dataset = ImageFolder(tmp_path, shorter_side=8)
+    options = {"batch_size": 13, "transform": EvalTransform(8), "shuffle": shuffle}
+    threads = Loader(dataset, **options, max_bad=0.1)
+    processes = loaders(dataset, **options, max_bad=0.1)
+    assert_same(processes.epoch(1), threads.epoch(1))
+    assert processes.bad == threads.bad
+    assert len(threads.bad) == 3
+    with pytest.raises(DataError, match="of 39 images cannot be read, 0 are allowed"):
+        list(loaders(dataset, **options, max_bad=0).epoch(1))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("kill", r"worker process \d+ \(\d of 2\) was ended by SIGKILL"),
+        ("leave", r"worker process \d+ \(\d of 2\) ended with exit code 7"),
+        ("stop", r"worker process \d+ \(\d of 2\) has said nothing for 1 s"),
+    ],
+)
+def test_a_dead_or_stuck_process_is_an_error_that_names_it(what, message, loaders, monkeypatch):
+    assert loader_processes.PATIENCE == 8
+    monkeypatch.setattr(loader_processes, "PATIENCE", 1.0)
+    loader = loaders(Trouble(what, at=35), 10, EvalTransform(10), shuffle=False)
+    batches = loader.epoch(0)
+    for k in range(3):
+        assert next(batches).indices[0] == 10 * k
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=message):
+        list(batches)
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - start < 10 - 8 + 1  # of the 8 s of patience, 1 is waited for here
+    assert len(next(loader.epoch(0))) == 10  # another epoch has new processes
+
+
+def test_killed_while_idle(loaders):
+    loader = loaders(Trouble(), 10, EvalTransform(10))
+    list(loader.epoch(0))
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="was ended by SIGKILL"):
+        list(loader.epoch(1))
+
+
+def test_an_error_comes_in_the_place_of_its_batch_and_says_where_it_arose(loaders):
+    batches = loaders(Trouble("fail", at=25), 10, EvalTransform(10), shuffle=False).epoch(0)
+    assert next(batches).indices[0] == 0
+    assert next(batches).indices[0] == 10
+    with pytest.raises(RuntimeError, match="the disk is gone") as caught:
+        next(batches)
+    assert "in fail" in str(caught.value.__cause__)
+
+
+def test_what_cannot_be_pickled_is_refused():
+    dataset = Trouble()
+    dataset.lock = lambda: None
+    with pytest.raises(TypeError, match="data set and a transform that can be pickled"):
+        next(Loader(dataset, 10, EvalTransform(10), processes=True).epoch(0))
+
+
+def test_a_dropped_loader_ends_its_processes():
+    loader = Loader(Trouble(), 10, EvalTransform(10), processes=True)
+    list(loader.epoch(0))
+    assert len(multiprocessing.active_children()) == 2
+    del loader
+    assert multiprocessing.active_children() == []
+
+
+def resident_bytes(pids):
+    """Return how much memory the processes hold."""
+    pages = (Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in pids)
+    return os.sysconf("SC_PAGESIZE") * sum(map(int, pages))
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_memory_stays_flat_over_an_epoch(processes, loaders, tmp_path):
+    """A leak of a kilobyte an image would show, one of pixels long before."""
+    images.folder(tmp_path, cats=2, dogs=2)
+    dataset = ImageFolder(tmp_path, shorter_side=30)
+    chosen = np.arange(4000) % 4
+    dataset.paths, dataset.labels = [dataset.paths[i] for i in chosen], chosen % 2
+    loader = loaders(dataset, 20, TrainTransform(24), processes=processes)
+    sizes = []
+    for number, _ in enumerate(loader.epoch(0)):
+        if number in (49, 199):
+            pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            sizes.append(resident_bytes(pids))
+    assert sizes[1] - sizes[0] < 3e6
+
+
+def test_training_with_processes_has_the_same_result(tmp_path):
+    photos = commands.draw_photos(tmp_path / "photos")
+    weights = []
+    for out, *options in (("threads",), ("processes", "--worker-processes")):
+        arguments = ("--variant", "tiny", "--threads", 1, "--epochs", 1, "--workers", 1)
+        with commands.tiny_variant():
+            code, _, errors = commands.run(
+                "train_alexnet", *arguments, "--data", photos, "--out", tmp_path / out, *options
+            )
+        assert code == 0, errors
+        weights.append(load_checkpoint(Checkpoints(tmp_path / out).last)["classifier"]["weights"])
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name], err_msg=name)

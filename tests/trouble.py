@@ -1,0 +1,38 @@
+"""A data set for worker processes, on its own: they need import nothing else of the tests."""
+
+import os
+import signal
+
+import numpy as np
+
+
+class Trouble:
+    """Random images; what loading the image `at` does is in the method `what`."""
+
+    def __init__(self, what=None, at=None, size=60):
+        self.classes = ["a", "b"]
+        self.labels = np.arange(size, dtype=np.int64) % 2
+        self.what, self.at = what, at
+
+    def __len__(self):
+        return len(self.labels)
+
+    def load(self, index):
+        if index == self.at:
+            getattr(self, self.what)()
+        return np.random.default_rng(index).integers(0, 256, (12, 14, 3), np.uint8)
+
+    def describe(self, index):
+        return f"image {index}"
+
+    def kill(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def leave(self):
+        os._exit(7)
+
+    def fail(self):
+        raise RuntimeError("the disk is gone")

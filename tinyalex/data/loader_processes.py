@@ -1,0 +1,79 @@
+"""A loader's batches made by processes instead of threads: the same, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyalex.backends import memory
+from tinyalex.data.workers import Work, Workers
+
+PATIENCE = 8.0
+"""Seconds without a sign of life, which a process gives after every image, until it is an error."""
+
+
+class BatchProcesses:
+    """Processes with a copy of the loader each; pixels come back through shared memory."""
+
+    def __init__(self, loader: Callable[..., Any], options: dict[str, Any], workers: int) -> None:
+        self.shape = (options["batch_size"], *options["transform"].shape)
+        try:
+            self._workers = Workers(
+                workers,
+                _batch_maker,
+                loader,
+                options,
+                patience=PATIENCE,
+                shared_bytes=4 * math.prod(self.shape),
+            )
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise TypeError(
+                f"processes need a data set and a transform that can be pickled: {error}"
+            ) from error
+
+    def batch(
+        self, epoch: int, chosen: np.ndarray, stop: threading.Event
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Return images [N, height, width, channels], their indices, and what cannot be read.
+
+        There are no images once `stop` is set. Raises WorkerError for a process that has ended or
+        says nothing.
+        """
+        with self._workers.idle() as worker:
+            found = worker.ask((epoch, chosen), stop)
+            indices, bad = found if found is not None else (np.empty(0, np.int64), {})
+            images = memory.empty((len(indices), *self.shape[1:]), np.float32)
+            images[...] = _pixels(worker.memory, self.shape)[: len(indices)]
+        return images, indices, bad
+
+    def close(self) -> None:
+        """End the processes."""
+        self._workers.close()
+
+    def kill(self) -> None:
+        """End the processes at once, stuck or not."""
+        self._workers.kill()
+
+
+def _pixels(shared: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(shared, np.float32).reshape(shape)
+
+
+def _batch_maker(shared: Any, loader_class: Callable[..., Any], options: dict[str, Any]) -> Work:
+    """Return what makes batches in a process."""
+    loader = loader_class(**options)
+    shape = (options["batch_size"], *options["transform"].shape)
+
+    def make(
+        task: tuple[int, np.ndarray], alive: Callable[[], object]
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        epoch, chosen = task
+        batch = loader.make_batch(epoch, chosen, alive, _pixels(shared, shape))
+        return batch.indices, loader.bad_from(chosen)
+
+    return make

@@ -1,0 +1,182 @@
+"""The list of the images in a prepared folder: what each came from, and its SHA-256.
+
+`manifest.jsonl` has the options in its first line and an image in each of the others. While the
+work is under way, a journal of the same form grows: a line is added once its file is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypeVar
+
+from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.statistics import load_statistics
+from tinyalex.data.workers import Work, Workers
+from tinyalex.files import FileError, write_atomically
+
+MANIFEST, JOURNAL = "manifest.jsonl", ".manifest-so-far.jsonl"
+STATISTICS, LEFT_OUT = "statistics.safetensors", "left_out.jsonl"
+OWN_FILES = {MANIFEST, JOURNAL, STATISTICS, LEFT_OUT, "run.lock"}
+
+CHUNK = 16
+"""Images in one task of a process: a second of work at most, all that an interruption costs."""
+
+ENDINGS = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}
+
+Show = Callable[[str, int, int], object]
+"""Called as `show(what, done, total)` whenever a chunk is done."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the images become. Raises ValueError for what cannot be."""
+
+    shorter_side: int = 256
+    format: str = "jpeg"
+    quality: int = 95
+    """Of a JPEG, in Pillow's measure."""
+
+    def __post_init__(self) -> None:
+        if self.shorter_side < 1:
+            raise ValueError(f"the shorter side must be at least 1 pixel, got {self.shorter_side}")
+        if self.format not in ENDINGS:
+            raise ValueError(f"the format must be one of {', '.join(ENDINGS)}, got {self.format!r}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"the quality must be 1 to 100, got {self.quality}")
+
+    def header(self) -> str:
+        """Return the first line of a manifest."""
+        return json.dumps({"format": "tinyalex-manifest-1", **asdict(self)}) + "\n"
+
+    def name_for(self, name: str) -> str:
+        """Return what the file `name` is called afterwards: it keeps an ending that fits."""
+        fits = name.lower().endswith(ENDINGS[self.format])
+        return name if fits else name + ENDINGS[self.format][0]
+
+
+class Entry(NamedTuple):
+    """An image: its path below TARGET, that of its source below SOURCE; sizes in bytes."""
+
+    path: str
+    source: str
+    sha256: str
+    size: int
+    source_size: int
+
+    def line(self) -> str:
+        """Return the entry as a line of a manifest."""
+        return json.dumps(self._asdict()) + "\n"
+
+
+def read_manifest(path: Path) -> tuple[str, list[Entry]]:
+    """Return the first line and the entries.
+
+    Raises FileError for a damaged manifest. In a journal, which a power failure may leave with
+    damaged lines, those are passed over: their images are made again.
+    """
+    header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    entries = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            if line:
+                entries.append(Entry(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if path.name != JOURNAL:
+                raise FileError(f"{path} is damaged in line {number}: {error}") from error
+    return header + "\n", entries
+
+
+def open_journal(target: Path, options: Options) -> TextIO:
+    """Open the journal, begun if there is none, behind its last whole line."""
+    path = target / JOURNAL
+    if not path.exists():
+        write_atomically(path, lambda file: file.write(options.header().encode()))
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    return path.open("a", encoding="utf-8")
+
+
+def verify(target: Path, processes: int, show: Show = lambda what, done, total: None) -> list[str]:
+    """Return what is wrong in a prepared folder, a sentence for each file; nothing if all is well.
+
+    Every image is read and its SHA-256 compared with the manifest's, and the manifest's with the
+    one in the statistics, which have a digest of their own. Raises DataError if `target` was not
+    prepared to the end, FileError for a manifest that cannot be read.
+    """
+    if (target / JOURNAL).exists():
+        raise DataError(f"{target} is not finished: prepare it to the end first")
+    if not (target / MANIFEST).is_file():
+        raise DataError(f"{target} has no {MANIFEST}: it was not made by prepare_images.py")
+    _, entries = read_manifest(target / MANIFEST)
+    wrong = []
+    try:
+        _, notes = load_statistics(target / STATISTICS)
+        if notes["manifest_sha256"] != sha256(target / MANIFEST):
+            wrong.append(f"changed: {MANIFEST}")
+    except (OSError, FileError) as error:
+        wrong.append(f"changed: {STATISTICS} ({error})")
+
+    paths = [entry.path for entry in entries]
+    workers = Workers(processes, _hasher, target)
+    try:
+        done = 0
+        for digests in workers.map(chunks(paths)):
+            for entry, digest in zip(entries[done : done + len(digests)], digests, strict=True):
+                if digest != entry.sha256:
+                    wrong.append(f"{'changed' if digest else 'missing'}: {printable(entry.path)}")
+            done += len(digests)
+            show("verifying", done, len(entries))
+    finally:
+        workers.close()
+    expected = OWN_FILES.union(paths)
+    strangers = sorted(printable(path) for path in files_below(target) if path not in expected)
+    return wrong + [f"unexpected: {path}" for path in strangers]
+
+
+def _hasher(memory: Any, target: Path) -> Work:
+    def digests(paths: Sequence[str], alive: Callable[[], object]) -> list[str | None]:
+        found: list[str | None] = []
+        for path in paths:
+            alive()
+            # Only regular files: to open a named pipe would be to wait for ever.
+            found.append(sha256(target / path) if file_size(target / path) >= 0 else None)
+        return found
+
+    return digests
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder, and of links to folders, relative to it."""
+    for above, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(above, name))]
+        for name in (*files, *links):
+            yield os.path.relpath(os.path.join(above, name), folder)
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a regular file, -1 where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield the items, as many at a time as make a task."""
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]

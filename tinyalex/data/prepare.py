@@ -1,0 +1,246 @@
+"""A folder of images of any kind to a folder of clean ones, with a manifest and statistics.
+
+    TARGET/roses/1.jpg              what SOURCE/roses/1.jpg became
+    TARGET/roses/2.png.jpg          what SOURCE/roses/2.png became
+    TARGET/manifest.jsonl           path, source and SHA-256 of each image
+    TARGET/statistics.safetensors   mean image, mean colour, covariance of colours
+    TARGET/left_out.jsonl           what could not be read, and why
+
+Every file appears whole or not at all, so the work can stop at any moment and go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tinyalex.data.dataset import DataError, ImageError, printable
+from tinyalex.data.folder import ImageFolder
+from tinyalex.data.image import read_image
+from tinyalex.data.manifest import (
+    JOURNAL,
+    LEFT_OUT,
+    MANIFEST,
+    OWN_FILES,
+    STATISTICS,
+    Entry,
+    Options,
+    Show,
+    chunks,
+    file_size,
+    files_below,
+    open_journal,
+    read_manifest,
+)
+from tinyalex.data.statistics import PixelSums, load_statistics
+from tinyalex.data.workers import Work, Workers
+from tinyalex.files import FileError, write_atomically
+
+
+@dataclass
+class Prepared:
+    """What `prepare` did, in numbers of images."""
+
+    made: int = 0
+    kept: int = 0
+    """Those that were there from an earlier run."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(path below SOURCE, reason) of each image that could not be read, sorted."""
+
+
+def find_images(source: Path, target: Path) -> tuple[list[str], int]:
+    """Return the paths of the images below `source`, and how many other files there are.
+
+    `source` holds class folders, or train/ and val/ with such, as `ImageFolder` takes them. Raises
+    DataError if it does not, and for a `target` that it would be wrong to write to.
+    """
+    here, there = source.resolve(), target.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise DataError(f"{source} and {target} must not lie in one another")
+    files = set(files_below(target))
+    if files and not files & {MANIFEST, JOURNAL} and files - OWN_FILES:
+        raise DataError(f"{target} holds other files: give a folder that is empty or new")
+    splits: list[str | None] = [name for name in ("train", "val") if (source / name).is_dir()]
+    folders = [ImageFolder(source, split) for split in splits or [None]]
+    names = [os.path.relpath(path, source) for folder in folders for path in folder.paths]
+    return names, sum(folder.ignored for folder in folders)
+
+
+def prepare(
+    source: Path,
+    names: Sequence[str],
+    target: Path,
+    options: Options,
+    processes: int,
+    show: Show = lambda what, done, total: None,
+) -> Prepared:
+    """Make the images in `target` that are missing, the manifest and the statistics.
+
+    `names` are the images in `source`. One is missing unless manifest or journal list it with the
+    size that it has, and with the size that its source has.
+
+    Raises DataError for a `target` made with other options and if no image can be read, WorkerError
+    when a process dies, OSError and MemoryError when the machine does not play along. What was made
+    until then stays.
+    """
+    result = Prepared()
+    jobs = _jobs(names, options, result)
+    known = _find_known(target, options)
+    missing = [(name, path) for name, path in jobs if not _is_there(known.get(path), source)]
+    result.kept = len(jobs) - len(missing)
+    for _, path in missing:
+        if known.pop(path, None):  # its source has changed, and may have become unreadable
+            (target / path).unlink()
+    for folder in {os.path.dirname(path) for _, path in jobs}:  # of a class without images, too
+        (target / folder).mkdir(parents=True, exist_ok=True)
+
+    workers = Workers(processes, _caller)
+    try:
+        with open_journal(target, options) as journal:
+            tasks = ((_convert_all, chunk, source, target, options) for chunk in chunks(missing))
+            done = 0
+            for entries, left_out in workers.map(tasks):
+                journal.writelines(entry.line() for entry in entries)
+                journal.flush()
+                known.update((entry.path, entry) for entry in entries)
+                result.left_out += left_out
+                result.made += len(entries)
+                done += len(entries) + len(left_out)
+                show("preparing", done, len(missing))
+        result.left_out.sort()
+        if not known:
+            raise DataError(f"none of the {len(jobs)} images in {source} could be read")
+        entries = [known[path] for path in sorted(known)]
+        manifest = (options.header() + "".join(entry.line() for entry in entries)).encode()
+        _write_statistics(target, entries, manifest, options, workers, show)
+    finally:
+        workers.close()
+    lines = [json.dumps({"source": name, "reason": why}) + "\n" for name, why in result.left_out]
+    write_atomically(target / LEFT_OUT, lambda file: file.write("".join(lines).encode()))
+    write_atomically(target / MANIFEST, lambda file: file.write(manifest))
+    for path in filter(_is_temporary, files_below(target)):  # left by processes that were killed
+        (target / path).unlink(missing_ok=True)
+    (target / JOURNAL).unlink()
+    return result
+
+
+def _jobs(names: Sequence[str], options: Options, result: Prepared) -> list[tuple[str, str]]:
+    """Return (path below SOURCE, path below TARGET) of each image, sorted."""
+    taken: dict[str, str] = {}
+    # Where 1.png and 1.png.jpg would both be called 1.png.jpg, the one that is called so stays.
+    for name in sorted(names, key=lambda name: (options.name_for(name) != name, name)):
+        path = options.name_for(name)
+        if taken.setdefault(path, name) != name:
+            reason = f"would be called {path}, as {taken[path]} is"
+            result.left_out.append((name, printable(reason)))
+    return sorted((name, path) for path, name in taken.items())
+
+
+def _find_known(target: Path, options: Options) -> dict[str, Entry]:
+    """Return what earlier runs have made and what is still there, by path."""
+    known: dict[str, Entry] = {}
+    for path in filter(Path.exists, (target / MANIFEST, target / JOURNAL)):
+        header, entries = read_manifest(path)
+        if header != options.header():
+            raise DataError(
+                f"{target} was prepared with other options ({header.strip()}): give the same, or "
+                "another folder"
+            )
+        known.update((entry.path, entry) for entry in entries)
+    return {path: entry for path, entry in known.items() if file_size(target / path) == entry.size}
+
+
+def _is_there(entry: Entry | None, source: Path) -> bool:
+    return entry is not None and file_size(source / entry.source) == entry.source_size
+
+
+def _is_temporary(path: str) -> bool:
+    name = os.path.basename(path)
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _write_statistics(
+    target: Path,
+    entries: Sequence[Entry],
+    manifest: bytes,
+    options: Options,
+    workers: Workers,
+    show: Show,
+) -> None:
+    """Write the statistics of the training images, unless those of this manifest are there."""
+    digest = hashlib.sha256(manifest).hexdigest()
+    try:
+        if load_statistics(target / STATISTICS)[1]["manifest_sha256"] == digest:
+            return
+    except (OSError, FileError, KeyError):
+        pass
+    split = [path for path, *_ in entries if path.startswith("train" + os.sep)]
+    paths = split or [path for path, *_ in entries]
+    sums = PixelSums(options.shorter_side)
+    tasks = ((_sum_up, chunk, target, options.shorter_side) for chunk in chunks(paths))
+    for part in workers.map(tasks):
+        sums.merge([part])
+        show("measuring", sums.count, len(paths))
+    images = "train" if split else "all"
+    sums.statistics().save(target / STATISTICS, images=images, manifest_sha256=digest)
+
+
+# --- in the worker processes ----------------------------------------------------------------------
+
+
+def _caller(memory: Any) -> Work:
+    """Return the function that does a task: (function, arguments ...)."""
+    return lambda task, alive: task[0](*task[1:], alive)
+
+
+def _convert_all(
+    jobs: Sequence[tuple[str, str]],
+    source: Path,
+    target: Path,
+    options: Options,
+    alive: Callable[[], object],
+) -> tuple[list[Entry], list[tuple[str, str]]]:
+    entries, left_out = [], []
+    for name, path in jobs:
+        alive()
+        try:
+            entries.append(_convert(source, name, target, path, options))
+        except ImageError as error:
+            left_out.append((name, error.reason))
+    return entries, left_out
+
+
+def _convert(source: Path, name: str, target: Path, path: str, options: Options) -> Entry:
+    """Make one image. Raises ImageError if that is the image's fault."""
+    pixels = read_image(source / name, options.shorter_side)
+    encoding = {"quality": options.quality} if options.format == "jpeg" else {}
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, options.format, **encoding)
+    content = buffer.getvalue()
+    try:
+        write_atomically(target / path, lambda file: file.write(content))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageError(source / name, "the name is too long") from error
+        raise
+    digest = hashlib.sha256(content).hexdigest()
+    return Entry(path, name, digest, len(content), os.path.getsize(source / name))
+
+
+def _sum_up(
+    paths: Sequence[str], target: Path, size: int, alive: Callable[[], object]
+) -> PixelSums:
+    sums = PixelSums(size)
+    for path in paths:
+        alive()
+        sums.add(read_image(target / path))
+    return sums

@@ -1,0 +1,228 @@
+"""Processes that work beside this one, and that may die: that is an error then, never a wait."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import queue
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
+_ALIVE = "alive"
+
+START_SECONDS = 60.0
+"""How long a process may take until its first sign of life: it imports what it needs."""
+
+SIGN_SECONDS = 1.0
+"""How often a process that is at work says so."""
+
+
+class WorkerError(RuntimeError):
+    """A process that ended, or was silent for too long, before its work was done."""
+
+
+Work = Callable[[Any, Callable[[], object]], Any]
+"""Called as `work(task, alive)`; it calls `alive()` now and then, at least for every image."""
+
+
+class Workers:
+    """`count` processes that do tasks, one at a time each.
+
+    In each process `make(memory, *arguments)` returns the function `work`, and `work(task, alive)`
+    the result of a task; `memory` is an array of `shared_bytes` bytes that the process shares with
+    this one (`Worker.memory`), for results too large to be sent. `make`, the arguments, tasks and
+    results are pickled. The processes are started anew ("spawn"), leave Ctrl-C and SIGTERM to this
+    one, print no warnings, and end when this process does, however that ends.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        make: Callable[..., Work],
+        *arguments: Any,
+        patience: float = 60.0,
+        shared_bytes: int = 0,
+    ) -> None:
+        self.all: list[Worker] = []
+        # Called when this object goes, and at the end of this process, too.
+        self.close = Finalize(self, _close, (self.all,), exitpriority=10)
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for number in range(1, count + 1):
+            name = f"{number} of {count}"
+            self.all.append(Worker(name, make, arguments, patience, shared_bytes))
+            self._idle.put(self.all[-1])
+
+    def kill(self) -> None:
+        """End the processes at once, in the middle of whatever they do."""
+        for worker in self.all:
+            worker.process.kill()
+        self.close()
+
+    @contextmanager
+    def idle(self) -> Iterator[Worker]:
+        """Wait for a process that nobody else has, and have it."""
+        worker = self._idle.get()
+        try:
+            yield worker
+        finally:
+            self._idle.put(worker)
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Yield the result of each task, in their order; tasks are taken as they are needed."""
+        stop = threading.Event()
+        pending: deque[Future[Any]] = deque()
+
+        def ask(task: Any) -> Any:
+            with self.idle() as worker:
+                return worker.ask(task, stop)
+
+        with ThreadPoolExecutor(len(self.all)) as pool:
+            try:
+                for task in tasks:
+                    pending.append(pool.submit(ask, task))
+                    if len(pending) > 2 * len(self.all):
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Worker:
+    """One of the processes, seen from here. Raises WorkerError once it has ended."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[..., Work],
+        arguments: tuple[Any, ...],
+        patience: float,
+        shared_bytes: int,
+    ) -> None:
+        self.patience = patience
+        self.memory = _CONTEXT.RawArray("b", shared_bytes)
+        self.connection, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(
+            target=_serve, args=(theirs, make, self.memory, arguments), daemon=True
+        )
+        self.process.start()
+        theirs.close()  # so that the end of the process ends the connection
+        self.name = f"worker process {self.process.pid} ({name})"
+        self._started = False
+        self._owed = 0
+
+    def ask(self, task: Any, stop: threading.Event) -> Any:
+        """Return the result of a task, or None as soon as `stop` is set.
+
+        Raises what the task raised; WorkerError if the process has ended, or says nothing for
+        `patience` seconds.
+        """
+        heard = time.monotonic()
+        try:
+            self.connection.send(task)
+            self._owed += 1
+            while not stop.is_set():
+                if self.connection.poll(0.1):
+                    kind, content = self.connection.recv()
+                    heard, self._started = time.monotonic(), True
+                    self._owed -= kind != _ALIVE
+                    if kind != _ALIVE and self._owed == 0:  # else of a task that was given up
+                        return _result(kind, content)
+                patience = self.patience if self._started else max(START_SECONDS, self.patience)
+                if time.monotonic() - heard > patience:
+                    raise WorkerError(
+                        f"{self.name} has said nothing for {patience:.0f} s: it is stopped, or "
+                        "waits for a disk that does not answer"
+                    )
+        except (EOFError, ConnectionError):
+            raise WorkerError(self._obituary()) from None
+        return None
+
+    def _obituary(self) -> str:
+        self.process.join(timeout=5)
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                how += ", which is also what a system without memory left does"
+        else:
+            how = f"ended with exit code {code}; its own message, if any, stands above"
+        return f"{self.name} {how}"
+
+
+def _result(kind: str, content: Any) -> Any:
+    if kind == "error":
+        error, text = content
+        raise error from WorkerError(f"in a worker process:\n{text}")
+    return content
+
+
+def _close(workers: list[Worker]) -> None:
+    """End the processes: they notice that the connection is gone; who does not is killed."""
+    for worker in workers:
+        worker.connection.close()
+    deadline = time.monotonic() + 5
+    for worker in workers:
+        worker.process.join(timeout=max(0.0, deadline - time.monotonic()))
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join(timeout=1)  # waiting for a broken disk, it cannot even be killed
+
+
+# --- in the process -------------------------------------------------------------------------------
+
+
+def _serve(
+    connection: Connection, make: Callable[..., Work], memory: Any, arguments: tuple[Any, ...]
+) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):  # sent to all, but the parent's to answer
+        signal.signal(signum, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # Pillow's do not say which image they are about
+    alive = _SignOfLife(connection)
+    try:
+        alive()
+        work = make(memory, *arguments)
+        while True:
+            task = connection.recv()
+            try:
+                reply = ("done", work(task, alive))
+            except ConnectionError:
+                raise
+            except Exception as error:
+                reply = ("error", (_portable(error), traceback.format_exc()))
+            connection.send(reply)
+    except (EOFError, ConnectionError):  # the parent has closed the connection, or is gone
+        pass
+
+
+class _SignOfLife:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = float("-inf")
+
+    def __call__(self) -> None:
+        """Tell the parent now and then that this process is at work; end it if nobody listens."""
+        if time.monotonic() - self._last > SIGN_SECONDS:
+            self._last = time.monotonic()
+            self._connection.send((_ALIVE, None))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the error if it can be sent, else one with the same words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
