@@ -11,11 +11,14 @@ import json
 import os
 import shlex
 import sys
+import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tinyalex import summary
+from tinyalex.autograd import no_grad
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.files import remove_temporaries, write_atomically
 from tinyalex.models import VARIANTS
@@ -27,8 +30,10 @@ from tinyalex.training import (
     Run,
     Settings,
     StoppedError,
+    StopRequest,
     Trainer,
     evaluate,
+    load_checkpoint,
     load_classifier,
     new_run,
     read_metrics,
@@ -42,18 +47,23 @@ from tinyalex.training.command import (
     complain,
     one_sentence,
 )
+from tinyalex.training.divergence import REPORT, STEP
 from tinyalex.training.environment import environment
+from tinyalex.training.evaluation import judge
 from tinyalex.training.lock import locked
-from tinyalex.training.options import read_arguments
+from tinyalex.training.options import as_arguments, read_arguments
+from tinyalex.training.overfit import advice, overfit
 from tinyalex.training.pictures import filter_grid, learning_curves
 from tinyalex.training.progress import duration
 from tinyalex.training.rehearsal import rehearse
+from tinyalex.training.tensorboard import scalar_writer
 
 OUTPUTS = {
     "best.safetensors": "the network of the epoch with the best validation, to be used",
     "last.safetensors": "the whole state of the run, to go on with more --epochs",
+    "previous.safetensors": "the one before, in case the last is damaged",
     "metrics.jsonl": "losses and accuracies, one line of JSON each",
-    "run.json": "settings and versions",
+    "run.json": "settings, versions and commands",
     "filters.png": "the kernels of the first layer (Figure 3 of the paper)",
     "curves.png": "loss and accuracy over the epochs",
 }
@@ -61,26 +71,40 @@ OUTPUTS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    started = time.monotonic()
     with ExitStack() as held:
         try:
             args, settings, checkpoint = read_arguments(argv, __doc__)
+            if args.overfit:
+                settings = replace(settings, dropout=0.0)
             if checkpoint is None:
                 run = new_run(settings, progress=Progress())
             else:
                 run = old_run(settings, checkpoint, args.out)
             del checkpoint  # hundreds of megabytes
             print_header(run, args.out)
+            if args.summary:
+                size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
+                print(summary(run.classifier.model, size))
+                return DONE
             if args.dry_run:
                 rehearse(run, args.out)
                 return DONE
-            trainer = prepare(run, args.out, held)
+            if args.overfit:
+                return DONE if overfit(run, args.overfit) else complain(advice(run), FAILED)
+            trainer = prepare(run, args.out, held, args.fallen_back)
+            if args.tensorboard:
+                writer = scalar_writer(args.out / "tensorboard", run.state.step)
+                trainer.on_row = held.enter_context(writer)
+            steps = args.steps if (args.steps or run.total_steps) < run.total_steps else None
+            stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
         except EXPECTED_ERRORS as error:
             return complain(error)
         except ArithmeticError as error:
             return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
         except KeyboardInterrupt:
             return 130
-        return train(trainer)
+        return train(trainer, stop)
 
 
 def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
@@ -106,9 +130,11 @@ def print_header(run: Run, out: Path) -> None:
     ignored = f"; {sum(folders.values())} other files ignored" if any(folders.values()) else ""
     classes = run.classifier.classes
     names = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    commit = f", commit {here['commit']}" if here["commit"] else ""
     print(
-        f"tinyalex {here['tinyalex']}: {here['backend']} backend, {here['threads']} threads, "
-        f"BLAS {here['blas']}, seed {settings.seed}\n"
+        f"tinyalex {here['tinyalex']}{commit}\n"
+        f"machine  {here['backend']} backend on {here['device']}, float32, {here['threads']} "
+        f"threads, BLAS {here['blas']}, seed {settings.seed}\n"
         f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes} images{ignored}\n"
         f"classes  {len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}\n"
         f"model    {settings.variant}, {VARIANTS[settings.variant].title}: "
@@ -123,50 +149,71 @@ def print_header(run: Run, out: Path) -> None:
     )
 
 
-def prepare(run: Run, out: Path, held: ExitStack) -> Trainer:
-    """Write the first files of a run, so that a disk that will not do is found out now.
+def prepare(run: Run, out: Path, held: ExitStack, fallen_back: bool = False) -> Trainer:
+    """Judge a batch and write the first files, so that what will not do is found out now.
 
-    `held` holds the folder's lock, which is for the whole run.
+    `held` holds the folder's lock, which is for the whole run. With `fallen_back` the last
+    checkpoint could not be read, and the run goes on from the one before.
     """
+    run.classifier.model.eval()
+    with no_grad():
+        judge(run.classifier.model, next(run.val_data.epoch(0)))
     try:
         held.enter_context(locked(out))
-        for name in OUTPUTS:
+        for name in (*OUTPUTS, REPORT, STEP):
             remove_temporaries(out / name)
         checkpoints = Checkpoints(out)
         checkpoints.prepare(run)
+        if fallen_back:
+            checkpoints.put_back()
         metrics = MetricsFile(out / "metrics.jsonl", keep=run.state.rows)
-        record = {
-            "settings": asdict(run.settings),
-            "recipe": asdict(run.settings.recipe),
-            "classes": run.classifier.classes,
-            "mean": run.classifier.mean_colour,
-            "resumed_at_step": run.state.step,
-            "environment": environment(),
-        }
-        text = json.dumps(record, indent=2) + "\n"
-        write_atomically(out / "run.json", lambda file: file.write(text.encode()))
+        write_record(run, out / "run.json")
         if not checkpoints.last.exists():
             checkpoints.save(run)
+            load_checkpoint(checkpoints.last)
     except OSError as error:
         raise OSError(f"cannot write to the folder {out}: {one_sentence(error)}") from error
     return Trainer(run, checkpoints, metrics, Progress())
 
 
-def train(trainer: Trainer) -> int:
+def write_record(run: Run, path: Path) -> None:
+    """Write all that it takes to do the run again; `sessions` gets an entry whenever it goes on."""
+    try:
+        sessions = json.loads(path.read_text())["sessions"]
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by somebody
+        sessions = []
+    record = {
+        "again": command("train_alexnet.py", *as_arguments(run.settings)),
+        "settings": asdict(run.settings),
+        "recipe": asdict(run.settings.recipe),
+        "classes": run.classifier.classes,
+        "mean": run.classifier.mean_colour,
+        "environment": environment(),
+        "sessions": [*sessions, {"from_step": run.state.step, **environment()}],
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def train(trainer: Trainer, stop: StopRequest) -> int:
     """Train to the end, or say what stopped it and how to go on."""
     run, out = trainer.run, trainer.checkpoints.folder
     go_on = command("train_alexnet.py", "--resume", out)
     try:
-        trainer.train()
-        finish(trainer)
+        trainer.train(stop)
+        with stop:
+            finish(trainer, stop)
     except StoppedError as stopped:
-        print(f"stopped and saved at step {run.state.step} of {run.total_steps}; go on: {go_on}")
+        print(
+            f"stopped by {stopped.reason} and saved at step {run.state.step} of "
+            f"{run.total_steps}; go on: {go_on}"
+        )
         return stopped.exit_code
     except DivergedError as error:
         return complain(
-            f"{error} in step {run.state.step + 1} (epoch {run.state.epoch + 1}), so training "
-            f"stopped; {trainer.checkpoints.last} is from before that; begin anew with another "
-            f"--out and a lower --lr (it was {run.settings.lr:g})",
+            f"{error}; training stopped, {trainer.checkpoints.last} is from before that; go on "
+            f"from there with a lower rate (it was {run.settings.lr:g}): {go_on} --allow-change "
+            f"--lr {run.settings.lr / 2:g}",
             DIVERGED,
         )
     except DataError as error:
@@ -188,14 +235,15 @@ def train(trainer: Trainer) -> int:
     return DONE
 
 
-def finish(trainer: Trainer) -> None:
+def finish(trainer: Trainer, stop: StopRequest) -> None:
     """Test the network, draw the pictures, and say what there is now."""
     run, out = trainer.run, trainer.checkpoints.folder
     print(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
     if run.test_data is not None:
         best = load_classifier(out).model
-        scores = evaluate(best, run.test_data, trainer.progress, title="testing")
-        assert scores is not None
+        scores = evaluate(best, run.test_data, trainer.progress, stop, "testing")
+        if scores is None:
+            raise stop.error()
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
         trainer.metrics.append({"kind": "test", "step": run.state.step, **results})
         print(

@@ -1,6 +1,9 @@
 """Checkpoints: when they are written, what they hold, what is refused."""
 
 import math
+import re
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,9 +90,117 @@ def test_weights_that_are_not_finite_are_not_saved(photos, tmp_path, place):
         next(run.classifier.model.parameters()).data.flat[5] = np.inf
     else:
         run.optimizer._velocity[0].flat[5] = np.nan
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match=r"features\.0\.weight has values that are not fi"):
         checkpoints.save(run)
     assert checkpoints.last.read_bytes() == before
+
+
+def test_the_last_two_are_kept(photos, tmp_path):
+    run = new_run(tiny_settings(photos))
+    checkpoints = Checkpoints(tmp_path)
+    assert not checkpoints.exist()
+    for step in (1, 2, 3):
+        run.state.step = step
+        checkpoints.save(run)
+    assert load_checkpoint(checkpoints.last)["state"]["step"] == 3
+    assert load_checkpoint(checkpoints.previous)["state"]["step"] == 2
+    checkpoints.last.unlink()
+    assert checkpoints.exist()
+
+
+@pytest.fixture
+def two(photos, tmp_path):
+    """Return the checkpoints of step 0 and of step 1 of a run."""
+    run = new_run(tiny_settings(photos))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(run)
+    run.state.step = 1
+    checkpoints.save(run)
+    return checkpoints
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(halve, "last.safetensors is damaged"), (Path.unlink, "there is no checkpoint")],
+)
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(two, spoil, reason):
+    said = []
+    assert two.load(said.append)[1] == two.last
+    assert not said
+    spoil(two.last)
+    content, path = two.load(said.append)
+    assert (content["state"]["step"], path) == (0, two.previous)
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+    assert reason in said[0]
+    assert said[0].endswith(f"going on from {two.previous}, of step 0")
+    two.put_back()
+    assert two.load(said.append)[1] == two.last
+    assert not two.previous.exists()
+
+
+def test_two_damaged_checkpoints_are_both_named(two):
+    halve(two.last)
+    halve(two.previous)
+    with pytest.raises(FileError, match=r"last\.safetensors is .*previous\.safetensors is dam"):
+        two.load()
+
+
+def renamed(state):
+    state["classifier"]["weights"]["extra"] = state["classifier"]["weights"].pop("features.0.bias")
+
+
+def of_another_dtype(state):
+    weights = state["classifier"]["weights"]
+    weights["classifier.0.weight"] = weights["classifier.0.weight"].astype(np.float64)
+
+
+def of_another_shape(state):
+    state["optimizer"]["velocity"][1] = np.zeros(3, np.float32)
+
+
+def no_number(state):
+    state["optimizer"]["velocity"][0].flat[1] = np.nan
+
+
+def too_few(state):
+    state["optimizer"]["velocity"].pop()
+
+
+def of_another_schedule(state):
+    state["schedule"]["schedule"] = "Sawtooth"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (renamed, "differs in extra, features.0.bias"),
+        (of_another_dtype, "classifier.0.weight must be float32 of shape"),
+        (of_another_shape, "the velocity of classifier.0.weight must be float32 of shape (64, "),
+        (no_number, "the velocity of features.0.weight has values that are not finite"),
+        (too_few, "differs in the velocities"),
+        (of_another_schedule, "this is a Plateau schedule, the state is of Sawtooth"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_anything_is_touched(photos, spoil, reason):
+    other = new_run(tiny_settings(photos, seed=1))
+    for parameter in other.classifier.model.parameters():
+        parameter.grad = np.ones_like(parameter.data)
+    other.optimizer.step()
+    state = other.get_state() | {"settings": asdict(tiny_settings(photos))}
+    state["data"] = new_run(tiny_settings(photos)).data_digest()
+    run = new_run(tiny_settings(photos))
+    before = ta.random.get_state(), run.classifier.model.state_dict(), asdict(run.state)
+    spoil(state)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        run.set_state(state)
+    np.testing.assert_equal((ta.random.get_state(), run.classifier.model.state_dict(),
+                             asdict(run.state)), before)  # fmt: skip
+    assert run.optimizer._velocity == [None] * 6
 
 
 def test_room_on_the_disk_is_looked_for_first(photos, tmp_path, monkeypatch):

@@ -142,6 +142,49 @@ def test_missing_folder(tmp_path):
         ta.save(1, tmp_path / "nowhere" / "x.ta")
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_what_was_there_before_can_be_kept(path, links, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    other = path.with_name("before")
+    for content in ("first", "second", "third"):
+        ta.files.save(content, path, keep=other)
+    assert (ta.load(path), ta.load(other)) == ("third", "second")
+    assert sorted(os.listdir(path.parent)) == sorted([path.name, other.name])
+
+
+def refuse(*args, **options):
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_the_content_is_on_the_disk_before_its_name_is(path, monkeypatch):
+    ta.save("old", path)
+    calls = []
+
+    def record(function):
+        real = getattr(os, function)
+
+        def recorded(*args, **options):
+            names = [os.readlink(f"/proc/self/fd/{a}") if a in open_ else a for a in args]
+            calls.append((function, *(os.path.basename(name) for name in names)))
+            return real(*args, **options)
+
+        monkeypatch.setattr(os, function, recorded)
+
+    open_ = range(3, 1000)
+    for function in ("fsync", "link", "replace"):
+        record(function)
+    ta.files.save("new", path, keep=path.with_name("before"))
+    temporary = calls[0][1]
+    assert temporary.startswith(f".{path.name}.")
+    assert calls == [
+        ("fsync", temporary),
+        ("link", path.name, "before"),
+        ("replace", temporary, path.name),
+        ("fsync", path.parent.name),
+    ]
+
+
 def test_replacing_keeps_readers_of_the_old_file(path):
     ta.save("old", path)
     with open(path, "rb") as reader:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import finish, result, run_and_save_always, start
 
-from tinyalex.training import Checkpoints, load_checkpoint
+from tinyalex.training import Checkpoints, StopRequest, load_checkpoint
 
 pytest_plugins = ("trained",)
 
@@ -85,7 +85,9 @@ def test_kill_at_any_moment(photos, undisturbed, tmp_path):
     assert half_written  # some of the kills came in the middle of writing a file
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)]
+)
 def test_signals_save_and_say_how_to_go_on(photos, tmp_path, signum, code):
     out = tmp_path / "a run"
     process = start("train_alexnet", *RUN, "--epochs", 8, "--data", photos, "--out", out)
@@ -96,7 +98,8 @@ def test_signals_save_and_say_how_to_go_on(photos, tmp_path, signum, code):
     stopped, said, _ = finish(process)
     assert stopped == code
     step = load_checkpoint(Checkpoints(out).last)["state"]["step"]
-    assert f"stopped and saved at step {step} of {8 * 7}" in said
+    name = signal.Signals(signum).name
+    assert f"stopped by {name} and saved at step {step} of {8 * 7}" in said
     assert f"train_alexnet.py --resume '{out}'" in said
     resumed, said, _ = finish(start("train_alexnet", "--resume", out))
     assert resumed == 0
@@ -110,7 +113,7 @@ def test_second_signal_stops_at_once():
         from tinyalex.training import StopRequest
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGINT)
-            assert stop.signum == signal.SIGINT
+            assert stop.reason == "SIGINT"
             os.kill(os.getpid(), signal.SIGTERM)
             print("still here")
     """
@@ -118,3 +121,15 @@ def test_second_signal_stops_at_once():
     assert process.returncode == -signal.SIGTERM
     assert b"still here" not in process.stdout
     assert process.stderr.count(b"\n") == 2
+
+
+def test_sigusr1_may_be_repeated_and_followed_by_another():
+    with StopRequest() as stop:
+        assert not stop
+        for signum, code in ((signal.SIGUSR1, 0), (signal.SIGUSR1, 0), (signal.SIGTERM, 143)):
+            os.kill(os.getpid(), signum)
+            assert stop
+            assert stop.exit_code == code
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.reason == "SIGTERM"
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL

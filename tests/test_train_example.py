@@ -3,11 +3,13 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from commands import (
     run,
     start,
     tiny_settings,
+    trainer,
 )
 from PIL import Image
 
@@ -32,6 +35,7 @@ from tinyalex.models.spec import Gaussian, Linear
 from tinyalex.training import (
     Checkpoints,
     Settings,
+    StopRequest,
     evaluate,
     load_checkpoint,
     load_classifier,
@@ -40,6 +44,7 @@ from tinyalex.training import (
 )
 from tinyalex.training.datasets import PATTERN_SIZES
 from tinyalex.training.options import EMBEDDED, SMALL_DATA, read_arguments
+from tinyalex.training.overfit import chosen_images
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -91,9 +96,34 @@ def test_a_run_leaves_its_files(trained):
     assert record["classes"] == ["ash", "birch", "elm"]
     assert record["environment"]["backend"] == "reference"
     assert "openblas" in record["environment"]["blas"]
+    assert [session["from_step"] for session in record["sessions"]] == [0]
     with Image.open(trained / "filters.png") as grid:
         assert grid.size == (4 * (5 * 6 + 2) + 2, 2 * (5 * 6 + 2) + 2)
     assert load_checkpoint(Checkpoints(trained).last)["state"]["epoch"] == 3
+
+
+def test_a_run_can_be_done_again_from_its_record(trained):
+    again = shlex.split(json.loads((trained / "run.json").read_text())["again"])
+    assert again[:2] == ["python", os.path.relpath(ROOT / "examples/train_alexnet.py")]
+    settings = read_arguments([*again[2:], "--out", "elsewhere"])[1]
+    assert asdict(settings) == load_checkpoint(Checkpoints(trained).last)["settings"]
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_the_commit_is_recorded(tmp_path, checkout):
+    shutil.copytree(ROOT / "tinyalex", tmp_path / "tinyalex")
+    if checkout:
+        git = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", tmp_path)
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "One"]):
+            subprocess.run([*git, *command], check=True)
+    code = "from tinyalex.training.environment import commit; print(commit())"
+    command = [sys.executable, "-B", "-c", code]
+    found = subprocess.check_output(command, cwd=tmp_path, text=True).strip()
+    if checkout:
+        output = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True)
+        assert found == output.stdout.decode().strip()
+    else:
+        assert found == "None"
 
 
 def test_the_embedded_data_set_has_a_test_split(tmp_path, monkeypatch):
@@ -194,7 +224,8 @@ def test_dry_run_finds_a_rate_that_diverges(photos, tmp_path, arguments):
 def test_weights_that_are_not_finite_are_found_before_training(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, "tiny", replace(TINY, classifier=(Linear(None, Gaussian(1e39)),)))
     code, _, complaints = train_on(photos, tmp_path / "out")
-    assert (code, complaints) == (3, "error: the weights are not finite: lower --lr\n")
+    expected = "error: classifier.0.weight has values that are not finite: lower --lr\n"
+    assert (code, complaints) == (3, expected)
 
 
 def test_files_that_are_no_images_are_counted(tmp_path):
@@ -236,6 +267,10 @@ def assert_refused(code, complaints, expected):
         (["--input-size", "64"], "input-size must be 28"),
         (["--schedule", "sawtooth"], "invalid choice: 'sawtooth'"),
         (["--shade", "blue"], "unrecognized arguments: --shade blue"),
+        (["--steps", "0"], "steps must be a whole number >= 1, got 0"),
+        (["--time-limit", "2 days"], "expected a time like 2h, 1h30m or 90s, got '2 days'"),
+        (["--overfit", "58"], "overfit must be at most 57"),
+        (["--overfit", "5", "--dry-run"], "not allowed with argument"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -439,6 +474,10 @@ def test_resuming_without_the_metrics(copy, spoil):
     ("arguments", "expected"),
     [
         (["--lr", "0.5", "--seed", "3"], "other settings (lr 0.02 then, 0.5 now, seed 0 then, 3"),
+        (["--lr", "0.5"], "leave these options out to go on with it, or add --allow-change"),
+        (["--seed", "3", "--allow-change"], "on with it, or start a new run with another --out"),
+        (["--batch-size", "9", "--allow-change"], "or start a new run with another --out"),
+        (["--steps", "21"], "has 21 steps behind it already"),
         (["--variant", "paper", "--input-size", "224"], "variant tiny then, paper now"),
         (["--epochs", "2"], "has 3 epochs behind it already"),
         (["--out", "elsewhere"], "not allowed with argument --resume"),
@@ -452,11 +491,46 @@ def test_resuming_with_other_arguments(copy, arguments, expected):
     assert contents(copy) == before
 
 
+def test_changes_that_are_allowed_are_listed_and_hold(copy):
+    arguments = ("--lr", 0.001, "--schedule", "constant", "--weight-decay", 0, "--dropout", 0.1)
+    code, said, _ = run(TRAIN, "--resume", copy, "--epochs", 4, "--allow-change", *arguments)
+    assert code == 0
+    assert "lr 0.02 then, 0.001 now" in said
+    last = load_checkpoint(Checkpoints(copy).last)
+    group = last["optimizer"]["param_groups"][0]
+    assert (group["lr"], group["weight_decay"]) == (0.001, 0)
+    assert last["schedule"] == {"schedule": "Constant", "base_lrs": [0.001, 0.001]}
+    assert last["classifier"]["dropout"] == 0.1
+    assert read_metrics(copy / "metrics.jsonl")[-2]["lr"] == 0.001
+    sessions = json.loads((copy / "run.json").read_text())["sessions"]
+    assert [session["from_step"] for session in sessions] == [0, 21]
+
+
+def test_another_rate_keeps_what_the_schedule_remembers(photos, tmp_path):
+    run = new_run(tiny_settings(photos, lr=0.5))
+    run.schedule.reductions = 2
+    Checkpoints(tmp_path).save(run)
+    changed = resumed(tmp_path, lr=0.1).schedule
+    assert (changed.reductions, changed.base_lrs) == (2, [0.1, 0.1])
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: os.truncate(path, 30_000)])
+def test_a_damaged_checkpoint_costs_steps_and_no_run(copy, trained, spoil):
+    spoil(Checkpoints(copy).last)
+    code, said, _ = run(TRAIN, "--resume", copy)
+    assert code == 0
+    assert said.startswith("warning: ")
+    assert f"going on from {Checkpoints(copy).previous}, of step " in said
+    assert result(copy) == result(trained)
+
+
 def gone(run):
+    Checkpoints(run).previous.unlink()
     Checkpoints(run).last.unlink()
 
 
 def truncated(run):
+    Checkpoints(run).previous.unlink()
     os.truncate(Checkpoints(run).last, 30_000)
 
 
@@ -494,6 +568,112 @@ def test_resuming_with_other_images(photos, copy, tmp_path):
     assert_refused(code, complaints, "the data set is not the one that this run began with")
 
 
+# --- limits
+
+
+def test_steps_stop_a_run_that_can_go_on(photos, tmp_path, trained):
+    code, said, _ = train_on(photos, tmp_path / "run", "--steps", 9)
+    assert code == 0
+    assert "stopped by the limit of 9 steps and saved at step 9 of 21; go on: " in said
+    assert load_checkpoint(Checkpoints(tmp_path / "run").last)["state"]["step"] == 9
+    assert run(TRAIN, "--resume", tmp_path / "run", "--steps", 21)[0] == 0
+    assert result(tmp_path / "run") == result(trained)
+
+
+def test_a_time_limit_stops_a_run_after_a_step_at_least(photos, tmp_path):
+    code, said, _ = train_on(photos, tmp_path / "run", "--time-limit", "1s", "--epochs", 9999)
+    assert code == 0
+    assert "stopped by the time limit and saved at step " in said
+    assert load_checkpoint(Checkpoints(tmp_path / "run").last)["state"]["step"] >= 1
+
+
+def test_a_time_limit_leaves_time_for_a_step_and_a_save():
+    stop = StopRequest(deadline=time.monotonic() + 60)
+    stop.reserve = 50
+    assert not stop
+    stop.reserve = 61
+    assert stop
+    stop.reserve = 0
+    assert stop  # for good
+    assert stop.error().exit_code == 0
+
+
+# --- instead of training
+
+
+def test_images_can_be_learned_by_heart(photos, tmp_path):
+    code, said, _ = train_on(photos, tmp_path / "run", "--overfit", 9)
+    assert code == 0
+    assert "learned: data, labels, network and recipe work together" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_cannot_be_learned_by_heart(photos, tmp_path):
+    code, said, complaints = train_on(photos, tmp_path / "run", "--overfit", 9, "--lr", 1e-9)
+    assert code == 1
+    assert said.count("/500  loss 1.") == 21
+    assert "the loss did not fall below 0.1 in 500 steps: try --initial-weights data" in complaints
+
+
+def test_the_images_to_learn_by_heart_are_from_every_class(photos):
+    images = chosen_images(new_run(tiny_settings(photos)), 6)
+    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_table_of_layers(photos, tmp_path):
+    code, said, _ = train_on(photos, tmp_path / "run", "--summary")
+    assert code == 0
+    assert "Conv2d-1" in said
+    assert not list(tmp_path.iterdir())
+
+
+# --- TensorBoard
+
+
+def scalars(folder):
+    """Return (step, name, value) of all scalars in event files: length, checksum, event, again."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            while head := file.read(12):
+                event = Event.FromString(file.read(int.from_bytes(head[:8], "little")))
+                file.read(4)
+                found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+    return found
+
+
+def test_tensorboard_shows_the_metrics(photos, tmp_path):
+    out = tmp_path / "run"
+    assert train_on(photos, out, "--tensorboard", "--epochs", 1)[0] == 0
+    assert run(TRAIN, "--resume", out, "--tensorboard", "--epochs", 2)[0] == 0
+    shown = scalars(out / "tensorboard")
+    rows = read_metrics(out / "metrics.jsonl")
+    losses = [(row["step"], row["loss"]) for row in rows if row["kind"] == "step"]
+    assert [(step, v) for step, name, v in shown if name == "step/loss"] == [
+        (step, np.float32(loss)) for step, loss in losses
+    ]
+    assert [v for _, name, v in shown if name == "epoch/val_top1"] == [
+        np.float32(row["val_top1"]) for row in rows if row["kind"] == "epoch"
+    ]
+
+
+def test_a_full_disk_ends_what_goes_to_tensorboard_alone(photos, tmp_path):
+    training = trainer(new_run(tiny_settings(photos)), tmp_path)
+    training.on_row = lambda row: Path("/dev/full").write_text("row")
+    training.train()
+    warnings = [line for line in training.progress.said if line.startswith("warning")]
+    assert warnings == ["warning: no more goes to TensorBoard (No space left on device)"]
+
+
+def test_tensorboard_is_asked_for_by_name(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    code, _, complaints = train_on(photos, tmp_path / "run", "--tensorboard")
+    assert_refused(code, complaints, "needs the package tensorboardX: pip install tensorboardX")
+    assert not list(tmp_path.iterdir())
+
+
 # --- runs that go wrong
 
 
@@ -501,8 +681,9 @@ def test_a_loss_that_is_no_number_ends_the_run_with_3(photos, tmp_path):
     code, _, complaints = train_on(photos, tmp_path / "run", "--lr", "1e30")
     assert code == 3
     assert complaints.count("\n") == 1
-    assert "in step 2 (epoch 1), so training stopped" in complaints
-    assert "a lower --lr (it was 1e+30)" in complaints
+    assert "in step 2 (epoch 1): forward in fc2, whose output has values" in complaints
+    assert "a lower rate (it was 1e+30): " in complaints
+    assert "--allow-change --lr 5e+29" in complaints
     last = load_checkpoint(Checkpoints(tmp_path / "run").last)
     assert last["state"]["step"] == 0
     assert all(np.isfinite(w).all() for w in last["classifier"]["weights"].values())
@@ -510,16 +691,26 @@ def test_a_loss_that_is_no_number_ends_the_run_with_3(photos, tmp_path):
 
 def test_too_many_unreadable_images_end_the_run(tmp_path):
     photos = draw_photos(tmp_path / "photos")
-    for path in photos.glob("*/1*.png"):
+    bad = [Path(p) for p in new_run(tiny_settings(photos)).train_data.dataset.paths[::9]]
+    for path in bad:
         path.write_text("no image")
     code, _, complaints = train_on(photos, tmp_path / "run")
     assert_refused(code, complaints, "images cannot be read")
     assert "replace them under the same names and go on: " in complaints
     assert "--resume" in complaints
     rng = np.random.default_rng(0)
-    for path in photos.glob("*/1*.png"):
+    for path in bad:
         Image.fromarray(rng.integers(0, 256, (36, 40, 3), np.uint8)).save(path)
     assert run(TRAIN, "--resume", tmp_path / "run")[0] == 0
+
+
+def test_held_out_images_that_cannot_be_read_are_found_before_training(tmp_path):
+    photos = draw_photos(tmp_path / "photos")
+    for path in new_run(tiny_settings(photos)).val_data.dataset.paths[:2]:
+        Path(path).write_text("no image")
+    code, _, complaints = train_on(photos, tmp_path / "run")
+    assert_refused(code, complaints, "2 of 15 images cannot be read")
+    assert not (tmp_path / "run").exists()
 
 
 def test_memory_that_does_not_suffice_ends_the_run_with_1(photos, tmp_path, capsys):
@@ -530,7 +721,7 @@ def test_memory_that_does_not_suffice_ends_the_run_with_1(photos, tmp_path, caps
     with ExitStack() as held:
         trainer = command.prepare(command.new_run(settings), tmp_path / "run", held)
         trainer.run.train_data.transform.shape = (2**26, 2**26, 3)
-        assert command.train(trainer) == 1
+        assert command.train(trainer, StopRequest()) == 1
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: the memory does not suffice: keep fewer images in it (")
     assert "--image-cache 0), or lower --batch-size (now 8)" in complaint
@@ -544,7 +735,7 @@ def test_a_disk_that_is_full_at_the_end_ends_the_run_with_1(photos, tmp_path, di
     with ExitStack() as held:
         trainer = command.prepare(command.new_run(settings), tmp_path / "run", held)
         disk(20_000)
-        assert command.train(trainer) == 1
+        assert command.train(trainer, StopRequest()) == 1
         disk(None)
     assert load_checkpoint(trainer.checkpoints.last)["state"]["step"] == 0
     assert run(TRAIN, "--resume", tmp_path / "run")[0] == 0

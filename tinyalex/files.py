@@ -32,12 +32,17 @@ class FileError(ValueError):
     """A file that cannot be used: the message names it, says why, and what to do."""
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str],
+    write: Callable[[Any], object],
+    keep: str | os.PathLike[str] | None = None,
+) -> None:
     """Call ``write(file)`` on a temporary neighbour of ``path``, then rename it into place.
 
     The name ``path`` shows the old content or the whole new one, never a part; the content is on
     the disk (fsync) before the name is, and the name before this returns. On any error before the
-    rename the temporary file is removed, the old content stays and the error is raised.
+    rename the temporary file is removed, the old content stays and the error is raised. With
+    ``keep``, a path in the same folder, the old content is then found there.
     """
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(
@@ -51,6 +56,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        if keep is not None and target.exists():
+            _move_aside(target, Path(keep))
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -66,6 +73,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object
             os.close(folder)
 
 
+def _move_aside(path: Path, other: Path) -> None:
+    """Let ``other`` name the file ``path``, which keeps its own name where links are known."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:  # then for an instant the file has the other name alone
+        os.replace(path, other)
+
+
 def remove_temporaries(path: str | os.PathLike[str]) -> None:
     """Remove what a process killed inside ``write_atomically(path, ...)`` left beside ``path``."""
     path = Path(path)
@@ -73,8 +89,10 @@ def remove_temporaries(path: str | os.PathLike[str]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def save(obj: Any, path: str | os.PathLike[str]) -> None:
-    """Write ``obj`` to ``path``, whole or not at all.
+def save(
+    obj: Any, path: str | os.PathLike[str], keep: str | os.PathLike[str] | None = None
+) -> None:
+    """Write ``obj`` to ``path``, whole or not at all; ``keep`` is where the old content goes.
 
     ``obj`` is built of dicts with string keys, lists, tuples, NumPy arrays, Tensors (saved as
     arrays), int, float, str, bool and None. Raises TypeError for anything else, before a byte is
@@ -91,7 +109,7 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
         for array in arrays.values():
             file.write(array.reshape(-1).view(np.uint8).data)
 
-    write_atomically(path, write)
+    write_atomically(path, write, keep)
 
 
 def load(path: str | os.PathLike[str]) -> Any:

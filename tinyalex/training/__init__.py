@@ -15,8 +15,9 @@ from tinyalex.training.checkpoint import (
 )
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset
+from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import Scores, evaluate
-from tinyalex.training.loop import DivergedError, Trainer, train_step
+from tinyalex.training.loop import Trainer, train_step
 from tinyalex.training.metrics import Average, MetricsFile, hits, read_metrics
 from tinyalex.training.progress import Progress
 from tinyalex.training.run import Run, State, new_run

@@ -1,8 +1,10 @@
-"""Checkpoints of a run: `last` to go on from, `best` to use.
+"""Checkpoints of a run: `last` to go on from, `previous` in case that is damaged, `best` to use.
 
 Each is one file that `tinyalex.save` writes whole or not at all, so a run can be killed at any
 moment. `best` holds the classifier of the epoch with the highest validation accuracy, `last` the
-whole state of the run.
+whole state of the run, and `previous` what `last` was before. A new `last` is complete on the disk
+before the old one becomes `previous`: from the first checkpoint on, there is always one to go on
+from.
 """
 
 from __future__ import annotations
@@ -10,18 +12,17 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinyalex.files import FileError, load, remove_temporaries, save
 from tinyalex.training.classifier import Classifier
+from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.run import Run
 from tinyalex.training.settings import Settings
 
-LAST, BEST = "last.safetensors", "best.safetensors"
+LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 KIND = "tinyalex checkpoint 1"
 
 
@@ -42,12 +43,19 @@ class Checkpoints:
         self.share = share
         self._best: dict[str, Any] | None = None
         self._cost = 0.0
+        self.seconds_to_save = 0.0
+        """How long the next `save` will take, judging by the one before."""
         self._written = time.monotonic()
 
     @property
     def last(self) -> Path:
         """The checkpoint to go on from."""
         return self.folder / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last."""
+        return self.folder / PREVIOUS
 
     @property
     def best(self) -> Path:
@@ -60,17 +68,46 @@ class Checkpoints:
         Raises OSError where the folder cannot be used.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.last, self.best):
+        files = (self.last, self.previous, self.best)
+        for path in files:
             remove_temporaries(path)
         weights = sum(p.data.nbytes for p in run.classifier.model.parameters())
-        # Weights and velocity in `last` and in its successor, weights in `best` and in its.
-        needed = 6 * weights - sum(p.stat().st_size for p in (self.last, self.best) if p.exists())
+        self.seconds_to_save = 2 * weights / 50e6  # a slow disk, until we know
+        # Weights and velocity in `last`, `previous` and what will replace them, weights in `best`.
+        needed = 7 * weights - sum(path.stat().st_size for path in files if path.exists())
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(
                 f"{self.folder} has {free / 1e6:,.0f} MB free, the checkpoints need "
                 f"{needed / 1e6:,.0f} MB: make room, or choose another folder with --out"
             )
+
+    def exist(self) -> bool:
+        """Tell whether there is a run to go on with."""
+        return self.last.exists() or self.previous.exists()
+
+    def load(self, say: Callable[[str], None] = print) -> tuple[dict[str, Any], Path]:
+        """Return the content and the path of `last`, or of `previous` if `last` cannot be read.
+
+        In that case `say` is told why. Raises FileNotFoundError where there are no checkpoints,
+        FileError where none can be read.
+        """
+        try:
+            return load_checkpoint(self.last), self.last
+        except (FileNotFoundError, FileError) as error:
+            if not self.previous.exists():
+                raise
+            try:
+                content = load_checkpoint(self.previous)
+            except FileError as second:
+                raise FileError(f"{error}; and {second}") from second
+            step = content["state"]["step"]
+            say(f"warning: {error}; going on from {self.previous}, of step {step}")
+            return content, self.previous
+
+    def put_back(self) -> None:
+        """Let `previous` take the place of a `last` that cannot be read."""
+        os.replace(self.previous, self.last)
 
     def keep_best(self, run: Run) -> None:
         """Remember the network as it is now as the best one."""
@@ -88,18 +125,23 @@ class Checkpoints:
         started = time.monotonic()
         try:
             state = run.get_state()
-            velocities = [v for v in state["optimizer"]["velocity"] if v is not None]
-            if not _all_finite([*state["classifier"]["weights"].values(), *velocities]):
-                raise FloatingPointError("the weights are not finite")
+            velocities = state["optimizer"]["velocity"]
+            arrays = state["classifier"]["weights"] | {
+                f"the velocity of {name}": velocity
+                for (name, _), velocity in zip(run.optimised(), velocities, strict=True)
+                if velocity is not None
+            }
+            if wrong := not_finite(arrays):
+                raise FloatingPointError(f"{wrong} {NOT_FINITE}")
             self.save_best()
-            save({"kind": KIND, **state}, self.last)
+            save({"kind": KIND, **state}, self.last, keep=self.previous)
         finally:  # a failure costs time as well: it is not tried again at every step
             self._written = time.monotonic()
-            self._cost = self._written - started
+            self._cost = self.seconds_to_save = self._written - started
 
     def save_best(self) -> None:
         """Write the best network, if there is a new one and it is finite; OSError as in `save`."""
-        if self._best is not None and _all_finite(self._best["classifier"]["weights"].values()):
+        if self._best is not None and not not_finite(self._best["classifier"]["weights"]):
             save({"kind": KIND, **self._best}, self.best)
             self._best = None
 
@@ -121,7 +163,7 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """Return `path`, or for the folder of a run the best checkpoint in it, else the last."""
     path = Path(path)
     if path.is_dir():
-        return path / BEST if (path / BEST).exists() else path / LAST
+        return next((p for n in (BEST, LAST, PREVIOUS) if (p := path / n).exists()), path / LAST)
     return path
 
 
@@ -148,7 +190,3 @@ def settings_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Settin
         return Settings(**content["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the settings in {path} cannot be used: {error}") from error
-
-
-def _all_finite(arrays: Iterable[np.ndarray]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays)

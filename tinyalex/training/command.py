@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import sys
 from typing import NoReturn
 
@@ -12,8 +13,9 @@ from tinyalex.threads import get_num_threads
 
 DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
 EXIT_CODES = """\
-exit codes: 0 done; 1 failed on the way; 2 arguments or data that cannot be used; 3 the loss was no
-longer a number; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving"""
+exit codes: 0 done, or stopped and saved at a limit or by SIGUSR1; 1 failed on the way; 2 arguments
+or data that cannot be used; 3 the loss, a gradient or a weight was no longer a number; 130 and 143
+stopped and saved by Ctrl-C and SIGTERM"""
 
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError, WorkerError)
 """What a mistake of the user's, or of the machine's, raises before the work begins."""
@@ -37,6 +39,22 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+
+def seconds_in(text: str) -> float:
+    """Return how many seconds a time such as 2h, 1h30m or 90s has.
+
+    >>> seconds_in("1h30m"), seconds_in("90s")
+    (5400.0, 90.0)
+    """
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    seconds = 0.0
+    if found:
+        for number, unit in zip(found.groups("0"), (3600, 60, 1), strict=True):
+            seconds += int(number) * unit
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"expected a time like 2h, 1h30m or 90s, got {text!r}")
+    return seconds
 
 
 def add_network_arguments(parser: Parser) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import platform
+import shlex
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_info
@@ -18,6 +23,7 @@ def environment() -> dict[str, Any]:
     """Return what, besides the settings, the numbers of a run may depend on."""
     return {
         "tinyalex": __version__,
+        "commit": commit(),
         "backend": current_backend(),
         "device": "cpu",
         "threads": get_num_threads(),
@@ -27,8 +33,24 @@ def environment() -> dict[str, Any]:
         "numba": _version("numba"),
         "pillow": _version("pillow"),
         "machine": f"{platform.system()} {platform.machine()}",
-        "command": sys.argv,
+        "command": shlex.join(sys.argv),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+@functools.cache
+def commit() -> str | None:
+    """Return the commit of a checkout that this code runs from, with "-dirty" after changes."""
+    here = Path(__file__).parent
+    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        for command in (["ls-files", "--error-unmatch", __file__], describe):
+            done = subprocess.run(
+                ["git", *command], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            )
+    except (OSError, subprocess.SubprocessError):  # no git, or not in its hands
+        return None
+    return done.stdout.strip()
 
 
 def _blas() -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 import tinyalex.functional as F
 from tinyalex.autograd import no_grad
-from tinyalex.data import Loader
+from tinyalex.data import Batch, Loader
 from tinyalex.nn import Module
 from tinyalex.tensor import Tensor
 from tinyalex.training.metrics import hits
@@ -77,3 +77,10 @@ def evaluate(
     finally:
         progress.stop()
     return Scores(loss_sum / seen, counts, top1, top5)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # the caller sees the loss
+def judge(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits [N, C] of a batch and its loss, the mean cross-entropy."""
+    logits = model(Tensor(batch.images))
+    return logits, F.cross_entropy(logits, batch.labels)

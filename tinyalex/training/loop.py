@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-import tinyalex.functional as F
 from tinyalex import random
-from tinyalex.data import Batch, DataError
+from tinyalex.data import Batch, DataError, Loader
 from tinyalex.nn import Module
 from tinyalex.optim import SGD
-from tinyalex.tensor import Tensor
 from tinyalex.training.checkpoint import Checkpoints
-from tinyalex.training.evaluation import Scores, evaluate
+from tinyalex.training.divergence import NOT_FINITE, DivergedError, explain, not_finite
+from tinyalex.training.evaluation import Scores, evaluate, judge
 from tinyalex.training.metrics import Average, MetricsFile, hits
 from tinyalex.training.pace import Pace
 from tinyalex.training.progress import Progress, duration
 from tinyalex.training.run import Run
-from tinyalex.training.signals import StoppedError, StopRequest
+from tinyalex.training.signals import StopRequest
 
 STEPS_PER_ROW = 10
 STUCK_WITHIN = 0.005
@@ -37,33 +37,35 @@ WORTH_A_WORD = 5.0
 """But not for fewer seconds than this."""
 
 
-class DivergedError(ArithmeticError):
-    """The loss or a weight is no longer a finite number; the last checkpoint is still good."""
-
-
 @dataclass
 class Trainer:
-    """A run, and where it keeps its checkpoints, its metrics and those who watch up to date."""
+    """A run, and where it keeps its checkpoints, its metrics and those who watch up to date.
+
+    `on_row` is called with each row of metrics as well.
+    """
 
     run: Run
     checkpoints: Checkpoints
     metrics: MetricsFile
     progress: Progress
+    on_row: Callable[[dict[str, Any]], None] | None = None
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.run.total_steps, self.run.settings.epochs)
         self._left_out: set[str] = set()
 
-    def train(self) -> None:
+    def train(self, stop: StopRequest | None = None) -> None:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
 
-        Raises StoppedError after a first SIGINT or SIGTERM, once the step under way is done and
-        saved; DataError when too many images cannot be read, also after saving; DivergedError when
-        the loss is not finite, which leaves the last checkpoint from before and the best network;
-        OSError when the final checkpoint cannot be written (earlier ones are tried again later).
+        Raises StoppedError once `stop` asks for it, by default after a signal, and the step under
+        way is done and saved; DataError when too many images cannot be read, also after saving;
+        DivergedError when a loss, a gradient or a weight is not finite, which leaves the last
+        checkpoint from before, the best network and a report; OSError when the final checkpoint
+        cannot be written (earlier ones are tried again later).
         """
         try:
-            self._train()
+            with StopRequest() if stop is None else stop as stop:
+                self._train(stop)
         except DataError:
             self._save()
             raise
@@ -71,19 +73,18 @@ class Trainer:
             self.checkpoints.save_best()
             raise
 
-    def _train(self) -> None:
+    def _train(self, stop: StopRequest) -> None:
         state, epochs = self.run.state, self.run.settings.epochs
-        with StopRequest() as stop:
-            while state.epoch < epochs:
-                self._learn(stop)
-                scores = None if stop else self._validate(stop)
-                if scores is None:
-                    break
-                self._end_epoch(scores)
-                self._save_if_due(epoch_ends=True)
-            self._save()
-            if stop.signum is not None:
-                raise StoppedError(stop.signum)
+        while state.epoch < epochs:
+            self._learn(stop)
+            scores = None if stop else self._validate(stop)
+            if scores is None:
+                break
+            self._end_epoch(scores)
+            self._save_if_due(epoch_ends=True)
+        self._save()
+        if stop:
+            raise stop.error()
 
     def _learn(self, stop: StopRequest) -> None:
         """Go through the batches of an epoch, or through what is left of it."""
@@ -97,7 +98,11 @@ class Trainer:
             waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
             run.schedule.before_step(state.step)
             random.start_step(state.step)
-            result = train_step(run.classifier.model, run.optimizer, batch)
+            random_state = random.get_state()
+            try:
+                result = train_step(run.classifier.model, run.optimizer, batch)
+            except DivergedError as error:
+                raise self._explain(error, state.step + 1, batch, data, random_state) from error
             state.count(result)
             if state.step % STEPS_PER_ROW == 0 or state.batch == batches:
                 self._log_steps()
@@ -106,6 +111,9 @@ class Trainer:
             state.seconds += waited + worked
             self.pace.add(waited, worked, result)
             self.progress.update(state.batch, self._describe())
+            stop.step = state.step
+            # Twice what they take: the next step or save may be a slow one.
+            stop.reserve = 2 * (self.pace.typical_step + self.checkpoints.seconds_to_save)
             if stop:
                 break
         self.progress.stop()
@@ -117,8 +125,28 @@ class Trainer:
         self.pace.validation_seconds = time.perf_counter() - started
         self.run.state.seconds += self.pace.validation_seconds
         if scores is not None and not math.isfinite(scores.loss):
-            raise DivergedError(f"the validation loss is {scores.loss}")
+            error = DivergedError(f"the validation loss is {scores.loss}")
+            step, random_state = self.run.state.step, random.get_state()
+            for batch in data.epoch(0):
+                if not math.isfinite(judge(model, batch)[1].item()):
+                    raise self._explain(error, step, batch, data, random_state)
+            raise error
         return scores
+
+    def _explain(
+        self,
+        error: DivergedError,
+        step: int,
+        batch: Batch,
+        data: Loader,
+        random_state: dict[str, Any],
+    ) -> DivergedError:
+        epoch = self.run.state.epoch + 1
+        what = DivergedError(f"{error} in step {step} (epoch {epoch})")
+        when = {"step": step, "epoch": epoch, "lr": self.run.optimizer.param_groups[0]["lr"]}
+        self.progress.stop()
+        model, folder = self.run.classifier.model, self.checkpoints.folder
+        return explain(what, when, model, batch, data.dataset, random_state, folder)
 
     def _log_steps(self) -> None:
         """Write a row about the steps since the last row; notice a loss that does not move."""
@@ -198,6 +226,12 @@ class Trainer:
                 f"warning: {self.metrics.path} cannot be written now ({error.strerror})"
             )
         self.run.state.rows = self.metrics.rows
+        if self.on_row is not None:
+            try:
+                self.on_row(row)
+            except OSError as error:
+                self.on_row = None
+                self.progress.say(f"warning: no more goes to TensorBoard ({error.strerror})")
 
     def _save(self) -> None:
         """Write the checkpoint, after the rows of metrics that it counts."""
@@ -205,7 +239,7 @@ class Trainer:
             self.metrics.sync()
             self.checkpoints.save(self.run)
         except FloatingPointError as error:
-            raise DivergedError(str(error)) from error
+            raise DivergedError(f"{error} after step {self.run.state.step}") from error
 
     def _save_if_due(self, epoch_ends: bool = False) -> None:
         """Save; a disk that refuses is no reason to stop now."""
@@ -246,15 +280,17 @@ class Trainer:
 def train_step(model: Module, optimizer: SGD, batch: Batch) -> Average:
     """Learn from one batch; return its loss and how many images were classified right before.
 
-    Raises DivergedError, before any weight is touched, if the loss is not finite.
+    Raises DivergedError, before any weight is touched, if the loss or a gradient is not finite.
     """
     optimizer.zero_grad()
-    logits = model(Tensor(batch.images))
-    loss = F.cross_entropy(logits, batch.labels)
+    logits, loss = judge(model, batch)
     value = float(loss.item())
     if not math.isfinite(value):
         raise DivergedError(f"the loss is {value}")
     loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if wrong := not_finite(gradients):
+        raise DivergedError(f"the gradient of {wrong} {NOT_FINITE}")
     optimizer.step()
     correct = int(hits(logits.detach().numpy(), batch.labels).sum())
     return Average(value * len(batch), correct, len(batch))

@@ -1,28 +1,23 @@
-"""The options of examples/train_alexnet.py, and the settings that follow from them."""
+"""From the command line of examples/train_alexnet.py to the settings of a run."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinyalex.models import VARIANTS
-from tinyalex.models.provenance import recipe_table
-from tinyalex.threads import get_num_threads
-from tinyalex.training.checkpoint import Checkpoints, load_checkpoint, settings_in
-from tinyalex.training.command import EXIT_CODES, Help, Parser
+from tinyalex.training.checkpoint import Checkpoints, settings_in
+from tinyalex.training.command import Parser
+from tinyalex.training.parser import make_parser
 from tinyalex.training.settings import (
-    AUGMENTATIONS,
     CHANGEABLE,
-    COLOUR_NOISES,
-    INITIAL_WEIGHTS,
-    MEANS,
-    SCHEDULES,
+    CHANGEABLE_ON_REQUEST,
     Settings,
 )
+from tinyalex.training.tensorboard import require_tensorboard
 
 SMALL_DATA: dict[str, Any] = {
     "variant": "torchvision",
@@ -56,189 +51,34 @@ LONGER = {
 """What other --epochs do to a run that is resumed; the other schedules have no length."""
 
 
-class ShowRecipe(argparse.Action):
-    """An option that prints the recipe of the variant it is given, and exits."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Print the table and exit with code 0."""
-        variant = VARIANTS[values]
-        rows = [("setting", "value", "from"), *recipe_table(variant)]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        print(f"{variant.name}: {variant.title}\n")
-        for setting, value, source in rows:
-            print(f"{setting:{widths[0]}}  {value:{widths[1]}}  {source}")
-        print(textwrap.fill(variant.provenance, 99, initial_indent="\n"))
-        parser.exit()
-
-
-def make_parser(description: str | None = None) -> Parser:
-    """Return the parser; its groups are in the order of the paper's sections."""
-    parser = Parser(description=description, epilog=EXIT_CODES, formatter_class=Help)
-
-    group = parser.add_argument_group("data (paper sections 2 and 4.1)")
-    group.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with one folder of images per class, or with train/ and val/ of such "
-        "(default: ten patterns, drawn on the fly)",
-    )
-    group.add_argument(
-        "--augment",
-        choices=AUGMENTATIONS,
-        help="paper: random crops and reflections; strong: crops of random size and shape, and "
-        "random colours (default: strong for --data without --variant, else paper)",
-    )
-    group.add_argument(
-        "--mean",
-        choices=MEANS,
-        help="what is subtracted: the mean image of the training set, or a colour (default: image "
-        "for variants made for raw pixels)",
-    )
-    group.add_argument(
-        "--colour-noise",
-        choices=COLOUR_NOISES,
-        help="one shift of all colours per image, along their principal axes: by eigenvalues as in "
-        "the paper, by standard deviations as in the 2012 source (default: the variant's)",
-    )
-    group.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="threads that load images"
-    )
-    group.add_argument(
-        "--worker-processes",
-        action="store_true",
-        help="load images in processes instead of threads: the same batches, for data sets or "
-        "machines on which threads get in each other's way",
-    )
-    group.add_argument(
-        "--image-cache",
-        type=int,
-        default=1000,
-        metavar="MB",
-        help="memory for images that need not be decoded again in the next epoch, for training and "
-        "for validation each (default: %(default)s; 0 for none)",
-    )
-    group.add_argument(
-        "--no-index-cache",
-        dest="index_cache",
-        action="store_false",
-        help="read the folders of DIR even if the list of their images is remembered and they have "
-        "not changed since",
-    )
-
-    group = parser.add_argument_group("model (paper sections 3 and 4.2)")
-    group.add_argument(
-        "--variant",
-        choices=VARIANTS,
-        help="which AlexNet, with its initial weights and input scale; naming one brings its own "
-        "recipe as well, made for ImageNet (default: torchvision, with a recipe for thousands "
-        "of images)",
-    )
-    group.add_argument(
-        "--show-recipe",
-        choices=VARIANTS,
-        action=ShowRecipe,
-        metavar="VARIANT",
-        help="print what a variant consists of and where each setting is from, then stop",
-    )
-    group.add_argument(
-        "--initial-weights",
-        choices=INITIAL_WEIGHTS,
-        help="variant: as the variant draws them; data: then scaled to suit a few training images, "
-        "so that small data sets suffice (default: data without --variant)",
-    )
-    group.add_argument(
-        "--dropout",
-        type=float,
-        metavar="P",
-        help="share of the fully connected layers' inputs dropped while training (default: 0.5; "
-        "0 for the embedded data set)",
-    )
-    group.add_argument(
-        "--input-size",
-        type=int,
-        metavar="PIXELS",
-        help="side of the square that the network sees; only torchvision takes others than its own",
-    )
-
-    group = parser.add_argument_group("recipe (paper section 5; default: see --variant)")
-    group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
-    group.add_argument("--batch-size", type=int, metavar="N", help="images per step")
-    group.add_argument("--lr", type=float, metavar="RATE", help="learning rate at the start")
-    group.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        help="how the rate falls: plateau is the paper's, discrete_exponential the 2012 source's, "
-        "cosine for small data sets",
-    )
-    group.add_argument(
-        "--weight-decay", type=float, metavar="RATE", help="pull of the weights towards zero"
-    )
-
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="equal seeds, equal results, bit for bit, on one machine with equal threads",
-    )
-    group.add_argument(
-        "--threads",
-        type=int,
-        default=get_num_threads(),
-        metavar="N",
-        help="threads that compute",
-    )
-    place = group.add_mutually_exclusive_group()
-    place.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where checkpoints, metrics and pictures go (default: runs/DATA-VARIANT)",
-    )
-    place.add_argument(
-        "--resume",
-        type=Path,
-        metavar="DIR",
-        help="go on with the run in DIR and with its settings, bit for bit; may change: "
-        + ", ".join(CHANGEABLE),
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check data, network, two steps, a validation batch and a checkpoint, then stop; "
-        "nothing stays on the disk",
-    )
-    return parser
-
-
 def read_arguments(
     argv: list[str] | None, description: str | None = None
 ) -> tuple[argparse.Namespace, Settings, dict[str, Any] | None]:
     """Return the arguments, the settings that follow from them, and the checkpoint to resume.
 
-    Exits with code 2 for options that do not exist. Raises ValueError for values that cannot be,
-    for an output folder in use and for a resumed run with other settings; FileNotFoundError where
-    there is nothing to resume.
+    `args.fallen_back` tells whether that is not the last checkpoint, but the one before. Exits with
+    code 2 for options that do not exist. Raises ValueError for values that cannot be, for an output
+    folder in use and for a resumed run with other settings; FileNotFoundError where there is
+    nothing to resume, ModuleNotFoundError where tensorboardX is missing.
     """
     parser = make_parser(description)
     args = parser.parse_args(argv)
+    args.fallen_back = False
+    for name in ("steps", "overfit"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value}")
+    if args.tensorboard:
+        require_tensorboard()
     if args.resume is not None:
         args.out = args.resume
-        return args, *read_resumed(parser, argv, args.resume)
+        return args, *read_resumed(parser, argv, args)
 
     defaults = defaults_for(args.variant, args.data)
     variant = VARIANTS[args.variant or defaults["variant"]]
     settings = to_settings(args, {**defaults, "input_size": variant.input_size})
     if args.out is None:
         args.out = Path("runs") / f"{Path(settings.data or 'patterns').name}-{settings.variant}"
-    if Checkpoints(args.out).last.exists() and not args.dry_run:
+    if Checkpoints(args.out).exist() and not (args.dry_run or args.overfit or args.summary):
         raise ValueError(
             f"{args.out} holds a run already: go on with it by --resume {args.out}, or give "
             "another --out"
@@ -258,26 +98,34 @@ def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
 
 
 def read_resumed(
-    parser: Parser, argv: list[str] | None, folder: Path
+    parser: Parser, argv: list[str] | None, args: argparse.Namespace
 ) -> tuple[Settings, dict[str, Any]]:
-    """Return the settings and the checkpoint of the run in `folder`.
+    """Return the settings and the checkpoint of the run in `args.resume`.
 
     Its settings take the place of the defaults, so what differs was given on the command line.
     """
-    path = Checkpoints(folder).last
-    checkpoint = load_checkpoint(path)
+    folder = args.resume
+    checkpoints = Checkpoints(folder)
+    checkpoint, path = checkpoints.load()
+    args.fallen_back = path != checkpoints.last
     old = settings_in(checkpoint, path)
     parser.set_defaults(**asdict(old))
     new = to_settings(parser.parse_args(argv), {})
     changed = old.differences(new)
     listed = ", ".join(f"{n} {getattr(old, n)} then, {getattr(new, n)} now" for n in changed)
-    if not set(changed) <= set(CHANGEABLE):
+    on_request = set(changed) - set(CHANGEABLE)
+    never = on_request - set(CHANGEABLE_ON_REQUEST)
+    if never or (on_request and not args.allow_change):
+        way_out = "start a new run with another --out" if never else "add --allow-change"
         raise ValueError(
             f"{folder} was started with other settings ({listed}): leave these options out to go "
-            "on with it, or start a new run with another --out"
+            f"on with it, or {way_out}"
         )
-    if new.epochs < checkpoint["state"]["epoch"]:
-        raise ValueError(f"{folder} has {checkpoint['state']['epoch']} epochs behind it already")
+    behind = checkpoint["state"]
+    if new.epochs < behind["epoch"]:
+        raise ValueError(f"{folder} has {behind['epoch']} epochs behind it already")
+    if args.steps is not None and args.steps <= behind["step"]:
+        raise ValueError(f"{folder} has {behind['step']} steps behind it already")
     notes = {"threads": "the last digits may differ from those of an uninterrupted run"}
     if new.schedule in LONGER:
         notes["epochs"] = LONGER[new.schedule]
@@ -294,3 +142,15 @@ def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
     if values["data"] is not None:
         values["data"] = os.path.abspath(values["data"])
     return Settings(**values)
+
+
+def as_arguments(settings: Settings) -> list[str]:
+    """Return the command-line arguments that spell out all of `settings`."""
+    values = {name: value for name, value in asdict(settings).items() if value is not None}
+    arguments = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            arguments.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+        else:
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+    return arguments

@@ -66,11 +66,12 @@ class Pace:
             "data_share": round(self.data_share(whole_epoch), 4),
         }
 
-    def seconds_left(self, step: int, epoch: int) -> float:
-        """Estimate the time from `step` and `epoch` to the end of the run.
+    @property
+    def typical_step(self) -> float:
+        """Median seconds of the last steps: the first one compiles, now and then one saves."""
+        return statistics.median(waited + worked for waited, worked, _ in self._recent)
 
-        The median of the last steps, because the first one compiles and now and then one saves.
-        """
-        typical = statistics.median(waited + worked for waited, worked, _ in self._recent)
+    def seconds_left(self, step: int, epoch: int) -> float:
+        """Estimate the time from `step` and `epoch` to the end of the run."""
         rest = self._total_steps - step
-        return rest * typical + (self._epochs - epoch) * self.validation_seconds
+        return rest * self.typical_step + (self._epochs - epoch) * self.validation_seconds

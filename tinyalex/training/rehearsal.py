@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-import tinyalex.functional as F
 from tinyalex.autograd import no_grad
-from tinyalex.tensor import Tensor
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
-from tinyalex.training.loop import DivergedError, train_step
+from tinyalex.training.divergence import DivergedError
+from tinyalex.training.evaluation import judge
+from tinyalex.training.loop import train_step
 from tinyalex.training.progress import duration
 from tinyalex.training.run import Run
 
@@ -42,8 +42,8 @@ def rehearse(run: Run, out: Path, say: Callable[[str], None] = print) -> None:
 
     held_out = next(run.val_data.epoch(0))
     model.eval()
-    with no_grad(), np.errstate(over="ignore", invalid="ignore"):
-        loss = F.cross_entropy(model(Tensor(held_out.images)), held_out.labels).item()
+    with no_grad():
+        loss = judge(model, held_out)[1].item()
     if not math.isfinite(loss):
         raise DivergedError(f"the validation loss is {loss}")
     say(f"ok  {len(held_out)} validation images judged: loss {loss:.3f}")
@@ -54,8 +54,10 @@ def rehearse(run: Run, out: Path, say: Callable[[str], None] = print) -> None:
         checkpoints.prepare(run)
         checkpoints.save(run)
         size = checkpoints.last.stat().st_size
-        written = load_checkpoint(checkpoints.last)["classifier"]["weights"]
+        written = load_checkpoint(checkpoints.last)
     for name, array in model.state_dict().items():
-        np.testing.assert_array_equal(array, written[name], err_msg=f"{name} came back changed")
+        found = written["classifier"]["weights"][name]
+        np.testing.assert_array_equal(array, found, err_msg=f"{name} came back changed")
+    run.set_state(written)
     say(f"ok  checkpoint of {size / 1e6:.0f} MB written to {place} and read back")
     say(f"all is well; training would take about {duration(step_seconds * run.total_steps)}")

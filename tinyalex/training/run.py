@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset, shorter_side_for
+from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.metrics import Average
 from tinyalex.training.progress import Progress
 from tinyalex.training.settings import AUGMENTATIONS, Settings
@@ -101,6 +103,12 @@ class Run:
         """Batches to learn from in the whole run."""
         return self.settings.epochs * len(self.train_data)
 
+    def optimised(self) -> list[tuple[str, Tensor]]:
+        """Return the name of each parameter and the parameter, in the optimiser's order."""
+        names = {id(p): name for name, p in self.classifier.model.named_parameters()}
+        groups = self.optimizer.param_groups
+        return [(names[id(p)], p) for group in groups for p in group["params"]]
+
     def get_result(self) -> dict[str, Any]:
         """Return the classifier and where it comes from, as plain values and copies of arrays."""
         return {
@@ -121,9 +129,11 @@ class Run:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `get_state` was called, bit for bit.
+        """Go on where `get_state` was called: bit for bit where the settings are the same.
 
-        Raises ValueError if this run was built for another network, optimiser or data set.
+        Where they are not, rates and schedule are those of this run. Raises ValueError, before
+        anything is touched, if the state is of another network, optimiser or data set, or has
+        values that are not finite.
         """
         if missing := PARTS - state.keys():
             raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
@@ -132,11 +142,44 @@ class Run:
                 "the data set is not the one that this run began with: the classes or the number "
                 "of images in one of them have changed"
             )
-        self.classifier.model.load_state_dict(state["classifier"]["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self._check_arrays(state["classifier"]["weights"], state["optimizer"]["velocity"])
+        position = State.from_dict(state["state"])
+        optimizer, schedule = dict(state["optimizer"]), dict(state["schedule"])
+        changed = self.settings.differences(Settings(**state["settings"]))
+        if {"lr", "weight_decay", "schedule"} & set(changed):
+            optimizer["param_groups"] = self.optimizer.state_dict()["param_groups"]
+            schedule["base_lrs"] = list(self.schedule.base_lrs)
+        if "schedule" in changed:
+            schedule = self.schedule.state_dict()
+        copy.copy(self.schedule).load_state_dict(schedule)  # it may complain
         random.set_state(state["random"])
-        self.state = State.from_dict(state["state"])
+        self.optimizer.load_state_dict(optimizer)
+        self.schedule.load_state_dict(schedule)
+        self.classifier.model.load_state_dict(state["classifier"]["weights"])
+        self.state = position
+
+    def _check_arrays(
+        self, weights: dict[str, np.ndarray], velocities: list[np.ndarray | None]
+    ) -> None:
+        """Raise ValueError unless names, shapes and dtypes are the run's, and all is finite."""
+        own = dict(self.classifier.model.named_parameters())
+        named = [name for name, _ in self.optimised()]
+        if own.keys() != weights.keys() or len(named) != len(velocities):
+            differing = ", ".join(sorted(own.keys() ^ weights.keys())) or "the velocities"
+            raise ValueError(f"these weights do not fit the network: it differs in {differing}")
+        arrays = [(name, name, array) for name, array in weights.items()] + [
+            (f"the velocity of {name}", name, array)
+            for name, array in zip(named, velocities, strict=True)
+            if array is not None
+        ]
+        for what, name, array in arrays:
+            if (array.shape, array.dtype) != (own[name].shape, own[name].dtype):
+                raise ValueError(
+                    f"these weights do not fit the network: {what} must be {own[name].dtype} of "
+                    f"shape {own[name].shape}, not {array.dtype} of shape {array.shape}"
+                )
+        if wrong := not_finite({what: array for what, _, array in arrays}):
+            raise ValueError(f"{wrong} {NOT_FINITE}")
 
     def data_digest(self) -> str:
         """Return a fingerprint of the class names and of the labels of both splits, in order."""

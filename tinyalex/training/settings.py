@@ -46,6 +46,12 @@ CHANGEABLE = (
 )
 """What a resumed run may change: where images lie, how they are loaded, its length, threads."""
 
+CHANGEABLE_ON_REQUEST = ("augment", "dropout", "lr", "schedule", "weight_decay")
+"""What it may change with --allow-change: how it learns from now on.
+
+The rest it may never change: the network, the split of the data, and how steps are counted.
+"""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -1,0 +1,170 @@
+"""Numbers that are no longer finite: noticed before they reach a weight, traced to their layer."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from commands import Watcher, tiny_settings, trainer
+
+import tinyalex as ta
+from tinyalex import random
+from tinyalex.autograd import Function
+from tinyalex.data import Batch
+from tinyalex.models import VARIANTS
+from tinyalex.training import DivergedError, load_checkpoint, new_run
+from tinyalex.training.divergence import all_finite, find_cause
+
+pytest_plugins = ("trained",)
+pytestmark = pytest.mark.usefixtures("tiny")
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+
+class Spoil(Function):
+    """y = x, whose gradient is not a number in one place."""
+
+    def forward(self, x):
+        return x
+
+    def backward(self, grad):
+        grad = grad.copy()
+        grad.flat[3] = np.nan
+        return grad
+
+
+def in_the_weight(layer):
+    layer.weight.data.flat[3] = np.nan
+
+
+def in_the_gradient(layer):
+    layer.register_forward_hook(lambda module, args, output: Spoil.apply(output))
+
+
+@pytest.fixture
+def eight_layers(monkeypatch):
+    """Offer the paper's network with a sixteenth of its kernels, for small images."""
+    monkeypatch.setitem(VARIANTS, "eight", VARIANTS["paper"].thinner(16, 67))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("plant", "direction", "what"),
+    [
+        (in_the_weight, "forward", "the loss is nan"),
+        (in_the_gradient, "backward", r"the gradient of \S+ has values that are not finite"),
+    ],
+    ids=["forward", "backward"],
+)
+@pytest.mark.usefixtures("eight_layers")
+def test_the_layer_that_a_nan_is_planted_in_is_named(
+    photos, tmp_path, layer, plant, direction, what
+):
+    run = new_run(tiny_settings(photos, variant="eight", input_size=67))
+    watcher = Watcher(
+        lambda *now: now == ("epoch 1/3", 2) and plant(run.classifier.model.weight_layers[layer])
+    )
+    stopping = trainer(run, tmp_path, watcher, seconds=0, share=math.inf)
+    expected = rf"^{what} in step 3 \(epoch 1\): {direction} in {layer}, "
+    with pytest.raises(DivergedError, match=expected):
+        stopping.train()
+    last = load_checkpoint(stopping.checkpoints.last)
+    assert last["state"]["step"] == 2
+    assert all(np.isfinite(w).all() for w in last["classifier"]["weights"].values())
+    assert np.isnan(run.classifier.model.state_dict()["features.0.weight"]).sum() == (
+        plant is in_the_weight and layer == "conv1"
+    )
+    report = json.loads((tmp_path / "diverged.json").read_text())
+    assert (report["step"], report["direction"], report["layer"]) == (3, direction, layer)
+
+
+@pytest.fixture
+def diverged(photos, tmp_path):
+    """Return a run that stopped at its fifth step for a NaN in conv1, the error, and its folder."""
+    run = new_run(tiny_settings(photos))
+    layer = run.classifier.model.weight_layers["conv1"]
+    watcher = Watcher(lambda *now: now == ("epoch 1/3", 4) and in_the_weight(layer))
+    stopping = trainer(run, tmp_path, watcher, seconds=0, share=math.inf)
+    with pytest.raises(DivergedError) as caught:
+        stopping.train()
+    return run, str(caught.value), tmp_path
+
+
+def test_the_images_of_the_batch_are_named(diverged):
+    run, said, out = diverged
+    batch = next(run.train_data.epoch(0, start_batch=4))
+    paths = [run.train_data.dataset.paths[i] for i in batch.indices]
+    assert f"the images of the batch are {', '.join(paths[:3])} and 5 more; " in said
+    assert said.endswith(f"{out / 'diverged.json'} has the whole report")
+    report = json.loads((out / "diverged.json").read_text())
+    assert report["images"] == paths
+    assert report["layers"][0] == {
+        "layer": "conv1",
+        "largest weight": "nan",
+        "largest output": "nan",
+        "largest gradient": "nan",
+    }
+
+
+def test_the_step_can_be_repeated_from_what_is_left(diverged):
+    run, _, out = diverged
+    left = ta.load(out / "diverged.safetensors")
+    again = new_run(run.settings)
+    for name, parameter in again.classifier.model.named_parameters():
+        parameter.data = left["weights"][name]
+    random.set_state(left["random"])
+    batch = Batch(left["images"], left["labels"], np.arange(8))
+    cause, _ = find_cause(again.classifier.model.train(left["training"]), batch)
+    assert str(cause) == "forward in conv1, whose weight has values that are not finite"
+
+
+def test_an_image_that_is_alone_to_blame_is_named(photos, tmp_path):
+    run = new_run(tiny_settings(photos))
+    transform, worst = run.train_data.transform, run.train_data.dataset.load(5)
+
+    def blinding(image, rng, out):
+        transform(image, rng, out)
+        if np.array_equal(image, worst):
+            out[3, 4] = np.inf
+
+    blinding.shape = transform.shape
+    run.train_data.transform = blinding
+    with pytest.raises(DivergedError) as caught:
+        trainer(run, tmp_path).train()
+    assert "forward in the images, one of which has pixels that are not finite" in str(caught.value)
+    assert f"because of {run.train_data.dataset.paths[5]}; " in str(caught.value)
+
+
+def test_a_disk_that_is_full_does_not_hide_the_cause(photos, tmp_path, disk):
+    run = new_run(tiny_settings(photos))
+    in_the_weight(run.classifier.model.weight_layers["conv1"])
+    disk(100)
+    with pytest.raises(DivergedError, match=r"in conv1.*no report could be written .File too lar"):
+        trainer(run, tmp_path).train()
+    disk(None)
+    assert not list(tmp_path.glob("*diverged*"))
+
+
+def test_validation_is_traced_as_well(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    run = new_run(tiny_settings(tmp_path / "photos"))
+    layer = run.classifier.model.weight_layers["fc2"]
+    watcher = Watcher(lambda *now: now == ("epoch 1/3", 7) and in_the_weight(layer))
+    expected = r"validation loss is nan in step 7 \(epoch 1\): forward in fc2, whose weight"
+    with pytest.raises(DivergedError, match=expected):
+        trainer(run, tmp_path, watcher, share=1e-9).train()
+
+
+@pytest.mark.parametrize(
+    ("array", "finite"),
+    [
+        (np.zeros(0, np.float32), True),
+        (np.full((2, 3), 3e38, np.float32), True),  # the sum of squares overflows
+        (np.ones((4, 3, 2), np.float32)[:, ::2].T, True),
+        (np.array([1, np.nan], np.float32), False),
+        (np.array([[1.0], [-np.inf]]), False),
+    ],
+)
+def test_what_is_finite(array, finite):
+    assert all_finite(array) == finite

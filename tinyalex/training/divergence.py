@@ -1,0 +1,245 @@
+"""When numbers are no longer finite: where that began, and what is left for looking into it.
+
+The step that failed is taken once more, with a look at the output of every layer and, on the way
+back, at every gradient. The first layer that turns finite numbers into others is the one to name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tinyalex.functional as F
+from tinyalex import random
+from tinyalex.autograd import Function
+from tinyalex.data import Batch, Dataset
+from tinyalex.files import save, write_atomically
+from tinyalex.models import AlexNet
+from tinyalex.nn import Module
+from tinyalex.tensor import Tensor
+
+REPORT, STEP = "diverged.json", "diverged.safetensors"
+NOT_FINITE = "has values that are not finite"
+NAMED_IMAGES = 3
+"""How many images a message names; the report names all."""
+
+
+class DivergedError(ArithmeticError):
+    """A loss, a gradient or a weight is no longer finite; the last checkpoint is still good."""
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Tell whether there is no NaN and no infinity in a float array.
+
+    One pass and no memory: the sum of squares is finite only if all values are. It may also
+    overflow; then every value is looked at.
+    """
+    line = array.ravel(order="K")
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(np.dot(line, line))
+    return math.isfinite(total) or bool(np.isfinite(line).all())
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Return the name of the first array with a NaN or an infinity in it."""
+    return next((name for name, array in arrays.items() if not all_finite(array)), None)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Where the first value that is not finite came up, and in which images of the batch."""
+
+    direction: str
+    """ "forward" or "backward"."""
+    layer: str
+    """conv1 to conv5 and fc6 to fc8; "ReLU after conv1"; "the images"; "the loss"."""
+    reason: str
+    rows: tuple[int, ...] = ()
+    """Positions in the batch of the images that it came up in, unless it did in all of them."""
+
+    def __str__(self) -> str:
+        return f"{self.direction} in {self.layer}, {self.reason}"
+
+
+@dataclass
+class Passage:
+    """What went through a layer: the largest magnitudes of its weights, output and gradient."""
+
+    layer: str
+    weight: float | None
+    output: float
+    gradient: float | None = None
+    """Of the loss with respect to the output."""
+    bad_parameter: str | None = field(default=None, repr=False)
+    bad_gradient: str | None = field(default=None, repr=False)
+    bad_rows: tuple[int, ...] = field(default=(), repr=False)
+
+
+class _Watch(Function):
+    """y = x, and a note of the gradient that passes."""
+
+    def forward(self, x: np.ndarray, passage: Passage) -> np.ndarray:
+        self.passage = passage
+        return x
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        self.passage.gradient = _largest(grad)
+        return grad
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[Passage]]:
+    """Run `batch` forward and backward once more; return the first cause of what is not finite.
+
+    The random state must be the one from before. Also returns what went through each layer, in
+    order, for those that want to see the numbers grow. No weight is touched, gradients are lost.
+    """
+    passages: list[Passage] = []
+    modules: list[Module] = []
+    labels = {id(module): name for name, module in model.weight_layers.items()}
+    last_named = "the images"
+
+    def look(module: Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        nonlocal last_named
+        label = labels.get(id(module))
+        last_named = label or last_named
+        parameters = {name: p.data for name, p in module.named_parameters()}
+        passage = Passage(
+            label or f"{type(module).__name__} after {last_named}",
+            max(map(_largest, parameters.values()), default=None),
+            _largest(output.data),
+            bad_parameter=not_finite(parameters),
+            bad_rows=_bad_rows(output.data),
+        )
+        passages.append(passage)
+        modules.append(module)
+        return _Watch.apply(output, passage=passage)
+
+    model.zero_grad()
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if not any(module.children()):
+                hooks.enter_context(module.register_forward_hook(look))
+        loss = F.cross_entropy(model(Tensor(batch.images)), batch.labels)
+        if loss.requires_grad:
+            loss.backward()
+    for module, passage in zip(modules, passages, strict=True):
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        passage.bad_gradient = not_finite(gradients)
+    model.zero_grad()
+    cause = _forward_cause(batch, passages, loss.item()) or _backward_cause(passages)
+    return cause, passages
+
+
+def _forward_cause(batch: Batch, passages: list[Passage], loss: float) -> Cause | None:
+    if rows := _bad_rows(batch.images):
+        return _forward(
+            "the images", "one of which has pixels that are not finite", rows, len(batch)
+        )
+    for passage in passages:
+        if passage.bad_rows:
+            reason = f"whose {passage.bad_parameter or 'output'} {NOT_FINITE}"
+            return _forward(passage.layer, reason, passage.bad_rows, len(batch))
+    if not math.isfinite(loss):
+        return Cause("forward", "the loss", f"which is {loss}")
+    return None
+
+
+def _forward(layer: str, reason: str, rows: tuple[int, ...], count: int) -> Cause:
+    return Cause("forward", layer, reason, rows if len(rows) < count else ())
+
+
+def _backward_cause(passages: list[Passage]) -> Cause | None:
+    """Walk from the loss to the images: a layer gets a good gradient and passes on a bad one."""
+    after = "the loss"
+    for passage in reversed(passages):
+        if passage.gradient is not None and not math.isfinite(passage.gradient):
+            return Cause("backward", after, f"the gradient of whose input {NOT_FINITE}")
+        if passage.bad_gradient:
+            reason = f"the gradient of whose {passage.bad_gradient} {NOT_FINITE}"
+            return Cause("backward", passage.layer, reason)
+        after = passage.layer
+    return None
+
+
+def explain(
+    error: DivergedError,
+    when: dict[str, Any],
+    model: AlexNet,
+    batch: Batch,
+    dataset: Dataset,
+    random_state: dict[str, Any],
+    folder: Path,
+) -> DivergedError:
+    """Return `error` with the cause and the images in its message; leave two files in `folder`.
+
+    `when` are the numbers of step and epoch and whatever else the report should begin with;
+    `random_state` is that from before the step. `diverged.json` is the report, for people;
+    `diverged.safetensors` has weights, random state and batch, all that it takes to repeat the
+    step. A disk that refuses them is no reason for another error.
+    """
+    random.set_state(random_state)
+    began = "but not again when the step was repeated: suspect the machine"
+    cause: Cause | None = None
+    passages: list[Passage] = []
+    try:
+        cause, passages = find_cause(model, batch)
+    except MemoryError:  # a look at every layer takes more than a step does
+        began = "and the memory does not suffice to find out where"
+    files = [dataset.describe(index) for index in batch.indices.tolist()]
+    suspects = [files[row] for row in cause.rows] if cause else []
+    report = {
+        "what": str(error),
+        **when,
+        **(asdict(cause) if cause else {}),
+        "suspects": suspects,
+        "images": files,
+        "layers": [_as_row(passage) for passage in passages],
+    }
+    step = {
+        "weights": model.state_dict(),
+        "training": model.training,
+        "random": random_state,
+        "images": batch.images,
+        "labels": batch.labels,
+    }
+    text = json.dumps(report, indent=1) + "\n"
+    try:
+        write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
+        save(step, folder / STEP)
+        where = f"{folder / REPORT} has the whole report"
+    except OSError as refused:
+        where = f"no report could be written ({refused.strerror})"
+    return DivergedError(f"{error}: {cause or began}; {_name(suspects, files)}; {where}")
+
+
+def _name(suspects: list[str], files: list[str]) -> str:
+    named = suspects or files
+    kind = "because of" if suspects else "the images of the batch are"
+    rest = f" and {len(named) - NAMED_IMAGES} more" if len(named) > NAMED_IMAGES else ""
+    return f"{kind} {', '.join(named[:NAMED_IMAGES])}{rest}"
+
+
+def _as_row(passage: Passage) -> dict[str, Any]:
+    """Return the magnitudes for the report; JSON has no spelling for NaN."""
+    row: dict[str, Any] = {"layer": passage.layer}
+    for name in ("weight", "output", "gradient"):
+        value = getattr(passage, name)
+        row[f"largest {name}"] = value if value is None or math.isfinite(value) else str(value)
+    return row
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array).max(initial=0.0))
+
+
+def _bad_rows(array: np.ndarray) -> tuple[int, ...]:
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return tuple(np.flatnonzero(~finite).tolist())

@@ -1,0 +1,221 @@
+"""The command line of examples/train_alexnet.py: its options, in the order of the paper."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from tinyalex.models import VARIANTS
+from tinyalex.models.provenance import recipe_table
+from tinyalex.threads import get_num_threads
+from tinyalex.training.command import EXIT_CODES, Help, Parser, seconds_in
+from tinyalex.training.settings import (
+    AUGMENTATIONS,
+    CHANGEABLE,
+    CHANGEABLE_ON_REQUEST,
+    COLOUR_NOISES,
+    INITIAL_WEIGHTS,
+    MEANS,
+    SCHEDULES,
+)
+
+
+class ShowRecipe(argparse.Action):
+    """An option that prints the recipe of the variant it is given, and exits."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Print the table and exit with code 0."""
+        variant = VARIANTS[values]
+        rows = [("setting", "value", "from"), *recipe_table(variant)]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        print(f"{variant.name}: {variant.title}\n")
+        for setting, value, source in rows:
+            print(f"{setting:{widths[0]}}  {value:{widths[1]}}  {source}")
+        print(textwrap.fill(variant.provenance, 99, initial_indent="\n"))
+        parser.exit()
+
+
+def make_parser(description: str | None = None) -> Parser:
+    """Return the parser; its groups are in the order of the paper's sections."""
+    parser = Parser(
+        usage="%(prog)s [OPTION ...]",
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=Help,
+    )
+
+    group = parser.add_argument_group("data (paper sections 2 and 4.1)")
+    group.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with one folder of images per class, or with train/ and val/ of such "
+        "(default: ten patterns, drawn on the fly)",
+    )
+    group.add_argument(
+        "--augment",
+        choices=AUGMENTATIONS,
+        help="paper: random crops and reflections; strong: crops of random size and shape, and "
+        "random colours (default: strong for --data without --variant, else paper)",
+    )
+    group.add_argument(
+        "--mean",
+        choices=MEANS,
+        help="what is subtracted: the mean image of the training set, or a colour (default: image "
+        "for variants made for raw pixels)",
+    )
+    group.add_argument(
+        "--colour-noise",
+        choices=COLOUR_NOISES,
+        help="one shift of all colours per image, along their principal axes: by eigenvalues as in "
+        "the paper, by standard deviations as in the 2012 source (default: the variant's)",
+    )
+    group.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="threads that load images"
+    )
+    group.add_argument(
+        "--worker-processes",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="load images in processes instead of threads",
+    )
+    group.add_argument(
+        "--image-cache",
+        type=int,
+        default=1000,
+        metavar="MB",
+        help="memory for images that need not be decoded again in the next epoch, for training and "
+        "for validation each (default: %(default)s; 0 for none)",
+    )
+    group.add_argument(
+        "--index-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="remember the list of a large folder's images between runs",
+    )
+
+    group = parser.add_argument_group("model (paper sections 3 and 4.2)")
+    group.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        help="which AlexNet, with its initial weights and input scale; naming one brings its own "
+        "recipe as well, made for ImageNet (default: torchvision, with a recipe for thousands "
+        "of images)",
+    )
+    group.add_argument(
+        "--show-recipe",
+        choices=VARIANTS,
+        action=ShowRecipe,
+        metavar="VARIANT",
+        help="print a variant's settings and where each is from, then stop",
+    )
+    group.add_argument(
+        "--initial-weights",
+        choices=INITIAL_WEIGHTS,
+        help="variant: as the variant draws them; data: then scaled to suit a few training images, "
+        "so that small data sets suffice (default: data without --variant)",
+    )
+    group.add_argument(
+        "--dropout",
+        type=float,
+        metavar="P",
+        help="share of the fully connected layers' inputs dropped while training (default: 0.5; "
+        "0 for the embedded data set)",
+    )
+    group.add_argument(
+        "--input-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the square that the network sees; only torchvision takes others than its own",
+    )
+
+    group = parser.add_argument_group("recipe (paper section 5; default: see --variant)")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per step")
+    group.add_argument("--lr", type=float, metavar="RATE", help="learning rate at the start")
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        help="how the rate falls: plateau is the paper's, discrete_exponential the 2012 source's, "
+        "cosine for small data sets",
+    )
+    group.add_argument(
+        "--weight-decay", type=float, metavar="RATE", help="pull of the weights towards zero"
+    )
+
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="equal seeds, equal results, bit for bit, on one machine with equal threads",
+    )
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=get_num_threads(),
+        metavar="N",
+        help="threads that compute",
+    )
+    place = group.add_mutually_exclusive_group()
+    place.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where checkpoints, metrics and pictures go (default: runs/DATA-VARIANT)",
+    )
+    place.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR and with its settings, bit for bit; may change: "
+        + ", ".join(CHANGEABLE),
+    )
+    group.add_argument(
+        "--allow-change",
+        action="store_true",
+        help="let --resume change " + ", ".join(map(_option, CHANGEABLE_ON_REQUEST)) + " as well",
+    )
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="save and stop after N steps in all, to go on later"
+    )
+    group.add_argument(
+        "--time-limit",
+        type=seconds_in,
+        metavar="TIME",
+        help="save and stop before 2h, 30m, 90s or the like are over, to go on later",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the metrics for TensorBoard as well, to DIR/tensorboard (needs tensorboardX)",
+    )
+    instead = parser.add_argument_group(
+        "instead of training; nothing stays on the disk"
+    ).add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check data, network, two steps, a validation batch and a checkpoint",
+    )
+    instead.add_argument(
+        "--overfit",
+        type=int,
+        metavar="N",
+        help="learn N images by heart, without augmentation and dropout: what cannot do that has a "
+        "mistake in it",
+    )
+    instead.add_argument("--summary", action="store_true", help="print the table of layers")
+    return parser
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
