@@ -1,7 +1,11 @@
-"""Measure a trained network: top-1 and top-5 accuracy, and the accuracy of every class.
+"""Measure a trained network: its accuracy, class by class, and what it takes for what.
 
 python examples/evaluate.py runs/flowers-torchvision               on the run's held-out images
 python examples/evaluate.py best.safetensors --data more-flowers   on other images
+
+prints top-1 and top-5 for the centre of each image and for ten crops of it, averaged as in the
+paper (section 4.1), and draws confusion.png (what is taken for what) and mistakes.png (the images
+on which the network was most surely wrong).
 """
 
 from __future__ import annotations
@@ -14,14 +18,13 @@ import numpy as np
 from tinyalex.data import DataError, Dataset, ImageFolder, Loader
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
+    Answers,
     Classifier,
     Progress,
-    Scores,
     checkpoint_path,
     classifier_in,
-    evaluate,
+    examine,
     load_checkpoint,
-    open_dataset,
     settings_in,
 )
 from tinyalex.training.command import (
@@ -29,9 +32,19 @@ from tinyalex.training.command import (
     EXPECTED_ERRORS,
     Help,
     Parser,
+    add_crops,
     add_network_arguments,
+    check_writable,
     complain,
 )
+from tinyalex.training.datasets import open_held_out, title
+from tinyalex.training.pictures import confusion_matrix, contact_sheet, save_png
+
+TITLES = {1: "centre crop", 10: "ten crops"}
+CONFUSED = 10
+"""How many pairs of classes are listed at most."""
+MISTAKES = 20
+"""How many images are on the sheet at most."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,29 +55,28 @@ def main(argv: list[str] | None = None) -> int:
         path = checkpoint_path(args.checkpoint)
         checkpoint = load_checkpoint(path)
         classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+        del checkpoint  # hundreds of megabytes
         if args.data is None:
-            dataset = open_dataset(settings, "val" if settings.data else "test")
-            assert dataset is not None
-            if dataset.classes != classifier.classes:
-                raise DataError(
-                    f"the classes in {settings.data} are no longer those that the network learned: "
-                    f"{', '.join(dataset.classes[:10])}, not {', '.join(classifier.classes[:10])}; "
-                    "put the folders back, or give others with --data"
-                )
+            dataset = open_held_out(settings, classifier.classes)
         else:
             dataset = open_folder(args.data, classifier)
-        size = min(args.batch_size, len(dataset))
-        loader = Loader(dataset, size, classifier.transform, shuffle=False)
+        out = args.out or path.parent
+        out.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
+        size = min(max(1, args.batch_size // args.crops), len(dataset))
+        loader = Loader(dataset, size, classifier.transform_for(args.crops), shuffle=False)
         print(f"{path}, {settings.variant}, on {args.data or settings.data or dataset}", flush=True)
-        scores = evaluate(classifier.model, loader, Progress())
+        answers = examine(classifier.model, loader, Progress())
+        print_table(answers, classifier.classes)
+        for name, reason in loader.bad:
+            print(f"left out: {name}: {reason}")
+        best = answers[args.crops]
+        print_confused(best, classifier.classes)
+        draw(best, dataset, out)
     except EXPECTED_ERRORS as error:
         return complain(error)
     except KeyboardInterrupt:
         return 130
-    assert scores is not None
-    print_table(scores, classifier.classes)
-    for name, reason in loader.bad:
-        print(f"left out: {name}: {reason}")
     return DONE
 
 
@@ -78,7 +90,14 @@ def make_parser() -> Parser:
         help="folder with one folder of images per class, or with train/ and val/ of such, of "
         "which val/ is taken (default: the images that the run held out)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time")
+    add_crops(parser, default=10)
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="crops at a time")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the pictures (default: the folder that the checkpoint is in)",
+    )
     return parser
 
 
@@ -97,17 +116,57 @@ def open_folder(root: str, classifier: Classifier) -> Dataset:
     return dataset
 
 
-def print_table(scores: Scores, classes: list[str]) -> None:
-    """Print the accuracy of each class, worst first, and of all together."""
+def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
+    """Print the accuracy of each class, worst first, and of all together, for each way to crop."""
+    scores = [answers[crops].scores for crops in sorted(answers)]
     width = max(5, *map(len, classes))
-    print(f"{'class':{width}}  images   top-1   top-5")
-    share = scores.class_top1 / np.maximum(scores.class_counts, 1)
-    for label in np.argsort(share, kind="stable"):
-        if count := scores.class_counts[label]:
-            top5 = scores.class_top5[label] / count
-            print(f"{classes[label]:{width}} {count:7} {share[label]:7.1%} {top5:7.1%}")
-    print(f"{'all':{width}} {scores.count:7} {scores.top1:7.1%} {scores.top5:7.1%}")
-    print(f"loss {scores.loss:.4f}; guessing: {np.log(len(classes)):.4f}")
+    print(" " * (width + 7) + "".join(f"{TITLES[crops]:>16}" for crops in sorted(answers)))
+    print(f"{'class':{width}}  images" + "   top-1   top-5" * len(scores))
+    counts = scores[-1].class_counts
+    for label in np.argsort(scores[-1].class_top1 / np.maximum(counts, 1), kind="stable"):
+        if count := counts[label]:
+            hits = (hits[label] / count for s in scores for hits in (s.class_top1, s.class_top5))
+            shares = "".join(f" {share:7.1%}" for share in hits)
+            print(f"{classes[label]:{width}} {count:7}{shares}")
+    shares = "".join(f" {share:7.1%}" for s in scores for share in (s.top1, s.top5))
+    print(f"{'all':{width}} {scores[0].count:7}{shares}")
+    losses = ", ".join(f"{answers[n].scores.loss:.4f} ({TITLES[n]})" for n in sorted(answers))
+    print(f"loss {losses}; guessing: {np.log(len(classes)):.4f}")
+
+
+def print_confused(answers: Answers, classes: list[str]) -> None:
+    """Print which classes are taken for which."""
+    counts = np.bincount(answers.labels, minlength=len(classes))
+    pairs = answers.most_confused(CONFUSED)
+    if pairs:
+        print("\nmost confused:")
+    for right, answer, images in pairs:
+        share = f"{images} of {counts[right]} ({images / counts[right]:.1%})"
+        print(f"  {classes[right]} taken for {classes[answer]}: {share}")
+
+
+def draw(answers: Answers, dataset: Dataset, out: Path) -> None:
+    """Draw the confusion matrix and the worst mistakes into the folder `out`, and say so."""
+    print(f"\nin {out}:")
+    try:
+        confusion_matrix(answers.confusion, dataset.classes, out / "confusion.png")
+        print("  confusion.png  what is taken for what")
+    except ModuleNotFoundError:
+        print("  no confusion.png: matplotlib is missing (pip install matplotlib)")
+    worst = answers.worst_mistakes(MISTAKES)
+    if not len(worst):
+        print("  no mistakes.png: every answer was right")
+        return
+    places = answers.indices[worst].tolist()
+    sheet = contact_sheet(
+        [dataset.load(place) for place in places],
+        [title(dataset, place) for place in places],
+        np.exp(answers.log_probabilities[worst]),
+        dataset.classes,
+        labels=answers.labels[worst].tolist(),
+    )
+    save_png(sheet, out / "mistakes.png")
+    print(f"  mistakes.png   the {len(worst)} answers most surely wrong; red: the right class")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Name what is in images: the five most probable classes each, and a picture of it all.
 
 python examples/predict.py runs/flowers-torchvision photo.jpg holiday/
+python examples/predict.py runs/flowers-torchvision holiday/ --sort sorted   copies: sorted/CLASS
 """
 
 from __future__ import annotations
 
+import filecmp
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +17,6 @@ import numpy as np
 
 from tinyalex.data import ImageError, read_image
 from tinyalex.data.dataset import printable
-from tinyalex.data.image import EXTENSIONS
-from tinyalex.files import write_atomically
 from tinyalex.threads import set_num_threads
 from tinyalex.training import load_classifier
 from tinyalex.training.command import (
@@ -23,10 +24,13 @@ from tinyalex.training.command import (
     EXPECTED_ERRORS,
     Help,
     Parser,
+    add_crops,
     add_network_arguments,
+    check_file,
     complain,
+    find_images,
 )
-from tinyalex.training.pictures import contact_sheet
+from tinyalex.training.pictures import contact_sheet, save_png
 
 BATCH = 32
 ON_SHEET = 40
@@ -37,19 +41,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         args = make_parser().parse_args(argv)
-        check_out(args.out)
+        check_file(args.out)
         set_num_threads(args.threads)
         classifier = load_classifier(args.checkpoint)
         paths = list(find_images(args.images))
+        if args.sort is not None:
+            prepare(args.sort, classifier.classes, args.images)
         named: list[str] = []
         shares: list[np.ndarray] = []
         for start in range(0, len(paths), BATCH):
             found = list(read(paths[start : start + BATCH], classifier.shorter_side))
-            results = classifier.probabilities([image for _, image in found])
+            results = classifier.probabilities([image for _, image in found], crops=args.crops)
             for (path, _), result in zip(found, results, strict=True):
                 print(describe(path, result, classifier.classes), flush=True)
                 named.append(path)
                 shares.append(result)
+                if args.sort is not None:
+                    copy_into(args.sort / classifier.classes[int(result.argmax())], path)
         if not named:
             raise ValueError(f"none of {len(paths)} images could be read")
         drawn = named[:ON_SHEET]
@@ -59,13 +67,17 @@ def main(argv: list[str] | None = None) -> int:
             np.stack(shares[:ON_SHEET]),
             classifier.classes,
         )
-        write_atomically(args.out, lambda file: sheet.save(file, "PNG"))
+        save_png(sheet, args.out)
     except EXPECTED_ERRORS as error:
         return complain(error)
     except KeyboardInterrupt:
         return 130
     rest = f" (the first {ON_SHEET} of {len(named)})" if len(named) > ON_SHEET else ""
     print(f"drawn in {args.out}{rest}")
+    if args.sort is not None:
+        left_out = len(paths) - len(named)
+        some = f"; {left_out} could not be read and were left out" if left_out else ""
+        print(f"copied {len(named)} images into the folders of {args.sort}{some}")
     return DONE
 
 
@@ -77,35 +89,47 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, default=Path("predictions.png"), metavar="PNG", help="contact sheet"
     )
+    parser.add_argument(
+        "--sort",
+        type=Path,
+        metavar="DIR",
+        help="copy each image into the folder in DIR that has the name of its most probable class; "
+        "nothing is moved or overwritten",
+    )
+    add_crops(parser, default=1)
     return parser
 
 
-def check_out(out: Path) -> None:
-    """See that the contact sheet can go there, before the work is done."""
-    if out.is_dir():
-        raise ValueError(f"--out must name a file, {out} is a folder")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out must name a file in a folder that is there, {out.parent} is none")
+def prepare(root: Path, classes: list[str], images: list[str]) -> None:
+    """Make the folder for the classes' folders, and see that all of them can be used."""
+    for name in classes:  # they come from a file, and must not lead out of `root`
+        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+            raise ValueError(f"images cannot be sorted: the class {name!r} is no name for a folder")
+    inside = root.resolve()
+    for path in images:
+        if os.path.isdir(path) and inside.is_relative_to(Path(path).resolve()):
+            raise ValueError(f"--sort must name a folder that is not in {path}, got {root}")
+    root.mkdir(parents=True, exist_ok=True)
 
 
-def find_images(paths: list[str]) -> Iterator[str]:
-    """Yield each file given, and the images in each folder given and below it, sorted."""
-    for path in paths:
-        if not os.path.isdir(path):
-            yield path
-            continue
-        found = sorted(images_below(path))
-        if not found:
-            raise ValueError(f"no images ({' '.join(EXTENSIONS)}) in {path}")
-        yield from found
-
-
-def images_below(root: str) -> Iterator[str]:
-    """Yield the images in a folder and its subfolders."""
-    for folder, _, files in os.walk(root):
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield os.path.join(folder, name)
+def copy_into(folder: Path, path: str) -> None:
+    """Copy an image into a folder, under another name where its own is taken by another image."""
+    folder.mkdir(exist_ok=True)
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    target, number = folder / f"{stem}{suffix}", 1
+    while os.path.lexists(target):
+        if target.is_file() and filecmp.cmp(path, target, shallow=False):
+            return  # this command was here before
+        number += 1
+        target = folder / f"{stem}-{number}{suffix}"
+    with open(path, "rb") as source, open(target, "xb") as copy:
+        try:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+        except BaseException:
+            target.unlink()
+            raise
+    shutil.copystat(path, target)
 
 
 def read(paths: list[str], shorter_side: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -53,7 +53,7 @@ from tinyalex.training.evaluation import judge
 from tinyalex.training.lock import locked
 from tinyalex.training.options import as_arguments, read_arguments
 from tinyalex.training.overfit import advice, overfit
-from tinyalex.training.pictures import filter_grid, learning_curves
+from tinyalex.training.pictures import first_kernels, learning_curves, save_png
 from tinyalex.training.progress import duration
 from tinyalex.training.rehearsal import rehearse
 from tinyalex.training.tensorboard import scalar_writer
@@ -261,8 +261,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     if left_out := len(run.train_data.bad + run.val_data.bad):
         print(f"{left_out} images could not be read and were left out; they are named above")
 
-    grid = filter_grid(run.classifier.model.weight_layers["conv1"].weight.data)
-    write_atomically(out / "filters.png", lambda file: grid.save(file, "PNG"))
+    save_png(first_kernels(run.classifier.model), out / "filters.png")
     try:
         learning_curves(rows, run.num_classes, out / "curves.png")
     except ModuleNotFoundError:

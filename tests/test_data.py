@@ -9,6 +9,8 @@ from tinyalex.data import (
     CachedDataset,
     EvalTransform,
     ImageFolder,
+    Loader,
+    TenCropTransform,
     TrainTransform,
     mean_colour,
     resize_shorter_side,
@@ -120,6 +122,38 @@ def test_eval_takes_the_centre(positions, rng):
     out = EvalTransform(8)(positions, rng)
     assert out.dtype == np.float32
     assert (out == positions[2:10, 3:11]).all()
+
+
+def test_ten_crops_are_corners_and_centre_of_the_central_square_and_their_reflections(
+    positions, rng
+):
+    views = TenCropTransform(8)(positions, rng)
+    assert views.shape == (10, 8, 8, 3)
+    assert views.dtype == np.float32
+    corners = [(0, 1), (0, 5), (4, 1), (4, 5), (2, 3)]  # of columns 1 to 12, the last for 12
+    for i, (top, left) in enumerate(corners):
+        expected = positions[top : top + 8, left : left + 8]
+        assert (views[i] == expected).all()
+        assert (views[5 + i] == expected[:, ::-1]).all()
+    assert (views[TenCropTransform.CENTRE] == EvalTransform(8)(positions, rng)).all()
+
+
+def test_ten_crops_are_normalised_and_written_where_told(positions, rng):
+    transform = TenCropTransform(8, mean=(1, 2, 3), std=2, channels=1)
+    out = np.full(transform.shape, np.nan, np.float32)
+    assert transform(positions, rng, out=out) is out
+    centre = EvalTransform(8, mean=(1, 2, 3), std=2, channels=1)(positions, rng)
+    assert (out[4] == centre).all()
+    assert (out[9] == centre[:, ::-1]).all()
+
+
+def test_a_batch_of_ten_crops(tmp_path):
+    dataset = ImageFolder(images.folder(tmp_path, daisies=2, tulips=1), shorter_side=32)
+    transform = TenCropTransform(28)
+    (batch,) = Loader(dataset, 3, transform, shuffle=False).epoch(0)
+    assert batch.images.shape == (3, 10, 3, 28, 28)
+    view = transform(dataset.load(1), np.random.default_rng(0))[7]
+    assert (batch.images[1, 7] == view.transpose(2, 0, 1)).all()
 
 
 def test_train_reaches_every_offset(positions, rng):

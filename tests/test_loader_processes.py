@@ -18,6 +18,7 @@ from tinyalex.data import (
     EvalTransform,
     ImageFolder,
     Loader,
+    TenCropTransform,
     TrainTransform,
     WorkerError,
     loader_processes,
@@ -51,6 +52,8 @@ def test_the_same_batches_as_with_threads(loaders):
     processes = loaders(Trouble(), **options, prefetch=5)
     for epoch, start in ((5, 0), (2, 2)):
         assert_same(processes.epoch(epoch, start), threads.epoch(epoch, start))
+    views = {"batch_size": 16, "transform": TenCropTransform(10), "shuffle": False}
+    assert_same(loaders(Trouble(), **views).epoch(0), Loader(Trouble(), **views).epoch(0))
     batch = next(processes.epoch(0))
     assert batch.images.transpose(0, 2, 3, 1).flags.c_contiguous  # channels last
 

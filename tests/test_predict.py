@@ -3,13 +3,18 @@
 import os
 import re
 import shutil
+import sys
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import draw_photos, finish, run, start
 from PIL import Image
 
-from tinyalex.training import Checkpoints, load_classifier, read_metrics
+import tinyalex as ta
+from tinyalex.data import ImageFolder
+from tinyalex.training import Checkpoints, load_checkpoint, load_classifier, read_metrics
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -37,11 +42,12 @@ def test_predictions_of_files_and_folders(photos, trained, tmp_path):
         assert image.size[1] > 4 * 300
 
 
-def test_predictions_are_those_of_the_network(photos, trained, tmp_path):
+@pytest.mark.parametrize("crops", [1, 10])
+def test_predictions_are_those_of_the_network(photos, trained, tmp_path, crops):
     classifier = load_classifier(trained)
     path = photos / "birch/05.png"
-    (shares,) = classifier.probabilities([np.asarray(Image.open(path))])
-    _, said, _ = run("predict", trained, path, "--out", tmp_path / "sheet.png")
+    (shares,) = classifier.probabilities([np.asarray(Image.open(path))], crops=crops)
+    _, said, _ = run("predict", trained, path, "--crops", crops, "--out", tmp_path / "sheet.png")
     best = int(shares.argmax())
     assert f"{path}: {classifier.classes[best]} {shares[best]:.1%}" in said
 
@@ -92,8 +98,8 @@ def test_checkpoints_that_cannot_be_used(command, photos, trained, tmp_path):
     assert "threads must be a whole number" in complaints
 
 
-def test_evaluation_agrees_with_training(trained):
-    code, said, complaints = run("evaluate", trained)
+def test_evaluation_agrees_with_training(trained, tmp_path):
+    code, said, complaints = run("evaluate", trained, "--crops", 1, "--out", tmp_path)
     assert (code, complaints) == (0, "")
     best = max(row["val_top1"] for row in read_metrics(trained / "metrics.jsonl")
                if row["kind"] == "epoch")  # fmt: skip
@@ -108,7 +114,8 @@ def test_evaluation_of_other_images(trained, tmp_path):
     folder = draw_photos(tmp_path / "more", count=4)
     shutil.rmtree(folder / "ash")  # some of the classes are enough
     (folder / "elm/broken.png").write_bytes(b"")
-    code, said, _ = run("evaluate", Checkpoints(trained).last, "--data", folder)
+    out = tmp_path / "pictures"
+    code, said, _ = run("evaluate", Checkpoints(trained).last, "--data", folder, "--out", out)
     assert code == 0
     assert re.search(r"all +8 ", said)
     assert "elm/broken.png: the file is empty" in said
@@ -117,6 +124,39 @@ def test_evaluation_of_other_images(trained, tmp_path):
     code, _, complaints = run("evaluate", trained, "--data", folder)
     assert code == 2
     assert "classes that this network does not know: oak" in complaints
+
+
+def test_evaluation_from_ten_crops_and_its_pictures(trained, photos, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "new" / "folder"
+    code, said, complaints = run("evaluate", trained, "--out", out, "--batch-size", 35)
+    assert (code, complaints) == (0, "")
+    classifier = load_classifier(trained)
+    dataset = ImageFolder(photos, "val", shorter_side=32)
+    held_out = [dataset.load(i) for i in range(15)]
+    answers = [classifier.probabilities(held_out, crops=n).argmax(axis=1) for n in (1, 10)]
+    centre, ten = ((answer == dataset.labels).mean() for answer in answers)
+    assert re.search(rf"all +15 +{centre:.1%} +100.0% +{ten:.1%} +100.0%", said)
+    confused = re.findall(r"^  (\w+) taken for (\w+): (\d+) of 5", said, re.MULTILINE)
+    wrong = Counter(
+        (dataset.classes[right], dataset.classes[answer])
+        for right, answer in zip(dataset.labels, answers[1], strict=True)
+        if right != answer
+    )
+    assert {(right, answer): int(n) for right, answer, n in confused} == wrong
+    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "mistakes.png"]
+    assert f"in {out}:" in said
+    assert f"the {wrong.total()} answers most surely wrong" in said
+
+
+def test_evaluation_without_matplotlib_draws_the_rest(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
+    code, said, _ = run("evaluate", trained, "--crops", 1, "--out", tmp_path)
+    assert code == 0
+    assert "no confusion.png: matplotlib is missing (pip install matplotlib)" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mistakes.png"]
 
 
 def test_evaluation_notices_that_the_classes_have_changed(trained, tmp_path):
@@ -144,6 +184,10 @@ def test_a_number_of_threads_that_is_none(command, trained, monkeypatch):
     [
         (".", "--out must name a file, {folder} is a folder"),
         (
+            "/proc/sheet.png",
+            "/proc cannot be written to (No such file or directory): give another place with --out",
+        ),
+        (
             "gone/sheet.png",
             "--out must name a file in a folder that is there, {folder}/gone is none",
         ),
@@ -153,6 +197,77 @@ def test_a_contact_sheet_that_cannot_be_written(photos, trained, tmp_path, out, 
     code, said, complaints = run("predict", trained, photos, "--out", tmp_path / out)
     assert (code, said) == (2, "")
     assert complaints == f"error: {expected.format(folder=tmp_path)}\n"
+
+
+def sorted_into(folder):
+    """Return the files in the class folders as {"class/name": bytes}."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_sorting_copies_into_the_folder_of_the_most_probable_class(photos, trained, tmp_path):
+    mixed = tmp_path / "mixed"
+    for name in ("ash", "elm"):  # the same names in both
+        shutil.copytree(photos / name, mixed / name, ignore=shutil.ignore_patterns("[12]*"))
+    (mixed / "broken.png").write_text("not an image")
+    before = sorted_into(mixed)
+    target = tmp_path / "sorted"
+    arguments = (trained, mixed, "--sort", target, "--crops", 10, "--out", tmp_path / "s.png")
+    code, said, complaints = run("predict", *arguments)
+    assert code == 0
+    assert complaints.startswith(f"skipped: {mixed}/broken.png: not an image")
+    last = f"copied 20 images into the folders of {target}; 1 could not be read and were left out"
+    assert said.splitlines()[-1] == last
+    assert sorted_into(mixed) == before
+    assert {folder.name for folder in target.iterdir()} <= {"ash", "birch", "elm"}
+
+    copies = sorted_into(target)
+    del before["broken.png"]
+    assert Counter(copies.values()) == Counter(before.values())
+    named = dict(re.findall(r"^(.*\.png): (\w+) ", said, re.MULTILINE))
+    for path, answer in named.items():
+        stem, content = Path(path).stem, Path(path).read_bytes()
+        assert content in (copies.get(f"{answer}/{stem}.png"), copies.get(f"{answer}/{stem}-2.png"))
+
+    name = next(iter(copies))
+    (target / name).write_text("somebody's own")  # is not overwritten when the command runs again
+    run("predict", *arguments)
+    again = sorted_into(target)
+    assert again.pop(name) == b"somebody's own"
+    assert len(again) == 20
+    assert Counter(again.values()) == Counter(before.values())
+
+
+def test_a_copy_that_fails_leaves_nothing(photos, trained, tmp_path, disk):
+    large = tmp_path / "large.bmp"
+    Image.new("RGB", (400, 400)).save(large)
+    disk(100_000)
+    code, _, complaints = run(
+        "predict", trained, large, "--sort", tmp_path / "sorted", "--out", tmp_path / "s.png"
+    )
+    assert code == 2
+    assert "no room for the file" in complaints
+    assert sorted_into(tmp_path / "sorted") == {}
+
+
+def test_sorting_into_the_folder_that_is_sorted(photos, trained, tmp_path):
+    target = photos / "sorted"
+    code, _, complaints = run("predict", trained, photos, "--sort", target)
+    assert (code, complaints.count("\n")) == (2, 1)
+    assert f"--sort must name a folder that is not in {photos}" in complaints
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["../elm", "a/b", "", ".."])
+def test_class_names_that_lead_elsewhere(name, photos, trained, tmp_path):
+    content = load_checkpoint(Checkpoints(trained).best)
+    content["classifier"]["classes"][2] = name
+    ta.save(content, tmp_path / "crafted.safetensors")
+    arguments = (photos / "elm/00.png", "--sort", tmp_path / "sorted", "--out", tmp_path / "s.png")
+    code, _, complaints = run("predict", tmp_path / "crafted.safetensors", *arguments)
+    assert code == 2
+    assert f"the class {name!r} is no name for a folder" in complaints
+    assert not (tmp_path / "sorted").exists()
 
 
 def test_a_folder_without_images(trained, tmp_path):

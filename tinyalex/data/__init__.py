@@ -22,7 +22,7 @@ from tinyalex.data.statistics import (
     load_statistics,
     pixel_statistics,
 )
-from tinyalex.data.transforms import EvalTransform, TrainTransform, Transform
+from tinyalex.data.transforms import EvalTransform, TenCropTransform, TrainTransform, Transform
 from tinyalex.data.workers import WorkerError
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Patterns",
     "PixelStatistics",
     "PixelSums",
+    "TenCropTransform",
     "TrainTransform",
     "Transform",
     "WorkerError",

@@ -21,7 +21,10 @@ from tinyalex.data.workers import WorkerError
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` float32 [N, C, H, W], channels last in memory; `labels`, `indices` int64 [N]."""
+    """`images` float32 [N, C, H, W], channels last in memory; `labels`, `indices` int64 [N].
+
+    Where the transform makes V views of an image, `images` is [N, V, C, H, W].
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -189,14 +192,14 @@ class Loader:
         images, indices, bad = self._batches.batch(epoch, chosen, stop)
         for index in bad.keys() - self._reasons.keys():
             self._report(index, bad[index])
-        return Batch(images.transpose(0, 3, 1, 2), self.dataset.labels[indices], indices)
+        return Batch(np.moveaxis(images, -1, -3), self.dataset.labels[indices], indices)
 
     def make_batch(
         self, epoch: int, chosen: np.ndarray, stop: Callable[[], object], images: np.ndarray
     ) -> Batch:
         """Return a batch of the images `chosen`, in the memory `images`; less if `stop()` is true.
 
-        `images` is float32 [at least len(chosen), height, width, channels].
+        `images` is float32 [at least len(chosen), *transform.shape].
         """
         indices: list[int] = []
         for wanted in chosen.tolist():
@@ -208,7 +211,7 @@ class Loader:
                 rng = self._generator(epoch, 1 + wanted)
                 self.transform(image, rng, out=images[len(indices)])
                 indices.append(index)
-        filled = images[: len(indices)].transpose(0, 3, 1, 2)
+        filled = np.moveaxis(images[: len(indices)], -1, -3)
         return Batch(filled, self.dataset.labels[indices], np.array(indices, np.int64))
 
     def _read(self, wanted: int) -> tuple[int, np.ndarray] | None:

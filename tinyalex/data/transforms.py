@@ -1,8 +1,8 @@
 """An image as it lies on disk to the numbers the network sees, with or without augmentation.
 
-Both transforms turn uint8 RGB [height, width, 3] into float32 [crop, crop, channels], channels
+The transforms turn uint8 RGB [height, width, 3] into float32 [crop, crop, channels], channels
 last: (value - mean) / std with values in 0..255. The paper (section 2) subtracts the mean image of
-the training set and trains on raw values, std = 1.
+the training set and trains on raw values, std = 1. `TenCropTransform` makes ten such views.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Transform(Protocol):
     """What the loader asks of a transform."""
 
-    shape: tuple[int, int, int]
-    """(crop, crop, channels) of the result."""
+    shape: tuple[int, ...]
+    """(crop, crop, channels) of the result; with the number of views in front if it is many."""
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
@@ -51,7 +51,7 @@ class EvalTransform:
         if crop < 1 or channels not in (1, 3):
             raise ValueError(f"need crop >= 1 and channels 1 or 3, got {crop} and {channels}")
         self.crop = crop
-        self.shape = (crop, crop, channels)
+        self.shape: tuple[int, ...] = (crop, crop, channels)
         self.mean = _mean_for_channels(mean, channels)
         self._mirrored_mean = _mirrored_mean(self.mean)
         self.std = _for_channels(std, channels, "std")
@@ -107,7 +107,7 @@ class EvalTransform:
         divisor: float = 1.0,
     ) -> np.ndarray:
         """Return (pixels - mean + noise) / (std divisor); noise is one number for each channel."""
-        if self.shape[2] == 1:
+        if self.shape[-1] == 1:
             pixels = (pixels @ LUMA)[..., None]
         if out is None:
             out = np.empty(self.shape, np.float32)
@@ -130,7 +130,44 @@ class EvalTransform:
 
     def _row(self, values: np.ndarray) -> np.ndarray:
         """Repeat one number, or one for each channel, for all pixels of a row."""
-        return np.tile(values, self.crop * self.shape[2] // values.size).astype(np.float32)
+        return np.tile(values, self.crop * self.shape[-1] // values.size).astype(np.float32)
+
+
+class TenCropTransform(EvalTransform):
+    """The ten views whose answers the paper averages (section 4.1), [10, crop, crop, channels].
+
+    The four corners (top left, top right, bottom left, bottom right) and the centre of the image's
+    central square, then the same five reflected. View `CENTRE` is that of `EvalTransform`.
+    Arguments as there.
+    """
+
+    CENTRE = 4
+
+    def __init__(
+        self,
+        crop: int,
+        mean: Mean = 0.0,
+        std: float | Sequence[float] = 1.0,
+        channels: int = 3,
+    ) -> None:
+        super().__init__(crop, mean, std, channels)
+        self.shape = (10, crop, crop, channels)
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the views of `image`; `rng` is not used."""
+        down, across = spare(self.region(image), self.crop)
+        room = min(down, across)  # by how much the central square is larger than a crop
+        (top, bottom), (left, right) = (
+            ((extent - room) // 2, (extent - room) // 2 + room) for extent in (down, across)
+        )
+        places = [(top, left), (top, right), (bottom, left), (bottom, right)]
+        out = np.empty(self.shape, np.float32) if out is None else out
+        for i, place in enumerate([*places, (down // 2, across // 2)]):
+            self.view(image, *place, out=out[i])
+            self.view(image, *place, mirrored=True, out=out[5 + i])
+        return out
 
 
 class TrainTransform(EvalTransform):

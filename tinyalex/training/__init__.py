@@ -16,7 +16,7 @@ from tinyalex.training.checkpoint import (
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset
 from tinyalex.training.divergence import DivergedError
-from tinyalex.training.evaluation import Scores, evaluate
+from tinyalex.training.evaluation import Answers, Scores, evaluate, examine
 from tinyalex.training.loop import Trainer, train_step
 from tinyalex.training.metrics import Average, MetricsFile, hits, read_metrics
 from tinyalex.training.progress import Progress
@@ -26,6 +26,7 @@ from tinyalex.training.signals import StoppedError, StopRequest
 
 __all__ = [
     "CHANGEABLE",
+    "Answers",
     "Average",
     "Checkpoints",
     "Classifier",
@@ -42,6 +43,7 @@ __all__ = [
     "checkpoint_path",
     "classifier_in",
     "evaluate",
+    "examine",
     "hits",
     "load_checkpoint",
     "load_classifier",

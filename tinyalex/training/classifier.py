@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-import tinyalex.functional as F
-from tinyalex.autograd import no_grad
-from tinyalex.data import EvalTransform, resize_shorter_side
+from tinyalex.data import EvalTransform, TenCropTransform, resize_shorter_side
 from tinyalex.models import VARIANTS, AlexNet, alexnet
-from tinyalex.tensor import Tensor
 from tinyalex.training.datasets import shorter_side_for
+from tinyalex.training.evaluation import averaged, log_probabilities
+
+CROPS: dict[int, type[EvalTransform]] = {1: EvalTransform, 10: TenCropTransform}
+"""How an image is cut for an answer: the centre alone, or the paper's ten views."""
 
 
 @dataclass
@@ -46,23 +47,40 @@ class Classifier:
     @property
     def transform(self) -> EvalTransform:
         """The central crop, normalised as in training."""
-        channels = self.model.variant.in_channels
-        return EvalTransform(self.input_size, self.mean, self.std, channels)
+        return self.transform_for(1)
 
-    def probabilities(self, images: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """Return the probability of every class for uint8 RGB images of any size, [N, C]."""
-        transform, unused = self.transform, np.random.default_rng(0)
+    def transform_for(self, crops: int) -> EvalTransform:
+        """Return `transform` for 1 crop, and for 10 those of the paper's section 4.1."""
+        if crops not in CROPS:
+            raise ValueError(f"crops must be 1 or 10, got {crops!r}")
+        channels = self.model.variant.in_channels
+        return CROPS[crops](self.input_size, self.mean, self.std, channels)
+
+    def inputs(self, images: Sequence[np.ndarray], crops: int = 1) -> np.ndarray:
+        """Return uint8 RGB images of any size as the network takes them.
+
+        float32 [N, channels, size, size] for the central crop, [N, 10, channels, size, size] for
+        ten.
+        """
+        transform, unused = self.transform_for(crops), np.random.default_rng(0)
+        views = [transform(resize_shorter_side(i, self.shorter_side), unused) for i in images]
+        return np.moveaxis(np.stack(views), -1, -3)
+
+    def probabilities(
+        self, images: Sequence[np.ndarray], batch_size: int = 32, crops: int = 1
+    ) -> np.ndarray:
+        """Return the probability of every class for uint8 RGB images of any size, [N, C].
+
+        With 10 crops it is the mean over the paper's ten views (section 4.1). `batch_size` views
+        go through the network at a time.
+        """
         self.model.eval()
-        found = []
-        for start in range(0, len(images), batch_size):
-            chunk = [
-                transform(resize_shorter_side(image, self.shorter_side), unused)
-                for image in images[start : start + batch_size]
-            ]
-            with no_grad():
-                logits = self.model(Tensor(np.stack(chunk).transpose(0, 3, 1, 2)))
-                found.append(F.softmax(logits, dim=1).numpy())
-        return np.concatenate(found) if found else np.empty((0, len(self.classes)), np.float32)
+        step = max(1, batch_size // crops)
+        found = [np.empty((0, len(self.classes)), np.float32)]
+        for start in range(0, len(images), step):
+            views = self.inputs(images[start : start + step], crops)
+            found.append(averaged(log_probabilities(self.model, views)))
+        return np.exp(np.concatenate(found))
 
     def get_state(self) -> dict[str, Any]:
         """Return everything as plain values and arrays, for `tinyalex.save`."""

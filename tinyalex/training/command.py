@@ -1,15 +1,21 @@
-"""What the commands in examples/ share: exit codes, and errors that are one sentence."""
+"""What the commands in examples/ share: exit codes, arguments, errors that are one sentence."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import os
 import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from tinyalex.data import WorkerError
+from tinyalex.data.image import EXTENSIONS
 from tinyalex.threads import get_num_threads
+from tinyalex.training.classifier import CROPS
 
 DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
 EXIT_CODES = """\
@@ -59,14 +65,74 @@ def seconds_in(text: str) -> float:
 
 def add_network_arguments(parser: Parser) -> None:
     """Add what the commands that use a trained network begin with: CHECKPOINT and --threads."""
+    add_checkpoint(parser)
+    add_threads(parser)
+
+
+def add_checkpoint(parser: Parser) -> None:
+    """Add CHECKPOINT."""
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
         help="a .safetensors file of a run, or the run's folder, of which the best is taken",
     )
+
+
+def add_threads(parser: Parser) -> None:
+    """Add --threads."""
     parser.add_argument(
         "--threads", type=int, default=get_num_threads(), metavar="N", help="threads that compute"
     )
+
+
+def add_crops(parser: Parser, default: int) -> None:
+    """Add --crops."""
+    parser.add_argument(
+        "--crops",
+        type=int,
+        choices=CROPS,
+        default=default,
+        help="1: what the network says to the centre of an image; 10: to its corners and centre "
+        "and their reflections, on average, which takes ten times as long (paper section 4.1)",
+    )
+
+
+def check_file(out: Path) -> None:
+    """See that a file can go there, before the work is done."""
+    if out.is_dir():
+        raise ValueError(f"--out must name a file, {out} is a folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out must name a file in a folder that is there, {out.parent} is none")
+    check_writable(out.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """See that files can go into a folder, before the work is done."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"{folder} cannot be written to ({error.strerror})"
+        raise ValueError(f"{reason}: give another place with --out") from error
+
+
+def find_images(paths: list[str]) -> Iterator[str]:
+    """Yield each file given, and the images in each folder given and below it, sorted."""
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
+            continue
+        found = sorted(_images_below(path))
+        if not found:
+            raise ValueError(f"no images ({' '.join(EXTENSIONS)}) in {path}")
+        yield from found
+
+
+def _images_below(root: str) -> Iterator[str]:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(folder, name)
 
 
 def complain(error: BaseException | str, code: int = USAGE) -> int:

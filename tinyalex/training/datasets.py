@@ -1,10 +1,21 @@
-"""Which images a run learns from, which it is validated on, and which it is tested on."""
+"""Which images a run learns from, is validated on and tested on, and files to look at."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
-from tinyalex.data import Dataset, ImageFolder, Patterns, resize_shorter_side
+from tinyalex.data import (
+    DataError,
+    Dataset,
+    ImageFolder,
+    Patterns,
+    read_image,
+    resize_shorter_side,
+)
+from tinyalex.data.dataset import printable
 from tinyalex.training.settings import Settings
 
 PATTERN_SIZES = {"train": 4000, "val": 500, "test": 1000}
@@ -34,6 +45,57 @@ def open_dataset(settings: Settings, split: str) -> Dataset | None:
         )
     patterns = Patterns(split, PATTERN_SIZES[split], settings.seed)
     return patterns if shorter_side == 256 else _Resized(patterns, shorter_side)
+
+
+def open_held_out(settings: Settings, classes: list[str]) -> Dataset:
+    """Return the images that a run did not learn from: its test split, else its validation split.
+
+    Raises DataError as `open_dataset` does, and where the classes are not `classes` any more.
+    """
+    dataset = open_dataset(settings, "val" if settings.data else "test")
+    assert dataset is not None
+    if dataset.classes != classes:
+        raise DataError(
+            f"the classes in {settings.data} are no longer those that the network learned: "
+            f"{', '.join(dataset.classes[:10])}, not {', '.join(classes[:10])}; "
+            "put the folders back, or name other images"
+        )
+    return dataset
+
+
+def title(dataset: Dataset, index: int) -> str:
+    """Return what to write below an image: its class, if that is known, and its name."""
+    label = int(dataset.labels[index])
+    paths = getattr(dataset, "paths", None)
+    if paths is None:
+        return f"{dataset.classes[label]} {index}"
+    name = printable(Path(paths[index]).name)
+    return name if label < 0 else f"{dataset.classes[label]}: {name}"
+
+
+class ImageFiles:
+    """A list of image files as a data set, to be looked at.
+
+    The label of an image is the class after which its folder is called, else -1.
+    """
+
+    def __init__(self, paths: Sequence[str], classes: list[str], shorter_side: int = 256) -> None:
+        self.paths, self.classes, self.shorter_side = list(paths), classes, shorter_side
+        places = {name: label for label, name in enumerate(classes)}
+        folders = [Path(path).absolute().parent.name for path in self.paths]
+        self.labels = np.array([places.get(name, -1) for name in folders], np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.paths)
+
+    def load(self, index: int) -> np.ndarray:
+        """Return image `index`, uint8 RGB [height, width, 3] with the shorter side resized."""
+        return read_image(self.paths[index], self.shorter_side)
+
+    def describe(self, index: int) -> str:
+        """Return the path of image `index`, in characters that can be printed."""
+        return printable(self.paths[index])
 
 
 class _Resized:

@@ -1,14 +1,16 @@
-"""How good a network is on images it did not learn from: loss, top-1 and top-5."""
+"""How good a network is on images that it did not learn from, and what it takes for what."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 import tinyalex.functional as F
 from tinyalex.autograd import no_grad
-from tinyalex.data import Batch, Loader
+from tinyalex.data import Batch, Loader, TenCropTransform
 from tinyalex.nn import Module
 from tinyalex.tensor import Tensor
 from tinyalex.training.metrics import hits
@@ -18,19 +20,41 @@ from tinyalex.training.signals import StopRequest
 
 @dataclass(frozen=True)
 class Scores:
-    """Results over one pass, whole and per class (arrays of length C)."""
+    """Results over some images, whole and per class (arrays of length C); they add up."""
 
-    loss: float
+    loss_sum: float
     class_counts: np.ndarray
     class_top1: np.ndarray
     """How many images of each class were classified right."""
     class_top5: np.ndarray
     """For how many images of each class it was among the five most probable."""
 
+    @classmethod
+    def of(cls, labels: np.ndarray, log_probabilities: np.ndarray) -> Scores:
+        """Compare answers [N, C] with what is right, labels [N]."""
+        classes = log_probabilities.shape[1]
+        losses = -log_probabilities[np.arange(len(labels)), labels]
+        right, among_five = (labels[hits(log_probabilities, labels, k)] for k in (1, 5))
+        counts = (np.bincount(some, minlength=classes) for some in (labels, right, among_five))
+        return cls(float(losses.sum(dtype=np.float64)), *counts)
+
+    def __add__(self, other: Scores) -> Scores:
+        return Scores(
+            self.loss_sum + other.loss_sum,
+            self.class_counts + other.class_counts,
+            self.class_top1 + other.class_top1,
+            self.class_top5 + other.class_top5,
+        )
+
     @property
     def count(self) -> int:
         """Number of images."""
         return int(self.class_counts.sum())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy: -ln of the probability of the right class."""
+        return self.loss_sum / self.count
 
     @property
     def top1(self) -> float:
@@ -43,6 +67,50 @@ class Scores:
         return float(self.class_top5.sum() / self.count)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network answered to each of N images."""
+
+    indices: np.ndarray
+    """Their positions in the data set, int64 [N]."""
+    labels: np.ndarray
+    """Their right classes, int64 [N]."""
+    log_probabilities: np.ndarray
+    """float32 [N, C]."""
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable classes, int64 [N]; of equal ones the first."""
+        return self.log_probabilities.argmax(axis=1)
+
+    @property
+    def scores(self) -> Scores:
+        """Loss, top-1 and top-5."""
+        return Scores.of(self.labels, self.log_probabilities)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Numbers of images, int64 [C, C]: the row is the right class, the column the answer."""
+        classes = self.log_probabilities.shape[1]
+        pairs = np.bincount(self.labels * classes + self.predicted, minlength=classes**2)
+        return pairs.reshape(classes, classes)
+
+    def most_confused(self, count: int = 10) -> list[tuple[int, int, int]]:
+        """Return (right class, answer, number of images) of the most frequent mistakes."""
+        mistakes = self.confusion
+        np.fill_diagonal(mistakes, 0)
+        order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+        pairs = zip(*np.unravel_index(order, mistakes.shape), strict=True)
+        found = [(int(right), int(wrong), int(mistakes[right, wrong])) for right, wrong in pairs]
+        return [pair for pair in found if pair[2]]
+
+    def worst_mistakes(self, count: int = 20) -> np.ndarray:
+        """Return positions in these answers, where the network was wrong and surest of it first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        surest = self.log_probabilities[wrong].max(axis=1)
+        return wrong[np.argsort(-surest, kind="stable")[:count]]
+
+
 @np.errstate(over="ignore", invalid="ignore")  # the caller sees the loss
 def evaluate(
     model: Module,
@@ -53,30 +121,81 @@ def evaluate(
 ) -> Scores | None:
     """Run the network in evaluation mode over the loader, each image once.
 
-    Returns None if a stop was requested on the way. The loss is the mean cross-entropy.
+    With `TenCropTransform` as the loader's transform the softmax outputs of the ten views of an
+    image are averaged, as in the paper (section 4.1). Returns None if a stop was requested on the
+    way.
     """
-    classes = len(loader.dataset.classes)
-    counts, top1, top5 = (np.zeros(classes, np.int64) for _ in range(3))
-    loss_sum, seen = 0.0, 0
+    scores: Scores | None = None
+    for batch, views in _answered(model, loader, progress, title):
+        some = Scores.of(batch.labels, averaged(views))
+        scores = some if scores is None else scores + some
+        if stop:
+            return None
+    return scores
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def examine(
+    model: Module, loader: Loader, progress: Progress | None = None, title: str = "evaluating"
+) -> dict[int, Answers]:
+    """Do as `evaluate` and keep every answer, for a close look.
+
+    Returns the answers by number of crops: those to the central crop under 1 and, where the
+    loader's transform is `TenCropTransform`, from the same pass the averaged ones under 10.
+    """
+    indices: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    answers: dict[int, list[np.ndarray]] = {}
+    for batch, views in _answered(model, loader, progress, title):
+        indices.append(batch.indices)
+        labels.append(batch.labels)
+        centre = views[:, TenCropTransform.CENTRE if views.shape[1] == 10 else 0]
+        answers.setdefault(1, []).append(centre)
+        if views.shape[1] == 10:
+            answers.setdefault(10, []).append(averaged(views))
+    return {
+        crops: Answers(np.concatenate(indices), np.concatenate(labels), np.concatenate(parts))
+        for crops, parts in answers.items()
+    }
+
+
+def log_probabilities(model: Module, images: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the softmax outputs for each view of each image, [N, V, C].
+
+    images [N, V, C, H, W], or [N, C, H, W] for V = 1. The model is as its caller set it.
+    """
+    pixels = images.reshape(-1, *images.shape[-3:])
+    with no_grad():
+        found = F.log_softmax(model(Tensor(pixels)), dim=1).numpy()
+    return found.reshape(len(images), -1, found.shape[1])
+
+
+def averaged(log_probabilities: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the mean probability over the views: [N, V, C] -> [N, C].
+
+    The mean of the softmax outputs (paper, section 4.1), which is not the softmax of the mean
+    logits. Computed on logarithms, where no probability is too small to be told from 0.
+    """
+    views = log_probabilities.shape[1]
+    return np.logaddexp.reduce(log_probabilities, axis=1) - math.log(views)
+
+
+def _answered(
+    model: Module, loader: Loader, progress: Progress | None, title: str
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yield each batch with the network's `log_probabilities`."""
     model.eval()
     progress = progress or Progress(silent=True)
     progress.start(title, len(loader))
+    seen = 0
     try:
         for number, batch in enumerate(loader.epoch(0), start=1):
-            with no_grad():
-                logits = model(Tensor(batch.images))
-                loss_sum += F.cross_entropy(logits, batch.labels, reduction="sum").item()
-            scores, labels = logits.numpy(), batch.labels
-            counts += np.bincount(labels, minlength=classes)
-            top1 += np.bincount(labels[hits(scores, labels)], minlength=classes)
-            top5 += np.bincount(labels[hits(scores, labels, 5)], minlength=classes)
+            found = log_probabilities(model, batch.images)
             seen += len(batch)
             progress.update(number, f"{seen} images")
-            if stop:
-                return None
+            yield batch, found
     finally:
         progress.stop()
-    return Scores(loss_sum / seen, counts, top1, top5)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller sees the loss

@@ -1,4 +1,4 @@
-"""Pictures of a run: learned kernels and predictions (Pillow), learning curves (matplotlib)."""
+"""Pictures of a run: learned kernels and predictions (Pillow), curves and tables (matplotlib)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyalex.files import write_atomically
+from tinyalex.models import AlexNet
+from tinyalex.nn import Conv2d
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,33 +19,50 @@ if TYPE_CHECKING:
 
 INK, PALE, RED, BLUE = "#222222", "#8a8a8a", "#c0392b", "#7f9cc0"
 PALE_RED, PALE_BLUE = "#f0a8a0", "#d3deec"
+NUMBERED, NAMED = 20, 60
+"""Up to how many classes a confusion matrix has numbers in it, and names beside it."""
 
 
-def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2) -> Image:
+def first_kernels(model: AlexNet) -> Image:
+    """Draw the kernels of conv1 as the paper's Figure 3 does: one tower above the other."""
+    towers = max(layer.groups for layer in model.modules() if isinstance(layer, Conv2d))
+    return filter_grid(model.weight_layers["conv1"].weight.data, towers=towers)
+
+
+def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2, towers: int = 1) -> Image:
     """Draw the kernels of a first convolution side by side, as in Figure 3 of the 2012 paper.
 
     weight [K, 3 or 1, R, S]. Each kernel is stretched to the full contrast by its own largest
-    magnitude, with 0 at mid-grey, and enlarged `scale` times without smoothing.
+    magnitude, with 0 at mid-grey, and enlarged `scale` times without smoothing. The first
+    K / `towers` kernels are those of the first tower, and so on: a white line parts the towers.
     """
     from PIL import Image
 
     count, channels, height, width = weight.shape
     if channels not in (1, 3):
         raise ValueError(f"expected kernels over 1 or 3 colours to draw, got shape {weight.shape}")
+    if count % towers:
+        raise ValueError(f"{count} kernels cannot be divided among {towers} towers")
     largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
     stretched = 0.5 + 0.5 * weight / np.where(largest > 0, largest, 1)
     pixels = np.rint(255 * stretched).astype(np.uint8).transpose(0, 2, 3, 1)
     pixels = np.broadcast_to(pixels, (count, height, width, 3))
 
-    columns = 16 if count % 16 == 0 else math.ceil(math.sqrt(2 * count))
-    rows = math.ceil(count / columns)
+    each = count // towers
+    columns = 16 if each % 16 == 0 else math.ceil(math.sqrt(2 * count))
+    rows = math.ceil(each / columns)
     cell_w, cell_h = width * scale + gap, height * scale + gap
-    grid = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), "black")
+    size = columns * cell_w + gap, rows * cell_h + gap
+    apart = size[1] + 4 * gap
+    grid = Image.new("RGB", (size[0], towers * apart - 4 * gap), "white")
+    for tower in range(towers):
+        grid.paste("black", (0, tower * apart, size[0], tower * apart + size[1]))
     for i, kernel in enumerate(pixels):
-        row, column = divmod(i, columns)
+        tower, place = divmod(i, each)
+        row, column = divmod(place, columns)
         tile = Image.fromarray(np.ascontiguousarray(kernel))
         tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        grid.paste(tile, (gap + column * cell_w, gap + row * cell_h))
+        grid.paste(tile, (gap + column * cell_w, tower * apart + gap + row * cell_h))
     return grid
 
 
@@ -54,10 +73,12 @@ def contact_sheet(
     classes: Sequence[str],
     columns: int = 5,
     size: int = 208,
+    labels: Sequence[int] | None = None,
 ) -> Image:
     """Draw images with a bar for each of their five most probable classes (paper, Figure 4).
 
-    images: uint8 [H, W, 3] of any size; probabilities [N, C].
+    images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar in red is that of the right
+    class where `labels` are given (-1: not known), else that of the most probable one.
     """
     from PIL import Image, ImageDraw
 
@@ -67,25 +88,31 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     cell_w, cell_h = size + margin, size + title_height + shown * bar_height + margin + 6
     sheet = Image.new("RGB", (columns * cell_w + margin, rows * cell_h + margin), "white")
-    draw, small = ImageDraw.Draw(sheet), _font(12)
+    draw, small = ImageDraw.Draw(sheet), font(12)
 
     for i, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(i, columns)
         left, top = margin + column * cell_w, margin + row * cell_h
-        sheet.paste(_fit(image, size), (left, top))
-        draw.text((left, top + size + 4), _shorten(draw, title, small, size), PALE, small)
+        sheet.paste(fit(image, size), (left, top))
+        draw.text((left, top + size + 4), shorten(draw, title, small, size), PALE, small)
         order = np.argsort(-probabilities[i], kind="stable")[:shown]
         for rank, label in enumerate(order):
             y = top + size + title_height + rank * bar_height
             share = float(probabilities[i, label])
             bar = (left, y + 2, left + round(share * (size - 1)), y + bar_height - 3)
-            draw.rectangle(bar, PALE_RED if rank == 0 else PALE_BLUE)
+            red = rank == 0 if labels is None else label == labels[i]
+            draw.rectangle(bar, PALE_RED if red else PALE_BLUE)
             percent = f"{share:.0%}"
             percent_width = round(draw.textlength(percent, small))
-            name = _shorten(draw, classes[label], small, size - percent_width - 14)
+            name = shorten(draw, classes[label], small, size - percent_width - 14)
             draw.text((left + 4, y + 3), name, INK, small)
             draw.text((left + size - percent_width - 4, y + 3), percent, INK, small)
     return sheet
+
+
+def save_png(picture: Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture, whole or not at all."""
+    write_atomically(path, lambda file: picture.save(file, "PNG"))
 
 
 def learning_curves(
@@ -93,13 +120,15 @@ def learning_curves(
 ) -> None:
     """Draw loss and accuracy over the epochs from the rows of ``metrics.jsonl`` into a PNG.
 
-    Raises ModuleNotFoundError without matplotlib.
+    Raises ModuleNotFoundError without matplotlib, ValueError before the end of the first epoch.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     steps = [row for row in rows if row["kind"] == "step"]
     epochs = [row for row in rows if row["kind"] == "epoch"]
+    if not epochs:
+        raise ValueError("there are no curves before the end of the first epoch: try again later")
     steps_per_epoch = epochs[0]["step"] / epochs[0]["epoch"]
     x, ends = [row["step"] / steps_per_epoch for row in steps], [row["epoch"] for row in epochs]
     chance = math.log(num_classes)
@@ -127,20 +156,60 @@ def learning_curves(
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
-def _font(size: int) -> FreeTypeFont | ImageFont:
+def confusion_matrix(
+    counts: np.ndarray, classes: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Draw how often each class (rows) is taken for each class (columns) into a PNG.
+
+    counts: int [C, C]. The colour is the share of the row. Up to `NUMBERED` classes have their
+    numbers written in, up to `NAMED` their names beside; more are dots, row upon row. Raises
+    ModuleNotFoundError without matplotlib.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    number = len(classes)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(max(0.55 * number, 2.5), 11)
+    figure = Figure(figsize=(side + 3, side + 2), layout="constrained")
+    axes = figure.subplots()
+    # A root brings out a few mistakes among many right answers, and dots among many cells.
+    norm = PowerNorm(0.5 if number <= NAMED else 0.25, vmin=0, vmax=1)
+    image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"])
+    bar.set_label("share of the row")
+    axes.set(xlabel="predicted", ylabel="true")
+    if number <= NAMED:
+        names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+        size = 10 if number <= NUMBERED else 7
+        style: dict[str, Any] = {"fontsize": size, "parse_math": False}
+        slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(number), names, **style, **slanted)
+        axes.set_yticks(range(number), names, **style)
+    if number <= NUMBERED:
+        for (row, column), images in np.ndenumerate(counts):
+            if images:
+                colour = "white" if share[row, column] > 0.3 else INK
+                axes.text(column, row, f"{images}", color=colour, ha="center", va="center")
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+
+
+def font(size: int) -> FreeTypeFont | ImageFont:
+    """Return Pillow's own font."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-def _fit(image: np.ndarray, size: int) -> Image:
+def fit(image: np.ndarray, size: int) -> Image:
     """Scale and cut an image to a square of `size` pixels around its centre."""
     from PIL import Image, ImageOps
 
     return ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
 
 
-def _shorten(draw: Any, text: str, font: Any, width: int) -> str:
+def shorten(draw: Any, text: str, font: Any, width: int) -> str:
     """Cut `text` so that it is at most `width` pixels wide, an ellipsis in place of its middle."""
     if draw.textlength(text, font) <= width:
         return text

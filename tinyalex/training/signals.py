@@ -29,9 +29,8 @@ class StopRequest:
 
     That is so after a first SIGINT, SIGTERM or SIGUSR1, once `step` has come to `steps`, and when
     fewer than `reserve` seconds are left until `deadline`, in the time of `time.monotonic`; whoever
-    trains keeps `step` and `reserve` up to date. A second
-    SIGINT or SIGTERM kills. Outside the main thread, where Python cannot set handlers, signals do
-    what they did before.
+    trains keeps `step` and `reserve` up to date. A second SIGINT or SIGTERM kills. Outside the main
+    thread, where Python cannot set handlers, signals do what they did before.
     """
 
     def __init__(self, steps: int | None = None, deadline: float | None = None) -> None:

@@ -1,0 +1,241 @@
+"""Look at a trained network: one command for each picture.
+
+python examples/look.py RUN kernels                        what the first layer looks for
+python examples/look.py RUN answers photos/                images with the five best answers
+python examples/look.py RUN neighbours a.jpg --among DIR   images that the network finds alike
+python examples/look.py RUN features a.jpg                 what each layer makes of an image
+python examples/look.py RUN curves                         loss and accuracy over the epochs
+
+RUN is the folder of a run, or a .safetensors file. Without images, some are taken that the run did
+not learn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyalex.data import Dataset, EvalTransform, ImageError, Loader
+from tinyalex.threads import set_num_threads
+from tinyalex.training import (
+    Classifier,
+    Progress,
+    Settings,
+    checkpoint_path,
+    classifier_in,
+    load_checkpoint,
+    open_dataset,
+    read_metrics,
+    settings_in,
+)
+from tinyalex.training.command import (
+    DONE,
+    EXPECTED_ERRORS,
+    Help,
+    Parser,
+    add_checkpoint,
+    add_threads,
+    check_file,
+    complain,
+    find_images,
+)
+from tinyalex.training.datasets import ImageFiles, open_held_out, title
+from tinyalex.training.features import (
+    feature_sheet,
+    hidden_vectors,
+    layer_outputs,
+    nearest,
+    neighbour_sheet,
+)
+from tinyalex.training.pictures import contact_sheet, first_kernels, learning_curves, save_png
+
+AT_MOST = {"answers": 40, "neighbours": 20, "features": 1}
+"""How many images there is room for."""
+HELD_OUT = {"answers": 10, "neighbours": 5, "features": 1}
+"""How many are taken where none are named."""
+
+
+class Look(NamedTuple):
+    """A command with what it needs."""
+
+    args: argparse.Namespace
+    folder: Path
+    classifier: Classifier
+    settings: Settings
+
+    def images(self) -> tuple[Dataset, list[int], list[np.ndarray]]:
+        """Return the images to look at: data set, positions in it, pixels."""
+        what = self.args.what
+        if self.args.images:
+            paths = list(find_images(self.args.images))
+            dataset: Dataset = self.files(paths)
+            chosen = list(range(len(paths)))
+        else:
+            dataset = open_held_out(self.settings, self.classifier.classes)
+            count = min(HELD_OUT[what], len(dataset))
+            spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
+            chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
+        found = list(readable(dataset, chosen, AT_MOST[what]))
+        if not found:
+            raise ValueError(f"none of {len(chosen)} images could be read")
+        if len(chosen) > AT_MOST[what]:
+            print(f"only the first {len(found)} of {len(chosen)} images are drawn")
+        return dataset, [place for place, _ in found], [image for _, image in found]
+
+    def files(self, paths: list[str]) -> ImageFiles:
+        """Return files as a data set."""
+        return ImageFiles(paths, self.classifier.classes, self.classifier.shorter_side)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    try:
+        args = make_parser().parse_args(argv)
+        set_num_threads(args.threads)
+        path = checkpoint_path(args.checkpoint)
+        checkpoint = load_checkpoint(path)
+        out = args.out or path.parent / f"{args.what}.png"
+        check_file(out)
+        classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+        args.draw(Look(args, path.parent, classifier, settings), out)
+    except EXPECTED_ERRORS as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        return 130
+    print(f"drawn in {out}")
+    return DONE
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(description=__doc__, formatter_class=Help)
+    add_checkpoint(parser)
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+
+    for draw in (kernels, answers, neighbours, features, curves):
+        name, text = draw.__name__, inspect.cleandoc(draw.__doc__ or "")
+        summary = text.partition("\n")[0].removesuffix(".")
+        command = commands.add_parser(name, help=summary, description=text, formatter_class=Help)
+        command.set_defaults(draw=draw)
+        if name in AT_MOST:
+            command.add_argument(
+                "images", metavar="IMAGE", nargs="*", help="images, or folders of images"
+            )
+        if draw is neighbours:
+            command.add_argument(
+                "--among",
+                metavar="DIR",
+                help="where to look for neighbours (default: the images that the run learned from)",
+            )
+        command.add_argument(
+            "--out",
+            type=Path,
+            metavar="PNG",
+            help=f"the picture (default: {name}.png in the folder of the checkpoint)",
+        )
+        add_threads(command)
+    return parser
+
+
+def kernels(look: Look, out: Path) -> None:
+    """Draw the kernels of the first layer (Figure 3 of the paper).
+
+    In networks of two towers, those of the second tower are below the white line.
+    """
+    save_png(first_kernels(look.classifier.model), out)
+
+
+def answers(look: Look, out: Path) -> None:
+    """Draw images with their five most probable classes (Figure 4 left).
+
+    The bar of the right class is red, where it is known: where the folder of the image has the
+    name of a class.
+    """
+    dataset, places, images = look.images()
+    sheet = contact_sheet(
+        images,
+        [title(dataset, place) for place in places],
+        look.classifier.probabilities(images),
+        dataset.classes,
+        labels=dataset.labels[places].tolist(),
+    )
+    save_png(sheet, out)
+
+
+def neighbours(look: Look, out: Path) -> None:
+    """Draw for each image the six that the network finds most like it (Figure 4 right).
+
+    Those are the ones with the smallest Euclidean distance between the activations of the last
+    hidden layer; the distance is written below.
+    """
+    dataset, places, images = look.images()
+    model = look.classifier.model
+    if look.args.among is None:
+        others = open_dataset(look.settings, "train")
+        assert others is not None
+    else:
+        own = {os.path.realpath(dataset.describe(place)) for place in places}
+        paths = find_images([look.args.among])
+        others = look.files([path for path in paths if os.path.realpath(path) not in own])
+        if not len(others):
+            raise ValueError(f"there are no other images in {look.args.among}")
+    transform = look.classifier.transform
+    loader = Loader(others, min(64, len(others)), transform, shuffle=False, max_bad=1.0)
+    queries = hidden_vectors(model, look.classifier.inputs(images))
+    found, distances = nearest(model, queries, loader, progress=Progress())
+    for name, reason in loader.bad:
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    rows, titles = [], []
+    for place, image, near, far in zip(places, images, found, distances, strict=True):
+        rows.append([image, *(others.load(int(other)) for other in near)])
+        names = (title(others, int(other)) for other in near)
+        below = [f"{name}\ndistance {d:#.3g}" for d, name in zip(far, names, strict=True)]
+        titles.append([title(dataset, place), *below])
+    save_png(neighbour_sheet(rows, titles), out)
+
+
+def features(look: Look, out: Path) -> None:
+    """Draw what every layer makes of one image.
+
+    White is a layer's largest output, black is 0, blue is negative.
+    """
+    dataset, (place,), images = look.images()
+    outputs = layer_outputs(look.classifier.model, look.classifier.inputs(images))
+    (shares,) = look.classifier.probabilities(images)
+    best = int(shares.argmax())
+    heading = f"{title(dataset, place)}; answer: {dataset.classes[best]}, {shares[best]:.0%}"
+    crop = EvalTransform(look.classifier.input_size)
+    seen = crop(images[0], np.random.default_rng(0)).astype(np.uint8)
+    save_png(feature_sheet(seen, heading, outputs), out)
+
+
+def curves(look: Look, out: Path) -> None:
+    """Draw loss and accuracy over the epochs."""
+    metrics = look.folder / "metrics.jsonl"
+    if not metrics.exists():
+        raise ValueError(f"curves are drawn from the folder of a run, and there is no {metrics}")
+    learning_curves(read_metrics(metrics), len(look.classifier.classes), out)
+
+
+def readable(dataset: Dataset, places: list[int], at_most: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the first images that can be read, and name the others on stderr."""
+    found = 0
+    for place in places:
+        if found == at_most:
+            return
+        try:
+            yield place, dataset.load(place)
+            found += 1
+        except ImageError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
