@@ -2,10 +2,13 @@
 
     python benchmarks/bench_trainer.py --data flowers
 
-Blocks of steps take turns: on one batch that is there already ("bare"), on batches that the loader
-decodes and augments meanwhile, as in a first epoch, and on batches of images that were decoded in
-an earlier epoch. A block's first steps, on batches that were prepared before, are not timed.
-Writes benchmarks/results/trainer.json, and with --table the table in docs/cpu.md.
+Blocks of steps take turns: forward, loss, backward and update alone on one batch that is there
+already ("bare"); and `train_step`, which also looks whether all is finite, on batches that the
+loader decodes and augments meanwhile, as in a first epoch, and on batches of images that were
+decoded in an earlier epoch. A block's first steps, on batches that were prepared before, are not
+timed.
+Writes benchmarks/results/trainer-BATCH.json, and with --table the table in docs/cpu.md, which has
+those for batches of 32 and 128.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import numpy as np
 import report
 
 import tinyalex as ta
-from tinyalex.data import CachedDataset, ImageFolder, Loader, Patterns, TrainTransform
+import tinyalex.functional as F
+from tinyalex.data import Batch, CachedDataset, ImageFolder, Loader, Patterns, TrainTransform
 from tinyalex.training import train_step
 
 KINDS = {
@@ -59,15 +63,16 @@ def main() -> None:
     untimed = loaders["cached"].prefetch + 1
     for turn in range(arguments.rounds + 1):
         for name, times in seconds.items():
+            step = train_step if name in loaders else bare_step
             batches = itertools.repeat(fixed)
             if name in loaders:
                 epochs = map(loaders[name].epoch, itertools.count(turn))
                 batches = itertools.chain.from_iterable(epochs)
             for batch in itertools.islice(batches, untimed):
-                train_step(model, optimizer, batch)
+                step(model, optimizer, batch)
             start = time.perf_counter()
             for batch in itertools.islice(batches, arguments.steps):
-                train_step(model, optimizer, batch)
+                step(model, optimizer, batch)
             if turn:  # the first round compiles
                 times.append(time.perf_counter() - start)
             del batches  # ends its threads
@@ -75,10 +80,18 @@ def main() -> None:
         key: value for key, value in vars(arguments).items() if key not in ("data", "table")
     }
     result = {"machine": report.machine(), "settings": settings, "seconds": seconds}
-    report.save("trainer", result)
+    name = f"trainer-{arguments.batch_size}"
+    report.save(name, result)
     print(table(result))
     if arguments.table:
-        report.replace_table(report.ROOT / "docs" / "cpu.md", "trainer", table(result))
+        report.replace_table(report.ROOT / "docs" / "cpu.md", name, table(result))
+
+
+def bare_step(model: ta.models.AlexNet, optimizer: ta.optim.SGD, batch: Batch) -> None:
+    """Learn from a batch and look at nothing."""
+    optimizer.zero_grad()
+    F.cross_entropy(model(ta.Tensor(batch.images)), batch.labels).backward()
+    optimizer.step()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -205,10 +205,27 @@ def test_backends_have_the_same_kernels(name):
 
 
 def test_every_kernel_is_tested():
-    assert {case.kernel for case in CASES} | {"sgd_step"} == set(KERNELS)
+    assert {case.kernel for case in CASES} | {"sgd_step", "all_finite"} == set(KERNELS)
 
 
 # --- what no random array would show -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize(
+    ("array", "finite"),
+    [
+        (np.zeros(0, np.float32), True),
+        (np.full((2, 3), 3e38, np.float32), True),  # the sum of squares overflows
+        (np.ones((4, 3, 2), np.float32)[:, ::2].T, True),
+        (np.array([1, np.nan], np.float32), False),
+        (np.array([[1.0], [-np.inf]]), False),
+        (np.append(np.zeros(150_000, np.float32), np.float32(np.nan)), False),
+        (np.append(np.float32(np.inf), np.zeros(150_000, np.float32)), False),
+    ],
+)
+def test_what_is_finite(kernels, array, finite):
+    assert kernels.all_finite(array) is finite
 
 
 def test_max_pool_propagates_nan(kernels, dtype):

@@ -14,7 +14,7 @@ from tinyalex.autograd import Function
 from tinyalex.data import Batch
 from tinyalex.models import VARIANTS
 from tinyalex.training import DivergedError, load_checkpoint, new_run
-from tinyalex.training.divergence import all_finite, find_cause
+from tinyalex.training.divergence import find_cause
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -154,17 +154,3 @@ def test_validation_is_traced_as_well(photos, tmp_path):
     expected = r"validation loss is nan in step 7 \(epoch 1\): forward in fc2, whose weight"
     with pytest.raises(DivergedError, match=expected):
         trainer(run, tmp_path, watcher, share=1e-9).train()
-
-
-@pytest.mark.parametrize(
-    ("array", "finite"),
-    [
-        (np.zeros(0, np.float32), True),
-        (np.full((2, 3), 3e38, np.float32), True),  # the sum of squares overflows
-        (np.ones((4, 3, 2), np.float32)[:, ::2].T, True),
-        (np.array([1, np.nan], np.float32), False),
-        (np.array([[1.0], [-np.inf]]), False),
-    ],
-)
-def test_what_is_finite(array, finite):
-    assert all_finite(array) == finite

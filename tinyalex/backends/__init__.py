@@ -33,6 +33,7 @@ KERNELS = {
     "linear": "x @ weight.T + bias",
     "linear_input_grad": "its gradient with respect to x",
     "linear_weight_grad": "its gradient with respect to weight",
+    "all_finite": "whether there is no NaN and no infinity",
     "sgd_step": "one update of a parameter and its velocity, in place",
 }
 

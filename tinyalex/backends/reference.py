@@ -275,6 +275,11 @@ def linear_weight_grad(grad: Array, x: Array) -> Array:
     return grad.T @ x
 
 
+def all_finite(x: Array) -> bool:
+    """Return whether no element is NaN or infinite."""
+    return bool(np.isfinite(x).all())
+
+
 def sgd_step(
     param: Array,
     grad: Array,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import tinyalex.functional as F
-from tinyalex import random
+from tinyalex import backends, random
 from tinyalex.autograd import Function
 from tinyalex.data import Batch, Dataset
 from tinyalex.files import save, write_atomically
@@ -35,21 +35,9 @@ class DivergedError(ArithmeticError):
     """A loss, a gradient or a weight is no longer finite; the last checkpoint is still good."""
 
 
-def all_finite(array: np.ndarray) -> bool:
-    """Tell whether there is no NaN and no infinity in a float array.
-
-    One pass and no memory: the sum of squares is finite only if all values are. It may also
-    overflow; then every value is looked at.
-    """
-    line = array.ravel(order="K")
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = float(np.dot(line, line))
-    return math.isfinite(total) or bool(np.isfinite(line).all())
-
-
 def not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
     """Return the name of the first array with a NaN or an infinity in it."""
-    return next((name for name, array in arrays.items() if not all_finite(array)), None)
+    return next((n for n, a in arrays.items() if not backends.of(a).all_finite(a)), None)
 
 
 @dataclass(frozen=True)

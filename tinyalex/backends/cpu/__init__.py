@@ -13,7 +13,7 @@ from tinyalex.backends.cpu.conv import (
     conv2d_relu_grads,
     conv2d_weight_grad,
 )
-from tinyalex.backends.cpu.elementwise import dropout, relu, relu_input_grad
+from tinyalex.backends.cpu.elementwise import all_finite, dropout, relu, relu_input_grad
 from tinyalex.backends.cpu.linear import linear, linear_input_grad, linear_weight_grad
 from tinyalex.backends.cpu.lrn import local_response_norm, local_response_norm_input_grad
 from tinyalex.backends.cpu.lrn_pool import norm_max_pool2d, norm_max_pool2d_input_grad
@@ -23,6 +23,7 @@ from tinyalex.backends.cpu.sgd import sgd_step
 from tinyalex.threads import follow
 
 __all__ = [
+    "all_finite",
     "conv2d",
     "conv2d_bias_grad",
     "conv2d_input_grad",

@@ -1,4 +1,4 @@
-"""ReLU and dropout: one pass over memory, in whatever order the elements lie."""
+"""ReLU, dropout, a look for NaN: one pass over memory, in whatever order the elements lie."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.runtime import parallel_kernel, plain
+from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, plain
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
+
+BLOCK = 1 << 16  # elements that `all_finite` adds up in one go
 
 
 def _as_lines(first: Array, *others: Array) -> tuple[list[Array], Callable[[Array], Array]]:
@@ -79,3 +81,27 @@ def dropout(x: Array, p: float, key: int) -> Array:
     y = memory.empty_like(line)
     _dropout(line, np.uint64(key), np.uint64(int(p * 2**24 + 0.5)), x.dtype.type(1 / (1 - p)), y)
     return y.reshape(x.shape)
+
+
+@parallel_kernel
+def _sums_of_squares(line, sums):
+    for block in prange(sums.size):
+        # Unsigned indices: signed ones could mean "from the end", and the loop would not vectorise.
+        first = np.uintp(block) * np.uintp(BLOCK)
+        total = line.dtype.type(0)
+        for i in range(first, min(np.uintp(line.size), first + np.uintp(BLOCK))):
+            total += line[i] * line[i]
+        sums[block] = total
+
+
+def all_finite(x: Array) -> bool:
+    """Return whether no element is NaN or infinite.
+
+    A sum of squares is finite only if all its terms are, and takes no memory. It may also overflow;
+    then every element is looked at.
+    """
+    line = plain(x.ravel(order="K"))
+    sums = np.zeros(-(-line.size // BLOCK), x.dtype)
+    num_threads()
+    _sums_of_squares(line, sums)
+    return bool(np.isfinite(sums).all()) or bool(np.isfinite(line).all())
