@@ -211,9 +211,9 @@ def features(look: Look, out: Path) -> None:
     (shares,) = look.classifier.probabilities(images)
     best = int(shares.argmax())
     heading = f"{title(dataset, place)}; answer: {dataset.classes[best]}, {shares[best]:.0%}"
-    crop = EvalTransform(look.classifier.input_size)
-    seen = crop(images[0], np.random.default_rng(0)).astype(np.uint8)
-    save_png(feature_sheet(seen, heading, outputs), out)
+    region = look.classifier.transform.region(images[0])
+    seen = EvalTransform(look.classifier.input_size)(region, np.random.default_rng(0))
+    save_png(feature_sheet(seen.astype(np.uint8), heading, outputs), out)
 
 
 def curves(look: Look, out: Path) -> None:

@@ -17,6 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyalex import summary
 from tinyalex.autograd import no_grad
 from tinyalex.data import DataError, ImageFolder, WorkerError
@@ -77,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
             args, settings, checkpoint = read_arguments(argv, __doc__)
             if args.overfit:
                 settings = replace(settings, dropout=0.0)
-            if checkpoint is None:
+            if args.summary and checkpoint is None:  # of which pixels no mean need be taken
+                run = new_run(settings, (0.0, 0.0, 0.0), np.zeros((3, 3)))
+            elif checkpoint is None:
                 run = new_run(settings, progress=Progress())
             else:
                 run = old_run(settings, checkpoint, args.out)
@@ -98,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
                 trainer.on_row = held.enter_context(writer)
             steps = args.steps if (args.steps or run.total_steps) < run.total_steps else None
             stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
+        except WorkerError as error:
+            return complain(error, FAILED)
         except EXPECTED_ERRORS as error:
             return complain(error)
         except ArithmeticError as error:
@@ -239,6 +245,8 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     """Test the network, draw the pictures, and say what there is now."""
     run, out = trainer.run, trainer.checkpoints.folder
     print(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
+    for loader in (run.train_data, run.val_data):  # their processes have done their work
+        loader.close()
     if run.test_data is not None:
         best = load_classifier(out).model
         scores = evaluate(best, run.test_data, trainer.progress, stop, "testing")

@@ -172,3 +172,13 @@ def test_training_with_processes_has_the_same_result(tmp_path):
         weights.append(load_checkpoint(Checkpoints(tmp_path / out).last)["classifier"]["weights"])
     for name, array in weights[0].items():
         np.testing.assert_array_equal(array, weights[1][name], err_msg=name)
+
+
+def test_a_polite_signal_to_all_processes_is_the_parent_s_to_answer(loaders):
+    processes = loaders(Trouble(), 4, EvalTransform(10))
+    epoch = processes.epoch(0)
+    batches = [next(epoch)]
+    for worker in multiprocessing.active_children():
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, signum)
+    assert_same([*batches, *epoch], Loader(Trouble(), 4, EvalTransform(10)).epoch(0))

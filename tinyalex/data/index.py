@@ -222,9 +222,9 @@ def _remembered(place: Path, root: str, classes: list[str]) -> Index | None:
         for folder, numbers in content["folders"].items():
             if list(fingerprint(os.path.join(root, folder))) != numbers:
                 return None
-    except (OSError, FileError):
+        return Index(root, classes, content["text"], content["counts"], content["ignored"])
+    except (OSError, FileError, KeyError, AttributeError, TypeError):  # not one of ours
         return None
-    return Index(root, classes, content["text"], content["counts"], content["ignored"])
 
 
 def _key(root: str, classes: Iterable[str]) -> dict[str, object]:

@@ -21,6 +21,11 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
 _ALIVE = "alive"
 
+POLITE = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+"""Signals that are sent to all processes, but are for the first one to answer."""
+
 START_SECONDS = 60.0
 """How long a process may take until its first sign of life: it imports what it needs."""
 
@@ -42,8 +47,8 @@ class Workers:
     In each process `make(memory, *arguments)` returns the function `work`, and `work(task, alive)`
     the result of a task; `memory` is an array of `shared_bytes` bytes that the process shares with
     this one (`Worker.memory`), for results too large to be sent. `make`, the arguments, tasks and
-    results are pickled. The processes are started anew ("spawn"), leave Ctrl-C and SIGTERM to this
-    one, print no warnings, and end when this process does, however that ends.
+    results are pickled. The processes are started anew ("spawn"), leave Ctrl-C, SIGTERM and SIGUSR1
+    to this one, print no warnings, and end when this process does, however that ends.
     """
 
     def __init__(
@@ -117,7 +122,11 @@ class Worker:
         self.process = _CONTEXT.Process(
             target=_serve, args=(theirs, make, self.memory, arguments), daemon=True
         )
-        self.process.start()
+        _mask("SIG_BLOCK")  # the process begins with these blocked, until it ignores them
+        try:
+            self.process.start()
+        finally:
+            _mask("SIG_UNBLOCK")
         theirs.close()  # so that the end of the process ends the connection
         self.name = f"worker process {self.process.pid} ({name})"
         self._started = False
@@ -162,6 +171,11 @@ class Worker:
         return f"{self.name} {how}"
 
 
+def _mask(how: str) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(getattr(signal, how), POLITE)
+
+
 def _result(kind: str, content: Any) -> Any:
     if kind == "error":
         error, text = content
@@ -187,8 +201,9 @@ def _close(workers: list[Worker]) -> None:
 def _serve(
     connection: Connection, make: Callable[..., Work], memory: Any, arguments: tuple[Any, ...]
 ) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):  # sent to all, but the parent's to answer
+    for signum in POLITE:
         signal.signal(signum, signal.SIG_IGN)
+    _mask("SIG_UNBLOCK")
     warnings.simplefilter("ignore")  # Pillow's do not say which image they are about
     alive = _SignOfLife(connection)
     try:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tinyalex import random
-from tinyalex.data import Batch, DataError, Loader
+from tinyalex.autograd import no_grad
+from tinyalex.data import Batch, DataError, Loader, WorkerError
 from tinyalex.nn import Module
 from tinyalex.optim import SGD
 from tinyalex.training.checkpoint import Checkpoints
@@ -58,7 +59,8 @@ class Trainer:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
 
         Raises StoppedError once `stop` asks for it, by default after a signal, and the step under
-        way is done and saved; DataError when too many images cannot be read, also after saving;
+        way is done and saved; DataError when too many images cannot be read and WorkerError when a
+        process that loads them ends, also after saving;
         DivergedError when a loss, a gradient or a weight is not finite, which leaves the last
         checkpoint from before, the best network and a report; OSError when the final checkpoint
         cannot be written (earlier ones are tried again later).
@@ -66,7 +68,7 @@ class Trainer:
         try:
             with StopRequest() if stop is None else stop as stop:
                 self._train(stop)
-        except DataError:
+        except (DataError, WorkerError):
             self._save()
             raise
         except DivergedError:
@@ -128,7 +130,9 @@ class Trainer:
             error = DivergedError(f"the validation loss is {scores.loss}")
             step, random_state = self.run.state.step, random.get_state()
             for batch in data.epoch(0):
-                if not math.isfinite(judge(model, batch)[1].item()):
+                with no_grad():
+                    loss = judge(model, batch)[1].item()
+                if not math.isfinite(loss):
                     raise self._explain(error, step, batch, data, random_state)
             raise error
         return scores
