@@ -259,7 +259,7 @@ def two_equal_runs() -> Row:
 # --- what the tests count
 
 
-def tests(fault: str, *arguments: str, least: int) -> Row:
+def counted(fault: str, *arguments: str, least: int) -> Row:
     """Run some of the tests; all must pass, and there must be so many at least."""
     passed, failed = run_tests(ROOT, *arguments)
     return Row(fault, f"{passed} of {passed + failed}", passed >= least and not failed)
@@ -377,11 +377,11 @@ def all_rows(scale: float) -> Iterator[Row]:
         yield signals(round(20 * scale), runs)
     yield full_disks(round(50 * scale))
     yield changed_bytes(round(2000 * scale))
-    yield tests("a NaN planted in each of the 8 layers, forward and backward: layer named",
+    yield counted("a NaN planted in each of the 8 layers, forward and backward: layer named",
                 "tests/test_divergence.py", "-k", "planted", least=16)  # fmt: skip
     yield two_equal_runs()
     refusals = "(cannot_be or found_out_before or refusals) and not by_heart"
-    yield tests("mistakes in arguments, data, disk: one sentence, exit code 2, before training",
+    yield counted("mistakes in arguments, data, disk: one sentence, exit code 2, before training",
                 "tests/test_train_example.py", "-k", refusals, least=15)  # fmt: skip
     yield bare_import()
     yield removed_guards()
