@@ -144,7 +144,7 @@ _input3, _input5 = (_transform(m.input, _rows_in_pairs) for m in (_3, _5))
 _output3, _output5 = (_transform(m.output, _columns_in_pairs) for m in (_3, _5))
 _gradient3, _gradient5 = (_transform(m.output.T, _rows_in_pairs) for m in (_3, _5))
 _weight3, _weight5 = (_transform(m.weight, _rows_in_pairs) for m in (_3, _5))
-_weight3_out, _weight5_out = (_transform(m.weight, _rows_in_pairs, stream) for m in (_3, _5))
+_far_weight3, _far_weight5 = (_transform(m.weight, _rows_in_pairs, stream) for m in (_3, _5))
 _from_weight3, _from_weight5 = (_transform(m.weight.T, _columns_in_pairs) for m in (_3, _5))
 
 # The functions below take contiguous arrays and the offsets of the first elements: source with the
@@ -179,21 +179,17 @@ def gradient_transform(n, dy, at_dy, row_dy, z, at_z, row_z, columns):
 
 
 @kernel
-def weight_transform(n, w, at_w, row_w, u, at_u, row_u, columns):
-    """``u = G w``: n - 3 rows to n rows."""
-    if n == 6:
-        _weight3(address(w, at_w), row_w, address(u, at_u), row_u, columns)
+def weight_transform(n, w, at_w, row_w, u, at_u, row_u, columns, far=False):
+    """``u = G w``: n - 3 rows to n rows; with ``far`` past the caches (`vectors.stream`)."""
+    source, target = address(w, at_w), address(u, at_u)
+    if n == 6 and far:
+        _far_weight3(source, row_w, target, row_u, columns)
+    elif n == 6:
+        _weight3(source, row_w, target, row_u, columns)
+    elif far:
+        _far_weight5(source, row_w, target, row_u, columns)
     else:
-        _weight5(address(w, at_w), row_w, address(u, at_u), row_u, columns)
-
-
-@kernel
-def weight_transform_out(n, w, at_w, row_w, u, at_u, row_u, columns):
-    """As `weight_transform`, with the result past the caches (`vectors.stream`)."""
-    if n == 6:
-        _weight3_out(address(w, at_w), row_w, address(u, at_u), row_u, columns)
-    else:
-        _weight5_out(address(w, at_w), row_w, address(u, at_u), row_u, columns)
+        _weight5(source, row_w, target, row_u, columns)
 
 
 @kernel

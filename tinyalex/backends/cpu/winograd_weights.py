@@ -14,7 +14,6 @@ from tinyalex.backends.cpu.winograd_transforms import (
     TILE,
     weight_gradient_transform,
     weight_transform,
-    weight_transform_out,
 )
 from tinyalex.backends.types import Array
 
@@ -42,10 +41,7 @@ def transform_weights(taps, rotated, U):
             weight_transform(n, lines, 0, width, half, 0, width, width)
             for k in range(n):
                 target = k * n * point + (np.int64(number) * depth + i) * WIDTH
-                if U.size > FAR:
-                    weight_transform_out(n, half, k * width, WIDTH, U, target, point, WIDTH)
-                else:
-                    weight_transform(n, half, k * width, WIDTH, U, target, point, WIDTH)
+                weight_transform(n, half, k * width, WIDTH, U, target, point, WIDTH, U.size > FAR)
         fence()
 
 
