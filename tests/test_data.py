@@ -16,6 +16,7 @@ from tinyalex.data import (
     resize_shorter_side,
 )
 from tinyalex.data.transforms import LUMA, _mirrored
+from tinyalex.training.settings import AUGMENTATIONS
 
 
 def names(dataset):
@@ -162,6 +163,12 @@ def test_train_reaches_every_offset(positions, rng):
     seen = {(int(crop[0, 0, 0]), int(crop[0, 0, 1])) for crop in crops}
     assert seen == {(row, column) for row in range(3) for column in range(6)}
     assert all((np.diff(crop[..., 1], axis=1) == 1).all() for crop in crops)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(rng):
+    image = rng.integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    view = TrainTransform(10, 100.0, 50.0, **AUGMENTATIONS["none"])(image, rng)
+    assert (view == EvalTransform(10, 100.0, 50.0)(image, rng)).all()
 
 
 def test_train_flips_half_of_the_images(positions, rng):

@@ -174,7 +174,8 @@ class TrainTransform(EvalTransform):
     """A random crop, reflected half of the time (the paper's section 4.1), then as EvalTransform.
 
     Every offset of the crop is equally likely, the first and the last included. `colour_noise` is
-    the paper's second augmentation. Two options help small data sets, which the paper's
+    the paper's second augmentation. `random_crop=False` takes the centre, `flip=False` reflects
+    nothing: to see what each of them brings. Two options help small data sets, which the paper's
     augmentation alone lets the network memorise:
 
     - `scale=(0.35, 1.0)`: instead of a crop of fixed size, a part with a random share of the
@@ -188,6 +189,7 @@ class TrainTransform(EvalTransform):
         mean: Mean = 0.0,
         std: float | Sequence[float] = 1.0,
         channels: int = 3,
+        random_crop: bool = True,
         flip: bool = True,
         scale: tuple[float, float] | None = None,
         jitter: float = 0.0,
@@ -198,6 +200,7 @@ class TrainTransform(EvalTransform):
             raise ValueError(f"scale must be (low, high) with 0 < low <= high <= 1, got {scale}")
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must be at least 0 and below 1, got {jitter}")
+        self.random_crop = random_crop
         self.flip = flip
         self.scale = scale
         self.jitter = jitter
@@ -209,8 +212,7 @@ class TrainTransform(EvalTransform):
         """Return a random view of `image`."""
         region = self.region(image)
         if self.scale is None:
-            # integers() leaves its upper end out, hence the + 1: the last offset is a crop too.
-            top, left = (int(rng.integers(extent + 1)) for extent in spare(region, self.crop))
+            top, left = (self._offset(extent, rng) for extent in spare(region, self.crop))
             pixels, mean = self._cut(region, top, left, self._tails(rng))
         else:
             box = _random_box(region, rng, self.scale)
@@ -227,6 +229,11 @@ class TrainTransform(EvalTransform):
         if self.shape[2] == 1:
             noise = noise @ LUMA[:, None]
         return self._normalise(pixels, mean, out, noise, self.colour_noise.divisor)
+
+    def _offset(self, extent: int, rng: np.random.Generator) -> int:
+        """Return where a crop begins that may begin at 0 to `extent`."""
+        # integers() leaves its upper end out, hence the + 1: the last offset is a crop too.
+        return int(rng.integers(extent + 1)) if self.random_crop else extent // 2
 
     def _tails(self, rng: np.random.Generator) -> bool:
         """Toss a coin, if there is one: whether to mirror."""

@@ -62,8 +62,9 @@ def make_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--augment",
         choices=AUGMENTATIONS,
-        help="paper: random crops and reflections; strong: crops of random size and shape, and "
-        "random colours (default: strong for --data without --variant, else paper)",
+        help="none: the centre of each image; paper: random crops and reflections; strong: crops "
+        "of random size and shape, and random colours (default: strong for --data without "
+        "--variant, else paper)",
     )
     group.add_argument(
         "--mean",

@@ -12,10 +12,11 @@ from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "none": {"random_crop": False, "flip": False},
     "paper": {},
     "strong": {"scale": (0.35, 1.0), "jitter": 0.3},
 }
-"""Options of `data.TrainTransform`: crops and reflections, or more for small data sets."""
+"""Options of `data.TrainTransform`: the centre, crops and reflections, more for small data sets."""
 
 MEANS = ("image", "colour")
 """What is subtracted: the mean of every pixel, or one mean a colour (the variant's own, if any)."""

@@ -1,0 +1,213 @@
+"""Train several recipes on one folder of photographs, for as many epochs each, and compare them.
+
+    python benchmarks/recipes.py flowers                 # 20 epochs of each: an hour and a half
+    python benchmarks/recipes.py flowers --only linear   # one of them
+
+goes on where it was interrupted, and does not repeat what is there already. Writes
+benchmarks/results/recipes.json, the table in the README and docs/images/recipes.png.
+
+The accuracies are of the last epoch's network, not of the best one, which would have been chosen by
+the very images that it is judged by. `evaluate.py RUN/last.safetensors` prints the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import report
+from matplotlib.figure import Figure
+
+from tinyalex.data import Loader
+from tinyalex.models import VARIANTS
+from tinyalex.models.spec import LRN, Gaussian, Layer, Linear, ReLU
+from tinyalex.training import (
+    Checkpoints,
+    Progress,
+    Settings,
+    StopRequest,
+    classifier_in,
+    examine,
+    load_checkpoint,
+    new_run,
+    read_metrics,
+    settings_in,
+)
+from tinyalex.training.datasets import open_held_out
+from tinyalex.training.options import defaults_for
+
+sys.path.insert(0, str(report.ROOT / "examples"))
+from train_alexnet import old_run, prepare
+
+DEFAULT = None
+FEW_IMAGES = {"lr": 0.002, "batch_size": 32}
+"""In place of the presets' 0.01 and 128, with which a few thousand images soon give NaN."""
+
+
+class Row(NamedTuple):
+    """A recipe: whose settings it takes, and what it changes in them."""
+
+    title: str
+    preset: str | None
+    changes: dict[str, Any]
+
+
+ROWS = {
+    "linear": Row(
+        "no network: a linear classifier of the pixels",
+        DEFAULT,
+        {"variant": "linear", "initial_weights": "variant", "augment": "paper", "lr": 1e-5},
+    ),
+    "paper": Row("`paper` with its own recipe", "paper", FEW_IMAGES),
+    "paper-none": Row(
+        "the same without augmentation",
+        "paper",
+        {**FEW_IMAGES, "augment": "none", "colour_noise": "none"},
+    ),
+    "paper-without-lrn": Row(
+        "the same without LRN", "paper", {**FEW_IMAGES, "variant": "paper_without_lrn"}
+    ),
+    "source2012": Row("`source2012` with its own recipe", "source2012", FEW_IMAGES),
+    "default": Row("the default: `torchvision`, strong augmentation", DEFAULT, {}),
+    "default-crops": Row("the same with the paper's crops", DEFAULT, {"augment": "paper"}),
+    "default-none": Row("the same without augmentation", DEFAULT, {"augment": "none"}),
+    "default-with-lrn": Row("the same with LRN", DEFAULT, {"variant": "torchvision_with_lrn"}),
+}
+CURVES = {"paper": "#c0392b", "source2012": "#2c6fbb", "default": "#7d9a3a"}
+"""Rows whose curves are drawn, and in which colours."""
+
+
+def add_variants() -> None:
+    """Add the networks that are here for the comparison only."""
+    paper, torchvision = VARIANTS["paper"], VARIANTS["torchvision"]
+    without = tuple(layer for layer in paper.features if not isinstance(layer, LRN))
+    with_lrn: list[Layer] = []
+    for layer in torchvision.features:
+        with_lrn.append(layer)
+        if isinstance(layer, ReLU) and sum(isinstance(one, LRN) for one in with_lrn) < 2:
+            with_lrn.append(LRN(alpha=5e-4, k=2))  # as the paper's
+    VARIANTS["paper_without_lrn"] = replace(paper, name="paper_without_lrn", features=without)
+    VARIANTS["torchvision_with_lrn"] = replace(
+        torchvision, name="torchvision_with_lrn", features=tuple(with_lrn)
+    )
+    VARIANTS["linear"] = replace(
+        torchvision, name="linear", features=(), classifier=(Linear(None, Gaussian(0.0)),)
+    )
+
+
+def settings_of(row: Row, data: Path, epochs: int, threads: int) -> Settings:
+    """Return the settings of a row, with seed 0."""
+    settings = defaults_for(row.preset, str(data))
+    settings["variant"] = row.preset or settings["variant"]
+    where = {"data": str(data.absolute()), "epochs": epochs, "threads": threads}
+    return Settings(**{**settings, "input_size": 224, **where, **row.changes})
+
+
+def train(settings: Settings, out: Path) -> None:
+    """Train to the end, from where the folder `out` is."""
+    checkpoints = Checkpoints(out)
+    if checkpoints.exist():
+        checkpoint = checkpoints.load()[0]
+        if settings_in(checkpoint, checkpoints.last) != settings:
+            raise ValueError(f"{out} was trained with other settings: remove it, or name another")
+        run = old_run(settings, checkpoint, out)
+        del checkpoint
+    else:
+        run = new_run(settings, progress=Progress())
+    with ExitStack() as held:
+        prepare(run, out, held).train(StopRequest(None, None))
+
+
+def measure(out: Path) -> dict[str, Any]:
+    """Return what became of a run: its curves, and the accuracy of its last network."""
+    path = Checkpoints(out).last
+    checkpoint = load_checkpoint(path)
+    classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+    dataset = open_held_out(settings, classifier.classes)
+    loader = Loader(dataset, 8, classifier.transform_for(10), shuffle=False)
+    answers = examine(classifier.model, loader, Progress())
+    rows = [row for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "epoch"]
+    return {
+        "settings": {name: value for name, value in asdict(settings).items() if name != "data"},
+        "images": len(dataset),
+        "epochs": rows,
+        **{f"crops{crops}": answers[crops].scores.top1 for crops in (1, 10)},
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the README's table."""
+    lines = ["| recipe | training loss | centre crop | ten crops |", "|---|---|---|---|"]
+    results = found["rows"]
+    for name in (name for name in ROWS if name in results):
+        result = results[name]
+        lines.append(
+            f"| {ROWS[name].title} | {result['epochs'][-1]['loss']:.2f} "
+            f"| {result['crops1']:.1%} | {result['crops10']:.1%} |"
+        )
+    (images,) = {result["images"] for result in results.values()}
+    (epochs,) = {len(result["epochs"]) for result in results.values()}
+    lines += [
+        "",
+        f"Each {epochs} epochs, seed 0; accuracy on {images} validation images, of which "
+        f"0.5 % are {round(images * 0.005)}. {report.one_line(found['machine'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw loss and accuracy of `CURVES` over the epochs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for name, colour in CURVES.items():
+        if name not in found["rows"]:
+            continue
+        epochs = found["rows"][name]["epochs"]
+        x = [row["epoch"] for row in epochs]
+        label = ROWS[name].title.replace("`", "")
+        loss.plot(x, [row["loss"] for row in epochs], color=colour, label=f"{name}, training")
+        loss.plot(x, [row["val_loss"] for row in epochs], ":", color=colour, label="validation")
+        accuracy.plot(x, [100 * row["val_top1"] for row in epochs], color=colour, label=label)
+    loss.set(xlabel="epoch", ylabel="loss", ylim=0)
+    accuracy.set(xlabel="epoch", ylabel="validation top-1, %, centre crop", ylim=(0, 100))
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Read the command line; train, measure and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder with one folder of images per class")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    arguments = parser.parse_args()
+    add_variants()
+    recorded = report.RESULTS / "recipes.json"
+    found = json.loads(recorded.read_text()) if recorded.exists() else {"rows": {}}
+    for name in arguments.only:
+        print(f"\n{name}: {ROWS[name].title}", flush=True)
+        settings = settings_of(ROWS[name], arguments.data, arguments.epochs, arguments.threads)
+        train(settings, arguments.out / name)
+        found["rows"][name] = measure(arguments.out / name)
+        found["machine"] = report.machine()
+        report.save("recipes", found)
+    text = table(found)
+    report.replace_table(report.ROOT / "README.md", "recipes", text)
+    draw(found, report.ROOT / "docs" / "images" / "recipes.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
