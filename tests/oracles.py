@@ -207,15 +207,35 @@ def within_channel_response_norm(x, size, alpha, beta, k):
     """As local_response_norm, over a size x size window of the same map."""
     x = _double(x)
     y = np.zeros(x.shape)
-    reach = range(-(size // 2), (size - 1) // 2 + 1)
-    for n, c, h, w in _grid(*x.shape):
-        total = sum(
-            x[n, c, h + dh, w + dw] ** 2
-            for dh, dw in product(reach, reach)
-            if 0 <= h + dh < x.shape[2] and 0 <= w + dw < x.shape[3]
-        )
-        y[n, c, h, w] = x[n, c, h, w] * (k + alpha / size**2 * total) ** -beta
+    for pixel in _grid(*x.shape):
+        y[pixel] = x[pixel] * _within_scale(x, pixel, size, alpha, k) ** -beta
     return y
+
+
+def within_channel_response_norm_input_grad(grad, x, size, alpha, beta, k):
+    """Term by term: each output depends on its own x directly, and on every x of its window."""
+    grad, x = _double(grad), _double(x)
+    dx = np.zeros(x.shape)
+    for pixel in _grid(*x.shape):
+        scale = _within_scale(x, pixel, size, alpha, k)
+        dx[pixel] += grad[pixel] * scale**-beta
+        for other in _surroundings(x, pixel, size):
+            slope = x[pixel] * -beta * scale ** (-beta - 1) * alpha / size**2 * 2 * x[other]
+            dx[other] += grad[pixel] * slope
+    return dx
+
+
+def _within_scale(x, pixel, size, alpha, k):
+    total = sum(x[other] ** 2 for other in _surroundings(x, pixel, size))
+    return k + alpha / size**2 * total
+
+
+def _surroundings(x, pixel, size):
+    """Return the places of the window around a pixel, those that exist."""
+    n, c, h, w = pixel
+    reach = range(-(size // 2), size // 2 + 1)
+    places = ((n, c, h + dh, w + dw) for dh, dw in product(reach, reach))
+    return [p for p in places if 0 <= p[2] < x.shape[2] and 0 <= p[3] < x.shape[3]]
 
 
 # --- elementwise and linear --------------------------------------------------------------------

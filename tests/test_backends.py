@@ -78,6 +78,15 @@ def lrn(x, size, alpha=0.9, beta=0.75, k=1.0, groups=1):
     ]
 
 
+def within(x, size, alpha=0.9, beta=0.75, k=1.0):
+    """Return forward and gradient of the normalisation within each channel."""
+    options = size, alpha, beta, k
+    return [
+        Case("within_channel_response_norm", (x,), options),
+        Case("within_channel_response_norm_input_grad", (x, x), options),
+    ]
+
+
 def linear(batch, inputs, outputs):
     """Return the three kernels of one linear layer."""
     x, weight, y = (batch, inputs), (outputs, inputs), (batch, outputs)
@@ -103,6 +112,7 @@ TYPICAL = [
     *conv((2, 4, 7, 6), (6, 2, 3, 3), (2, 1), ((1, 1), (1, 1)), groups=2),
     *max_pool((2, 3, 7, 8), (3, 3), (2, 2), padding=(1, 1)),
     *lrn((2, 5, 3, 4), 5),
+    *within((2, 3, 5, 4), 3),
     *linear(3, 7, 5),
     *elementwise((2, 3, 4, 5)),
 ]
@@ -148,6 +158,10 @@ CASES = [
     *lrn((1, 1, 3, 2), 5, k=0.5),
     *lrn((0, 4, 3, 3), 5),
     *lrn((1, 5, 2, 2), 5, alpha=5e-4, k=2.0),
+    *(c for size in (1, 3, 5, 9) for c in within((2, 3, 4, 6), size, alpha=1.1)),
+    *within((1, 1, 7, 3), 5, beta=0.5, k=2.0),
+    *within((1, 2, 1, 1), 3),
+    *within((0, 2, 3, 3), 3),
     # the rest
     *linear(1, 1, 1),
     *linear(1, 13, 7),
@@ -270,6 +284,13 @@ def test_local_response_norm_forgets_a_spike(kernels):
     x[0, 2] = 1e4
     y = kernels.local_response_norm(x, 3, 3.0, 1.0, 0.0, 1)
     np.testing.assert_allclose(y[0, 4:11, 0, 0], 1 / 3, rtol=1e-6)
+
+
+def test_within_channel_response_norm_forgets_a_spike(kernels):
+    x = np.ones((1, 1, 1, 12), np.float32)
+    x[..., 2] = 1e4
+    y = kernels.within_channel_response_norm(x, 3, 9.0, 1.0, 0.0)
+    np.testing.assert_allclose(y[0, 0, 0, 4:11], 1 / 3, rtol=1e-6)
 
 
 def test_conv2d_propagates_nan(kernels, dtype):

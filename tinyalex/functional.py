@@ -261,8 +261,15 @@ def within_channel_response_norm(
     """
     if integer(size, "size", minimum=1) % 2 == 0:
         raise ValueError(f"size must be odd, got {size}")
-    energy = avg_pool2d(x * x, size, stride=1, padding=size // 2)
-    return x * (energy * finite(alpha, "alpha") + finite(k, "k")) ** -finite(beta, "beta")
+    if _tensor(x, "x").ndim == 3:
+        return within_channel_response_norm(x.unsqueeze(0), size, alpha, beta, k).squeeze(0)
+    return normalization.WithinChannelResponseNorm.apply(
+        x,
+        size=size,
+        alpha=finite(alpha, "alpha"),
+        beta=finite(beta, "beta"),
+        k=finite(k, "k"),
+    )
 
 
 def relu(x: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ KERNELS = {
     "max_pool2d_input_grad": "its gradient: each output's gradient goes back to the winning tap",
     "local_response_norm": "each value divided by a power of its neighbour channels' energy",
     "local_response_norm_input_grad": "its gradient, with the energy computed anew",
+    "within_channel_response_norm": "each value divided by a power of its surroundings' energy",
+    "within_channel_response_norm_input_grad": "its gradient, with the energy computed anew",
     "relu": "max(x, 0)",
     "relu_input_grad": "its gradient, from the output",
     "dropout": "zero with probability p, else scaled by 1 / (1 - p); its own gradient",

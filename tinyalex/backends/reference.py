@@ -216,6 +216,33 @@ def local_response_norm_input_grad(
     return grad * scale**-beta - 2 * beta * alpha / size * x * spread
 
 
+def _sum_around(x: Array, size: int) -> Array:
+    """Sum the ``size`` x ``size`` window around each pixel of each channel, zeros beyond."""
+    reach = size // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
+    return np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3)).sum((-2, -1))
+
+
+def within_channel_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    """Return ``x * s ** -beta`` with ``s = k + alpha / size ** 2 * sum of x ** 2`` over the window
+    of an odd ``size`` around each pixel, in its own channel (the 2012 source's rnorm).
+    """
+    return x * (k + alpha / size**2 * _sum_around(x * x, size)) ** -beta
+
+
+def within_channel_response_norm_input_grad(
+    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
+) -> Array:
+    """Return dx of `within_channel_response_norm`.
+
+    ``dx_j = dy_j s_j ** -beta - 2 beta alpha / size ** 2 * x_j * t_j`` with t_j the sum of
+    ``dy_i x_i s_i ** (-beta - 1)`` over all i whose window holds j: those in the window around j.
+    """
+    scale = k + alpha / size**2 * _sum_around(x * x, size)
+    spread = _sum_around(grad * x * scale ** (-beta - 1), size)
+    return grad * scale**-beta - 2 * beta * alpha / size**2 * x * spread
+
+
 # --- elementwise ----------------------------------------------------------------------------------
 
 

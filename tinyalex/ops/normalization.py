@@ -1,4 +1,4 @@
-"""Local response normalisation (paper section 3.3)."""
+"""Response normalisation: across channels (paper section 3.3), and within each (2012 source)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ class LocalResponseNorm(Function):
         (x,) = self.saved
         kernel = backends.of(grad).local_response_norm_input_grad
         return kernel(_as_images(grad), _as_images(x), *self.options).reshape(x.shape)
+
+
+class WithinChannelResponseNorm(Function):
+    """``y = x / (k + alpha / size ** 2 * sum of x ** 2 around it) ** beta``, x [N, C, H, W].
+
+    As with `LocalResponseNorm`, only the input is kept.
+    """
+
+    def forward(self, x: Array, *, size: int, alpha: float, beta: float, k: float) -> Array:
+        arguments.floating("within_channel_response_norm", x)
+        if x.ndim != 4:
+            raise ValueError(
+                "within_channel_response_norm expects shape [N, C, H, W] or [C, H, W], got "
+                f"{x.shape}"
+            )
+        self.options = (size, alpha, beta, k)
+        self.save(x)
+        return backends.of(x).within_channel_response_norm(x, *self.options)
+
+    def backward(self, grad: Array) -> Array:
+        (x,) = self.saved
+        kernel = backends.of(grad).within_channel_response_norm_input_grad
+        return kernel(grad, x, *self.options)
 
 
 def check(x: Array, groups: int) -> None:

@@ -20,6 +20,10 @@ from tinyalex.backends.cpu.lrn_pool import norm_max_pool2d, norm_max_pool2d_inpu
 from tinyalex.backends.cpu.pool import max_pool2d, max_pool2d_input_grad
 from tinyalex.backends.cpu.runtime import set_num_threads
 from tinyalex.backends.cpu.sgd import sgd_step
+from tinyalex.backends.cpu.within_norm import (
+    within_channel_response_norm,
+    within_channel_response_norm_input_grad,
+)
 from tinyalex.threads import follow
 
 __all__ = [
@@ -44,6 +48,8 @@ __all__ = [
     "relu_input_grad",
     "set_num_threads",
     "sgd_step",
+    "within_channel_response_norm",
+    "within_channel_response_norm_input_grad",
 ]
 
 announce()

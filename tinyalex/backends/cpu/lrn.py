@@ -78,20 +78,26 @@ def _three_quarters(k, ratio, sums, power):
 
 
 @kernel
+def powers_of_sums(norm, sums, power):
+    """With s = k + ratio * sums: set ``power`` to s ** -beta and ``sums`` to 1 / s."""
+    one = sums.dtype.type(1)
+    if norm.beta == 0.75:  # two square roots, which the processor has, instead of a call a value
+        _three_quarters(norm.k, norm.ratio, sums, power)
+    else:
+        for c in range(np.uintp(power.size)):
+            s = norm.k + norm.ratio * sums[c]
+            sums[c] = one / s
+            power[c] = s**-norm.beta
+
+
+@kernel
 def _powers(x, start, norm, squares, power, inverse):
     """Set ``inverse`` to 1 / s and ``power`` to s ** -beta for the line of ``x`` from ``start``."""
     margin = np.uintp(norm.size // 2)
     for c in range(np.uintp(power.size)):
         squares[c + margin] = x[start + c] * x[start + c]
     _sum_of_neighbours(squares, norm.size, inverse)
-    one = x.dtype.type(1)
-    if norm.beta == 0.75:  # two square roots, which the processor has, instead of a call a value
-        _three_quarters(norm.k, norm.ratio, inverse, power)
-    else:
-        for c in range(np.uintp(power.size)):
-            s = norm.k + norm.ratio * inverse[c]
-            inverse[c] = one / s
-            power[c] = s**-norm.beta
+    powers_of_sums(norm, inverse, power)
 
 
 @kernel

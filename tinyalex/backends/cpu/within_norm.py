@@ -1,0 +1,110 @@
+"""Response normalisation within each channel (the 2012 source's rnorm), one pass each way.
+
+``y = x * s ** -beta``,  ``s = k + alpha / size ** 2 * sum of x ** 2`` over the size x size window.
+
+A row of pixels, all their channels one behind the other, is a line of W C numbers: the sum over the
+window's rows adds whole lines, the sum over its columns adds the result to itself, moved by C, 2 C
+and so on. Both are long loops over neighbours in memory, and stay in the first caches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from tinyalex.backends import memory
+from tinyalex.backends.cpu.lrn import norm, powers_of_sums
+from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
+from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.types import Array
+
+
+@kernel
+def _scratch(image, size):
+    """Return working memory for a row: one with margins of zeros, and two without."""
+    width, channels = image.shape[1:]
+    line = width * channels
+    padded = np.zeros(line + (size - 1) * channels, image.dtype)
+    return padded, np.empty(line, image.dtype), np.empty(line, image.dtype)
+
+
+@kernel
+def _sum_around(image, y, size, squared, padded, total):
+    """Set ``total`` to the sum of the window around each value of row ``y``, or of its squares."""
+    height, width, channels = image.shape
+    line, reach = np.uintp(width * channels), size // 2
+    values, margin = image.reshape(-1), np.uintp(reach * channels)
+    first = max(0, y - reach)
+    for row in range(first, min(height, y + reach + 1)):
+        start = np.uintp(row) * line
+        if row == first:
+            for i in range(line):
+                padded[margin + i] = 0
+        if squared:
+            for i in range(line):
+                padded[margin + i] += values[start + i] * values[start + i]
+        else:
+            for i in range(line):
+                padded[margin + i] += values[start + i]
+    total[:] = 0
+    for tap in range(size):
+        moved = np.uintp(tap * channels)
+        for i in range(line):
+            total[i] += padded[moved + i]
+
+
+@parallel_kernel
+def _forward(x, norm, y):
+    count, height, width, channels = x.shape
+    line = np.uintp(width * channels)
+    for n in prange(count):
+        source, target = x[n].reshape(-1), y[n].reshape(-1)
+        padded, total, power = _scratch(x[n], norm.size)
+        for row in range(height):
+            _sum_around(x[n], row, norm.size, True, padded, total)
+            powers_of_sums(norm, total, power)
+            start = np.uintp(row) * line
+            for i in range(line):
+                target[start + i] = source[start + i] * power[i]
+
+
+@parallel_kernel
+def _input_grad(grad, x, norm, products, dx):
+    count, height, width, channels = x.shape
+    line = np.uintp(width * channels)
+    factor = x.dtype.type(2) * norm.beta * norm.ratio
+    for n in prange(count):
+        source, slope, target = x[n].reshape(-1), grad[n].reshape(-1), dx[n].reshape(-1)
+        product = products[n].reshape(-1)
+        padded, total, power = _scratch(x[n], norm.size)
+        for row in range(height):
+            _sum_around(x[n], row, norm.size, True, padded, total)
+            powers_of_sums(norm, total, power)
+            start = np.uintp(row) * line
+            for i in range(line):
+                direct = slope[start + i] * power[i]
+                target[start + i] = direct
+                product[start + i] = direct * source[start + i] * total[i]
+        for row in range(height):
+            _sum_around(products[n], row, norm.size, False, padded, total)
+            start = np.uintp(row) * line
+            for i in range(line):
+                target[start + i] -= factor * source[start + i] * total[i]
+
+
+def within_channel_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    """Return ``x * (k + alpha / size ** 2 * sum of x ** 2 over the window) ** -beta``."""
+    pixels = plain(channels_last(x))
+    y = memory.empty_like(pixels)
+    _forward(pixels, norm(size, alpha / size, beta, k, x.dtype), y)
+    return as_nchw(y)
+
+
+def within_channel_response_norm_input_grad(
+    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
+) -> Array:
+    """Return dx of `within_channel_response_norm`; the formula is in `reference`."""
+    pixels, slopes = plain(channels_last(x)), plain(channels_last(grad))
+    products, dx = memory.empty_like(pixels), memory.empty_like(pixels)
+    _input_grad(slopes, pixels, norm(size, alpha / size, beta, k, x.dtype), products, dx)
+    return as_nchw(dx)
