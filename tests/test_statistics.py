@@ -1,5 +1,8 @@
 """Mean image, mean colour and covariance of colours: exact, and the same in any order."""
 
+import os
+import signal
+import time
 from fractions import Fraction
 
 import images as files
@@ -12,6 +15,7 @@ from tinyalex.data import (
     ImageFolder,
     PixelStatistics,
     PixelSums,
+    Unreadable,
     load_statistics,
     pixel_statistics,
 )
@@ -19,18 +23,21 @@ from tinyalex.files import FileError, save
 
 
 class Images:
-    """A data set of these images, of which the one at `broken` cannot be read."""
+    """A data set of these images, of which those at `broken` cannot be read."""
 
-    def __init__(self, images, broken=None):
+    def __init__(self, images, broken=()):
         self.images, self.broken = images, broken
 
     def __len__(self):
         return len(self.images)
 
     def load(self, index):
-        if index == self.broken:
+        if index in self.broken:
             raise ImageError("it", "is broken")
         return self.images[index]
+
+    def describe(self, index):
+        return f"image {index}"
 
 
 @pytest.fixture
@@ -101,16 +108,48 @@ def test_the_paper_s_256_pixels_come_from_a_folder(tmp_path):
     assert (mean == (50.5, 50, 150)).all()
 
 
-def test_unreadable_images_are_passed_over(images):
+def test_unreadable_images_are_left_out_and_noted(images):
     padded, squares = images
-    found = pixel_statistics(Images(padded, broken=4), size=8)
+    dataset = Images(padded, broken=[4])
+    unreadable = Unreadable(dataset)
+    found = pixel_statistics(dataset, size=8, unreadable=unreadable)
     assert found.count == 10
     np.testing.assert_allclose(found.mean_image, np.delete(squares, 4, axis=0).mean(axis=0))
+    assert unreadable.listed() == [("image 4", "is broken")]
+
+
+def test_more_than_1_percent_of_unreadable_images_are_an_error(images):
+    many = images[0] * 28  # 308
+    assert pixel_statistics(Images(many, broken=[7, 70, 300]), size=8).count == 305
+    with pytest.raises(DataError, match=r"^4 of 308 images cannot be read, 3 are") as caught:
+        pixel_statistics(Images(many, broken=[7, 70, 200, 300]), size=8, workers=1)
+    assert str(caught.value).endswith("image 200: is broken; image 300: is broken")
+
+
+def test_ctrl_c_waits_for_the_images_under_way_only(images):
+    class Slow(Images):
+        """A minute's work, which Ctrl-C interrupts at once."""
+
+        loads = 0
+
+        def load(self, index):
+            self.loads += 1
+            if index == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            return super().load(index)
+
+    dataset = Slow(images[0] * 100)
+    with pytest.raises(KeyboardInterrupt):
+        pixel_statistics(dataset, size=8)
+    assert dataset.loads < 10
 
 
 def test_nothing_to_measure_and_too_small_images_are_errors():
+    with pytest.raises(DataError, match="1 of 1 images cannot be read, 1 are allowed: image 0"):
+        pixel_statistics(Images([None], broken=[0]))
     with pytest.raises(DataError, match="no image could be read"):
-        pixel_statistics(Images([None], broken=0))
+        pixel_statistics(Images([]))
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         pixel_statistics(Images([]), workers=0)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):

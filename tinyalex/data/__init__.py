@@ -23,6 +23,7 @@ from tinyalex.data.statistics import (
     pixel_statistics,
 )
 from tinyalex.data.transforms import EvalTransform, TenCropTransform, TrainTransform, Transform
+from tinyalex.data.unreadable import Unreadable
 from tinyalex.data.workers import WorkerError
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "TenCropTransform",
     "TrainTransform",
     "Transform",
+    "Unreadable",
     "WorkerError",
     "load_statistics",
     "mean_colour",

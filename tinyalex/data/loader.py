@@ -16,6 +16,7 @@ from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.loader_processes import BatchProcesses
 from tinyalex.data.transforms import Transform
+from tinyalex.data.unreadable import Unreadable
 from tinyalex.data.workers import WorkerError
 
 
@@ -91,13 +92,11 @@ class Loader:
         self.drop_last = shuffle if drop_last is None else drop_last
         self.workers = workers
         self.prefetch = prefetch
-        self.max_bad = max_bad
         self.processes = processes
         self.wait_seconds = 0.0
         self._cache_bytes = cache_bytes
         self._batches: BatchProcesses | None = None
-        self._reasons: dict[int, str] = {}
-        self._lock = threading.Lock()
+        self._unreadable = Unreadable(dataset, max_bad)
         if len(self) == 0:
             raise DataError(
                 f"a batch of {batch_size} needs more than the {len(dataset)} images there are: "
@@ -112,8 +111,7 @@ class Loader:
     @property
     def bad(self) -> list[tuple[str, str]]:
         """(path, reason) of each unreadable image met so far, in the data set's order."""
-        with self._lock:
-            return [(self.dataset.describe(i), self._reasons[i]) for i in sorted(self._reasons)]
+        return self._unreadable.listed()
 
     def close(self) -> None:
         """End the processes, if there are any; another epoch starts new ones."""
@@ -182,7 +180,7 @@ class Loader:
             "seed": self.seed,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
-            "max_bad": self.max_bad,
+            "max_bad": self._unreadable.max_bad,
             "cache_bytes": self._cache_bytes // self.workers,
         }
         return BatchProcesses(Loader, options, self.workers)
@@ -190,8 +188,8 @@ class Loader:
     def _batch_of_process(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
         assert self._batches is not None
         images, indices, bad = self._batches.batch(epoch, chosen, stop)
-        for index in bad.keys() - self._reasons.keys():
-            self._report(index, bad[index])
+        for index in bad.keys() - self._unreadable.reasons.keys():
+            self._unreadable.add(index, bad[index])
         return Batch(np.moveaxis(images, -1, -3), self.dataset.labels[indices], indices)
 
     def make_batch(
@@ -219,32 +217,20 @@ class Loader:
         size = len(self.dataset)
         for index in range(wanted, wanted + size if self.drop_last else wanted + 1):
             index %= size
-            if index in self._reasons:
+            if index in self._unreadable.reasons:
                 continue
             try:
                 return index, self._source.load(index)
             except ImageError as error:
-                self._report(index, error.reason)
+                self._unreadable.add(index, error.reason)
         return None
 
     def bad_from(self, chosen: np.ndarray) -> dict[int, str]:
         """Return index and reason of the unreadable images that a batch of `chosen` came upon."""
         found: dict[int, str] = {}
+        reasons = self._unreadable.reasons
         for index in chosen.tolist():
-            while index in self._reasons and index not in found:
-                found[index] = self._reasons[index]
+            while index in reasons and index not in found:
+                found[index] = reasons[index]
                 index = (index + 1) % len(self.dataset)
         return found
-
-    def _report(self, index: int, reason: str) -> None:
-        with self._lock:
-            self._reasons[index] = reason
-            count = len(self._reasons)
-        allowed = max(1, int(self.max_bad * len(self.dataset))) if self.max_bad > 0 else 0
-        if count > allowed or count == len(self.dataset):
-            listed = "; ".join(f"{path}: {reason}" for path, reason in self.bad[:10])
-            more = f"; and {count - 10} more" if count > 10 else ""
-            raise DataError(
-                f"{count} of {len(self.dataset)} images cannot be read, {allowed} are allowed: "
-                f"{listed}{more}"
-            )

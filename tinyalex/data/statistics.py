@@ -8,6 +8,7 @@ they are exact, and equal whatever the order of the images or the number of proc
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.image import central_square
+from tinyalex.data.unreadable import Unreadable
 from tinyalex.files import FileError, load, save
 
 FORMAT = "tinyalex-statistics-1"
@@ -58,22 +60,29 @@ def pixel_statistics(
     size: int = 256,
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    unreadable: Unreadable | None = None,
 ) -> PixelStatistics:
     """Return the statistics of the central size x size pixels of every image of a data set.
 
-    Every image is decoded once, by `workers` threads; memory does not grow with the data set, and
-    unreadable images are passed over. `progress(done, total)` is called now and then, in the thread
-    that called. Raises DataError if none can be read, ValueError if one is too small.
+    Every image is decoded once, by `workers` threads; memory does not grow with the data set.
+    Images that cannot be read are left out and noted in `unreadable`. `progress(done, total)` is
+    called now and then, in the thread that called. Raises DataError if too many images cannot be
+    read (by default more than 1 %, as in `Loader`), ValueError if one is too small.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    bad = Unreadable(dataset) if unreadable is None else unreadable
+    stop = threading.Event()
 
     def sums_of(chunk: range) -> PixelSums:
         sums = PixelSums(size)
         for index in chunk:
+            if stop.is_set():
+                break
             try:
                 image = dataset.load(index)
-            except ImageError:
+            except ImageError as error:
+                bad.add(index, error.reason)
                 continue
             sums.add(image)
         return sums
@@ -86,7 +95,8 @@ def pixel_statistics(
             for chunk, sums in zip(chunks, pool.map(sums_of, chunks), strict=True):
                 total.merge([sums])
                 progress(chunk.stop, len(dataset))
-        finally:  # after an error or Ctrl-C, nobody waits for the rest
+        finally:  # after an error or Ctrl-C, nobody waits for more than the images under way
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return total.statistics()
 

@@ -1,0 +1,41 @@
+"""Which images of a data set cannot be read, and when they are too many."""
+
+from __future__ import annotations
+
+import threading
+
+from tinyalex.data.dataset import DataError, Dataset
+
+
+class Unreadable:
+    """The images of ``dataset`` that turned out to be unreadable; threads may share it.
+
+    More of them than the share ``max_bad`` of the data set (where that is above 0, one is always
+    allowed), or nothing else, are too many.
+    """
+
+    def __init__(self, dataset: Dataset, max_bad: float = 0.01) -> None:
+        self.max_bad = max_bad
+        self.reasons: dict[int, str] = {}
+        """By index."""
+        self._dataset = dataset
+        self._lock = threading.Lock()
+
+    def add(self, index: int, reason: str) -> None:
+        """Take note of an image; raises DataError, which lists some, when they are too many."""
+        with self._lock:
+            self.reasons[index] = reason
+            count = len(self.reasons)
+        size = len(self._dataset)
+        allowed = max(1, int(self.max_bad * size)) if self.max_bad > 0 else 0
+        if count > allowed or count == size:
+            listed = "; ".join(f"{path}: {reason}" for path, reason in self.listed()[:10])
+            more = f"; and {count - 10} more" if count > 10 else ""
+            raise DataError(
+                f"{count} of {size} images cannot be read, {allowed} are allowed: {listed}{more}"
+            )
+
+    def listed(self) -> list[tuple[str, str]]:
+        """Return (path, reason) of each, in the data set's order."""
+        with self._lock:
+            return [(self._dataset.describe(i), self.reasons[i]) for i in sorted(self.reasons)]
