@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import images
 import numpy as np
 import pytest
 from commands import finish, result, run_and_save_always, start
@@ -105,6 +106,20 @@ def test_signals_save_and_say_how_to_go_on(photos, tmp_path, signum, code):
     assert resumed == 0
     assert f"from step {step} on" in said
     assert load_checkpoint(Checkpoints(out).last)["state"]["step"] == 8 * 7
+
+
+def test_ctrl_c_while_the_images_are_measured_leaves_nothing(tmp_path):
+    images.write(tmp_path / "photos/ash/0.png", size=(4000, 4000))  # long to decode
+    (tmp_path / "photos/elm").mkdir()
+    for number in range(1, 99):
+        name = f"{('ash', 'elm')[number % 2]}/{number}.png"
+        os.link(tmp_path / "photos/ash/0.png", tmp_path / "photos" / name)
+    arguments = ("--mean", "image", "--data", tmp_path / "photos", "--out", tmp_path / "run")
+    process = start("train_alexnet", *RUN, *arguments)
+    assert process.stdout.readline().endswith("are measured now\n")
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
+    assert os.listdir(tmp_path) == ["photos"]
 
 
 def test_second_signal_stops_at_once():

@@ -183,7 +183,7 @@ def test_a_resumed_run_has_the_mean_and_the_colours_it_began_with(photos, tmp_pa
     stop = Watcher(lambda *now: now == ("epoch 2/3", 3) and os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(StoppedError):
         trainer(new_run(tiny_settings(photos, **PAPERS)), tmp_path / "cut", stop).train()
-    monkeypatch.delattr("tinyalex.training.run.pixel_statistics")  # nothing is measured again
+    monkeypatch.delattr("tinyalex.training.measuring.pixel_statistics")  # nothing is measured again
     trainer(resumed(tmp_path / "cut"), tmp_path / "cut").train()
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
 

@@ -187,13 +187,16 @@ def fingerprint(folder: str) -> tuple[int, int, int, int]:
 # --- the cache ------------------------------------------------------------------------------------
 
 
-def cache_file(root: str) -> Path | None:
-    """Return where the index of `root` is kept, or None for a user who has no such place."""
+def cache_file(root: str, kind: str = "index") -> Path | None:
+    """Return where the index of `root` is kept, or None for a user who has no such place.
+
+    So are things of other kinds that are known of its images.
+    """
     folder = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(folder):  # unset; or relative, which the XDG specification ignores
         folder = os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
-    return Path(folder, "tinyalex", f"index-{name}.safetensors") if os.path.isabs(folder) else None
+    return Path(folder, "tinyalex", f"{kind}-{name}.safetensors") if os.path.isabs(folder) else None
 
 
 def _remember(place: Path, index: Index, visited: dict[str, tuple[int, int, int, int]]) -> None:

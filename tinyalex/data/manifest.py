@@ -94,6 +94,11 @@ def read_manifest(path: Path) -> tuple[str, list[Entry]]:
     return header + "\n", entries
 
 
+def training_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """Return those that the statistics are of: what is in train/, or all where that is nothing."""
+    return [entry for entry in entries if entry.path.startswith("train" + os.sep)] or list(entries)
+
+
 def open_journal(target: Path, options: Options) -> TextIO:
     """Open the journal, begun if there is none, behind its last whole line."""
     path = target / JOURNAL

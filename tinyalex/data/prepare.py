@@ -40,6 +40,7 @@ from tinyalex.data.manifest import (
     files_below,
     open_journal,
     read_manifest,
+    training_entries,
 )
 from tinyalex.data.statistics import PixelSums, load_statistics
 from tinyalex.data.workers import Work, Workers
@@ -183,14 +184,13 @@ def _write_statistics(
             return
     except (OSError, FileError, KeyError):
         pass
-    split = [path for path, *_ in entries if path.startswith("train" + os.sep)]
-    paths = split or [path for path, *_ in entries]
+    paths = [entry.path for entry in training_entries(entries)]
     sums = PixelSums(options.shorter_side)
     tasks = ((_sum_up, chunk, target, options.shorter_side) for chunk in chunks(paths))
     for part in workers.map(tasks):
         sums.merge([part])
         show("measuring", sums.count, len(paths))
-    images = "train" if split else "all"
+    images = "train" if paths[0].startswith("train" + os.sep) else "all"
     sums.statistics().save(target / STATISTICS, images=images, manifest_sha256=digest)
 
 

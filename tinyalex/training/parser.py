@@ -99,7 +99,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--index-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="remember the list of a large folder's images between runs",
+        help="remember between runs which images a large folder has, and their mean and colours",
     )
 
     group = parser.add_argument_group("model (paper sections 3 and 4.2)")
@@ -200,7 +200,7 @@ def make_parser(description: str | None = None) -> Parser:
         help="write the metrics for TensorBoard as well, to DIR/tensorboard (needs tensorboardX)",
     )
     instead = parser.add_argument_group(
-        "instead of training; nothing stays on the disk"
+        "instead of training; nothing stays on the disk but what --index-cache remembers"
     ).add_mutually_exclusive_group()
     instead.add_argument(
         "--dry-run",

@@ -12,20 +12,14 @@ from typing import Any
 import numpy as np
 
 from tinyalex import models, nn, random, threads
-from tinyalex.data import (
-    ColourNoise,
-    Dataset,
-    Loader,
-    TrainTransform,
-    mean_colour,
-    pixel_statistics,
-)
+from tinyalex.data import ColourNoise, Dataset, Loader, TrainTransform
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
 from tinyalex.training.classifier import Classifier
-from tinyalex.training.datasets import open_dataset, shorter_side_for
+from tinyalex.training.datasets import open_dataset
 from tinyalex.training.divergence import NOT_FINITE, not_finite
+from tinyalex.training.measuring import measure
 from tinyalex.training.metrics import Average
 from tinyalex.training.progress import Progress
 from tinyalex.training.settings import AUGMENTATIONS, Settings
@@ -197,31 +191,6 @@ def first_images(loader: Loader, count: int) -> Tensor:
         if sum(map(len, parts)) >= count:
             break
     return Tensor(np.concatenate(parts)[:count])
-
-
-def measure(
-    settings: Settings, train: Dataset, progress: Progress
-) -> tuple[tuple[float, ...] | np.ndarray, np.ndarray | None]:
-    """Return the mean to subtract and, if the colour noise needs it, the covariance of colours.
-
-    Both come from one pass over all training images; a mean colour alone takes a few of them.
-    """
-    mean, found = models.VARIANTS[settings.variant].pixels.mean, None
-    if settings.mean == "image" or settings.colour_noise != "none":
-        progress.start("measuring the mean and the colours of the training images", len(train))
-        try:
-            found = pixel_statistics(
-                train,
-                shorter_side_for(settings.input_size),
-                settings.workers,
-                lambda done, total: progress.update(done, f"{done} images"),
-            )
-        finally:
-            progress.stop()
-    covariance = found.colour_covariance if found and settings.colour_noise != "none" else None
-    if found and settings.mean == "image":
-        return found.mean_image.astype(np.float32), covariance
-    return mean or mean_colour(train), covariance
 
 
 def new_run(

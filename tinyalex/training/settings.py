@@ -83,7 +83,7 @@ class Settings:
     image_cache: int = 1000
     """Megabytes of decoded images that stay in memory, for each split."""
     index_cache: bool = True
-    """Whether the list of a large folder's images is remembered between runs."""
+    """Whether a large folder's list of images, and what was measured on them, is remembered."""
 
     def __post_init__(self) -> None:
         _one_of("variant", self.variant, VARIANTS)
