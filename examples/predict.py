@@ -17,6 +17,7 @@ import numpy as np
 
 from tinyalex.data import ImageError, read_image
 from tinyalex.data.dataset import printable
+from tinyalex.files import write_atomically
 from tinyalex.threads import set_num_threads
 from tinyalex.training import load_classifier
 from tinyalex.training.command import (
@@ -110,11 +111,13 @@ def prepare(root: Path, classes: list[str], images: list[str]) -> None:
         if os.path.isdir(path) and inside.is_relative_to(Path(path).resolve()):
             raise ValueError(f"--sort must name a folder that is not in {path}, got {root}")
     root.mkdir(parents=True, exist_ok=True)
+    for name in classes:  # what a process that was killed had not finished
+        for half in (root / name).glob(".*.????????.tmp"):
+            half.unlink(missing_ok=True)
 
 
 def copy_into(folder: Path, path: str) -> None:
     """Copy an image into a folder, under another name where its own is taken by another image."""
-    folder.mkdir(exist_ok=True)
     stem, suffix = os.path.splitext(os.path.basename(path))
     target, number = folder / f"{stem}{suffix}", 1
     while os.path.lexists(target):
@@ -122,13 +125,9 @@ def copy_into(folder: Path, path: str) -> None:
             return  # this command was here before
         number += 1
         target = folder / f"{stem}-{number}{suffix}"
-    with open(path, "rb") as source, open(target, "xb") as copy:
-        try:
-            shutil.copyfileobj(source, copy)
-            copy.flush()
-        except BaseException:
-            target.unlink()
-            raise
+    folder.mkdir(exist_ok=True)
+    with open(path, "rb") as source:
+        write_atomically(target, lambda copy: shutil.copyfileobj(source, copy), overwrite=False)
     shutil.copystat(path, target)
 
 

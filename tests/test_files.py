@@ -153,6 +153,27 @@ def test_what_was_there_before_can_be_kept(path, links, monkeypatch):
     assert sorted(os.listdir(path.parent)) == sorted([path.name, other.name])
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("name", ["a file", "n" * 255, "\N{TULIP}" * 63], ids=len)
+def test_a_name_that_is_taken_can_be_left_alone(tmp_path, name, links, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, other = tmp_path / name, tmp_path / "other"
+
+    def write(text):
+        ta.files.write_atomically(path, lambda file: file.write(text), overwrite=False)
+
+    write(b"first")
+    with pytest.raises(FileExistsError):
+        write(b"second")
+    path.rename(other)
+    path.symlink_to("nowhere")
+    with pytest.raises(FileExistsError):
+        write(b"third")
+    assert other.read_bytes() == b"first"
+    assert sorted(os.listdir(tmp_path)) == sorted([other.name, name])
+
+
 def refuse(*args, **options):
     raise PermissionError(1, "Operation not permitted")
 

@@ -3,13 +3,15 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import draw_photos, finish, run, start
+from commands import ROOT, draw_photos, finish, run, start
 from PIL import Image
 
 import tinyalex as ta
@@ -248,6 +250,35 @@ def test_a_copy_that_fails_leaves_nothing(photos, trained, tmp_path, disk):
     assert code == 2
     assert "no room for the file" in complaints
     assert sorted_into(tmp_path / "sorted") == {}
+
+
+def test_a_kill_amid_a_copy_leaves_no_half_and_no_second_copy(photos, trained, tmp_path):
+    target = tmp_path / "sorted"
+    for name in ("ash", "birch", "elm"):
+        (target / name).mkdir(parents=True)
+    os.mkfifo(tmp_path / "00.png")  # an image that never ends
+    program = (
+        "import sys; sys.path.append('examples'); import pathlib, predict;"
+        "predict.copy_into(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    )
+    arguments = [sys.executable, "-c", program, target / "elm", tmp_path / "00.png"]
+    with open(tmp_path / "00.png", "r+b", buffering=0) as pipe:
+        pipe.write(bytes(1000))
+        process = subprocess.Popen(arguments, cwd=ROOT)
+        while not sorted_into(target):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    (half,) = sorted_into(target)
+    assert half.startswith("elm/.00.png.")
+    image = photos / "elm/00.png"
+    arguments = (trained, image, "--sort", target, "--out", tmp_path / "s.png")
+    for _ in range(2):
+        assert run("predict", *arguments)[0] == 0
+        (name,) = sorted_into(target)
+        assert Path(name).name == "00.png"
+        assert (target / name).stat().st_mtime_ns == image.stat().st_mtime_ns
 
 
 def test_sorting_into_the_folder_that_is_sorted(photos, trained, tmp_path):

@@ -36,17 +36,19 @@ def write_atomically(
     path: str | os.PathLike[str],
     write: Callable[[Any], object],
     keep: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
 ) -> None:
     """Call ``write(file)`` on a temporary neighbour of ``path``, then rename it into place.
 
     The name ``path`` shows the old content or the whole new one, never a part; the content is on
     the disk (fsync) before the name is, and the name before this returns. On any error before the
     rename the temporary file is removed, the old content stays and the error is raised. With
-    ``keep``, a path in the same folder, the old content is then found there.
+    ``keep``, a path in the same folder, the old content is then found there. Without ``overwrite``,
+    whatever has the name keeps it, and FileExistsError is raised.
     """
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
+        prefix=_temporary_prefix(target), suffix=".tmp", dir=target.parent
     )
     try:
         with open(descriptor, "wb") as file:
@@ -58,7 +60,10 @@ def write_atomically(
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
         if keep is not None and target.exists():
             _move_aside(target, Path(keep))
-        os.replace(temporary, target)
+        if overwrite:
+            os.replace(temporary, target)
+        else:
+            _name_anew(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -73,6 +78,23 @@ def write_atomically(
             os.close(folder)
 
 
+def _temporary_prefix(path: Path) -> str:
+    """Return how the names of temporary neighbours begin: with room for the rest in 255 bytes."""
+    return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
+
+
+def _name_anew(path: str, target: Path) -> None:
+    """Rename a file to ``target``; FileExistsError if something is called so."""
+    try:
+        os.link(path, target)
+    except OSError as error:  # the name is taken, or links are not known here: then look first
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        os.replace(path, target)
+    else:
+        os.unlink(path)
+
+
 def _move_aside(path: Path, other: Path) -> None:
     """Let ``other`` name the file ``path``, which keeps its own name where links are known."""
     other.unlink(missing_ok=True)
@@ -85,7 +107,7 @@ def _move_aside(path: Path, other: Path) -> None:
 def remove_temporaries(path: str | os.PathLike[str]) -> None:
     """Remove what a process killed inside ``write_atomically(path, ...)`` left beside ``path``."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for leftover in path.parent.glob(f"{glob.escape(_temporary_prefix(path))}*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
