@@ -1,0 +1,106 @@
+"""What the tests count, what becomes of them without a guard, and a bare import."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from commands import ROOT
+from faults_row import Row, progress, temporary_folder
+
+
+def counted(fault: str, *arguments: str, least: int) -> Row:
+    """Run some of the tests; all must pass, and there must be so many at least."""
+    passed, failed = run_tests(ROOT, *arguments)
+    return Row(fault, f"{passed} of {passed + failed}", passed >= least and not failed)
+
+
+def run_tests(root: Path, *arguments: str) -> tuple[int, int]:
+    """Run tests of the checkout in `root`; return how many passed, and how many did not."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest {' '.join(arguments)} did not run:\n{done.stdout}{done.stderr}")
+    counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed)", done.stdout[-300:])}
+    return counts.get("passed", 0), counts.get("failed", 0)
+
+
+GUARDS = (
+    ("fsync of the file", "files.py", "            os.fsync(file.fileno())\n", "", "test_files.py",
+     "on_the_disk_before"),
+    ("fsync of the folder", "files.py", "            os.fsync(folder)\n", "            pass\n",
+     "test_files.py", "on_the_disk_before"),
+    ("rename into place", "files.py", "        os.replace(temporary, target)\n",
+     "        target.write_bytes(Path(temporary).read_bytes())\n", "test_files.py", "replacing"),
+    ("the previous checkpoint", "files.py", "            _move_aside(target, Path(keep))\n",
+     "            pass\n", "test_checkpoints.py", "last_two"),
+    ("digest", "files.py", 'if metadata["sha256"] != _digest(structure, arrays):', "if False:",
+     "test_files.py", "changed_byte"),
+    ("finite weights in a checkpoint", "training/checkpoint.py", "if wrong := not_finite(arrays):",
+     "if wrong := None:", "test_checkpoints.py", "not_finite"),
+    ("finite loss", "training/loop.py", "    if not math.isfinite(value):", "    if False:",
+     "test_divergence.py", "planted"),
+    ("finite gradients", "training/loop.py", "if wrong := not_finite(gradients):",
+     "if wrong := None:", "test_divergence.py", "planted"),
+    ("state checked before it is used", "training/run.py",
+     '        self._check_arrays(state["classifier"]["weights"], state["optimizer"]["velocity"])\n',
+     "", "test_checkpoints.py", "does_not_fit"),
+    ("metrics on the disk first", "training/loop.py", "            self.metrics.sync()\n", "",
+     "test_training.py", "reach_the_disk"),
+    ("lock", "training/lock.py", "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+     "            pass\n", "test_train_example.py", "another_process"),
+)  # fmt: skip
+"""Name, file, text, what takes its place, and the test that must then fail."""
+
+
+def removed_guards() -> Row:
+    """Take each guard out of a copy of the code; its test must fail there, and pass before."""
+    noticed = []
+    with temporary_folder() as folder:
+        for name in ("tinyalex", "tests", "examples", "kernels"):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for number, (name, file, text, instead, test, word) in enumerate(GUARDS):
+            path = folder / "tinyalex" / file
+            good = path.read_text()
+            if good.count(text) != 1:
+                raise RuntimeError(f"{file} has no guard {text!r}: mend the table in {__file__}")
+            arguments = (f"tests/{test}", "-k", word)
+            path.write_text(good.replace(text, instead))
+            if run_tests(folder, *arguments)[1]:
+                noticed.append(name)
+            path.write_text(good)
+            progress(number, len(GUARDS))
+    said = f"{len(noticed)} of {len(GUARDS)} noticed by a test: {', '.join(noticed)}"
+    return Row("a guard taken out of the code", said, len(noticed) == len(GUARDS))
+
+
+def bare_import() -> Row:
+    """Import the package where nothing optional is there and CuPy is broken."""
+    with temporary_folder() as folder:
+        for name in ("cupy", "tqdm", "matplotlib", "tensorboardX"):
+            (folder / f"{name}.py").write_text("raise ImportError('broken')")
+        code = "import time, numpy; t = time.perf_counter(); import tinyalex, tinyalex.training; "
+        code += "print(time.perf_counter() - t)"
+        path = os.pathsep.join([str(folder), str(ROOT), *sys.path])
+        command = [sys.executable, "-c", code]
+        times = [
+            float(subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path}))
+            for _ in range(5)
+        ]
+    seconds = statistics.median(times)
+    said = f"works, {seconds:.2f} s beyond NumPy with the trainer"
+    return Row("`import tinyalex` with broken optional packages", said, seconds < 0.5)
