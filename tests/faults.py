@@ -1,7 +1,8 @@
 """Faults in earnest: the counts that take too long for the tests, and their table in docs/trust.md.
 
-    python tests/faults.py            # some minutes; ends with 1 if anything did not hold
-    python tests/faults.py --quick    # a tenth of everything, and no table
+    python tests/faults.py                 # some minutes; ends with 1 if anything did not hold
+    python tests/faults.py --photos DIR    # with photographs instead of drawn pictures
+    python tests/faults.py --quick         # a tenth of everything, and no table
 
 What is done here in numbers is done once or a few times by the tests, which hold every change.
 """
@@ -13,17 +14,22 @@ import importlib.util
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from commands import ROOT
 from faults_code import bare_import, counted, removed_guards
+from faults_images import mutants_read_badly, mutated_images
+from faults_loader import troubled_loaders
+from faults_prepare import damaged_photos
 from faults_row import Row, processes, temporary_folder
 from faults_runs import Runs, cuts, signals, two_equal_runs
 from faults_saving import changed_bytes, full_disks, kills_of_savez, kills_while_saving
 
 PAGE = ROOT / "docs" / "trust.md"
+ZOO = ("test_odd_image", "test_broken_image", "test_unreadable_image")
 
 
-def all_rows(scale: float) -> Iterator[Row]:
+def all_rows(scale: float, photos: Path | None) -> Iterator[Row]:
     """Try everything, in the order of the table."""
     yield kills_while_saving(round(200 * scale))
     yield kills_of_savez(round(200 * scale))
@@ -33,6 +39,14 @@ def all_rows(scale: float) -> Iterator[Row]:
         yield signals(round(20 * scale), runs)
     yield full_disks(round(50 * scale))
     yield changed_bytes(round(2000 * scale))
+    yield counted("order of system calls: content on the disk, then the name, then the folder",
+                "tests/test_files.py", "-k", "on_the_disk_before", least=1)  # fmt: skip
+    yield counted("odd and broken images of every kind: read right, or refused with the reason",
+                *(f"tests/test_bad_images.py::{test}" for test in ZOO), least=25)  # fmt: skip
+    yield mutated_images(round(10_000 * scale))
+    yield mutants_read_badly()
+    yield from damaged_photos(round(200 * scale), round(50 * scale), photos)
+    yield troubled_loaders(round(10 * scale))
     yield counted("a NaN planted in each of the 8 layers, forward and backward: layer named",
                 "tests/test_divergence.py", "-k", "planted", least=16)  # fmt: skip
     yield two_equal_runs()
@@ -49,17 +63,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, no table")
-    quick = parser.parse_args().quick
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder to copy and damage")
+    args = parser.parse_args()
     processes.set_forkserver_preload(["__main__", "tinyalex.training.options", "matplotlib.figure"])
     began, rows = time.monotonic(), []
-    for row in all_rows(0.1 if quick else 1.0):
+    for row in all_rows(0.1 if args.quick else 1.0, args.photos):
         rows.append(row)
         verdict = "held  " if row.held else "BROKEN"
         print(
             f"\r{time.monotonic() - began:4.0f} s  {verdict}  {row.fault}: {row.result}", flush=True
         )
     minutes = (time.monotonic() - began) / 60
-    if not quick:
+    if not args.quick:
         report = load_report()
         lines = ["| fault | what happened | held |", "|---|---|---|"]
         lines += [f"| {r.fault} | {r.result} | {'yes' if r.held else '**no**'} |" for r in rows]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 
@@ -103,3 +104,20 @@ def run_python(code, **environment):
 def leaf(*values, dtype=np.float64):
     """Return a 1-D leaf that wants a gradient."""
     return ta.Tensor(np.array(values, dtype), requires_grad=True)
+
+
+def finished(function, *args, seconds=20):
+    """Return what `function` returns or raises; fail, and do not hang, where it never ends."""
+    outcome = []
+
+    def call():
+        try:
+            outcome.append(function(*args))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout=seconds)
+    assert outcome, f"{function} {args} hangs"
+    return outcome[0]

@@ -1,11 +1,13 @@
 """Images as they come: odd ones are read right, broken ones are named, nothing hangs."""
 
 import stat
-import threading
+from collections import Counter
 
 import images
 import numpy as np
 import pytest
+from helpers import finished
+from mutants import mutant, outcome
 
 from tinyalex.data import (
     DataError,
@@ -25,23 +27,6 @@ BOMB_WARNING = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWa
 def by_name(write):
     """Return the name of a writer, for the test's name."""
     return write.__name__
-
-
-def finished(function, *args):
-    """Return what `function` returns or raises; fail, and do not hang, where it never ends."""
-    outcome = []
-
-    def call():
-        try:
-            outcome.append(function(*args))
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(timeout=20)
-    assert outcome, f"{function} {args} hangs"
-    return outcome[0]
 
 
 @pytest.mark.parametrize("write", images.ODD, ids=by_name)
@@ -71,6 +56,17 @@ def test_broken_image(write, tmp_path):
     assert error.path == str(path)
     assert images.BROKEN[write].lower() in error.reason.lower()
     assert str(error) == f"{path}: {error.reason}"
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow's, of which there are many
+def test_spoilt_images_are_read_or_refused(tmp_path):
+    found = Counter()
+    for number in range(1000):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(mutant(number))
+        found[outcome(read_image, path, shorter_side=(None, 16)[number % 2])] += 1
+    assert found.keys() == {"decoded", "refused"}
+    assert min(found.values()) > 100
 
 
 def test_every_shortened_jpeg_is_refused(tmp_path):
