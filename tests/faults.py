@@ -65,6 +65,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, no table")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="folder to copy and damage")
     args = parser.parse_args()
+    if args.photos and not args.photos.is_dir():
+        parser.error(f"--photos needs a folder of class folders, {args.photos} is none")
     processes.set_forkserver_preload(["__main__", "tinyalex.training.options", "matplotlib.figure"])
     began, rows = time.monotonic(), []
     for row in all_rows(0.1 if args.quick else 1.0, args.photos):

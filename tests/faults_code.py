@@ -29,7 +29,7 @@ def run_tests(root: Path, *arguments: str) -> tuple[int, int]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest {' '.join(arguments)} did not run:\n{done.stdout}{done.stderr}")
@@ -87,7 +87,7 @@ GUARDS = (
 
 def removed_guards() -> Row:
     """Take each guard out of a copy of the code; its test must fail there, and pass before."""
-    noticed = []
+    fault, noticed = "a guard taken out of the code", []
     with temporary_folder() as folder:
         for name in ("tinyalex", "tests", "examples", "kernels"):
             ignore = shutil.ignore_patterns("__pycache__")
@@ -96,7 +96,7 @@ def removed_guards() -> Row:
         files = {f"tests/{test}" for *_, test, _ in GUARDS}
         words = {f"({word})" for *_, word in GUARDS}
         if run_tests(folder, *sorted(files), "-k", " or ".join(sorted(words)))[1]:
-            raise RuntimeError("the tests of the guards fail with the guards in place")
+            return Row(fault, "their tests fail with the guards in place", False)
         for number, (name, file, text, instead, test, word) in enumerate(GUARDS):
             path = folder / "tinyalex" / file
             good = path.read_text()
@@ -110,7 +110,7 @@ def removed_guards() -> Row:
             path.write_text(good)
             progress(number, len(GUARDS))
     said = f"{len(noticed)} of {len(GUARDS)} noticed by a test: {', '.join(noticed)}"
-    return Row("a guard taken out of the code", said, len(noticed) == len(GUARDS))
+    return Row(fault, said, len(noticed) == len(GUARDS))
 
 
 def bare_import() -> Row:
@@ -118,8 +118,9 @@ def bare_import() -> Row:
     with temporary_folder() as folder:
         for name in ("cupy", "tqdm", "matplotlib", "tensorboardX"):
             (folder / f"{name}.py").write_text("raise ImportError('broken')")
-        code = "import time, numpy; t = time.perf_counter(); import tinyalex, tinyalex.training; "
-        code += "print(time.perf_counter() - t)"
+        # Processor time, for a busy machine stretches the clock.
+        code = "import time, numpy; t = time.process_time(); import tinyalex, tinyalex.training; "
+        code += "print(time.process_time() - t)"
         path = os.pathsep.join([str(folder), str(ROOT), *sys.path])
         command = [sys.executable, "-c", code]
         times = [

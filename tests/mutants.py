@@ -51,8 +51,10 @@ def outcome(read: Callable[..., np.ndarray], path: Path, shorter_side: int | Non
         return "refused"
     except Exception as error:
         return type(error).__name__
-    rgb = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
-    return "decoded" if rgb else "not RGB"
+    match pixels:
+        case np.ndarray(dtype=np.uint8, shape=(height, width, 3)) if height and width:
+            return "decoded"
+    return "not RGB"
 
 
 @functools.cache
