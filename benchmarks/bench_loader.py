@@ -159,7 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
-    dataset = ImageFolder(arguments.data)
+    dataset = ImageFolder(arguments.data, "train")
     cases = []
     with tempfile.TemporaryDirectory() as folder:
         large = enlarge(dataset, Path(folder), arguments.large)
