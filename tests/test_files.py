@@ -2,12 +2,13 @@
 
 import os
 import pickle
-import resource
 
 import numpy as np
 import pytest
 
 import tinyalex as ta
+
+pytest_plugins = ("trained",)
 
 
 @pytest.fixture
@@ -120,17 +121,9 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(bad, path):
 # --- whole or absent -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def full_disk():
-    """Let no file grow beyond 4 KiB: writes fail as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_failing_write_leaves_the_old_file_and_nothing_else(path, full_disk):
+def test_failing_write_leaves_the_old_file_and_nothing_else(path, disk):
     ta.save(CHECKPOINT, path)
+    disk(4096)
     with pytest.raises(OSError):
         ta.save(np.zeros(10_000), path)
     assert_same(ta.load(path), CHECKPOINT)
@@ -215,11 +208,25 @@ def test_replacing_keeps_readers_of_the_old_file(path):
     assert ta.load(path) == "new"
 
 
-def test_others_may_read_it(path):
-    ta.save(1, path)
-    umask = os.umask(0)
-    os.umask(umask)
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_others_may_read_it_where_new_files_are_so(path, umask, monkeypatch):
+    set_umask = os.umask
+    before = set_umask(umask)
+    monkeypatch.delattr(os, "umask")  # to change it for a moment is to change it in all threads
+    try:
+        ta.save(1, path)
+    finally:
+        set_umask(before)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ä" * 127], ids=["ASCII", "two bytes each"])
+def test_any_name_that_a_file_may_have_can_be_written(tmp_path, name):
+    left = []
+    ta.files.write_atomically(tmp_path / name, lambda file: left.extend(os.listdir(tmp_path)))
+    (tmp_path / left[0]).write_text("of a process that was killed")
+    ta.files.remove_temporaries(tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
 
 
 # --- damage --------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,17 +46,12 @@ def write_atomically(
     whatever has the name keeps it, and FileExistsError is raised.
     """
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=_temporary_prefix(target), suffix=".tmp", dir=target.parent
-    )
+    temporary = target.with_name(f"{_temporary_prefix(target)}{os.urandom(8).hex()}.tmp")
     try:
-        with open(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
         if keep is not None and target.exists():
             _move_aside(target, Path(keep))
         if overwrite:
@@ -65,13 +59,18 @@ def write_atomically(
         else:
             _name_anew(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    sync_folder(target.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk."""
     if os.name == "posix":  # elsewhere a folder cannot be opened, and needs no fsync
-        folder = os.open(target.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
-        except OSError as error:  # some network file systems cannot; the file itself is safe
+        except OSError as error:  # some network file systems cannot; the files themselves are safe
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
         finally:
@@ -83,7 +82,7 @@ def _temporary_prefix(path: Path) -> str:
     return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
 
 
-def _name_anew(path: str, target: Path) -> None:
+def _name_anew(path: Path, target: Path) -> None:
     """Rename a file to ``target``; FileExistsError if something is called so."""
     try:
         os.link(path, target)
