@@ -51,6 +51,9 @@ def test_metrics_are_cut_to_the_rows_that_a_checkpoint_knows(tmp_path):
     with pytest.raises(ValueError, match="has 4 whole rows, the checkpoint counts 9"):
         MetricsFile(path, keep=9)
     assert len(read_metrics(path)) == 4
+    with pytest.raises(ValueError, match="has 0 whole rows, the checkpoint counts 1"):
+        MetricsFile(tmp_path / "missing", keep=1)
+    assert not (tmp_path / "missing").exists()
 
 
 def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path, disk):

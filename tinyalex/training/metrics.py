@@ -7,6 +7,7 @@ key is dropped, whether or not one of them was interrupted on the way.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -68,8 +69,7 @@ class MetricsFile:
         self.rows = 0
         self._end = 0  # bytes of complete rows in the file
         self._unwritten = b""  # rows that a full disk refused
-        self.path.touch()
-        with self.path.open("r+b") as file:
+        with self.path.open("r+b") if self.path.exists() else io.BytesIO() as file:
             while self.rows < keep and (line := file.readline()).endswith(b"\n"):
                 self.rows += 1
                 self._end += len(line)
@@ -79,6 +79,7 @@ class MetricsFile:
                     "the file back, or begin anew with another --out"
                 )
             file.truncate(self._end)
+        self.path.touch()
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; on OSError it is kept and written with the next one."""
