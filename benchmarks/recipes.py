@@ -111,6 +111,7 @@ def settings_of(row: Row, data: Path, epochs: int, threads: int) -> Settings:
 def train(settings: Settings, out: Path) -> None:
     """Train to the end, from where the folder `out` is."""
     checkpoints = Checkpoints(out)
+    found = checkpoints.found()
     if checkpoints.exist():
         checkpoint = checkpoints.load()[0]
         if settings_in(checkpoint, checkpoints.last) != settings:
@@ -120,7 +121,7 @@ def train(settings: Settings, out: Path) -> None:
     else:
         run = new_run(settings, progress=Progress())
     with ExitStack() as held:
-        prepare(run, out, held).train(StopRequest(None, None))
+        prepare(run, out, held, found).train(StopRequest(None, None))
 
 
 def measure(out: Path) -> dict[str, Any]:

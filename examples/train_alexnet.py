@@ -22,7 +22,7 @@ import numpy as np
 from tinyalex import summary
 from tinyalex.autograd import no_grad
 from tinyalex.data import DataError, ImageFolder, WorkerError
-from tinyalex.files import remove_temporaries, write_atomically
+from tinyalex.files import FileError, remove_temporaries, write_atomically
 from tinyalex.models import VARIANTS
 from tinyalex.training import (
     Checkpoints,
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
                 return DONE
             if args.overfit:
                 return DONE if overfit(run, args.overfit) else complain(advice(run), FAILED)
-            trainer = prepare(run, args.out, held, args.fallen_back)
+            trainer = prepare(run, args.out, held, args.found, args.fallen_back)
             if args.tensorboard:
                 writer = scalar_writer(args.out / "tensorboard", run.state.step)
                 trainer.on_row = held.enter_context(writer)
@@ -119,8 +119,9 @@ def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
         mean = checkpoint["classifier"]["mean"]
         run = new_run(settings, mean, checkpoint.get("colour_covariance"))
         run.set_state(checkpoint)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"the run in {out} cannot be resumed: {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, ValueError) else f"no run wrote its state, {error!r}"
+        raise FileError(f"the run in {out} cannot be resumed: {reason}") from error
     return run
 
 
@@ -155,20 +156,25 @@ def print_header(run: Run, out: Path) -> None:
     )
 
 
-def prepare(run: Run, out: Path, held: ExitStack, fallen_back: bool = False) -> Trainer:
+def prepare(
+    run: Run, out: Path, held: ExitStack, found: object = (), fallen_back: bool = False
+) -> Trainer:
     """Judge a batch and write the first files, so that what will not do is found out now.
 
-    `held` holds the folder's lock, which is for the whole run. With `fallen_back` the last
-    checkpoint could not be read, and the run goes on from the one before.
+    `held` holds the folder's lock, which is for the whole run; `found` is what lay in the folder
+    before the run was read from there. With `fallen_back` the last checkpoint could not be read,
+    and the run goes on from the one before.
     """
     run.classifier.model.eval()
     with no_grad():
         judge(run.classifier.model, next(run.val_data.epoch(0)))
     try:
         held.enter_context(locked(out))
+        checkpoints = Checkpoints(out)
+        if checkpoints.found() != found:
+            raise ValueError(f"another process has trained in {out} meanwhile: start once more")
         for name in (*OUTPUTS, REPORT, STEP):
             remove_temporaries(out / name)
-        checkpoints = Checkpoints(out)
         checkpoints.prepare(run)
         if fallen_back:
             checkpoints.put_back()
@@ -185,7 +191,7 @@ def prepare(run: Run, out: Path, held: ExitStack, fallen_back: bool = False) -> 
 def write_record(run: Run, path: Path) -> None:
     """Write all that it takes to do the run again; `sessions` gets an entry whenever it goes on."""
     try:
-        sessions = json.loads(path.read_text())["sessions"]
+        sessions = list(json.loads(path.read_text())["sessions"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by somebody
         sessions = []
     record = {
@@ -222,6 +228,8 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
             f"--lr {run.settings.lr / 2:g}",
             DIVERGED,
         )
+    except FileError as error:
+        return complain(f"{error}; remove it, and the last network takes its place: {go_on}")
     except DataError as error:
         return complain(
             f"{one_sentence(error)}; replace them under the same names and go on: {go_on}; or "

@@ -15,6 +15,7 @@ from tinyalex.files import FileError
 from tinyalex.training import (
     Checkpoints,
     Classifier,
+    State,
     load_checkpoint,
     load_classifier,
     new_run,
@@ -123,9 +124,24 @@ def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def make_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def make_unreadable(path):
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # opens, and fails on the first read as a dying disk does
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(halve, "last.safetensors is damaged"), (Path.unlink, "there is no checkpoint")],
+    [
+        (halve, "last.safetensors is damaged"),
+        (Path.unlink, "there is no checkpoint"),
+        (make_a_folder, "last.safetensors cannot be read (Is a directory)"),
+        (make_unreadable, "last.safetensors cannot be read (Input/output error)"),
+    ],
 )
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(two, spoil, reason):
     said = []
@@ -175,6 +191,14 @@ def of_another_schedule(state):
     state["schedule"]["schedule"] = "Sawtooth"
 
 
+def of_no_rate(state):
+    state["optimizer"]["param_groups"][0]["lr"] = -1
+
+
+def beyond_the_epoch(state):
+    state["state"]["batch"] = 8
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -184,6 +208,8 @@ def of_another_schedule(state):
         (no_number, "the velocity of features.0.weight has values that are not finite"),
         (too_few, "differs in the velocities"),
         (of_another_schedule, "this is a Plateau schedule, the state is of Sawtooth"),
+        (of_no_rate, "lr must be a finite number >= 0, got -1"),
+        (beyond_the_epoch, "the state is 8 batches into an epoch of 7"),
     ],
 )
 def test_what_does_not_fit_is_found_before_anything_is_touched(photos, spoil, reason):
@@ -203,6 +229,39 @@ def test_what_does_not_fit_is_found_before_anything_is_touched(photos, spoil, re
     assert run.optimizer._velocity == [None] * 6
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"extra": 1}, "unexpected keyword argument 'extra'"),
+        ({"epoch": "x"}, "epoch must be a whole number >= 0, got 'x'"),
+        ({"rows": -1}, "rows must be a whole number >= 0, got -1"),
+        ({"step": True}, "step must be a whole number >= 0, got True"),
+        ({"best_top1": math.nan}, "best_top1 must be a finite number, got nan"),
+        ({"since_row": 3}, "this is not where a run was"),
+        ({"since_epoch": {"count": 0.5}}, "count must be a whole number >= 0, got 0.5"),
+    ],
+)
+def test_a_state_that_no_run_can_be_in_is_refused(change, reason):
+    with pytest.raises(ValueError, match=reason):
+        State.from_dict(asdict(State()) | change)
+
+
+def test_a_better_network_on_the_disk_stays(photos, tmp_path):
+    run = new_run(tiny_settings(photos))
+    run.state.best_top1 = 0.83
+    earlier = Checkpoints(tmp_path)
+    assert earlier.keep_best(run)
+    earlier.save(run)
+    for top1, kept in ((0.67, False), (0.83, True), (0.9, True), (0.85, False)):
+        run.state.best_top1 = top1
+        checkpoints = Checkpoints(tmp_path)
+        assert checkpoints.keep_best(run) == kept
+        checkpoints.save(run)
+    assert load_checkpoint(checkpoints.best)["state"]["best_top1"] == 0.9
+    halve(checkpoints.best)
+    assert Checkpoints(tmp_path).keep_best(run)
+
+
 def test_room_on_the_disk_is_looked_for_first(photos, tmp_path, monkeypatch):
     class Usage:
         free = 1000
@@ -210,12 +269,6 @@ def test_room_on_the_disk_is_looked_for_first(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
     with pytest.raises(OSError, match="0 MB free, the checkpoints need"):
         Checkpoints(tmp_path).prepare(new_run(tiny_settings(photos)))
-
-
-def test_what_a_killed_run_left_half_written_is_swept_away(photos, tmp_path):
-    (tmp_path / ".last.safetensors.x1.tmp").write_bytes(b"half")
-    Checkpoints(tmp_path).prepare(new_run(tiny_settings(photos)))
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_classifier_survives_the_disk(photos, trained, tmp_path):

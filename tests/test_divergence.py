@@ -13,7 +13,7 @@ from tinyalex import random
 from tinyalex.autograd import Function
 from tinyalex.data import Batch
 from tinyalex.models import VARIANTS
-from tinyalex.training import DivergedError, load_checkpoint, new_run
+from tinyalex.training import Checkpoints, DivergedError, load_checkpoint, new_run
 from tinyalex.training.divergence import find_cause
 
 pytest_plugins = ("trained",)
@@ -144,6 +144,39 @@ def test_a_disk_that_is_full_does_not_hide_the_cause(photos, tmp_path, disk):
         trainer(run, tmp_path).train()
     disk(None)
     assert not list(tmp_path.glob("*diverged*"))
+
+
+def test_a_disk_that_is_full_when_the_best_network_is_to_be_kept_hides_nothing(
+    photos, tmp_path, disk
+):
+    run = new_run(tiny_settings(photos))
+
+    def spoil(title, done):
+        if title == "epoch 2/3":
+            in_the_weight(run.classifier.model.weight_layers["conv1"])
+            disk(3000)
+
+    stopping = trainer(run, tmp_path, Watcher(spoil), share=1e-9)
+    stopping.checkpoints.save(run)  # after which none is due for a long time
+    with pytest.raises(
+        DivergedError, match=r"in step 9 \(epoch 2\): forward in conv1, whose weight"
+    ):
+        stopping.train()
+    expected = "warning: no best network at step 8 (File too large); the one from before stays"
+    assert stopping.progress.said[-1] == expected
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_a_weight_that_overflows_in_the_update_is_traced(photos, tmp_path):
+    run = new_run(tiny_settings(photos, lr=1e39))
+    expected = (
+        r"^features\.0\.weight has .* in step 1 \(epoch 1\): forward in conv1, whose weight has"
+    )
+    with pytest.raises(DivergedError, match=expected):
+        trainer(run, tmp_path, seconds=0, share=math.inf).train()
+    report = json.loads((tmp_path / "diverged.json").read_text())
+    assert (report["step"], report["layer"], len(report["images"])) == (1, "conv1", 8)
+    assert not Checkpoints(tmp_path).last.exists()
 
 
 def test_validation_is_traced_as_well(photos, tmp_path):

@@ -42,7 +42,7 @@ from tinyalex.training import (
     new_run,
     read_metrics,
 )
-from tinyalex.training.datasets import PATTERN_SIZES
+from tinyalex.training.datasets import PATTERN_SIZES, what_changed
 from tinyalex.training.options import EMBEDDED, SMALL_DATA, read_arguments
 from tinyalex.training.overfit import chosen_images
 
@@ -142,6 +142,10 @@ def test_the_embedded_data_set_has_a_test_split(tmp_path, monkeypatch):
     code, said, _ = run("evaluate", tmp_path / "run")
     assert code == 0
     assert "Patterns('test', size=20, seed=0)" in said
+    os.truncate(tmp_path / "run/best.safetensors", 9999)
+    code, _, complaints = run(TRAIN, "--resume", tmp_path / "run")
+    assert_refused(code, complaints, "best.safetensors is damaged")
+    assert "; remove it, and the last network takes its place: python " in complaints
 
 
 def test_defaults_are_for_small_data_and_a_variant_brings_its_own(tmp_path, monkeypatch):
@@ -360,10 +364,28 @@ def test_refusals_in_a_process_of_its_own(tmp_path, arguments, expected):
     assert_refused(code, complaints, expected)
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy):
+@pytest.mark.parametrize("kept", [3, 2, 1, 0])
+def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy, kept):
+    for name in ("last", "previous", "best")[: 3 - kept]:
+        (copy / f"{name}.safetensors").unlink()
     before = contents(copy)
     code, _, complaints = train_on(photos, copy)
-    assert_refused(code, complaints, f"go on with it by --resume {copy}, or give another --out")
+    assert_refused(code, complaints, f"{copy} holds a run already: ")
+    assert (f"go on with it by --resume {copy}, or" in complaints) == (kept > 1)
+    assert "give another --out" in complaints
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_what_another_process_trained_meanwhile_is_not_overwritten(photos, copy, began):
+    command, out = load(TRAIN), copy if began else copy / "new"
+    begin = ["--variant", "tiny", "--data", str(photos), "--out", str(out)]
+    args, settings, checkpoint = read_arguments(["--resume", str(out)] if began else begin)
+    mine = command.old_run(settings, checkpoint, out) if began else new_run(settings)
+    assert run(TRAIN, *(["--resume", out, "--epochs", 4] if began else begin))[0] == 0
+    before = contents(copy)
+    with ExitStack() as held, pytest.raises(ValueError, match="another process has trained in"):
+        command.prepare(mine, out, held, args.found)
     assert contents(copy) == before
 
 
@@ -387,7 +409,7 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(photos, copy):
 
 
 def test_only_what_a_run_left_half_written_is_swept_away(copy):
-    for name in (".run.json.x1.tmp", ".mine.tmp", ".run.json.tmp"):
+    for name in (".run.json.x1.tmp", ".last.safetensors.x1.tmp", ".mine.tmp", ".run.json.tmp"):
         (copy / name).write_text("")
     run(TRAIN, "--resume", copy)
     assert sorted(path.name for path in copy.glob(".*")) == [".mine.tmp", ".run.json.tmp"]
@@ -397,10 +419,15 @@ def test_only_what_a_run_left_half_written_is_swept_away(copy):
 
 
 def test_resuming_a_finished_run_changes_nothing(copy, trained):
+    (copy / "run.json").write_text('{"sessions": 5}')
+    before = contents(copy)
     code, said, _ = run(TRAIN, "--resume", copy)
     assert code == 0
     assert "from step 21 on" in said
     assert result(copy) == result(trained)
+    names = {path.name for path, *_ in set(contents(copy)) - set(before)}
+    assert names == {"run.json", "metrics.jsonl", "filters.png", "curves.png"}
+    assert len(json.loads((copy / "run.json").read_text())["sessions"]) == 1
 
 
 def test_a_longer_run_goes_on_where_the_shorter_ended(copy, trained):
@@ -438,8 +465,9 @@ def test_a_run_from_before_means_and_noise_had_names_goes_on(copy, trained):
         del content["settings"][key]
     del content["colour_covariance"], content["random"]["step"]
     ta.save(content, Checkpoints(copy).last)
-    assert run(TRAIN, "--resume", copy)[0] == 0
-    (old, *_), (new, *_) = result(copy), result(trained)
+    new = shutil.copytree(trained, copy.with_name("new"))
+    assert [run(TRAIN, "--resume", out, "--epochs", 4)[0] for out in (copy, new)] == [0, 0]
+    (old, *_), (new, *_) = result(copy), result(new)
     assert (old["classifier"], old["settings"]) == (new["classifier"], new["settings"])
 
 
@@ -517,10 +545,10 @@ def test_another_rate_keeps_what_the_schedule_remembers(photos, tmp_path):
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: os.truncate(path, 30_000)])
 def test_a_damaged_checkpoint_costs_steps_and_no_run(copy, trained, spoil):
     spoil(Checkpoints(copy).last)
-    code, said, _ = run(TRAIN, "--resume", copy)
+    code, _, warned = run(TRAIN, "--resume", copy)
     assert code == 0
-    assert said.startswith("warning: ")
-    assert f"going on from {Checkpoints(copy).previous}, of step " in said
+    assert warned.startswith("warning: ")
+    assert f"going on from {Checkpoints(copy).previous}, of step " in warned
     assert result(copy) == result(trained)
 
 
@@ -541,6 +569,39 @@ def of_another_network(run):
     ta.save(content, Checkpoints(run).last)
 
 
+def changed(run, *keys, value):
+    """Put another value where the keys lead to in the checkpoint."""
+    content = place = load_checkpoint(Checkpoints(run).last)
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    ta.save(content, Checkpoints(run).last)
+
+
+def of_another_mean(run):
+    changed(run, "classifier", "mean", value=np.zeros((31, 31, 3), np.float32))
+
+
+def with_weights_that_are_none(run):
+    changed(run, "classifier", "weights", "features.0.weight", value=3)
+
+
+def with_no_velocities(run):
+    changed(run, "optimizer", "velocity", value=[1, 2, 3, 4, 5, 6])
+
+
+def with_no_state(run):
+    changed(run, "state", value={})
+
+
+def of_more_threads(run):
+    changed(run, "settings", "threads", value=10**6)
+
+
+def with_data_that_is_no_folder(run):
+    changed(run, "settings", "data", value=5)
+
+
 def only_the_best(run):
     Checkpoints(run).best.rename(Checkpoints(run).last)
 
@@ -552,6 +613,13 @@ def only_the_best(run):
         (truncated, "last.safetensors is damaged"),
         (of_another_network, "copy cannot be resumed: these weights do not fit"),
         (only_the_best, "it lacks ['optimizer', 'random', 'schedule']"),
+        (of_another_mean, "the mean image has shape (31, 31, 3), expected (32, 32, 3)"),
+        (with_weights_that_are_none, "cannot be resumed: no run wrote its state, AttributeError("),
+        (with_no_velocities, "cannot be resumed: no run wrote its state, AttributeError("),
+        (with_no_state, "last.safetensors cannot be used: this is not where a run was"),
+        (of_more_threads, "the cores at hand; got 1000000: go on with --threads "),
+        (with_data_that_is_no_folder, "data must be a folder, got 5"),
+        (shutil.rmtree, "copy: give --resume the folder that was the --out of a run"),
     ],
 )
 def test_checkpoints_that_cannot_be_resumed(copy, spoil, expected):
@@ -566,6 +634,22 @@ def test_resuming_with_other_images(photos, copy, tmp_path):
     shutil.copy(moved / "ash/00.png", moved / "ash/24.png")
     code, _, complaints = run(TRAIN, "--resume", copy, "--data", moved)
     assert_refused(code, complaints, "the data set is not the one that this run began with")
+    assert f"in {moved} 'ash' had 24 images, not 25; put the images back" in complaints
+    code, _, complaints = run(TRAIN, "--resume", Checkpoints(copy).last)
+    assert_refused(code, complaints, "last.safetensors is a file: give --resume the folder")
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        (None, {"a": 1}, "the classes or the number of images in one of them have changed"),
+        ({"a": 1}, {"a": 1}, "the images are split otherwise"),
+        ({"a": 1, "b": 2}, {"a": 1, "c": 3}, "'b' had 2 images, not 0, 'c' had 0 images, not 3"),
+        (dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2), "'c' had 1 images, not 2 and 2 mo"),
+    ],
+)
+def test_what_changed_in_the_images_is_said(then, now, said):
+    assert said in what_changed(then, now)
 
 
 # --- limits
@@ -659,12 +743,28 @@ def test_tensorboard_shows_the_metrics(photos, tmp_path):
     ]
 
 
-def test_a_full_disk_ends_what_goes_to_tensorboard_alone(photos, tmp_path):
+def to_a_full_disk(row):
+    Path("/dev/full").write_text("row")
+
+
+def to_a_file_to_be_read(row):
+    with open(os.devnull, "rb", buffering=0) as file:
+        file.write(b"row")  # an OSError without a number
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (to_a_full_disk, "No space left on device"),
+        (to_a_file_to_be_read, "File not open for writing"),
+    ],
+)
+def test_a_full_disk_ends_what_goes_to_tensorboard_alone(photos, tmp_path, write, reason):
     training = trainer(new_run(tiny_settings(photos)), tmp_path)
-    training.on_row = lambda row: Path("/dev/full").write_text("row")
+    training.on_row = write
     training.train()
     warnings = [line for line in training.progress.said if line.startswith("warning")]
-    assert warnings == ["warning: no more goes to TensorBoard (No space left on device)"]
+    assert warnings == [f"warning: no more goes to TensorBoard ({reason})"]
 
 
 def test_tensorboard_is_asked_for_by_name(photos, tmp_path, monkeypatch):

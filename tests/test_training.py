@@ -306,7 +306,7 @@ def test_weights_that_overflow_without_a_loss_to_show_for_it_stop_the_run(photos
         if (title, done) == ("validating", 2):  # after the last loss of the epoch
             run.classifier.model.weight_layers["fc3"].bias.data[0] = -np.inf
 
-    expected = r"classifier\.3\.bias has values that are not finite after step 7"
+    expected = r"classifier\.3\.bias has values that are not finite in step 7 "
     with pytest.raises(DivergedError, match=expected):
         trainer(run, tmp_path, Watcher(poison), seconds=0, share=math.inf).train()
     assert load_checkpoint(Checkpoints(tmp_path).last)["state"]["step"] == 7
@@ -343,6 +343,39 @@ def test_too_many_unreadable_images_stop_after_saving(photos, tmp_path):
     with pytest.raises(DataError, match="images cannot be read"):
         stopping.train()
     assert load_checkpoint(stopping.checkpoints.last)["state"]["step"] == 7
+
+
+def test_a_full_disk_does_not_hide_unreadable_images(photos, tmp_path, disk):
+    copy = shutil.copytree(photos, tmp_path / "photos")
+    run = new_run(tiny_settings(copy, image_cache=0))
+    for path in run.train_data.dataset.paths[8:]:
+        Path(path).write_bytes(b"")
+    disk(1000)
+    stopping = trainer(run, tmp_path)
+    with pytest.raises(DataError, match="images cannot be read"):
+        stopping.train()
+    assert "warning: no checkpoint at step 0 (File too large)" in stopping.progress.said[-1]
+
+
+def test_a_better_network_from_before_is_not_replaced(photos, tmp_path):
+    run = new_run(tiny_settings(photos, epochs=1))
+    run.state.best_top1 = 0.99
+    earlier = Checkpoints(tmp_path)
+    earlier.keep_best(run)
+    earlier.save_best()
+    before = earlier.best.read_bytes()
+    training = trainer(new_run(tiny_settings(photos, epochs=1)), tmp_path)
+    training.train()
+    assert earlier.best.read_bytes() == before
+    assert f"{earlier.best} stays: its network was better than this" in training.progress.said
+
+
+def test_no_checkpoint_is_written_twice(photos, tmp_path):
+    run = new_run(tiny_settings(photos))
+    checkpoints = trainer(run, tmp_path, seconds=math.inf, share=math.inf)
+    checkpoints.train()
+    for path, step in ((Checkpoints(tmp_path).last, 21), (Checkpoints(tmp_path).previous, 14)):
+        assert load_checkpoint(path)["state"]["step"] == step
 
 
 def test_a_full_disk_is_no_reason_to_stop(photos, tmp_path, undisturbed, disk):

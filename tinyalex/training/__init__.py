@@ -20,9 +20,10 @@ from tinyalex.training.evaluation import Answers, Scores, evaluate, examine
 from tinyalex.training.loop import Trainer, train_step
 from tinyalex.training.metrics import Average, MetricsFile, hits, read_metrics
 from tinyalex.training.progress import Progress
-from tinyalex.training.run import Run, State, new_run
+from tinyalex.training.run import Run, new_run
 from tinyalex.training.settings import CHANGEABLE, Settings
 from tinyalex.training.signals import StoppedError, StopRequest
+from tinyalex.training.state import State
 
 __all__ = [
     "CHANGEABLE",

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, load, remove_temporaries, save
+from tinyalex.files import FileError, load, save, sync_folder
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.run import Run
 from tinyalex.training.settings import Settings
+from tinyalex.training.state import State
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 KIND = "tinyalex checkpoint 1"
@@ -42,6 +43,7 @@ class Checkpoints:
         self.seconds = seconds
         self.share = share
         self._best: dict[str, Any] | None = None
+        self._best_top1: float | None = None  # of the network kept or, once looked at, on the disk
         self._cost = 0.0
         self.seconds_to_save = 0.0
         """How long the next `save` will take, judging by the one before."""
@@ -63,14 +65,8 @@ class Checkpoints:
         return self.folder / BEST
 
     def prepare(self, run: Run) -> None:
-        """Make the folder, clear it of half-written files and see that there is room.
-
-        Raises OSError where the folder cannot be used.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """See that there is room in the folder. Raises OSError where there is not."""
         files = (self.last, self.previous, self.best)
-        for path in files:
-            remove_temporaries(path)
         weights = sum(p.data.nbytes for p in run.classifier.model.parameters())
         self.seconds_to_save = 2 * weights / 50e6  # a slow disk, until we know
         # Weights and velocity in `last`, `previous` and what will replace them, weights in `best`.
@@ -86,6 +82,12 @@ class Checkpoints:
         """Tell whether there is a run to go on with."""
         return self.last.exists() or self.previous.exists()
 
+    def found(self) -> tuple[tuple[str, int, int], ...]:
+        """Return name, time and size of all that a run has left; equal as long as none writes."""
+        paths = (self.last, self.previous, self.best, self.folder / "metrics.jsonl")
+        stats = [(path.name, path.stat()) for path in paths if path.exists()]
+        return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats if stat.st_size)
+
     def load(self, say: Callable[[str], None] = print) -> tuple[dict[str, Any], Path]:
         """Return the content and the path of `last`, or of `previous` if `last` cannot be read.
 
@@ -99,19 +101,34 @@ class Checkpoints:
                 raise
             try:
                 content = load_checkpoint(self.previous)
+                step = state_in(content, self.previous).step
             except FileError as second:
                 raise FileError(f"{error}; and {second}") from second
-            step = content["state"]["step"]
             say(f"warning: {error}; going on from {self.previous}, of step {step}")
             return content, self.previous
 
     def put_back(self) -> None:
         """Let `previous` take the place of a `last` that cannot be read."""
+        if self.last.is_dir():  # whatever is in it
+            self.last.rename(self.folder / f"{LAST}.folder")
         os.replace(self.previous, self.last)
+        sync_folder(self.folder)
 
-    def keep_best(self, run: Run) -> None:
-        """Remember the network as it is now as the best one."""
-        self._best = run.get_result()
+    def keep_best(self, run: Run) -> bool:
+        """Remember the network as it is now as the best one, unless that on the disk is better.
+
+        It can be: of epochs after `last`, which a resumed run may repeat at another rate. Returns
+        whether the network was kept.
+        """
+        if self._best_top1 is None:
+            try:
+                self._best_top1 = state_in(load_checkpoint(self.best), self.best).best_top1
+            except (FileNotFoundError, FileError):
+                self._best_top1 = -1.0
+        if run.state.best_top1 < self._best_top1:
+            return False
+        self._best, self._best_top1 = run.get_result(), run.state.best_top1
+        return True
 
     def due(self, epoch_ends: bool = False) -> bool:
         """Tell whether it is time to save."""
@@ -125,16 +142,12 @@ class Checkpoints:
         started = time.monotonic()
         try:
             state = run.get_state()
-            velocities = state["optimizer"]["velocity"]
-            arrays = state["classifier"]["weights"] | {
-                f"the velocity of {name}": velocity
-                for (name, _), velocity in zip(run.optimised(), velocities, strict=True)
-                if velocity is not None
-            }
+            arrays = run.arrays_in(state)
             if wrong := not_finite(arrays):
                 raise FloatingPointError(f"{wrong} {NOT_FINITE}")
             self.save_best()
             save({"kind": KIND, **state}, self.last, keep=self.previous)
+            run.saved = run.state.epoch, run.state.step
         finally:  # a failure costs time as well: it is not tried again at every step
             self._written = time.monotonic()
             self._cost = self.seconds_to_save = self._written - started
@@ -149,11 +162,15 @@ class Checkpoints:
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint: "classifier", "settings", "state", and more in the last of a run.
 
-    Raises FileNotFoundError, or FileError for what is not a checkpoint, with one sentence.
+    Raises FileNotFoundError, or FileError for what is not a checkpoint or cannot be read, with one
+    sentence.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    content = load(path)
+    try:
+        content = load(path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise FileError(f"{path} is not a checkpoint of this version of tinyalex ({KIND!r})")
     return content
@@ -190,3 +207,11 @@ def settings_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Settin
         return Settings(**content["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the settings in {path} cannot be used: {error}") from error
+
+
+def state_in(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
+    """Return where the run was, from what `load_checkpoint` read from `path`."""
+    try:
+        return State.from_dict(content["state"])
+    except (KeyError, ValueError) as error:
+        raise FileError(f"the state in {path} cannot be used: {error}") from error

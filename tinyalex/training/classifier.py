@@ -32,6 +32,11 @@ class Classifier:
     std: tuple[float, ...]
     input_size: int
 
+    def __post_init__(self) -> None:
+        shape = (self.shorter_side, self.shorter_side, 3)
+        if isinstance(self.mean, np.ndarray) and self.mean.shape != shape:
+            raise ValueError(f"the mean image has shape {self.mean.shape}, expected {shape}")
+
     @property
     def shorter_side(self) -> int:
         """To how many pixels the shorter side of an image is scaled before it is cropped."""
@@ -106,8 +111,5 @@ class Classifier:
         mean, std = state["mean"], tuple(state["std"])
         mean = mean if isinstance(mean, np.ndarray) else tuple(mean)
         classifier = cls(model, list(state["classes"]), mean, std, state["input_size"])
-        side = classifier.shorter_side
-        if isinstance(mean, np.ndarray) and mean.shape != (side, side, 3):
-            raise ValueError(f"the mean image has shape {mean.shape}, expected {(side, side, 3)}")
         _ = classifier.transform  # refuses what is not finite
         return classifier

@@ -47,6 +47,18 @@ def open_dataset(settings: Settings, split: str) -> Dataset | None:
     return patterns if shorter_side == 256 else _Resized(patterns, shorter_side)
 
 
+def what_changed(then: dict[str, int] | None, now: dict[str, int]) -> str:
+    """Say in which classes there are more or fewer images than there were; None is not known."""
+    if then is None:
+        return "the classes or the number of images in one of them have changed"
+    named = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if not named:
+        return "the images are split otherwise into those for training and for validation"
+    more = f" and {len(named) - 3} more classes" if len(named) > 3 else ""
+    changes = [f"{name!r} had {then.get(name, 0)} images, not {now.get(name, 0)}" for name in named]
+    return ", ".join(changes[:3]) + more
+
+
 def open_held_out(settings: Settings, classes: list[str]) -> Dataset:
     """Return the images that a run did not learn from: its test split, else its validation split.
 

@@ -157,23 +157,27 @@ def _backward_cause(passages: list[Passage]) -> Cause | None:
     return None
 
 
-def explain(
-    error: DivergedError,
-    when: dict[str, Any],
-    model: AlexNet,
-    batch: Batch,
-    dataset: Dataset,
-    random_state: dict[str, Any],
-    folder: Path,
-) -> DivergedError:
+@dataclass(frozen=True)
+class Step:
+    """A step about to be taken, and what it takes, beside the network, to repeat it."""
+
+    number: int
+    epoch: int
+    lr: float
+    batch: Batch
+    dataset: Dataset
+    random_state: dict[str, Any] = field(default_factory=random.get_state)
+
+
+def explain(error: Exception, step: Step, model: AlexNet, folder: Path) -> DivergedError:
     """Return `error` with the cause and the images in its message; leave two files in `folder`.
 
-    `when` are the numbers of step and epoch and whatever else the report should begin with;
-    `random_state` is that from before the step. `diverged.json` is the report, for people;
-    `diverged.safetensors` has weights, random state and batch, all that it takes to repeat the
-    step. A disk that refuses them is no reason for another error.
+    `diverged.json` is the report, for people; `diverged.safetensors` has weights, random state and
+    batch, all that it takes to repeat the step. A disk that refuses them is no reason for another
+    error.
     """
-    random.set_state(random_state)
+    what, batch = f"{error} in step {step.number} (epoch {step.epoch})", step.batch
+    random.set_state(step.random_state)
     began = "but not again when the step was repeated: suspect the machine"
     cause: Cause | None = None
     passages: list[Passage] = []
@@ -181,31 +185,33 @@ def explain(
         cause, passages = find_cause(model, batch)
     except MemoryError:  # a look at every layer takes more than a step does
         began = "and the memory does not suffice to find out where"
-    files = [dataset.describe(index) for index in batch.indices.tolist()]
+    files = [step.dataset.describe(index) for index in batch.indices.tolist()]
     suspects = [files[row] for row in cause.rows] if cause else []
     report = {
-        "what": str(error),
-        **when,
+        "what": what,
+        "step": step.number,
+        "epoch": step.epoch,
+        "lr": step.lr,
         **(asdict(cause) if cause else {}),
         "suspects": suspects,
         "images": files,
         "layers": [_as_row(passage) for passage in passages],
     }
-    step = {
+    repeat = {
         "weights": model.state_dict(),
         "training": model.training,
-        "random": random_state,
+        "random": step.random_state,
         "images": batch.images,
         "labels": batch.labels,
     }
     text = json.dumps(report, indent=1) + "\n"
     try:
         write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
-        save(step, folder / STEP)
+        save(repeat, folder / STEP)
         where = f"{folder / REPORT} has the whole report"
     except OSError as refused:
-        where = f"no report could be written ({refused.strerror})"
-    return DivergedError(f"{error}: {cause or began}; {_name(suspects, files)}; {where}")
+        where = f"no report could be written ({refused.strerror or refused})"
+    return DivergedError(f"{what}: {cause or began}; {_name(suspects, files)}; {where}")
 
 
 def _name(suspects: list[str], files: list[str]) -> str:

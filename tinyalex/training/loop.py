@@ -21,7 +21,7 @@ from tinyalex.data import Batch, DataError, Loader, WorkerError
 from tinyalex.nn import Module
 from tinyalex.optim import SGD
 from tinyalex.training.checkpoint import Checkpoints
-from tinyalex.training.divergence import NOT_FINITE, DivergedError, explain, not_finite
+from tinyalex.training.divergence import NOT_FINITE, DivergedError, Step, explain, not_finite
 from tinyalex.training.evaluation import Scores, evaluate, judge
 from tinyalex.training.metrics import Average, MetricsFile, hits
 from tinyalex.training.pace import Pace
@@ -54,6 +54,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.pace = Pace(self.run.total_steps, self.run.settings.epochs)
         self._left_out: set[str] = set()
+        self._latest: Step | None = None
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
@@ -69,10 +70,10 @@ class Trainer:
             with StopRequest() if stop is None else stop as stop:
                 self._train(stop)
         except (DataError, WorkerError):
-            self._save()
+            self._try(self._save, "checkpoint")
             raise
         except DivergedError:
-            self.checkpoints.save_best()
+            self._try(self.checkpoints.save_best, "best network")
             raise
 
     def _train(self, stop: StopRequest) -> None:
@@ -100,11 +101,11 @@ class Trainer:
             waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
             run.schedule.before_step(state.step)
             random.start_step(state.step)
-            random_state = random.get_state()
+            self._remember(state.step + 1, batch, data)
             try:
                 result = train_step(run.classifier.model, run.optimizer, batch)
             except DivergedError as error:
-                raise self._explain(error, state.step + 1, batch, data, random_state) from error
+                raise self._explain(error) from error
             state.count(result)
             if state.step % STEPS_PER_ROW == 0 or state.batch == batches:
                 self._log_steps()
@@ -128,29 +129,25 @@ class Trainer:
         self.run.state.seconds += self.pace.validation_seconds
         if scores is not None and not math.isfinite(scores.loss):
             error = DivergedError(f"the validation loss is {scores.loss}")
-            step, random_state = self.run.state.step, random.get_state()
             for batch in data.epoch(0):
                 with no_grad():
                     loss = judge(model, batch)[1].item()
                 if not math.isfinite(loss):
-                    raise self._explain(error, step, batch, data, random_state)
+                    self._remember(self.run.state.step, batch, data)
+                    raise self._explain(error)
             raise error
         return scores
 
-    def _explain(
-        self,
-        error: DivergedError,
-        step: int,
-        batch: Batch,
-        data: Loader,
-        random_state: dict[str, Any],
-    ) -> DivergedError:
-        epoch = self.run.state.epoch + 1
-        what = DivergedError(f"{error} in step {step} (epoch {epoch})")
-        when = {"step": step, "epoch": epoch, "lr": self.run.optimizer.param_groups[0]["lr"]}
+    def _remember(self, step: int, batch: Batch, data: Loader) -> None:
+        rate = self.run.optimizer.param_groups[0]["lr"]
+        self._latest = Step(step, self.run.state.epoch + 1, rate, batch, data.dataset)
+
+    def _explain(self, error: Exception) -> DivergedError:
+        """Return the error with its cause, which the step remembered last brings to light again."""
+        if self._latest is None:
+            return DivergedError(str(error))
         self.progress.stop()
-        model, folder = self.run.classifier.model, self.checkpoints.folder
-        return explain(what, when, model, batch, data.dataset, random_state, folder)
+        return explain(error, self._latest, self.run.classifier.model, self.checkpoints.folder)
 
     def _log_steps(self) -> None:
         """Write a row about the steps since the last row; notice a loss that does not move."""
@@ -203,8 +200,8 @@ class Trainer:
                 },
             }
         )
-        if is_best:
-            self.checkpoints.keep_best(run)
+        if is_best and not self.checkpoints.keep_best(run):
+            self.progress.say(f"{self.checkpoints.best} stays: its network was better than this")
         self.progress.say(
             f"epoch {state.epoch}/{run.settings.epochs} in {duration(pace.epoch_seconds)}:  "
             f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
@@ -226,36 +223,38 @@ class Trainer:
         try:
             self.metrics.append(row)
         except OSError as error:
-            self.progress.say(
-                f"warning: {self.metrics.path} cannot be written now ({error.strerror})"
-            )
+            reason = error.strerror or error
+            self.progress.say(f"warning: {self.metrics.path} cannot be written now ({reason})")
         self.run.state.rows = self.metrics.rows
         if self.on_row is not None:
             try:
                 self.on_row(row)
             except OSError as error:
-                self.on_row = None
-                self.progress.say(f"warning: no more goes to TensorBoard ({error.strerror})")
+                self.on_row, reason = None, error.strerror or error
+                self.progress.say(f"warning: no more goes to TensorBoard ({reason})")
 
     def _save(self) -> None:
-        """Write the checkpoint, after the rows of metrics that it counts."""
+        """Write the checkpoint, after the rows of metrics that it counts, if anything is new."""
+        now = self.run.state.epoch, self.run.state.step
+        if self.run.saved == now and self.checkpoints.last.exists():
+            return
         try:
             self.metrics.sync()
             self.checkpoints.save(self.run)
         except FloatingPointError as error:
-            raise DivergedError(f"{error} after step {self.run.state.step}") from error
+            raise self._explain(error) from error
 
     def _save_if_due(self, epoch_ends: bool = False) -> None:
-        """Save; a disk that refuses is no reason to stop now."""
-        if not self.checkpoints.due(epoch_ends):
-            return
+        if self.checkpoints.due(epoch_ends):
+            self._try(self._save, "checkpoint")
+
+    def _try(self, save: Callable[[], None], what: str) -> None:
+        """Save; a disk that refuses is no reason to stop now, and hides none."""
         try:
-            self._save()
+            save()
         except OSError as error:
-            self.progress.say(
-                f"warning: no checkpoint at step {self.run.state.step} ({error.strerror}); the one "
-                "from before stays, training goes on"
-            )
+            when, reason = f"at step {self.run.state.step}", error.strerror or error
+            self.progress.say(f"warning: no {what} {when} ({reason}); the one from before stays")
 
     def _describe(self) -> str:
         run, pace = self.run, self.pace

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinyalex.models import VARIANTS
-from tinyalex.training.checkpoint import Checkpoints, settings_in
+from tinyalex.threads import get_num_threads, set_num_threads
+from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
 from tinyalex.training.command import Parser
 from tinyalex.training.parser import make_parser
 from tinyalex.training.settings import (
@@ -56,8 +58,9 @@ def read_arguments(
 ) -> tuple[argparse.Namespace, Settings, dict[str, Any] | None]:
     """Return the arguments, the settings that follow from them, and the checkpoint to resume.
 
-    `args.fallen_back` tells whether that is not the last checkpoint, but the one before. Exits with
-    code 2 for options that do not exist. Raises ValueError for values that cannot be, for an output
+    `args.found` is what lay in the output folder before the checkpoint was read, and
+    `args.fallen_back` tells whether that is not the last one, but the one before. Exits with code 2
+    for options that do not exist. Raises ValueError for values that cannot be, for an output
     folder in use and for a resumed run with other settings; FileNotFoundError where there is
     nothing to resume, ModuleNotFoundError where tensorboardX is missing.
     """
@@ -71,6 +74,7 @@ def read_arguments(
         require_tensorboard()
     if args.resume is not None:
         args.out = args.resume
+        args.found = Checkpoints(args.out).found()
         return args, *read_resumed(parser, argv, args)
 
     defaults = defaults_for(args.variant, args.data)
@@ -78,11 +82,11 @@ def read_arguments(
     settings = to_settings(args, {**defaults, "input_size": variant.input_size})
     if args.out is None:
         args.out = Path("runs") / f"{Path(settings.data or 'patterns').name}-{settings.variant}"
-    if Checkpoints(args.out).exist() and not (args.dry_run or args.overfit or args.summary):
-        raise ValueError(
-            f"{args.out} holds a run already: go on with it by --resume {args.out}, or give "
-            "another --out"
-        )
+    checkpoints = Checkpoints(args.out)
+    args.found = checkpoints.found()
+    if args.found and not (args.dry_run or args.overfit or args.summary):
+        go_on = f"go on with it by --resume {args.out}, or " if checkpoints.exist() else ""
+        raise ValueError(f"{args.out} holds a run already: {go_on}give another --out")
     return args, settings, None
 
 
@@ -106,7 +110,10 @@ def read_resumed(
     """
     folder = args.resume
     checkpoints = Checkpoints(folder)
-    checkpoint, path = checkpoints.load()
+    if not checkpoints.exist():
+        which = f"{folder} is a file" if folder.is_file() else f"there is no checkpoint in {folder}"
+        raise FileNotFoundError(f"{which}: give --resume the folder that was the --out of a run")
+    checkpoint, path = checkpoints.load(lambda text: print(text, file=sys.stderr, flush=True))
     args.fallen_back = path != checkpoints.last
     old = settings_in(checkpoint, path)
     parser.set_defaults(**asdict(old))
@@ -121,11 +128,15 @@ def read_resumed(
             f"{folder} was started with other settings ({listed}): leave these options out to go "
             f"on with it, or {way_out}"
         )
-    behind = checkpoint["state"]
-    if new.epochs < behind["epoch"]:
-        raise ValueError(f"{folder} has {behind['epoch']} epochs behind it already")
-    if args.steps is not None and args.steps <= behind["step"]:
-        raise ValueError(f"{folder} has {behind['step']} steps behind it already")
+    behind = state_in(checkpoint, path)
+    if new.epochs < behind.epoch:
+        raise ValueError(f"{folder} has {behind.epoch} epochs behind it already")
+    if args.steps is not None and args.steps <= behind.step:
+        raise ValueError(f"{folder} has {behind.step} steps behind it already")
+    try:
+        set_num_threads(new.threads)
+    except ValueError as error:
+        raise ValueError(f"{error}: go on with --threads {get_num_threads()}") from error
     notes = {"threads": "the last digits may differ from those of an uninterrupted run"}
     if new.schedule in LONGER:
         notes["epochs"] = LONGER[new.schedule]

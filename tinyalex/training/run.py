@@ -17,53 +17,19 @@ from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
 from tinyalex.training.classifier import Classifier
-from tinyalex.training.datasets import open_dataset
+from tinyalex.training.datasets import open_dataset, what_changed
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.measuring import measure
-from tinyalex.training.metrics import Average
 from tinyalex.training.progress import Progress
 from tinyalex.training.settings import AUGMENTATIONS, Settings
+from tinyalex.training.state import State
 
 INITIAL_IMAGES = 64
 """How many images the initial weights are suited to."""
 
 PARTS = {"classifier", "settings", "state", "data", "optimizer", "schedule", "random"}
 """What a state consists of."""
-
-
-@dataclass
-class State:
-    """Where a run is: what changes besides weights, velocity, schedule and random state."""
-
-    epoch: int = 0
-    """Epochs completed."""
-    batch: int = 0
-    """Batches learned from in the epoch under way."""
-    step: int = 0
-    """Batches learned from since the beginning."""
-    since_row: Average = field(default_factory=Average)
-    since_epoch: Average = field(default_factory=Average)
-    best_top1: float = -1.0
-    best_epoch: int = 0
-    stuck_steps: int = 0
-    """For how many steps the loss has been that of guessing."""
-    rows: int = 0
-    """How many rows of metrics.jsonl belong to this state."""
-    seconds: float = 0.0
-    """Time spent training, interruptions left out."""
-
-    def count(self, result: Average) -> None:
-        """Take note of a batch that was learned from."""
-        self.step += 1
-        self.batch += 1
-        self.since_row += result
-        self.since_epoch += result
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> State:
-        """Rebuild what `dataclasses.asdict` took apart."""
-        averages = {name: Average(**values[name]) for name in ("since_row", "since_epoch")}
-        return cls(**{**values, **averages})
+VELOCITY = "the velocity of "
 
 
 @dataclass
@@ -81,6 +47,8 @@ class Run:
     colour_covariance: np.ndarray | None = None
     """That of the training set, if the colour noise needs it."""
     state: State = field(default_factory=State)
+    saved: tuple[int, int] | None = None
+    """Epoch and step of the last checkpoint, if that is of these settings."""
 
     @property
     def num_classes(self) -> int:
@@ -110,6 +78,7 @@ class Run:
             "settings": asdict(self.settings),
             "state": asdict(self.state),
             "data": self.data_digest(),
+            "images": self.image_counts(),
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -133,11 +102,16 @@ class Run:
             raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
         if state["data"] != self.data_digest():
             raise ValueError(
-                "the data set is not the one that this run began with: the classes or the number "
-                "of images in one of them have changed"
+                "the data set is not the one that this run began with: in "
+                f"{self.settings.data or 'the patterns'} "
+                f"{what_changed(state.get('images'), self.image_counts())}; put the images back, "
+                "say with --data where they are, or begin anew with another --out"
             )
-        self._check_arrays(state["classifier"]["weights"], state["optimizer"]["velocity"])
+        self._check_arrays(state)
         position = State.from_dict(state["state"])
+        if position.batch > len(self.train_data):
+            length = len(self.train_data)
+            raise ValueError(f"the state is {position.batch} batches into an epoch of {length}")
         optimizer, schedule = dict(state["optimizer"]), dict(state["schedule"])
         changed = self.settings.differences(Settings(**state["settings"]))
         if {"lr", "weight_decay", "schedule"} & set(changed):
@@ -146,34 +120,48 @@ class Run:
         if "schedule" in changed:
             schedule = self.schedule.state_dict()
         copy.copy(self.schedule).load_state_dict(schedule)  # it may complain
+        before = random.get_state()
         random.set_state(state["random"])
-        self.optimizer.load_state_dict(optimizer)
+        try:
+            self.optimizer.load_state_dict(optimizer)
+        except Exception:
+            random.set_state(before)
+            raise
         self.schedule.load_state_dict(schedule)
         self.classifier.model.load_state_dict(state["classifier"]["weights"])
         self.state = position
+        self.saved = None if changed else (position.epoch, position.step)
 
-    def _check_arrays(
-        self, weights: dict[str, np.ndarray], velocities: list[np.ndarray | None]
-    ) -> None:
+    def arrays_in(self, state: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return the weights and velocities in a state of this run, by what to call them."""
+        velocities = zip(self.optimised(), state["optimizer"]["velocity"], strict=True)
+        return state["classifier"]["weights"] | {
+            VELOCITY + name: array for (name, _), array in velocities if array is not None
+        }
+
+    def _check_arrays(self, state: dict[str, Any]) -> None:
         """Raise ValueError unless names, shapes and dtypes are the run's, and all is finite."""
         own = dict(self.classifier.model.named_parameters())
-        named = [name for name, _ in self.optimised()]
-        if own.keys() != weights.keys() or len(named) != len(velocities):
+        weights, velocities = state["classifier"]["weights"], state["optimizer"]["velocity"]
+        if own.keys() != weights.keys() or len(self.optimised()) != len(velocities):
             differing = ", ".join(sorted(own.keys() ^ weights.keys())) or "the velocities"
             raise ValueError(f"these weights do not fit the network: it differs in {differing}")
-        arrays = [(name, name, array) for name, array in weights.items()] + [
-            (f"the velocity of {name}", name, array)
-            for name, array in zip(named, velocities, strict=True)
-            if array is not None
-        ]
-        for what, name, array in arrays:
-            if (array.shape, array.dtype) != (own[name].shape, own[name].dtype):
+        arrays = self.arrays_in(state)
+        for what, array in arrays.items():
+            like = own[what.removeprefix(VELOCITY)]
+            if (array.shape, array.dtype) != (like.shape, like.dtype):
                 raise ValueError(
-                    f"these weights do not fit the network: {what} must be {own[name].dtype} of "
-                    f"shape {own[name].shape}, not {array.dtype} of shape {array.shape}"
+                    f"these weights do not fit the network: {what} must be {like.dtype} of "
+                    f"shape {like.shape}, not {array.dtype} of shape {array.shape}"
                 )
-        if wrong := not_finite({what: array for what, _, array in arrays}):
+        if wrong := not_finite(arrays):
             raise ValueError(f"{wrong} {NOT_FINITE}")
+
+    def image_counts(self) -> dict[str, int]:
+        """Return how many images each class has, for training and for validation together."""
+        labels = [loader.dataset.labels for loader in (self.train_data, self.val_data)]
+        counts = np.bincount(np.concatenate(labels), minlength=self.num_classes)
+        return dict(zip(self.classifier.classes, counts.tolist(), strict=True))
 
     def data_digest(self) -> str:
         """Return a fingerprint of the class names and of the labels of both splits, in order."""

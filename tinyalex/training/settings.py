@@ -95,6 +95,7 @@ class Settings:
         for name in ("epochs", "batch_size", "input_size", "threads", "workers"):
             value = getattr(self, name)
             _check(value >= 1, name, "a whole number >= 1", value)
+        _check(self.data is None or isinstance(self.data, str), "data", "a folder", self.data)
         cache = self.image_cache
         _check(cache >= 0, "image_cache", "a whole number of megabytes >= 0", cache)
         _check(self.seed >= 0, "seed", "a whole number >= 0", self.seed)
