@@ -31,7 +31,7 @@ def measure(
     covariance = found.colour_covariance if found and settings.colour_noise != "none" else None
     if found and settings.mean == "image":
         return found.mean_image.astype(np.float32), covariance
-    return mean or (tuple(found.mean_colour) if found else mean_colour(train)), covariance
+    return mean or (tuple(found.mean_colour.tolist()) if found else mean_colour(train)), covariance
 
 
 def _statistics(settings: Settings, train: Dataset, progress: Progress) -> PixelStatistics:
