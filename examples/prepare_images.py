@@ -35,10 +35,11 @@ from tinyalex.training.command import (
 from tinyalex.training.lock import locked
 from tinyalex.training.progress import duration
 
-EXIT_CODES = """\
-exit codes: 0 done, perhaps without images that could not be read; 1 failed on the way; 2 arguments
-or folders that cannot be used, or files that --verify found changed, missing or unexpected; 130
-stopped by Ctrl-C"""
+EXIT_CODES = (
+    "exit codes: 0 done, perhaps without images that could not be read; 1 failed on the way; "
+    "2 arguments or folders that cannot be used, or files that --verify found changed, missing or "
+    "unexpected; 130 stopped by Ctrl-C"
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,11 +34,8 @@ from tinyalex.training import (
     StoppedError,
     StopRequest,
     Trainer,
-    evaluate,
     load_checkpoint,
-    load_classifier,
     new_run,
-    read_metrics,
 )
 from tinyalex.training.command import (
     DIVERGED,
@@ -50,31 +47,27 @@ from tinyalex.training.command import (
     one_sentence,
 )
 from tinyalex.training.divergence import REPORT, STEP
+from tinyalex.training.ending import OUTPUTS, finish
 from tinyalex.training.environment import environment
 from tinyalex.training.evaluation import judge
 from tinyalex.training.lock import locked
 from tinyalex.training.options import as_arguments, read_arguments
 from tinyalex.training.overfit import advice, overfit
-from tinyalex.training.pictures import first_kernels, learning_curves, save_png
-from tinyalex.training.progress import duration
+from tinyalex.training.progress import say
 from tinyalex.training.rehearsal import rehearse
+from tinyalex.training.settings import CHANGEABLE_ON_REQUEST
+from tinyalex.training.signals import leaving_on_signals
 from tinyalex.training.tensorboard import scalar_writer
 
-OUTPUTS = {
-    "best.safetensors": "the network of the epoch with the best validation, to be used",
-    "last.safetensors": "the whole state of the run, to go on with more --epochs",
-    "previous.safetensors": "the one before, in case the last is damaged",
-    "metrics.jsonl": "losses and accuracies, one line of JSON each",
-    "run.json": "settings, versions and commands",
-    "filters.png": "the kernels of the first layer (Figure 3 of the paper)",
-    "curves.png": "loss and accuracy over the epochs",
-}
+DECISIVE = ("epochs", "threads", *CHANGEABLE_ON_REQUEST)
+"""What a run that goes on may change, and what then changes its losses."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     started = time.monotonic()
     with ExitStack() as held:
+        held.enter_context(leaving_on_signals())
         try:
             args, settings, checkpoint = read_arguments(argv, __doc__)
             if args.overfit:
@@ -89,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             print_header(run, args.out)
             if args.summary:
                 size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
-                print(summary(run.classifier.model, size))
+                say(str(summary(run.classifier.model, size)))
                 return DONE
             if args.dry_run:
                 rehearse(run, args.out)
@@ -100,13 +93,16 @@ def main(argv: list[str] | None = None) -> int:
             if args.tensorboard:
                 writer = scalar_writer(args.out / "tensorboard", run.state.step)
                 trainer.on_row = held.enter_context(writer)
-            steps = args.steps if (args.steps or run.total_steps) < run.total_steps else None
+            steps = args.steps if args.steps and args.steps < run.total_steps else None
             stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
         except WorkerError as error:
             return complain(error, FAILED)
+        except MemoryError as error:
+            reason = "the memory does not suffice: lower --batch-size"
+            return complain(f"{reason} ({one_sentence(error)})", FAILED)
         except EXPECTED_ERRORS as error:
             return complain(error)
-        except ArithmeticError as error:
+        except (DivergedError, FloatingPointError) as error:
             return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
         except KeyboardInterrupt:
             return 130
@@ -136,10 +132,14 @@ def print_header(run: Run, out: Path) -> None:
     folders = {data.folder: data.ignored for data in datasets if isinstance(data, ImageFolder)}
     ignored = f"; {sum(folders.values())} other files ignored" if any(folders.values()) else ""
     classes = run.classifier.classes
-    names = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    names = ", ".join(classes[:10]) + ", ..."
+    if len(classes) <= 10:
+        counts = np.bincount(run.train_data.dataset.labels, minlength=len(classes))
+        names = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=True))
     commit = f", commit {here['commit']}" if here["commit"] else ""
-    print(
+    say(
         f"tinyalex {here['tinyalex']}{commit}\n"
+        f"command  {here['command']}\n"
         f"machine  {here['backend']} backend on {here['device']}, float32, {here['threads']} "
         f"threads, BLAS {here['blas']}, seed {settings.seed}\n"
         f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes} images{ignored}\n"
@@ -151,8 +151,7 @@ def print_header(run: Run, out: Path) -> None:
         f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
         f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
         f"minus the mean {settings.mean}\n"
-        f"output   {out}" + (f", from step {run.state.step} on" if run.state.step else ""),
-        flush=True,
+        f"output   {out}" + (f", from step {run.state.step} on" if run.state.step else "")
     )
 
 
@@ -179,7 +178,7 @@ def prepare(
         if fallen_back:
             checkpoints.put_back()
         metrics = MetricsFile(out / "metrics.jsonl", keep=run.state.rows)
-        write_record(run, out / "run.json")
+        write_record(run, out)
         if not checkpoints.last.exists():
             checkpoints.save(run)
             load_checkpoint(checkpoints.last)
@@ -188,23 +187,28 @@ def prepare(
     return Trainer(run, checkpoints, metrics, Progress())
 
 
-def write_record(run: Run, path: Path) -> None:
+def write_record(run: Run, out: Path) -> None:
     """Write all that it takes to do the run again; `sessions` gets an entry whenever it goes on."""
     try:
-        sessions = list(json.loads(path.read_text())["sessions"])
+        sessions = list(json.loads((out / "run.json").read_text())["sessions"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by somebody
         sessions = []
+    decisive = {name: getattr(run.settings, name) for name in DECISIVE}
+    sessions.append({"from_step": run.state.step, **decisive, **environment()})
+    changed = [n for n in DECISIVE if any(s.get(n, decisive[n]) != decisive[n] for s in sessions)]
+    note = f"settings were changed on the way, as sessions say: {', '.join(changed)}"
     record = {
-        "again": command("train_alexnet.py", *as_arguments(run.settings)),
+        "again": command("train_alexnet.py", *as_arguments(run.settings), "--out", f"{out}-again"),
+        **({"again_differs": note} if changed else {}),
         "settings": asdict(run.settings),
         "recipe": asdict(run.settings.recipe),
         "classes": run.classifier.classes,
         "mean": run.classifier.mean_colour,
         "environment": environment(),
-        "sessions": [*sessions, {"from_step": run.state.step, **environment()}],
+        "sessions": sessions,
     }
     text = json.dumps(record, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(out / "run.json", lambda file: file.write(text.encode()))
 
 
 def train(trainer: Trainer, stop: StopRequest) -> int:
@@ -215,8 +219,10 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
         trainer.train(stop)
         with stop:
             finish(trainer, stop)
+            evaluate, predict = command("evaluate.py", out), command("predict.py", out)
+            say(f"next:\n  {evaluate}\n  {predict} IMAGES")
     except StoppedError as stopped:
-        print(
+        say(
             f"stopped by {stopped.reason} and saved at step {run.state.step} of "
             f"{run.total_steps}; go on: {go_on}"
         )
@@ -247,46 +253,6 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
     except KeyboardInterrupt:
         return 130
     return DONE
-
-
-def finish(trainer: Trainer, stop: StopRequest) -> None:
-    """Test the network, draw the pictures, and say what there is now."""
-    run, out = trainer.run, trainer.checkpoints.folder
-    print(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
-    for loader in (run.train_data, run.val_data):  # their processes have done their work
-        loader.close()
-    if run.test_data is not None:
-        best = load_classifier(out).model
-        scores = evaluate(best, run.test_data, trainer.progress, stop, "testing")
-        if scores is None:
-            raise stop.error()
-        results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
-        trainer.metrics.append({"kind": "test", "step": run.state.step, **results})
-        print(
-            f"test accuracy of the best epoch's network: {scores.top1:.1%} of {scores.count} "
-            f"images that played no part in training (top-5 {scores.top5:.1%}); guessing gets "
-            f"{1 / run.num_classes:.1%}"
-        )
-    rows = read_metrics(trainer.metrics.path)
-    last = [row for row in rows if row["kind"] == "epoch"][-1]
-    print(
-        f"validation accuracy: {last['val_top1']:.1%} after the last epoch (top-5 "
-        f"{last['val_top5']:.1%}), {run.state.best_top1:.1%} after the best, epoch "
-        f"{run.state.best_epoch}"
-    )
-    if left_out := len(run.train_data.bad + run.val_data.bad):
-        print(f"{left_out} images could not be read and were left out; they are named above")
-
-    save_png(first_kernels(run.classifier.model), out / "filters.png")
-    try:
-        learning_curves(rows, run.num_classes, out / "curves.png")
-    except ModuleNotFoundError:
-        print("no learning curves: matplotlib is missing (pip install matplotlib)")
-    print(f"in {out}:")
-    for name, text in OUTPUTS.items():
-        if (out / name).exists():
-            print(f"  {name:17} {(out / name).stat().st_size / 1e6:7.2f} MB  {text}")
-    print(f"next:\n  {command('evaluate.py', out)}\n  {command('predict.py', out)} IMAGES")
 
 
 def command(script: str, *arguments: object) -> str:

@@ -32,6 +32,7 @@ from tinyalex.training import (
 )
 
 ROOT = Path(__file__).parent.parent
+TRAIN = "train_alexnet"
 
 TINY = Variant(
     name="tiny",
@@ -82,6 +83,24 @@ def run(name, *arguments):
         except SystemExit as stop:
             code = stop.code
     return code, out.getvalue(), err.getvalue()
+
+
+def train_on(photos, out, *arguments):
+    """Train the tiny network on `photos`, as `run` does."""
+    return run(TRAIN, "--variant", "tiny", "--data", photos, "--out", out, *arguments)
+
+
+def assert_refused(code, complaints, expected):
+    """Fail unless a command ended with code 2 and one sentence that has `expected` in it."""
+    assert code == 2, complaints
+    assert complaints.count("\n") == 1, complaints
+    assert expected in complaints, complaints
+    assert "Traceback" not in complaints
+
+
+def contents(folder):
+    """Return every file below a folder with its size and time."""
+    return sorted((p, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*"))
 
 
 def start(name, *arguments, **options):

@@ -50,9 +50,10 @@ def all_rows(scale: float, photos: Path | None) -> Iterator[Row]:
     yield counted("a NaN planted in each of the 8 layers, forward and backward: layer named",
                 "tests/test_divergence.py", "-k", "planted", least=16)  # fmt: skip
     yield two_equal_runs()
-    refusals = "(cannot_be or found_out_before or refusals) and not by_heart"
+    refusals = "cannot_be or found_out_before or refusals"
     yield counted("mistakes in arguments, data, disk: one sentence, exit code 2, before training",
-                "tests/test_train_example.py", "-k", refusals, least=15)  # fmt: skip
+                "tests/test_train_errors.py", "tests/test_train_resume.py", "-k", refusals,
+                least=15)  # fmt: skip
     yield bare_import()
     yield removed_guards()
 

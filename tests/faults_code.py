@@ -60,7 +60,7 @@ GUARDS = (
     ("metrics on the disk first", "training/loop.py", "            self.metrics.sync()\n", "",
      "test_training.py", "reach_the_disk"),
     ("lock", "training/lock.py", "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-     "            pass\n", "test_train_example.py", "another_process"),
+     "            pass\n", "test_train_errors.py", "another_process"),
     ("regular files only", "data/image.py",
      "        if not stat.S_ISREG(os.stat(path).st_mode):\n", "        if False:\n",
      "test_bad_images.py", "broken_image and pipe"),

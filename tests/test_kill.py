@@ -1,5 +1,6 @@
 """Runs that are killed, stopped and resumed end with the same bits as one that was left alone."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 import images
 import numpy as np
 import pytest
-from commands import finish, result, run_and_save_always, start
+from commands import finish, result, run_and_save_always, start, train_on
 
 from tinyalex.training import Checkpoints, StopRequest, load_checkpoint
 
@@ -87,7 +88,8 @@ def test_kill_at_any_moment(photos, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)]
+    ("signum", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 0)],
 )
 def test_signals_save_and_say_how_to_go_on(photos, tmp_path, signum, code):
     out = tmp_path / "a run"
@@ -122,6 +124,39 @@ def test_ctrl_c_while_the_images_are_measured_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["photos"]
 
 
+def test_a_run_goes_on_and_saves_where_nobody_reads_what_it_says(photos, tmp_path):
+    out = tmp_path / "run"
+    process = start("train_alexnet", *RUN, "--epochs", 8, "--data", photos, "--out", out)
+    process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    while not Checkpoints(out).best.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.stderr.close()  # as `2>&1 | tee` does, which ends by the same Ctrl-C
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert 7 < load_checkpoint(Checkpoints(out).last)["state"]["step"] < 8 * 7
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("name", "expected"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), ("SIGUSR1", 0)]
+)
+@pytest.mark.parametrize("moment", ["environment.environment", "rehearsal.load_checkpoint"])
+def test_signals_before_training_leave_nothing(
+    photos, tmp_path, monkeypatch, capfd, moment, name, expected
+):
+    signum = signal.Signals[name]
+    before = signal.getsignal(signum)
+    kill = functools.partial(os.kill, os.getpid(), signum)
+    monkeypatch.setattr(f"tinyalex.training.{moment}", lambda *arguments: kill())
+    assert train_on(photos, tmp_path / "run", "--dry-run")[0] == expected
+    told = f"\nstopped by {name}, with nothing to save\n"
+    assert capfd.readouterr().err == (told if name != "SIGINT" else "")
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signum) == before
+
+
 def test_second_signal_stops_at_once():
     program = """if True:
         import os, signal
@@ -136,6 +171,19 @@ def test_second_signal_stops_at_once():
     assert process.returncode == -signal.SIGTERM
     assert b"still here" not in process.stdout
     assert process.stderr.count(b"\n") == 2
+
+
+def test_a_closed_terminal_may_say_so_twice_and_nohup_holds():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.reason, stop.exit_code) == ("SIGTERM", 143)
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop
+    assert signal.signal(signal.SIGHUP, previous) == signal.SIG_IGN
 
 
 def test_sigusr1_may_be_repeated_and_followed_by_another():

@@ -1,7 +1,9 @@
 """What a run counts, logs and shows."""
 
+import errno
 import io
 import math
+import os
 import sys
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from tinyalex.training import Average, MetricsFile, Progress, hits, read_metrics
 from tinyalex.training.command import one_sentence
 from tinyalex.training.pace import Pace
-from tinyalex.training.progress import duration
+from tinyalex.training.progress import duration, say
 
 pytest_plugins = ("trained",)
 
@@ -82,7 +84,7 @@ def show(stream, seconds=0.0):
         if done == 2:
             progress.say("a remark")
     progress.stop()
-    return stream.getvalue()
+    return stream and stream.getvalue()
 
 
 def test_progress_in_a_pipe_is_plain_lines():
@@ -111,6 +113,21 @@ def test_progress_on_a_terminal_without_tqdm_is_plain_lines(monkeypatch):
     assert show(Terminal()) == show(io.StringIO())
 
 
+class Broken(Terminal):
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "none"])
+def test_progress_that_nobody_reads_goes_silent(monkeypatch, kind):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", {"pipe": pipe, "terminal": Broken(), "none": None}[kind])
+        show(None)
+        say("the end")
+
+
 def test_pace_tells_waiting_from_computing_and_estimates_the_end():
     pace = Pace(total_steps=100, epochs=2)
     pace.add(waited=5.0, worked=55.0, result=Average(1.0, 1, 8))  # the first step compiles
@@ -120,8 +137,18 @@ def test_pace_tells_waiting_from_computing_and_estimates_the_end():
     assert pace.images_per_second() == 80 / 96
     assert pace.data_share(whole_epoch=True) == 14 / 96
     assert pace.seconds_left(step=10, epoch=1) == 90 * 4.0 + 7.0
+    assert not pace.waits(epoch_ends=True)
     pace.start_epoch()
     assert pace.as_row(whole_epoch=True) == {"images_per_second": 0.0, "data_share": 0.0}
+
+
+def test_pace_tells_a_slow_disk_once_it_is_sure():
+    pace = Pace(total_steps=100, epochs=2)
+    for step in range(20):
+        assert pace.waits(epoch_ends=True) == (step > 5)  # seconds
+        assert not pace.waits(epoch_ends=False)
+        pace.add(waited=1.0, worked=1.0, result=Average(8.0, 4, 8))
+    assert pace.waits(epoch_ends=False)
 
 
 @pytest.mark.parametrize(

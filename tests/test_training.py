@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
         ({"schedule": "sawtooth"}, "schedule must be one of constant"),
         ({"mean": "median"}, "mean must be one of image, colour"),
         ({"colour_noise": "loud"}, "colour-noise must be one of none, eigenvalues, deviations"),
-        ({"augment": "mixup"}, "augment must be one of paper"),
+        ({"augment": "mixup"}, "augment must be one of none"),
         ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
         ({"batch_size": -8}, "batch-size must be"),
         ({"workers": 0}, "workers must be"),
@@ -412,13 +412,18 @@ def test_a_loss_that_stays_at_that_of_guessing_is_remarked_on_once(photos, tmp_p
 
 
 def test_waiting_for_images_is_remarked_on(photos, tmp_path):
-    run = new_run(tiny_settings(photos, epochs=1))
+    run = new_run(tiny_settings(photos, epochs=2, batch_size=4))
     watcher = Watcher()
     training = trainer(run, tmp_path, watcher)
-    training.pace.add(waited=1000.0, worked=1.0, result=Average(1.0, 1, 1))
+    for _ in range(20):
+        training.pace.add(waited=1000.0, worked=1.0, result=Average(1.0, 1, 1))
     training.pace.start_epoch = lambda: None  # keep the above
     training.train()
-    assert any("waiting for images: raise --workers" in line for line in watcher.said)
+    remarks = [line for line in watcher.said if "waiting for images: raise --workers" in line]
+    assert len(remarks) == 1
+    assert "--worker-processes" in remarks[0]
+    assert "examples/prepare_images.py" in remarks[0]
+    assert watcher.said.index(remarks[0]) == 0  # and not only once the epoch is over
 
 
 def test_unreadable_images_are_named(photos, tmp_path):

@@ -1,6 +1,7 @@
 """Fixtures of the tests of training: ``pytest_plugins = ("trained",)`` makes them known."""
 
 import resource
+import shutil
 
 import pytest
 from commands import draw_photos, run, tiny_variant
@@ -30,6 +31,12 @@ def trained(tmp_path_factory, photos):
     assert (code, complaints) == (0, "")
     (out / "said.txt").write_text(said)
     return out
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """Return a copy of the finished run, to be spoilt."""
+    return shutil.copytree(trained, tmp_path / "copy")
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that 
 _ALIVE = "alive"
 
 POLITE = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 )
 """Signals that are sent to all processes, but are for the first one to answer."""
 

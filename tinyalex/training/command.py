@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import re
+import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tinyalex.data import WorkerError
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
+from tinyalex.training.progress import say
 
 DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
-EXIT_CODES = """\
-exit codes: 0 done, or stopped and saved at a limit or by SIGUSR1; 1 failed on the way; 2 arguments
-or data that cannot be used; 3 the loss, a gradient or a weight was no longer a number; 130 and 143
-stopped and saved by Ctrl-C and SIGTERM"""
+EXIT_CODES = (
+    "exit codes: 0 done, or stopped and saved at a limit or by SIGUSR1; 1 failed on the way; "
+    "2 arguments or data that cannot be used; 3 the loss, a gradient or a weight was no longer a "
+    "number; 129, 130 and 143 stopped and saved by SIGHUP, Ctrl-C and SIGTERM"
+)
 
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError, WorkerError)
 """What a mistake of the user's, or of the machine's, raises before the work begins."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, without the list of all options."""
+    """An argument parser whose complaints are one line, without the list of all options.
+
+    From then on, what stdout and stderr cannot encode is printed as question marks.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with code 2."""
@@ -36,10 +50,20 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that shows defaults where there are any, and keeps the lines of its description."""
+    """Help that shows defaults where there are any, and keeps the lines of its description.
+
+    Only lines that are too long for the terminal, or for 99 columns, are broken, between words.
+    """
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=99)
+        columns = shutil.get_terminal_size((101, 40)).columns  # if it is a terminal
+        super().__init__(prog, max_help_position=26, width=min(99, columns - 2))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False:
@@ -78,7 +102,7 @@ def add_checkpoint(parser: Parser) -> None:
     )
 
 
-def add_threads(parser: Parser) -> None:
+def add_threads(parser: argparse._ActionsContainer) -> None:
     """Add --threads."""
     parser.add_argument(
         "--threads", type=int, default=get_num_threads(), metavar="N", help="threads that compute"
@@ -138,7 +162,7 @@ def _images_below(root: str) -> Iterator[str]:
 def complain(error: BaseException | str, code: int = USAGE) -> int:
     """Print an error as one line on stderr and return the exit code."""
     text = error if isinstance(error, str) else one_sentence(error)
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    say(f"error: {text}", sys.stderr)
     return code
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import functools
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,11 @@ def environment() -> dict[str, Any]:
         "blas": _blas(),
         "python": platform.python_version(),
         "numpy": _version("numpy"),
+        "scipy": _version("scipy"),  # whose BLAS it is
         "numba": _version("numba"),
         "pillow": _version("pillow"),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "command": shlex.join(sys.argv),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
@@ -57,6 +61,15 @@ def _blas() -> str:
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
     names = {f"{lib['internal_api']} {lib['version']} ({lib.get('architecture')})" for lib in found}
     return ", ".join(sorted(names)) or "unknown"
+
+
+def _processor() -> str:
+    """Return what the processor calls itself, "model name" where Linux is."""
+    with suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -32,10 +32,6 @@ from tinyalex.training.signals import StopRequest
 STEPS_PER_ROW = 10
 STUCK_WITHIN = 0.005
 """The loss counts as stuck while it is within this share of ln(classes)."""
-MUCH_WAITING = 0.3
-"""Share of an epoch spent waiting for images from which on it is remarked on."""
-WORTH_A_WORD = 5.0
-"""But not for fewer seconds than this."""
 
 
 @dataclass
@@ -55,6 +51,7 @@ class Trainer:
         self.pace = Pace(self.run.total_steps, self.run.settings.epochs)
         self._left_out: set[str] = set()
         self._latest: Step | None = None
+        self._waits = False
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
@@ -150,10 +147,10 @@ class Trainer:
         return explain(error, self._latest, self.run.classifier.model, self.checkpoints.folder)
 
     def _log_steps(self) -> None:
-        """Write a row about the steps since the last row; notice a loss that does not move."""
+        """Write a row about the steps since the last; notice what is stuck, and what is slow."""
         run, state = self.run, self.run.state
         recent, state.since_row = state.since_row, Average()
-        self._append(
+        self.append(
             {
                 "kind": "step",
                 "epoch": state.epoch + 1,
@@ -172,6 +169,13 @@ class Trainer:
             state.stuck_steps = 0
         if before < limit <= state.stuck_steps:
             self.progress.say(self._stuck_advice())
+        if not self._waits and self.pace.waits(epoch_ends=state.batch == len(run.train_data)):
+            self._waits = True
+            self.progress.say(
+                f"{self.pace.data_share(whole_epoch=True):.0%} of the time goes by waiting for "
+                "images: raise --workers, try --worker-processes, or shrink the images once, with "
+                "examples/prepare_images.py"
+            )
 
     def _end_epoch(self, scores: Scores) -> None:
         """Count the epoch, log it, keep the network if it is the best so far."""
@@ -182,7 +186,7 @@ class Trainer:
         is_best = scores.top1 > state.best_top1
         if is_best:
             state.best_top1, state.best_epoch = scores.top1, state.epoch
-        self._append(
+        self.append(
             {
                 "kind": "epoch",
                 "epoch": state.epoch,
@@ -212,14 +216,9 @@ class Trainer:
             if path not in self._left_out:
                 self._left_out.add(path)
                 self.progress.say(f"left out: {path}: {reason}")
-        waiting = pace.data_share(whole_epoch=True)
-        if waiting > MUCH_WAITING and waiting * pace.epoch_seconds > WORTH_A_WORD:
-            self.progress.say(
-                f"{waiting:.0%} of this epoch went by waiting for images: raise --workers, or "
-                "shrink the images to 256 pixels beforehand"
-            )
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def append(self, row: dict[str, Any]) -> None:
+        """Write a row of metrics, and tell who watches; a disk that refuses ends nothing."""
         try:
             self.metrics.append(row)
         except OSError as error:

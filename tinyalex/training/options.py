@@ -13,12 +13,9 @@ from tinyalex.models import VARIANTS
 from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
 from tinyalex.training.command import Parser
-from tinyalex.training.parser import make_parser
-from tinyalex.training.settings import (
-    CHANGEABLE,
-    CHANGEABLE_ON_REQUEST,
-    Settings,
-)
+from tinyalex.training.parser import make_parser, option
+from tinyalex.training.progress import say
+from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
 from tinyalex.training.tensorboard import require_tensorboard
 
 SMALL_DATA: dict[str, Any] = {
@@ -70,24 +67,53 @@ def read_arguments(
     for name in ("steps", "overfit"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value}")
+    check_together(args)
     if args.tensorboard:
         require_tensorboard()
     if args.resume is not None:
         args.out = args.resume
         args.found = Checkpoints(args.out).found()
-        return args, *read_resumed(parser, argv, args)
+        settings, checkpoint = read_resumed(parser, argv, args)
+        check_place(args.out, settings.data)
+        return args, settings, checkpoint
 
     defaults = defaults_for(args.variant, args.data)
     variant = VARIANTS[args.variant or defaults["variant"]]
     settings = to_settings(args, {**defaults, "input_size": variant.input_size})
     if args.out is None:
         args.out = Path("runs") / f"{Path(settings.data or 'patterns').name}-{settings.variant}"
+    if not (args.overfit or args.summary):
+        check_place(args.out, settings.data)
     checkpoints = Checkpoints(args.out)
     args.found = checkpoints.found()
     if args.found and not (args.dry_run or args.overfit or args.summary):
         go_on = f"go on with it by --resume {args.out}, or " if checkpoints.exist() else ""
         raise ValueError(f"{args.out} holds a run already: {go_on}give another --out")
     return args, settings, None
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that would be ignored beside the others."""
+    instead = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
+    for name in ("steps", "time_limit", "tensorboard"):
+        if instead and getattr(args, name):
+            raise ValueError(f"{option(instead[0])} does not train: leave {option(name)} out")
+    if args.overfit and args.resume is not None:
+        raise ValueError("--overfit begins with fresh weights: leave --resume out")
+    if args.allow_change and args.resume is None:
+        raise ValueError("--allow-change is for --resume alone: leave it out")
+    if args.data == "":
+        raise ValueError("--data must name a folder, got nothing (the current one is '.')")
+
+
+def check_place(out: Path, data: str | None) -> None:
+    """Raise ValueError for an output folder that would be taken for a class of images."""
+    for folder in (Path(data, part) for part in (".", "train", "val")) if data else ():
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{out} lies in the folder of images {folder} and would be taken for a class: "
+                "give an --out elsewhere (a run that is there can be moved)"
+            )
 
 
 def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
@@ -141,7 +167,7 @@ def read_resumed(
     if new.schedule in LONGER:
         notes["epochs"] = LONGER[new.schedule]
     if changed:
-        print("; ".join([f"changed: {listed}", *(notes[n] for n in changed if n in notes)]))
+        say("; ".join([f"changed: {listed}", *(notes[n] for n in changed if n in notes)]))
     return new, checkpoint
 
 
@@ -161,7 +187,7 @@ def as_arguments(settings: Settings) -> list[str]:
     arguments = []
     for name, value in values.items():
         if isinstance(value, bool):
-            arguments.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+            arguments.append(option(name if value else f"no_{name}"))
         else:
-            arguments += [f"--{name.replace('_', '-')}", str(value)]
+            arguments += [option(name), str(value)]
     return arguments

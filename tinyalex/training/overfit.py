@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from tinyalex.data import Batch
 from tinyalex.training.loop import train_step
+from tinyalex.training.progress import say
 from tinyalex.training.run import Run
 
 ENOUGH = 0.1
@@ -16,7 +15,7 @@ MOST_STEPS = 500
 STEPS_PER_LINE = 25
 
 
-def overfit(run: Run, count: int, say: Callable[[str], None] = print) -> bool:
+def overfit(run: Run, count: int) -> bool:
     """Train on one batch of `count` images, their central crops, at the run's full rate.
 
     The images are spread evenly over the training set, hence over its classes. Tells whether the

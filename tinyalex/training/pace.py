@@ -7,6 +7,13 @@ from collections import deque
 
 from tinyalex.training.metrics import Average
 
+MUCH_WAITING = 0.3
+"""Share of the time spent waiting for images from which on it is remarked on."""
+WORTH_A_WORD = 5.0
+"""But not for fewer seconds than this."""
+ENOUGH_STEPS = 20
+"""Nor before so many steps: an epoch begins with waiting."""
+
 
 class Pace:
     """The clock of a run: seconds that passed waiting for images and seconds that passed computing.
@@ -23,13 +30,14 @@ class Pace:
     def start_epoch(self) -> None:
         """Begin to count an epoch."""
         self._waited = self._worked = 0.0
-        self._images = 0
+        self._steps = self._images = 0
 
     def add(self, waited: float, worked: float, result: Average) -> None:
         """Add a step: seconds waited for its images, seconds computed, loss and hits."""
         self._recent.append((waited, worked, result))
         self._waited += waited
         self._worked += worked
+        self._steps += 1
         self._images += result.count
 
     @property
@@ -58,6 +66,12 @@ class Pace:
         """Share of the time that went by waiting for images, 0 to 1."""
         waited, worked, images = self._sums(whole_epoch)
         return waited / (waited + worked) if images else 0.0
+
+    def waits(self, epoch_ends: bool) -> bool:
+        """Tell whether much of the epoch, which may not be over, went by waiting for images."""
+        enough = epoch_ends or self._steps >= ENOUGH_STEPS
+        share = self.data_share(whole_epoch=True)
+        return enough and share > MUCH_WAITING and self._waited > WORTH_A_WORD
 
     def as_row(self, whole_epoch: bool = False) -> dict[str, float]:
         """Return both figures for a row of metrics."""

@@ -9,8 +9,7 @@ from typing import Any
 
 from tinyalex.models import VARIANTS
 from tinyalex.models.provenance import recipe_table
-from tinyalex.threads import get_num_threads
-from tinyalex.training.command import EXIT_CODES, Help, Parser, seconds_in
+from tinyalex.training.command import EXIT_CODES, Help, Parser, add_threads, seconds_in
 from tinyalex.training.settings import (
     AUGMENTATIONS,
     CHANGEABLE,
@@ -99,7 +98,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--index-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="remember between runs which images a large folder has, and their mean and colours",
+        help="remember a large folder's list of images, and their mean, between runs",
     )
 
     group = parser.add_argument_group("model (paper sections 3 and 4.2)")
@@ -137,18 +136,33 @@ def make_parser(description: str | None = None) -> Parser:
         help="side of the square that the network sees; only torchvision takes others than its own",
     )
 
-    group = parser.add_argument_group("recipe (paper section 5; default: see --variant)")
-    group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
-    group.add_argument("--batch-size", type=int, metavar="N", help="images per step")
-    group.add_argument("--lr", type=float, metavar="RATE", help="learning rate at the start")
+    group = parser.add_argument_group(
+        "recipe (paper section 5; defaults without --variant, which brings its own)"
+    )
+    group.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the training images (default: 30; 5 without --data)",
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per step (default: 32)")
+    group.add_argument(
+        "--lr",
+        type=float,
+        metavar="RATE",
+        help="learning rate at the start (default: 0.001; 0.0015 without --data)",
+    )
     group.add_argument(
         "--schedule",
         choices=SCHEDULES,
         help="how the rate falls: plateau is the paper's, discrete_exponential the 2012 source's, "
-        "cosine for small data sets",
+        "cosine for small data sets (default)",
     )
     group.add_argument(
-        "--weight-decay", type=float, metavar="RATE", help="pull of the weights towards zero"
+        "--weight-decay",
+        type=float,
+        metavar="RATE",
+        help="pull of the weights towards zero (default: 5e-4)",
     )
 
     group = parser.add_argument_group("run")
@@ -159,13 +173,7 @@ def make_parser(description: str | None = None) -> Parser:
         metavar="N",
         help="equal seeds, equal results, bit for bit, on one machine with equal threads",
     )
-    group.add_argument(
-        "--threads",
-        type=int,
-        default=get_num_threads(),
-        metavar="N",
-        help="threads that compute",
-    )
+    add_threads(group)
     place = group.add_mutually_exclusive_group()
     place.add_argument(
         "--out",
@@ -178,12 +186,12 @@ def make_parser(description: str | None = None) -> Parser:
         type=Path,
         metavar="DIR",
         help="go on with the run in DIR and with its settings, bit for bit; may change: "
-        + ", ".join(CHANGEABLE),
+        + ", ".join(map(option, CHANGEABLE)),
     )
     group.add_argument(
         "--allow-change",
         action="store_true",
-        help="let --resume change " + ", ".join(map(_option, CHANGEABLE_ON_REQUEST)) + " as well",
+        help="let --resume change " + ", ".join(map(option, CHANGEABLE_ON_REQUEST)) + " as well",
     )
     group.add_argument(
         "--steps", type=int, metavar="N", help="save and stop after N steps in all, to go on later"
@@ -218,5 +226,6 @@ def make_parser(description: str | None = None) -> Parser:
     return parser
 
 
-def _option(name: str) -> str:
-    return name.replace("_", "-")
+def option(name: str) -> str:
+    """Return the option for a setting: "--batch-size" for "batch_size"."""
+    return "--" + name.replace("_", "-")

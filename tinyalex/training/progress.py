@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 BAR = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {postfix[0]}"
@@ -15,13 +18,13 @@ class Progress:
 
     A terminal with tqdm installed gets a bar that is redrawn; everything else (a pipe, a file, no
     tqdm) gets a line for the first update of the run and then one every `seconds`, without
-    carriage returns. With `silent` nothing is shown.
+    carriage returns. With `silent` nothing is shown, nor is anything where nobody reads any more.
     """
 
     def __init__(
         self, stream: TextIO | None = None, seconds: float = 10.0, silent: bool = False
     ) -> None:
-        self.stream = io.StringIO() if silent else stream or sys.stdout
+        self.stream = (None if silent else stream or sys.stdout) or io.StringIO()
         self.seconds = seconds
         self._tqdm = _tqdm() if self.stream.isatty() else None
         self._bar: Any = None
@@ -32,22 +35,24 @@ class Progress:
         """Begin a pass of `total` steps, `done` of which lie behind us already."""
         self._title, self._total = title, total
         if self._tqdm is not None:
-            self._bar = self._tqdm(
-                total=total,
-                initial=done,
-                desc=title,
-                file=self.stream,
-                bar_format=BAR,
-                postfix=[""],  # what {postfix[0]} stands for
-                dynamic_ncols=True,
-                leave=False,
-            )
+            with unbroken(self.stream):
+                self._bar = self._tqdm(
+                    total=total,
+                    initial=done,
+                    desc=title,
+                    file=self.stream,
+                    bar_format=BAR,
+                    postfix=[""],  # what {postfix[0]} stands for
+                    dynamic_ncols=True,
+                    leave=False,
+                )
 
     def update(self, done: int, text: str) -> None:
         """Show that `done` steps are behind us; `text` says how it goes."""
         if self._bar is not None:
             self._bar.postfix[0] = text
-            self._bar.update(done - self._bar.n)
+            with unbroken(self.stream):
+                self._bar.update(done - self._bar.n)
         elif time.monotonic() - self._last_line >= self.seconds:
             self._last_line = time.monotonic()
             self.say(f"{self._title}  step {done}/{self._total}  {text}")
@@ -55,15 +60,40 @@ class Progress:
     def stop(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            self._bar.close()
+            with unbroken(self.stream):
+                self._bar.close()
             self._bar = None
 
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.write(text, file=self.stream)
+            with unbroken(self.stream):
+                self._bar.write(text, file=self.stream)
         else:
-            print(text, file=self.stream, flush=True)
+            say(text, self.stream)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, on stdout by default, if there still is somebody to read it."""
+    stream = stream or sys.stdout
+    with unbroken(stream):
+        print(text, file=stream, flush=True)
+
+
+@contextmanager
+def unbroken(stream: TextIO) -> Iterator[None]:
+    """Let a stream go silent that can no longer be written: what is shown never ends a run.
+
+    The reader of a pipe may have ended, perhaps by the same Ctrl-C, or a terminal may be gone.
+    """
+    try:
+        yield
+    except OSError:
+        try:
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
+        except OSError:  # no file: it is asked again the next time
+            pass
 
 
 def _tqdm() -> Any:

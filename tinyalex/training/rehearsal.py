@@ -7,46 +7,53 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
+from tinyalex import random
 from tinyalex.autograd import no_grad
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import judge
 from tinyalex.training.loop import train_step
-from tinyalex.training.progress import duration
+from tinyalex.training.progress import duration, say
 from tinyalex.training.run import Run
 
+T = TypeVar("T")
 
-def rehearse(run: Run, out: Path, say: Callable[[str], None] = print) -> None:
+
+def rehearse(run: Run, out: Path) -> None:
     """Read a batch, take two steps, validate a batch, write and read a checkpoint; leave no file.
 
-    The checkpoint goes where the run would write, to a temporary folder in `out` or in the nearest
-    folder above it that exists. Raises what the run would raise. `run` has learned a little
-    afterwards and should not be used.
+    The steps are those that the run would take next. The checkpoint goes where it would write, to
+    a temporary folder in `out` or in the nearest folder above it that exists. Raises what the run
+    would raise. `run` has learned a little afterwards and should not be used.
     """
-    model = run.classifier.model
-    batches = run.train_data.epoch(0)
-    first = next(batches)
+    model, state, steps_per_epoch = run.classifier.model, run.state, len(run.train_data)
+    batches = run.train_data.epoch(state.epoch, state.batch % steps_per_epoch)
+    first, read_seconds = timed(next, batches)
     say(
         f"ok  {len(first)} training images read, "
         f"values from {first.images.min():.1f} to {first.images.max():.1f}"
     )
     model.train()
-    for number, batch in enumerate((first, next(batches, first)), start=1):
-        started = time.perf_counter()
-        loss = train_step(model, run.optimizer, batch).loss
-        step_seconds = time.perf_counter() - started
-        say(f"ok  step {number} in {step_seconds:.1f} s: loss {loss:.3f} (guess: {run.chance:.3f})")
+    for number, batch in enumerate((first, next(batches, first))):
+        run.schedule.before_step(state.step + number)
+        random.start_step(state.step + number)
+        result, step_seconds = timed(train_step, model, run.optimizer, batch)
+        say(
+            f"ok  step {number + 1} in {step_seconds:.1f} s: loss {result.loss:.3f} (guess: "
+            f"{run.chance:.3f}), lr {run.optimizer.param_groups[0]['lr']:.2g}"
+        )
 
     held_out = next(run.val_data.epoch(0))
     model.eval()
     with no_grad():
-        loss = judge(model, held_out)[1].item()
-    if not math.isfinite(loss):
-        raise DivergedError(f"the validation loss is {loss}")
-    say(f"ok  {len(held_out)} validation images judged: loss {loss:.3f}")
+        (_, loss), judge_seconds = timed(judge, model, held_out)
+    if not math.isfinite(loss.item()):
+        raise DivergedError(f"the validation loss is {loss.item()}")
+    say(f"ok  {len(held_out)} validation images judged: loss {loss.item():.3f}")
 
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=place) as temporary:
@@ -60,4 +67,17 @@ def rehearse(run: Run, out: Path, say: Callable[[str], None] = print) -> None:
         np.testing.assert_array_equal(array, found, err_msg=f"{name} came back changed")
     run.set_state(written)
     say(f"ok  checkpoint of {size / 1e6:.0f} MB written to {place} and read back")
-    say(f"all is well; training would take about {duration(step_seconds * run.total_steps)}")
+
+    # Each worker makes a batch of its own, while the network computes.
+    loading = read_seconds / run.settings.workers
+    left = (run.total_steps - state.step) * max(step_seconds, loading)
+    epochs_left = run.settings.epochs - state.epoch
+    left += epochs_left * len(run.val_data) * max(judge_seconds, loading)
+    going_on = "going on to the end" if state.step else "training"
+    say(f"all is well; {going_on} would take about {duration(left)}")
+
+
+def timed(work: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    """Return the result of some work, and the seconds that it took."""
+    started = time.perf_counter()
+    return work(*arguments), time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Why a run stops before its end: Ctrl-C, SIGTERM or SIGUSR1, or a limit that was set."""
+"""Why a run stops before its end: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, or a limit that was set."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 PAUSE = getattr(signal, "SIGUSR1", None)
 """What schedulers send some time before the end of a job that they will start again."""
-STOP_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, PAUSE)))
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends that is closed, and its shell perhaps once more."""
+STOP_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, HANGUP, PAUSE)))
+
+
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 
 class StoppedError(Exception):
@@ -21,16 +28,19 @@ class StoppedError(Exception):
         super().__init__(f"stopped by {reason}")
         self.reason = reason
         self.exit_code = exit_code
-        """What shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, else 0."""
+        """What shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP,
+        else 0.
+        """
 
 
 class StopRequest:
     """Context manager that is true once the step under way should be the last, for `reason`.
 
-    That is so after a first SIGINT, SIGTERM or SIGUSR1, once `step` has come to `steps`, and when
-    fewer than `reserve` seconds are left until `deadline`, in the time of `time.monotonic`; whoever
-    trains keeps `step` and `reserve` up to date. A second SIGINT or SIGTERM kills. Outside the main
-    thread, where Python cannot set handlers, signals do what they did before.
+    That is so after a first SIGINT, SIGTERM, SIGHUP or SIGUSR1, once `step` has come to `steps`,
+    and when fewer than `reserve` seconds are left until `deadline`, in the time of
+    `time.monotonic`; whoever trains keeps `step` and `reserve` up to date. A second SIGINT or
+    SIGTERM kills. Outside the main thread, where Python cannot set handlers, signals do what they
+    did before.
     """
 
     def __init__(self, steps: int | None = None, deadline: float | None = None) -> None:
@@ -40,7 +50,8 @@ class StopRequest:
         self.reserve = 0.0
         self._steps = math.inf if steps is None else steps
         self._deadline = math.inf if deadline is None else deadline
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Handler] = {}
+        self._insistent = False
 
     def __bool__(self) -> bool:
         if self.reason is None:  # and once there is one, it stays
@@ -55,9 +66,7 @@ class StopRequest:
         return StoppedError(str(self.reason), self.exit_code)
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for signum in STOP_SIGNALS:
-                self._previous[signum] = signal.signal(signum, self._handle)
+        self._previous = _answer(self._handle)
         return self
 
     def __exit__(
@@ -66,20 +75,63 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)  # type: ignore[arg-type]
+        _restore(self._previous)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again = b""
-        if signum == PAUSE:
+        if signum in (PAUSE, HANGUP):
             if self.reason is not None:
                 return
-        elif self.exit_code:
+        elif self._insistent:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         else:
-            self.exit_code = 128 + signum
+            self._insistent = True
             again = b" (once more to stop at once)"
-        self.reason = signal.Signals(signum).name
+        self.reason, self.exit_code = signal.Signals(signum).name, _exit_code(signum)
+        _tell(b"finishing this step, then saving" + again)
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and SIGUSR1 leave a block as Ctrl-C does: by an exception, cleaning up.
+
+    It is SystemExit with the code that `StopRequest` would give. For what has nothing to save.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
+        raise SystemExit(_exit_code(signum))
+
+    previous = _answer(leave, besides=signal.SIGINT)
+    try:
+        yield
+    finally:
+        _restore(previous)
+
+
+def _exit_code(signum: int) -> int:
+    return 0 if signum == PAUSE else 128 + signum
+
+
+def _tell(what: bytes) -> None:
+    with suppress(OSError):  # nobody reads it
         # os.write, not print: a handler may run in the middle of another print.
-        os.write(2, b"\nfinishing this step, then saving" + again + b"\n")
+        os.write(2, b"\n" + what + b"\n")
+
+
+def _answer(handle: Handler, besides: int | None = None) -> dict[int, Handler]:
+    """Let `handle` answer the signals; return what did before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS if signum != besides}
+    if previous.get(HANGUP) == signal.SIG_IGN:  # by nohup, to go on
+        del previous[HANGUP]
+    for signum in previous:
+        signal.signal(signum, handle)
+    return previous
+
+
+def _restore(previous: dict[int, Handler]) -> None:
+    for signum, handler in previous.items():
+        signal.signal(signum, handler)

@@ -1,0 +1,61 @@
+"""The end of a run: the test, the pictures, and what there is now."""
+
+from __future__ import annotations
+
+from tinyalex.training.checkpoint import load_classifier
+from tinyalex.training.evaluation import evaluate
+from tinyalex.training.loop import Trainer
+from tinyalex.training.metrics import read_metrics
+from tinyalex.training.pictures import first_kernels, learning_curves, save_png
+from tinyalex.training.progress import duration
+from tinyalex.training.signals import StopRequest
+
+OUTPUTS = {
+    "best.safetensors": "the network of the epoch with the best validation, to be used",
+    "last.safetensors": "the whole state of the run, to go on with more --epochs",
+    "previous.safetensors": "the one before, in case the last is damaged",
+    "metrics.jsonl": "losses and accuracies, one line of JSON each",
+    "run.json": "settings, versions and commands",
+    "filters.png": "the kernels of the first layer (Figure 3 of the paper)",
+    "curves.png": "loss and accuracy over the epochs",
+}
+
+
+def finish(trainer: Trainer, stop: StopRequest) -> None:
+    """Test the network, draw the pictures, and say what there is now."""
+    run, out = trainer.run, trainer.checkpoints.folder
+    say = trainer.progress.say
+    say(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
+    for loader in (run.train_data, run.val_data):  # their processes have done their work
+        loader.close()
+    if run.test_data is not None:
+        best = load_classifier(out).model
+        scores = evaluate(best, run.test_data, trainer.progress, stop, "testing")
+        if scores is None:
+            raise stop.error()
+        results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
+        trainer.append({"kind": "test", "step": run.state.step, **results})
+        say(
+            f"test accuracy of the best epoch's network: {scores.top1:.1%} of {scores.count} "
+            f"images that played no part in training (top-5 {scores.top5:.1%}); guessing gets "
+            f"{1 / run.num_classes:.1%}"
+        )
+    rows = read_metrics(trainer.metrics.path)
+    last = [row for row in rows if row["kind"] == "epoch"][-1]
+    say(
+        f"validation accuracy: {last['val_top1']:.1%} after the last epoch (top-5 "
+        f"{last['val_top5']:.1%}), {run.state.best_top1:.1%} after the best, epoch "
+        f"{run.state.best_epoch}"
+    )
+    if left_out := len(run.train_data.bad + run.val_data.bad):
+        say(f"{left_out} images could not be read and were left out; they are named above")
+
+    save_png(first_kernels(run.classifier.model), out / "filters.png")
+    try:
+        learning_curves(rows, run.num_classes, out / "curves.png")
+    except ModuleNotFoundError:
+        say("no learning curves: matplotlib is missing (pip install matplotlib)")
+    say(f"in {out}:")
+    for name, text in OUTPUTS.items():
+        if (out / name).exists():
+            say(f"  {name:17} {(out / name).stat().st_size / 1e6:7.2f} MB  {text}")
