@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
         del checkpoint  # hundreds of megabytes
         if args.data is None:
-            dataset = open_held_out(settings, classifier.classes)
+            dataset = open_held_out(settings, classifier.classes, classifier.shorter_side)
         else:
             dataset = open_folder(args.data, classifier)
         out = args.out or path.parent
@@ -104,7 +104,7 @@ def make_parser() -> Parser:
 def open_folder(root: str, classifier: Classifier) -> Dataset:
     """Open a folder of images whose classes are some or all of the classifier's."""
     split = "val" if (Path(root) / "val").is_dir() else None
-    dataset = ImageFolder(root, split, shorter_side=classifier.shorter_side)
+    dataset = ImageFolder(root, split, shorter_side=classifier.shorter_side, complete=False)
     unknown = sorted(set(dataset.classes) - set(classifier.classes))
     if unknown:
         raise DataError(
@@ -130,7 +130,8 @@ def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
             print(f"{classes[label]:{width}} {count:7}{shares}")
     shares = "".join(f" {share:7.1%}" for s in scores for share in (s.top1, s.top5))
     print(f"{'all':{width}} {scores[0].count:7}{shares}")
-    losses = ", ".join(f"{answers[n].scores.loss:.4f} ({TITLES[n]})" for n in sorted(answers))
+    titles = (TITLES[crops] for crops in sorted(answers))
+    losses = ", ".join(f"{s.loss:.4f} ({name})" for s, name in zip(scores, titles, strict=True))
     print(f"loss {losses}; guessing: {np.log(len(classes)):.4f}")
 
 

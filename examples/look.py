@@ -16,13 +16,13 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tinyalex.data import Dataset, EvalTransform, ImageError, Loader
+from tinyalex.data import Dataset, EvalTransform, Loader
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Classifier,
@@ -45,6 +45,7 @@ from tinyalex.training.command import (
     check_file,
     complain,
     find_images,
+    readable,
 )
 from tinyalex.training.datasets import ImageFiles, open_held_out, title
 from tinyalex.training.features import (
@@ -78,11 +79,12 @@ class Look(NamedTuple):
             dataset: Dataset = self.files(paths)
             chosen = list(range(len(paths)))
         else:
-            dataset = open_held_out(self.settings, self.classifier.classes)
+            classes, side = self.classifier.classes, self.classifier.shorter_side
+            dataset = open_held_out(self.settings, classes, side)
             count = min(HELD_OUT[what], len(dataset))
             spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
             chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
-        found = list(readable(dataset, chosen, AT_MOST[what]))
+        found = list(islice(readable(dataset.load, chosen), AT_MOST[what]))
         if not found:
             raise ValueError(f"none of {len(chosen)} images could be read")
         if len(chosen) > AT_MOST[what]:
@@ -178,10 +180,11 @@ def neighbours(look: Look, out: Path) -> None:
     dataset, places, images = look.images()
     model = look.classifier.model
     if look.args.among is None:
-        others = open_dataset(look.settings, "train")
+        others = open_dataset(look.settings, "train", look.classifier.shorter_side)
         assert others is not None
     else:
-        own = {os.path.realpath(dataset.describe(place)) for place in places}
+        named = getattr(dataset, "paths", None)  # the embedded images have none
+        own = {os.path.realpath(named[place]) for place in places if named is not None}
         paths = find_images([look.args.among])
         others = look.files([path for path in paths if os.path.realpath(path) not in own])
         if not len(others):
@@ -204,7 +207,8 @@ def neighbours(look: Look, out: Path) -> None:
 def features(look: Look, out: Path) -> None:
     """Draw what every layer makes of one image.
 
-    White is a layer's largest output, black is 0, blue is negative.
+    White are a layer's largest outputs, one in a thousand; black is 0; blue is negative. The shade
+    grows with the square root.
     """
     dataset, (place,), images = look.images()
     outputs = layer_outputs(look.classifier.model, look.classifier.inputs(images))
@@ -221,20 +225,10 @@ def curves(look: Look, out: Path) -> None:
     metrics = look.folder / "metrics.jsonl"
     if not metrics.exists():
         raise ValueError(f"curves are drawn from the folder of a run, and there is no {metrics}")
-    learning_curves(read_metrics(metrics), len(look.classifier.classes), out)
-
-
-def readable(dataset: Dataset, places: list[int], at_most: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the first images that can be read, and name the others on stderr."""
-    found = 0
-    for place in places:
-        if found == at_most:
-            return
-        try:
-            yield place, dataset.load(place)
-            found += 1
-        except ImageError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+    try:
+        learning_curves(read_metrics(metrics), len(look.classifier.classes), out)
+    except ModuleNotFoundError as error:
+        raise ValueError("curves need matplotlib: pip install matplotlib") from error
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import filecmp
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tinyalex.data import ImageError, read_image
+from tinyalex.data import read_image
 from tinyalex.data.dataset import printable
 from tinyalex.files import write_atomically
 from tinyalex.threads import set_num_threads
@@ -30,6 +30,7 @@ from tinyalex.training.command import (
     check_file,
     complain,
     find_images,
+    readable,
 )
 from tinyalex.training.pictures import contact_sheet, save_png
 
@@ -45,27 +46,28 @@ def main(argv: list[str] | None = None) -> int:
         check_file(args.out)
         set_num_threads(args.threads)
         classifier = load_classifier(args.checkpoint)
+        load = partial(read_image, shorter_side=classifier.shorter_side)
         paths = list(find_images(args.images))
         if args.sort is not None:
             prepare(args.sort, classifier.classes, args.images)
-        named: list[str] = []
-        shares: list[np.ndarray] = []
+        named = 0
+        drawn: list[tuple[str, np.ndarray]] = []
         for start in range(0, len(paths), BATCH):
-            found = list(read(paths[start : start + BATCH], classifier.shorter_side))
+            found = list(readable(load, paths[start : start + BATCH]))
             results = classifier.probabilities([image for _, image in found], crops=args.crops)
             for (path, _), result in zip(found, results, strict=True):
                 print(describe(path, result, classifier.classes), flush=True)
-                named.append(path)
-                shares.append(result)
+                named += 1
+                if len(drawn) < ON_SHEET:
+                    drawn.append((path, result))
                 if args.sort is not None:
                     copy_into(args.sort / classifier.classes[int(result.argmax())], path)
         if not named:
             raise ValueError(f"none of {len(paths)} images could be read")
-        drawn = named[:ON_SHEET]
         sheet = contact_sheet(
-            [read_image(path, 256) for path in drawn],
-            [printable(os.path.join(*Path(path).parts[-2:])) for path in drawn],
-            np.stack(shares[:ON_SHEET]),
+            [read_image(path, 256) for path, _ in drawn],
+            [printable(os.path.join(*Path(path).parts[-2:])) for path, _ in drawn],
+            np.stack([result for _, result in drawn]),
             classifier.classes,
         )
         save_png(sheet, args.out)
@@ -73,12 +75,12 @@ def main(argv: list[str] | None = None) -> int:
         return complain(error)
     except KeyboardInterrupt:
         return 130
-    rest = f" (the first {ON_SHEET} of {len(named)})" if len(named) > ON_SHEET else ""
+    rest = f" (the first {ON_SHEET} of {named})" if named > ON_SHEET else ""
     print(f"drawn in {args.out}{rest}")
     if args.sort is not None:
-        left_out = len(paths) - len(named)
+        left_out = len(paths) - named
         some = f"; {left_out} could not be read and were left out" if left_out else ""
-        print(f"copied {len(named)} images into the folders of {args.sort}{some}")
+        print(f"copied {named} images into the folders of {args.sort}{some}")
     return DONE
 
 
@@ -129,15 +131,6 @@ def copy_into(folder: Path, path: str) -> None:
     with open(path, "rb") as source:
         write_atomically(target, lambda copy: shutil.copyfileobj(source, copy), overwrite=False)
     shutil.copystat(path, target)
-
-
-def read(paths: list[str], shorter_side: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (path, pixels) of the images that can be read, and name the others on stderr."""
-    for path in paths:
-        try:
-            yield path, read_image(path, shorter_side)
-        except ImageError as error:
-            print(f"skipped: {error}", file=sys.stderr)
 
 
 def describe(path: str, probabilities: np.ndarray, classes: list[str]) -> str:

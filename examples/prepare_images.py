@@ -3,11 +3,12 @@
 python examples/prepare_images.py photos clean     photos/cat/1.png, ... to clean/cat/1.png.jpg, ...
 python examples/prepare_images.py --verify clean   has a file changed, or gone, since then?
 
-SOURCE has one folder per class, or train/ and val/ with such. TARGET gets the same folders, every
-image upright, in RGB, its shorter side 256 pixels; manifest.jsonl with the SHA-256 of each;
-statistics.safetensors with the mean image, the mean colour and the covariance of the colours of the
-images in train/ (of all where there is no train/); left_out.jsonl with what could not be read.
-The same command goes on where it was interrupted, and takes in what is new in SOURCE.
+SOURCE has one folder per class, or train/ and val/ with such: two classes or more, none without
+images. TARGET gets the same folders, every image upright, in RGB, its shorter side 256 pixels;
+manifest.jsonl with the SHA-256 of each; statistics.safetensors with the mean image, the mean colour
+and the covariance of the colours of the images in train/ (of all where there is no train/);
+left_out.jsonl with what could not be read. The same command goes on where it was interrupted, takes
+in what is new in SOURCE, and removes from TARGET what came from images that are no longer there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tinyalex.data.dataset import printable
 from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
-from tinyalex.data.prepare import find_images, prepare
+from tinyalex.data.prepare import prepare, source_images
 from tinyalex.data.workers import WorkerError
 from tinyalex.training import Progress
 from tinyalex.training.command import (
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.source is None:
             parser.error("two folders are needed, SOURCE and TARGET")
         options = Options(args.size, args.format, args.quality)
-        names, ignored = find_images(args.source, args.target)
+        names, ignored = source_images(args.source, args.target)
         with locked(args.target):
             result = prepare(args.source, names, args.target, options, args.processes, show)
     except (WorkerError, OSError, MemoryError) as error:
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{args.target}: {result.made} images made, {result.kept} were there, "
         f"{len(result.left_out)} left out, {ignored} other files ignored"
     )
+    if result.removed:
+        print(f"{result.removed} removed: they are no longer in {args.source}")
     if result.left_out:
         print(f"{args.target / LEFT_OUT} lists what was left out, and why")
     return DONE
@@ -105,7 +108,8 @@ def check(target: Path, processes: int, show: Shown) -> int:
     show.stop()
     for sentence in wrong:
         print(sentence, file=sys.stderr)
-    print(f"{target}: " + (f"{len(wrong)} files are wrong" if wrong else "all is well"))
+    advice = "files are wrong: remove them, then prepare again"
+    print(f"{target}: " + (f"{len(wrong)} {advice}" if wrong else "all is well"))
     return USAGE if wrong else DONE
 
 

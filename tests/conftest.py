@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 # Thousands of tiny kernels: threads that spin while they wait would slow down a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -62,6 +63,7 @@ def unprivileged():
     """Return a folder for a test that runs without root's right to read everything."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o777)
+        Image.init()  # what Pillow imports late may lie where only root can read
         user = os.geteuid()
         if user == 0:
             os.seteuid(65534)

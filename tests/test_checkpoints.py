@@ -20,6 +20,7 @@ from tinyalex.training import (
     load_classifier,
     new_run,
 )
+from tinyalex.training.datasets import open_held_out
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -280,6 +281,22 @@ def test_a_classifier_survives_the_disk(photos, trained, tmp_path):
     again = Classifier.from_state(classifier.get_state())
     np.testing.assert_array_equal(again.probabilities(images, batch_size=7), shares)
     assert classifier.probabilities([]).shape == (0, 3)
+
+
+def test_the_order_of_colours_and_the_shorter_side_travel_with_the_weights(trained):
+    classifier = load_classifier(trained)
+    state = classifier.get_state()
+    assert (state["channels"], state["shorter_side"]) == ("RGB", 32)
+    assert Classifier.from_state(state | {"shorter_side": 40}).shorter_side == 40
+    with pytest.raises(ValueError, match=r"these weights expect pixels in 'BGR', here .* 'RGB'"):
+        Classifier.from_state(state | {"channels": "BGR"})
+    del state["channels"], state["shorter_side"]  # as files once were
+    assert Classifier.from_state(state).shorter_side == 32
+
+
+def test_held_out_images_have_the_shorter_side_of_the_weights(photos):
+    dataset = open_held_out(tiny_settings(photos), ["ash", "birch", "elm"], shorter_side=40)
+    assert min(dataset.load(0).shape[:2]) == 40
 
 
 def test_the_mean_image_travels_with_the_weights(photos, tmp_path):

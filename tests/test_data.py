@@ -7,6 +7,7 @@ from PIL import Image
 
 from tinyalex.data import (
     CachedDataset,
+    DataError,
     EvalTransform,
     ImageFolder,
     Loader,
@@ -16,6 +17,7 @@ from tinyalex.data import (
     resize_shorter_side,
 )
 from tinyalex.data.transforms import LUMA, _mirrored
+from tinyalex.training.datasets import ImageFiles
 from tinyalex.training.settings import AUGMENTATIONS
 
 
@@ -110,6 +112,23 @@ def test_mean_colour(tmp_path):
     images.write(tmp_path / "b" / "large.png", colour=(100, 0, 100), size=(800, 80))
     assert mean_colour(ImageFolder(tmp_path)) == (50, 50, 150)
     assert mean_colour(ImageFolder(tmp_path), samples=1) == (0, 100, 200)
+
+
+def test_mean_colour_of_nothing_is_refused():
+    with pytest.raises(DataError, match="there are no images"):
+        mean_colour(ImageFiles([], ["a", "b"]))
+
+
+def test_a_folder_to_evaluate_on_may_lack_classes(tmp_path):
+    images.folder(tmp_path / "one", cats=2)
+    images.folder(tmp_path / "two", birds=0, cats=2)
+    images.folder(tmp_path / "none", birds=0)
+    one, two = (ImageFolder(tmp_path / name, complete=False) for name in ("one", "two"))
+    assert (one.classes, one.labels.tolist()) == (["cats"], [0, 0])
+    assert (two.classes, two.labels.tolist()) == (["birds", "cats"], [1, 1])
+    assert len(ImageFolder(tmp_path / "two", "val", complete=False)) == 1
+    with pytest.raises(DataError, match="no images"):
+        ImageFolder(tmp_path / "none", complete=False)
 
 
 @pytest.fixture
@@ -304,6 +323,7 @@ def test_jitter_changes_brightness_contrast_and_saturation(rng):
         {"crop": 8, "mean": np.full((9, 9, 3), np.inf)},
         {"crop": 8, "std": 0},
         {"crop": 8, "scale": (0.5, 1.5)},
+        {"crop": 8, "scale": (0.5, 1.0), "random_crop": False},
         {"crop": 8, "jitter": 1},
     ],
     ids=lambda options: " ".join(f"{name} {np.shape(v) or v}" for name, v in options.items()),

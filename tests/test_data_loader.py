@@ -5,8 +5,16 @@ import time
 
 import numpy as np
 import pytest
+from helpers import run_python
 
-from tinyalex.data import EvalTransform, Loader, TrainTransform
+from tinyalex.data import (
+    DataError,
+    EvalTransform,
+    Loader,
+    TrainTransform,
+    WorkerError,
+    loader_threads,
+)
 
 
 class Noise:
@@ -42,13 +50,13 @@ class Draws(EvalTransform):
         return super().__call__(image, rng, out)
 
 
-def loader_threads():
+def running_threads():
     return [t for t in threading.enumerate() if t.name.startswith("tinyalex-data")]
 
 
 def assert_no_threads():
     deadline = time.monotonic() + 5
-    while loader_threads():
+    while running_threads():
         assert time.monotonic() < deadline, "threads still run"
         time.sleep(0.01)
 
@@ -134,11 +142,12 @@ def test_views_differ_between_epochs():
     assert differ.mean() > 0.8
 
 
-def test_threads_work_side_by_side():
-    """The two loads of different batches wait for each other: one thread could not go on."""
-    barrier = threading.Barrier(2, timeout=10)
-    dataset = Noise(4, on_load=lambda index: barrier.wait())
-    assert len(list(Loader(dataset, 1, EvalTransform(10), workers=2).epoch(0))) == 4
+@pytest.mark.parametrize("workers", [2, 8])
+def test_threads_work_side_by_side(workers):
+    """The loads of different batches wait for each other: fewer threads could not go on."""
+    barrier = threading.Barrier(workers, timeout=10)
+    dataset = Noise(16, on_load=lambda index: barrier.wait())
+    assert len(list(Loader(dataset, 1, EvalTransform(10), workers=workers).epoch(0))) == 16
 
 
 def test_prefetching_is_bounded():
@@ -169,7 +178,7 @@ def test_leaving_early_stops_the_threads(how):
     batches = Loader(dataset, 500, EvalTransform(10), shuffle=False).epoch(0)
     if how is None:
         leave(how, batches)
-        assert loader_threads()
+        assert running_threads()
     else:
         with pytest.raises(how):
             leave(how, batches)
@@ -201,10 +210,56 @@ def test_waiting_is_measured():
     list(slow_data.epoch(0))
     assert slow_data.wait_seconds > 0.15
 
-    slow_network = Loader(Noise(60), 10, EvalTransform(10))
-    for _ in slow_network.epoch(0):
-        time.sleep(0.05)
-    assert slow_network.wait_seconds < 0.15
+    dataset = Noise(60)
+    slow_network = Loader(dataset, 10, EvalTransform(10), workers=1, prefetch=6)
+    batches = slow_network.epoch(0)
+    next(batches)
+    while dataset.loads < 60:  # all but the last batch are there now
+        time.sleep(0.01)
+    waited = slow_network.wait_seconds
+    for _ in range(4):
+        time.sleep(0.1)
+        next(batches)
+    assert slow_network.wait_seconds - waited < 0.2
+    batches.close()
+
+
+def test_a_stuck_thread_is_an_error_that_names_the_image(monkeypatch):
+    """The patience is for one image, and not for a batch of many."""
+    assert loader_threads.PATIENCE == 8
+    monkeypatch.setattr(loader_threads, "PATIENCE", 1)
+    answer = threading.Event()
+    dataset = Noise(20, lambda index: answer.wait(60) if index == 15 else time.sleep(0.2))
+    batches = Loader(dataset, 10, EvalTransform(10), shuffle=False).epoch(0)
+    assert len(next(batches)) == 10
+    with pytest.raises(WorkerError, match="a thread has been at one image for 1 s, image 15: "):
+        next(batches)
+    assert running_threads()
+    answer.set()
+
+
+def test_nobody_waits_for_a_stuck_thread_at_the_end():
+    code = """
+import threading, time
+import numpy as np
+from tinyalex.data import EvalTransform, Loader, Patterns
+
+class Stuck(Patterns):
+    def load(self, index):
+        return threading.Event().wait() if index == 3 else super().load(index)
+
+batches = Loader(Stuck(), 2, EvalTransform(9), shuffle=False).epoch(0)
+next(batches)
+start = time.monotonic()
+batches.close()
+print(time.monotonic() - start)
+"""
+    assert float(run_python(code)) < 5
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(DataError, match=r"a batch of 1 needs more than the 0 images there are$"):
+        Loader(Noise(0), 1, EvalTransform(10))
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_where_the_cache_lies(folder, monkeypatch):
 def test_names_of_any_bytes_are_kept(folder):
     name = os.fsdecode(b"caf\xe9 \n\xf0\x9f\x8c\xb7.jpg")
     add(folder / "cats" / name)
-    add(folder / os.fsdecode(b"\xff") / "1.jpg")
+    add(folder / "cats" / os.fsdecode(b"\xff") / "1.jpg")
     fresh = facts(ImageFolder(folder, cache=False))
     assert str(folder / "cats" / name) in fresh[0]
     for _ in range(2):

@@ -100,7 +100,8 @@ def test_a_dead_or_stuck_process_is_an_error_that_names_it(what, message, loader
     with pytest.raises(WorkerError, match=message):
         list(batches)
     assert multiprocessing.active_children() == []
-    assert time.monotonic() - start < 10 - 8 + 1  # of the 8 s of patience, 1 is waited for here
+    # Of 8 s of patience, 1 is waited for here, and a busy machine may take its time.
+    assert time.monotonic() - start < 8
     assert len(next(loader.epoch(0))) == 10  # another epoch has new processes
 
 
@@ -174,10 +175,20 @@ def test_training_with_processes_has_the_same_result(tmp_path):
         np.testing.assert_array_equal(array, weights[1][name], err_msg=name)
 
 
+@pytest.fixture
+def _blocked():
+    """Block SIGUSR1, as a program does that waits for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.mark.usefixtures("_blocked")
 def test_a_polite_signal_to_all_processes_is_the_parent_s_to_answer(loaders):
     processes = loaders(Trouble(), 4, EvalTransform(10))
     epoch = processes.epoch(0)
     batches = [next(epoch)]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGUSR1}
     for worker in multiprocessing.active_children():
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(worker.pid, signum)

@@ -1,7 +1,9 @@
 """examples/look.py, and what it draws: outputs of layers, and images that are alike."""
 
+import os
 import re
 import shutil
+import sys
 
 import images
 import numpy as np
@@ -148,7 +150,7 @@ def test_neighbours_among_other_images(photos, trained, tmp_path):
     among = tmp_path / "among"
     shutil.copytree(photos / "ash", among / "ash")
     images.text(among / "broken.png")
-    query = shutil.copy(photos / "ash/07.png", among / "query.png")
+    query = shutil.copy(photos / "ash/07.png", among / os.fsdecode(b"caf\xe9.png"))
     out = tmp_path / "sheet.png"
     arguments = (trained, "neighbours", query, "--among", among, "--out", out)
     code, _, complaints = run("look", *arguments)
@@ -184,6 +186,13 @@ def test_curves_need_the_folder_of_a_run(trained, tmp_path):
     code, _, complaints = run("look", alone, "curves")
     assert code == 2
     assert re.fullmatch(r"error: curves are drawn from the folder of a run, .*\n", complaints)
+
+
+def test_curves_need_matplotlib(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, complaints = run("look", trained, "curves", "--out", tmp_path / "curves.png")
+    assert (code, complaints) == (2, "error: curves need matplotlib: pip install matplotlib\n")
 
 
 def test_a_picture_that_does_not_exist(trained):

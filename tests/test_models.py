@@ -11,9 +11,11 @@ from helpers import assert_close
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models, nn, schedule
+from tinyalex.data.colour import STRENGTH
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
 from tinyalex.models.provenance import SOURCES, recipe_table
+from tinyalex.models.spec import LRN, Linear, ReLU
 from tinyalex.summary import summary
 
 NAMES = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
@@ -459,7 +461,8 @@ def test_every_setting_of_a_recipe_has_its_provenance(name):
     names = [setting for setting, _, _ in rows]
     assert len(set(names)) == len(names)
     assert all(value and source for _, value, source in rows), rows
-    assert {key for key in SOURCES[name] if " weights" not in key} <= {*names, "within-map norm"}
+    settings = {setting.removesuffix(" 1") for setting in names}
+    assert {key for key in SOURCES[name] if " weights" not in key} <= {*settings, "within-map norm"}
     layers = [layer for layer in (*variant.features, *variant.classifier) if hasattr(layer, "init")]
     assert sum(setting.endswith(" weights") for setting in names) == len(layers) == 8
 
@@ -467,19 +470,39 @@ def test_every_setting_of_a_recipe_has_its_provenance(name):
 def test_the_table_of_a_recipe_has_its_numbers():
     table = {setting: value for setting, value, _ in recipe_table(VARIANTS["source2012"])}
     assert table["mean"] == "image of the training set"
-    assert table["colour noise"] == "deviations"
+    assert table["colour noise"] == f"deviations times normal numbers of deviation {STRENGTH:g}"
     assert table["conv2 weights"] == "normal, deviation 0.01; bias 1"
     assert table["conv3 weights"] == "normal, deviation 0.03; bias 0"
     assert table["fc8 weights"] == "normal, deviation 0.01; bias 0"
-    assert table["response norm"] == "k 2, size 5, alpha 0.0001 / size, beta 0.75"
+    norm = "k 2, size 5, alpha 0.0001 / size, beta 0.75, inside each tower"
+    assert (table["response norm 1"], table["response norm 2"]) == (f"{norm}, before ReLU", norm)
     assert table["within-map norm"] == "k 1, size 5, alpha 0.001 / size squared, beta 0.75"
     assert (table["bias learning rate"], table["bias weight decay"]) == ("times 2", "times 0")
     assert table["schedule"] == "discrete_exponential, target_factor 250, num_steps 4"
+    assert table["dropout"] == "0.5"
+    paper = {setting: value for setting, value, _ in recipe_table(VARIANTS["paper"])}
+    assert paper["response norm"] == "k 2, size 5, alpha 0.0005 / size, beta 0.75"
+
+
+def test_a_rate_of_the_biases_that_differs_from_its_source_says_so():
+    sources = {setting: source for setting, _, source in recipe_table(VARIANTS["source2012"])}
+    for told in (sources["schedule"], VARIANTS["source2012"].provenance):
+        assert "dexp[tgtFactor=10,numSteps=2]" in told
+    assert "epsB to 0.002" in sources["schedule"]
 
 
 def test_a_variant_of_ones_own_has_a_table_without_sources():
     rows = recipe_table(replace(VARIANTS["paper"], name="mine"))
     assert {source for _, _, source in rows} == {""}
+
+
+def test_a_table_is_of_the_layers_that_there_are():
+    features = (LRN(alpha=1e-4, k=2), ReLU(), LRN(alpha=1e-3, k=1))
+    variant = replace(VARIANTS["paper"], features=features, classifier=(Linear(None),))
+    table = {setting: value for setting, value, _ in recipe_table(variant)}
+    assert table["response norm 1"] == "k 2, size 5, alpha 0.0001 / size, beta 0.75, before ReLU"
+    assert table["response norm 2"] == "k 1, size 5, alpha 0.001 / size, beta 0.75"
+    assert table["dropout"] == "none"
 
 
 def test_an_unknown_schedule_is_refused():

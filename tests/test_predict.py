@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,13 @@ from PIL import Image
 
 import tinyalex as ta
 from tinyalex.data import ImageFolder
-from tinyalex.training import Checkpoints, load_checkpoint, load_classifier, read_metrics
+from tinyalex.training import (
+    Checkpoints,
+    Classifier,
+    load_checkpoint,
+    load_classifier,
+    read_metrics,
+)
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -42,6 +49,22 @@ def test_predictions_of_files_and_folders(photos, trained, tmp_path):
     with Image.open(sheet) as image:
         assert image.size[0] == 5 * 222 + 14
         assert image.size[1] > 4 * 300
+
+
+def test_only_the_answers_that_are_drawn_are_kept(photos, trained, tmp_path, monkeypatch):
+    probabilities, answers, alive = Classifier.probabilities, [], []
+
+    def watched(self, *args, **options):
+        alive.append(sum(answer() is not None for answer in answers))
+        found = probabilities(self, *args, **options)
+        answers.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Classifier, "probabilities", watched)
+    code, said, _ = run("predict", trained, *[photos] * 3, "--out", tmp_path / "sheet.png")
+    assert code == 0
+    assert said.splitlines()[-1].endswith("(the first 40 of 216)")
+    assert alive == [0, 1, 2, 3, 3, 3, 3]  # of 32 images each: two on the sheet, one under way
 
 
 @pytest.mark.parametrize("crops", [1, 10])
@@ -122,6 +145,10 @@ def test_evaluation_of_other_images(trained, tmp_path):
     assert re.search(r"all +8 ", said)
     assert "elm/broken.png: the file is empty" in said
     assert not re.search(r"^ash ", said, re.MULTILINE)
+    shutil.rmtree(folder / "birch")
+    code, said, _ = run("evaluate", trained, "--data", folder, "--out", out, "--crops", 1)
+    assert code == 0
+    assert re.search(r"all +4 ", said)
     (folder / "elm").rename(folder / "oak")
     code, _, complaints = run("evaluate", trained, "--data", folder)
     assert code == 2

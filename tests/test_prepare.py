@@ -140,6 +140,41 @@ def test_a_changed_source_is_made_again_and_a_broken_one_removed(photos, prepare
     assert statistics.count == load_statistics(prepared / STATISTICS)[0].count - 1
 
 
+def test_a_picture_that_takes_the_name_of_another_takes_its_place(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    images.folder(source, dogs=1)
+    images.write(source / "cats/1.png", images.RED)
+    assert prepare(source, target)[0] == 0
+    images.write(source / "cats/1.png.jpg", images.BLUE)
+    code, out, _ = prepare(source, target)
+    assert code == 0
+    assert "1 images made, 1 were there" in out
+    red, _, blue = read_image(target / "cats/1.png.jpg")[0, 0]
+    assert blue > 250 > 5 > red
+
+
+def test_what_leaves_the_source_leaves_the_target(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    images.folder(source, birds=1, cats=3, dogs=1)
+    images.write(tmp_path / "mine.jpg")
+    assert prepare(source, target)[0] == 0
+    with (target / MANIFEST).open("a") as manifest:  # from elsewhere, and of ill will
+        size = (tmp_path / "mine.jpg").stat().st_size
+        manifest.write(Entry("../mine.jpg", "gone.png", "0" * 64, size, 1).line())
+    os.rename(source / "cats/002.png", source / "dogs/002.png")
+    shutil.rmtree(source / "birds")
+    code, out, _ = prepare(source, target)
+    assert code == 0
+    assert "1 images made, 3 were there" in out
+    assert f"2 removed: they are no longer in {source}\n" in out
+    paths = [entry["path"] for entry in lines(target / MANIFEST)[1:]]
+    assert paths == [f"{name}.png.jpg" for name in ("cats/000", "cats/001", "dogs/000", "dogs/002")]
+    assert load_statistics(target / STATISTICS)[0].count == 4
+    assert not (target / "birds").exists()
+    assert (tmp_path / "mine.jpg").exists()
+    assert prepare("--verify", target)[0] == 0
+
+
 # --- what can lie in a folder ---------------------------------------------------------------------
 
 
@@ -268,7 +303,7 @@ def test_a_journal_goes_on_behind_its_last_whole_line(tmp_path):
     for text in (first.line() + second.line()[:20], second.line()):
         with open_journal(tmp_path, Options()) as journal:
             journal.write(text)
-    assert read_manifest(tmp_path / JOURNAL) == (Options().header(), [first, second])
+    assert read_manifest(tmp_path / JOURNAL) == (Options().header(), [first, second], [])
 
 
 def test_ctrl_c_leaves_nothing_half_written(photos, prepared, tmp_path):
@@ -298,7 +333,7 @@ def test_a_process_that_dies_is_an_error_that_says_so(photos, prepared, tmp_path
 # --- verification ---------------------------------------------------------------------------------
 
 
-def test_verify_names_what_is_changed_missing_or_unexpected(copy):
+def test_verify_names_what_is_changed_missing_or_unexpected(photos, prepared, copy):
     assert prepare("--verify", copy)[::2] == (0, "")
     flipped = copy / "train/ash/02.jpg"
     pixels = bytearray(flipped.read_bytes())
@@ -318,6 +353,11 @@ def test_verify_names_what_is_changed_missing_or_unexpected(copy):
         "missing: val/ash/10.jpg",
         "unexpected: val/elm/new.jpg",
     ]
+    assert out.endswith("remove them, then prepare again\n")
+    for line in err.splitlines():
+        (copy / line.partition(": ")[2]).unlink(missing_ok=True)
+    assert f"3 images made, {GOOD - 3} were there" in prepare(photos, copy)[1]
+    assert content(copy) == content(prepared)
 
 
 def cut_manifest(folder):
@@ -341,15 +381,47 @@ def garble_manifest(folder):
     """Write over a line of the manifest."""
     before = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(before.replace('{"path"', "{path", 1))
-    return f"error: {folder / MANIFEST} is damaged in line 2"
+    return f"error: {folder / MANIFEST} is damaged in line 2: prepare again, which mends it"
 
 
-@pytest.mark.parametrize("damage", [cut_manifest, damage_statistics, garble_manifest])
-def test_verify_notices_changes_of_its_own_files(damage, copy):
+def garble_options(folder):
+    """Write over the first line of the manifest."""
+    before = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(before[1:])
+    return f"error: {folder / MANIFEST} is damaged in line 1: prepare again, which mends it"
+
+
+def foreign_statistics(folder):
+    """Save statistics that do not say what they are of."""
+    load_statistics(folder / STATISTICS)[0].save(folder / STATISTICS)
+    return f"changed: {MANIFEST}\n"
+
+
+DAMAGES = [
+    cut_manifest,
+    damage_statistics,
+    garble_manifest,
+    garble_options,
+    foreign_statistics,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_its_own_files_is_noticed_and_mended(damage, photos, prepared, copy):
     expected = damage(copy)
     code, _, err = prepare("--verify", copy)
     assert code == 2
     assert err.startswith(expected)
+    assert prepare(photos, copy)[0] == 0
+    assert content(copy) == content(prepared)
+
+
+def test_without_its_manifest_a_folder_is_made_anew(photos, prepared, copy):
+    (copy / MANIFEST).unlink()
+    code, out, _ = prepare(photos, copy)
+    assert code == 0
+    assert f"{GOOD} images made, 0 were there" in out
+    assert content(copy) == content(prepared)
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -376,9 +448,9 @@ def mistakes(photos, clean, folder):
 
 
 def test_mistakes_are_one_sentence_and_change_nothing(photos, copy, tmp_path):
+    cases = mistakes(photos, copy, tmp_path)
     before = content(tmp_path), content(photos)
-    for arguments, message in mistakes(photos, copy, tmp_path):
-        before[0].setdefault("other/diary.txt", b"mine")
+    for arguments, message in cases:
         code, out, err = prepare(*arguments)
         assert (code, out) == (2, ""), arguments
         assert message in err

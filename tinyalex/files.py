@@ -46,7 +46,7 @@ def write_atomically(
     whatever has the name keeps it, and FileExistsError is raised.
     """
     target = Path(path)
-    temporary = target.with_name(f"{_temporary_prefix(target)}{os.urandom(8).hex()}.tmp")
+    temporary = target.with_name(f"{_temporary_prefix(target)}{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
             write(file)

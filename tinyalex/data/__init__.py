@@ -22,7 +22,8 @@ from tinyalex.data.statistics import (
     load_statistics,
     pixel_statistics,
 )
-from tinyalex.data.transforms import EvalTransform, TenCropTransform, TrainTransform, Transform
+from tinyalex.data.ten_crop import TenCropTransform
+from tinyalex.data.transforms import EvalTransform, TrainTransform, Transform
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.data.workers import WorkerError
 

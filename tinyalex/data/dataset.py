@@ -55,8 +55,11 @@ def mean_colour(dataset: Dataset, samples: int = 256) -> tuple[float, float, flo
 
     Every image counts the same, whatever its size. Unreadable images are passed over.
     The paper subtracts the mean of every pixel (section 2); the mean colour differs from it by
-    little, survives any crop, and is what Caffe and torchvision subtract.
+    little, survives any crop, and is what Caffe and torchvision subtract. Raises DataError if none
+    can be read.
     """
+    if not len(dataset):
+        raise DataError("there are no images to take the mean colour of")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(samples, len(dataset)), dtype=np.int64))
     colours = []
     for index in chosen:

@@ -36,7 +36,9 @@ class ImageFolder:
     ImageError from `load`. The list of many images is remembered while the folders stay as they
     are (`index.py`); `cache=False` reads them in any case.
 
-    Raises DataError for a folder that cannot be trained on.
+    Raises DataError for a folder that cannot be trained on: one with a single class, or with a
+    class without images. With `complete=False` such a one is taken, too, unless it is empty, as an
+    evaluation wants.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class ImageFolder:
         seed: int = 0,
         shorter_side: int = 256,
         cache: bool = True,
+        complete: bool = True,
     ) -> None:
         if split not in ("train", "val", None):
             raise ValueError(f"split must be 'train', 'val' or None, got {split!r}")
@@ -55,6 +58,7 @@ class ImageFolder:
         self.root = Path(root)
         self.split = split
         self.shorter_side = shorter_side
+        self._complete = complete
 
         folder, is_split = self._split_folder()
         self.folder = folder
@@ -135,13 +139,13 @@ class ImageFolder:
             raise DataError(f"{folder}: {_LAYOUT}, found {loose_images} images and no folders")
         if not names:
             raise DataError(f"{folder}: {_LAYOUT}, found no folders")
-        if len(names) == 1:
+        if len(names) == 1 and self._complete:
             raise DataError(f"{folder}: expected at least 2 classes, found only {names[0]!r}")
         return sorted(names)
 
     def _check_counts(self, counts: np.ndarray) -> None:
         empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
-        if empty:
+        if empty and (self._complete or not counts.any()):
             raise DataError(
                 f"{self.folder}: no images ({' '.join(EXTENSIONS)}) in {_names(empty)}: "
                 "add some, or remove the folder"
@@ -152,6 +156,8 @@ class ImageFolder:
         is_val = np.zeros(len(self.paths), bool)
         start = 0
         for label, count in enumerate(counts.tolist()):
+            if count == 0:
+                continue
             if count == 1:
                 raise DataError(
                     f"{self.paths[start]} is the only image of its class: a split needs at least 2"

@@ -51,12 +51,10 @@ def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
         with open(path, "rb") as file:
             pixels = _decode(file, shorter_side)
         return pixels if shorter_side is None else resize_shorter_side(pixels, shorter_side)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise ImageError(path, _unidentified(path)) from None
-    except MemoryError:
-        raise
     except OSError as error:
         if error.errno in FAULTS_OF_THE_MACHINE:
             raise

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from tinyalex.backends import memory
 from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.loader_processes import BatchProcesses
+from tinyalex.data.loader_threads import Threads, result_of
 from tinyalex.data.transforms import Transform
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.data.workers import WorkerError
@@ -56,8 +57,12 @@ class Loader:
     `workers` threads do the work: decoding and resizing in Pillow release the interpreter's lock.
     With `processes` that many processes do, each with its own share of `cache_bytes`, and the
     batches are the same; data set and transform are pickled. They start with the first epoch and
-    end with `close()`, with the loader, or with WorkerError in the place of a batch, which comes
-    within 10 seconds when one is killed or stops.
+    end with `close()`, with the loader, or with WorkerError. `prefetch` batches are in work or
+    waiting at any time, by default one more than there are workers.
+
+    WorkerError comes in the place of a batch, within 10 seconds, when a process is killed or stops,
+    or when one image takes a worker longer than that, as on a disk that does not answer. A process
+    that says nothing while it starts is waited for longer, a minute.
     """
 
     def __init__(
@@ -69,11 +74,12 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool | None = None,
         workers: int = 2,
-        prefetch: int = 3,
+        prefetch: int | None = None,
         max_bad: float = 0.01,
         cache_bytes: int = 0,
         processes: bool = False,
     ) -> None:
+        prefetch = workers + 1 if prefetch is None else prefetch
         if batch_size < 1 or workers < 1 or prefetch < 1:
             raise ValueError(
                 "batch_size, workers and prefetch must be at least 1, "
@@ -99,8 +105,8 @@ class Loader:
         self._unreadable = Unreadable(dataset, max_bad)
         if len(self) == 0:
             raise DataError(
-                f"a batch of {batch_size} needs more than the {len(dataset)} images there are: "
-                "lower batch_size"
+                f"a batch of {batch_size} needs more than the {len(dataset)} images there are"
+                + (": lower batch_size" if len(dataset) else "")
             )
 
     def __len__(self) -> int:
@@ -122,42 +128,43 @@ class Loader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch, from `start_batch` on.
 
-        `prefetch` batches are in work or waiting at any time. An error in a thread is raised
-        here, in the place of its batch. Closing the iterator, or leaving the loop over it by an
-        exception, stops the threads.
+        An error in a thread is raised here, in the place of its batch. Closing the iterator, or
+        leaving the loop over it by an exception, stops the threads.
         """
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start_batch must be 0 to {len(self)}, got {start_batch}")
         order = self._order(epoch)
         numbers = iter(range(start_batch, len(self)))
         stop = threading.Event()
-        pending: deque[Future[Batch]] = deque()
+        pending: deque[tuple[Future[Batch], list[int]]] = deque()
         make = self._batch_of_process if self.processes else self._batch
         if self.processes and self._batches is None:
             self._batches = self._start_processes()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="tinyalex-data") as pool:
+        threads = Threads(self.workers)
+        try:
             try:
                 while True:
                     while len(pending) < self.prefetch and (k := next(numbers, None)) is not None:
                         chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
-                        pending.append(pool.submit(make, epoch, chosen, stop))
+                        begun: list[int] = []
+                        pending.append((threads.submit(make, epoch, chosen, stop, begun), begun))
                     if not pending:
                         return
                     start = time.perf_counter()
-                    batch = pending.popleft().result()
+                    batch = result_of(*pending.popleft(), self.dataset.describe)
                     self.wait_seconds += time.perf_counter() - start
                     if len(batch):
                         yield batch
-            except WorkerError:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                if self._batches is not None:
-                    self._batches.kill()  # some are stuck, and would not end by themselves
-                    self._batches = None
-                raise
             finally:
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                for future, _ in pending:
+                    future.cancel()
+                threads.close()
+        except WorkerError:
+            if self._batches is not None:
+                self._batches.kill()  # some are stuck, and would not end by themselves
+                self._batches = None
+            raise
 
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
@@ -165,12 +172,22 @@ class Loader:
         return self._generator(epoch, 0).permutation(len(self.dataset))
 
     def _generator(self, epoch: int, draw: int) -> np.random.Generator:
-        """Return the generator of one draw: 0 is the order of the epoch, 1 + i is image i."""
+        """Return the generator of one draw: 0 is the order of the epoch, 1 + i is image i.
+
+        The same seed begins other streams, too (the split of a folder, the
+        embedded images, initial weights), of which some equal one of these and are used otherwise.
+        """
         return np.random.default_rng((self.seed, epoch, draw))
 
-    def _batch(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
+    def _batch(
+        self, epoch: int, chosen: np.ndarray, stop: threading.Event, begun: list[int]
+    ) -> Batch:
+        def begin(index: int) -> bool:
+            begun.append(index)
+            return stop.is_set()
+
         images = memory.empty((len(chosen), *self.transform.shape), np.float32)
-        return self.make_batch(epoch, chosen, stop.is_set, images)
+        return self.make_batch(epoch, chosen, begin, images)
 
     def _start_processes(self) -> BatchProcesses:
         options = {
@@ -185,25 +202,26 @@ class Loader:
         }
         return BatchProcesses(Loader, options, self.workers)
 
-    def _batch_of_process(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
-        assert self._batches is not None
+    def _batch_of_process(
+        self, epoch: int, chosen: np.ndarray, stop: threading.Event, begun: list[int]
+    ) -> Batch:
+        assert self._batches is not None  # which sees to it by itself that no image takes too long
         images, indices, bad = self._batches.batch(epoch, chosen, stop)
         for index in bad.keys() - self._unreadable.reasons.keys():
             self._unreadable.add(index, bad[index])
         return Batch(np.moveaxis(images, -1, -3), self.dataset.labels[indices], indices)
 
     def make_batch(
-        self, epoch: int, chosen: np.ndarray, stop: Callable[[], object], images: np.ndarray
+        self, epoch: int, chosen: np.ndarray, begin: Callable[[int], object], images: np.ndarray
     ) -> Batch:
-        """Return a batch of the images `chosen`, in the memory `images`; less if `stop()` is true.
+        """Return a batch of the images `chosen`, in the memory `images`.
 
-        `images` is float32 [at least len(chosen), *transform.shape].
+        `begin` is called with the index of each image before it is read; where it returns something
+        true, the batch ends. `images` is float32 [at least len(chosen), *transform.shape].
         """
         indices: list[int] = []
         for wanted in chosen.tolist():
-            if stop():
-                break
-            found = self._read(wanted)
+            found = self._read(wanted, begin)
             if found is not None:
                 index, image = found
                 rng = self._generator(epoch, 1 + wanted)
@@ -212,13 +230,15 @@ class Loader:
         filled = np.moveaxis(images[: len(indices)], -1, -3)
         return Batch(filled, self.dataset.labels[indices], np.array(indices, np.int64))
 
-    def _read(self, wanted: int) -> tuple[int, np.ndarray] | None:
+    def _read(self, wanted: int, begin: Callable[[int], object]) -> tuple[int, np.ndarray] | None:
         """Return image `wanted`, or the next readable one; without `drop_last`, None for that."""
         size = len(self.dataset)
         for index in range(wanted, wanted + size if self.drop_last else wanted + 1):
             index %= size
             if index in self._unreadable.reasons:
                 continue
+            if begin(index):
+                break
             try:
                 return index, self._source.load(index)
             except ImageError as error:

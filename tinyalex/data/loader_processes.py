@@ -14,7 +14,7 @@ from tinyalex.backends import memory
 from tinyalex.data.workers import Work, Workers
 
 PATIENCE = 8.0
-"""Seconds without a sign of life, which a process gives after every image, until it is an error."""
+"""Seconds that one image may take: so long without a sign of life is an error."""
 
 
 class BatchProcesses:
@@ -73,7 +73,7 @@ def _batch_maker(shared: Any, loader_class: Callable[..., Any], options: dict[st
         task: tuple[int, np.ndarray], alive: Callable[[], object]
     ) -> tuple[np.ndarray, dict[int, str]]:
         epoch, chosen = task
-        batch = loader.make_batch(epoch, chosen, alive, _pixels(shared, shape))
+        batch = loader.make_batch(epoch, chosen, lambda index: alive(), _pixels(shared, shape))
         return batch.indices, loader.bad_from(chosen)
 
     return make

@@ -76,22 +76,26 @@ class Entry(NamedTuple):
         return json.dumps(self._asdict()) + "\n"
 
 
-def read_manifest(path: Path) -> tuple[str, list[Entry]]:
-    """Return the first line and the entries.
+def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
+    """Return the first line, the entries, and which lines are damaged, counted from 1.
 
-    Raises FileError for a damaged manifest. In a journal, which a power failure may leave with
-    damaged lines, those are passed over: their images are made again.
+    A power failure may leave such lines in a journal: what they were about is made again. Of a
+    damaged first line nothing is returned.
     """
     header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    entries = []
+    entries, damaged = [], []
+    try:
+        json.loads(header)
+    except ValueError:
+        header, damaged = "", [1]
     for number, line in enumerate(lines, start=2):
         try:
             if line:
                 entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if path.name != JOURNAL:
-                raise FileError(f"{path} is damaged in line {number}: {error}") from error
-    return header + "\n", entries
+                os.fspath(entries[-1].path)
+        except (ValueError, TypeError):
+            damaged.append(number)
+    return header and header + "\n", entries, damaged
 
 
 def training_entries(entries: Sequence[Entry]) -> list[Entry]:
@@ -114,17 +118,21 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
 
     Every image is read and its SHA-256 compared with the manifest's, and the manifest's with the
     one in the statistics, which have a digest of their own. Raises DataError if `target` was not
-    prepared to the end, FileError for a manifest that cannot be read.
+    prepared to the end, FileError for a damaged manifest.
     """
     if (target / JOURNAL).exists():
         raise DataError(f"{target} is not finished: prepare it to the end first")
     if not (target / MANIFEST).is_file():
         raise DataError(f"{target} has no {MANIFEST}: it was not made by prepare_images.py")
-    _, entries = read_manifest(target / MANIFEST)
+    _, entries, damaged = read_manifest(target / MANIFEST)
+    if damaged:
+        raise FileError(
+            f"{target / MANIFEST} is damaged in line {damaged[0]}: prepare again, which mends it"
+        )
     wrong = []
     try:
         _, notes = load_statistics(target / STATISTICS)
-        if notes["manifest_sha256"] != sha256(target / MANIFEST):
+        if notes.get("manifest_sha256") != sha256(target / MANIFEST):
             wrong.append(f"changed: {MANIFEST}")
     except (OSError, FileError) as error:
         wrong.append(f"changed: {STATISTICS} ({error})")

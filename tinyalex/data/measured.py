@@ -38,7 +38,9 @@ def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | Non
     have `size` pixels. Raises FileError for damaged files, OSError where one is missing.
     """
     statistics, notes = load_statistics(images.root / STATISTICS)
-    _, entries = read_manifest(images.root / MANIFEST)
+    _, entries, damaged = read_manifest(images.root / MANIFEST)
+    if damaged:
+        raise FileError(f"{images.root / MANIFEST} is damaged in line {damaged[0]}")
     if notes.get("manifest_sha256") != sha256(images.root / MANIFEST):
         return None
     listed = {entry.path: entry.size for entry in training_entries(entries)}

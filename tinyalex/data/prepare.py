@@ -11,12 +11,13 @@ Every file appears whole or not at all, so the work can stop at any moment and g
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,13 @@ class Prepared:
     made: int = 0
     kept: int = 0
     """Those that were there from an earlier run."""
+    removed: int = 0
+    """Those from an earlier run whose source is no longer there."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(path below SOURCE, reason) of each image that could not be read, sorted."""
 
 
-def find_images(source: Path, target: Path) -> tuple[list[str], int]:
+def source_images(source: Path, target: Path) -> tuple[list[str], int]:
     """Return the paths of the images below `source`, and how many other files there are.
 
     `source` holds class folders, or train/ and val/ with such, as `ImageFolder` takes them. Raises
@@ -68,7 +71,7 @@ def find_images(source: Path, target: Path) -> tuple[list[str], int]:
     if here == there or here in there.parents or there in here.parents:
         raise DataError(f"{source} and {target} must not lie in one another")
     files = set(files_below(target))
-    if files and not files & {MANIFEST, JOURNAL} and files - OWN_FILES:
+    if files and not files & {MANIFEST, JOURNAL, LEFT_OUT} and files - OWN_FILES:
         raise DataError(f"{target} holds other files: give a folder that is empty or new")
     splits: list[str | None] = [name for name in ("train", "val") if (source / name).is_dir()]
     folders = [ImageFolder(source, split) for split in splits or [None]]
@@ -87,7 +90,8 @@ def prepare(
     """Make the images in `target` that are missing, the manifest and the statistics.
 
     `names` are the images in `source`. One is missing unless manifest or journal list it with the
-    size that it has, and with the size that its source has.
+    size that it has, and with its source and the size that this has. Those that they list and that
+    come from no image in `source` any more are removed.
 
     Raises DataError for a `target` made with other options and if no image can be read, WorkerError
     when a process dies, OSError and MemoryError when the machine does not play along. What was made
@@ -96,11 +100,11 @@ def prepare(
     result = Prepared()
     jobs = _jobs(names, options, result)
     known = _find_known(target, options)
-    missing = [(name, path) for name, path in jobs if not _is_there(known.get(path), source)]
-    result.kept = len(jobs) - len(missing)
-    for _, path in missing:
-        if known.pop(path, None):  # its source has changed, and may have become unreadable
-            (target / path).unlink()
+    images = {path: known[path] for name, path in jobs if _is_there(known.get(path), name, source)}
+    missing = [(name, path) for name, path in jobs if path not in images]
+    result.kept = len(images)
+    removed = _remove(target, known.keys() - images.keys())
+    result.removed = len(removed.difference(path for _, path in jobs))
     for folder in {os.path.dirname(path) for _, path in jobs}:  # of a class without images, too
         (target / folder).mkdir(parents=True, exist_ok=True)
 
@@ -112,15 +116,15 @@ def prepare(
             for entries, left_out in workers.map(tasks):
                 journal.writelines(entry.line() for entry in entries)
                 journal.flush()
-                known.update((entry.path, entry) for entry in entries)
+                images.update((entry.path, entry) for entry in entries)
                 result.left_out += left_out
                 result.made += len(entries)
                 done += len(entries) + len(left_out)
                 show("preparing", done, len(missing))
         result.left_out.sort()
-        if not known:
+        if not images:
             raise DataError(f"none of the {len(jobs)} images in {source} could be read")
-        entries = [known[path] for path in sorted(known)]
+        entries = [images[path] for path in sorted(images)]
         manifest = (options.header() + "".join(entry.line() for entry in entries)).encode()
         _write_statistics(target, entries, manifest, options, workers, show)
     finally:
@@ -150,8 +154,8 @@ def _find_known(target: Path, options: Options) -> dict[str, Entry]:
     """Return what earlier runs have made and what is still there, by path."""
     known: dict[str, Entry] = {}
     for path in filter(Path.exists, (target / MANIFEST, target / JOURNAL)):
-        header, entries = read_manifest(path)
-        if header != options.header():
+        header, entries, _ = read_manifest(path)
+        if header not in ("", options.header()):
             raise DataError(
                 f"{target} was prepared with other options ({header.strip()}): give the same, or "
                 "another folder"
@@ -160,8 +164,21 @@ def _find_known(target: Path, options: Options) -> dict[str, Entry]:
     return {path: entry for path, entry in known.items() if file_size(target / path) == entry.size}
 
 
-def _is_there(entry: Entry | None, source: Path) -> bool:
-    return entry is not None and file_size(source / entry.source) == entry.source_size
+def _is_there(entry: Entry | None, name: str, source: Path) -> bool:
+    if entry is None or entry.source != name:
+        return False
+    return file_size(source / name) == entry.source_size
+
+
+def _remove(target: Path, stale: Set[str]) -> set[str]:
+    """Remove images whose source has changed or gone, and folders left empty; return which."""
+    # Only what lies below `target`, whatever a manifest from elsewhere says.
+    removed = {path for path in files_below(target) if path in stale} if stale else set()
+    for path in removed:
+        (target / path).unlink()
+        with contextlib.suppress(OSError):  # other files are in there
+            os.removedirs((target / path).parent)
+    return removed
 
 
 def _is_temporary(path: str) -> bool:

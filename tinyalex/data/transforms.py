@@ -2,7 +2,7 @@
 
 The transforms turn uint8 RGB [height, width, 3] into float32 [crop, crop, channels], channels
 last: (value - mean) / std with values in 0..255. The paper (section 2) subtracts the mean image of
-the training set and trains on raw values, std = 1. `TenCropTransform` makes ten such views.
+the training set and trains on raw values, std = 1.
 """
 
 from __future__ import annotations
@@ -133,43 +133,6 @@ class EvalTransform:
         return np.tile(values, self.crop * self.shape[-1] // values.size).astype(np.float32)
 
 
-class TenCropTransform(EvalTransform):
-    """The ten views whose answers the paper averages (section 4.1), [10, crop, crop, channels].
-
-    The four corners (top left, top right, bottom left, bottom right) and the centre of the image's
-    central square, then the same five reflected. View `CENTRE` is that of `EvalTransform`.
-    Arguments as there.
-    """
-
-    CENTRE = 4
-
-    def __init__(
-        self,
-        crop: int,
-        mean: Mean = 0.0,
-        std: float | Sequence[float] = 1.0,
-        channels: int = 3,
-    ) -> None:
-        super().__init__(crop, mean, std, channels)
-        self.shape = (10, crop, crop, channels)
-
-    def __call__(
-        self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return the views of `image`; `rng` is not used."""
-        down, across = spare(self.region(image), self.crop)
-        room = min(down, across)  # by how much the central square is larger than a crop
-        (top, bottom), (left, right) = (
-            ((extent - room) // 2, (extent - room) // 2 + room) for extent in (down, across)
-        )
-        places = [(top, left), (top, right), (bottom, left), (bottom, right)]
-        out = np.empty(self.shape, np.float32) if out is None else out
-        for i, place in enumerate([*places, (down // 2, across // 2)]):
-            self.view(image, *place, out=out[i])
-            self.view(image, *place, mirrored=True, out=out[5 + i])
-        return out
-
-
 class TrainTransform(EvalTransform):
     """A random crop, reflected half of the time (the paper's section 4.1), then as EvalTransform.
 
@@ -189,15 +152,17 @@ class TrainTransform(EvalTransform):
         mean: Mean = 0.0,
         std: float | Sequence[float] = 1.0,
         channels: int = 3,
-        random_crop: bool = True,
         flip: bool = True,
         scale: tuple[float, float] | None = None,
         jitter: float = 0.0,
         colour_noise: ColourNoise | None = None,
+        random_crop: bool = True,
     ) -> None:
         super().__init__(crop, mean, std, channels)
         if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be (low, high) with 0 < low <= high <= 1, got {scale}")
+        if scale is not None and not random_crop:
+            raise ValueError(f"scale takes random parts: expected random_crop=True, got {scale=}")
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must be at least 0 and below 1, got {jitter}")
         self.random_crop = random_crop

@@ -36,7 +36,7 @@ SIGN_SECONDS = 1.0
 
 
 class WorkerError(RuntimeError):
-    """A process that ended, or was silent for too long, before its work was done."""
+    """A process that ended, or one or a thread that is stuck, before its work was done."""
 
 
 Work = Callable[[Any, Callable[[], object]], Any]
@@ -124,11 +124,11 @@ class Worker:
         self.process = _CONTEXT.Process(
             target=_serve, args=(theirs, make, self.memory, arguments), daemon=True
         )
-        _mask("SIG_BLOCK")  # the process begins with these blocked, until it ignores them
+        before = _mask("SIG_BLOCK", POLITE)  # in the process, too, until it ignores them
         try:
             self.process.start()
         finally:
-            _mask("SIG_UNBLOCK")
+            _mask("SIG_SETMASK", before)
         theirs.close()  # so that the end of the process ends the connection
         self.name = f"worker process {self.process.pid} ({name})"
         self._started = False
@@ -173,9 +173,11 @@ class Worker:
         return f"{self.name} {how}"
 
 
-def _mask(how: str) -> None:
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(getattr(signal, how), POLITE)
+def _mask(how: str, signals: Iterable[int]) -> Iterable[int]:
+    """Change which signals are blocked in this thread; return those that were."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        return ()
+    return signal.pthread_sigmask(getattr(signal, how), signals)
 
 
 def _result(kind: str, content: Any) -> Any:
@@ -205,7 +207,7 @@ def _serve(
 ) -> None:
     for signum in POLITE:
         signal.signal(signum, signal.SIG_IGN)
-    _mask("SIG_UNBLOCK")
+    _mask("SIG_UNBLOCK", POLITE)
     warnings.simplefilter("ignore")  # Pillow's do not say which image they are about
     alive = _SignOfLife(connection)
     try:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from tinyalex.models.spec import LRN, Conv, Gaussian, Init, Linear, Variant, WithinMapNorm, Xavier
+from tinyalex.models.spec import (
+    LRN,
+    Conv,
+    Dropout,
+    Gaussian,
+    Init,
+    Layer,
+    Linear,
+    ReLU,
+    Variant,
+    WithinMapNorm,
+    Xavier,
+)
 
 Row = tuple[str, str, str]
 
@@ -45,11 +58,12 @@ SOURCE2012 = {
     "dropout": "layers/layers-145.cfg: HiddenSexLayer, keep 0.5",
     "update": "src/weights.cu: inc = mom inc + eps grad - wc eps w",
     "learning rate": f"{PARAMS_145}: epsW",
-    "bias learning rate": f"{PARAMS_145}: epsB 0.02, twice epsW",
+    "bias learning rate": f"{PARAMS_145}: epsB 0.02, twice epsW; both then fell on their own",
     "momentum": f"{PARAMS_145}: momW, momB",
     "weight decay": f"{PARAMS_145}: wc",
     "bias weight decay": "src/layer.cu: biases do not decay",
-    "schedule": "run 170, dexp[tgtFactor=250,numSteps=4]; run 145 was lowered by hand",
+    "schedule": "run 170's of the weights, dexp[tgtFactor=250,numSteps=4], here of the biases as "
+    "well, which it gave dexp[tgtFactor=10,numSteps=2]; run 145 was lowered by hand, epsB to 0.002",
 }
 TRAIN_VAL = "bvlc_alexnet/train_val.prototxt"
 SOLVER = "bvlc_alexnet/solver.prototxt"
@@ -118,7 +132,7 @@ def recipe_table(variant: Variant) -> list[Row]:
     """
     sources = SOURCES.get(variant.name, {})
     return [  # all convolutions have one source, and so have all fully connected layers
-        (name, value, sources.get(re.sub(r"\d ", " ", name), ""))
+        (name, value, sources.get(re.sub(r" ?\d", "", name), ""))
         for name, value in _settings(variant)
     ]
 
@@ -128,22 +142,33 @@ def _settings(variant: Variant) -> list[tuple[str, str]]:
     mean = (
         f"{pixels.measured} of the training set" if pixels.mean is None else _numbers(pixels.mean)
     )
+    noise = recipe.colour_noise
+    if noise != "none":
+        noise += " times normal numbers of deviation 0.1"
     options = [f"{name} {value:g}" for name, value in recipe.schedule_options.items()]
     layers = (*variant.features, *variant.classifier)
-    norms = dict(_norm(layer) for layer in layers if isinstance(layer, (LRN, WithinMapNorm)))
+    norms: dict[str, list[str]] = {}
+    for place, layer in enumerate(layers):
+        if isinstance(layer, (LRN, WithinMapNorm)):
+            name, numbers = _norm(layer, layers[place + 1 :])
+            norms[name] = list(dict.fromkeys([*norms.get(name, []), numbers]))
     weights = [layer for layer in layers if isinstance(layer, (Conv, Linear))]
     return [
         ("input", f"{size} x {size} pixels, {variant.in_channels} channels"),
         ("mean", mean),
         ("pixel scale", f"0..255, divided by {_numbers(pixels.std)}"),
         ("augmentation", "random crops, half of them mirrored"),
-        ("colour noise", recipe.colour_noise),
-        *(norms or {"response norm": "none"}).items(),
+        ("colour noise", noise),
+        *(
+            (f"{name} {number}" if len(different) > 1 else name, numbers)
+            for name, different in (norms or {"response norm": ["none"]}).items()
+            for number, numbers in enumerate(different, start=1)
+        ),
         *(
             (f"{'conv' if isinstance(layer, Conv) else 'fc'}{number} weights", _initial(layer.init))
             for number, layer in enumerate(weights, start=1)
         ),
-        ("dropout", "0.5"),
+        ("dropout", "0.5" if Dropout() in layers else "none"),
         ("update", f"{recipe.update}'s form"),
         ("learning rate", f"{recipe.lr:g}"),
         ("bias learning rate", f"times {recipe.bias_lr_factor:g}"),
@@ -156,12 +181,16 @@ def _settings(variant: Variant) -> list[tuple[str, str]]:
     ]
 
 
-def _norm(layer: LRN | WithinMapNorm) -> tuple[str, str]:
+def _norm(layer: LRN | WithinMapNorm, after: Sequence[Layer]) -> tuple[str, str]:
     across = isinstance(layer, LRN)
     size = "size" if across else "size squared"
     numbers = (
         f"k {layer.k:g}, size {layer.size}, alpha {layer.alpha:g} / {size}, beta {layer.beta:g}"
     )
+    if isinstance(layer, LRN) and layer.groups > 1:
+        numbers += ", inside each tower"
+    if isinstance(next((one for one in after if isinstance(one, (Conv, ReLU))), None), ReLU):
+        numbers += ", before ReLU"
     return "response norm" if across else "within-map norm", numbers
 
 

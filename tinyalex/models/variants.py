@@ -85,9 +85,9 @@ SOURCE2012 = Variant(
         up, reading zeros beyond the right and bottom edge (layer.py, modulesX). LRN comes before
         ReLU in layer 1, stays inside each tower and divides alpha by its size (layer.py), with
         minDiv 2. After conv2's LRN there is a within-map normalisation (type rnorm, scale 0.001)
-        that the paper does not mention. conv3 to conv5 start at 0.03. Biases learn twice as fast
-        and do not decay (src/layer.cu). The rate was lowered by hand; run 170 of the same network
-        reached the same error with dexp[tgtFactor=250,numSteps=4], which is used here.
+        that the paper does not mention. conv3 to conv5 start at 0.03. Biases learn twice as fast,
+        without decay (src/layer.cu). The schedule is run 170's, dexp[tgtFactor=250,numSteps=4], but
+        here of biases, too, where it has dexp[tgtFactor=10,numSteps=2]; 145 was lowered by hand.
     """,
     input_size=224,
     features=(

@@ -23,7 +23,8 @@ class Classifier:
 
     `mean` and `std` are per colour in units of 0..255, or `mean` is an image of the mean of every
     pixel, float32 [shorter_side, shorter_side, 3]; `input_size` is the side of the square that the
-    network sees.
+    network sees, cut from an image whose shorter side was scaled to `shorter_side` pixels
+    (`shorter_side_for` where none is given).
     """
 
     model: AlexNet
@@ -31,16 +32,18 @@ class Classifier:
     mean: tuple[float, ...] | np.ndarray
     std: tuple[float, ...]
     input_size: int
+    shorter_side: int = 0
 
     def __post_init__(self) -> None:
+        self.shorter_side = self.shorter_side or shorter_side_for(self.input_size)
         shape = (self.shorter_side, self.shorter_side, 3)
         if isinstance(self.mean, np.ndarray) and self.mean.shape != shape:
             raise ValueError(f"the mean image has shape {self.mean.shape}, expected {shape}")
 
     @property
-    def shorter_side(self) -> int:
-        """To how many pixels the shorter side of an image is scaled before it is cropped."""
-        return shorter_side_for(self.input_size)
+    def channels(self) -> str:
+        """What the network takes, in its order: "RGB" or "grey"."""
+        return "RGB" if self.model.variant.in_channels == 3 else "grey"
 
     @property
     def mean_colour(self) -> tuple[float, ...]:
@@ -95,13 +98,18 @@ class Classifier:
             "mean": self.mean if isinstance(self.mean, np.ndarray) else list(self.mean),
             "std": list(self.std),
             "input_size": self.input_size,
+            "shorter_side": self.shorter_side,
+            "channels": self.channels,
             "dropout": self.model.dropout,
             "weights": self.model.state_dict(),
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Classifier:
-        """Rebuild the classifier. Raises ValueError where the parts do not fit one another."""
+        """Rebuild the classifier. Raises ValueError where the parts do not fit one another.
+
+        A state without "shorter_side" or "channels", as they once were, has the usual ones.
+        """
         if state["variant"] not in VARIANTS:
             raise ValueError(
                 f"the variant {state['variant']!r} is unknown here; known: {', '.join(VARIANTS)}"
@@ -110,6 +118,12 @@ class Classifier:
         model.load_state_dict(state["weights"])
         mean, std = state["mean"], tuple(state["std"])
         mean = mean if isinstance(mean, np.ndarray) else tuple(mean)
-        classifier = cls(model, list(state["classes"]), mean, std, state["input_size"])
+        size, side = state["input_size"], state.get("shorter_side", 0)
+        classifier = cls(model, list(state["classes"]), mean, std, size, side)
+        if (channels := state.get("channels", classifier.channels)) != classifier.channels:
+            raise ValueError(
+                f"these weights expect pixels in {channels!r}, here they come in "
+                f"{classifier.channels!r}: reorder the mean and the input channels of conv1"
+            )
         _ = classifier.transform  # refuses what is not finite
         return classifier

@@ -11,11 +11,13 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from tinyalex.data import WorkerError
+import numpy as np
+
+from tinyalex.data import ImageError, WorkerError
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
@@ -157,6 +159,20 @@ def _images_below(root: str) -> Iterator[str]:
         for name in files:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield os.path.join(folder, name)
+
+
+Item = TypeVar("Item")
+
+
+def readable(
+    load: Callable[[Item], np.ndarray], items: Iterable[Item]
+) -> Iterator[tuple[Item, np.ndarray]]:
+    """Yield each item with its image where `load` can read it; name the others on stderr."""
+    for item in items:
+        try:
+            yield item, load(item)
+        except ImageError as error:
+            print(f"skipped: {error}", file=sys.stderr)
 
 
 def complain(error: BaseException | str, code: int = USAGE) -> int:

@@ -27,12 +27,13 @@ def shorter_side_for(input_size: int) -> int:
     return 256 if input_size in (224, 227) else round(input_size * 256 / 224)
 
 
-def open_dataset(settings: Settings, split: str) -> Dataset | None:
+def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Dataset | None:
     """Return the split "train", "val" or "test" of a run's data; a folder has no "test".
 
-    Raises DataError for a folder that cannot be trained on.
+    `shorter_side` is by default the usual one for the run's input size. Raises DataError for a
+    folder that cannot be trained on.
     """
-    shorter_side = shorter_side_for(settings.input_size)
+    shorter_side = shorter_side or shorter_side_for(settings.input_size)
     if settings.data is not None:
         if split == "test":
             return None
@@ -59,12 +60,12 @@ def what_changed(then: dict[str, int] | None, now: dict[str, int]) -> str:
     return ", ".join(changes[:3]) + more
 
 
-def open_held_out(settings: Settings, classes: list[str]) -> Dataset:
+def open_held_out(settings: Settings, classes: list[str], shorter_side: int = 0) -> Dataset:
     """Return the images that a run did not learn from: its test split, else its validation split.
 
     Raises DataError as `open_dataset` does, and where the classes are not `classes` any more.
     """
-    dataset = open_dataset(settings, "val" if settings.data else "test")
+    dataset = open_dataset(settings, "val" if settings.data else "test", shorter_side)
     assert dataset is not None
     if dataset.classes != classes:
         raise DataError(

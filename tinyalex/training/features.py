@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageOps
 
 from tinyalex import nn
 from tinyalex.autograd import no_grad
@@ -16,9 +17,6 @@ from tinyalex.models import AlexNet
 from tinyalex.tensor import Tensor
 from tinyalex.training.pictures import INK, PALE, fit, font, shorten
 from tinyalex.training.progress import Progress
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 NAMES = {
     nn.Conv2d: "conv",
@@ -108,13 +106,11 @@ def nearest(
 
 def neighbour_sheet(
     rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: int = 140
-) -> Image:
+) -> Image.Image:
     """Draw each query and, to its right, its neighbours (paper, Figure 4 right).
 
     rows: for each query the uint8 RGB images, first its own; titles: one or two lines for each.
     """
-    from PIL import Image, ImageDraw
-
     margin, apart, title_height = 10, 24, 34
     cell_w, cell_h = size + margin, size + title_height + margin
     columns = max(map(len, rows))
@@ -136,15 +132,14 @@ def neighbour_sheet(
 
 def feature_sheet(
     seen: np.ndarray, title: str, outputs: dict[str, np.ndarray], width: int = 976
-) -> Image:
+) -> Image.Image:
     """Draw the outputs of all layers for one image, a band for each, and on top what was seen.
 
     seen: uint8 RGB, the part of the image that the network is shown, and what to write above it;
-    outputs: of `layer_outputs` for this one image. White is the largest output of a layer, black is
-    0, blue is negative. Of a layer with many maps the first ones are shown, as its title says.
+    outputs: of `layer_outputs` for this one image. White are the largest outputs of a layer, one in
+    a thousand, black is 0, blue is negative; the shade grows with the square root. Of a layer with
+    many maps the first ones are shown, as its title says.
     """
-    from PIL import Image, ImageDraw
-
     margin, title_height = 12, 22
     bands = [(title, Image.fromarray(seen))]
     for name, (output,) in outputs.items():
@@ -152,7 +147,10 @@ def feature_sheet(
     heights = [title_height + picture.height + margin for _, picture in bands]
     sheet = Image.new("RGB", (width + 2 * margin, sum(heights) + margin), "white")
     draw, small = ImageDraw.Draw(sheet), font(13)
-    legend = "white: the largest output of a layer\nblack: 0\nblue: below 0"
+    legend = (
+        "white: the largest outputs of a layer, one in a thousand\nblack: 0\nblue: below 0\n"
+        "between: shades by the square root"
+    )
     draw.text((margin + len(seen[0]) + 16, margin + title_height), legend, INK, small)
     top = margin
     for (above, picture), height in zip(bands, heights, strict=True):
@@ -162,10 +160,8 @@ def feature_sheet(
     return sheet
 
 
-def _maps(name: str, maps: np.ndarray, width: int) -> tuple[str, Image]:
+def _maps(name: str, maps: np.ndarray, width: int) -> tuple[str, Image.Image]:
     """Return the title and the picture of the first maps of a layer, [C, H, W]."""
-    from PIL import Image
-
     columns, rows = 16, 2
     count, shown = len(maps), maps[: columns * rows]
     cell = width // columns
@@ -179,10 +175,8 @@ def _maps(name: str, maps: np.ndarray, width: int) -> tuple[str, Image]:
     return f"{name}: {count} maps of {maps.shape[1]} x {maps.shape[2]}{some}", picture
 
 
-def _units(name: str, values: np.ndarray, width: int) -> tuple[str, Image]:
+def _units(name: str, values: np.ndarray, width: int) -> tuple[str, Image.Image]:
     """Return the title and the picture of the outputs of a fully connected layer, [D]."""
-    from PIL import Image, ImageOps
-
     side = min(max(width // len(values), 5), 40)
     columns = min(len(values), (width - 2) // side)
     padded = np.zeros(math.ceil(len(values) / columns) * columns, values.dtype)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tinyalex.files import write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Conv2d
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 INK, PALE, RED, BLUE = "#222222", "#8a8a8a", "#c0392b", "#7f9cc0"
 PALE_RED, PALE_BLUE = "#f0a8a0", "#d3deec"
@@ -23,21 +20,19 @@ NUMBERED, NAMED = 20, 60
 """Up to how many classes a confusion matrix has numbers in it, and names beside it."""
 
 
-def first_kernels(model: AlexNet) -> Image:
+def first_kernels(model: AlexNet) -> Image.Image:
     """Draw the kernels of conv1 as the paper's Figure 3 does: one tower above the other."""
     towers = max(layer.groups for layer in model.modules() if isinstance(layer, Conv2d))
     return filter_grid(model.weight_layers["conv1"].weight.data, towers=towers)
 
 
-def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2, towers: int = 1) -> Image:
+def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2, towers: int = 1) -> Image.Image:
     """Draw the kernels of a first convolution side by side, as in Figure 3 of the 2012 paper.
 
     weight [K, 3 or 1, R, S]. Each kernel is stretched to the full contrast by its own largest
     magnitude, with 0 at mid-grey, and enlarged `scale` times without smoothing. The first
     K / `towers` kernels are those of the first tower, and so on: a white line parts the towers.
     """
-    from PIL import Image
-
     count, channels, height, width = weight.shape
     if channels not in (1, 3):
         raise ValueError(f"expected kernels over 1 or 3 colours to draw, got shape {weight.shape}")
@@ -74,14 +69,12 @@ def contact_sheet(
     columns: int = 5,
     size: int = 208,
     labels: Sequence[int] | None = None,
-) -> Image:
+) -> Image.Image:
     """Draw images with a bar for each of their five most probable classes (paper, Figure 4).
 
     images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar in red is that of the right
     class where `labels` are given (-1: not known), else that of the most probable one.
     """
-    from PIL import Image, ImageDraw
-
     margin, title_height, bar_height = 14, 22, 21
     shown = min(5, len(classes))
     columns = max(1, min(columns, len(images)))
@@ -110,7 +103,7 @@ def contact_sheet(
     return sheet
 
 
-def save_png(picture: Image, path: str | os.PathLike[str]) -> None:
+def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write a picture, whole or not at all."""
     write_atomically(path, lambda file: picture.save(file, "PNG"))
 
@@ -195,17 +188,13 @@ def confusion_matrix(
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
-def font(size: int) -> FreeTypeFont | ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's own font."""
-    from PIL import ImageFont
-
     return ImageFont.load_default(size)
 
 
-def fit(image: np.ndarray, size: int) -> Image:
+def fit(image: np.ndarray, size: int) -> Image.Image:
     """Scale and cut an image to a square of `size` pixels around its centre."""
-    from PIL import Image, ImageOps
-
     return ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
 
 
