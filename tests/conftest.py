@@ -63,7 +63,8 @@ def unprivileged():
     """Return a folder for a test that runs without root's right to read everything."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o777)
-        Image.init()  # what Pillow imports late may lie where only root can read
+        Image.init()  # what is imported late may lie where only root can read
+        importlib.import_module("safetensors.numpy")
         user = os.geteuid()
         if user == 0:
             os.seteuid(65534)
