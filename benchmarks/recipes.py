@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import report
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tinyalex.data import Loader
 from tinyalex.models import VARIANTS
@@ -153,10 +155,17 @@ def table(found: dict[str, Any]) -> str:
         )
     (images,) = {result["images"] for result in results.values()}
     (epochs,) = {len(result["epochs"]) for result in results.values()}
+    waited = max(
+        row["time"]["data_share"] for result in results.values() for row in result["epochs"]
+    )
+    share = statistics.mean(result["crops1"] for result in results.values())
+    chance = (share * (1 - share) / images) ** 0.5
     lines += [
         "",
-        f"Each {epochs} epochs, seed 0; accuracy on {images} validation images, of which "
-        f"0.5 % are {round(images * 0.005)}. {report.one_line(found['machine'])}.",
+        f"Each {epochs} epochs, seed 0; top-1 of {images} validation images after the last epoch: "
+        f"the standard deviation of such a share is {chance:.1%}. In no epoch did "
+        f"training wait for data longer than {waited:.1%} of the time. "
+        f"{report.one_line(found['machine'])}.",
     ]
     return "\n".join(lines)
 
@@ -179,6 +188,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
 
