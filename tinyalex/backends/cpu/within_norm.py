@@ -1,10 +1,11 @@
-"""Response normalisation within each channel (the 2012 source's rnorm), one pass each way.
+"""Response normalisation within each channel (the 2012 source's rnorm).
 
 ``y = x * s ** -beta``,  ``s = k + alpha / size ** 2 * sum of x ** 2`` over the size x size window.
 
 A row of pixels, all their channels one behind the other, is a line of W C numbers: the sum over the
 window's rows adds whole lines, the sum over its columns adds the result to itself, moved by C, 2 C
-and so on. Both are long loops over neighbours in memory, and stay in the first caches.
+and so on. Both are long loops over neighbours in memory, and stay in the first caches. Backward
+goes over an image twice, as the second sum needs the first one's results of all rows around.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ def _sum_around(image, y, size, squared, padded, total):
 def _forward(x, norm, y):
     count, height, width, channels = x.shape
     line = np.uintp(width * channels)
-    for n in prange(count):
+    for task in prange(count * height):
+        n, row = divmod(np.int64(task), height)
         source, target = x[n].reshape(-1), y[n].reshape(-1)
         padded, total, power = _scratch(x[n], norm.size)
-        for row in range(height):
-            _sum_around(x[n], row, norm.size, True, padded, total)
-            powers_of_sums(norm, total, power)
-            start = np.uintp(row) * line
-            for i in range(line):
-                target[start + i] = source[start + i] * power[i]
+        _sum_around(x[n], row, norm.size, True, padded, total)
+        powers_of_sums(norm, total, power)
+        start = np.uintp(row) * line
+        for i in range(line):
+            target[start + i] = source[start + i] * power[i]
 
 
 @parallel_kernel
