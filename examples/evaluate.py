@@ -65,13 +65,15 @@ def main(argv: list[str] | None = None) -> int:
         check_writable(out)
         size = min(max(1, args.batch_size // args.crops), len(dataset))
         loader = Loader(dataset, size, classifier.transform_for(args.crops), shuffle=False)
-        print(f"{path}, {settings.variant}, on {args.data or settings.data or dataset}", flush=True)
+        held_out = f"the {len(dataset)} images that the run held out"
+        where = args.data or (f"{held_out} of {settings.data}" if settings.data else held_out)
+        print(f"{path}, {settings.variant}, on {where}", flush=True)
         answers = examine(classifier.model, loader, Progress())
         print_table(answers, classifier.classes)
         for name, reason in loader.bad:
             print(f"left out: {name}: {reason}")
         best = answers[args.crops]
-        print_confused(best, classifier.classes)
+        print_confused(best, classifier.classes, TITLES[args.crops])
         draw(best, dataset, out)
     except EXPECTED_ERRORS as error:
         return complain(error)
@@ -118,29 +120,38 @@ def open_folder(root: str, classifier: Classifier) -> Dataset:
 
 def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
     """Print the accuracy of each class, worst first, and of all together, for each way to crop."""
-    scores = [answers[crops].scores for crops in sorted(answers)]
-    width = max(5, *map(len, classes))
-    print(" " * (width + 7) + "".join(f"{TITLES[crops]:>16}" for crops in sorted(answers)))
-    print(f"{'class':{width}}  images" + "   top-1   top-5" * len(scores))
-    counts = scores[-1].class_counts
-    for label in np.argsort(scores[-1].class_top1 / np.maximum(counts, 1), kind="stable"):
-        if count := counts[label]:
-            hits = (hits[label] / count for s in scores for hits in (s.class_top1, s.class_top5))
-            shares = "".join(f" {share:7.1%}" for share in hits)
-            print(f"{classes[label]:{width}} {count:7}{shares}")
-    shares = "".join(f" {share:7.1%}" for s in scores for share in (s.top1, s.top5))
-    print(f"{'all':{width}} {scores[0].count:7}{shares}")
-    titles = (TITLES[crops] for crops in sorted(answers))
-    losses = ", ".join(f"{s.loss:.4f} ({name})" for s, name in zip(scores, titles, strict=True))
+    scores = {TITLES[crops]: answers[crops].scores for crops in sorted(answers)}
+    columns = {title: one.class_top1 for title, one in scores.items()}
+    if len(classes) > 5:  # else the right one is always among five
+        columns |= {f"{title} top-5": one.class_top5 for title, one in scores.items()}
+    best = answers[max(answers)].scores
+    counts, width = best.class_counts, max(5, *map(len, classes))
+
+    def row(name: str, which: np.ndarray | slice) -> str:
+        count = counts[which].sum()
+        cells = (f"{hits[which].sum() / count:>{len(t) + 2}.1%}" for t, hits in columns.items())
+        return f"{name:{width}} {count:7}{''.join(cells)}"
+
+    print(f"{'class':{width}}  images" + "".join(f"  {title}" for title in columns))
+    for label in np.argsort(best.class_top1 / np.maximum(counts, 1), kind="stable"):
+        if counts[label]:
+            print(row(classes[label], np.array([label])))
+    print(row("all", slice(None)))
+    chance, spread = 1 / len(classes), (best.top1 * (1 - best.top1) / best.count) ** 0.5
+    print(
+        f"worst classes first; guessing would be right in {chance:.1%}, and of {best.count} other "
+        f"images the share would vary by about {spread:.1%}"
+    )
+    losses = ", ".join(f"{one.loss:.4f} ({title})" for title, one in scores.items())
     print(f"loss {losses}; guessing: {np.log(len(classes)):.4f}")
 
 
-def print_confused(answers: Answers, classes: list[str]) -> None:
-    """Print which classes are taken for which."""
+def print_confused(answers: Answers, classes: list[str], crops: str) -> None:
+    """Print which classes are taken for which, judging by these crops."""
     counts = np.bincount(answers.labels, minlength=len(classes))
     pairs = answers.most_confused(CONFUSED)
     if pairs:
-        print("\nmost confused:")
+        print(f"\nmost confused ({crops}):")
     for right, answer, images in pairs:
         share = f"{images} of {counts[right]} ({images / counts[right]:.1%})"
         print(f"  {classes[right]} taken for {classes[answer]}: {share}")
@@ -167,7 +178,7 @@ def draw(answers: Answers, dataset: Dataset, out: Path) -> None:
         labels=answers.labels[worst].tolist(),
     )
     save_png(sheet, out / "mistakes.png")
-    print(f"  mistakes.png   the {len(worst)} answers most surely wrong; red: the right class")
+    print(f"  mistakes.png   the {len(worst)} answers most surely wrong; green: the right class")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def kernels(look: Look, out: Path) -> None:
 def answers(look: Look, out: Path) -> None:
     """Draw images with their five most probable classes (Figure 4 left).
 
-    The bar of the right class is red, where it is known: where the folder of the image has the
+    The bar of the right class is green, where it is known: where the folder of the image has the
     name of a class.
     """
     dataset, places, images = look.images()

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         paths = list(find_images(args.images))
         if args.sort is not None:
             prepare(args.sort, classifier.classes, args.images)
-        named = 0
+        named = copied = 0
         drawn: list[tuple[str, np.ndarray]] = []
         for start in range(0, len(paths), BATCH):
             found = list(readable(load, paths[start : start + BATCH]))
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
                 if len(drawn) < ON_SHEET:
                     drawn.append((path, result))
                 if args.sort is not None:
-                    copy_into(args.sort / classifier.classes[int(result.argmax())], path)
+                    copied += copy_into(args.sort / classifier.classes[result.argmax()], path)
         if not named:
             raise ValueError(f"none of {len(paths)} images could be read")
         sheet = contact_sheet(
@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.sort is not None:
         left_out = len(paths) - named
         some = f"; {left_out} could not be read and were left out" if left_out else ""
-        print(f"copied {named} images into the folders of {args.sort}{some}")
+        there = f", {named - copied} were there already" if copied < named else ""
+        print(f"copied {copied} images into the folders of {args.sort}{there}{some}")
     return DONE
 
 
@@ -118,19 +119,23 @@ def prepare(root: Path, classes: list[str], images: list[str]) -> None:
             half.unlink(missing_ok=True)
 
 
-def copy_into(folder: Path, path: str) -> None:
-    """Copy an image into a folder, under another name where its own is taken by another image."""
+def copy_into(folder: Path, path: str) -> bool:
+    """Copy an image into a folder, under another name where its own is taken by another image.
+
+    Returns False where it was there already.
+    """
     stem, suffix = os.path.splitext(os.path.basename(path))
     target, number = folder / f"{stem}{suffix}", 1
     while os.path.lexists(target):
         if target.is_file() and filecmp.cmp(path, target, shallow=False):
-            return  # this command was here before
+            return False  # this command was here before, or the image is given twice
         number += 1
         target = folder / f"{stem}-{number}{suffix}"
     folder.mkdir(exist_ok=True)
     with open(path, "rb") as source:
         write_atomically(target, lambda copy: shutil.copyfileobj(source, copy), overwrite=False)
     shutil.copystat(path, target)
+    return True
 
 
 def describe(path: str, probabilities: np.ndarray, classes: list[str]) -> str:

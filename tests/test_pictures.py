@@ -54,22 +54,24 @@ def test_contact_sheet_draws_probabilities_to_scale():
     sheet = np.asarray(contact_sheet([image, image], titles, shares, ["cat", "dog"], size=100))
     assert (sheet[20, 20] == 77).all()
     first_bar, second_bar = (sheet[14 + 100 + 22 + y, 14:114] for y in (3, 21 + 3))
-    assert (first_bar == (0xF0, 0xA8, 0xA0)).all(axis=1).sum() == pytest.approx(75, abs=1)
+    assert (first_bar == (0xD3, 0xDE, 0xEC)).all(axis=1).sum() == pytest.approx(75, abs=1)
     assert (second_bar == (0xD3, 0xDE, 0xEC)).all(axis=1).sum() == pytest.approx(25, abs=1)
 
 
-def test_contact_sheet_with_labels_has_the_right_class_in_red():
+def test_contact_sheet_with_labels_has_the_right_class_in_green():
     image = np.full((50, 80, 3), 77, np.uint8)
     shares = np.array([[0.25, 0.75], [0.25, 0.75], [0.25, 0.75]])
     sheet = contact_sheet(
         [image] * 3, list("abc"), shares, ["cat", "dog"], size=100, labels=[0, 1, -1]
     )
     pixels = np.asarray(sheet)
-    red = (pixels == (0xF0, 0xA8, 0xA0)).all(axis=2)
-    upper, lower = (red[14 + 100 + 22 + y] for y in (3, 21 + 3))
+    green = (pixels == (0xB5, 0xDC, 0xAB)).all(axis=2)
+    upper, lower = (green[14 + 100 + 22 + y] for y in (3, 21 + 3))
     by_image = [(int(bar[14:114].sum()), int(bar[128:228].sum()), int(bar[242:342].sum()))
                 for bar in (upper, lower)]  # fmt: skip
     assert by_image == [(0, 75, 0), (26, 0, 0)]
+    unknown = contact_sheet([image] * 3, list("abc"), shares, ["cat", "dog"], size=100)
+    assert sheet.height - unknown.height == 22  # a line that says what green means
 
 
 @pytest.mark.parametrize("number", [2, 12, 100])

@@ -15,7 +15,7 @@ from tinyalex.models import AlexNet
 from tinyalex.nn import Conv2d
 
 INK, PALE, RED, BLUE = "#222222", "#8a8a8a", "#c0392b", "#7f9cc0"
-PALE_RED, PALE_BLUE = "#f0a8a0", "#d3deec"
+PALE_GREEN, PALE_BLUE = "#b5dcab", "#d3deec"
 NUMBERED, NAMED = 20, 60
 """Up to how many classes a confusion matrix has numbers in it, and names beside it."""
 
@@ -72,16 +72,22 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw images with a bar for each of their five most probable classes (paper, Figure 4).
 
-    images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar in red is that of the right
-    class where `labels` are given (-1: not known), else that of the most probable one.
+    images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar of the right class is green
+    where `labels` are given (-1: not known), and a line below all images says so.
     """
     margin, title_height, bar_height = 14, 22, 21
     shown = min(5, len(classes))
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
     cell_w, cell_h = size + margin, size + title_height + shown * bar_height + margin + 6
-    sheet = Image.new("RGB", (columns * cell_w + margin, rows * cell_h + margin), "white")
+    known = labels is not None and max(labels) >= 0
+    height = rows * cell_h + margin + (title_height if known else 0)
+    sheet = Image.new("RGB", (columns * cell_w + margin, height), "white")
     draw, small = ImageDraw.Draw(sheet), font(12)
+    if known:
+        draw.text(
+            (margin, height - margin - title_height // 2), "green: the right class", PALE, small
+        )
 
     for i, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(i, columns)
@@ -93,8 +99,8 @@ def contact_sheet(
             y = top + size + title_height + rank * bar_height
             share = float(probabilities[i, label])
             bar = (left, y + 2, left + round(share * (size - 1)), y + bar_height - 3)
-            red = rank == 0 if labels is None else label == labels[i]
-            draw.rectangle(bar, PALE_RED if red else PALE_BLUE)
+            right = labels is not None and label == labels[i]
+            draw.rectangle(bar, PALE_GREEN if right else PALE_BLUE)
             percent = f"{share:.0%}"
             percent_width = round(draw.textlength(percent, small))
             name = shorten(draw, classes[label], small, size - percent_width - 14)
