@@ -16,9 +16,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from tinyalex.data.dataset import printable
+from tinyalex.data.dataset import DataError, printable
 from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
 from tinyalex.data.prepare import prepare, source_images
 from tinyalex.data.workers import WorkerError
@@ -57,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("two folders are needed, SOURCE and TARGET")
         options = Options(args.size, args.format, args.quality)
         names, ignored = source_images(args.source, args.target)
-        with locked(args.target):
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(args.target))
+            except OSError as error:
+                raise DataError(f"cannot write to {args.target}: {one_sentence(error)}") from error
             result = prepare(args.source, names, args.target, options, args.processes, show)
     except (WorkerError, OSError, MemoryError) as error:
         return complain(

@@ -74,13 +74,13 @@ GUARDS = (
     ("share of unreadable images", "data/unreadable.py",
      "        if count > allowed or count == size:\n", "        if False:\n",
      "test_bad_images.py", "too_many"),
-    ("silent process", "data/workers.py", "if time.monotonic() - heard > patience:", "if False:",
+    ("silent process", "data/workers.py", "if silent > patience:", "if False:",
      "test_loader_processes.py", "dead_or_stuck and stop"),
     ("dead process", "data/workers.py",
      "            raise WorkerError(self._obituary()) from None\n", "            pass\n",
      "test_loader_processes.py", "dead_or_stuck and kill"),
     ("digests of prepared images", "data/manifest.py", "if digest != entry.sha256:", "if False:",
-     "test_prepare.py", "verify_names"),
+     "test_prepare_verify.py", "verify_names"),
 )  # fmt: skip
 """Name, file, text, what takes its place, and the test that must then fail."""
 

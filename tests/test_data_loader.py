@@ -1,7 +1,9 @@
 """The loader: the same batches whoever makes them and wherever one starts, and no thread left."""
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -205,6 +207,23 @@ def test_an_error_in_a_thread_reaches_the_consumer_in_its_place():
         next(batches)
 
 
+def test_an_error_holds_no_batch_longer_than_it_lives():
+    batch = []
+
+    def fail(index):
+        memory = np.empty(1)
+        batch.append(weakref.ref(memory))
+        raise RuntimeError("the disk is gone")
+
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            next(Loader(Noise(50, fail), 10, EvalTransform(10)).epoch(0))
+        assert [memory() for memory in batch] == [None] * len(batch)
+    finally:
+        gc.enable()
+
+
 def test_waiting_is_measured():
     slow_data = Loader(Noise(20, lambda index: time.sleep(0.01)), 10, EvalTransform(10), workers=1)
     list(slow_data.epoch(0))
@@ -232,8 +251,10 @@ def test_a_stuck_thread_is_an_error_that_names_the_image(monkeypatch):
     dataset = Noise(20, lambda index: answer.wait(60) if index == 15 else time.sleep(0.2))
     batches = Loader(dataset, 10, EvalTransform(10), shuffle=False).epoch(0)
     assert len(next(batches)) == 10
+    start = time.monotonic()
     with pytest.raises(WorkerError, match="a thread has been at one image for 1 s, image 15: "):
         next(batches)
+    assert time.monotonic() - start < 3  # with 8 s of patience 10, as promised
     assert running_threads()
     answer.set()
 

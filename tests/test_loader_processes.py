@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,6 +105,34 @@ def test_a_dead_or_stuck_process_is_an_error_that_names_it(what, message, loader
     # Of 8 s of patience, 1 is waited for here, and a busy machine may take its time.
     assert time.monotonic() - start < 8
     assert len(next(loader.epoch(0))) == 10  # another epoch has new processes
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_stop_of_all_processes_is_no_silence(processes):
+    """Ctrl-Z, and `fg` when the patience would have come to its end."""
+    code = f"""
+from tinyalex.data import EvalTransform, Loader, loader_processes, loader_threads
+from trouble import Trouble
+
+loader_threads.PATIENCE = loader_processes.PATIENCE = 1.0
+dataset = Trouble("linger", "all", size=20)
+for batch in Loader(dataset, 2, EvalTransform(9), processes={processes}).epoch(0):
+    print(len(batch), flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "2\n"
+    os.killpg(process.pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.stdout.read() == "2\n" * 9
+    process.communicate()
 
 
 def test_killed_while_idle(loaders):

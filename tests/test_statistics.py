@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
 import time
 from fractions import Fraction
 
 import images as files
 import numpy as np
 import pytest
+from helpers import finished
 
 from tinyalex.data import (
     DataError,
@@ -16,7 +18,9 @@ from tinyalex.data import (
     PixelStatistics,
     PixelSums,
     Unreadable,
+    WorkerError,
     load_statistics,
+    loader_threads,
     pixel_statistics,
 )
 from tinyalex.files import FileError, save
@@ -143,6 +147,19 @@ def test_ctrl_c_waits_for_the_images_under_way_only(images):
     with pytest.raises(KeyboardInterrupt):
         pixel_statistics(dataset, size=8)
     assert dataset.loads < 10
+
+
+def test_nobody_waits_for_a_stuck_disk(images, monkeypatch):
+    class Stuck(Images):
+        def load(self, index):
+            return answer.wait() if index == 2 else super().load(index)
+
+    monkeypatch.setattr(loader_threads, "PATIENCE", 1.0)
+    answer = threading.Event()
+    error = finished(pixel_statistics, Stuck(images[0]), 8)
+    answer.set()
+    assert isinstance(error, WorkerError)
+    assert str(error).startswith("a thread has been at one image for 1 s, image 2: it waits for")
 
 
 def test_nothing_to_measure_and_too_small_images_are_errors():

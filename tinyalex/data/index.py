@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def index_images(root: str, classes: list[str], cache: bool = True) -> Index:
     read, and for a link back to a folder above.
     """
     place = cache_file(root) if cache else None
-    index = _remembered(place, root, classes) if place else None
+    index = _index_in(remembered(place), root, classes)
     if index is None:
         scan = _Scan(root)
         texts, counts = [], []
@@ -101,8 +101,15 @@ def index_images(root: str, classes: list[str], cache: bool = True) -> Index:
             texts.append(b"".join(os.fsencode(path) + b"\0" for path in names))
         text = np.frombuffer(b"".join(texts), np.uint8)
         index = Index(root, classes, text, np.array(counts, np.int64), scan.ignored)
-        if place and len(index.paths) >= WORTH_CACHING and scan.is_settled():
-            _remember(place, index, scan.visited)
+        if len(index.paths) >= WORTH_CACHING and scan.is_settled():
+            content = {
+                **_key(root, classes),
+                "folders": {folder: list(numbers) for folder, numbers in scan.visited.items()},
+                "text": index.text,
+                "counts": index.counts,
+                "ignored": index.ignored,
+            }
+            remember(place, content)
     return index
 
 
@@ -178,9 +185,9 @@ def has_image_name(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(EXTENSIONS)
 
 
-def fingerprint(folder: str) -> tuple[int, int, int, int]:
+def fingerprint(path: str) -> tuple[int, int, int, int]:
     """Return device, inode, and when content and inode changed last, in nanoseconds."""
-    status = os.stat(folder)
+    status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -188,9 +195,9 @@ def fingerprint(folder: str) -> tuple[int, int, int, int]:
 
 
 def cache_file(root: str, kind: str = "index") -> Path | None:
-    """Return where the index of `root` is kept, or None for a user who has no such place.
+    """Return the file for what is known of the images in `root`, None for a user without a place.
 
-    So are things of other kinds that are known of its images.
+    There is a file for each kind of knowledge: their list is the `index`.
     """
     folder = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(folder):  # unset; or relative, which the XDG specification ignores
@@ -199,26 +206,27 @@ def cache_file(root: str, kind: str = "index") -> Path | None:
     return Path(folder, "tinyalex", f"{kind}-{name}.safetensors") if os.path.isabs(folder) else None
 
 
-def _remember(place: Path, index: Index, visited: dict[str, tuple[int, int, int, int]]) -> None:
-    """Write the cache; where that cannot be, the next run reads the folders again."""
-    content = {
-        **_key(index.root, index.classes),
-        "folders": {folder: list(numbers) for folder, numbers in visited.items()},
-        "text": index.text,
-        "counts": index.counts,
-        "ignored": index.ignored,
-    }
+def remember(place: Path | None, content: object) -> None:
+    """Write what is known; where that cannot be, the next run finds it out again."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save(content, place)
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            save(content, place)
     except OSError:
         pass
 
 
-def _remembered(place: Path, root: str, classes: list[str]) -> Index | None:
-    """Return the index in the cache if it is that of the folders as they are now."""
+def remembered(place: Path | None) -> Any:
+    """Return what is known, whoever wrote it; None where there is nothing that can be read."""
     try:
-        content = load(place)
+        return None if place is None else load(place)
+    except (OSError, FileError):
+        return None
+
+
+def _index_in(content: Any, root: str, classes: list[str]) -> Index | None:
+    """Return the index in what was remembered, if it is that of the folders as they are now."""
+    try:
         key = _key(root, classes)
         if {name: content.get(name) for name in key} != key:
             return None
@@ -226,7 +234,7 @@ def _remembered(place: Path, root: str, classes: list[str]) -> Index | None:
             if list(fingerprint(os.path.join(root, folder))) != numbers:
                 return None
         return Index(root, classes, content["text"], content["counts"], content["ignored"])
-    except (OSError, FileError, KeyError, AttributeError, TypeError):  # not one of ours
+    except (OSError, KeyError, AttributeError, TypeError):  # a folder gone, or not one of ours
         return None
 
 

@@ -61,8 +61,8 @@ class Loader:
     waiting at any time, by default one more than there are workers.
 
     WorkerError comes in the place of a batch, within 10 seconds, when a process is killed or stops,
-    or when one image takes a worker longer than that, as on a disk that does not answer. A process
-    that says nothing while it starts is waited for longer, a minute.
+    or when a worker is at one image for 8 seconds (a process for 7 to 8), as on a disk that does
+    not answer. A process that says nothing while it starts is waited for longer, a minute.
     """
 
     def __init__(
@@ -137,7 +137,6 @@ class Loader:
         numbers = iter(range(start_batch, len(self)))
         stop = threading.Event()
         pending: deque[tuple[Future[Batch], list[int]]] = deque()
-        make = self._batch_of_process if self.processes else self._batch
         if self.processes and self._batches is None:
             self._batches = self._start_processes()
         threads = Threads(self.workers)
@@ -146,8 +145,7 @@ class Loader:
                 while True:
                     while len(pending) < self.prefetch and (k := next(numbers, None)) is not None:
                         chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
-                        begun: list[int] = []
-                        pending.append((threads.submit(make, epoch, chosen, stop, begun), begun))
+                        pending.append(self._submit(threads, epoch, chosen, stop))
                     if not pending:
                         return
                     start = time.perf_counter()
@@ -174,10 +172,21 @@ class Loader:
     def _generator(self, epoch: int, draw: int) -> np.random.Generator:
         """Return the generator of one draw: 0 is the order of the epoch, 1 + i is image i.
 
-        The same seed begins other streams, too (the split of a folder, the
-        embedded images, initial weights), of which some equal one of these and are used otherwise.
+        The same seed begins other streams, too. The streams of (seed, label), which splits a class
+        of a folder, and of (seed, label, 0), the order of epoch `label`, are the same; so are those
+        of (seed, split, i), which draws a pattern, and (seed, epoch, draw). Nothing but the numbers
+        is alike: each draws something else from them.
         """
         return np.random.default_rng((self.seed, epoch, draw))
+
+    def _submit(
+        self, threads: Threads, epoch: int, chosen: np.ndarray, stop: threading.Event
+    ) -> tuple[Future[Batch], list[int]]:
+        """Have a batch made; return it with the list of images begun, for `result_of`."""
+        begun: list[int] = []
+        if self.processes:  # which see to it by themselves that no image takes too long
+            return threads.submit(self._batch_of_process, epoch, chosen, stop), begun
+        return threads.submit(self._batch, epoch, chosen, stop, begun), begun
 
     def _batch(
         self, epoch: int, chosen: np.ndarray, stop: threading.Event, begun: list[int]
@@ -202,10 +211,8 @@ class Loader:
         }
         return BatchProcesses(Loader, options, self.workers)
 
-    def _batch_of_process(
-        self, epoch: int, chosen: np.ndarray, stop: threading.Event, begun: list[int]
-    ) -> Batch:
-        assert self._batches is not None  # which sees to it by itself that no image takes too long
+    def _batch_of_process(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
+        assert self._batches is not None
         images, indices, bad = self._batches.batch(epoch, chosen, stop)
         for index in bad.keys() - self._unreadable.reasons.keys():
             self._unreadable.add(index, bad[index])

@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyalex.backends import memory
-from tinyalex.data.workers import Work, Workers
-
-PATIENCE = 8.0
-"""Seconds that one image may take: so long without a sign of life is an error."""
+from tinyalex.data.workers import PATIENCE, Work, Workers
 
 
 class BatchProcesses:

@@ -1,4 +1,4 @@
-"""A loader's batches made by threads, of which nobody waits for one that is stuck."""
+"""Threads that read images, of which nobody waits for one that is stuck."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-from tinyalex.data.loader_processes import PATIENCE
-from tinyalex.data.workers import WorkerError
+from tinyalex.data.workers import PATIENCE, POLL_SECONDS, WorkerError
 
-FAREWELL = 1.0
+FAREWELL = 0.5
 """Seconds for which the threads are waited for at the end: those at work finish their image."""
 
 Queue = queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
@@ -59,17 +58,19 @@ def result_of(future: Future[Any], images: list[int], describe: Callable[[int], 
 
     Raises what the thread raised; WorkerError if it has been at one image for `PATIENCE` seconds.
     """
-    known = silent = 0
-    # Counted in waits, which no clock disturbs: a computer that slept has been silent for one.
-    while not wait((future,), timeout=1).done:
-        silent = silent + 1 if len(images) == known else 0
+    known, silent = 0, 0.0
+    while not wait((future,), timeout=POLL_SECONDS).done:
+        silent = silent + POLL_SECONDS if len(images) == known else 0.0
         known = len(images)
-        if silent >= PATIENCE and images:
+        if silent > PATIENCE and images:
             raise WorkerError(
-                f"a thread has been at one image for {silent} s, {describe(images[-1])}: it waits "
-                "for a disk that does not answer"
+                f"a thread has been at one image for {PATIENCE:.0f} s, {describe(images[-1])}: it "
+                "waits for a disk that does not answer, or is very slow"
             )
-    return future.result()
+    try:
+        return future.result()
+    finally:
+        del future  # which has the error, which has this frame: a cycle, and a batch in it
 
 
 def _work(tasks: Queue) -> None:
@@ -84,3 +85,4 @@ def _do(future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]
             future.set_result(function(*args))
         except BaseException as error:
             future.set_exception(error)
+            del future  # as in `result_of`

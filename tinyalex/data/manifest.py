@@ -79,8 +79,8 @@ class Entry(NamedTuple):
 def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
     """Return the first line, the entries, and which lines are damaged, counted from 1.
 
-    A power failure may leave such lines in a journal: what they were about is made again. Of a
-    damaged first line nothing is returned.
+    A power failure may leave such lines in a journal: what they were about is made again. Where the
+    first line is damaged, "" stands in its place, and the entries of the others come all the same.
     """
     header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     entries, damaged = [], []
@@ -91,8 +91,10 @@ def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
     for number, line in enumerate(lines, start=2):
         try:
             if line:
-                entries.append(Entry(**json.loads(line)))
-                os.fspath(entries[-1].path)
+                entry = Entry(**json.loads(line))
+                os.fspath(entry.path)
+                os.fspath(entry.source)
+                entries.append(entry)
         except (ValueError, TypeError):
             damaged.append(number)
     return header and header + "\n", entries, damaged
@@ -104,9 +106,9 @@ def training_entries(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def open_journal(target: Path, options: Options) -> TextIO:
-    """Open the journal, begun if there is none, behind its last whole line."""
+    """Open the journal behind its last whole line; begin one where none has these options."""
     path = target / JOURNAL
-    if not path.exists():
+    if not path.exists() or read_manifest(path)[0] != options.header():
         write_atomically(path, lambda file: file.write(options.header().encode()))
     with path.open("r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)

@@ -93,13 +93,18 @@ def prepare(
     size that it has, and with its source and the size that this has. Those that they list and that
     come from no image in `source` any more are removed.
 
-    Raises DataError for a `target` made with other options and if no image can be read, WorkerError
-    when a process dies, OSError and MemoryError when the machine does not play along. What was made
-    until then stays.
+    Raises DataError for a `target` made with other options or from nothing that `source` holds, and
+    if no image can be read, WorkerError when a process dies, OSError and MemoryError when the
+    machine does not play along. What was made until then stays.
     """
     result = Prepared()
     jobs = _jobs(names, options, result)
     known = _find_known(target, options)
+    if known and {entry.source for entry in known.values()}.isdisjoint(names):
+        raise DataError(
+            f"{target} was prepared from other images, of which none is in {source}: give another "
+            "TARGET, or empty it"
+        )
     images = {path: known[path] for name, path in jobs if _is_there(known.get(path), name, source)}
     missing = [(name, path) for name, path in jobs if path not in images]
     result.kept = len(images)
@@ -160,7 +165,8 @@ def _find_known(target: Path, options: Options) -> dict[str, Entry]:
                 f"{target} was prepared with other options ({header.strip()}): give the same, or "
                 "another folder"
             )
-        known.update((entry.path, entry) for entry in entries)
+        if header:  # else nobody knows what they were made with
+            known.update((entry.path, entry) for entry in entries)
     return {path: entry for path, entry in known.items() if file_size(target / path) == entry.size}
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.image import central_square
+from tinyalex.data.loader_threads import Threads, result_of
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.files import FileError, load, save
 
@@ -67,18 +69,20 @@ def pixel_statistics(
     Every image is decoded once, by `workers` threads; memory does not grow with the data set.
     Images that cannot be read are left out and noted in `unreadable`. `progress(done, total)` is
     called now and then, in the thread that called. Raises DataError if too many images cannot be
-    read (by default more than 1 %, as in `Loader`), ValueError if one is too small.
+    read (by default more than 1 %, as in `Loader`), ValueError if one is too small, WorkerError if
+    one takes 8 seconds.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     bad = Unreadable(dataset) if unreadable is None else unreadable
     stop = threading.Event()
 
-    def sums_of(chunk: range) -> PixelSums:
+    def sums_of(chunk: range, begun: list[int]) -> PixelSums:
         sums = PixelSums(size)
         for index in chunk:
             if stop.is_set():
                 break
+            begun.append(index)
             try:
                 image = dataset.load(index)
             except ImageError as error:
@@ -90,14 +94,18 @@ def pixel_statistics(
     total = PixelSums(size)
     everything = range(len(dataset))
     chunks = [everything[start : start + CHUNK] for start in everything[::CHUNK]]
-    with ThreadPoolExecutor(workers, thread_name_prefix="tinyalex-data") as pool:
-        try:
-            for chunk, sums in zip(chunks, pool.map(sums_of, chunks), strict=True):
-                total.merge([sums])
-                progress(chunk.stop, len(dataset))
-        finally:  # after an error or Ctrl-C, nobody waits for more than the images under way
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    pending: deque[tuple[Future[PixelSums], list[int]]] = deque()
+    threads = Threads(workers)
+    try:
+        for chunk in chunks:
+            begun: list[int] = []
+            pending.append((threads.submit(sums_of, chunk, begun), begun))
+        for chunk in chunks:
+            total.merge([result_of(*pending.popleft(), dataset.describe)])
+            progress(chunk.stop, len(dataset))
+    finally:  # after an error or Ctrl-C, nobody waits for more than the images under way
+        stop.set()
+        threads.close()
     return total.statistics()
 
 

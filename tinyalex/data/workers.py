@@ -34,6 +34,13 @@ START_SECONDS = 60.0
 SIGN_SECONDS = 1.0
 """How often a process that is at work says so."""
 
+PATIENCE = 8.0
+"""Seconds for which a loader's worker may be silent: at one image, or stopped."""
+
+POLL_SECONDS = 0.1
+"""How long one wait for a worker is. Silence is counted in them, for no clock disturbs that: while
+the computer slept, or all of this was stopped, there was one wait."""
+
 
 class WorkerError(RuntimeError):
     """A process that ended, or one or a thread that is stuck, before its work was done."""
@@ -140,22 +147,23 @@ class Worker:
         Raises what the task raised; WorkerError if the process has ended, or says nothing for
         `patience` seconds.
         """
-        heard = time.monotonic()
+        silent = 0.0
         try:
             self.connection.send(task)
             self._owed += 1
             while not stop.is_set():
-                if self.connection.poll(0.1):
+                silent += POLL_SECONDS
+                if self.connection.poll(POLL_SECONDS):
                     kind, content = self.connection.recv()
-                    heard, self._started = time.monotonic(), True
+                    silent, self._started = 0.0, True
                     self._owed -= kind != _ALIVE
                     if kind != _ALIVE and self._owed == 0:  # else of a task that was given up
                         return _result(kind, content)
                 patience = self.patience if self._started else max(START_SECONDS, self.patience)
-                if time.monotonic() - heard > patience:
+                if silent > patience:
                     raise WorkerError(
-                        f"{self.name} has said nothing for {patience:.0f} s: it is stopped, or "
-                        "waits for a disk that does not answer"
+                        f"{self.name} has said nothing for {patience:.0f} s: it is stopped, waits "
+                        "for a disk that does not answer, or is very slow"
                     )
         except (EOFError, ConnectionError):
             raise WorkerError(self._obituary()) from None

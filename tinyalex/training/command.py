@@ -175,8 +175,10 @@ def readable(
             print(f"skipped: {error}", file=sys.stderr)
 
 
-def complain(error: BaseException | str, code: int = USAGE) -> int:
-    """Print an error as one line on stderr and return the exit code."""
+def complain(error: BaseException | str, code: int | None = None) -> int:
+    """Print an error as one line on stderr; return the code, by default what fits the error."""
+    if code is None:
+        code = FAILED if isinstance(error, WorkerError) else USAGE
     text = error if isinstance(error, str) else one_sentence(error)
     say(f"error: {text}", sys.stderr)
     return code

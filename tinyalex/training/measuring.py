@@ -6,13 +6,22 @@ import numpy as np
 
 from tinyalex import models
 from tinyalex.data import Dataset, ImageFolder, PixelStatistics, mean_colour, pixel_statistics
+from tinyalex.data.index import cache_file
+from tinyalex.data.known_statistics import (
+    images_digest,
+    keep_statistics,
+    kept_statistics,
+    prepared_statistics,
+)
 from tinyalex.data.manifest import STATISTICS
-from tinyalex.data.measured import WORTH_KEEPING, KeptStatistics, prepared_statistics
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.files import FileError
 from tinyalex.training.datasets import shorter_side_for
 from tinyalex.training.progress import Progress
 from tinyalex.training.settings import Settings
+
+WORTH_KEEPING = 1000
+"""Images below which statistics are measured again each time, in seconds."""
 
 WHAT = "the mean and the colours of the training images"
 
@@ -23,7 +32,8 @@ def measure(
     """Return the mean to subtract and, if the colour noise needs it, the covariance of colours.
 
     Both come from one pass over all training images, where that pass has not been made before; a
-    mean colour alone takes a few of them. Raises DataError if too many images cannot be read.
+    mean colour alone takes a few of them. Raises DataError if too many images cannot be read,
+    WorkerError for a disk that does not answer.
     """
     mean, found = models.VARIANTS[settings.variant].pixels.mean, None
     if settings.mean == "image" or settings.colour_noise != "none":
@@ -31,20 +41,23 @@ def measure(
     covariance = found.colour_covariance if found and settings.colour_noise != "none" else None
     if found and settings.mean == "image":
         return found.mean_image.astype(np.float32), covariance
-    return mean or (tuple(found.mean_colour.tolist()) if found else mean_colour(train)), covariance
+    if mean is None:
+        mean = tuple(found.mean_colour.tolist()) if found else mean_colour(train)
+    return mean, covariance
 
 
 def _statistics(settings: Settings, train: Dataset, progress: Progress) -> PixelStatistics:
     """Return the statistics prepared with the images, kept by an earlier run, or measured now."""
     size = shorter_side_for(settings.input_size)
-    kept = None
+    place, digest = None, ""
     if isinstance(train, ImageFolder):
         if found := _prepared(train, size, progress):
             return found
         if settings.index_cache and len(train) >= WORTH_KEEPING:
-            kept = KeptStatistics(train, size)
-            if found := kept.load():
-                progress.say(f"{WHAT} are those measured before, in {kept.place}")
+            place = cache_file(str(train.folder), "statistics")
+            digest = images_digest(train, size)
+            if found := kept_statistics(place, digest):
+                progress.say(f"{WHAT} are those measured before, in {place}")
                 return found
     progress.say(f"{WHAT} are measured now")
     unreadable = Unreadable(train)
@@ -61,8 +74,7 @@ def _statistics(settings: Settings, train: Dataset, progress: Progress) -> Pixel
         progress.stop()
     for path, reason in unreadable.listed():
         progress.say(f"left out of the mean: {path}: {reason}")
-    if kept is not None:
-        kept.save(found)
+    keep_statistics(place, digest, found)
     return found
 
 

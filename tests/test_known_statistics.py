@@ -11,8 +11,8 @@ import pytest
 
 from tinyalex.data import DataError, ImageFolder, load_statistics, pixel_statistics
 from tinyalex.data.index import cache_file
+from tinyalex.data.known_statistics import prepared_statistics
 from tinyalex.data.manifest import MANIFEST, STATISTICS, sha256
-from tinyalex.data.measured import prepared_statistics
 from tinyalex.training import measuring, new_run
 from tinyalex.training.measuring import WHAT
 

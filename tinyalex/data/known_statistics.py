@@ -14,7 +14,7 @@ from pathlib import Path
 import PIL
 
 from tinyalex.data.folder import ImageFolder
-from tinyalex.data.index import cache_file, fingerprint
+from tinyalex.data.index import fingerprint, remember, remembered
 from tinyalex.data.manifest import (
     MANIFEST,
     STATISTICS,
@@ -26,9 +26,6 @@ from tinyalex.data.manifest import (
 from tinyalex.data.statistics import PixelStatistics, load_statistics
 from tinyalex.files import FileError
 from tinyalex.version import __version__
-
-WORTH_KEEPING = 1000
-"""Images below which statistics are measured again each time, in seconds."""
 
 
 def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | None:
@@ -50,36 +47,32 @@ def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | Non
     return statistics if there == listed else None
 
 
-class KeptStatistics:
-    """The place in the cache for the statistics of the central `size` pixels of `images`."""
+def images_digest(images: ImageFolder, size: int) -> str:
+    """Return what changes when one of the images does, or what is measured on them.
 
-    def __init__(self, images: ImageFolder, size: int) -> None:
-        self.place = cache_file(str(images.folder), "statistics")
-        # Another Pillow, or another tinyalex, may decode and resize in another way.
-        digest = hashlib.sha256(f"{__version__} {PIL.__version__} {size}\n".encode())
-        for path in images.paths:
-            digest.update(os.fsencode(path) + f"\0{_identity(path)}\n".encode())
-        self._digest = digest.hexdigest()
+    That is the mean of their central `size` pixels, with this Pillow and this tinyalex: another one
+    may decode and resize in another way.
+    """
+    digest = hashlib.sha256(f"{__version__} {PIL.__version__} {size}\n".encode())
+    for path in images.paths:
+        digest.update(os.fsencode(path) + f"\0{_identity(path)}\n".encode())
+    return digest.hexdigest()
 
-    def load(self) -> PixelStatistics | None:
-        """Return the statistics if they are those of the images as they are now."""
-        try:
-            if self.place is not None:
-                statistics, notes = load_statistics(self.place)
-                if notes["images_sha256"] == self._digest:
-                    return statistics
-        except (OSError, FileError, KeyError, TypeError):  # none, or not one of ours
-            pass
-        return None
 
-    def save(self, statistics: PixelStatistics) -> None:
-        """Keep the statistics; where that cannot be, the next run measures again."""
-        try:
-            if self.place is not None:
-                self.place.parent.mkdir(parents=True, exist_ok=True)
-                statistics.save(self.place, images_sha256=self._digest)
-        except OSError:
-            pass
+def kept_statistics(place: Path | None, digest: str) -> PixelStatistics | None:
+    """Return what `keep_statistics` wrote to a file, if it is of the images of this digest."""
+    content = remembered(place)
+    try:
+        if content["images_sha256"] == digest:
+            return PixelStatistics(**content["statistics"])
+    except (KeyError, TypeError):  # none, or not one of ours
+        pass
+    return None
+
+
+def keep_statistics(place: Path | None, digest: str, statistics: PixelStatistics) -> None:
+    """Keep the statistics of the images that had this digest before they were measured."""
+    remember(place, {"images_sha256": digest, "statistics": vars(statistics)})
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
