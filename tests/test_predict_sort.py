@@ -71,7 +71,7 @@ def test_a_copy_that_fails_leaves_nothing(photos, trained, tmp_path, disk):
         "predict", trained, large, "--sort", tmp_path / "sorted", "--out", tmp_path / "s.png"
     )
     assert code == 2
-    assert "no room for the file" in complaints
+    assert "large.bmp: File too large, there is no room for the file" in complaints
     assert sorted_into(tmp_path / "sorted") == {}
 
 

@@ -58,8 +58,10 @@ def write_atomically(
             os.replace(temporary, target)
         else:
             _name_anew(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)  # a full disk does not say where
         raise
     sync_folder(target.parent)
 

@@ -32,7 +32,8 @@ class Unreadable:
             listed = "; ".join(f"{path}: {reason}" for path, reason in self.listed()[:10])
             more = f"; and {count - 10} more" if count > 10 else ""
             raise DataError(
-                f"{count} of {size} images cannot be read, {allowed} are allowed: {listed}{more}"
+                f"{count} of {size} images cannot be read, {allowed} are allowed: {listed}"
+                f"{more} (examples/prepare_images.py names all, and makes a folder without them)"
             )
 
     def listed(self) -> list[tuple[str, str]]:

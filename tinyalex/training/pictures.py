@@ -146,10 +146,12 @@ def learning_curves(
             values = [100 * row[f"val_top{k}"] for row in epochs]
             label = f"validation top-{k}"
             accuracy.plot(ends, values, style, color=RED, ms=4, label=label)
+    accuracy.axhline(100 / num_classes, color=PALE, ls="--", lw=1, label="guessing")
     accuracy.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 102))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=9)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
@@ -178,7 +180,9 @@ def confusion_matrix(
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"])
     bar.set_label("share of the row")
-    axes.set(xlabel="predicted", ylabel="true")
+    right, total = int(np.trace(counts)), int(counts.sum())
+    title = f"{right} of {total} images right ({right / max(total, 1):.1%})"
+    axes.set(xlabel="predicted", ylabel="true", title=title)
     if number <= NAMED:
         names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
         size = 10 if number <= NUMBERED else 7
