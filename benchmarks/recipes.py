@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,19 +33,20 @@ from tinyalex.training import (
     Checkpoints,
     Progress,
     Settings,
+    StoppedError,
     StopRequest,
     classifier_in,
     examine,
     load_checkpoint,
     new_run,
+    open_dataset,
     read_metrics,
     settings_in,
 )
+from tinyalex.training.beginning import old_run, prepared
+from tinyalex.training.command import EXPECTED_ERRORS, complain
 from tinyalex.training.datasets import open_held_out
 from tinyalex.training.options import defaults_for
-
-sys.path.insert(0, str(report.ROOT / "examples"))
-from train_alexnet import old_run, prepare
 
 DEFAULT = None
 FEW_IMAGES = {"lr": 0.002, "batch_size": 32}
@@ -113,17 +115,17 @@ def settings_of(row: Row, data: Path, epochs: int, threads: int) -> Settings:
 def train(settings: Settings, out: Path) -> None:
     """Train to the end, from where the folder `out` is."""
     checkpoints = Checkpoints(out)
-    found = checkpoints.found()
     if checkpoints.exist():
-        checkpoint = checkpoints.load()[0]
-        if settings_in(checkpoint, checkpoints.last) != settings:
+        checkpoint, path = checkpoints.load()
+        if settings_in(checkpoint, path) != settings:
             raise ValueError(f"{out} was trained with other settings: remove it, or name another")
         run = old_run(settings, checkpoint, out)
         del checkpoint
     else:
         run = new_run(settings, progress=Progress())
-    with ExitStack() as held:
-        prepare(run, out, held, found).train(StopRequest(None, None))
+    stop = StopRequest()
+    with prepared(run, checkpoints, stop, shlex.join(["python", *sys.argv])) as trainer:
+        trainer.train(stop)
 
 
 def measure(out: Path) -> dict[str, Any]:
@@ -134,13 +136,37 @@ def measure(out: Path) -> dict[str, Any]:
     dataset = open_held_out(settings, classifier.classes)
     loader = Loader(dataset, 8, classifier.transform_for(10), shuffle=False)
     answers = examine(classifier.model, loader, Progress())
-    rows = [row for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "epoch"]
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name != "data"},
         "images": len(dataset),
-        "epochs": rows,
+        "epochs": epochs_in(out),
         **{f"crops{crops}": answers[crops].scores.top1 for crops in (1, 10)},
     }
+
+
+def epochs_in(out: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics about whole epochs."""
+    path = out / "metrics.jsonl"
+    rows = read_metrics(path) if path.exists() else []
+    return [row for row in rows if row["kind"] == "epoch"]
+
+
+def is_done(result: dict[str, Any] | None, settings: Settings, out: Path) -> bool:
+    """Tell whether a result is that of the run in `out`, with these settings."""
+    if result is None or result["epochs"] != epochs_in(out):
+        return False
+    return Settings(**result["settings"], data=settings.data) == settings
+
+
+def check_alike(results: Iterable[dict[str, Any]], settings: Settings) -> None:
+    """Raise ValueError where a table of these results and of one with the settings is none."""
+    dataset = open_dataset(settings, "val")
+    here = len(dataset or ()), settings.epochs
+    for there in {(result["images"], len(result["epochs"])) for result in results} - {here}:
+        raise ValueError(
+            "the rows that are there are of {} validation images and {} epochs, this one would be "
+            "of {} and {}: give the same data and --epochs, or train all rows".format(*there, *here)
+        )
 
 
 def table(found: dict[str, Any]) -> str:
@@ -153,8 +179,8 @@ def table(found: dict[str, Any]) -> str:
             f"| {ROWS[name].title} | {result['epochs'][-1]['loss']:.2f} "
             f"| {result['crops1']:.1%} | {result['crops10']:.1%} |"
         )
-    (images,) = {result["images"] for result in results.values()}
-    (epochs,) = {len(result["epochs"]) for result in results.values()}
+    result = next(iter(results.values()))  # `check_alike` has seen to it that all are
+    images, epochs = result["images"], len(result["epochs"])
     waited = max(
         row["time"]["data_share"] for result in results.values() for row in result["epochs"]
     )
@@ -193,8 +219,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
-    """Read the command line; train, measure and record."""
+def main(argv: list[str] | None = None) -> int:
+    """Read the command line; train, measure and record. Return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,15 +229,38 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     add_variants()
+    try:
+        compare(arguments)
+    except StoppedError as stopped:
+        print(f"{stopped} and saved; the same command goes on")
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except EXPECTED_ERRORS as error:
+        return complain(error)
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Train and measure the rows asked for, unless that is done; record and draw all there are."""
     recorded = report.RESULTS / "recipes.json"
     found = json.loads(recorded.read_text()) if recorded.exists() else {"rows": {}}
-    for name in arguments.only:
+    rows = {
+        name: settings_of(ROWS[name], arguments.data, arguments.epochs, arguments.threads)
+        for name in arguments.only
+    }
+    others = [result for name, result in found["rows"].items() if name not in rows]
+    check_alike(others, next(iter(rows.values())))
+    for name, settings in rows.items():
+        out = arguments.out / name
+        if is_done(found["rows"].get(name), settings, out):
+            print(f"\n{name}: is done", flush=True)
+            continue
         print(f"\n{name}: {ROWS[name].title}", flush=True)
-        settings = settings_of(ROWS[name], arguments.data, arguments.epochs, arguments.threads)
-        train(settings, arguments.out / name)
-        found["rows"][name] = measure(arguments.out / name)
+        train(settings, out)
+        found["rows"][name] = measure(out)
         found["machine"] = report.machine()
         report.save("recipes", found)
     text = table(found)
@@ -221,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

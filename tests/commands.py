@@ -28,6 +28,7 @@ from tinyalex.training import (
     Trainer,
     load_checkpoint,
     new_run,
+    options,
     read_metrics,
 )
 
@@ -207,7 +208,7 @@ def resumed(out, **changes):
 def run_and_save_always(name, arguments, errors=None):
     """Run a command with a checkpoint after every step; stderr goes to a file, if one is given."""
     command = load(name)
-    command.Checkpoints = lambda folder: Checkpoints(folder, seconds=0, share=math.inf)
+    options.Checkpoints = lambda folder: Checkpoints(folder, seconds=0, share=math.inf)
     if errors is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)

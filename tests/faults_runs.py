@@ -27,6 +27,12 @@ from tinyalex.training import Checkpoints, new_run
 
 RUN = ("--variant", "tiny", "--threads", 1)
 EPOCHS = 3
+SIGNALS = (
+    (signal.SIGINT, 130),
+    (signal.SIGTERM, 143),
+    (signal.SIGHUP, 129),
+    (signal.SIGUSR1, 0),
+)
 
 
 class Runs:
@@ -89,14 +95,16 @@ def cuts(count: int, runs: Runs) -> Row:
 def signals(count: int, runs: Runs) -> Row:
     """Send each polite signal, look at the exit code, resume, compare every bit."""
     right, total = 0, 0
-    for signum, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)):
+    for signum, expected in SIGNALS:
         for _ in range(count):
             code, equal = runs.interrupted(signum)
             right += code == expected and equal
-            progress(total, 3 * count)
+            progress(total, len(SIGNALS) * count)
             total += 1
-    said = f"{right} of {total} exit with 130, 143 and 0, and end as if undisturbed once resumed"
-    return Row("`SIGINT`, `SIGTERM` and `SIGUSR1` at random times", said, right == total)
+    said = (
+        f"{right} of {total} exit with 130, 143, 129 and 0, and end as if undisturbed once resumed"
+    )
+    return Row("`SIGINT`, `SIGTERM`, `SIGHUP` and `SIGUSR1` at random times", said, right == total)
 
 
 def two_equal_runs() -> Row:

@@ -14,8 +14,7 @@ from faults_row import Row, processes, progress, temporary_folder
 
 from tinyalex.files import FileError, load, save
 from tinyalex.training import Checkpoints, new_run
-
-LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+from tinyalex.training.checkpoint import LAST, PREVIOUS
 
 
 def save_for_ever(folder: Path) -> None:

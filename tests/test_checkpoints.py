@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import tiny_settings
-from PIL import Image
 
 import tinyalex as ta
 from tinyalex.files import FileError
 from tinyalex.training import (
     Checkpoints,
-    Classifier,
     State,
     load_checkpoint,
     load_classifier,
     new_run,
 )
-from tinyalex.training.datasets import open_held_out
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -110,6 +107,22 @@ def test_the_last_two_are_kept(photos, tmp_path):
     assert checkpoints.exist()
 
 
+def test_what_was_saved_elsewhere_or_before_is_saved_again(photos, tmp_path):
+    run = new_run(tiny_settings(photos))
+    here, elsewhere = (Checkpoints(tmp_path / name) for name in ("here", "elsewhere"))
+    for checkpoints in (elsewhere, here):
+        run.state.step += 1
+        checkpoints.folder.mkdir()
+        checkpoints.save(run)
+    assert [one.up_to_date(run) for one in (elsewhere, here)] == [False, True]
+    again = Checkpoints(here.folder)
+    assert not again.up_to_date(run)
+    again.load()
+    assert again.up_to_date(run)
+    run.settings = tiny_settings(photos, workers=1)
+    assert not again.up_to_date(run)
+
+
 @pytest.fixture
 def two(photos, tmp_path):
     """Return the checkpoints of step 0 and of step 1 of a run."""
@@ -144,20 +157,23 @@ def make_unreadable(path):
         (make_unreadable, "last.safetensors cannot be read (Input/output error)"),
     ],
 )
-def test_a_damaged_checkpoint_is_replaced_by_the_one_before(two, spoil, reason):
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(photos, two, spoil, reason):
     said = []
     assert two.load(said.append)[1] == two.last
     assert not said
     spoil(two.last)
+    two = Checkpoints(two.folder)
     content, path = two.load(said.append)
     assert (content["state"]["step"], path) == (0, two.previous)
     assert len(said) == 1
     assert said[0].startswith("warning: ")
     assert reason in said[0]
     assert said[0].endswith(f"going on from {two.previous}, of step 0")
-    two.put_back()
+    two.prepare(new_run(tiny_settings(photos)))
     assert two.load(said.append)[1] == two.last
     assert not two.previous.exists()
+    aside = two.folder / "last.safetensors.unreadable"  # perhaps it can be read another time
+    assert aside.exists() == (spoil is not Path.unlink)
 
 
 def test_two_damaged_checkpoints_are_both_named(two):
@@ -247,22 +263,6 @@ def test_a_state_that_no_run_can_be_in_is_refused(change, reason):
         State.from_dict(asdict(State()) | change)
 
 
-def test_a_better_network_on_the_disk_stays(photos, tmp_path):
-    run = new_run(tiny_settings(photos))
-    run.state.best_top1 = 0.83
-    earlier = Checkpoints(tmp_path)
-    assert earlier.keep_best(run)
-    earlier.save(run)
-    for top1, kept in ((0.67, False), (0.83, True), (0.9, True), (0.85, False)):
-        run.state.best_top1 = top1
-        checkpoints = Checkpoints(tmp_path)
-        assert checkpoints.keep_best(run) == kept
-        checkpoints.save(run)
-    assert load_checkpoint(checkpoints.best)["state"]["best_top1"] == 0.9
-    halve(checkpoints.best)
-    assert Checkpoints(tmp_path).keep_best(run)
-
-
 def test_room_on_the_disk_is_looked_for_first(photos, tmp_path, monkeypatch):
     class Usage:
         free = 1000
@@ -270,117 +270,3 @@ def test_room_on_the_disk_is_looked_for_first(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
     with pytest.raises(OSError, match="0 MB free, the checkpoints need"):
         Checkpoints(tmp_path).prepare(new_run(tiny_settings(photos)))
-
-
-def test_a_classifier_survives_the_disk(photos, trained, tmp_path):
-    classifier = load_classifier(trained)
-    images = [np.asarray(Image.open(path)) for path in sorted(photos.glob("*/0*.png"))]
-    shares = classifier.probabilities(images, batch_size=7)
-    assert shares.shape == (30, 3)
-    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
-    again = Classifier.from_state(classifier.get_state())
-    np.testing.assert_array_equal(again.probabilities(images, batch_size=7), shares)
-    assert classifier.probabilities([]).shape == (0, 3)
-
-
-def test_the_order_of_colours_and_the_shorter_side_travel_with_the_weights(trained):
-    classifier = load_classifier(trained)
-    state = classifier.get_state()
-    assert (state["channels"], state["shorter_side"]) == ("RGB", 32)
-    assert Classifier.from_state(state | {"shorter_side": 40}).shorter_side == 40
-    with pytest.raises(ValueError, match=r"these weights expect pixels in 'BGR', here .* 'RGB'"):
-        Classifier.from_state(state | {"channels": "BGR"})
-    del state["channels"], state["shorter_side"]  # as files once were
-    assert Classifier.from_state(state).shorter_side == 32
-
-
-def test_held_out_images_have_the_shorter_side_of_the_weights(photos):
-    dataset = open_held_out(tiny_settings(photos), ["ash", "birch", "elm"], shorter_side=40)
-    assert min(dataset.load(0).shape[:2]) == 40
-
-
-def test_the_mean_image_travels_with_the_weights(photos, tmp_path):
-    run = new_run(tiny_settings(photos, mean="image"))
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.keep_best(run)
-    checkpoints.save(run)
-    classifier = load_classifier(checkpoints.best)
-    assert classifier.mean.shape == (32, 32, 3)
-    np.testing.assert_array_equal(classifier.mean, run.classifier.mean)
-    images = [np.asarray(Image.open(path)) for path in sorted(photos.glob("*/0*.png"))]
-    shares = classifier.probabilities(images)
-    np.testing.assert_array_equal(shares, run.classifier.probabilities(images))
-    classifier.mean = classifier.mean + np.linspace(-99, 99, 32, dtype=np.float32)[:, None, None]
-    assert (classifier.probabilities(images) != shares).any()
-
-
-def with_a_mean_of_another_size(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["mean"] = np.zeros((33, 33, 3), np.float32)
-    ta.save(checkpoint, path)
-
-
-def with_a_mean_that_is_no_number(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["mean"] = [100.0, math.nan, 100.0]
-    ta.save(checkpoint, path)
-
-
-def damaged(path, content):
-    path.write_bytes(content[: len(content) // 2])
-
-
-def flipped(path, content):
-    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-
-
-def of_unknown_variant(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["variant"] = "vgg"
-    ta.save(checkpoint, path)
-
-
-def of_another_network(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["variant"] = "torchvision"
-    ta.save(checkpoint, path)
-
-
-def something_else(path, content):
-    ta.save({"weights": np.zeros(3)}, path)
-
-
-def text(path, content):
-    path.write_text("not a checkpoint")
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        damaged,
-        flipped,
-        of_unknown_variant,
-        of_another_network,
-        with_a_mean_of_another_size,
-        with_a_mean_that_is_no_number,
-        something_else,
-        text,
-    ],
-)
-def test_a_file_that_cannot_be_used_is_named(trained, tmp_path, spoil):
-    path = tmp_path / "spoilt.safetensors"
-    spoil(path, Checkpoints(trained).best.read_bytes())
-    with pytest.raises(FileError, match=r"spoilt\.safetensors"):
-        load_classifier(path)
-
-
-def test_best_is_taken_from_a_folder_and_last_where_there_is_none(trained, tmp_path):
-    assert load_classifier(trained).classes == ["ash", "birch", "elm"]
-    (tmp_path / "last.safetensors").write_bytes(Checkpoints(trained).last.read_bytes())
-    assert load_classifier(tmp_path).classes == ["ash", "birch", "elm"]
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-        load_classifier(tmp_path / "gone")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import finish, result, run_and_save_always, start, train_on
 
-from tinyalex.training import Checkpoints, StopRequest, load_checkpoint
+from tinyalex.training import Checkpoints, StopRequest, beginning, load_checkpoint
 
 pytest_plugins = ("trained",)
 
@@ -155,6 +155,18 @@ def test_signals_before_training_leave_nothing(
     assert capfd.readouterr().err == (told if name != "SIGINT" else "")
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signum) == before
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_signal_amid_the_first_checkpoint_leaves_a_run_to_go_on_with(
+    photos, tmp_path, monkeypatch
+):
+    kill = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(beginning, "load_checkpoint", lambda path: kill())
+    code, said, _ = train_on(photos, tmp_path / "run")
+    assert code == 143
+    assert "stopped by SIGTERM and saved at step 1 of 21; go on: " in said
+    assert load_checkpoint(Checkpoints(tmp_path / "run").last)["state"]["step"] == 1
 
 
 def test_second_signal_stops_at_once():

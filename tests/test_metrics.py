@@ -128,6 +128,27 @@ def test_progress_that_nobody_reads_goes_silent(monkeypatch, kind):
         say("the end")
 
 
+def test_a_line_that_a_full_disk_refuses_is_the_only_one_lost(tmp_path, disk):
+    with (tmp_path / "log").open("w") as log:
+        say("one", log)
+        disk(6)
+        say("two", log)
+        disk(None)
+        os.ftruncate(log.fileno(), log.seek(4))  # room again, and half a line less
+        say("three", log)
+    assert (tmp_path / "log").read_text() == "one\nthree\n"
+
+
+def test_a_pipe_that_is_full_for_a_while_is_written_again():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(reading) as reader, open(writing, "w") as pipe:
+        say("x" * 100_000, pipe)
+        os.read(reading, 200_000)
+        say("there is room again", pipe)
+        assert reader.readline() == "there is room again\n"
+
+
 def test_pace_tells_waiting_from_computing_and_estimates_the_end():
     pace = Pace(total_steps=100, epochs=2)
     pace.add(waited=5.0, worked=55.0, result=Average(1.0, 1, 8))  # the first step compiles

@@ -5,7 +5,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from PIL import Image
 from tinyalex.models import VARIANTS
 from tinyalex.models.spec import Gaussian, Linear
 from tinyalex.training import Checkpoints, StopRequest, load_checkpoint, new_run
+from tinyalex.training.beginning import old_run, prepared
 from tinyalex.training.options import read_arguments
 
 pytest_plugins = ("trained",)
@@ -195,14 +195,16 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy, kept):
 
 @pytest.mark.parametrize("began", [True, False])
 def test_what_another_process_trained_meanwhile_is_not_overwritten(photos, copy, began):
-    command, out = load(TRAIN), copy if began else copy / "new"
+    out = copy if began else copy / "new"
     begin = ["--variant", "tiny", "--data", str(photos), "--out", str(out)]
-    args, settings, checkpoint = read_arguments(["--resume", str(out)] if began else begin)
-    mine = command.old_run(settings, checkpoint, out) if began else new_run(settings)
+    resume = ["--resume", str(out)]
+    _, settings, checkpoints, checkpoint = read_arguments(resume if began else begin)
+    mine = old_run(settings, checkpoint, out) if began else new_run(settings)
     assert run(TRAIN, *(["--resume", out, "--epochs", 4] if began else begin))[0] == 0
     before = contents(copy)
-    with ExitStack() as held, pytest.raises(ValueError, match="another process has trained in"):
-        command.prepare(mine, out, held, args.found)
+    refused = pytest.raises(ValueError, match="another process has trained in")
+    with refused, prepared(mine, checkpoints, StopRequest(), "again"):
+        pass
     assert contents(copy) == before
 
 
@@ -223,13 +225,6 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(photos, copy):
         assert contents(copy) == before
         other.kill()
     assert run(TRAIN, "--resume", copy)[0] == 0
-
-
-def test_only_what_a_run_left_half_written_is_swept_away(copy):
-    for name in (".run.json.x1.tmp", ".last.safetensors.x1.tmp", ".mine.tmp", ".run.json.tmp"):
-        (copy / name).write_text("")
-    run(TRAIN, "--resume", copy)
-    assert sorted(path.name for path in copy.glob(".*")) == [".mine.tmp", ".run.json.tmp"]
 
 
 # --- runs that go wrong
@@ -279,33 +274,21 @@ def test_memory_that_does_not_suffice_from_the_start_ends_with_1(photos, tmp_pat
     assert complaints.startswith("error: the memory does not suffice: lower --batch-size (Unable")
 
 
-def test_a_mistake_in_the_code_is_no_divergence(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinyalex.training.rehearsal.train_step", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train_on(photos, tmp_path / "run", "--dry-run")
-
-
-def prepared(photos, out, held):
-    """Return the command's module and a trainer that it has prepared to write into `out`."""
-    command = load(TRAIN)
-    return command, command.prepare(command.new_run(tiny_settings(photos)), out, held)
-
-
 def test_memory_that_does_not_suffice_ends_the_run_with_1(photos, tmp_path, capsys):
-    with ExitStack() as held:
-        command, trainer = prepared(photos, tmp_path / "run", held)
+    new, stop = new_run(tiny_settings(photos)), StopRequest()
+    with prepared(new, Checkpoints(tmp_path / "run"), stop, "again") as trainer:
         trainer.run.train_data.transform.shape = (2**26, 2**26, 3)
-        assert command.train(trainer, StopRequest()) == 1
+        assert load(TRAIN).train(trainer, stop) == 1
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: the memory does not suffice: keep fewer images in it (")
     assert "--image-cache 0), or lower --batch-size (now 8)" in complaint
 
 
 def test_a_disk_that_is_full_at_the_end_ends_the_run_with_1(photos, tmp_path, disk):
-    with ExitStack() as held:
-        command, trainer = prepared(photos, tmp_path / "run", held)
+    new, stop = new_run(tiny_settings(photos)), StopRequest()
+    with prepared(new, Checkpoints(tmp_path / "run"), stop, "again") as trainer:
         disk(20_000)
-        assert command.train(trainer, StopRequest()) == 1
+        assert load(TRAIN).train(trainer, stop) == 1
         disk(None)
     assert load_checkpoint(trainer.checkpoints.last)["state"]["step"] == 0
     assert run(TRAIN, "--resume", tmp_path / "run")[0] == 0

@@ -20,7 +20,6 @@ from commands import (
     assert_refused,
     contents,
     draw_photos,
-    load,
     run,
     tiny_settings,
     train_on,
@@ -40,7 +39,8 @@ from tinyalex.training import (
     read_metrics,
 )
 from tinyalex.training.datasets import PATTERN_SIZES
-from tinyalex.training.options import EMBEDDED, SMALL_DATA, read_arguments
+from tinyalex.training.ending import OUTPUTS
+from tinyalex.training.options import read_arguments
 from tinyalex.training.overfit import chosen_images
 from tinyalex.training.rehearsal import rehearse
 
@@ -75,7 +75,7 @@ def test_a_run_says_what_it_does(trained):
 
 
 def test_a_run_leaves_its_files(trained):
-    for name in load(TRAIN).OUTPUTS:
+    for name in OUTPUTS:
         assert (trained / name).stat().st_size > 0
     record = json.loads((trained / "run.json").read_text())
     assert record["settings"]["batch_size"] == 8
@@ -96,7 +96,7 @@ def test_a_run_can_be_done_again_from_its_record(trained):
     assert "again_differs" not in record
     again = shlex.split(record["again"])
     assert again[:2] == ["python", os.path.relpath(ROOT / "examples/train_alexnet.py")]
-    args, settings, _ = read_arguments(again[2:])
+    args, settings, *_ = read_arguments(again[2:])
     assert str(args.out) == f"{trained}-again"
     assert asdict(settings) == load_checkpoint(Checkpoints(trained).last)["settings"]
 
@@ -143,72 +143,6 @@ def test_the_embedded_data_set_has_a_test_split(tmp_path, monkeypatch):
     assert "; remove it, and the last network takes its place: python " in complaints
 
 
-def test_defaults_are_for_small_data_and_a_variant_brings_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    args, settings, _ = read_arguments([])
-    assert {name: getattr(settings, name) for name in EMBEDDED} == EMBEDDED
-    assert str(args.out) == "runs/patterns-torchvision"
-    args, settings, _ = read_arguments(["--data", "photos/"])
-    assert {name: getattr(settings, name) for name in SMALL_DATA} == SMALL_DATA
-    assert str(args.out) == "runs/photos-torchvision"
-    args, settings, _ = read_arguments(["--variant", "paper", "--data", "my photos", "--lr", "1"])
-    recipe = VARIANTS["paper"].recipe
-    assert (settings.epochs, settings.batch_size) == (recipe.epochs, recipe.batch_size)
-    assert settings.lr == 1
-    assert settings.data == str(tmp_path / "my photos")
-    assert str(args.out) == "runs/my photos-paper"
-
-
-def test_the_paper_s_variants_bring_the_mean_image_and_colour_noise(tmp_path):
-    found = {}
-    for variant in ("paper", "source2012", "caffe", "torchvision"):
-        _, settings, _ = read_arguments(["--variant", variant, "--out", str(tmp_path)])
-        found[variant] = settings.mean, settings.colour_noise, settings.recipe.colour_noise
-    assert found == {
-        "paper": ("image", "eigenvalues", "eigenvalues"),
-        "source2012": ("image", "deviations", "deviations"),
-        "caffe": ("image", "none", "none"),
-        "torchvision": ("colour", "none", "none"),
-    }
-    options = ("--variant", "paper", "--mean", "colour", "--colour-noise", "none")
-    _, settings, _ = read_arguments([*options, "--out", str(tmp_path)])
-    assert (settings.mean, settings.colour_noise) == ("colour", "none")
-
-
-def test_show_recipe_says_where_every_setting_is_from():
-    code, said, complaints = run(TRAIN, "--show-recipe", "source2012")
-    assert (code, complaints) == (0, "")
-    lines = [line.split("  ") for line in said.splitlines()]
-    rows = {words[0]: [word.strip() for word in words[1:] if word] for words in lines}
-    assert rows["momentum"] == ["0.9", "layers/layer-params-145.cfg: momW, momB"]
-    assert rows["conv4 weights"][0] == "normal, deviation 0.03; bias 1"
-    assert "conv1 rounds up" in said
-
-
-@pytest.mark.parametrize(("columns", "widest"), [(120, 99), (80, 80)])
-def test_help_fits_the_terminal_and_two_screens(monkeypatch, columns, widest):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    code, said, _ = run(TRAIN, "--help")
-    assert code == 0
-    lines = said.splitlines()
-    assert len(lines) <= 2 * 40 or columns < 100
-    assert max(map(len, lines)) <= widest
-    for expected in ("paper section 5", "(default: 0)", "exit codes: 0 done", "--resume"):
-        assert expected in said
-
-
-def test_help_has_the_defaults_of_the_recipe(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    said = run(TRAIN, "--help")[1]
-    for name in ("epochs", "lr"):
-        assert f"(default: {SMALL_DATA[name]}; {EMBEDDED[name]} without --data)" in said
-    for name in ("batch_size", "weight_decay"):
-        assert SMALL_DATA[name] == EMBEDDED[name]
-    assert f"images per step (default: {SMALL_DATA['batch_size']})" in said
-    assert f"towards zero (default: {SMALL_DATA['weight_decay']:.0e})".replace("e-0", "e-") in said
-    assert f"{SMALL_DATA['schedule']} for small data sets (default)" in said
-
-
 # --- dry run
 
 
@@ -234,6 +168,12 @@ def test_dry_run_finds_a_rate_that_diverges(photos, tmp_path, arguments):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistake_in_the_code_is_no_divergence(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyalex.training.rehearsal.train_step", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_on(photos, tmp_path / "run", "--dry-run")
+
+
 def test_dry_run_takes_the_steps_that_the_run_would_take(photos, tmp_path):
     rates = ("--lr", 10, "--schedule", "cosine", "--epochs", 40)  # 14 steps of warming up
     code, said, _ = train_on(photos, tmp_path / "run", "--dry-run", *rates)
@@ -253,9 +193,22 @@ def test_dry_run_estimates_loading_and_validation(photos, tmp_path, monkeypatch,
     load = ImageFolder.load
     monkeypatch.setattr(ImageFolder, "load", lambda *call: time.sleep(0.05) or load(*call))
     rehearse(new_run(tiny_settings(photos, epochs=2)), tmp_path)
-    found = re.search(r"training would take about ([\d.]+) s\n", capsys.readouterr().out)
     # Of 8 images a batch, by 2 workers: 2 epochs of 7 batches to learn from and 2 to judge.
-    assert float(found[1]) >= 0.05 * 8 / 2 * 2 * (7 + 2)
+    expected = 0.05 * 8 / 2 * 2 * (7 + 2)
+    assert 0.95 * expected < seconds_told(capsys) < 1.5 * expected
+
+
+def test_dry_run_leaves_the_start_of_processes_out(photos, tmp_path, capsys):
+    started = time.monotonic()
+    rehearse(new_run(tiny_settings(photos, epochs=200, worker_processes=True)), tmp_path)
+    start = time.monotonic() - started
+    assert seconds_told(capsys) < 100 * start  # of 1,800 batches
+
+
+def seconds_told(capsys):
+    """Return how long the dry run says that training would take."""
+    found = re.search(r"training would take about (.*:)?([\d.]+)( s)?\n", capsys.readouterr().out)
+    return 60 * int((found[1] or "0:")[:-1]) + float(found[2])
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")

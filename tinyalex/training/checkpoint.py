@@ -13,6 +13,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from tinyalex.training.settings import Settings
 from tinyalex.training.state import State
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+ASIDE = f"{LAST}.unreadable"
+"""Where a `last` goes that could not be read: perhaps another time, or by somebody else, it can."""
 KIND = "tinyalex checkpoint 1"
 
 
@@ -33,7 +37,8 @@ class Checkpoints:
     `last` is due `seconds` after the one before and at the end of every epoch, but never so soon
     that writing takes more than `share` of the time. A new best network waits in memory until
     then, and is written first: a run that is killed in between replays from `last` and finds the
-    same best again.
+    same best again. What lay in the folder when this was made is remembered, and what was loaded
+    and saved.
     """
 
     def __init__(
@@ -48,6 +53,9 @@ class Checkpoints:
         self.seconds_to_save = 0.0
         """How long the next `save` will take, judging by the one before."""
         self._written = time.monotonic()
+        self._found = self.found()
+        self._fallen_back = False
+        self._kept: tuple[Any, Any] | None = None  # settings and state in `last`
 
     @property
     def last(self) -> Path:
@@ -65,7 +73,15 @@ class Checkpoints:
         return self.folder / BEST
 
     def prepare(self, run: Run) -> None:
-        """See that there is room in the folder. Raises OSError where there is not."""
+        """Get the folder ready for a run that is new or was loaded from here.
+
+        Raises ValueError where another process has written there meanwhile, OSError where there is
+        no room. A `last` that could not be read goes aside, and `previous` takes its place.
+        """
+        if self.found() != self._found:
+            raise ValueError(
+                f"another process has trained in {self.folder} meanwhile: start once more"
+            )
         files = (self.last, self.previous, self.best)
         weights = sum(p.data.nbytes for p in run.classifier.model.parameters())
         self.seconds_to_save = 2 * weights / 50e6  # a slow disk, until we know
@@ -77,6 +93,11 @@ class Checkpoints:
                 f"{self.folder} has {free / 1e6:,.0f} MB free, the checkpoints need "
                 f"{needed / 1e6:,.0f} MB: make room, or choose another folder with --out"
             )
+        if self._fallen_back:
+            with suppress(FileNotFoundError):
+                self.last.rename(self.folder / ASIDE)
+            os.replace(self.previous, self.last)
+            sync_folder(self.folder)
 
     def exist(self) -> bool:
         """Tell whether there is a run to go on with."""
@@ -85,8 +106,12 @@ class Checkpoints:
     def found(self) -> tuple[tuple[str, int, int], ...]:
         """Return name, time and size of all that a run has left; equal as long as none writes."""
         paths = (self.last, self.previous, self.best, self.folder / "metrics.jsonl")
-        stats = [(path.name, path.stat()) for path in paths if path.exists()]
-        return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats if stat.st_size)
+        found = []
+        for path in paths:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                stat = path.stat()
+                found.append((path.name, stat.st_mtime_ns, stat.st_size))
+        return tuple(entry for entry in found if entry[2])
 
     def load(self, say: Callable[[str], None] = print) -> tuple[dict[str, Any], Path]:
         """Return the content and the path of `last`, or of `previous` if `last` cannot be read.
@@ -95,24 +120,24 @@ class Checkpoints:
         FileError where none can be read.
         """
         try:
-            return load_checkpoint(self.last), self.last
+            content, path = load_checkpoint(self.last), self.last
         except (FileNotFoundError, FileError) as error:
             if not self.previous.exists():
                 raise
+            path = self.previous
             try:
-                content = load_checkpoint(self.previous)
-                step = state_in(content, self.previous).step
+                content = load_checkpoint(path)
+                step = state_in(content, path).step
             except FileError as second:
                 raise FileError(f"{error}; and {second}") from second
-            say(f"warning: {error}; going on from {self.previous}, of step {step}")
-            return content, self.previous
+            say(f"warning: {error}; going on from {path}, of step {step}")
+            self._fallen_back = True
+        self._kept = content.get("settings"), content.get("state")
+        return content, path
 
-    def put_back(self) -> None:
-        """Let `previous` take the place of a `last` that cannot be read."""
-        if self.last.is_dir():  # whatever is in it
-            self.last.rename(self.folder / f"{LAST}.folder")
-        os.replace(self.previous, self.last)
-        sync_folder(self.folder)
+    def up_to_date(self, run: Run) -> bool:
+        """Tell whether `last` is of this very state, so that a `save` would write nothing new."""
+        return self._kept == (asdict(run.settings), asdict(run.state)) and self.last.exists()
 
     def keep_best(self, run: Run) -> bool:
         """Remember the network as it is now as the best one, unless that on the disk is better.
@@ -142,12 +167,12 @@ class Checkpoints:
         started = time.monotonic()
         try:
             state = run.get_state()
-            arrays = run.arrays_in(state)
+            arrays = {label: array for label, _, array in run.arrays_in(state)}
             if wrong := not_finite(arrays):
                 raise FloatingPointError(f"{wrong} {NOT_FINITE}")
             self.save_best()
             save({"kind": KIND, **state}, self.last, keep=self.previous)
-            run.saved = run.state.epoch, run.state.step
+            self._kept = state["settings"], state["state"]
         finally:  # a failure costs time as well: it is not tried again at every step
             self._written = time.monotonic()
             self._cost = self.seconds_to_save = self._written - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinyalex.training.checkpoint import load_classifier
+from tinyalex.training.checkpoint import checkpoint_path, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import read_metrics
@@ -28,9 +28,12 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     say(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
     for loader in (run.train_data, run.val_data):  # their processes have done their work
         loader.close()
+    path = checkpoint_path(out)
+    content = load_checkpoint(path)
+    best = state_in(content, path)
     if run.test_data is not None:
-        best = load_classifier(out).model
-        scores = evaluate(best, run.test_data, trainer.progress, stop, "testing")
+        model = classifier_in(content, path).model
+        scores = evaluate(model, run.test_data, trainer.progress, stop, "testing")
         if scores is None:
             raise stop.error()
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
@@ -44,8 +47,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     last = [row for row in rows if row["kind"] == "epoch"][-1]
     say(
         f"validation accuracy: {last['val_top1']:.1%} after the last epoch (top-5 "
-        f"{last['val_top5']:.1%}), {run.state.best_top1:.1%} after the best, epoch "
-        f"{run.state.best_epoch}"
+        f"{last['val_top5']:.1%}), {best.best_top1:.1%} after the best, epoch {best.best_epoch}"
     )
     if left_out := len(run.train_data.bad + run.val_data.bad):
         say(f"{left_out} images could not be read and were left out; they are named above")

@@ -183,7 +183,7 @@ class Trainer:
         learned, state.since_epoch = state.since_epoch, Average()
         state.epoch, state.batch = state.epoch + 1, 0
         run.schedule.after_epoch(1 - scores.top1)
-        is_best = scores.top1 > state.best_top1
+        kept = is_best = scores.top1 > state.best_top1
         if is_best:
             state.best_top1, state.best_epoch = scores.top1, state.epoch
         self.append(
@@ -196,7 +196,6 @@ class Trainer:
                 "val_loss": scores.loss,
                 "val_top1": scores.top1,
                 "val_top5": scores.top5,
-                "best": is_best,
                 "time": {
                     "seconds": round(state.seconds, 3),
                     "validation_seconds": round(pace.validation_seconds, 3),
@@ -204,13 +203,13 @@ class Trainer:
                 },
             }
         )
-        if is_best and not self.checkpoints.keep_best(run):
+        if is_best and not (kept := self.checkpoints.keep_best(run)):
             self.progress.say(f"{self.checkpoints.best} stays: its network was better than this")
         self.progress.say(
             f"epoch {state.epoch}/{run.settings.epochs} in {duration(pace.epoch_seconds)}:  "
             f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
             f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%}"
-            + (" (best so far)" if is_best else "")
+            + (" (best so far)" if kept else "")
         )
         for path, reason in run.train_data.bad + run.val_data.bad:
             if path not in self._left_out:
@@ -234,8 +233,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write the checkpoint, after the rows of metrics that it counts, if anything is new."""
-        now = self.run.state.epoch, self.run.state.step
-        if self.run.saved == now and self.checkpoints.last.exists():
+        if self.checkpoints.up_to_date(self.run):
             return
         try:
             self.metrics.sync()

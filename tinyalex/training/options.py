@@ -52,18 +52,16 @@ LONGER = {
 
 def read_arguments(
     argv: list[str] | None, description: str | None = None
-) -> tuple[argparse.Namespace, Settings, dict[str, Any] | None]:
-    """Return the arguments, the settings that follow from them, and the checkpoint to resume.
+) -> tuple[argparse.Namespace, Settings, Checkpoints, dict[str, Any] | None]:
+    """Return the arguments, the settings that follow, the checkpoints, and what to resume in them.
 
-    `args.found` is what lay in the output folder before the checkpoint was read, and
-    `args.fallen_back` tells whether that is not the last one, but the one before. Exits with code 2
-    for options that do not exist. Raises ValueError for values that cannot be, for an output
-    folder in use and for a resumed run with other settings; FileNotFoundError where there is
-    nothing to resume, ModuleNotFoundError where tensorboardX is missing.
+    The last is None for a new run. Exits with code 2 for options that do not exist. Raises
+    ValueError for values that cannot be, for an output folder in use and for a resumed run with
+    other settings; FileNotFoundError where there is nothing to resume, ModuleNotFoundError where
+    tensorboardX is missing.
     """
     parser = make_parser(description)
     args = parser.parse_args(argv)
-    args.fallen_back = False
     for name in ("steps", "overfit"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value}")
@@ -72,10 +70,10 @@ def read_arguments(
         require_tensorboard()
     if args.resume is not None:
         args.out = args.resume
-        args.found = Checkpoints(args.out).found()
-        settings, checkpoint = read_resumed(parser, argv, args)
+        checkpoints = Checkpoints(args.out)
+        settings, checkpoint = read_resumed(parser, argv, args, checkpoints)
         check_place(args.out, settings.data)
-        return args, settings, checkpoint
+        return args, settings, checkpoints, checkpoint
 
     defaults = defaults_for(args.variant, args.data)
     variant = VARIANTS[args.variant or defaults["variant"]]
@@ -85,11 +83,10 @@ def read_arguments(
     if not (args.overfit or args.summary):
         check_place(args.out, settings.data)
     checkpoints = Checkpoints(args.out)
-    args.found = checkpoints.found()
-    if args.found and not (args.dry_run or args.overfit or args.summary):
+    if checkpoints.found() and not (args.dry_run or args.overfit or args.summary):
         go_on = f"go on with it by --resume {args.out}, or " if checkpoints.exist() else ""
         raise ValueError(f"{args.out} holds a run already: {go_on}give another --out")
-    return args, settings, None
+    return args, settings, checkpoints, None
 
 
 def check_together(args: argparse.Namespace) -> None:
@@ -128,19 +125,17 @@ def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
 
 
 def read_resumed(
-    parser: Parser, argv: list[str] | None, args: argparse.Namespace
+    parser: Parser, argv: list[str] | None, args: argparse.Namespace, checkpoints: Checkpoints
 ) -> tuple[Settings, dict[str, Any]]:
-    """Return the settings and the checkpoint of the run in `args.resume`.
+    """Return the settings and what the checkpoints hold of the run in `args.resume`.
 
     Its settings take the place of the defaults, so what differs was given on the command line.
     """
     folder = args.resume
-    checkpoints = Checkpoints(folder)
     if not checkpoints.exist():
         which = f"{folder} is a file" if folder.is_file() else f"there is no checkpoint in {folder}"
         raise FileNotFoundError(f"{which}: give --resume the folder that was the --out of a run")
-    checkpoint, path = checkpoints.load(lambda text: print(text, file=sys.stderr, flush=True))
-    args.fallen_back = path != checkpoints.last
+    checkpoint, path = checkpoints.load(lambda text: say(text, sys.stderr))
     old = settings_in(checkpoint, path)
     parser.set_defaults(**asdict(old))
     new = to_settings(parser.parse_args(argv), {})

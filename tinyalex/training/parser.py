@@ -98,7 +98,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--index-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep a large folder's list and mean for the next run",
+        help="keep a large folder's list and statistics for later",
     )
 
     group = parser.add_argument_group("model (paper sections 3 and 4.2)")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+"""How a system says that nobody will ever read."""
 BAR = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {postfix[0]}"
 
 
@@ -82,18 +85,22 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 @contextmanager
 def unbroken(stream: TextIO) -> Iterator[None]:
-    """Let a stream go silent that can no longer be written: what is shown never ends a run.
+    """Drop what a stream does not take: what is shown never ends a run.
 
-    The reader of a pipe may have ended, perhaps by the same Ctrl-C, or a terminal may be gone.
+    A disk may be full for a while. The stream goes silent for good where the reader of a pipe has
+    ended, perhaps by the same Ctrl-C, or a terminal is gone.
     """
     try:
         yield
-    except OSError:
-        try:
-            with open(os.devnull, "w") as nothing:
-                os.dup2(nothing.fileno(), stream.fileno())
-        except OSError:  # no file: it is asked again the next time
-            pass
+    except OSError as error:
+        with suppress(OSError), ExitStack() as after:  # no file: it is asked again the next time
+            descriptor = stream.fileno()
+            if error.errno not in GONE:
+                before = os.dup(descriptor)
+                after.callback(os.close, before)
+                after.callback(os.dup2, before, descriptor)
+            os.dup2(after.enter_context(open(os.devnull, "w")).fileno(), descriptor)
+            stream.flush()  # what is left would be tried again, at the very end as well
 
 
 def _tqdm() -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.autograd import no_grad
+from tinyalex.data import Batch
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import judge
@@ -24,21 +26,27 @@ T = TypeVar("T")
 
 
 def rehearse(run: Run, out: Path) -> None:
-    """Read a batch, take two steps, validate a batch, write and read a checkpoint; leave no file.
+    """Read batches, take two steps, validate one, write and read a checkpoint; leave no file.
 
     The steps are those that the run would take next. The checkpoint goes where it would write, to
     a temporary folder in `out` or in the nearest folder above it that exists. Raises what the run
     would raise. `run` has learned a little afterwards and should not be used.
     """
     model, state, steps_per_epoch = run.classifier.model, run.state, len(run.train_data)
-    batches = run.train_data.epoch(state.epoch, state.batch % steps_per_epoch)
-    first, read_seconds = timed(next, batches)
+    later = (run.train_data.epoch(epoch) for epoch in itertools.count(state.epoch + 1))
+    now = run.train_data.epoch(state.epoch, state.batch % steps_per_epoch)
+    batches = itertools.chain(now, itertools.chain.from_iterable(later))
+    first, second = next(batches), next(batches)
+    workers = run.settings.workers  # each makes a batch of its own, while the network computes
+    pass_over(batches, workers - 2)  # the first of each include the start of its process
+    _, seconds = timed(pass_over, batches, workers)
+    loading = seconds / workers
     say(
         f"ok  {len(first)} training images read, "
         f"values from {first.images.min():.1f} to {first.images.max():.1f}"
     )
     model.train()
-    for number, batch in enumerate((first, next(batches, first))):
+    for number, batch in enumerate((first, second)):
         run.schedule.before_step(state.step + number)
         random.start_step(state.step + number)
         result, step_seconds = timed(train_step, model, run.optimizer, batch)
@@ -68,13 +76,17 @@ def rehearse(run: Run, out: Path) -> None:
     run.set_state(written)
     say(f"ok  checkpoint of {size / 1e6:.0f} MB written to {place} and read back")
 
-    # Each worker makes a batch of its own, while the network computes.
-    loading = read_seconds / run.settings.workers
     left = (run.total_steps - state.step) * max(step_seconds, loading)
     epochs_left = run.settings.epochs - state.epoch
     left += epochs_left * len(run.val_data) * max(judge_seconds, loading)
     going_on = "going on to the end" if state.step else "training"
     say(f"all is well; {going_on} would take about {duration(left)}")
+
+
+def pass_over(batches: Iterator[Batch], count: int) -> None:
+    """Load so many batches."""
+    for _ in range(count):
+        next(batches)
 
 
 def timed(work: Callable[..., T], *arguments: Any) -> tuple[T, float]:

@@ -29,7 +29,6 @@ INITIAL_IMAGES = 64
 
 PARTS = {"classifier", "settings", "state", "data", "optimizer", "schedule", "random"}
 """What a state consists of."""
-VELOCITY = "the velocity of "
 
 
 @dataclass
@@ -47,8 +46,6 @@ class Run:
     colour_covariance: np.ndarray | None = None
     """That of the training set, if the colour noise needs it."""
     state: State = field(default_factory=State)
-    saved: tuple[int, int] | None = None
-    """Epoch and step of the last checkpoint, if that is of these settings."""
 
     @property
     def num_classes(self) -> int:
@@ -96,7 +93,8 @@ class Run:
 
         Where they are not, rates and schedule are those of this run. Raises ValueError, before
         anything is touched, if the state is of another network, optimiser or data set, or has
-        values that are not finite.
+        values that are not finite; AttributeError, LookupError or TypeError, before that as well,
+        for what no run's `get_state` returns.
         """
         if missing := PARTS - state.keys():
             raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
@@ -130,31 +128,35 @@ class Run:
         self.schedule.load_state_dict(schedule)
         self.classifier.model.load_state_dict(state["classifier"]["weights"])
         self.state = position
-        self.saved = None if changed else (position.epoch, position.step)
 
-    def arrays_in(self, state: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Return the weights and velocities in a state of this run, by what to call them."""
+    def arrays_in(self, state: dict[str, Any]) -> list[tuple[str, Tensor, np.ndarray]]:
+        """Return the weights and velocities in a state of this run.
+
+        Before each stands what to call it, and the parameter that it is of.
+        """
+        own, weights = self.classifier.model.named_parameters(), state["classifier"]["weights"]
         velocities = zip(self.optimised(), state["optimizer"]["velocity"], strict=True)
-        return state["classifier"]["weights"] | {
-            VELOCITY + name: array for (name, _), array in velocities if array is not None
-        }
+        return [(name, parameter, weights[name]) for name, parameter in own] + [
+            (f"the velocity of {name}", parameter, array)
+            for (name, parameter), array in velocities
+            if array is not None
+        ]
 
     def _check_arrays(self, state: dict[str, Any]) -> None:
         """Raise ValueError unless names, shapes and dtypes are the run's, and all is finite."""
-        own = dict(self.classifier.model.named_parameters())
+        own = {name for name, _ in self.classifier.model.named_parameters()}
         weights, velocities = state["classifier"]["weights"], state["optimizer"]["velocity"]
-        if own.keys() != weights.keys() or len(self.optimised()) != len(velocities):
-            differing = ", ".join(sorted(own.keys() ^ weights.keys())) or "the velocities"
+        if own != weights.keys() or len(self.optimised()) != len(velocities):
+            differing = ", ".join(sorted(own ^ weights.keys())) or "the velocities"
             raise ValueError(f"these weights do not fit the network: it differs in {differing}")
         arrays = self.arrays_in(state)
-        for what, array in arrays.items():
-            like = own[what.removeprefix(VELOCITY)]
+        for what, like, array in arrays:
             if (array.shape, array.dtype) != (like.shape, like.dtype):
                 raise ValueError(
                     f"these weights do not fit the network: {what} must be {like.dtype} of "
                     f"shape {like.shape}, not {array.dtype} of shape {array.shape}"
                 )
-        if wrong := not_finite(arrays):
+        if wrong := not_finite({what: array for what, _, array in arrays}):
             raise ValueError(f"{wrong} {NOT_FINITE}")
 
     def image_counts(self) -> dict[str, int]:

@@ -50,7 +50,7 @@ class StopRequest:
         self.reserve = 0.0
         self._steps = math.inf if steps is None else steps
         self._deadline = math.inf if deadline is None else deadline
-        self._previous: dict[int, Handler] = {}
+        self._previous: list[dict[int, Handler]] = []  # one for each `with` under way
         self._insistent = False
 
     def __bool__(self) -> bool:
@@ -66,7 +66,7 @@ class StopRequest:
         return StoppedError(str(self.reason), self.exit_code)
 
     def __enter__(self) -> StopRequest:
-        self._previous = _answer(self._handle)
+        self._previous.append(_answer(self._handle))
         return self
 
     def __exit__(
@@ -75,7 +75,7 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _restore(self._previous)
+        _restore(self._previous.pop())
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again = b""

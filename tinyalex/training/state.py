@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tinyalex.training.metrics import Average
-
-VALID: dict[type, Callable[[Any], bool]] = {int: lambda number: number >= 0, float: math.isfinite}
-"""What the numbers in a state must be, by the type they must have."""
 
 
 @dataclass
@@ -49,10 +45,12 @@ class State:
             state = cls(**{**values, **averages})
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is not where a run was: {error!r}") from error
-        for part in (state, *averages.values()):
-            for name, usual in vars(type(part)()).items():
-                value, kind = getattr(part, name), type(usual)
-                if kind is not Average and not (type(value) is kind and VALID[kind](value)):
-                    expected = "a whole number >= 0" if kind is int else "a finite number"
-                    raise ValueError(f"{name} must be {expected}, got {value!r}")
+        parts: tuple[State | Average, ...] = (state, *averages.values())
+        for part in parts:
+            for one in fields(part):
+                value = getattr(part, one.name)
+                if one.type == "int" and not (type(value) is int and value >= 0):
+                    raise ValueError(f"{one.name} must be a whole number >= 0, got {value!r}")
+                if one.type == "float" and not (type(value) is float and math.isfinite(value)):
+                    raise ValueError(f"{one.name} must be a finite number, got {value!r}")
         return state

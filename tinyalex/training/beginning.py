@@ -1,0 +1,97 @@
+"""The beginning of a run: taking up an old one, and the first files in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tinyalex.autograd import no_grad
+from tinyalex.files import FileError, remove_temporaries, write_atomically
+from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
+from tinyalex.training.command import one_sentence
+from tinyalex.training.divergence import REPORT, STEP
+from tinyalex.training.ending import OUTPUTS
+from tinyalex.training.environment import environment
+from tinyalex.training.evaluation import judge
+from tinyalex.training.lock import locked
+from tinyalex.training.loop import Trainer
+from tinyalex.training.metrics import MetricsFile
+from tinyalex.training.progress import Progress
+from tinyalex.training.run import Run, new_run
+from tinyalex.training.settings import CHANGEABLE_ON_REQUEST, Settings
+from tinyalex.training.signals import StopRequest
+
+DECISIVE = ("epochs", "threads", *CHANGEABLE_ON_REQUEST)
+"""What a run that goes on may change, and what then changes its losses."""
+
+
+def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
+    """Put together the run that the checkpoint is from, and bring it to where it was."""
+    try:
+        mean = checkpoint["classifier"]["mean"]
+        run = new_run(settings, mean, checkpoint.get("colour_covariance"))
+        run.set_state(checkpoint)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, ValueError) else f"no run wrote its state, {error!r}"
+        raise FileError(f"the run in {out} cannot be resumed: {reason}") from error
+    return run
+
+
+@contextmanager
+def prepared(
+    run: Run, checkpoints: Checkpoints, stop: StopRequest, again: str
+) -> Iterator[Trainer]:
+    """Judge a batch and write the first files, so that what will not do is found out now.
+
+    `run` is new or was loaded from `checkpoints`; `again` is the command line that does all of it
+    again. Within the block no other process writes into the folder, and signals are requests to
+    `stop`, for by then there is something to go on from.
+    """
+    run.classifier.model.eval()
+    with no_grad():
+        judge(run.classifier.model, next(run.val_data.epoch(0)))
+    out = checkpoints.folder
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(out))
+            for name in (*OUTPUTS, REPORT, STEP):
+                remove_temporaries(out / name)
+            checkpoints.prepare(run)
+            metrics = MetricsFile(out / "metrics.jsonl", keep=run.state.rows)
+            write_record(run, out, again)
+            held.enter_context(stop)
+            if not checkpoints.last.exists():
+                checkpoints.save(run)
+                load_checkpoint(checkpoints.last)
+        except OSError as error:
+            raise OSError(f"cannot write to the folder {out}: {one_sentence(error)}") from error
+        yield Trainer(run, checkpoints, metrics, Progress())
+
+
+def write_record(run: Run, out: Path, again: str) -> None:
+    """Write all that it takes to do the run again; `sessions` gets an entry whenever it goes on."""
+    try:
+        sessions = list(json.loads((out / "run.json").read_text())["sessions"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by somebody
+        sessions = []
+    here = environment()
+    decisive = {name: getattr(run.settings, name) for name in DECISIVE}
+    sessions.append({"from_step": run.state.step, **decisive, **here})
+    changed = [n for n in DECISIVE if any(s.get(n, decisive[n]) != decisive[n] for s in sessions)]
+    note = f"settings were changed on the way, as sessions say: {', '.join(changed)}"
+    record = {
+        "again": again,
+        **({"again_differs": note} if changed else {}),
+        "settings": asdict(run.settings),
+        "recipe": asdict(run.settings.recipe),
+        "classes": run.classifier.classes,
+        "mean": run.classifier.mean_colour,
+        "environment": here,
+        "sessions": sessions,
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(out / "run.json", lambda file: file.write(text.encode()))
