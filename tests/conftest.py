@@ -35,8 +35,12 @@ def rng():
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _independent():
+    """Let no test have its chance or its threads from the tests before."""
     ta.manual_seed(2012)
+    before = ta.threads.get_num_threads()
+    yield
+    ta.threads.set_num_threads(before)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -27,6 +27,9 @@ class Colours:
         pixels = rng.standard_normal((16, 21, 3)) * np.sqrt(EIGENVALUES) @ AXES.T + 120
         return pixels.round().clip(0, 255).astype(np.uint8)
 
+    def describe(self, index):
+        return str(index)
+
 
 # The noise's own covariance: 0.1 ** 2 times the sum of s ** 2 p p', as the paper and the source
 # have it, the paper's eigenvalues being those of values in 0..1.

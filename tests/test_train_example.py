@@ -136,7 +136,7 @@ def test_the_embedded_data_set_has_a_test_split(tmp_path, monkeypatch):
     assert row["loss"] == evaluate(load_classifier(tmp_path / "run").model, test_data).loss
     code, said, _ = run("evaluate", tmp_path / "run")
     assert code == 0
-    assert "Patterns('test', size=20, seed=0)" in said
+    assert "tiny, on the 20 images that the run held out\n" in said
     os.truncate(tmp_path / "run/best.safetensors", 9999)
     code, _, complaints = run(TRAIN, "--resume", tmp_path / "run")
     assert_refused(code, complaints, "best.safetensors is damaged")

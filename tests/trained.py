@@ -6,16 +6,12 @@ import shutil
 import pytest
 from commands import draw_photos, run, tiny_variant
 
-from tinyalex import threads
-
 
 @pytest.fixture
 def tiny():
-    """Offer the variant "tiny"; let no run decide with how many threads the next one computes."""
-    before = threads.get_num_threads()
+    """Offer the variant "tiny"."""
     with tiny_variant():
         yield
-    threads.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
