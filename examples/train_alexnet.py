@@ -39,6 +39,7 @@ from tinyalex.training.command import (
     USAGE,
     complain,
     one_sentence,
+    this_python,
 )
 from tinyalex.training.ending import finish
 from tinyalex.training.environment import environment
@@ -176,7 +177,7 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
 def command(script: str, *arguments: object) -> str:
     """Return a command line that runs one of the examples."""
     path = os.path.relpath(Path(__file__).with_name(script))
-    return shlex.join(["python", path, *map(str, arguments)])
+    return shlex.join([this_python(), path, *map(str, arguments)])
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def not_split(folder):
 def test_prepared_statistics_of_other_images_are_not_used(change, copy):
     change(copy)
     found, said = measure(copy)
-    assert said[0].startswith(f"{copy / STATISTICS} is not used: it is not of the ")
+    assert said[0].startswith(f"{copy / STATISTICS} is not used: it is not of just the ")
     assert said[1] == f"{WHAT} are measured now"
     np.testing.assert_array_equal(found, true_mean(copy))
 

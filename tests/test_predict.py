@@ -108,6 +108,7 @@ def test_checkpoints_that_cannot_be_used(command, photos, trained, tmp_path):
     truncated.write_bytes(Checkpoints(trained).best.read_bytes()[:999])
     for checkpoint, expected in (
         (tmp_path / "gone", "there is no checkpoint"),
+        (photos, "photos is not the folder of a run"),
         (truncated, "truncated.safetensors is damaged"),
     ):
         code, said, complaints = run(command, checkpoint, *arguments)

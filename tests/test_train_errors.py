@@ -181,12 +181,12 @@ def test_refusals_in_a_process_of_its_own(tmp_path, arguments, expected):
     assert_refused(code, complaints, expected)
 
 
-@pytest.mark.parametrize("kept", [3, 2, 1, 0])
-def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy, kept):
+@pytest.mark.parametrize(("kept", "how"), [(3, []), (2, []), (1, []), (0, []), (3, ["--dry-run"])])
+def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy, kept, how):
     for name in ("last", "previous", "best")[: 3 - kept]:
         (copy / f"{name}.safetensors").unlink()
     before = contents(copy)
-    code, _, complaints = train_on(photos, copy)
+    code, _, complaints = train_on(photos, copy, *how)
     assert_refused(code, complaints, f"{copy} holds a run already: ")
     assert (f"go on with it by --resume {copy}, or" in complaints) == (kept > 1)
     assert "give another --out" in complaints

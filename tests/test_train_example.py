@@ -38,6 +38,7 @@ from tinyalex.training import (
     new_run,
     read_metrics,
 )
+from tinyalex.training.command import this_python
 from tinyalex.training.datasets import PATTERN_SIZES
 from tinyalex.training.ending import OUTPUTS
 from tinyalex.training.options import read_arguments
@@ -95,7 +96,7 @@ def test_a_run_can_be_done_again_from_its_record(trained):
     record = json.loads((trained / "run.json").read_text())
     assert "again_differs" not in record
     again = shlex.split(record["again"])
-    assert again[:2] == ["python", os.path.relpath(ROOT / "examples/train_alexnet.py")]
+    assert again[:2] == [this_python(), os.path.relpath(ROOT / "examples/train_alexnet.py")]
     args, settings, *_ = read_arguments(again[2:])
     assert str(args.out) == f"{trained}-again"
     assert asdict(settings) == load_checkpoint(Checkpoints(trained).last)["settings"]
@@ -140,7 +141,7 @@ def test_the_embedded_data_set_has_a_test_split(tmp_path, monkeypatch):
     os.truncate(tmp_path / "run/best.safetensors", 9999)
     code, _, complaints = run(TRAIN, "--resume", tmp_path / "run")
     assert_refused(code, complaints, "best.safetensors is damaged")
-    assert "; remove it, and the last network takes its place: python " in complaints
+    assert f"; remove it, and the last network takes its place: {this_python()} " in complaints
 
 
 # --- dry run
@@ -157,6 +158,15 @@ def test_dry_run_checks_everything_and_leaves_nothing(photos, tmp_path):
                      "written to", "read back", "all is well"):  # fmt: skip
         assert expected in said
     assert (contents(photos), contents(tmp_path)) == before
+
+
+def test_dry_run_names_what_cannot_be_read(tmp_path):
+    photos = draw_photos(tmp_path / "photos")
+    (photos / "ash/00.png").write_bytes(b"")
+    code, said, _ = train_on(photos, tmp_path / "run", "--dry-run")
+    assert code == 0
+    assert f"left out: {photos}/ash/00.png: the file is empty\n" in said
+    assert "all is well but for 1 of the images looked at, which cannot be read; " in said
 
 
 @pytest.mark.parametrize("arguments", [["--lr", "1e30"], ["--lr", "1e30", "--batch-size", "57"]])

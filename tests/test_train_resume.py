@@ -116,6 +116,7 @@ def test_resuming_without_the_metrics(copy, spoil):
     ("arguments", "expected"),
     [
         (["--lr", "0.5", "--seed", "3"], "other settings (lr 0.02 then, 0.5 now, seed 0 then, 3"),
+        (["--lr", "0.5", "--allow-change"], "is finished, with other settings (lr "),
         (["--lr", "0.5"], "leave these options out to go on with it, or add --allow-change"),
         (["--seed", "3", "--allow-change"], "on with it, or start a new run with another --out"),
         (["--batch-size", "9", "--allow-change"], "or start a new run with another --out"),

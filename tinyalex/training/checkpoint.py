@@ -202,11 +202,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
-    """Return `path`, or for the folder of a run the best checkpoint in it, else the last."""
+    """Return `path`, or for the folder of a run the best checkpoint in it, else the last.
+
+    Raises FileNotFoundError for a folder that has none.
+    """
     path = Path(path)
-    if path.is_dir():
-        return next((p for n in (BEST, LAST, PREVIOUS) if (p := path / n).exists()), path / LAST)
-    return path
+    if not path.is_dir():
+        return path
+    for name in (BEST, LAST, PREVIOUS):
+        if (path / name).exists():
+            return path / name
+    raise FileNotFoundError(f"{path} is not the folder of a run: there is no checkpoint in it")
 
 
 def load_classifier(path: str | os.PathLike[str]) -> Classifier:

@@ -175,6 +175,13 @@ def readable(
             print(f"skipped: {error}", file=sys.stderr)
 
 
+def this_python() -> str:
+    """Return how to call the Python that runs, with which the commands begin that are printed."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    return min(os.path.relpath(sys.executable), sys.executable, key=len)
+
+
 def complain(error: BaseException | str, code: int | None = None) -> int:
     """Print an error as one line on stderr; return the code, by default what fits the error."""
     if code is None:

@@ -40,15 +40,20 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
         trainer.append({"kind": "test", "step": run.state.step, **results})
         say(
             f"test accuracy of the best epoch's network: {scores.top1:.1%} of {scores.count} "
-            f"images that played no part in training (top-5 {scores.top5:.1%}); guessing gets "
-            f"{1 / run.num_classes:.1%}"
+            f"images that played no part in training (top-5 {scores.top5:.1%})"
         )
     rows = read_metrics(trainer.metrics.path)
     last = [row for row in rows if row["kind"] == "epoch"][-1]
     say(
-        f"validation accuracy: {last['val_top1']:.1%} after the last epoch (top-5 "
-        f"{last['val_top5']:.1%}), {best.best_top1:.1%} after the best, epoch {best.best_epoch}"
+        f"validation accuracy: {last['val_top1']:.1%} after the last epoch, {best.best_top1:.1%} "
+        f"after the best, epoch {best.best_epoch}; guessing gets {1 / run.num_classes:.1%}"
     )
+    if last["val_loss"] >= run.chance:
+        say(
+            f"the last validation loss, {last['val_loss']:.3f}, is no better than that of guessing"
+            f", {run.chance:.3f}: try more --epochs, more images, or another --lr (now "
+            f"{run.settings.lr:g})"
+        )
     if left_out := len(run.train_data.bad + run.val_data.bad):
         say(f"{left_out} images could not be read and were left out; they are named above")
 

@@ -208,7 +208,8 @@ class Trainer:
         self.progress.say(
             f"epoch {state.epoch}/{run.settings.epochs} in {duration(pace.epoch_seconds)}:  "
             f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
-            f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%}"
+            f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}"
+            + (f", top-5 {scores.top5:.1%}" if run.num_classes > 5 else "")
             + (" (best so far)" if kept else "")
         )
         for path, reason in run.train_data.bad + run.val_data.bad:

@@ -89,7 +89,7 @@ def _prepared(train: ImageFolder, size: int, progress: Progress) -> PixelStatist
         progress.say(f"warning: {path} is not used: {error}")
         return None
     if found is None:
-        which = f"it is not of the {len(train)} images to train on, or of another size"
+        which = f"it is not of just the {len(train)} images to train on, or of another size"
         progress.say(f"{path} is not used: {which}")
     else:
         progress.say(f"{WHAT} are those in {path}")

@@ -83,7 +83,7 @@ def read_arguments(
     if not (args.overfit or args.summary):
         check_place(args.out, settings.data)
     checkpoints = Checkpoints(args.out)
-    if checkpoints.found() and not (args.dry_run or args.overfit or args.summary):
+    if checkpoints.found() and not (args.overfit or args.summary):
         go_on = f"go on with it by --resume {args.out}, or " if checkpoints.exist() else ""
         raise ValueError(f"{args.out} holds a run already: {go_on}give another --out")
     return args, settings, checkpoints, None
@@ -150,6 +150,11 @@ def read_resumed(
             f"on with it, or {way_out}"
         )
     behind = state_in(checkpoint, path)
+    if on_request and behind.epoch == new.epochs:
+        raise ValueError(
+            f"{folder} is finished, with other settings ({listed}): add --epochs, more than "
+            f"{behind.epoch}, to go on with these"
+        )
     if new.epochs < behind.epoch:
         raise ValueError(f"{folder} has {behind.epoch} epochs behind it already")
     if args.steps is not None and args.steps <= behind.step:

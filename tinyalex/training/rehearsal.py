@@ -74,13 +74,17 @@ def rehearse(run: Run, out: Path) -> None:
         found = written["classifier"]["weights"][name]
         np.testing.assert_array_equal(array, found, err_msg=f"{name} came back changed")
     run.set_state(written)
-    say(f"ok  checkpoint of {size / 1e6:.0f} MB written to {place} and read back")
+    say(f"ok  trial checkpoint of {size / 1e6:.0f} MB written to {place}, read back and removed")
+    bad = run.train_data.bad + run.val_data.bad
+    for path, reason in bad:
+        say(f"left out: {path}: {reason}")
 
     left = (run.total_steps - state.step) * max(step_seconds, loading)
     epochs_left = run.settings.epochs - state.epoch
     left += epochs_left * len(run.val_data) * max(judge_seconds, loading)
     going_on = "going on to the end" if state.step else "training"
-    say(f"all is well; {going_on} would take about {duration(left)}")
+    but = f" but for {len(bad)} of the images looked at, which cannot be read" if bad else ""
+    say(f"all is well{but}; {going_on} would take about {duration(left)}")
 
 
 def pass_over(batches: Iterator[Batch], count: int) -> None:
