@@ -160,6 +160,14 @@ def test_dry_run_checks_everything_and_leaves_nothing(photos, tmp_path):
     assert (contents(photos), contents(tmp_path)) == before
 
 
+def test_a_run_that_learned_nothing_says_so(photos, tmp_path, trained):
+    said = train_on(photos, tmp_path / "run", "--epochs", 1, "--lr", 1e-12)[1]
+    assert "; guessing gets 33.3%\n" in said
+    nothing = "is no better than that of guessing"
+    assert f"the last validation loss, 1.099, {nothing}, 1.099: try more --epochs, " in said
+    assert nothing not in (trained / "said.txt").read_text()
+
+
 def test_dry_run_names_what_cannot_be_read(tmp_path):
     photos = draw_photos(tmp_path / "photos")
     (photos / "ash/00.png").write_bytes(b"")
