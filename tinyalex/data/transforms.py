@@ -244,12 +244,24 @@ def _mirrored_mean(mean: np.ndarray) -> np.ndarray:
 def _jitter(
     pixels: np.ndarray, brightness: float, contrast: float, saturation: float
 ) -> np.ndarray:
-    """Return float32 pixels: all values scaled, then spread about their mean, then about grey."""
-    pixels = np.multiply(pixels, brightness, dtype=np.float32)
-    middle = (pixels @ LUMA).mean()
-    pixels += (contrast - 1) * (pixels - middle)
-    pixels += (saturation - 1) * (pixels - (pixels @ LUMA)[..., None])
-    return np.clip(pixels, 0, 255, out=pixels)
+    """Return float32 pixels: all values scaled, then spread about their mean, then about grey.
+
+    Together that is ``b c (s p + (1 - s) l) + b (1 - c) m`` for a value p, the luma l of its pixel
+    and the mean m of all lumas.
+    """
+    # Colour by colour: one expression over the three numbers of a pixel takes several times as
+    # long, and a product with LUMA goes to a BLAS, whose threads get into each other's way.
+    luma = np.zeros(pixels.shape[:2], np.float32)
+    for i in range(3):
+        luma += np.multiply(pixels[..., i], LUMA[i], dtype=np.float32)
+    middle = luma.mean()
+    scale = brightness * contrast
+    jittered = np.multiply(pixels, scale * saturation, dtype=np.float32)
+    luma *= scale * (1 - saturation)
+    luma += brightness * (1 - contrast) * middle
+    for i in range(3):
+        jittered[..., i] += luma
+    return np.clip(jittered, 0, 255, out=jittered)
 
 
 def _mean_for_channels(mean: Mean, channels: int) -> np.ndarray:
