@@ -126,6 +126,8 @@ def test_progress_that_nobody_reads_goes_silent(monkeypatch, kind):
         monkeypatch.setattr(sys, "stdout", {"pipe": pipe, "terminal": Broken(), "none": None}[kind])
         show(None)
         say("the end")
+        silent = os.path.samestat(os.fstat(writing), os.stat(os.devnull))
+        assert silent == (kind == "pipe")
 
 
 def test_a_line_that_a_full_disk_refuses_is_the_only_one_lost(tmp_path, disk):
