@@ -35,7 +35,7 @@ class Schedule:
         self.base_lrs: list[float] = [group["lr"] for group in optimizer.param_groups]
 
     def factor(self, step: int) -> float:
-        """Return what the initial rates are multiplied by at ``step``."""
+        """Return the factor of the initial rates at ``step``; every subclass defines it."""
         raise NotImplementedError(f"{type(self).__name__} must define factor(step)")
 
     def before_step(self, step: int) -> None:
