@@ -2,20 +2,24 @@
 
 A kernel is a plain function on arrays: no Tensor, no autograd, no state. ``reference`` is the text
 of this project (NumPy only, written to be studied); ``cpu`` computes the same with Numba and BLAS
-and is the default. Both modules hold the functions named in `KERNELS`, with equal signatures.
+and is the default; ``cuda`` launches the project's own CUDA kernels on CuPy's arrays. All modules
+hold the functions named in `KERNELS`, with equal signatures.
 
-``TINYALEX_BACKEND=reference`` in the environment, or `use_backend`, chooses between them.
+An array decides by where it lies which backend serves it. For NumPy's arrays
+``TINYALEX_BACKEND=reference`` in the environment, or `use_backend`, chooses between the two.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
 
+from tinyalex.backends.devices import device_of
 from tinyalex.backends.types import Array
 
 KERNELS = {
@@ -62,21 +66,24 @@ _loaded: dict[str, ModuleType] = {}
 
 
 def of(array: Array) -> ModuleType:
-    """Return the module whose kernels work on ``array``."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"expected a NumPy array, got {type(array).__name__}")
-    # Loaded at first use: `import tinyalex` must not wait for Numba.
-    if _chosen not in _loaded:
-        name = _checked(_chosen, "the environment variable TINYALEX_BACKEND")
+    """Return the module whose kernels work on ``array``. Raises TypeError if there is none."""
+    name = _chosen if isinstance(array, np.ndarray) else "cuda"
+    if name == "cuda":
+        device_of(array)
+    # Loaded at first use: `import tinyalex` must wait for neither Numba nor CuPy.
+    if name not in _loaded:
+        if name != "cuda":
+            _checked(name, "the environment variable TINYALEX_BACKEND")
         _loaded[name] = importlib.import_module(f"tinyalex.backends.{name}")
-    return _loaded[_chosen]
+    return _loaded[name]
 
 
 def array_module(array: Array) -> Any:
-    """Return the module (NumPy) in which elementwise work on ``array`` is spelled."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"expected a NumPy array, got {type(array).__name__}")
-    return np
+    """Return the module, NumPy or CuPy, in which elementwise work on ``array`` is spelled."""
+    if isinstance(array, np.ndarray):
+        return np
+    device_of(array)
+    return sys.modules["cupy"]
 
 
 def current_backend() -> str:

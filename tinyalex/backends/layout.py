@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinyalex.backends.devices import on_gpu
 from tinyalex.backends.types import Array
 
 
 def channels_last(x: Array) -> Array:
     """Return NCHW-shaped ``x`` as a contiguous NHWC array: a free view if it already lies so."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    pixels = x.transpose(0, 2, 3, 1)
+    if not on_gpu(x):
+        return np.ascontiguousarray(pixels)
+    from tinyalex.backends.cuda.device import contiguous
+
+    return contiguous(pixels)
 
 
 def as_nchw(x: Array) -> Array:

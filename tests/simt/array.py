@@ -1,0 +1,232 @@
+"""The stand-in's ndarray: a NumPy array in a shell that lets through only what CuPy's has.
+
+It is no subclass of NumPy's, as CuPy's is none. It mixes with no host array, is never turned into
+one by accident, keeps results without axes as arrays, knows the device on which it lies, and takes
+no argument that CuPy's method of that name does not list.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import numpy as np
+
+from simt import memory
+
+try:
+    import cupy as real  # importable without a driver, and good for names and signatures only
+except ImportError:
+    real = None
+
+PROPERTIES = ("shape", "strides", "ndim", "size", "itemsize", "nbytes", "dtype")
+ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or")
+COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
+
+
+class Flags:
+    """The three flags that CuPy's arrays have; NumPy's ``writeable`` is not among them."""
+
+    def __init__(self, flags):
+        self.c_contiguous, self.f_contiguous = flags.c_contiguous, flags.f_contiguous
+        self.owndata = flags.owndata
+
+
+class Pointer:
+    """What ``array.data`` is in CuPy: an address, and copies to and from it."""
+
+    def __init__(self, array):
+        self._array = array
+        self.ptr = array._host.ctypes.data
+        self.device_id = array.device.id
+
+    def copy_from_host_async(self, pointer, size, stream=None):
+        """Copy ``size`` bytes from a host address."""
+        memory.copy(self.ptr, int(getattr(pointer, "value", pointer)), size)
+
+
+class ndarray:  # noqa: N801 (CuPy's name)
+    """An array on a device that does not exist."""
+
+    __array_priority__ = 100
+    __hash__ = None
+
+    def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
+        assert memptr is None, "the stand-in makes no arrays from pointers"
+        self._adopt(memory.poisoned(shape, dtype))
+
+    def _adopt(self, host):
+        owner = host if host.base is None else host.base
+        if host.base is None:
+            memory.count(owner)
+        self._host, self.device = host, memory.current_device()
+
+    @property
+    def flags(self):
+        return Flags(self._host.flags)
+
+    @property
+    def data(self):
+        return Pointer(self)
+
+    @property
+    def T(self):  # noqa: N802
+        return self._view(self._host.T)
+
+    @property
+    def base(self):
+        return self._host.base
+
+    def _view(self, host):
+        with self.device:
+            return wrap(host)
+
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        """Copy to the host, which no stream under capture can."""
+        memory.forbid_capture("a copy to the host")
+        if out is None:
+            return np.array(self._host, order="K")
+        out[...] = self._host
+        return out
+
+    def set(self, arr, stream=None):
+        """Copy from the host."""
+        memory.forbid_capture("a copy from the host")
+        assert isinstance(arr, np.ndarray)
+        assert arr.shape == self.shape
+        self._host[...] = arr
+
+    def item(self):
+        memory.forbid_capture("a copy to the host")
+        return self._host.item()
+
+    __float__ = __int__ = __bool__ = __index__ = None  # set below
+
+    def __len__(self):
+        return len(self._host)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self):
+        return repr(self.get())
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        if method != "__call__":
+            return NotImplemented
+        return call(getattr(np, ufunc.__name__), inputs, options)
+
+    def __array_function__(self, function, types, args, kwargs):
+        return call(function, args, kwargs)
+
+    def __getitem__(self, index):
+        return wrap(self._host[unwrap(index)])
+
+    def __setitem__(self, index, value):
+        self._host[unwrap(index)] = unwrap(value)
+
+    def __getattr__(self, name):
+        if name in PROPERTIES:
+            return getattr(self._host, name)
+        if name.startswith("__") or (real is not None and not hasattr(real.ndarray, name)):
+            raise AttributeError(f"cupy.ndarray has no attribute {name!r}")
+        method = getattr(np.ndarray, name)
+
+        def bound(*args, **options):
+            known = arguments_of(name)
+            for option in options:
+                if known is not None and option not in known:
+                    raise TypeError(f"cupy.ndarray.{name} takes no argument {option!r}")
+            return call(method, (self, *args), options)
+
+        return bound
+
+
+def _number(kind):
+    def convert(self):
+        return kind(self.item())
+
+    return convert
+
+
+for _name, _kind in {"float": float, "int": int, "bool": bool, "index": int}.items():
+    setattr(ndarray, f"__{_name}__", _number(_kind))
+
+
+def _operator(name):
+    def apply(self, *others):
+        # As CuPy: what it does not know may know what to do with this array.
+        if any(not isinstance(o, (ndarray, np.ndarray, int, float, np.generic)) for o in others):
+            return NotImplemented
+        return call(getattr(np.ndarray, name), (self, *others), {})
+
+    return apply
+
+
+def _in_place(name):
+    def apply(self, other):
+        getattr(np.ndarray, name)(self._host, unwrap(other))
+        return self
+
+    return apply
+
+
+for _name in ARITHMETIC:
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+    setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
+    setattr(ndarray, f"__i{_name}__", _in_place(f"__i{_name}__"))
+for _name in (*COMPARISONS, "neg", "abs", "invert"):
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+@cache
+def arguments_of(method):
+    """Return the names that the docstring of CuPy's method lists, None where it lists none."""
+    text = getattr(real.ndarray, method).__doc__ if real else None
+    match = re.match(rf"\w+\.{method}\(self(.*)\)", text or "")
+    if not match or "**" in match[1] or "*args" in match[1]:
+        return None
+    return {re.split(r"[=:]", part)[0].split()[-1] for part in match[1].split(",") if part.strip()}
+
+
+def unwrap(value):
+    """Return the NumPy array behind ``value``; raise TypeError for a host array, as CuPy does."""
+    if isinstance(value, ndarray):
+        if value.device.id != memory.current_device().id:
+            raise ValueError(
+                f"Array device must be same as the current device: array device = "
+                f"{value.device.id} while current = {memory.current_device().id}"
+            )
+        return value._host
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"Unsupported type {type(value)}")
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(unwrap, value))
+    return value
+
+
+def wrap(value):
+    """Return arrays, and numbers that NumPy made of arrays without axes, as device arrays."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(wrap, value))
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return value
+    array = ndarray.__new__(ndarray)
+    array._adopt(np.asarray(value))
+    return array
+
+
+def call(function, args, options):
+    """Run NumPy's ``function`` on the arrays behind the arguments."""
+    out = options.pop("out", None)
+    options = {name: unwrap(value) for name, value in options.items()}
+    if out is None:
+        return wrap(function(*map(unwrap, args), **options))
+    function(*map(unwrap, args), out=unwrap(out), **options)
+    return out[0] if isinstance(out, tuple) else out

@@ -1,0 +1,54 @@
+"""The registry of exercises: small calls of every kernel, each with its own check.
+
+One list serves every way of looking at the kernels: values under all schedules of the shim, the
+sanitizers, the traces of memory, the deleted barriers, and the real GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyalex.backends.cuda.device import cupy
+
+
+class Exercise(NamedTuple):
+    """A function that draws its inputs from a generator, runs kernels and asserts."""
+
+    name: str
+    files: tuple[str, ...]
+    run: Callable[[np.random.Generator], None]
+
+
+_found: list[Exercise] = []
+
+
+def exercise(*files: str):
+    """Register the function as an exercise of these files of kernels/."""
+
+    def register(function):
+        _found.append(Exercise(f"{function.__module__}.{function.__name__}", files, function))
+        return function
+
+    return register
+
+
+def all_exercises() -> list[Exercise]:
+    """Return every exercise of every module in this folder, in the order of their names."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return sorted(_found)
+
+
+def to_device(array, dtype=None):
+    """Return a copy of a NumPy array on the current device."""
+    return cupy().asarray(np.asarray(array, dtype))
+
+
+def to_host(array):
+    """Return a copy of a device array as a NumPy array."""
+    return cupy().asnumpy(array)

@@ -1,0 +1,137 @@
+"""A stand-in for the module ``cupy``: its arrays lie on the host, its kernels run in the shim.
+
+`install` puts it where ``import cupy`` finds it, so that the whole GPU path of tinyalex runs on a
+machine without a GPU. It is stricter than it is complete: a name that CuPy lacks, a keyword that
+CuPy's function does not take, or a host array among device arrays is an error here as there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+
+import numpy as np
+
+from simt import memory, runtime
+from simt.array import call, ndarray, real, unwrap, wrap
+from simt.build import RawModule
+
+_UFUNC_OPTIONS = ("out", "dtype", "casting")
+
+
+def _check(name, function, options):
+    """Raise TypeError for a keyword that CuPy's function does not take."""
+    if real is None:
+        return
+    theirs = getattr(real, name)
+    if isinstance(function, np.ufunc):
+        known = _UFUNC_OPTIONS
+    else:
+        try:
+            parameters = inspect.signature(theirs).parameters
+        except ValueError:
+            return
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return
+        known = tuple(parameters)
+    wrong = [option for option in options if option not in known]
+    if wrong:
+        raise TypeError(f"cupy.{name} takes no argument {wrong[0]!r}")
+
+
+class _Ufunc:
+    def __init__(self, name):
+        self._name, self._function = name, getattr(np, name)
+
+    def __call__(self, *args, **options):
+        _check(self._name, self._function, options)
+        return call(self._function, args, options)
+
+    def at(self, array, index, values):
+        """Add unbuffered."""
+        self._function.at(unwrap(array), unwrap(index), unwrap(values))
+
+
+def _forward(name):
+    function = getattr(np, name)
+    if isinstance(function, type) or not callable(function):
+        return function
+    if isinstance(function, np.ufunc):
+        return _Ufunc(name)
+
+    def forwarded(*args, **options):
+        _check(name, function, options)
+        return call(function, args, options)
+
+    return forwarded
+
+
+class _Module(types.ModuleType):
+    def __getattr__(self, name):
+        if name.startswith("__") or (real is not None and not hasattr(real, name)):
+            raise AttributeError(f"module 'cupy' has no attribute {name!r}")
+        value = _forward(name)
+        setattr(self, name, value)
+        return value
+
+
+def empty(shape, dtype=float, order="C"):
+    """Return memory full of NaN."""
+    return wrap(memory.poisoned(shape, dtype))
+
+
+def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
+    """Return memory full of NaN in the layout of ``prototype``."""
+    host = np.empty_like(unwrap(prototype), dtype, order, shape=shape)
+    host.view(np.uint8)[...] = 0xFF
+    return wrap(host)
+
+
+def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+    """Copy a host array to the device; a device array stays what it is."""
+    if isinstance(a, ndarray):
+        unwrap(a)
+        return a if dtype is None or a.dtype == dtype else a.astype(dtype)
+    memory.forbid_capture("a copy from the host")
+    return wrap(np.array(a, dtype, order=order or "K"))
+
+
+def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
+    """Copy anything to a new device array."""
+    if isinstance(obj, ndarray):
+        return wrap(np.array(unwrap(obj), dtype))
+    return asarray(obj, dtype)
+
+
+def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
+    """Copy to the host."""
+    return a.get(out=out) if isinstance(a, ndarray) else np.asarray(a)
+
+
+def may_share_memory(a, b, max_work=None):
+    """Return whether the two may overlap."""
+    return np.may_share_memory(unwrap(a), unwrap(b))
+
+
+def make() -> types.ModuleType:
+    """Return the stand-in."""
+    module = _Module("cupy")
+    module.__path__ = []
+    for function in (empty, empty_like, asarray, array, asnumpy, may_share_memory):
+        setattr(module, function.__name__, function)
+    module.ndarray, module.RawModule, module.cuda = ndarray, RawModule, runtime.make()
+    pool = runtime.MemoryPool()
+    module.get_default_memory_pool = lambda: pool
+    module.__version__ = "stand-in"
+    return module
+
+
+def install() -> types.ModuleType:
+    """Make ``import cupy`` find the stand-in from now on."""
+    module = make()
+    sys.modules["cupy"], sys.modules["cupy.cuda"] = module, module.cuda
+    cupyx = types.ModuleType("cupyx")
+    cupyx.empty_pinned = runtime.empty_pinned
+    sys.modules["cupyx"] = cupyx
+    return module

@@ -1,0 +1,109 @@
+"""The one place that asks for CuPy, and what to say when it, the driver or the GPU is missing."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+from tinyalex.backends.devices import DeviceError
+from tinyalex.backends.types import Array
+
+INSTALL = 'pip install "tinyalex[cuda13]" (or [cuda12], as the driver allows)'
+_NO_GPU = 100  # cudaErrorNoDevice
+_NO_DRIVER = 35  # cudaErrorInsufficientDriver: older than CuPy needs, or none at all
+
+
+def cupy() -> Any:
+    """Return the module ``cupy``. Raises DeviceError if it is not installed, or broken."""
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        # The missing module's name tells an absent CuPy from one that fails to load.
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise DeviceError(f"the GPU needs CuPy, which is not installed: {INSTALL}") from error
+        raise DeviceError(
+            f"CuPy is installed but cannot be loaded ({error}); install it anew: {INSTALL}"
+        ) from error
+
+
+def count() -> int:
+    """Return how many GPUs there are. Raises DeviceError, which says what is missing, for none."""
+    xp = cupy()
+    try:
+        found: int = xp.cuda.runtime.getDeviceCount()
+    except xp.cuda.runtime.CUDARuntimeError as error:
+        if error.status == _NO_DRIVER:
+            raise DeviceError(
+                "CuPy finds no NVIDIA driver, or one too old for it: install or update the driver, "
+                f"or a CuPy that suits it: {INSTALL}"
+            ) from error
+        if error.status != _NO_GPU:
+            raise DeviceError(f"CUDA cannot start: {error}") from error
+        found = 0
+    if not found:
+        raise DeviceError(
+            'CuPy finds no NVIDIA GPU on this machine; use the device "cpu", and look at what '
+            "nvidia-smi and CUDA_VISIBLE_DEVICES say if there should be one"
+        )
+    return found
+
+
+@cache
+def check(index: int) -> None:
+    """Raise DeviceError unless there is a GPU of this number."""
+    found = count()
+    if index >= found:
+        there = "cuda:0" if found == 1 else f"cuda:0 to cuda:{found - 1}"
+        raise DeviceError(f"there is no device cuda:{index}; this machine has {there}")
+
+
+def upload(array: Array, index: int) -> Array:
+    """Copy a NumPy array to a GPU. Raises DeviceError if it is not there, or is full."""
+    check(index)
+    xp = cupy()
+    try:
+        with xp.cuda.Device(index):
+            return xp.asarray(array)
+    except Exception as error:
+        raise failure(error, f"copying {array.nbytes:,} bytes to cuda:{index}") from error
+
+
+def download(array: Array) -> Array:
+    """Copy a device array to the host."""
+    return cupy().asnumpy(array)
+
+
+def contiguous(array: Array) -> Array:
+    """Return ``array`` C-contiguous, at an address that kernels can load 16 bytes at a time from;
+    itself where it is so already.
+    """
+    array = cupy().ascontiguousarray(array)
+    return array.copy() if array.size and array.data.ptr % 16 else array
+
+
+def multiprocessors() -> int:
+    """Return the number of streaming multiprocessors of the current device."""
+    return _attribute(cupy().cuda.get_device_id(), "MultiProcessorCount")
+
+
+@cache
+def _attribute(index: int, name: str) -> int:
+    return int(cupy().cuda.Device(index).attributes[name])
+
+
+def failure(error: Exception, what: str) -> Exception:
+    """Return CUDA's error as a DeviceError that says what failed, any other one as it is."""
+    xp = cupy()
+    if isinstance(error, xp.cuda.memory.OutOfMemoryError):
+        return OutOfMemoryError(f"the GPU's memory is full ({what}): {error}")
+    cuda_errors = (
+        xp.cuda.runtime.CUDARuntimeError,
+        xp.cuda.driver.CUDADriverError,
+        xp.cuda.compiler.CompileException,
+    )
+    return DeviceError(f"{what} failed: {error}") if isinstance(error, cuda_errors) else error
+
+
+class OutOfMemoryError(DeviceError):
+    """The GPU has no memory left."""

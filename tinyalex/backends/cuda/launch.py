@@ -1,0 +1,124 @@
+"""Launch a kernel of ours: find it, compile it once, check every argument against its source.
+
+A GPU reads arguments as the bytes they are: a float64 array under a ``float*``, or a Python number
+of eight bytes under an ``int``, computes garbage without a word. So every argument is held against
+the parameter list in the source first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda.device import cupy, failure
+from tinyalex.backends.types import Array
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "int": np.dtype(np.int32),
+    "unsigned char": np.dtype(np.uint8),
+    "unsigned short": np.dtype(np.uint16),
+    "unsigned long long": np.dtype(np.uint64),
+}
+_NULL = np.uint64(0)
+MOST_ELEMENTS = 2**31 - 1  # kernels index with int
+MOST_STATIC_SHARED = 48 * 1024  # bytes; more must be asked for
+ALIGNMENT = 16  # bytes: the widest single load
+
+
+def type_name(dtype: Any) -> str:
+    """Return how CUDA calls ``dtype``: "float" or "double", the endings of entries' names."""
+    return {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}[np.dtype(dtype)]
+
+
+def launch(
+    file: str,
+    entry: str,
+    grid: Sequence[int],
+    block: Sequence[int],
+    args: Sequence[Any],
+    shared_bytes: int = 0,
+) -> None:
+    """Run ``entry`` of ``kernels/<file>`` on the current device and stream.
+
+    ``args`` are C-contiguous device arrays of exactly the pointers' types, None for a null pointer,
+    Python numbers, and NamedTuples of ints for structs. A grid with a zero runs nothing. Raises
+    TypeError or ValueError for arguments that the kernel would misread, DeviceError with the
+    kernel's name when compiling or launching fails.
+    """
+    types = sources.parameters(file).get(entry)
+    if types is None:
+        raise ValueError(f"kernels/{file} has no entry {entry}")
+    if len(types) != len(args):
+        raise TypeError(f"{entry} takes {len(types)} arguments {types}, got {len(args)}")
+    packed = tuple(
+        _pack(entry, position, kind, value)
+        for position, (kind, value) in enumerate(zip(types, args, strict=True))
+    )
+    if 0 in grid:
+        return
+    try:
+        kernel = _kernel(file, entry, cupy().cuda.get_device_id())
+        if shared_bytes > max(MOST_STATIC_SHARED, kernel.max_dynamic_shared_size_bytes):
+            kernel.max_dynamic_shared_size_bytes = shared_bytes
+        kernel(tuple(grid), tuple(block), packed, shared_mem=shared_bytes)
+    except Exception as error:
+        raise failure(error, f"{entry} of kernels/{file}") from error
+
+
+@cache
+def _kernel(file: str, entry: str, device: int) -> Any:
+    return _module(file, device).get_function(entry)
+
+
+@cache
+def _module(file: str, device: int) -> Any:
+    text = sources.read(file)
+    # Instructions of one generation only (wgmma) want to be asked for by that generation's name.
+    options = ("-arch=sm_90a",) if "wgmma" in text else ()
+    return cupy().RawModule(code=text, options=("-std=c++17", *options))
+
+
+def _pack(entry: str, position: int, kind: str, value: Any) -> Any:
+    """Return ``value`` as CuPy wants it for a parameter of the type ``kind``."""
+    where = f"{entry}, argument {position} ({kind})"
+    if kind.endswith("*"):
+        return _NULL if value is None else _checked(where, _DTYPES[kind[:-1]], value)
+    if kind in _DTYPES:
+        if not isinstance(value, (int, float, np.generic)):
+            raise TypeError(f"{where} expects a number, got {type(value).__name__}")
+        number = _DTYPES[kind].type(value)
+        if _DTYPES[kind].kind != "f" and int(number) != value:
+            raise ValueError(f"{where} cannot hold {value}")
+        return number
+    if type(value).__name__ != kind:
+        raise TypeError(f"{where} got a {type(value).__name__}")
+    return _struct(value)
+
+
+@lru_cache(maxsize=1024)
+def _struct(value: Any) -> np.ndarray:
+    """Return a NamedTuple of ints as an array of one record, which CuPy passes by value."""
+    return np.array([tuple(value)], dtype=[(name, np.int32) for name in value._fields])
+
+
+def _checked(where: str, dtype: Any, array: Array) -> Array:
+    if not isinstance(array, cupy().ndarray):
+        raise TypeError(f"{where} expects an array on the device, got {type(array).__name__}")
+    if array.dtype != dtype:
+        raise TypeError(f"{where} expects {dtype}, got {array.dtype}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{where} expects a C-contiguous array, got strides {array.strides}")
+    if array.size > MOST_ELEMENTS:
+        raise ValueError(
+            f"{where}: an array of shape {array.shape} has more than 2**31 - 1 elements, which the "
+            "kernels cannot count; use a smaller batch"
+        )
+    if array.size and array.data.ptr % ALIGNMENT:
+        raise ValueError(f"{where} expects memory at a multiple of {ALIGNMENT} bytes")
+    return array

@@ -1,0 +1,74 @@
+"""Devices by name, and where arrays lie. Nothing here needs CuPy to be installed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from tinyalex.backends.types import Array
+
+_NAME = re.compile(r"cpu|cuda(?::(\d+))?")
+_NOWHERE_ELSE: AbstractContextManager[Any] = nullcontext()
+
+
+class DeviceError(RuntimeError):
+    """A GPU, its driver or CuPy is missing, or has failed."""
+
+
+def parse(name: str) -> str:
+    """Return "cpu" or "cuda:<index>" for a device's name. Raises ValueError for anything else."""
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise ValueError(f'expected a device, "cpu", "cuda" or "cuda:<number>", got {name!r}')
+    return "cpu" if name == "cpu" else f"cuda:{int(match[1] or 0)}"
+
+
+def on_gpu(array: Any) -> bool:
+    """Return whether ``array`` is one of CuPy's; false while nobody has imported CuPy."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(array, cupy.ndarray)
+
+
+def device_of(array: Array) -> str:
+    """Return "cpu" or "cuda:<index>". Raises TypeError for what is neither library's array."""
+    if isinstance(array, np.ndarray):
+        return "cpu"
+    if on_gpu(array):
+        return f"cuda:{array.device.id}"
+    raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
+
+
+def move(array: Array, device: str) -> Array:
+    """Return ``array`` on ``device``; itself if it is there already.
+
+    Raises ValueError for an unknown name, DeviceError if there is no such device.
+    """
+    target, source = parse(device), device_of(array)
+    if target == source:
+        return array
+    from tinyalex.backends.cuda import device as cuda
+
+    host = array if source == "cpu" else cuda.download(array)
+    return host if target == "cpu" else cuda.upload(host, int(target.partition(":")[2]))
+
+
+def same_device(what: str, *arrays: Array | None) -> str:
+    """Return the device that all arrays share (None counts not). Raises ValueError for several."""
+    devices = list(dict.fromkeys(device_of(array) for array in arrays if array is not None))
+    if len(devices) > 1:
+        raise ValueError(
+            f"{what} expects all its tensors on one device, got {' and '.join(devices)}; "
+            f'move them first, for example with .to("{devices[0]}")'
+        )
+    return devices[0] if devices else "cpu"
+
+
+def using(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which new arrays and kernels go to ``device``."""
+    if device == "cpu":
+        return _NOWHERE_ELSE
+    return sys.modules["cupy"].cuda.Device(int(device.partition(":")[2]))
