@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.autograd import Function
+from tinyalex.backends.devices import on_gpu
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
 from tinyalex.ops.arguments import dimension, finite, integer, pair, probability
 from tinyalex.tensor import Tensor
@@ -32,7 +33,8 @@ def _tensor(value: Any, name: str) -> Tensor:
 def _array_or_none(value: Any) -> Any:
     if value is None:
         return None
-    return value.data if isinstance(value, Tensor) else np.asarray(value)
+    value = value.data if isinstance(value, Tensor) else value
+    return value if on_gpu(value) else np.asarray(value)
 
 
 def conv2d(
@@ -352,7 +354,7 @@ def cross_entropy(
     """
     options = loss.read_options(
         _tensor(input, "input").data,
-        target.data if isinstance(target, Tensor) else np.asarray(target),
+        _array_or_none(target),
         _array_or_none(weight),
         ignore_index,
         reduction,
