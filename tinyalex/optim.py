@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from tinyalex import backends
+from tinyalex.backends.devices import device_of, host_copy, move
+from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
 from tinyalex.nn.module import Module, Parameter
 from tinyalex.tensor import Tensor
@@ -119,6 +121,8 @@ class SGD:
                     f"{p.grad.shape}, {p.grad.dtype}; call zero_grad() and backward() again"
                 )
             velocity = self._velocity[index] if group["momentum"] else None
+            if velocity is not None and device_of(velocity) != p.device:
+                velocity = self._velocity[index] = for_device(move(velocity, p.device))
             first = group["momentum"] and velocity is None
             if first:
                 velocity = self._velocity[index] = backends.array_module(p.data).zeros_like(p.data)
@@ -149,13 +153,13 @@ class SGD:
                 p.grad[...] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of the velocities, in order, and of every group's options."""
+        """Return copies of the velocities as NumPy arrays, in order, and all groups' options."""
         groups = [
             {name: value for name, value in group.items() if name != "params"}
             | {"params": len(group["params"])}
             for group in self.param_groups
         ]
-        velocity = [None if v is None else v.copy() for v in self._velocity]
+        velocity = [None if v is None else host_copy(v) for v in self._velocity]
         return {"velocity": velocity, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
