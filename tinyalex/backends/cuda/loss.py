@@ -40,7 +40,7 @@ def cross_entropy(
     count, classes = rows.shape
     xp, dtype, name = cupy(), logits.dtype, type_name(logits.dtype)
     targets = contiguous(target.astype(np.int64, copy=False)).reshape(-1).view(np.uint64)
-    ignored = ignore_index % 2**64  # the same bits, unsigned
+    ignored = int(ignore_index) % 2**64  # the same bits, unsigned
     losses, maxima, log_sums = (xp.empty(count, dtype) for _ in range(3))
     loss, divisor = (xp.empty((), dtype) for _ in range(2))
     of_rows = (rows, targets, losses, maxima, log_sums, classes, ignored, label_smoothing)

@@ -96,8 +96,9 @@ class StepTable:
             array[...] = dense
 
 
-def sgd_steps(pieces: Sequence[Piece]) -> None:
-    """Run `sgd_step` for each of the pieces: one launch a dtype."""
+def sgd_steps(updates: Sequence[tuple[Any, ...]]) -> None:
+    """Run `sgd_step` for each of these arguments of it: one launch a dtype."""
+    pieces = [Piece(*update) for update in updates]
     for dtype in {piece.param.dtype: None for piece in pieces}:
         StepTable([piece for piece in pieces if piece.param.dtype == dtype]).launch()
 
@@ -120,7 +121,7 @@ def sgd_step(
     form "paper" (section 5):  ``v = momentum v - decay lr w - lr g;  w += v``.
     """
     rates = lr, momentum, dampening, weight_decay
-    sgd_steps([Piece(param, grad, velocity, *rates, nesterov, form)])
+    sgd_steps([(param, grad, velocity, *rates, nesterov, form)])
 
 
 def _memory_order(array: Array) -> tuple[int, ...]:
