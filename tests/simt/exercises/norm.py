@@ -88,7 +88,7 @@ def check_pooled(rng, versions, x, numbers, groups, window, ceil_mode=False):
     """Compare both directions, the gradient at the taps of the oracle."""
     forward, input_grad = versions
     numbers = *numbers, groups
-    kernel_size, stride, padding = window
+    kernel_size = window[0]
     size = pool_output_size(x.shape[2:], *window, ceil_mode=ceil_mode)
     y, taps = forward(to_device(x), *numbers, *window, size)
     normed = oracles.local_response_norm(x, *numbers)
