@@ -33,9 +33,9 @@ class Ceilings:
     bandwidth: float
 
     def rate(self, precision: str) -> float | None:
-        """Return the rate for a class. Class A may use the tensor cores, three TF32 products each.
+        """Return the rate for a class. Class A may use the tensor cores, by three TF32 products.
 
-        (Each float32 is the sum of two TF32 numbers; the product of the two small ones is left out.)
+        (A float32 is about the sum of two TF32 numbers; their two small parts are not multiplied.)
         """
         rates = [self.operations[precision]] if precision in self.operations else []
         if precision == "A" and "B" in self.operations:
@@ -146,4 +146,3 @@ def _works(steps: list[Step], index: int, training: bool) -> Iterator[Work]:
                 yield Work(name, INPUT, 0.0, y + x + (x if normed else y), taps)
     if training and index == len(steps) - 1:
         yield Work("loss", "both", 0.0, 2 * y)  # read the logits, write their gradient
-

@@ -66,10 +66,10 @@ def clock() -> str | None:
 
 
 def ceilings(scale: int = 1) -> Ceilings:
-    """Return what the GPU reaches now: in a large copy, and in a large product of each class.
+    """Return what the GPU reaches now: in a large copy, and in large products.
 
-    The products are PyTorch's, which are cuBLAS's, since CuPy has no TF32 switch to read back; where
-    PyTorch sees no GPU there is CuPy's in float32 only. ``scale`` divides the sizes.
+    The products are PyTorch's, which are those of cuBLAS: CuPy has no switch to read back. Where
+    PyTorch sees no GPU, there is CuPy's product in float32 only. ``scale`` divides the sizes.
     """
     xp = cupy()
     size = COPY_BYTES // 4 // scale**2
