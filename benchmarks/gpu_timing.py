@@ -93,5 +93,5 @@ class Times:
 
 
 def compare(theirs: Sequence[Turn], ours: Sequence[Turn]) -> Ratio:
-    """Return how many times as long they take: "equal" if ahead in some rounds, behind in others."""
+    """Return how many times as long they take; "equal" if they are ahead in some of the rounds."""
     return Ratio.of([t["device"] for t in theirs], [t["device"] for t in ours])
