@@ -199,7 +199,7 @@ def tiled_weight_grad(rng):
         check_weight_grad(rng, conv_tiled.weight_grad, problem)
 
 
-@exercise("conv_weight_grad.cu")
+@exercise("conv_weight_grad.cu", "split_sum.cu")
 def tiled_weight_grad_split(rng):
     """35 pixels in 2 ranges, of 18 and 17; in 13, of 3 each but for the last, which is empty."""
     for problem in (Problem(1, 3, (7, 5), 5, (1, 1)), Problem(1, 8, (7, 5), 8, (1, 1), groups=2)):
