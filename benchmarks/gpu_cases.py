@@ -94,6 +94,11 @@ class Case:
         return f"gpu-{self.mode}-{self.net.name}-{self.images}-{precision}"
 
     @property
+    def floor_class(self) -> str:
+        """Return the class whose floor is the measure: of what PyTorch ships, TF32's."""
+        return "B" if self.precision == "as shipped" else self.precision
+
+    @property
     def training(self) -> bool:
         """Whether a call is a training step, and not just a prediction."""
         return self.mode == "train"
