@@ -84,7 +84,8 @@ __device__ __forceinline__ Quad sums_around(const float* line, int q, int quads,
   Quad sum = {};
 #pragma unroll
   for (int step = -((before + 3) / 4); step <= (after + 3) / 4; ++step) {
-    if (q + step < 0 || q + step >= quads) continue;
+    // Step 0 is never outside; a test that says so lets its load be shared with the caller's.
+    if ((step < 0 && q + step < 0) || (step > 0 && q + step >= quads)) continue;
     const Quad other = load(line + 4 * (q + step));
 #pragma unroll
     for (int e = 0; e < 4; ++e) {

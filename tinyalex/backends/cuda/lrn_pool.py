@@ -6,21 +6,21 @@ are left to the two kernels that these fuse.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyalex.backends.cuda import lrn, pool
 from tinyalex.backends.cuda.device import cupy
-from tinyalex.backends.cuda.launch import MOST_STATIC_SHARED, launch, type_name
+from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import THREADS, PoolShape, one_thread_each, quads_by_pixels
 from tinyalex.backends.geometry import Pair
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
 FILE = "norm_pool.cu"
-TILE = 4  # windows along each side of a block's tile
-SLICE = 32  # quads of channels that a block takes at most: 512 neighbouring bytes
+TILE_BYTES = 40 << 10  # of shared memory for a block's tile: five blocks a multiprocessor
+SLICE = 8  # quads of channels that a block takes, as in the CUDA source
 SUM_CHANNELS, SUM_ROWS = 32, 8  # the block of sum_of_rows
 # A block of sum_of_rows adds up this many rows or more, until at most MOST_PARTS are left for one.
 ROWS_A_BLOCK, MOST_PARTS = 64, 256
@@ -93,13 +93,14 @@ def norm_max_pool2d_quads(
     """`norm_max_pool2d`, version 2: a tile of windows a block, normalised in shared memory."""
     shape = PoolShape.of(x.shape, output_size, kernel_size, stride, padding)
     y, taps = _outputs(x, output_size)
-    (height, width), quads, pixels = _tile(shape)
-    slices = -(-shape.C // (4 * quads))
-    tiles = shape.N * -(-shape.Ho // height) * -(-shape.Wo // width)
-    block = quads, min(THREADS // quads, pixels)
+    tile = _tile(shape)
+    slices = -(-shape.C // (4 * SLICE))
+    tiles = shape.N * -(-shape.Ho // tile.windows_h) * -(-shape.Wo // tile.windows_w)
+    block = SLICE, min(THREADS // SLICE, tile.columns)
     numbers = shape.C // groups, size, alpha / size, beta, k
-    arguments = channels_last(x), y, taps, *numbers, height, width, shape
-    launch(FILE, "norm_max_pool_quads", (tiles * slices,), block, arguments, 16 * pixels * quads)
+    arguments = channels_last(x), y, taps, *numbers, tile.windows_h, tile.windows_w, shape
+    shared_bytes = 16 * tile.rows * tile.columns * SLICE
+    launch(FILE, "norm_max_pool_quads", (tiles * slices,), block, arguments, shared_bytes)
     return as_nchw(y), as_nchw(taps)
 
 
@@ -108,24 +109,32 @@ def _outputs(x: Array, output_size: Pair) -> tuple[Array, Array]:
     return y, cupy().empty(y.shape, np.uint8)
 
 
-def _tile(shape: PoolShape) -> tuple[Pair, int, int]:
-    """Return a block's tile of windows, its quads of channels, and the pixels under the tile: as
-    large as static shared memory could hold, of which two or more blocks fit on a multiprocessor.
+class _Tile(NamedTuple):
+    """The windows that a block pools, and the pixels under them."""
+
+    windows_h: int
+    windows_w: int
+    rows: int
+    columns: int
+
+
+def _tile(shape: PoolShape) -> _Tile:
+    """Return tiles as wide as a block has threads for, and as high as `TILE_BYTES` let them be,
+    but evenly spread over the image.
     """
-    quads = shape.C // 4
-    quads = -(-quads // -(-quads // SLICE))  # slices of equal size
-    height, width = TILE, TILE
-    while True:
-        rows = (height - 1) * shape.stride_h + shape.R
-        pixels = rows * ((width - 1) * shape.stride_w + shape.S)
-        if 16 * pixels * quads <= MOST_STATIC_SHARED:
-            return (height, width), quads, pixels
-        if height * width == 1:
-            quads = -(-quads // 2)
-        elif height < width:
-            width //= 2
-        else:
-            height //= 2
+    columns = min(THREADS // SLICE, TILE_BYTES // (16 * SLICE * shape.R))
+    windows_w = _even(shape.Wo, max(0, columns - shape.S) // shape.stride_w + 1)
+    columns = (windows_w - 1) * shape.stride_w + shape.S
+    rows = TILE_BYTES // (16 * SLICE * columns)
+    windows_h = _even(shape.Ho, (rows - shape.R) // shape.stride_h + 1)
+    rows = (windows_h - 1) * shape.stride_h + shape.R
+    return _Tile(windows_h, windows_w, rows, columns)
+
+
+def _even(count: int, most: int) -> int:
+    """Return the size of parts of ``count``, at most ``most``, of which all are equally large."""
+    parts = -(-count // most)
+    return -(-count // parts)
 
 
 def norm_max_pool2d_input_grad(
