@@ -136,7 +136,7 @@ norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
       const Quad s = scales(line, q, norm);
       Quad value = load(line + 4 * q);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) value.of[e] *= powers(s.of[e], beta).value;
+      for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], beta).value;
       const int place = ((h - top) * columns + column) * SLICE + threadIdx.x;
       store(reinterpret_cast<float*>(tile + place), value);
     }
@@ -164,7 +164,7 @@ norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
 //
 // blockDim.y pixels of the row at a time: threadIdx.x is the quad of the pixel's channels. With
 // RELU, each thread also adds up the gradients of its quad of channels over its pixels, and the
-// block those of its threads: one row of `bias_sums`, which `sum_of_rows` adds up in turn.
+// block those of its threads: one row of `bias_sums`, which bias_grad.cu adds up in turn.
 
 template <bool RELU>
 __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char* taps,
@@ -196,9 +196,9 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
     Quad product;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const Powers<float> p = powers(s.of[e], norm.beta);
-      product.of[e] = slope.of[e] * value.of[e] * p.slope;
-      slope.of[e] *= p.value;
+      const Powers<float> p = powers(s.at[e], norm.beta);
+      product.at[e] = slope.at[e] * value.at[e] * p.slope;
+      slope.at[e] *= p.value;
     }
     store(all_products + own, product);
     __syncthreads();
@@ -207,10 +207,10 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
     const Quad spread = spreads(all_products + start, q, norm);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      slope.of[e] -= 2 * norm.beta * norm.ratio * value.of[e] * spread.of[e];
+      slope.at[e] -= 2 * norm.beta * norm.ratio * value.at[e] * spread.at[e];
       if (RELU) {
-        if (value.of[e] <= 0) slope.of[e] = 0;  // a NaN lets it through
-        bias.of[e] += slope.of[e];
+        if (value.at[e] <= 0) slope.at[e] = 0;  // a NaN lets it through
+        bias.at[e] += slope.at[e];
       }
     }
     store(dx + index, slope);
@@ -223,7 +223,7 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
   for (int y = 1; y < blockDim.y; ++y) {
     const Quad other = load(all_values + y * shape.C + c);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) bias.of[e] += other.of[e];
+    for (int e = 0; e < 4; ++e) bias.at[e] += other.at[e];
   }
   store(bias_sums + blockIdx.x * shape.C + c, bias);
 }
@@ -243,38 +243,4 @@ norm_max_pool_relu_grad_quads(const float* __restrict__ grad,
                               int size, float ratio, float beta, float k, PoolShape shape) {
   const Norm<float> norm = {width, size, ratio, beta, k};
   norm_max_pool_grad_of_row<true>(grad, taps, x, dx, bias_sums, norm, shape);
-}
-
-// --- adding up rows ------------------------------------------------------------------------------
-//
-// sums[b][c] = sum of rows_a_block rows of values[rows][C], from row b * rows_a_block on. Launched
-// once to leave a few rows, and again to leave one: always the same additions in the same order,
-// which atomic additions would not be.
-
-constexpr int SUM_CHANNELS = 32, SUM_ROWS = 8;  // threads of a block, along x and y
-
-template <typename T>
-__device__ void sum_of_rows(const T* values, T* sums, int rows, int rows_a_block, int C) {
-  __shared__ T partial[SUM_ROWS][SUM_CHANNELS];
-  const int c = blockIdx.x * SUM_CHANNELS + threadIdx.x;
-  const int first = blockIdx.y * rows_a_block, stop = min(rows, first + rows_a_block);
-  T sum = 0;
-  for (int row = first + threadIdx.y; c < C && row < stop; row += SUM_ROWS) {
-    sum += values[row * C + c];
-  }
-  partial[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || c >= C) return;
-  for (int y = 1; y < SUM_ROWS; ++y) sum += partial[y][threadIdx.x];
-  sums[blockIdx.y * C + c] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(SUM_CHANNELS * SUM_ROWS)
-sum_of_rows_float(const float* values, float* sums, int rows, int rows_a_block, int C) {
-  sum_of_rows(values, sums, rows, rows_a_block, C);
-}
-
-extern "C" __global__ void __launch_bounds__(SUM_CHANNELS * SUM_ROWS)
-sum_of_rows_double(const double* values, double* sums, int rows, int rows_a_block, int C) {
-  sum_of_rows(values, sums, rows, rows_a_block, C);
 }

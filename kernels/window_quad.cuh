@@ -23,8 +23,8 @@ __device__ __forceinline__ QuadWinner max_of_window(const PoolShape& shape, int 
       const Quad candidate = value(h, j * shape.stride_w - shape.left + s * shape.dilation_w);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const bool wins = takes(candidate.of[e], best.value.of[e]);
-        best.value.of[e] = wins ? candidate.of[e] : best.value.of[e];
+        const bool wins = takes(candidate.at[e], best.value.at[e]);
+        best.value.at[e] = wins ? candidate.at[e] : best.value.at[e];
         best.tap[e] = wins ? r * shape.S + s : best.tap[e];
       }
     }
@@ -52,7 +52,7 @@ __device__ __forceinline__ Quad gradient_of_pixel(const PoolShape& shape, const 
       const Quad slope = load(grad + window);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if ((winners >> 8 * e & 255) == tap) sum.of[e] += slope.of[e];
+        if ((winners >> 8 * e & 255) == tap) sum.at[e] += slope.at[e];
       }
     }
   }

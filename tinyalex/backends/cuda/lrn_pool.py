@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyalex.backends.cuda import lrn, pool
+from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import THREADS, PoolShape, one_thread_each, quads_by_pixels
@@ -21,9 +22,6 @@ from tinyalex.backends.types import Array
 FILE = "norm_pool.cu"
 TILE_BYTES = 40 << 10  # of shared memory for a block's tile: five blocks a multiprocessor
 SLICE = 8  # quads of channels that a block takes, as in the CUDA source
-SUM_CHANNELS, SUM_ROWS = 32, 8  # the block of sum_of_rows
-# A block of sum_of_rows adds up this many rows or more, until at most MOST_PARTS are left for one.
-ROWS_A_BLOCK, MOST_PARTS = 64, 256
 
 
 def _in_quads(x: Array, groups: int, kernel_size: Pair) -> bool:
@@ -256,29 +254,13 @@ def norm_max_pool2d_relu_bias_grad_quads(
     block = quads_by_pixels(shape.C // 4, shape.W)
     arguments = slopes, winners, images, dx, sums, *numbers, shape
     launch(FILE, "norm_max_pool_relu_grad_quads", (rows,), block, arguments)
-    return as_nchw(dx), _sum_of_rows(sums)
+    return as_nchw(dx), bias_grad(sums)
 
 
 def _relu_bias_grad_in_steps(
     grad: Array, taps: Array, x: Array, *options: Any
 ) -> tuple[Array, Array]:
     """Do what the fused kernel does, one after the other."""
-    images = channels_last(x)
     dx = channels_last(norm_max_pool2d_input_grad(grad, taps, x, *options))
-    dx = cupy().where(images <= 0, dx.dtype.type(0), dx)  # written so that NaN lets it through
-    return as_nchw(dx), _sum_of_rows(dx.reshape(-1, x.shape[1]))
-
-
-def _sum_of_rows(values: Array) -> Array:
-    """Return the sum of the rows of ``values`` [rows, C]: first in parts, then of the parts."""
-    rows, C = values.shape
-    across = -(-C // SUM_CHANNELS)
-    while True:
-        parts = min(rows // ROWS_A_BLOCK, MOST_PARTS) if rows > MOST_PARTS else 1
-        sums = cupy().empty((parts, C), values.dtype)
-        entry = f"sum_of_rows_{type_name(values.dtype)}"
-        arguments = values, sums, rows, -(-rows // parts), C
-        launch(FILE, entry, (across, parts), (SUM_CHANNELS, SUM_ROWS), arguments)
-        if parts == 1:
-            return sums[0]
-        values, rows = sums, parts
+    masked, bias = relu_bias_grad(dx, channels_last(x))
+    return as_nchw(masked), bias
