@@ -11,7 +11,12 @@ from tinyalex import functional as functional
 from tinyalex import models, nn, optim, random, schedule, threads
 from tinyalex.autograd import Function, is_grad_enabled, no_grad
 from tinyalex.backends import current_backend, use_backend
+from tinyalex.backends.devices import DeviceError
 from tinyalex.backends.memory import empty_cache
+from tinyalex.backends.precision import (
+    get_float32_matmul_precision,
+    set_float32_matmul_precision,
+)
 from tinyalex.files import FileError, load, save
 from tinyalex.gradcheck import GradcheckError, gradcheck
 from tinyalex.random import manual_seed
@@ -32,6 +37,7 @@ from tinyalex.tensor import (
 from tinyalex.version import __version__
 
 __all__ = [
+    "DeviceError",
     "FileError",
     "Function",
     "GradcheckError",
@@ -43,6 +49,7 @@ __all__ = [
     "empty_cache",
     "full",
     "functional",
+    "get_float32_matmul_precision",
     "gradcheck",
     "is_grad_enabled",
     "load",
@@ -57,6 +64,7 @@ __all__ = [
     "random",
     "save",
     "schedule",
+    "set_float32_matmul_precision",
     "stack",
     "summary",
     "tensor",

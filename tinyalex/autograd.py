@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinyalex.backends import array_module
+from tinyalex.backends.devices import device_of, same_device, using
 from tinyalex.backends.types import Array
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ class Function:
         from tinyalex.tensor import Tensor  # here: Tensor's operators are Functions themselves
 
         node = cls(inputs)
-        output = Tensor(node.forward(*(None if t is None else t.data for t in inputs), **options))
+        arrays = tuple(None if t is None else t.data for t in inputs)
+        with using(same_device(cls.__name__, *arrays)):
+            output = Tensor(node.forward(*arrays, **options))
         if any(node.needs_input_grad):
             node.shape, node.dtype = output.shape, output.dtype
             output.requires_grad = True
@@ -137,7 +140,8 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
                 "with the first. Compute the loss again, or pass retain_graph=True the first time"
             )
         grad = gradients.pop(node)
-        input_grads = node.backward(grad)
+        with using(device_of(grad)):
+            input_grads = node.backward(grad)
         if not isinstance(input_grads, tuple):
             input_grads = (input_grads,)
         others = [array for array in (grad, *node.saved, *input_grads) if hasattr(array, "dtype")]
@@ -153,18 +157,33 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
                     f"{type(node).__name__}.backward must return a gradient of shape {edge.shape} "
                     f"for this input, got {got}"
                 )
-            input_grad = input_grad.astype(edge.dtype, copy=False)
-            if not isinstance(edge, Function):
-                # A leaf's .grad is its own: what others see too, or a constant, is copied.
-                overlaps = array_module(edge.data).may_share_memory
-                shared = sum(overlaps(input_grad, other) for other in others) > 1
-                own = input_grad.flags.writeable and not shared
-                _accumulate(edge, input_grad if own else input_grad.copy())
-            elif edge in gradients:
-                gradients[edge] = gradients[edge] + input_grad
-            else:
-                gradients[edge] = input_grad
-                heapq.heappush(newest_first, (-edge.birth, edge))
+            with using(device_of(input_grad)):
+                input_grad = input_grad.astype(edge.dtype, copy=False)
+                if not isinstance(edge, Function):
+                    own = _writable(input_grad) and not _seen_by_others(input_grad, others)
+                    _accumulate(edge, input_grad if own else input_grad.copy())
+                elif edge in gradients:
+                    gradients[edge] = gradients[edge] + input_grad
+                else:
+                    gradients[edge] = input_grad
+                    heapq.heappush(newest_first, (-edge.birth, edge))
+
+
+def _seen_by_others(grad: Array, others: list[Array]) -> bool:
+    """Return whether the memory of ``grad``, itself one of ``others``, is also another's there.
+
+    A leaf's .grad is its own: what others see too, or a constant, is copied.
+    """
+    overlaps = array_module(grad).may_share_memory
+    here = [other for other in others if device_of(other) == device_of(grad)]
+    return sum(overlaps(grad, other) for other in here) > 1
+
+
+def _writable(array: Array) -> bool:
+    """Return whether each element has a place of its own that may be written."""
+    if device_of(array) == "cpu":
+        return array.flags.writeable
+    return 0 not in array.strides  # CuPy protects nothing: see what was broadcast
 
 
 def _accumulate(leaf: Tensor, grad: Array) -> None:

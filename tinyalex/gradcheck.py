@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyalex.autograd import no_grad
+from tinyalex.backends.devices import move
 from tinyalex.backends.types import Array
 from tinyalex.tensor import Tensor
 
@@ -46,11 +47,11 @@ def gradcheck(
 
     rng = np.random.default_rng(0)
     outputs = _outputs(fn, inputs)
-    weights = [rng.standard_normal(y.shape) for y in outputs]
+    weights = [move(rng.standard_normal(y.shape), y.device) for y in outputs]
     with no_grad():
         again = _outputs(fn, inputs)
     if any(
-        not np.array_equal(a.data, b.data, equal_nan=True)
+        not np.array_equal(move(a.data, "cpu"), move(b.data, "cpu"), equal_nan=True)
         for a, b in zip(outputs, again, strict=True)
     ):
         raise GradcheckError("fn is not deterministic: two calls with the same inputs differ")
@@ -90,7 +91,7 @@ def _gradients(outputs: list[Tensor], weights: list[Array], leaves: list[Tensor]
         used = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
         for y, w in used:
             y.backward(w, retain_graph=True)
-        return [np.zeros(t.shape) if t.grad is None else t.grad for t in leaves]
+        return [np.zeros(t.shape) if t.grad is None else move(t.grad, "cpu") for t in leaves]
     finally:
         for leaf, grad in zip(leaves, before, strict=True):
             leaf.grad = grad

@@ -12,6 +12,7 @@ from tinyalex import random
 from tinyalex.autograd import Function
 from tinyalex.autograd import backward as run_backward
 from tinyalex.backends import array_module
+from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.ops import arithmetic, matmul, reduction, shape
 from tinyalex.ops.arguments import dimension
@@ -24,9 +25,10 @@ Axis: TypeAlias = "int | Sequence[int] | None"
 class Tensor:
     """An n-dimensional array that remembers how it was computed.
 
-    ``data`` is a NumPy array, or anything that makes one: Python floats become float32, integers
-    int64, arrays keep their dtype and are not copied. With ``requires_grad`` the tensor is a leaf:
-    `backward` leaves d(result)/d(this) in ``grad``, an array of the same shape and dtype.
+    ``data`` is an array of NumPy or CuPy, or anything that makes one of NumPy: Python floats become
+    float32, integers int64, arrays keep their dtype and are not copied. With ``requires_grad`` the
+    tensor is a leaf: `backward` leaves d(result)/d(this) in ``grad``, an array of the same shape,
+    dtype and device.
 
     Operators broadcast as in NumPy and have torch's meaning. Raises TypeError for dtypes other than
     float32, float64, integers and bool, and for an integer tensor that requires a gradient.
@@ -38,7 +40,7 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             data = data.data
-        if not isinstance(data, np.ndarray):
+        if not isinstance(data, np.ndarray) and not on_gpu(data):
             given = data
             data = np.asarray(data)
             if data.dtype == np.float64 and not isinstance(given, np.generic):
@@ -79,8 +81,8 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the array lies: ``"cpu"``."""
-        return "cpu"
+        """Where the array lies: ``"cpu"``, or ``"cuda:0"`` and so on."""
+        return device_of(self.data)
 
     @property
     def is_leaf(self) -> bool:
@@ -93,8 +95,9 @@ class Tensor:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        text = np.array2string(self.data, separator=", ", prefix="tensor(")
+        text = np.array2string(move(self.data, "cpu"), separator=", ", prefix="tensor(")
         kind = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        kind += "" if self.device == "cpu" else f', device="{self.device}"'
         if self.grad_fn is not None:
             return f"tensor({text}{kind}, grad_fn={type(self.grad_fn).__name__})"
         return f"tensor({text}{kind}{', requires_grad=True' if self.requires_grad else ''})"
@@ -106,7 +109,12 @@ class Tensor:
         return float(self.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.data, dtype=dtype, copy=copy)
+        return np.array(self._host_data(), dtype=dtype, copy=copy)
+
+    def _host_data(self) -> Array:
+        if self.device != "cpu":
+            raise TypeError(f"this tensor is on {self.device}; copy it to the host first: .cpu()")
+        return self.data
 
     # --- gradients --------------------------------------------------------------------------------
 
@@ -129,9 +137,12 @@ class Tensor:
                     f"backward() without a gradient needs one element, got shape {self.shape}; "
                     "reduce to a loss first (.sum(), .mean()) or pass gradient="
                 )
-            gradient = 1
-        gradient = gradient.data if isinstance(gradient, Tensor) else gradient
-        array = array_module(self.data).array(gradient, dtype=self.dtype)
+            array = array_module(self.data).ones((), self.dtype)
+        else:
+            array = gradient.data if isinstance(gradient, Tensor) else gradient
+            if isinstance(array, np.ndarray) or on_gpu(array):
+                same_device("backward", self.data, array)
+            array = array_module(self.data).array(array, dtype=self.dtype)
         if array.shape != self.shape and not (array.ndim == 0 and self.size == 1):
             raise ValueError(f"expected a gradient of shape {self.shape}, got {array.shape}")
         run_backward(self.grad_fn or self, array.reshape(self.shape), retain_graph)
@@ -152,10 +163,13 @@ class Tensor:
     # --- conversions ------------------------------------------------------------------------------
 
     def numpy(self) -> Array:
-        """Return the array itself (no copy). Raises RuntimeError if it is part of a graph."""
+        """Return the array itself (no copy).
+
+        Raises RuntimeError if it is part of a graph, TypeError if it is on a GPU.
+        """
         if self.requires_grad:
             raise RuntimeError("this tensor requires a gradient; use .detach().numpy() or .data")
-        return self.data
+        return self._host_data()
 
     def item(self) -> Any:
         """Return the only element as a Python number. Raises ValueError if there are more."""
@@ -164,18 +178,19 @@ class Tensor:
         return self.data.item()
 
     def to(self, target: Any) -> Tensor:
-        """Return this tensor on a device (``"cpu"``) or in a dtype (``np.float64``).
+        """Return this tensor on a device ("cpu", "cuda", "cuda:1") or in a dtype (``np.float64``).
 
-        The gradient flows back through a change of dtype. Raises ValueError for devices that this
-        version does not have.
+        The tensor itself if it is so already; the gradient flows back through a change of either.
+        Raises ValueError for what is neither, DeviceError if there is no such GPU, or no CuPy.
         """
         if target is None:
             raise TypeError("to() expects a device or a dtype, got None")
         if isinstance(target, str) and target not in DTYPES:
-            if target != "cpu":
-                known = ", ".join(DTYPES)
-                raise ValueError(f'expected the device "cpu" or a dtype ({known}), got {target!r}')
-            return self
+            try:
+                device = parse(target)
+            except ValueError as error:
+                raise ValueError(f"{error}; dtypes are {', '.join(DTYPES)}") from None
+            return self if device == self.device else shape.Move.apply(self, device=device)
         dtype = np.dtype(target)
         if dtype == self.dtype:
             return self
@@ -183,12 +198,22 @@ class Tensor:
             return Tensor(self.data.astype(dtype))  # integers have no gradients
         return shape.Cast.apply(self, dtype=dtype)
 
+    def cpu(self) -> Tensor:
+        """Return this tensor on the host."""
+        return self.to("cpu")
+
+    def cuda(self) -> Tensor:
+        """Return this tensor on the first GPU."""
+        return self.to("cuda")
+
     # --- arithmetic -------------------------------------------------------------------------------
 
     def _binary(self, function: type[Function], other: Any, swapped: bool = False) -> Tensor:
         if isinstance(other, (bool, int, float, np.generic)):
-            other = Tensor(np.asarray(other, self._dtype_beside(other)))
-        elif isinstance(other, np.ndarray):
+            with using(self.device):
+                full = array_module(self.data).full
+                other = Tensor(full((), other, self._dtype_beside(other)))
+        elif isinstance(other, np.ndarray) or on_gpu(other):
             other = Tensor(other)
         elif not isinstance(other, Tensor):
             return NotImplemented
@@ -280,31 +305,37 @@ class Tensor:
     # --- comparisons: plain answers, outside the graph --------------------------------------------
 
     def _compare(self, operation: Any, other: Any) -> Tensor:
-        return Tensor(operation(self.data, other.data if isinstance(other, Tensor) else other))
+        other = other.data if isinstance(other, Tensor) else other
+        if isinstance(other, np.ndarray) or on_gpu(other):
+            same_device("a comparison", self.data, other)
+        with using(self.device):
+            return Tensor(array_module(self.data).asarray(operation(self.data, other)))
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._compare(np.equal, other)
+        return self._compare(operator.eq, other)
 
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._compare(np.not_equal, other)
+        return self._compare(operator.ne, other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return self._compare(np.less, other)
+        return self._compare(operator.lt, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return self._compare(np.less_equal, other)
+        return self._compare(operator.le, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return self._compare(np.greater, other)
+        return self._compare(operator.gt, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return self._compare(np.greater_equal, other)
+        return self._compare(operator.ge, other)
 
     __hash__ = object.__hash__
 
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """Return the index of the (first) maximum along ``dim``, or in the flattened tensor."""
-        return Tensor(np.asarray(self.data.argmax(axis=dim, keepdims=keepdim)))
+        with using(self.device):
+            index = self.data.argmax(axis=dim, keepdims=keepdim)
+            return Tensor(array_module(self.data).asarray(index))
 
     # --- reductions -------------------------------------------------------------------------------
 
@@ -411,9 +442,13 @@ def tensor(
 ) -> Tensor:
     """Return a new leaf tensor with a copy of ``data``; see `Tensor` for what it accepts."""
     source = data.data if isinstance(data, Tensor) else data
-    array = np.array(source, dtype=dtype, copy=True) if dtype is not None else Tensor(source).data
-    result = Tensor(array.copy() if array is source else array, requires_grad)
-    return result if device is None else result.to(device)
+    array = Tensor(source).data
+    if dtype is not None:
+        # From the source: a Python float has more digits than the float32 that it becomes.
+        array = array.astype(dtype) if on_gpu(source) else np.array(source, dtype=dtype)
+    if device is not None:
+        array = move(array, device)
+    return Tensor(array.copy() if array is source else array, requires_grad)
 
 
 def zeros(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
@@ -479,5 +514,8 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def where(condition: Any, a: Tensor, b: Tensor) -> Tensor:
     """Return a where ``condition`` holds, else b."""
     _expect_tensors("where", a, b)
-    mask = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
+    mask = condition.data if isinstance(condition, Tensor) else condition
+    if not on_gpu(mask):
+        mask = np.asarray(mask)
+    same_device("where", a.data, mask)
     return arithmetic.Where.apply(a, b, condition=mask)

@@ -50,6 +50,7 @@ FUSED_KERNELS = {
     "conv2d_relu_grads": "its three gradients",
     "norm_max_pool2d": "local_response_norm, then max_pool2d without dilation",
     "norm_max_pool2d_input_grad": "its gradient",
+    "norm_max_pool2d_relu_bias_grad": "its gradient, then relu's, and of that conv2d_bias_grad",
 }
 
 CPU_BACKENDS = ("cpu", "reference")
@@ -67,9 +68,7 @@ _loaded: dict[str, ModuleType] = {}
 
 def of(array: Array) -> ModuleType:
     """Return the module whose kernels work on ``array``. Raises TypeError if there is none."""
-    name = _chosen if isinstance(array, np.ndarray) else "cuda"
-    if name == "cuda":
-        device_of(array)
+    name = _chosen if device_of(array) == "cpu" else "cuda"
     # Loaded at first use: `import tinyalex` must wait for neither Numba nor CuPy.
     if name not in _loaded:
         if name != "cuda":
@@ -80,10 +79,7 @@ def of(array: Array) -> ModuleType:
 
 def array_module(array: Array) -> Any:
     """Return the module, NumPy or CuPy, in which elementwise work on ``array`` is spelled."""
-    if isinstance(array, np.ndarray):
-        return np
-    device_of(array)
-    return sys.modules["cupy"]
+    return np if device_of(array) == "cpu" else sys.modules["cupy"]
 
 
 def current_backend() -> str:

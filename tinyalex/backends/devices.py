@@ -35,7 +35,7 @@ def on_gpu(array: Any) -> bool:
 
 def device_of(array: Array) -> str:
     """Return "cpu" or "cuda:<index>". Raises TypeError for what is neither library's array."""
-    if isinstance(array, np.ndarray):
+    if isinstance(array, (np.ndarray, np.generic)):  # arithmetic makes scalars of 0-d arrays
         return "cpu"
     if on_gpu(array):
         return f"cuda:{array.device.id}"
@@ -54,6 +54,11 @@ def move(array: Array, device: str) -> Array:
 
     host = array if source == "cpu" else cuda.download(array)
     return host if target == "cpu" else cuda.upload(host, int(target.partition(":")[2]))
+
+
+def host_copy(array: Array) -> Array:
+    """Return a new NumPy array of the same values, C-contiguous, from any device."""
+    return np.array(move(array, "cpu"), order="C")
 
 
 def same_device(what: str, *arrays: Array | None) -> str:

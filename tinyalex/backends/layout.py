@@ -23,6 +23,11 @@ def channels_last(x: Array) -> Array:
     return contiguous(pixels)
 
 
+def for_device(array: Array) -> Array:
+    """Return ``array`` as kernels read it without a copy: on a GPU, four axes channels last."""
+    return as_nchw(channels_last(array)) if array.ndim == 4 and on_gpu(array) else array
+
+
 def as_nchw(x: Array) -> Array:
     """Return an NHWC array as an NCHW-shaped view of the same memory."""
     return x.transpose(0, 3, 1, 2)

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from tinyalex.autograd import no_grad
+from tinyalex.backends.devices import host_copy, move, on_gpu
+from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
 from tinyalex.tensor import Tensor
 
@@ -176,15 +179,24 @@ class Module:
         return self.train(False)
 
     def to(self: Self, target: Any) -> Self:
-        """Move every parameter, in place, to a device ("cpu") or a dtype (np.float64)."""
-        for parameter in self.parameters():
-            moved = parameter.detach().to(target).data
-            if moved.dtype.kind != "f":
-                raise TypeError(f"parameters are float32 or float64, cannot make them {target}")
-            parameter.data = moved
-            if parameter.grad is not None:
-                parameter.grad = Tensor(parameter.grad).to(target).data
+        """Move every parameter, in place, to a device ("cuda") or a dtype (np.float64).
+
+        All of them or, if one cannot be moved, none. Optimisers made before go on as they were:
+        they move their velocities after the parameters.
+        """
+        with no_grad():
+            moved = [(p, _moved(p.data, target), _moved(p.grad, target)) for p in self.parameters()]
+        for parameter, data, grad in moved:
+            parameter.data, parameter.grad = data, grad
         return self
+
+    def cpu(self: Self) -> Self:
+        """Move every parameter, in place, to the host."""
+        return self.to("cpu")
+
+    def cuda(self: Self) -> Self:
+        """Move every parameter, in place, to the first GPU."""
+        return self.to("cuda")
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
         """Let every parameter learn, or freeze them all with False; optimisers skip frozen ones."""
@@ -203,9 +215,9 @@ class Module:
     # Weights in and out
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of every parameter's array under its dotted name."""
+        """Return a copy of every parameter under its dotted name: NumPy arrays, on any device."""
         named = self.named_parameters(remove_duplicate=False)
-        return {name: parameter.detach().numpy().copy() for name, parameter in named}
+        return {name: host_copy(parameter.data) for name, parameter in named}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True
@@ -239,7 +251,7 @@ class Module:
                 f"belong to. {'; '.join(problems)}"
             )
         for name, array in arrays.items():
-            own[name].data[...] = array
+            own[name].data[...] = move(np.asarray(array, own[name].dtype), own[name].device)
         return IncompatibleKeys(missing, unexpected)
 
     # Printing
@@ -256,8 +268,18 @@ class Module:
         return f"{type(self).__name__}(\n  {body}\n)"
 
 
+def _moved(array: Array | None, target: Any) -> Array | None:
+    if array is None:
+        return None
+    moved = Tensor(array).to(target).data
+    if moved.dtype.kind != "f":
+        raise TypeError(f"parameters are float32 or float64, cannot make them {target}")
+    return for_device(moved)
+
+
 def _as_array(name: str, value: Any) -> Array:
-    array = np.asarray(value.detach().numpy() if isinstance(value, Tensor) else value)
+    value = value.data if isinstance(value, Tensor) else value
+    array = move(value, "cpu") if on_gpu(value) else np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"expected an array of numbers for {name}, got dtype {array.dtype}")
     return array

@@ -40,8 +40,10 @@ class Dropout(Function):
 
 def stable_log_softmax(x: Array, axis: int) -> Array:
     """Return ``x - log(sum(exp(x)))`` along ``axis``, shifted by the maximum against overflow."""
+    if x.size == 0:
+        return x
     xp = array_module(x)
-    shifted = x - x.max(axis=axis, keepdims=True, initial=-xp.inf)
+    shifted = x - x.max(axis=axis, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 
 
@@ -51,9 +53,8 @@ class Softmax(Function):
     def forward(self, x: Array, *, axis: int) -> Array:
         floating("softmax", x)
         self.axis = axis
-        xp = array_module(x)
-        y = xp.exp(x - x.max(axis=axis, keepdims=True, initial=-xp.inf))
-        y /= y.sum(axis=axis, keepdims=True)
+        y = x if x.size == 0 else array_module(x).exp(x - x.max(axis=axis, keepdims=True))
+        y = y / y.sum(axis=axis, keepdims=True)
         self.save(y)
         return y
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.devices import device_of, move
 from tinyalex.backends.types import Array
 
 
@@ -53,6 +54,17 @@ class Cast(Function):
 
     def backward(self, grad: Array) -> Array:
         return grad
+
+
+class Move(Function):
+    """The same values on another device; `backward` moves the gradient back."""
+
+    def forward(self, x: Array, *, device: str) -> Array:
+        self.source = device_of(x)
+        return move(x, device)
+
+    def backward(self, grad: Array) -> Array:
+        return move(grad, self.source)
 
 
 class Cat(Function):
