@@ -69,7 +69,9 @@ def prepare(arguments: argparse.Namespace) -> Session:
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.operations.items())
     print(f"copy {ceilings.bandwidth / 1e12:.3g} TB/s; products, TFLOP/s: {rates}", flush=True)
     print(f"environment: {facts['environment']}; clock {gpu_machine.clock()}", flush=True)
-    protocol = Protocol(rounds=arguments.rounds, window=arguments.window)
+    protocol = Protocol(
+        rounds=arguments.rounds, window=arguments.window, warm_up=arguments.warm_up
+    )
     return Session(
         arguments.results, facts, ceilings, protocol, arguments.quick, arguments.only, until
     )
@@ -125,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     add("--groups", type=int, choices=(1, 2), help="towers", **several)
     add("--norm", choices=("on", "off"), help="response normalisation", **several)
     add("--rounds", type=int, default=5, help="turns of every contestant")
+    add("--warm-up", type=int, default=10, help="steps before anything is timed")
     add("--window", type=float, default=0.05, help="seconds that are timed at once, at least")
     add("--only", metavar="WORD", help="contestants with this in their names; no file", **several)
     add("--again", action="store_true", help="measure what was measured before, too")

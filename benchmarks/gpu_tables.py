@@ -213,9 +213,7 @@ def floors_table() -> str:
         "| layer and pass | GFLOP | MB (A, B) | A, us | B, us | C, us | B, two towers |",
         "|---" * 7 + "|",
     ]
-    pairs = zip(
-        gpu_floors.works(net, 128, True), gpu_floors.works(tower, 128, True), strict=True
-    )
+    pairs = zip(gpu_floors.works(net, 128, True), gpu_floors.works(tower, 128, True), strict=True)
     for work, other in pairs:
         times = [_us(work.seconds(gpu_floors.H100, precision)) for precision in "ABC"]
         lines.append(
