@@ -65,10 +65,11 @@ def rows(net: Net, images: int) -> Iterator[Row]:
         grad = rng.standard_normal(step.y, np.float32)
         made = _kernels(before, step, x, grad)
         for layer, part, kernel, arguments in made:
+            if before is None and part == INPUT:
+                continue  # nobody wants the gradient of the photographs
             loose = kernel == "norm_max_pool2d_input_grad"
             work = works.get((layer, part)) or Work(layer, part, 0.0, _moved(kernel, x.size))
-            if kernel != "conv2d_input_grad" or before:
-                yield Row(work, kernel, arguments, x, loose)
+            yield Row(work, kernel, arguments, x, loose)
 
 
 def _moved(kernel: str, size: int) -> int:
