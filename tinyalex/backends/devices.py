@@ -27,6 +27,16 @@ def parse(name: str) -> str:
     return "cpu" if name == "cpu" else f"cuda:{int(match[1] or 0)}"
 
 
+def check(name: str) -> None:
+    """Raise DeviceError, which says what is missing, unless the device ``name`` can be used;
+    ValueError if nothing is called so.
+    """
+    if (device := parse(name)) != "cpu":
+        from tinyalex.backends.cuda import device as cuda
+
+        cuda.check(int(device.partition(":")[2]))
+
+
 def on_gpu(array: Any) -> bool:
     """Return whether ``array`` is one of CuPy's; false while nobody has imported CuPy."""
     cupy = sys.modules.get("cupy")

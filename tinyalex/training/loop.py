@@ -27,9 +27,9 @@ from tinyalex.training.metrics import Average, MetricsFile, hits
 from tinyalex.training.pace import Pace
 from tinyalex.training.progress import Progress, duration
 from tinyalex.training.run import Run
+from tinyalex.training.settings import STEPS_PER_ROW
 from tinyalex.training.signals import StopRequest
 
-STEPS_PER_ROW = 10
 STUCK_WITHIN = 0.005
 """The loss counts as stuck while it is within this share of ln(classes)."""
 

@@ -105,5 +105,5 @@ def failure(error: Exception, what: str) -> Exception:
     return DeviceError(f"{what} failed: {error}") if isinstance(error, cuda_errors) else error
 
 
-class OutOfMemoryError(DeviceError):
+class OutOfMemoryError(DeviceError, MemoryError):
     """The GPU has no memory left."""
