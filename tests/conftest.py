@@ -3,6 +3,7 @@
 import importlib
 import os
 import resource
+import sys
 import tempfile
 from pathlib import Path
 
@@ -60,6 +61,34 @@ def kernels(backend):
 def dtype(request):
     """Run the test in both precisions."""
     return np.dtype(request.param)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what can run on a GPU: every test that uses the fixture `cuda`."""
+    for item in items:
+        if "cuda" in item.fixturenames:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    """Let ``import cupy`` find the stand-in, whose kernels run on the CPU."""
+    from simt import compiler, standin
+
+    if not compiler.available():
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop("the kernels run on the CPU only where there is g++")
+    for name, module in standin.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return standin.modules()["cupy"]
+
+
+@pytest.fixture
+def cuda(request):
+    """Return the module cupy: the real one under ``pytest -m gpu``, else its stand-in."""
+    if request.config.getoption("markexpr") == "gpu":
+        return importlib.import_module("cupy")
+    return request.getfixturevalue("standin")
 
 
 @pytest.fixture

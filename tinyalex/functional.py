@@ -76,7 +76,7 @@ def conv2d_relu(
 
     A `tinyalex.nn.Sequential` calls this for a Conv2d that is followed by a ReLU.
     """
-    if fused.available(_tensor(x, "x").data):
+    if fused.available(_tensor(x, "x").data, "conv2d_relu"):
         return _conv2d(fused.Conv2dReLU, x, weight, bias, stride, padding, dilation, groups)
     return relu(conv2d(x, weight, bias, stride, padding, dilation, groups))
 
@@ -90,10 +90,11 @@ def _conv2d(
     padding: Size | str,
     dilation: Size,
     groups: int,
+    **more: Any,
 ) -> Tensor:
     if _tensor(x, "x").ndim == 3:  # one image
-        one = x.unsqueeze(0)
-        return _conv2d(function, one, weight, bias, stride, padding, dilation, groups).squeeze(0)
+        options = weight, bias, stride, padding, dilation, groups
+        return _conv2d(function, x.unsqueeze(0), *options, **more).squeeze(0)
     steps, spread = pair(stride, "stride"), pair(dilation, "dilation")
     kernel = _tensor(weight, "weight").shape[-2:]
     if bias is not None:
@@ -111,6 +112,7 @@ def _conv2d(
         padding=border,
         dilation=spread,
         groups=integer(groups, "groups", minimum=1),
+        **more,
     )
 
 
@@ -234,22 +236,65 @@ def local_response_norm_max_pool2d(
 
     A `tinyalex.nn.Sequential` calls this for such a pair of layers.
     """
-    if _tensor(x, "x").ndim != 4 or not fused.available(x.data):
+    if _tensor(x, "x").ndim != 4 or not fused.available(x.data, "norm_max_pool2d"):
         y = local_response_norm(x, size, alpha, beta, k, groups)
         return max_pool2d(y, kernel_size, stride, padding, 1, ceil_mode)
-    window = pair(kernel_size, "kernel_size")
-    return fused.LocalResponseNormMaxPool2d.apply(
+    options = _norm_and_window(size, alpha, beta, k, groups, kernel_size, stride, padding)
+    return fused.LocalResponseNormMaxPool2d.apply(x, **options, ceil_mode=bool(ceil_mode))
+
+
+def conv2d_relu_norm_max_pool2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: tuple[Size, Size | str, Size, int],
+    norm: tuple[int, float, float, float, int],
+    window: tuple[Size, Size | None, Size, bool],
+) -> Tensor:
+    """Return a whole layer of the paper: `conv2d_relu`, then `local_response_norm_max_pool2d`.
+
+    ``convolution`` is (stride, padding, dilation, groups), ``norm`` (size, alpha, beta, k, groups)
+    and ``window`` (kernel_size, stride, padding, ceil_mode). A `tinyalex.nn.Sequential` calls this
+    for four such layers; where the backend can, their backward is one pass up to the convolution.
+    """
+    whole = fused.available(_tensor(x, "x").data, "norm_max_pool2d_relu_bias_grad")
+    if x.ndim != 4 or bias is None or not whole:
+        y = conv2d_relu(x, weight, bias, *convolution)
+        return local_response_norm_max_pool2d(y, *norm, *window)
+    kernel_size, stride, border, ceil_mode = window
+    return _conv2d(
+        fused.Conv2dReLUNormMaxPool2d,
         x,
-        size=integer(size, "size", minimum=1),
-        alpha=finite(alpha, "alpha"),
-        beta=finite(beta, "beta"),
-        k=finite(k, "k"),
-        groups=integer(groups, "groups", minimum=1),
-        kernel_size=window,
-        stride=window if stride is None else pair(stride, "stride"),
-        padding=pair(padding, "padding", minimum=0),
+        weight,
+        bias,
+        *convolution,
+        norm=_norm_and_window(*norm, kernel_size, stride, border),
         ceil_mode=bool(ceil_mode),
     )
+
+
+def _norm_and_window(
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+) -> dict[str, Any]:
+    """Return the checked numbers of a normalisation and of the pooling after it."""
+    window = pair(kernel_size, "kernel_size")
+    return {
+        "size": integer(size, "size", minimum=1),
+        "alpha": finite(alpha, "alpha"),
+        "beta": finite(beta, "beta"),
+        "k": finite(k, "k"),
+        "groups": integer(groups, "groups", minimum=1),
+        "kernel_size": window,
+        "stride": window if stride is None else pair(stride, "stride"),
+        "padding": pair(padding, "padding", minimum=0),
+    }
 
 
 def within_channel_response_norm(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 import types
+from functools import cache
 
 import numpy as np
 
@@ -114,8 +115,9 @@ def may_share_memory(a, b, max_work=None):
     return np.may_share_memory(unwrap(a), unwrap(b))
 
 
-def make() -> types.ModuleType:
-    """Return the stand-in."""
+@cache
+def modules() -> dict[str, types.ModuleType]:
+    """Return the stand-ins for ``cupy`` and its like, by the names under which to find them."""
     module = _Module("cupy")
     module.__path__ = []
     for function in (empty, empty_like, asarray, array, asnumpy, may_share_memory):
@@ -124,14 +126,11 @@ def make() -> types.ModuleType:
     pool = runtime.MemoryPool()
     module.get_default_memory_pool = lambda: pool
     module.__version__ = "stand-in"
-    return module
-
-
-def install() -> types.ModuleType:
-    """Make ``import cupy`` find the stand-in from now on."""
-    module = make()
-    sys.modules["cupy"], sys.modules["cupy.cuda"] = module, module.cuda
     cupyx = types.ModuleType("cupyx")
     cupyx.empty_pinned = runtime.empty_pinned
-    sys.modules["cupyx"] = cupyx
-    return module
+    return {"cupy": module, "cupy.cuda": module.cuda, "cupyx": cupyx}
+
+
+def install() -> None:
+    """Make ``import cupy`` find the stand-in from now on, in this whole process."""
+    sys.modules.update(modules())

@@ -19,21 +19,37 @@ from tinyalex.nn.pooling import MaxPool2d
 from tinyalex.tensor import Tensor
 
 
+def _convolution(conv: Any) -> tuple[Any, ...]:
+    return conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+def _numbers(norm: Any) -> tuple[Any, ...]:
+    return norm.size, norm.alpha, norm.beta, norm.k, norm.groups
+
+
+def _window(pool: Any) -> tuple[Any, ...]:
+    return pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode
+
+
 def _conv2d_relu(layers: Sequence[Any], x: Tensor) -> Tensor:
     conv = layers[0]
-    options = conv.stride, conv.padding, conv.dilation, conv.groups
-    return F.conv2d_relu(x, conv.weight, conv.bias, *options)
+    return F.conv2d_relu(x, conv.weight, conv.bias, *_convolution(conv))
 
 
 def _norm_max_pool2d(layers: Sequence[Any], x: Tensor) -> Tensor:
     norm, pool = layers
-    numbers = norm.size, norm.alpha, norm.beta, norm.k, norm.groups
-    window = pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode
-    return F.local_response_norm_max_pool2d(x, *numbers, *window)
+    return F.local_response_norm_max_pool2d(x, *_numbers(norm), *_window(pool))
 
 
-# Types of layers, and the function that computes them all.
+def _conv2d_relu_norm_max_pool2d(layers: Sequence[Any], x: Tensor) -> Tensor:
+    conv, _, norm, pool = layers
+    options: Any = (_convolution(conv), _numbers(norm), _window(pool))
+    return F.conv2d_relu_norm_max_pool2d(x, conv.weight, conv.bias, *options)
+
+
+# Types of layers, and the function that computes them all; the longest first.
 RUNS: tuple[tuple[tuple[type[Module], ...], Callable[[Sequence[Any], Tensor], Tensor]], ...] = (
+    ((Conv2d, ReLU, LocalResponseNorm, MaxPool2d), _conv2d_relu_norm_max_pool2d),
     ((Conv2d, ReLU), _conv2d_relu),
     ((LocalResponseNorm, MaxPool2d), _norm_max_pool2d),
 )

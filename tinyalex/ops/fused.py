@@ -6,6 +6,8 @@ The mathematics is that of the two ops; only a backend that names the kernels in
 
 from __future__ import annotations
 
+from typing import Any
+
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends.geometry import Padding, Pair
@@ -13,10 +15,9 @@ from tinyalex.backends.types import Array
 from tinyalex.ops import conv, normalization, pool
 
 
-def available(x: Array) -> bool:
-    """Return whether the backend of ``x`` has the fused kernels."""
-    kernels = backends.of(x)
-    return all(hasattr(kernels, name) for name in backends.FUSED_KERNELS)
+def available(x: Array, kernel: str) -> bool:
+    """Return whether the backend of ``x`` has this fused kernel (and with it, its gradient)."""
+    return hasattr(backends.of(x), kernel)
 
 
 class Conv2dReLU(Function):
@@ -78,3 +79,50 @@ class LocalResponseNormMaxPool2d(Function):
     def backward(self, grad: Array) -> Array:
         x, taps = self.saved
         return backends.of(grad).norm_max_pool2d_input_grad(grad, taps, x, *self.options)
+
+
+class Conv2dReLUNormMaxPool2d(Function):
+    """A whole layer of the paper: convolution, ReLU, response normalisation, max-pooling.
+
+    Backward, the gradient passes pooling, normalisation and ReLU in one kernel, which sums that of
+    the bias on the way. Kept: the images, the ReLU's output, and which tap of each window won.
+    """
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        *,
+        stride: Pair,
+        padding: Padding,
+        dilation: Pair,
+        groups: int,
+        norm: dict[str, Any],
+        ceil_mode: bool,
+    ) -> Array:
+        conv.check(x, weight, bias, stride, padding, dilation, groups)
+        self.options = (stride, padding, dilation, groups)
+        self.input_shape, self.weight_shape = x.shape, weight.shape
+        kernels = backends.of(x)
+        y = kernels.conv2d_relu(x, weight, bias, *self.options)
+        normalization.check(y, norm["groups"])
+        size, steps, border = norm["kernel_size"], norm["stride"], norm["padding"]
+        windows = pool.output_size("max_pool2d", y, size, steps, border, (1, 1), ceil_mode)
+        self.norm = tuple(norm.values())
+        z, taps = kernels.norm_max_pool2d(y, *self.norm, windows)
+        need_x, need_weight, _ = self.needs_input_grad
+        self.save(x if need_weight else None, weight if need_x else None, y, taps)
+        return z
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        x, weight, y, taps = self.saved
+        kernels = backends.of(grad)
+        need_x, need_weight, _ = self.needs_input_grad
+        dy, dbias = kernels.norm_max_pool2d_relu_bias_grad(grad, taps, y, *self.norm)
+        dx = dweight = None
+        if need_x:
+            dx = kernels.conv2d_input_grad(dy, weight, self.input_shape, *self.options)
+        if need_weight:
+            dweight = kernels.conv2d_weight_grad(dy, x, self.weight_shape, *self.options)
+        return dx, dweight, dbias

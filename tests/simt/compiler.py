@@ -1,0 +1,157 @@
+"""Compile CUDA source with g++: two forms of ``__shared__`` rewritten, the result kept by hash."""
+
+import functools
+import getpass
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from simt.runtime import CompileException
+
+HERE = Path(__file__).parent
+ENGINE = ("scheduler.cpp", "barriers.cpp")
+
+COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing")
+DEBUG = ("-g", "-O1", "-march=native", "-fno-omit-frame-pointer")
+# Of each mode: flags for the kernels, the define by which the shim knows it, flags for linking.
+# Pointers into CUDA source are often reinterpreted (float to float4); nvcc allows it, and so the
+# kernels are compiled without strict aliasing.
+MODES = {
+    "plain": (("-O2", "-march=native"), "SIMT_PLAIN", ()),
+    "quick": (("-O1", "-march=native"), "SIMT_PLAIN", ()),
+    "portable": (("-O2",), "SIMT_UCONTEXT", ()),
+    "address": (
+        (*DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        "SIMT_ADDRESS",
+        ("-fsanitize=address,undefined",),
+    ),
+    "thread": ((*DEBUG, "-fsanitize=thread"), "SIMT_THREAD", ("-fsanitize=thread",)),
+    # ThreadSanitizer's calls, one at each access, linked with our own functions of these names.
+    "trace": ((*DEBUG, "-fsanitize=thread"), "SIMT_TRACE", ()),
+}
+
+ENTRY = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+'
+    r"(?:__launch_bounds__\s*\((?P<bounds>(?:[^()]|\([^()]*\))*)\)\s*)?"
+    r"(?P<name>\w+)\s*\([^)]*\)\s*\{"
+)
+DYNAMIC = re.compile(
+    r"extern\s+__shared__\s+(?:(?:__align__|alignas)\s*\([^)]*\)\s*)?"
+    r"(?P<type>[^;]+?)\s+(?P<name>\w+)\s*\[\s*\]\s*;"
+)
+STATIC = re.compile(
+    r"__shared__\s+(?:(?:__align__|alignas)\s*\((?P<alignment>[^)]*)\)\s*)?"
+    r"(?P<type>(?:volatile\s+)?[\w:]+(?:\s*<[^;{}]*?>)?(?:\s+(?:int|char|short|long))*)\s+(?P<names>\w[^;]*);"
+)
+
+
+class CompileError(CompileException):
+    """g++ refused the source, or is missing; as CuPy's CompileException."""
+
+
+def available() -> bool:
+    """Whether this machine can run kernels in the shim: Linux with g++."""
+    return platform.system() == "Linux" and shutil.which("g++") is not None
+
+
+def without_comments(code: str) -> str:
+    """Blank out comments, so that text in them is not taken for code; lines stay where they are."""
+
+    def blank(match):
+        text = match.group()
+        return text if text.startswith('"') else re.sub(r"[^\n]", " ", text)
+
+    return re.sub(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', blank, code, flags=re.DOTALL)
+
+
+def translate(code: str) -> str:
+    """Return C++ of CUDA source: shared arrays as calls of the shim, and the kernels' exports."""
+    code = without_comments(code)
+
+    def dynamic(match):
+        return f"SIMT_DYNAMIC_SHARED({match['name']}, {match['type']});" + lines(match)
+
+    def static(match):
+        declared = []
+        for name in re.split(r",(?![^[<(]*[])>])", match["names"]):
+            bare, _, extent = name.strip().partition("[")
+            extent = f"[{extent}" if extent else ""
+            declared.append(
+                f"SIMT_STATIC_SHARED({bare.strip()}, {match['alignment'] or 1}, "
+                f"{match['type']}{extent});"
+            )
+        return " ".join(" ".join(declared).split()) + lines(match)
+
+    def lines(match):
+        return "\n" * match.group().count("\n")
+
+    exports = "".join(
+        f"\nSIMT_EXPORT({entry['name']}, {entry['bounds'] or 1024})"
+        for entry in ENTRY.finditer(code)
+    )
+    return STATIC.sub(static, DYNAMIC.sub(dynamic, code)) + exports + "\n"
+
+
+@functools.cache
+def shim_text() -> str:
+    """Return all that goes into a build beside the kernel's source."""
+    version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True)
+    own = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp")])
+    return "".join([version.stdout, *(path.read_text() for path in own)])
+
+
+def default_folder() -> Path:
+    """Return where builds are kept: a folder of this user's among the temporary files."""
+    return Path(tempfile.gettempdir()) / f"tinyalex-simt-{getpass.getuser()}"
+
+
+def _run(*command, text=None):
+    result = subprocess.run(["g++", *map(str, command)], input=text, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise CompileError(result.stderr)
+
+
+def _kept(folder: Path, suffix: str, parts: list[str], make) -> Path:
+    """Return the file of this content, made by `make(path)` if it is not there yet."""
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    path = folder / f"{key}{suffix}"
+    if not path.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            aside = Path(name) / path.name
+            make(aside)
+            os.replace(aside, path)  # whole or not at all, also when two processes compile it
+    return path
+
+
+def compile_module(
+    code: str, mode: str = "plain", defines: tuple[str, ...] = (), folder: Path | None = None
+) -> Path:
+    """Return the shared library of the CUDA source `code`.
+
+    Raises:
+        CompileError: g++ is missing, or refuses the source.
+    """
+    if not available():
+        raise CompileError("the SIMT shim needs Linux and g++ (Debian, Ubuntu: apt install g++)")
+    folder = folder or default_folder()
+    flags, define, link_flags = MODES[mode]
+
+    def make_object(source):
+        command = (*COMMON, "-O2", "-c", f"-D{define}", HERE / source, "-o")
+        return _kept(folder, ".o", [source, define, shim_text()], lambda o: _run(*command, o))
+
+    def make_library(path):
+        own = path.with_suffix(".o")
+        include = ("-w", f"-D{define}", "-I", HERE, "-include", "simt.h", "-x", "c++", "-c", "-")
+        _run(*COMMON, *flags, *defines, *include, "-o", own, text=translated)
+        _run("-shared", *link_flags, own, *objects, "-o", path)
+
+    translated = translate(code)
+    objects = [make_object(s) for s in (*ENGINE, *(("trace.cpp",) if mode == "trace" else ()))]
+    return _kept(folder, ".so", [translated, mode, *defines, shim_text()], make_library)

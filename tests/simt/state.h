@@ -1,0 +1,64 @@
+// What barriers.cpp and scheduler.cpp share: the block that runs, its threads and its warps.
+#pragma once
+#include <deque>
+#include <vector>
+
+#include "engine.h"
+#include "fibers.h"
+#include "sanitizers.h"
+
+namespace simt {
+
+// A place to meet. Who waits goes on when `generation` has changed. ThreadSanitizer learns from
+// `clock` what a barrier orders; there are two, in turns: with one, what a thread does before it
+// meets the others again would seem to be ordered before what a late one does after this meeting.
+struct Barrier {
+  int arrived = 0;
+  unsigned generation = 0;
+  char clock[2] = {};
+};
+
+// The lanes of a warp that meet under one mask.
+struct Group {
+  unsigned mask = 0;
+  Barrier barrier;
+  const void* operation = nullptr;
+  bool computed = false;
+};
+constexpr size_t MAX_GROUPS = 16;   // a warp
+
+struct Warp {
+  unsigned live = 0;           // lanes that have not returned
+  std::vector<Group> groups;   // never moved: who waits points into it
+  Exchange exchange;
+};
+
+struct Fiber {   // a CUDA thread
+  Context context;
+  char* stack = nullptr;
+  Position position;
+  bool done;
+  const unsigned* gate;   // waits until this generation...
+  unsigned seen;          // ...is no longer this one
+  std::deque<std::vector<Copy>> groups;   // cp.async: committed
+  std::vector<Copy> open;                 // and not yet committed
+  SIMT_IF_THREAD(void* sanitizer;)
+};
+
+struct Block {
+  int live = 0;                // threads that have not returned
+  Barrier barrier;
+  const char* file = nullptr;  // of the barrier that threads wait at
+  int line = 0;
+  int votes = 0, result = 0;   // of __syncthreads_count
+};
+
+extern std::vector<Fiber> fibers;
+extern std::vector<Warp> warps;
+extern Block block;
+extern Fiber* current;
+
+void leave();            // back to the scheduler
+void thread_returns();   // a thread that has returned is waited for no more
+
+}  // namespace simt

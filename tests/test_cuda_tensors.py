@@ -1,0 +1,172 @@
+"""Tensors on a GPU: where they lie, how they move, what they refuse, the engine's arithmetic."""
+
+import numpy as np
+import pytest
+from helpers import assert_close, normal
+
+import tinyalex as ta
+import tinyalex.functional as F
+from tinyalex import nn, optim
+from tinyalex.backends.devices import device_of
+
+
+@pytest.fixture
+def pair(rng, cuda):
+    """Return the same leaf on the CPU and on the GPU."""
+
+    def make(*shape, dtype=np.float64):
+        values = normal(rng, shape, dtype)
+        return ta.tensor(values, requires_grad=True), ta.tensor(
+            values, device="cuda", requires_grad=True
+        )
+
+    return make
+
+
+def test_moves_there_and_back(cuda, rng):
+    values = normal(rng, (3, 4), np.float32)
+    x = ta.tensor(values).to("cuda")
+    assert x.device == "cuda:0"
+    assert isinstance(x.data, cuda.ndarray)
+    assert x.to("cuda:0") is x
+    assert np.array_equal(x.cpu().numpy(), values)
+    assert np.array_equal(ta.Tensor(values).cuda().cpu().data, values)
+    assert 'device="cuda:0"' in repr(x)
+
+
+def test_the_gradient_moves_back(pair):
+    x, _ = pair(5)
+    (x.to("cuda") * 3.0).sum().backward()
+    assert device_of(x.grad) == "cpu"
+    assert np.array_equal(x.grad, np.full(5, 3.0))
+
+
+def elementwise(x, y):
+    z = (x * 2 - 1) / (y * y + 1.5) + (x - y) ** 2
+    return (z.exp().log() + x.tanh() * y.sigmoid() - abs(x) + 20).sqrt().sum(1).mean()
+
+
+def shapes(x, y):
+    z = ta.cat([x, y.T.T], dim=0).reshape(2, -1).flatten()[3:]
+    return (F.pad(z.unsqueeze(0), (1, 2)) * 2).squeeze(0).sum()
+
+
+def reductions(x, y):
+    return x.max(dim=1).sum() + y.min() + (x @ y.T).mean() + F.log_softmax(x, 1)[0].sum()
+
+
+def choices(x, y):
+    return ta.where(x.data > y.data, x, y).sum() + F.softmax(x, 1)[:, 1].sum() + x.relu().mean()
+
+
+def pooling(x, y):
+    z = (x @ y.T).reshape(1, 1, 7, 7)
+    return F.avg_pool2d(z, 3, 2, 1).sum() + F.adaptive_avg_pool2d(z, 3)[0, 0, 1].sum()
+
+
+@pytest.mark.parametrize("function", [elementwise, shapes, reductions, choices, pooling])
+def test_what_the_cpu_computes(pair, function):
+    (x, there_x), (y, there_y) = pair(7, 5), pair(7, 5)
+    wanted, got = function(x, y), function(there_x, there_y)
+    wanted.backward()
+    got.backward()
+    assert got.device == "cuda:0"
+    assert_close(got.item(), wanted.data)
+    for here, there in ((x, there_x), (y, there_y)):
+        assert device_of(there.grad) == "cuda:0"
+        assert_close(ta.Tensor(there.grad).cpu().data, here.grad)
+
+
+def test_gradients_are_nobody_elses(pair):
+    _, x = pair(4)
+    _, y = pair(4)
+    (x + y).sum().backward()  # one broadcast number for all of both
+    x.grad += 1
+    assert ta.Tensor(y.grad).cpu().numpy().tolist() == [1, 1, 1, 1]
+
+
+def test_comparisons_and_numbers(pair):
+    _, x = pair(6)
+    assert (x > -100).device == "cuda:0"
+    assert float((x == x).sum()) == 6
+    assert x.argmax().item() == x.cpu().argmax().item()
+    assert bool(x[0] < 100)
+
+
+def test_gradcheck_on_the_device(pair):
+    _, x = pair(2, 3)
+    assert ta.gradcheck(lambda x: (x * x).tanh().sum(1), [x])
+    with pytest.raises(ta.GradcheckError):
+        ta.gradcheck(lambda x: (x * x.detach()).sum(), [x])
+
+
+MIXTURES = {
+    "add": lambda here, there: here + there,
+    "matmul": lambda here, there: here @ there,
+    "cat": lambda here, there: ta.cat([there, here]),
+    "linear": F.linear,
+    "cross_entropy": lambda here, there: F.cross_entropy(there, ta.tensor([0, 1])),
+    "comparison": lambda here, there: here > there,
+    "an array": lambda here, there: there * here.data,
+    "backward": lambda here, there: (there * 2.0).backward(here.data),
+}
+
+
+@pytest.mark.parametrize("mix", MIXTURES.values(), ids=MIXTURES.keys())
+def test_two_devices_in_one_operation(pair, mix):
+    here, there = pair(2, 2)
+    with pytest.raises(ValueError, match=r"one device, got .*cpu.* move them first") as error:
+        mix(here, there)
+    assert "cuda:0" in str(error.value)
+
+
+def test_a_device_tensor_is_no_numpy_array(pair):
+    _, x = pair(3)
+    with pytest.raises(TypeError, match=r"cuda:0; copy it to the host first: \.cpu\(\)"):
+        x.detach().numpy()
+    with pytest.raises(TypeError, match=r"\.cpu\(\)"):
+        np.asarray(x.detach())
+
+
+def test_unknown_devices(cuda):
+    x = ta.zeros(2)
+    for name in ("gpu", "cuda:-1", "cuda:x", "cpu:0"):
+        with pytest.raises(
+            ValueError, match=r'expected a device, "cpu", "cuda" or "cuda:<number>"'
+        ):
+            x.to(name)
+
+
+def test_modules_move_whole(cuda, rng):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Conv2d(2, 4, 3))
+    before = model.state_dict()
+    model.to("cuda")
+    assert {p.device for p in model.parameters()} == {"cuda:0"}
+    after = model.state_dict()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    assert all(isinstance(array, np.ndarray) for array in after.values())
+    model.load_state_dict({name: array + 1 for name, array in before.items()})
+    assert {p.device for p in model.parameters()} == {"cuda:0"}
+    assert np.array_equal(model.cpu().state_dict()["0.bias"], before["0.bias"] + 1)
+
+
+def test_velocities_follow_their_parameters(cuda, rng):
+    """Two steps, of which the second is on the GPU, are the two steps on the CPU."""
+
+    def steps(devices):
+        weight = nn.Parameter(np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4))
+        owner = nn.Module()
+        owner.weight = weight
+        optimizer = optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.01)
+        for device in devices:
+            owner.to(device)
+            optimizer.zero_grad()
+            (weight * weight * weight).sum().backward()
+            optimizer.step()
+        state = optimizer.state_dict()
+        assert isinstance(state["velocity"][0], np.ndarray)
+        optimizer.load_state_dict(state)
+        return owner.state_dict()["weight"], state["velocity"][0]
+
+    for got, wanted in zip(steps(["cpu", "cuda"]), steps(["cpu", "cpu"]), strict=True):
+        assert_close(got, wanted, 1e-6)
