@@ -135,7 +135,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--dropout",
         type=float,
         metavar="P",
-        help="share of the inputs of fully connected layers dropped (default: 0.5; 0 without --data)",
+        help="share of fully connected inputs dropped (default: 0.5; 0 without --data)",
     )
     group.add_argument(
         "--input-size",
