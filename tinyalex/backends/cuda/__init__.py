@@ -13,7 +13,18 @@ from tinyalex.backends.cuda.elementwise import (
     relu_input_grad,
 )
 from tinyalex.backends.cuda.loss import cross_entropy, cross_entropy_input_grad
+from tinyalex.backends.cuda.lrn import local_response_norm, local_response_norm_input_grad
+from tinyalex.backends.cuda.lrn_pool import (
+    norm_max_pool2d,
+    norm_max_pool2d_input_grad,
+    norm_max_pool2d_relu_bias_grad,
+)
+from tinyalex.backends.cuda.pool import max_pool2d, max_pool2d_input_grad
 from tinyalex.backends.cuda.sgd import sgd_step, sgd_steps
+from tinyalex.backends.cuda.within_norm import (
+    within_channel_response_norm,
+    within_channel_response_norm_input_grad,
+)
 
 __all__ = [
     "all_finite",
@@ -21,9 +32,18 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_input_grad",
     "dropout",
+    "local_response_norm",
+    "local_response_norm_input_grad",
+    "max_pool2d",
+    "max_pool2d_input_grad",
+    "norm_max_pool2d",
+    "norm_max_pool2d_input_grad",
+    "norm_max_pool2d_relu_bias_grad",
     "prepare",
     "relu",
     "relu_input_grad",
     "sgd_step",
     "sgd_steps",
+    "within_channel_response_norm",
+    "within_channel_response_norm_input_grad",
 ]
