@@ -18,7 +18,7 @@
 // One version. A block does one row of one image, so that only rows need a division; neighbouring
 // threads write neighbouring numbers.
 
-constexpr int THREADS = 128;
+constexpr int THREADS = 64;
 
 // How the pixels are laid out. Its Python twin is in tinyalex/backends/cuda/batch.py.
 struct BatchShape {

@@ -130,8 +130,8 @@ __device__ void tiled(const float* x, const float* weight, const float* bias, fl
       if (relu && sum[i][j] <= 0) sum[i][j] = 0;  // written so that NaN stays NaN
     }
   }
-  store<WIDTH>(y + first_pixel * p.K + group * filters + first_filter, p.K, pixels - first_pixel,
-               filters - first_filter, sum);
+  store_tile<WIDTH>(y + first_pixel * p.K + group * filters + first_filter, p.K,
+                     pixels - first_pixel, filters - first_filter, sum);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)

@@ -127,8 +127,8 @@ __device__ void tiled(const float* grad, const float* weight, float* dx, ConvSha
     add_products(tiles, sum);
     __syncthreads();
   }
-  store<WIDTH>(dx + first_pixel * p.C + group * channels + first_channel, p.C,
-               pixels - first_pixel, channels - first_channel, sum);
+  store_tile<WIDTH>(dx + first_pixel * p.C + group * channels + first_channel, p.C,
+                     pixels - first_pixel, channels - first_channel, sum);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)

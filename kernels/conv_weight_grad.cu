@@ -14,8 +14,8 @@
 // The shape is what differs: few results, each the sum of 128*27*27 = 93312 products.
 //
 // Version 1, `conv_weight_grad_naive`: one thread a weight.
-// Version 2, `conv_weight_grad_tiled`: a tiled matrix product, its sums split among many blocks;
-// then `add_partial_sums`.
+// Version 2, `conv_weight_grad_tiled`: a tiled matrix product, its sums split among many blocks,
+// whose parts split_sum.cu adds up.
 // The next rung, on tensor cores, is in conv_weight_grad_tensor.cu.
 
 #include "convolution.cuh"
@@ -70,7 +70,7 @@ conv_weight_grad_naive_double(const double* grad, const double* x, double* dweig
 //
 // For conv2 that makes 2 groups * 1 * ceil(1200 / 128) = 20 tiles: most of a GPU with 132
 // multiprocessors would stand idle. So the pixels are split into `splits` ranges, each summed by
-// blocks of its own into a partial result, and `add_partial_sums` adds these. Always in the same
+// blocks of its own into a partial result, and split_sum.cu adds these. Always in the same
 // order: the same input gives the same bits, which atomic additions would not promise. It also
 // shortens the sums, and with them the rounding error.
 
@@ -120,8 +120,8 @@ __device__ void tiled(const float* grad, const float* x, float* partial, ConvSha
     __syncthreads();
   }
   const int first_row = blockIdx.z * p.K + group * filters + first_filter;
-  store<WIDTH>(partial + first_row * taps + first_tap, taps, filters - first_filter,
-               taps - first_tap, sum);
+  store_tile<WIDTH>(partial + first_row * taps + first_tap, taps, filters - first_filter,
+                     taps - first_tap, sum);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)
@@ -133,13 +133,4 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)
 conv_weight_grad_tiled_vector(const float* grad, const float* x, float* partial, ConvShape p,
                               int splits) {
   tiled<4>(grad, x, partial, p, splits);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-add_partial_sums(const float* partial, float* dweight, int size, int splits) {
-  const int index = blockIdx.x * blockDim.x + threadIdx.x;
-  if (index >= size) return;
-  float sum = 0;
-  for (int split = 0; split < splits; ++split) sum += partial[split * size + index];
-  dweight[index] = sum;
 }

@@ -17,7 +17,7 @@
 // less time than the launches take. One version; a warp a row keeps it short.
 
 constexpr int WARP = 32;
-constexpr int THREADS = 256;  // of the kernels in which a whole block has one task
+constexpr int THREADS = 128;  // of the kernels in which a whole block has one task
 constexpr int WARPS = THREADS / WARP;
 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
@@ -80,7 +80,7 @@ __device__ __forceinline__ void row_loss(const T* logits, const unsigned long lo
   log_sums[row] = log_sum;
 }
 
-// One block adds up all rows, each thread every 256th of them: the same order in every run.
+// One block adds up all rows, each thread every 128th of them: the same order in every run.
 template <class T>
 __device__ __forceinline__ void total_loss(const T* losses, const unsigned long long* targets,
                                            T* loss, T* divisor, int rows,

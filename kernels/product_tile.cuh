@@ -16,14 +16,16 @@
 // would wait for a bank of shared memory that its neighbour is using.
 #pragma once
 
-constexpr int TILE = 128;         // rows, and columns, of a tile
-constexpr int DEPTH = 8;          // terms of each sum that lie in shared memory at a time
-constexpr int TILE_THREADS = 256;  // 16 x 16
-constexpr int OWN = 8;            // rows, and columns, that a thread owns
+#include "quad.cuh"
 
-// Rows are 132 floats apart, not 128: `keep_terms` writes to four rows at once, and with 128 all
-// of them would begin at the same bank.
-struct Tiles {
+constexpr int TILE = 128;          // rows, and columns, of a tile
+constexpr int DEPTH = 8;           // terms of each sum that lie in shared memory at a time
+constexpr int TILE_THREADS = 256;  // 16 x 16
+constexpr int OWN = 8;             // rows, and columns, that a thread owns
+
+// Rows are 132 floats apart, not 128: a warp in `keep_terms` writes to two rows at once, 16 floats
+// each, and with 128 both would begin at the same bank.
+struct alignas(16) Tiles {
   float a[DEPTH][TILE + 4];
   float b[DEPTH][TILE + 4];
 };
@@ -37,9 +39,8 @@ __device__ __forceinline__ int own(int thread, int i) {
 template <int WIDTH>
 __device__ __forceinline__ void fetch(float* to, const float* array, int index, bool inside) {
   if (WIDTH == 4) {
-    const float4 zero = {0, 0, 0, 0};
-    const float4 v = inside ? *reinterpret_cast<const float4*>(array + index) : zero;
-    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+    const Quad quad = inside ? load(array + index) : Quad{};
+    for (int e = 0; e < 4; ++e) to[e] = quad.of[e];
   } else {
     to[0] = inside ? array[index] : 0.0f;
   }
@@ -54,7 +55,7 @@ __device__ __forceinline__ void keep_terms(float (*tile)[TILE + 4], int depth, i
 // One term of four neighbouring rows (or columns), fetched along these.
 __device__ __forceinline__ void keep_lines(float (*tile)[TILE + 4], int depth, int line,
                                            const float (&terms)[4]) {
-  *reinterpret_cast<float4*>(&tile[depth][line]) = {terms[0], terms[1], terms[2], terms[3]};
+  store(&tile[depth][line], {terms[0], terms[1], terms[2], terms[3]});
 }
 
 __device__ __forceinline__ void add_products(const Tiles& tiles, float (&sum)[OWN][OWN]) {
@@ -76,8 +77,8 @@ __device__ __forceinline__ void add_products(const Tiles& tiles, float (&sum)[OW
 
 // Store the tile to `to[row * pitch + column]`, without what lies beyond the matrix's edge.
 template <int WIDTH>
-__device__ __forceinline__ void store(float* to, int pitch, int rows, int columns,
-                                      const float (&sum)[OWN][OWN]) {
+__device__ __forceinline__ void store_tile(float* to, int pitch, int rows, int columns,
+                                           const float (&sum)[OWN][OWN]) {
 #pragma unroll
   for (int i = 0; i < OWN; ++i) {
     const int row = own(threadIdx.x / 16, i);
@@ -87,8 +88,7 @@ __device__ __forceinline__ void store(float* to, int pitch, int rows, int column
       if (row >= rows || column >= columns) continue;
       float* place = to + row * pitch + column;
       if (WIDTH == 4) {
-        *reinterpret_cast<float4*>(place) = {sum[i][j], sum[i][j + 1], sum[i][j + 2],
-                                             sum[i][j + 3]};
+        store(place, {sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]});
       } else {
         *place = sum[i][j];
       }

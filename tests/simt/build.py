@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ class Settings:
     schedule: str = "greedy"  # one of SCHEDULES
     copies: str = "lazy"  # one of COPIES: when the bytes of a cp.async land
     folder: Path | None = None  # where builds are kept; None: compiler.default_folder()
+    observer: Callable[["Kernel"], None] | None = None  # called after each launch
 
 
 settings = Settings()
@@ -48,7 +50,7 @@ settings = Settings()
 @contextlib.contextmanager
 def using(**changes):
     """Change `settings` inside a ``with``."""
-    before = dataclasses.asdict(settings)
+    before = vars(settings).copy()
     try:
         for name, value in changes.items():
             if name not in before:
@@ -129,13 +131,13 @@ class Kernel:
         if not hasattr(module.library(), f"simt_launch_{name}"):
             raise LaunchError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
         self.name = name
-        self._module = module
+        self.module = module
         parameters = (_Parameter * MAX_PARAMETERS)()
         self.parameters = tuple(parameters[: self._function("parameters")(parameters)])
         self._max_dynamic = DEFAULT_SHARED
 
     def _function(self, what):
-        return getattr(self._module.library(), f"simt_{what}_{self.name}")
+        return getattr(self.module.library(), f"simt_{what}_{self.name}")
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -193,6 +195,8 @@ class Kernel:
         error = run(ctypes.byref(launch), pointers)
         if error:
             raise LaunchError(f"{self.name}: {error.decode()}")
+        if settings.observer:
+            settings.observer(self)
 
 
 def _three(sizes, largest, what) -> tuple[int, ...]:

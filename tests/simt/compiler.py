@@ -17,7 +17,10 @@ HERE = Path(__file__).parent
 ENGINE = ("scheduler.cpp", "barriers.cpp")
 
 COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing")
-DEBUG = ("-g", "-O1", "-march=native", "-fno-omit-frame-pointer")
+DEBUG = ("-gdwarf-4", "-O1", "-march=native", "-fno-omit-frame-pointer")
+# For the trace: ThreadSanitizer's calls, one at each access, are linked with our own functions of
+# these names. A GPU copies a float4 in one access; some optimisations split it into its elements.
+WHOLE_COPIES = ("-gdwarf-4", "-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre")
 # Of each mode: flags for the kernels, the define by which the shim knows it, flags for linking.
 # Pointers into CUDA source are often reinterpreted (float to float4); nvcc allows it, and so the
 # kernels are compiled without strict aliasing.
@@ -31,8 +34,7 @@ MODES = {
         ("-fsanitize=address,undefined",),
     ),
     "thread": ((*DEBUG, "-fsanitize=thread"), "SIMT_THREAD", ("-fsanitize=thread",)),
-    # ThreadSanitizer's calls, one at each access, linked with our own functions of these names.
-    "trace": ((*DEBUG, "-fsanitize=thread"), "SIMT_TRACE", ()),
+    "trace": ((*WHOLE_COPIES, "-fsanitize=thread"), "SIMT_TRACE", ()),
 }
 
 ENTRY = re.compile(

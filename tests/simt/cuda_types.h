@@ -6,31 +6,24 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-// A GPU copies a whole vector in one access; a compiler for the CPU splits the copy into its
-// elements. The build that logs accesses therefore copies through a type without elements.
+// A GPU stores a vector in one access. In the build that counts accesses, so does the CPU: else
+// the compiler would write each element of make_float4(...) to its place.
 #ifdef SIMT_TRACE
-#define SIMT_COPIED_WHOLE(Name, bytes)                                     \
+#define SIMT_STORED_WHOLE(Name, bytes)                                     \
   typedef char Whole __attribute__((vector_size(bytes), may_alias));       \
-  Name() = default;                                                        \
-  Name(const Name& other) { *(Whole*)this = *(const Whole*)&other; }       \
   Name& operator=(const Name& other) {                                     \
     *(Whole*)this = *(const Whole*)&other;                                 \
     return *this;                                                          \
   }
-#define SIMT_ELEMENTS_2(Name, T) Name(T x, T y) : x(x), y(y) {}
-#define SIMT_ELEMENTS_4(Name, T) Name(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}
 #else
-#define SIMT_COPIED_WHOLE(Name, bytes)
-#define SIMT_ELEMENTS_2(Name, T)
-#define SIMT_ELEMENTS_4(Name, T)
+#define SIMT_STORED_WHOLE(Name, bytes)
 #endif
 
 #define SIMT_VECTOR_1_TO_3(T, name)                                        \
   struct name##1 { T x; };                                                 \
   struct alignas(2 * sizeof(T)) name##2 {                                  \
     T x, y;                                                                \
-    SIMT_COPIED_WHOLE(name##2, 2 * sizeof(T))                              \
-    SIMT_ELEMENTS_2(name##2, T)                                            \
+    SIMT_STORED_WHOLE(name##2, 2 * sizeof(T))                              \
   };                                                                       \
   struct name##3 { T x, y, z; };                                           \
   inline name##1 make_##name##1(T x) { return {x}; }                       \
@@ -41,8 +34,7 @@ struct dim3 {
   SIMT_VECTOR_1_TO_3(T, name)                                              \
   struct alignas(4 * sizeof(T)) name##4 {                                  \
     T x, y, z, w;                                                          \
-    SIMT_COPIED_WHOLE(name##4, 4 * sizeof(T))                              \
-    SIMT_ELEMENTS_4(name##4, T)                                            \
+    SIMT_STORED_WHOLE(name##4, 4 * sizeof(T))                              \
   };                                                                       \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 

@@ -21,7 +21,7 @@
 #define __constant__ static
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) alignas(n)
 #define __builtin_assume(condition) ((void)0)

@@ -88,7 +88,6 @@ def check_pooled(rng, versions, x, numbers, groups, window, ceil_mode=False):
     """Compare both directions, the gradient at the taps of the oracle."""
     forward, input_grad = versions
     numbers = *numbers, groups
-    kernel_size = window[0]
     size = pool_output_size(x.shape[2:], *window, ceil_mode=ceil_mode)
     y, taps = forward(to_device(x), *numbers, *window, size)
     normed = oracles.local_response_norm(x, *numbers)
@@ -102,7 +101,7 @@ def check_pooled(rng, versions, x, numbers, groups, window, ceil_mode=False):
     expected = oracles.local_response_norm_input_grad(slope, x, *numbers)
     assert_close(to_host(dx), expected)
     assert y.dtype == dx.dtype == x.dtype
-    assert taps.dtype == np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1)
+    assert taps.dtype == np.min_scalar_type(window[0][0] * window[0][1] - 1)
     return grad, taps, expected
 
 

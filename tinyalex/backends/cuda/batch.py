@@ -11,7 +11,7 @@ from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.layout import as_nchw
 from tinyalex.backends.types import Array
 
-BLOCK = 128  # threads
+BLOCK = 64  # threads
 
 
 class BatchShape(NamedTuple):

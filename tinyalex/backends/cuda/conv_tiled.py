@@ -51,8 +51,9 @@ def weight_grad(grad: Array, x: Array, shape: ConvShape, splits: int | None = No
     args = grad, x, partial, shape, splits
     launch("conv_weight_grad.cu", entry, (tiles, shape.groups, splits), (THREADS,), args)
     if splits > 1:
-        grid, sums = (-(-dweight.size // THREADS),), (partial, dweight, dweight.size, splits)
-        launch("conv_weight_grad.cu", "add_partial_sums", grid, (THREADS,), sums)
+        grid = (-(-dweight.size // THREADS),)
+        sums = partial, None, dweight, splits, dweight.size, channels, False
+        launch("split_sum.cu", "split_sum", grid, (THREADS,), sums)
     return dweight
 
 

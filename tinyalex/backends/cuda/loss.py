@@ -11,7 +11,7 @@ from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.types import Array
 
 WARP = 32
-BLOCK = 256  # threads
+BLOCK = 128  # threads
 
 
 class Rows(NamedTuple):
