@@ -34,7 +34,7 @@ class StepReport:
         self.words = cupy().zeros(LOSSES + 2 * most, np.int32)
 
     def note(self, loss: Array, logits: Array, targets: Array, finite: Array) -> None:
-        """Note a step: its loss [], logits [N, C], targets int64 [N], are the gradients finite []."""
+        """Note a step: its loss, logits [N, C], int64 targets [N], whether gradients are finite."""
         rows, classes = logits.shape
         targets, flag = targets.view(np.uint64), finite.view(np.uint8)
         sizes = rows, classes, self.most
