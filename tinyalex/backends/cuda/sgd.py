@@ -60,7 +60,9 @@ class StepTable:
             for piece in pieces
             for array in piece[:3]
         ):
-            raise ValueError(f"the table was made for {self.dtype} parameters of {self.sizes}")
+            raise ValueError(
+                f"the table was made for {self.dtype} parameters of {self.sizes} elements"
+            )
         rows = np.zeros(len(pieces), _row_type(self.dtype))
         self._kept, self._copied = [], []
         self._blocks = 0
