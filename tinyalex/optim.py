@@ -114,7 +114,7 @@ class SGD:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         by_device: dict[str, list[Update]] = {}
-        for update in self._updates():
+        for update in self.updates():
             by_device.setdefault(device_of(update[0]), []).append(update)
         for device, updates in by_device.items():
             kernels = backends.of(updates[0][0])
@@ -125,7 +125,7 @@ class SGD:
                 for update in updates:
                     kernels.sgd_step(*update)
 
-    def _updates(self) -> Iterator[Update]:
+    def updates(self) -> Iterator[Update]:
         """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient."""
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None:

@@ -18,9 +18,9 @@ from tinyalex.data import Batch
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import judge
-from tinyalex.training.loop import train_step
 from tinyalex.training.progress import duration, say
 from tinyalex.training.run import Run
+from tinyalex.training.steps import train_step
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def rehearse(run: Run, out: Path) -> None:
     loading = seconds / workers
     say(
         f"ok  {len(first)} training images read, "
-        f"values from {first.images.min():.1f} to {first.images.max():.1f}"
+        f"values from {float(first.images.min()):.1f} to {float(first.images.max()):.1f}"
     )
     model.train()
     for number, batch in enumerate((first, second)):

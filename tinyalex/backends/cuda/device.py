@@ -58,6 +58,18 @@ def check(index: int) -> None:
         raise DeviceError(f"there is no device cuda:{index}; this machine has {there}")
 
 
+def use(index: int) -> None:
+    """Make a GPU and a stream on it, always the same, the current ones of this thread."""
+    cupy().cuda.Device(index).use()
+    _stream(index).use()
+
+
+@cache
+def _stream(index: int) -> Any:
+    """Return a stream that neither waits for CUDA's default one nor makes it wait."""
+    return cupy().cuda.Stream(non_blocking=True)
+
+
 def upload(array: Array, index: int) -> Array:
     """Copy a NumPy array to a GPU. Raises DeviceError if it is not there, or is full."""
     check(index)
@@ -105,5 +117,5 @@ def failure(error: Exception, what: str) -> Exception:
     return DeviceError(f"{what} failed: {error}") if isinstance(error, cuda_errors) else error
 
 
-class OutOfMemoryError(DeviceError):
+class OutOfMemoryError(DeviceError, MemoryError):
     """The GPU has no memory left."""
