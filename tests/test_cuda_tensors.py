@@ -170,3 +170,13 @@ def test_velocities_follow_their_parameters(cuda, rng):
 
     for got, wanted in zip(steps(["cpu", "cuda"]), steps(["cpu", "cpu"]), strict=True):
         assert_close(got, wanted, 1e-6)
+
+
+def test_initial_weights_are_the_same_everywhere(cuda):
+    def weights(device):
+        ta.manual_seed(4)
+        weight = ta.tensor(np.zeros((3, 4), np.float32), device=device)
+        values = [init(weight).cpu().data.copy() for init in (nn.init.normal_, nn.init.uniform_)]
+        return [*values, nn.init.ones_(weight).cpu().data]
+
+    assert all(map(np.array_equal, weights("cuda"), weights("cpu")))

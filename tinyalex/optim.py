@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from tinyalex import backends
-from tinyalex.backends.devices import device_of, host_copy, move
+from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
 from tinyalex.nn.module import Module, Parameter
 from tinyalex.tensor import Tensor
 
 Group = dict[str, Any]
+Update = tuple[Array, Array, Array | None, float, float, float, float, bool, str]
 
 UPDATES = ("torch", "paper")
 _FACTORS = {"lr_factor": 1.0, "decay_factor": 1.0}
@@ -112,6 +113,20 @@ class SGD:
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
+        by_device: dict[str, list[Update]] = {}
+        for update in self._updates():
+            by_device.setdefault(device_of(update[0]), []).append(update)
+        for device, updates in by_device.items():
+            kernels = backends.of(updates[0][0])
+            with using(device):
+                if hasattr(kernels, "sgd_steps"):  # all in one launch
+                    kernels.sgd_steps(updates)
+                    continue
+                for update in updates:
+                    kernels.sgd_step(*update)
+
+    def _updates(self) -> Iterator[Update]:
+        """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient."""
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None:
                 continue
@@ -125,13 +140,15 @@ class SGD:
                 velocity = self._velocity[index] = for_device(move(velocity, p.device))
             first = group["momentum"] and velocity is None
             if first:
-                velocity = self._velocity[index] = backends.array_module(p.data).zeros_like(p.data)
+                with using(p.device):
+                    zeros = backends.array_module(p.data).zeros_like(p.data)
+                velocity = self._velocity[index] = zeros
             if velocity is not None and velocity.dtype != p.dtype:
                 raise ValueError(
                     f"the velocity is {velocity.dtype} and its parameter {p.dtype}: convert the "
                     "model with .to() before making the optimiser"
                 )
-            backends.of(p.data).sgd_step(
+            yield (
                 p.data,
                 p.grad,
                 velocity,

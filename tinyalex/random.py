@@ -9,6 +9,8 @@ fits in a JSON object, so that a checkpoint can carry it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ _generator = np.random.default_rng(0)
 _seed = 0
 _step: int | None = None
 _draws = 0
+_given: Iterator[int] | None = None
 
 
 def manual_seed(seed: int) -> None:
@@ -47,10 +50,33 @@ def generator() -> np.random.Generator:
 def next_key() -> int:
     """Return a fresh 64-bit key: a function of the seed, the step and the draws before it."""
     global _draws
+    if _given is not None:
+        return _next_given(_given)
     place = f"{_seed} {_draws}" if _step is None else f"{_seed} {_step} {_draws}"
     digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
     _draws += 1
     return int.from_bytes(digest, "little")
+
+
+@contextmanager
+def keys_from(keys: Iterable[int]) -> Iterator[None]:
+    """Let `next_key` return these keys, one after the other, in a ``with`` block.
+
+    They are not drawn: what is drawn afterwards is what would have been drawn without them. A key
+    beyond the last one raises RuntimeError.
+    """
+    global _given
+    before, _given = _given, iter(keys)
+    try:
+        yield
+    finally:
+        _given = before
+
+
+def _next_given(keys: Iterator[int]) -> int:
+    for key in keys:
+        return key
+    raise RuntimeError("more keys were asked for than `keys_from` was given")
 
 
 def get_state() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyalex.autograd import no_grad
+from tinyalex.backends import array_module
 from tinyalex.nn.conv import Conv2d
 from tinyalex.nn.linear import Linear
 from tinyalex.nn.module import Module
@@ -40,15 +41,16 @@ def data_dependent_(model: Module, images: Tensor) -> None:
         assert isinstance(layer, (Conv2d, Linear))
         positions = (0, *range(2, output.ndim))
         shape = (-1, *[1] * (output.ndim - 2))
+        xp = array_module(output.data)
         mean = output.data.mean(axis=positions, dtype=np.float64)
         std = output.data.std(axis=positions, dtype=np.float64)
-        std = np.where(std > 0, std, 1)
+        std = xp.where(std > 0, std, 1)
         if layer is layers[-1]:
             std /= LOGIT_STD
         weight = layer.weight.data
         weight /= std.reshape(-1, *[1] * (weight.ndim - 1)).astype(weight.dtype)
         if layer.bias is None:
-            mean = np.zeros_like(mean)
+            mean = xp.zeros_like(mean)
         else:
             layer.bias.data[...] = (layer.bias.data - mean) / std
         output.data = ((output.data - mean.reshape(shape)) / std.reshape(shape)).astype(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinyalex import random
+from tinyalex.backends.devices import move, using
 from tinyalex.backends.types import Array
 from tinyalex.tensor import Tensor
 
@@ -26,9 +27,8 @@ def normal_(
     """Fill with draws from N(mean, std**2). Raises ValueError unless std is finite and >= 0."""
     if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
         raise ValueError(f"normal_ needs a finite mean and a std >= 0, got mean {mean}, std {std}")
-    data, rng = _array(tensor), generator or random.generator()
-    data[...] = _drawn(rng.standard_normal, data, scale=std, shift=mean)
-    return tensor
+    rng = generator or random.generator()
+    return _draw(tensor, rng.standard_normal, scale=std, shift=mean)
 
 
 def uniform_(
@@ -37,14 +37,15 @@ def uniform_(
     """Fill with draws from the uniform distribution on [a, b). Raises ValueError unless a <= b."""
     if not (math.isfinite(a) and math.isfinite(b) and a <= b):
         raise ValueError(f"uniform_ needs finite bounds with a <= b, got a {a}, b {b}")
-    data, rng = _array(tensor), generator or random.generator()
-    data[...] = _drawn(rng.random, data, scale=b - a, shift=a)
-    return tensor
+    rng = generator or random.generator()
+    return _draw(tensor, rng.random, scale=b - a, shift=a)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
     """Fill with ``val``."""
-    _array(tensor)[...] = val
+    array = _array(tensor)
+    with using(tensor.device):
+        array[...] = val
     return tensor
 
 
@@ -152,8 +153,12 @@ def _array(tensor: Tensor) -> Array:
     return tensor.data
 
 
-def _drawn(draw: Callable[..., Array], like: Array, scale: float, shift: float) -> Array:
-    values = draw(like.shape, dtype=like.dtype)
+def _draw(tensor: Tensor, draw: Callable[..., Array], scale: float, shift: float) -> Tensor:
+    """Fill with ``scale * draw() + shift``: drawn on the host, the same numbers on every device."""
+    array = _array(tensor)
+    values = draw(array.shape, dtype=array.dtype)
     values *= scale
     values += shift
-    return values
+    with using(tensor.device):
+        array[...] = move(values, tensor.device)
+    return tensor

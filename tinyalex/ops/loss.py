@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.devices import device_of, same_device
 from tinyalex.backends.types import Array
 from tinyalex.ops.activation import stable_log_softmax
 from tinyalex.ops.arguments import floating
@@ -20,6 +24,10 @@ class CrossEntropy(Function):
     indices, and by the number of targets for class probabilities, as in torch.
 
     With ``a_ic = w_c q_ic``, the gradient is ``dx_ic = softmax(x_i)_c sum(a_i) - a_ic``.
+
+    The usual case, the mean or the sum over class indices without weights, is one kernel where the
+    backend has it. On a GPU an index that is no class makes the loss NaN: to raise an error, the
+    host would have to wait for it.
     """
 
     def forward(
@@ -33,6 +41,17 @@ class CrossEntropy(Function):
         label_smoothing: float,
     ) -> Array:
         """Take logits [N, C, ...] or [C]; targets are indices [N, ...] or probabilities."""
+        kernels = backends.of(logits)
+        usual = target.dtype.kind != "f" and weight is None and reduction != "none"
+        self.in_one_kernel = usual and logits.size > 0 and hasattr(kernels, "cross_entropy")
+        if self.in_one_kernel:
+            mean = reduction == "mean"
+            value, found = kernels.cross_entropy(
+                logits, target, ignore_index, mean, label_smoothing
+            )
+            self.save(logits, found)
+            return value
+
         xp = array_module(logits)
         axis = min(1, logits.ndim - 1)
         classes = logits.shape[axis]
@@ -44,17 +63,20 @@ class CrossEntropy(Function):
             total_weight = target.size / classes
             q = target.astype(logits.dtype)
         else:
-            counted = target != ignore_index
-            index = xp.where(counted, target, 0)
+            target = target.astype(np.int64, copy=False)
+            is_class = (target >= 0) & (target < classes)
+            index = xp.where(is_class, target, 0)
             q = xp.zeros_like(log_p)
             xp.put_along_axis(q, xp.expand_dims(index, axis), 1, axis)
+            counted = xp.where(is_class, 1, np.nan).astype(logits.dtype)
+            counted = xp.where(target == ignore_index, 0, counted)
             total_weight = ((per_class * q).sum(axis) * counted).sum()
         a = per_class * ((1 - label_smoothing) * q + label_smoothing / classes)
         if target.dtype.kind != "f":
             a = a * xp.expand_dims(counted, axis)
 
         # Where the target has no mass, 0 * log(0) is meant to be 0.
-        losses = -xp.multiply(a, log_p, out=xp.zeros_like(log_p), where=a != 0).sum(axis)
+        losses = -(a * xp.where(a != 0, log_p, 0)).sum(axis)
         self.axis, self.reduction = axis, reduction
         self.save(log_p, a, total_weight)
         if reduction == "none":
@@ -62,11 +84,13 @@ class CrossEntropy(Function):
         total = losses.sum(dtype=logits.dtype)
         if reduction == "sum":
             return xp.asarray(total)
-        with xp.errstate(invalid="ignore"):  # no targets at all: 0 / 0 is NaN, as in torch
+        with np.errstate(invalid="ignore"):  # no targets at all: 0 / 0 is NaN, as in torch
             return xp.asarray(total / total_weight)
 
     def backward(self, grad: Array) -> Array:
         """Return softmax times the target's mass, minus the target, times the incoming gradient."""
+        if self.in_one_kernel:
+            return backends.of(grad).cross_entropy_input_grad(grad, *self.saved)
         log_p, a, total_weight = self.saved
         dx = array_module(log_p).exp(log_p) * a.sum(self.axis, keepdims=True) - a
         if self.reduction == "mean":
@@ -86,6 +110,7 @@ def read_options(
 ) -> dict[str, Any]:
     """Check the arguments of cross-entropy and return them as options of `CrossEntropy`."""
     floating("cross_entropy", logits)
+    same_device("cross_entropy", logits, target, weight)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if not 0 <= label_smoothing <= 1:
@@ -111,9 +136,10 @@ def read_options(
                 f"for logits of shape {logits.shape} the class indices must have shape {expected}, "
                 f"got {target.shape}"
             )
-        wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
-        if wrong.size:
-            raise ValueError(f"class indices must be in [0, {classes}), got {wrong.flat[0]}")
+        if device_of(target) == "cpu":  # looking at what lies on a GPU would wait for it
+            wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
+            if wrong.size:
+                raise ValueError(f"class indices must be in [0, {classes}), got {wrong.flat[0]}")
     return {
         "target": target,
         "weight": None if weight is None else weight.astype(logits.dtype),

@@ -1,0 +1,35 @@
+// Whether an array has no NaN and no infinity: 0 * x is 0 for every number, and NaN for these.
+//
+// Each thread adds up 0 * x over its share of the array, each warp asks its 32 threads who found
+// NaN, and writes one flag: 1 or 0. Every flag has one writer, so nothing has to be zero before,
+// and what to do with the few flags (are they all 0?) is left to the caller.
+//
+// 4 bytes an element, read once: the paper's 60,965,224 parameters, or their gradients, are 244 MB.
+// One version.
+#include "four.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARP = 32;
+
+template <class T>
+__device__ __forceinline__ void flag_what_is_not_finite(const T* x, unsigned count, int* flags) {
+  T total = 0;
+  for (unsigned first = first_of_four(); first < count; first += 4 * gridDim.x * THREADS) {
+    const Four<T> four = load_four(x, first, count);
+#pragma unroll
+    for (const T value : four.at) total += 0 * value;
+  }
+  const unsigned found = __ballot_sync(0xffffffffu, total != 0);
+  const int thread = blockIdx.x * THREADS + threadIdx.x;
+  if (thread % WARP == 0) flags[thread / WARP] = found != 0;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+not_finite_float(const float* x, int count, int* flags) {
+  flag_what_is_not_finite(x, count, flags);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+not_finite_double(const double* x, int count, int* flags) {
+  flag_what_is_not_finite(x, count, flags);
+}

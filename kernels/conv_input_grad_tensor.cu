@@ -1,0 +1,70 @@
+// Gradient of a convolution's input on tensor cores: again one product per group,
+//
+//   dx[pixel, channel] = sum over k = (r, s, filter) of A[pixel, k] weight[filter, r, s, channel],
+//
+// A[(n, h, w), (r, s, filter)] being the element of dy whose window met pixel (h, w) with its tap
+// (r, s). For stride 1 that is the forward pass with x and dy exchanged and the taps in reverse
+// order. The weights are read as they lie: filters outermost, so their tile lies K_OUTSIDE, and no
+// transposed copy of them is made (fc6: 151 MB to read and 151 to write).
+//
+// AlexNet's conv2, ungrouped, of 128 images: 729 x 128 pixels by 96 channels by 6400 k's, 115
+// GFLOP. conv1, the one layer with a stride, needs no gradient of its input.
+#include "tensor_fetch.cuh"
+
+// Blocks as in the forward pass, with channels in place of filters.
+template <class Precision, int SIDE>
+__device__ __forceinline__ void input_grad(const float* dy, const float* weight, float* dx,
+                                           const ConvShape& shape, int split_rounds) {
+  const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
+  const int pixels = shape.N * shape.H * shape.W, taps = shape.R * shape.S;
+  const int tiles = (channels + SIDE - 1) / SIDE, group = blockIdx.y;
+  const int pixel = blockIdx.x / tiles * SIDE, channel = blockIdx.x % tiles * SIDE;
+  const int first = blockIdx.z * split_rounds;
+  const int rounds = min(split_rounds, (taps * filters + DEPTH - 1) / DEPTH - first);
+
+  WindowRows<SIDE> rows(dy, group * filters, windows_of_dx(shape), pixel, pixels, first * DEPTH);
+  FilterColumns<SIDE> columns(weight, group * filters, filters, shape.R, shape.S, channels, channel,
+                              first * DEPTH);
+  Sums<SIDE> sums = {};
+  sum_products<Precision, SIDE>(sums, rows, columns, rounds);
+  float* part = dx + blockIdx.z * (pixels * shape.C) + group * channels;
+  store_tile<SIDE>(sums, part, shape.C, pixel, pixels, channel, channels);
+}
+
+// dy [N,Ho,Wo,K], weight [K,R,S,C/groups], dx [parts,N,H,W,C]. K / groups and C / groups are
+// multiples of 4.
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+    conv_input_grad_tf32x3_128(const float* __restrict__ dy, const float* __restrict__ weight,
+                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Tf32x3, 128>(dy, weight, dx, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+    conv_input_grad_tf32_128(const float* __restrict__ dy, const float* __restrict__ weight,
+                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Tf32, 128>(dy, weight, dx, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+    conv_input_grad_bf16_128(const float* __restrict__ dy, const float* __restrict__ weight,
+                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Bf16, 128>(dy, weight, dx, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+    conv_input_grad_tf32x3_64(const float* __restrict__ dy, const float* __restrict__ weight,
+                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Tf32x3, 64>(dy, weight, dx, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+    conv_input_grad_tf32_64(const float* __restrict__ dy, const float* __restrict__ weight,
+                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Tf32, 64>(dy, weight, dx, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+    conv_input_grad_bf16_64(const float* __restrict__ dy, const float* __restrict__ weight,
+                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Bf16, 64>(dy, weight, dx, shape, split_rounds);
+}

@@ -1,0 +1,71 @@
+// Gradient of a convolution's weights on tensor cores: a product per group, summed over pixels,
+//
+//   dweight[filter, k] = sum over pixels (n, i, j) of y of dy[pixel, filter] A[pixel, k],
+//
+// with k = (r, s, channel), and A as in the forward pass: the pixel of x that tap (r, s) of window
+// (i, j) meets. Both factors lie
+// with the reduction outermost (K_OUTSIDE).
+//
+// The result is small and the sum long: AlexNet's conv2 of 128 images has 256 x 2400 weights, 38
+// tiles for 132 multiprocessors, and sums over 93312 pixels, 2916 rounds. So the sum is split
+// (split-K): each part writes a dweight of its own, and split_sum adds them in order.
+#include "tensor_fetch.cuh"
+
+// Block: x counts the tiles, neighbours along (r, s, channel) first; y the groups; z the parts of
+// the reduction, `split_rounds` rounds each.
+template <class Precision, int SIDE>
+__device__ __forceinline__ void weight_grad(const float* dy, const float* x, float* dweight,
+                                            const ConvShape& shape, int split_rounds) {
+  const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
+  const int pixels = shape.N * shape.Ho * shape.Wo, width = shape.R * shape.S * channels;
+  const int tiles = (width + SIDE - 1) / SIDE, group = blockIdx.y;
+  const int filter = blockIdx.x / tiles * SIDE, column = blockIdx.x % tiles * SIDE;
+  const int first = blockIdx.z * split_rounds;
+  const int rounds = min(split_rounds, (pixels + DEPTH - 1) / DEPTH - first);
+
+  PixelColumns<SIDE> rows(dy, group * filters, shape.K, filter, filters, first * DEPTH, pixels);
+  WindowColumns<SIDE> columns(x, group * channels, shape.N, windows_of_y(shape), column,
+                              first * DEPTH);
+  Sums<SIDE> sums = {};
+  sum_products<Precision, SIDE>(sums, rows, columns, rounds);
+  float* part = dweight + blockIdx.z * (shape.K * width) + group * filters * width;
+  store_tile<SIDE>(sums, part, width, filter, filters, column, width);
+}
+
+// dy [N,Ho,Wo,K], x [N,H,W,C], dweight [parts,K,R,S,C/groups]. K / groups and C / groups are
+// multiples of 4.
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+    conv_weight_grad_tf32x3_128(const float* __restrict__ dy, const float* __restrict__ x,
+                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Tf32x3, 128>(dy, x, dweight, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+    conv_weight_grad_tf32_128(const float* __restrict__ dy, const float* __restrict__ x,
+                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Tf32, 128>(dy, x, dweight, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+    conv_weight_grad_bf16_128(const float* __restrict__ dy, const float* __restrict__ x,
+                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Bf16, 128>(dy, x, dweight, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+    conv_weight_grad_tf32x3_64(const float* __restrict__ dy, const float* __restrict__ x,
+                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Tf32x3, 64>(dy, x, dweight, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+    conv_weight_grad_tf32_64(const float* __restrict__ dy, const float* __restrict__ x,
+                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Tf32, 64>(dy, x, dweight, shape, split_rounds);
+}
+
+extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+    conv_weight_grad_bf16_64(const float* __restrict__ dy, const float* __restrict__ x,
+                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Bf16, 64>(dy, x, dweight, shape, split_rounds);
+}

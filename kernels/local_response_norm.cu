@@ -1,0 +1,134 @@
+// Local response normalisation across channels (paper, section 3.3) and its gradient.
+//
+//   y_c = x_c s_c^-beta,    s_c = k + alpha / size * sum of x_j^2 over `size` channels around c
+//
+// Formula of the gradient, and why s is never stored: response_norm.cuh. No pixel depends on
+// another, nor one group of channels on another: x is a list of lines of `width` neighbouring
+// channels, and it does not matter to which pixel or image a line belongs.
+//
+// Bytes, float32, N = 128:
+//
+//   norm 1: 55 x 55 x 96 = 290,400 values an image, 128 * 4 * 290,400 = 148.7 MB an array
+//     forward:  x read, y written:      2 * 148.7 = 297.4 MB
+//     gradient: dy, x read, dx written: 3 * 148.7 = 446.1 MB
+//   norm 2: 27 x 27 x 256 = 186,624 values, 95.6 MB an array: 191.1 MB and 286.7 MB
+//
+// An H100's memory moves 3.35 TB/s by its data sheet: at the least 89 and 133 us for norm 1. With
+// some 15 operations a value forward, 37.2 million values are 0.6 GFLOP, and at 67 TFLOP/s 8 us:
+// time is bytes. Keeping s would move 148.7 MB more each way. Not yet measured on hardware.
+//
+// v1  One thread a value: it reads its window from memory, where the caches mostly serve it, as
+//     the window's channels are neighbours. Forward reads each value `size` times. The gradient
+//     needs s of each channel of the window, and computes it from that channel's window: size^2.
+// v2  Four channels a thread (float, width a multiple of 4), several lines a block. Values are read
+//     from memory once, into shared memory, and the windows from there. The gradient keeps
+//     dy x s^(-beta-1) there too, so that each thread computes s of its own channels only.
+#include "response_norm.cuh"
+
+constexpr int THREADS = 256;
+
+// --- v1: one thread a value ----------------------------------------------------------------------
+
+template <typename T>
+__device__ void local_response_norm(const T* x, T* y, int values, const Norm<T>& norm) {
+  const int index = blockIdx.x * THREADS + threadIdx.x;
+  if (index >= values) return;
+  const int c = index % norm.width;
+  y[index] = normalised(x + index - c, c, norm);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_float(const float* x, float* y, int values, int width, int size, float ratio,
+                          float beta, float k) {
+  local_response_norm(x, y, values, Norm<float>{width, size, ratio, beta, k});
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_double(const double* x, double* y, int values, int width, int size,
+                           double ratio, double beta, double k) {
+  local_response_norm(x, y, values, Norm<double>{width, size, ratio, beta, k});
+}
+
+template <typename T>
+__device__ void local_response_norm_grad(const T* grad, const T* x, T* dx, int values,
+                                         const Norm<T>& norm) {
+  const int index = blockIdx.x * THREADS + threadIdx.x;
+  if (index >= values) return;
+  const int c = index % norm.width, line = index - c;
+  dx[index] = normalised_grad(x + line, c, norm, [&](int j) { return grad[line + j]; });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_grad_float(const float* grad, const float* x, float* dx, int values, int width,
+                               int size, float ratio, float beta, float k) {
+  local_response_norm_grad(grad, x, dx, values, Norm<float>{width, size, ratio, beta, k});
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_grad_double(const double* grad, const double* x, double* dx, int values,
+                                int width, int size, double ratio, double beta, double k) {
+  local_response_norm_grad(grad, x, dx, values, Norm<double>{width, size, ratio, beta, k});
+}
+
+// --- v2: four channels a thread, lines in shared memory ------------------------------------------
+//
+// threadIdx.x is the quad of the line, threadIdx.y the line; the block's lines lie in shared memory
+// one behind the other, so that neighbouring threads read and write neighbouring 16 bytes.
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_quads(const float* __restrict__ x, float* __restrict__ y, int lines, int width,
+                          int size, float ratio, float beta, float k) {
+  __shared__ float4 values[THREADS];
+  const Norm<float> norm = {width, size, ratio, beta, k};
+  float* const line = reinterpret_cast<float*>(values) + threadIdx.y * width;
+  const int number = blockIdx.x * blockDim.y + threadIdx.y;
+  const int index = number * width + 4 * threadIdx.x;
+  Quad value = {};
+  if (number < lines) value = load(x + index);
+  store(line + 4 * threadIdx.x, value);
+  __syncthreads();
+  if (number >= lines) return;
+
+  const Quad s = scales(line, threadIdx.x, norm);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], beta).value;
+  store(y + index, value);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_grad_quads(const float* __restrict__ grad, const float* __restrict__ x,
+                               float* __restrict__ dx, int lines, int width, int size, float ratio,
+                               float beta, float k) {
+  __shared__ float4 values[THREADS];
+  __shared__ float4 products[THREADS];  // dy x s^(-beta-1)
+  const Norm<float> norm = {width, size, ratio, beta, k};
+  const int start = threadIdx.y * width, own = start + 4 * threadIdx.x;
+  float* const all_values = reinterpret_cast<float*>(values);
+  float* const all_products = reinterpret_cast<float*>(products);
+  const int number = blockIdx.x * blockDim.y + threadIdx.y;
+  const int index = number * width + 4 * threadIdx.x;
+  Quad value = {}, slope = {};
+  if (number < lines) {
+    value = load(x + index);
+    slope = load(grad + index);
+  }
+  store(all_values + own, value);
+  __syncthreads();
+
+  const Quad s = scales(all_values + start, threadIdx.x, norm);
+  Quad product;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const Powers<float> p = powers(s.at[e], beta);
+    product.at[e] = slope.at[e] * value.at[e] * p.slope;
+    slope.at[e] *= p.value;
+  }
+  store(all_products + own, product);
+  __syncthreads();
+  if (number >= lines) return;
+
+  const Quad spread = spreads(all_products + start, threadIdx.x, norm);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) slope.at[e] -= 2 * beta * ratio * value.at[e] * spread.at[e];
+  store(dx + index, slope);
+}

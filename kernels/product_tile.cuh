@@ -1,0 +1,97 @@
+// A 128 x 128 tile of a matrix product, computed by one block of 256 threads.
+//
+//   sum[row][column] += a[depth][row] * b[depth][column]    for each depth
+//
+// The three convolutions are such products of huge matrices that are never written down; they
+// differ only in where the elements of a and b come from, and fetch them themselves. What they
+// share is here: the tiles in shared memory, the products, and the way back to memory.
+//
+// Two levels of reuse make it fast. An element that came from memory serves 128 products, because
+// it lies in shared memory, where all threads see it. An element that came from shared memory
+// serves 8 products, because each thread holds 8 x 8 sums in registers: 16 reads for 64 products.
+//
+// Thread t owns the rows 4 * (t / 16) + 0..3 of the upper half and the same four of the lower half,
+// and in the same manner the columns 4 * (t % 16) + 0..3 of both halves. Eight rows in one run
+// would be simpler, but then neighbouring threads would read 32 bytes apart, and every second read
+// would wait for a bank of shared memory that its neighbour is using.
+#pragma once
+
+#include "quad.cuh"
+
+constexpr int TILE = 128;          // rows, and columns, of a tile
+constexpr int DEPTH = 8;           // terms of each sum that lie in shared memory at a time
+constexpr int TILE_THREADS = 256;  // 16 x 16
+constexpr int OWN = 8;             // rows, and columns, that a thread owns
+
+// Rows are 132 floats apart, not 128: a warp in `keep_terms` writes to two rows at once, 16 floats
+// each, and with 128 both would begin at the same bank.
+struct alignas(16) Tiles {
+  float a[DEPTH][TILE + 4];
+  float b[DEPTH][TILE + 4];
+};
+
+// Number `i` of the eight rows (or columns) that belong to one of 16 rows (or columns) of threads.
+__device__ __forceinline__ int own(int thread, int i) {
+  return i / 4 * (TILE / 2) + thread * 4 + i % 4;
+}
+
+// Copy WIDTH neighbours, 1 or 4, with one instruction; zeros in place of what is not inside.
+template <int WIDTH>
+__device__ __forceinline__ void fetch(float* to, const float* array, int index, bool inside) {
+  if (WIDTH == 4) {
+    const Quad quad = inside ? load(array + index) : Quad{};
+    for (int e = 0; e < 4; ++e) to[e] = quad.of[e];
+  } else {
+    to[0] = inside ? array[index] : 0.0f;
+  }
+}
+
+// Four neighbouring terms of the sum of one row (or column), fetched along the depth.
+__device__ __forceinline__ void keep_terms(float (*tile)[TILE + 4], int depth, int line,
+                                           const float (&terms)[4]) {
+  for (int e = 0; e < 4; ++e) tile[depth + e][line] = terms[e];
+}
+
+// One term of four neighbouring rows (or columns), fetched along these.
+__device__ __forceinline__ void keep_lines(float (*tile)[TILE + 4], int depth, int line,
+                                           const float (&terms)[4]) {
+  store(&tile[depth][line], {terms[0], terms[1], terms[2], terms[3]});
+}
+
+__device__ __forceinline__ void add_products(const Tiles& tiles, float (&sum)[OWN][OWN]) {
+  const int row = threadIdx.x / 16, column = threadIdx.x % 16;
+#pragma unroll 2  // all eight at once need more registers than two blocks a multiprocessor leave
+  for (int d = 0; d < DEPTH; ++d) {
+    float a[OWN], b[OWN];
+    for (int half = 0; half < OWN; half += 4) {
+      fetch<4>(a + half, tiles.a[d], own(row, half), true);
+      fetch<4>(b + half, tiles.b[d], own(column, half), true);
+    }
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+#pragma unroll
+      for (int j = 0; j < OWN; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+    }
+  }
+}
+
+// Store the tile to `to[row * pitch + column]`, without what lies beyond the matrix's edge.
+template <int WIDTH>
+__device__ __forceinline__ void store_tile(float* to, int pitch, int rows, int columns,
+                                           const float (&sum)[OWN][OWN]) {
+#pragma unroll
+  for (int i = 0; i < OWN; ++i) {
+    const int row = own(threadIdx.x / 16, i);
+#pragma unroll
+    for (int j = 0; j < OWN; j += WIDTH) {
+      const int column = own(threadIdx.x % 16, j);
+      if (row >= rows || column >= columns) continue;
+      float* place = to + row * pitch + column;
+      if (WIDTH == 4) {
+        store(place, {sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]});
+      } else {
+        *place = sum[i][j];
+      }
+    }
+  }
+}

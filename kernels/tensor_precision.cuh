@@ -1,0 +1,89 @@
+// Three ways to multiply floats on tensor cores, which know no 32-bit floats themselves. The sums
+// are 32-bit floats in all of them. `Factor` is a fragment of A (N = 4 registers) or B (N = 2),
+// ready for the tensor core; `STEP` is how many k's it has.
+//
+//   Tf32x3  21 bits of mantissa: a factor is the sum of two TF32 numbers; three products
+//   Tf32    10 bits: factors rounded; one product
+//   Bf16     7 bits: factors rounded; one product, which takes two steps along k at once
+//
+// `raw` are the floats as they lie in a TF32 fragment (ptx.cuh), [step of 8 k's][register].
+#pragma once
+#include "ptx.cuh"
+
+struct Tf32 {
+  static constexpr int STEP = 8;
+
+  template <int N>
+  struct Factor {
+    unsigned part[N];
+  };
+
+  template <int N>
+  static __device__ __forceinline__ Factor<N> pack(const float (&raw)[1][N]) {
+    Factor<N> factor;
+#pragma unroll
+    for (int i = 0; i < N; ++i) factor.part[i] = to_tf32(raw[0][i]);
+    return factor;
+  }
+
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Factor<4>& a,
+                                                      const Factor<2>& b) {
+    mma_m16n8k8_tf32(sum, a.part, b.part);
+  }
+};
+
+// x = big + small + less than 2^-21 x. Of the four products, small * small is left out: it is as
+// small as what was cut off. The small ones are added first, lest each be rounded to a large sum.
+// An infinity becomes NaN (infinity - infinity), as does a float that TF32 rounds to infinity.
+struct Tf32x3 {
+  static constexpr int STEP = 8;
+
+  template <int N>
+  struct Factor {
+    Tf32::Factor<N> big, small;
+  };
+
+  template <int N>
+  static __device__ __forceinline__ Factor<N> pack(const float (&raw)[1][N]) {
+    Factor<N> factor = {Tf32::pack(raw), {}};
+    float rest[1][N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) rest[0][i] = raw[0][i] - tf32_value(factor.big.part[i]);
+    factor.small = Tf32::pack(rest);
+    return factor;
+  }
+
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Factor<4>& a,
+                                                      const Factor<2>& b) {
+    Tf32::multiply_add(sum, a.small, b.big);
+    Tf32::multiply_add(sum, a.big, b.small);
+    Tf32::multiply_add(sum, a.big, b.big);
+  }
+};
+
+// A bf16 fragment wants neighbours along k in one register, but the floats come as t and t + 4. As
+// a sum may be taken in any order, the k's of a fragment may be any k's if A and B agree: so
+// fragment k's 2t, 2t + 1 are the tile's t, t + 4, and 2t + 8, 2t + 9 are t + 8, t + 12.
+struct Bf16 {
+  static constexpr int STEP = 16;
+
+  template <int N>
+  struct Factor {
+    unsigned part[N];
+  };
+
+  template <int N>
+  static __device__ __forceinline__ Factor<N> pack(const float (&raw)[2][N]) {
+    constexpr int ROWS = N / 2;  // of a fragment, in one lane
+    Factor<N> factor;
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      factor.part[i] = to_bf16x2(raw[i / ROWS][i % ROWS], raw[i / ROWS][i % ROWS + ROWS]);
+    return factor;
+  }
+
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Factor<4>& a,
+                                                      const Factor<2>& b) {
+    mma_m16n8k16_bf16(sum, a.part, b.part);
+  }
+};

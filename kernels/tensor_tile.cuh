@@ -1,0 +1,226 @@
+// The main loop of all convolutions on tensor cores: a tile of C = A B, SIDE x SIDE large,
+//
+//   C[row, column] = sum over k of A[row, k] B[k, column]
+//
+// What A and B are is left to two objects that fetch their tiles (tensor_fetch.cuh). In each round
+// the block takes DEPTH = 32 further k's:
+//
+//   global memory --cp.async--> ring of stages in shared memory --> registers --> tensor cores
+//
+// The copies of the next STAGES - 1 rounds are always under way, so that the multiplications seldom
+// wait for memory. Four warps take a quarter of the tile each, two by two: 64 x 64, or 32 x 32.
+//
+// What bounds it, for SIDE = 128: a warp reads (64 + 64) x 32 floats of shared memory a round, 128
+// cycles at 128 bytes a cycle, four warps 512; they multiply 128 x 128 x 32 numbers, which takes an
+// A100 1024 cycles in TF32 and an H100 512, if it is fed. Two blocks share a multiprocessor of
+// 227 KB, so that one multiplies while the other waits.
+#pragma once
+#include "tensor_precision.cuh"
+
+constexpr int DEPTH = 32;            // k's of one round
+constexpr int TENSOR_THREADS = 128;  // four warps
+
+template <int SIDE>
+constexpr int STAGES = SIDE == 128 ? 3 : 4;
+
+// A tile [SIDE rows, DEPTH k's] lies in shared memory as it lies in global memory, so that 16 bytes
+// here are 16 bytes there: with k innermost (K_INSIDE) or with rows innermost (K_OUTSIDE). B counts
+// its columns as rows here. A few unused floats after each line keep the banks apart:
+//
+//   K_INSIDE, lines of 36: eight rows of a piece (ldmatrix) begin 4 banks apart and are 4 wide;
+//   K_OUTSIDE, lines of SIDE + 8: lane (g, t) reads bank 8 t + g.
+enum Layout { K_INSIDE, K_OUTSIDE };
+
+template <int SIDE, Layout LAYOUT>
+constexpr int LINE = LAYOUT == K_INSIDE ? DEPTH + 4 : SIDE + 8;
+
+template <int SIDE, Layout LAYOUT>
+__device__ __forceinline__ int place_in_tile(int row, int k) {
+  constexpr int STEP = LINE<SIDE, LAYOUT>;
+  return LAYOUT == K_INSIDE ? row * STEP + k : k * STEP + row;
+}
+
+// Floats of a tile in the larger layout; and of the whole dynamic shared memory, as the host has to
+// ask for it: four ints for each row (WindowRows), then the ring.
+template <int SIDE>
+constexpr int TILE = SIDE * (DEPTH + 4);
+
+__device__ __forceinline__ float* shared_memory() {
+  extern __shared__ __align__(128) float memory[];
+  return memory;
+}
+
+template <int SIDE>
+__device__ __forceinline__ float* stage_of_ring(int stage) {
+  return shared_memory() + 4 * SIDE + stage * 2 * TILE<SIDE>;
+}
+
+// A fragment is made of four pieces of 8 rows x 4 k's. In A (16 x 8) they count down first, then
+// along k; two fragments of B (16 columns x 8) together the other way round, first along k.
+enum Operand { OPERAND_A, OPERAND_B };
+
+template <Operand OPERAND>
+__device__ constexpr int piece_row(int piece) {
+  return 8 * (OPERAND == OPERAND_A ? piece % 2 : piece / 2);
+}
+
+template <Operand OPERAND>
+__device__ constexpr int piece_k(int piece) {
+  return 4 * (OPERAND == OPERAND_A ? piece / 2 : piece % 2);
+}
+
+// Where a lane begins to read a tile, if its warp begins at `row`: at the line of a piece that it
+// names to ldmatrix, or at its own element of piece 0.
+template <int SIDE, Layout LAYOUT, Operand OPERAND>
+__device__ __forceinline__ int place_of_lane(int row) {
+  const int lane = threadIdx.x % 32, piece = lane / 8;
+  return LAYOUT == K_INSIDE
+             ? place_in_tile<SIDE, LAYOUT>(row + piece_row<OPERAND>(piece) + lane % 8,
+                                           piece_k<OPERAND>(piece))
+             : place_in_tile<SIDE, LAYOUT>(row + lane / 4, lane % 4);
+}
+
+// The lane's part of four pieces that begin at (row, k) from where the warp begins.
+template <int SIDE, Layout LAYOUT, Operand OPERAND>
+__device__ __forceinline__ void load_pieces(float (&piece)[4], const float* lane, int row, int k) {
+  if constexpr (LAYOUT == K_INSIDE) {
+    ldmatrix(piece, lane + place_in_tile<SIDE, LAYOUT>(row, k));
+  } else {  // ldmatrix can transpose numbers of 16 bits only
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      piece[i] = lane[place_in_tile<SIDE, LAYOUT>(row + piece_row<OPERAND>(i),
+                                                  k + piece_k<OPERAND>(i))];
+  }
+}
+
+// A warp's share of C: [m][n] is the fragment of 16 x 8 at row 16 m and column 8 n.
+template <int SIDE>
+using Sums = float[SIDE / 32][SIDE / 16][4];
+
+// The first row or column of the warp in the tile.
+template <int SIDE>
+__device__ __forceinline__ int warp_row() {
+  return threadIdx.x / 64 * (SIDE / 2);
+}
+template <int SIDE>
+__device__ __forceinline__ int warp_column() {
+  return threadIdx.x / 32 % 2 * (SIDE / 2);
+}
+
+// Multiply one stage. `rows` and `columns` are its two tiles, at the place of the lane.
+template <class Precision, int SIDE, Layout A, Layout B>
+__device__ __forceinline__ void multiply_stage(Sums<SIDE>& sums, const float* rows,
+                                               const float* columns) {
+  constexpr int STEPS = Precision::STEP / 8, M = SIDE / 32, N = SIDE / 16;
+#pragma unroll
+  for (int k = 0; k < DEPTH; k += Precision::STEP) {
+    typename Precision::template Factor<4> a[M];
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      float raw[STEPS][4];
+#pragma unroll
+      for (int step = 0; step < STEPS; ++step)
+        load_pieces<SIDE, A, OPERAND_A>(raw[step], rows, 16 * m, k + 8 * step);
+      a[m] = Precision::pack(raw);
+    }
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      float raw[2][STEPS][2];
+#pragma unroll
+      for (int step = 0; step < STEPS; ++step) {
+        float piece[4];
+        load_pieces<SIDE, B, OPERAND_B>(piece, columns, 8 * n, k + 8 * step);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) raw[i / 2][step][i % 2] = piece[i];
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        auto b = Precision::pack(raw[i]);
+#pragma unroll
+        for (int m = 0; m < M; ++m) Precision::multiply_add(sums[m][n + i], a[m], b);
+      }
+    }
+  }
+}
+
+// Sum up `rounds` rounds. `rows.fetch(tile)` and `columns.fetch(tile)` begin to copy the tiles of
+// the next round, and step on by DEPTH k's.
+template <class Precision, int SIDE, class Rows, class Columns>
+__device__ __forceinline__ void sum_products(Sums<SIDE>& sums, Rows& rows, Columns& columns,
+                                             int rounds) {
+  constexpr int AHEAD = STAGES<SIDE> - 1;
+  constexpr Layout A = Rows::LAYOUT, B = Columns::LAYOUT;
+#pragma unroll
+  for (int stage = 0; stage < AHEAD; ++stage) {
+    if (stage < rounds) {
+      rows.fetch(stage_of_ring<SIDE>(stage));
+      columns.fetch(stage_of_ring<SIDE>(stage) + TILE<SIDE>);
+    }
+    cp_async_commit();
+  }
+  const int row = place_of_lane<SIDE, A, OPERAND_A>(warp_row<SIDE>());
+  const int column = TILE<SIDE> + place_of_lane<SIDE, B, OPERAND_B>(warp_column<SIDE>());
+  int reading = 0, writing = AHEAD;
+  for (int round = 0; round < rounds; ++round) {
+    // A group is closed in every round, empty or not: so the newest AHEAD - 1 are of later rounds.
+    cp_async_wait<AHEAD - 1>();
+    // Now everybody's copies have arrived; and everybody is done with the stage read last round,
+    // which is the one to be written next.
+    __syncthreads();
+    if (round + AHEAD < rounds) {
+      rows.fetch(stage_of_ring<SIDE>(writing));
+      columns.fetch(stage_of_ring<SIDE>(writing) + TILE<SIDE>);
+    }
+    cp_async_commit();
+    const float* stage = stage_of_ring<SIDE>(reading);
+    multiply_stage<Precision, SIDE, A, B>(sums, stage + row, stage + column);
+    reading = reading + 1 == STAGES<SIDE> ? 0 : reading + 1;
+    writing = writing + 1 == STAGES<SIDE> ? 0 : writing + 1;
+  }
+}
+
+// y = ReLU(sum + bias), where `bias` is null or has a number for each of `columns` columns.
+template <int SIDE>
+__device__ __forceinline__ void add_bias_and_rectify(Sums<SIDE>& sums, const float* bias,
+                                                     int column, int columns, bool rectify) {
+  column += warp_column<SIDE>() + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < SIDE / 16; ++n)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int c = column + 8 * n + i;
+      const float b = bias && c < columns ? bias[c] : 0.f;
+#pragma unroll
+      for (int half = 0; half < SIDE / 16; ++half) {
+        float& sum = sums[half / 2][n][half % 2 * 2 + i];
+        sum += b;
+        if (rectify && sum < 0) sum = 0;  // not so a NaN
+      }
+    }
+}
+
+// Write the tile at (row, column) of a matrix of rows x columns whose lines begin `pitch` floats
+// apart: two neighbours at once where all addresses allow it, and nothing beyond the matrix.
+template <int SIDE>
+__device__ __forceinline__ void store_tile(const Sums<SIDE>& sums, float* matrix, int pitch,
+                                           int row, int rows, int column, int columns) {
+  const int lane = threadIdx.x % 32;
+  const bool in_pairs = columns % 2 == 0 && pitch % 2 == 0;
+  row += warp_row<SIDE>() + lane / 4;
+  column += warp_column<SIDE>() + lane % 4 * 2;
+#pragma unroll
+  for (int half = 0; half < SIDE / 16; ++half) {
+    const int r = row + 8 * half;
+    if (r >= rows) break;
+    float* line = matrix + (r * pitch + column);
+#pragma unroll
+    for (int n = 0; n < SIDE / 16; ++n) {
+      const float* pair = sums[half / 2][n] + half % 2 * 2;
+      const int there = columns - column - 8 * n;
+      float* place = line + 8 * n;
+      if (in_pairs && there > 0) *reinterpret_cast<float2*>(place) = make_float2(pair[0], pair[1]);
+      if (!in_pairs && there > 0) place[0] = pair[0];
+      if (!in_pairs && there > 1) place[1] = pair[1];
+    }
+  }
+}

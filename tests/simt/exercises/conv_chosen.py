@@ -1,0 +1,103 @@
+"""Convolutions as users ask for them: any layout, and the backend chooses the rung."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+from helpers import assert_close, normal
+
+from simt.exercises import exercise, to_device, to_host
+from simt.exercises.conv import FOURS, NO_IMAGES, ODD, UNEVEN, Problem, arrays, memory
+from tinyalex.backends import precision
+from tinyalex.backends.cuda import conv
+from tinyalex.backends.layout import as_nchw, channels_last
+
+PHOTOGRAPHS = Problem(2, 3, (9, 8), 8, (5, 4), stride=(4, 3), padding=UNEVEN)
+CHOICES = (
+    (PHOTOGRAPHS, np.float32),
+    (ODD[0], np.float32),
+    (ODD[1], np.float64),
+    (FOURS[0], np.float32),
+    (FOURS[1], np.float32),
+    *((problem, dtype) for problem in NO_IMAGES for dtype in (np.float32, np.float64)),
+)
+
+
+@exercise("conv_forward_tensor.cu", "conv_forward.cu", "im2col.cu", "pad_channels.cu")
+def chosen_forward(rng):
+    for problem, dtype in CHOICES:
+        x, weight, bias, _ = arrays(rng, problem, dtype)
+        expected = oracles.conv2d(x, weight, bias, *problem.options)
+        on_device = to_device(x), as_nchw(memory(weight)), to_device(bias)
+        y = conv.conv2d(*on_device, *problem.options)
+        assert_close(to_host(y), expected, what=str(problem))
+        y = conv.conv2d_relu(*on_device, *problem.options)
+        assert_close(to_host(y), np.maximum(expected, 0), what=str(problem))
+
+
+@exercise("conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu", "bias_grad.cu")
+def chosen_gradients(rng):
+    for problem, dtype in CHOICES:
+        x, weight, _, grad = arrays(rng, problem, dtype)
+        y = np.maximum(normal(rng, grad.shape, dtype), 0)
+        masked = oracles.relu_input_grad(grad, y)
+        inputs = [to_device(array) for array in (grad, y, x, weight)]
+        shapes = x.shape, weight.shape
+        grads = conv.conv2d_relu_grads(*inputs, (True, True, True), *shapes, *problem.options)
+        check_gradients(grads, masked, x, weight, problem)
+        grads = (
+            conv.conv2d_input_grad(inputs[0], inputs[3], x.shape, *problem.options),
+            conv.conv2d_weight_grad(inputs[0], inputs[2], weight.shape, *problem.options),
+            conv.conv2d_bias_grad(inputs[0]),
+        )
+        check_gradients(grads, grad, x, weight, problem)
+
+
+def check_gradients(grads, grad, x, weight, problem):
+    """Compare (dx, dweight, dbias); dweight must lie channels last, as the weights may."""
+    assert channels_last(grads[1]).data.ptr == grads[1].data.ptr
+    expected = (
+        oracles.conv2d_input_grad(grad, weight, x.shape, *problem.options),
+        oracles.conv2d_weight_grad(grad, x, weight.shape, *problem.options),
+        oracles.conv2d_bias_grad(grad),
+    )
+    for actual, wanted in zip(grads, expected, strict=True):
+        assert_close(to_host(actual), wanted, what=str(problem))
+
+
+@exercise("bias_grad.cu")
+def gradients_that_nobody_wants(rng):
+    problem = FOURS[1]
+    x, weight, _, grad = map(to_device, arrays(rng, problem))
+    shapes = x.shape, weight.shape
+    for wanted in range(3):
+        needs = tuple(i == wanted for i in range(3))
+        arguments = grad, grad, x if needs[1] else None, weight if needs[0] else None
+        grads = conv.conv2d_relu_grads(*arguments, needs, *shapes, *problem.options)
+        assert tuple(each is not None for each in grads) == needs
+
+
+@exercise("conv_forward_tensor.cu", "conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu")
+def as_exact_as_asked_for(rng):
+    """A factor rounds by 2^-11 in TF32, by 2^-8 in bfloat16: that shows who computed."""
+    x, weight, _, grad = arrays(rng, PHOTOGRAPHS)
+    options = PHOTOGRAPHS.options
+    expected = (
+        oracles.conv2d(x, weight, None, *options),
+        oracles.conv2d_input_grad(grad, weight, x.shape, *options),
+        oracles.conv2d_weight_grad(grad, x, weight.shape, *options),
+    )
+    x, weight, grad = map(to_device, (x, weight, grad))
+    for word, rounding in (("high", 2**-11), ("medium", 2**-8)):
+        precision.set_float32_matmul_precision(word)
+        try:
+            results = (
+                conv.conv2d(x, weight, None, *options),
+                conv.conv2d_input_grad(grad, weight, x.shape, *options),
+                conv.conv2d_weight_grad(grad, x, weight.shape, *options),
+            )
+        finally:
+            precision.set_float32_matmul_precision("highest")
+        for actual, wanted in zip(results, expected, strict=True):
+            error = np.abs(to_host(actual) - wanted).max() / np.abs(wanted).max()
+            assert rounding / 20 < error < rounding * 2, (word, error)

@@ -1,0 +1,209 @@
+"""Convolution on tensor cores: every pass, precision, layout of a tile, and edge of a matrix.
+
+The inputs are normal numbers; the truth is `reference` in float64, which the tests hold against
+loops written out (a loop in Python over as many products as fill several tiles takes too long).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from simt.exercises import exercise, to_device, to_host
+from tinyalex.backends import reference
+from tinyalex.backends.cuda import conv_tensor
+from tinyalex.backends.cuda.conv_shape import ConvShape
+
+# Norm of the error over norm of the result. Rounding a factor to 10 bits (TF32) errs by at most
+# 2^-11: 2.9e-4 in products of normal numbers; cutting the bits off would give 7e-4. To 7 bits
+# (bf16), 8 times as much. Three products of TF32 numbers leave the rounding of float32 sums.
+TOLERANCE = {"highest": 2e-6, "high": 4e-4, "medium": 3.2e-3}
+FORWARD = ("conv_forward_tensor.cu", "split_sum.cu")
+INPUT_GRAD = ("conv_input_grad_tensor.cu", "split_sum.cu")
+WEIGHT_GRAD = ("conv_weight_grad_tensor.cu", "split_sum.cu")
+
+
+class Sizes(NamedTuple):
+    """What a convolution is made of; ``x`` is NCHW and ``weight`` OIHW."""
+
+    x: tuple
+    weight: tuple
+    stride: tuple = (1, 1)
+    padding: tuple = ((0, 0), (0, 0))
+    dilation: tuple = (1, 1)
+    groups: int = 1
+
+
+# Tiles have 64 or 128 rows and columns, a round is 32 long.
+TWO_GROUPS = Sizes((2, 8, 9, 7), (72, 4, 5, 3), padding=((1, 2), (2, 0)), groups=2)
+LIKE_CONV1 = Sizes((1, 4, 23, 19), (12, 4, 11, 11), stride=(4, 4), padding=((2, 1), (2, 2)))
+DILATED = Sizes((1, 12, 13, 8), (8, 12, 3, 2), dilation=(2, 3), padding=((2, 2), (0, 3)))
+UNEQUAL_STRIDES = Sizes((3, 8, 7, 11), (24, 4, 3, 3), stride=(2, 3), groups=2)
+LARGE = Sizes(
+    (1, 36, 12, 11), (132, 36, 3, 3), padding=((1, 1), (1, 1))
+)  # 4 large tiles, 11 rounds
+LINEAR = Sizes((67, 500, 1, 1), (72, 500, 1, 1))  # 16 rounds
+
+
+class Case:
+    """A convolution's inputs, and its three passes held against float64."""
+
+    def __init__(self, rng, sizes):
+        self.options = (sizes.stride, sizes.padding, sizes.dilation, sizes.groups)
+        self.shape = ConvShape.of(sizes.x, sizes.weight, *self.options)
+        self.x, self.weight = normal(rng, *sizes.x), normal(rng, *sizes.weight)
+        self.bias = normal(rng, self.shape.K)
+        self.grad = normal(rng, self.shape.N, self.shape.K, self.shape.Ho, self.shape.Wo)
+
+    def forward(self, precision, bias=None, **cut):
+        return conv_tensor.conv_forward_tensor(
+            nhwc(self.x),
+            nhwc(self.weight),
+            None if bias is None else to_device(bias),
+            self.shape,
+            precision,
+            **cut,
+        )
+
+    def check_forward(self, precision, bias=None, relu=False, **cut):
+        expected = reference.conv2d(double(self.x), double(self.weight), bias, *self.options)
+        expected = reference.relu(expected) if relu else expected
+        close(self.forward(precision, bias, relu=relu, **cut), expected, precision)
+
+    def check_input_grad(self, precision, **cut):
+        dx = conv_tensor.conv_input_grad_tensor(
+            nhwc(self.grad), nhwc(self.weight), self.shape, precision, **cut
+        )
+        expected = reference.conv2d_input_grad(
+            double(self.grad), double(self.weight), self.x.shape, *self.options
+        )
+        close(dx, expected, precision)
+
+    def check_weight_grad(self, precision, **cut):
+        dweight = conv_tensor.conv_weight_grad_tensor(
+            nhwc(self.grad), nhwc(self.x), self.shape, precision, **cut
+        )
+        expected = reference.conv2d_weight_grad(
+            double(self.grad), double(self.x), self.weight.shape, *self.options
+        )
+        close(dweight, expected, precision)
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def double(array):
+    return array.astype(np.float64)
+
+
+def nhwc(array):
+    return to_device(np.ascontiguousarray(array.transpose(0, 2, 3, 1)))
+
+
+def close(result, expected, precision):
+    """Assert that the error is small as a whole, and nowhere out of the ordinary."""
+    error = to_host(result).transpose(0, 3, 1, 2) - expected
+    allowed = TOLERANCE[precision] * np.sqrt(np.mean(expected**2))
+    assert np.sqrt(np.mean(error**2)) <= allowed
+    assert np.abs(error).max() <= 8 * allowed
+
+
+@exercise(*FORWARD)
+def forward_in_every_precision(rng):
+    for precision in TOLERANCE:
+        case = Case(rng, TWO_GROUPS)
+        case.check_forward(precision, case.bias, relu=True, tile=64, splits=1)
+        case.check_forward(precision, tile=128, splits=1)
+
+
+@exercise(*FORWARD)
+def forward_of_all_geometries(rng):
+    for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
+        case = Case(rng, sizes)
+        case.check_forward("high", case.bias, tile=64, splits=1)
+
+
+@exercise(*FORWARD)
+def forward_of_large_tiles(rng):
+    case = Case(rng, LARGE)
+    case.check_forward("highest", case.bias, relu=True, tile=128, splits=1)
+    case.check_forward("medium", tile=128, splits=2)
+
+
+@exercise(*FORWARD)
+def forward_in_parts(rng):
+    case = Case(rng, LINEAR)
+    case.check_forward("highest", case.bias, tile=64, splits=3)  # rounds: 6, 6, 4
+    case.check_forward("high", case.bias, relu=True, tile=64, splits=16)
+    case.check_forward("medium", case.bias, relu=True)
+
+
+@exercise(*FORWARD)
+def forward_with_an_odd_number_of_filters(rng):
+    case = Case(rng, Sizes((1, 4, 3, 5), (67, 4, 1, 1)))
+    case.check_forward("highest", case.bias, tile=64)
+    case.check_forward("highest", case.bias, tile=128)
+
+
+@exercise(*FORWARD)
+def nan_stays_visible(rng):
+    case = Case(rng, Sizes((67, 40, 1, 1), (72, 40, 1, 1)))
+    case.x.view(np.uint32)[3, 7] = 0x7FFFFFFF  # the NaN that GPUs make
+    case.weight.view(np.uint32)[5, 1] = 0xFFC00000
+    expected = np.zeros((67, 72), bool)
+    expected[3], expected[:, 5] = True, True
+    for precision in TOLERANCE:
+        for splits in (1, 2):
+            y = case.forward(precision, case.bias, relu=True, splits=splits)
+            np.testing.assert_array_equal(np.isnan(to_host(y)[:, 0, 0]), expected)
+
+
+@exercise(*INPUT_GRAD)
+def input_grad_in_every_precision(rng):
+    for precision in TOLERANCE:
+        case = Case(rng, TWO_GROUPS)
+        case.check_input_grad(precision, tile=64, splits=1)
+        case.check_input_grad(precision, tile=128, splits=2)
+
+
+@exercise(*INPUT_GRAD)
+def input_grad_of_all_geometries(rng):
+    for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
+        Case(rng, sizes).check_input_grad("high", tile=64, splits=1)
+
+
+@exercise(*INPUT_GRAD)
+def input_grad_of_large_tiles(rng):
+    Case(rng, LARGE).check_input_grad("high", tile=128, splits=1)
+    Case(rng, LINEAR).check_input_grad("highest", tile=128)
+
+
+@exercise(*WEIGHT_GRAD)
+def weight_grad_in_every_precision(rng):
+    for precision in TOLERANCE:
+        case = Case(rng, TWO_GROUPS)
+        case.check_weight_grad(precision, tile=64, splits=1)
+        case.check_weight_grad(precision, tile=128, splits=2)
+
+
+@exercise(*WEIGHT_GRAD)
+def weight_grad_of_all_geometries(rng):
+    for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
+        Case(rng, sizes).check_weight_grad("high", tile=64, splits=1)
+
+
+@exercise(*WEIGHT_GRAD)
+def weight_grad_of_large_tiles(rng):
+    Case(rng, LARGE).check_weight_grad("high", tile=128, splits=3)  # rounds: 2, 2, 1
+    Case(rng, LINEAR).check_weight_grad("highest", tile=128)
+
+
+@exercise(*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD)
+def empty_batches(rng):
+    case = Case(rng, Sizes((0, 4, 3, 3), (8, 4, 2, 2)))
+    for precision in TOLERANCE:
+        assert case.forward(precision, case.bias).shape == (0, 2, 2, 8)
+        dweight = conv_tensor.conv_weight_grad_tensor(
+            nhwc(case.grad), nhwc(case.x), case.shape, precision
+        )
+        np.testing.assert_array_equal(to_host(dweight), np.zeros((8, 2, 2, 4)))

@@ -1,0 +1,93 @@
+"""A batch of photographs, as bytes, to what the network sees: crop, mirror and normalise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyalex.backends.cuda.device import contiguous, cupy
+from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.layout import as_nchw
+from tinyalex.backends.types import Array
+
+BLOCK = 64  # threads
+
+
+class BatchShape(NamedTuple):
+    """The fields of ``BatchShape`` in kernels/batch.cu, in its order."""
+
+    H: int
+    W: int
+    C: int
+    crop: int
+    channels: int
+    stored: int
+
+
+def prepare(
+    images: Array,
+    tops: np.ndarray,
+    lefts: np.ndarray,
+    flips: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    crop: int,
+    offsets: np.ndarray | None = None,
+    channels: int | None = None,
+    stored: int | None = None,
+) -> Array:
+    """Return float32 [N, stored, crop, crop], channels last in memory, as the transforms make it.
+
+    ``y = (x - mean + offset) / std`` for the crop x of image n, mirrored where ``flips[n]``, that
+    begins at row ``tops[n]`` and column ``lefts[n]``. The numbers are those of `TrainTransform` in
+    `tinyalex.data`, bit for bit, except for lumas, which a host adds up in another order.
+
+    ``images``: device array uint8 [N, H, W, 1 or 3]. All else is on the host: ``mean`` one number,
+    one a channel, or an image [H, W, channels] of means of the same pixels as the images';
+    ``std`` one number or one a channel; ``offsets`` [N, channels], the colour noise. With
+    ``channels=1`` three colours become their luma. ``stored`` channels, where more than
+    ``channels``, are filled up with zeros. A mean image is uploaded at every call: pass it as a
+    device array to keep it there.
+
+    Raises ValueError for shapes that do not fit, and for a crop that leaves its image.
+    """
+    N, H, W, C = images.shape
+    channels = channels or C
+    shape = BatchShape(H, W, C, crop, channels, stored or channels)
+    places = _places(shape, N, tops, lefts, flips)
+    shift = np.zeros((N, channels)) if offsets is None else np.asarray(offsets)
+    if shift.shape != (N, channels):
+        raise ValueError(f"the offsets must have shape {(N, channels)}, got {shift.shape}")
+    if mean.ndim < 3:
+        shift, mean_image = shift - mean, None
+    elif mean.shape != (H, W, channels):
+        raise ValueError(f"the mean image must have shape {(H, W, channels)}, got {mean.shape}")
+    else:
+        mean_image = contiguous(cupy().asarray(mean, np.float32))
+    scale = np.broadcast_to(std, (channels,))
+    y = cupy().empty((N, crop, crop, shape.stored), np.float32)
+    numbers = (cupy().asarray(a, np.float32) for a in (shift, scale))
+    args = (contiguous(images), cupy().asarray(places), mean_image, *numbers, y, shape)
+    launch("batch.cu", "prepare_rows", (N * crop,), (BLOCK,), args)
+    return as_nchw(y)
+
+
+def _places(
+    shape: BatchShape, N: int, tops: np.ndarray, lefts: np.ndarray, flips: np.ndarray
+) -> np.ndarray:
+    """Return int32 [N, 3] of top, left, mirrored; ValueError where a crop is not in its image."""
+    if shape.C not in (1, 3) or shape.channels not in (1, shape.C) or shape.stored < shape.channels:
+        raise ValueError(
+            f"cannot make {shape.channels} of {shape.C} channels, and store {shape.stored}"
+        )
+    places = np.stack([np.broadcast_to(a, (N,)) for a in (tops, lefts, flips)], axis=1)
+    room = np.array([shape.H, shape.W]) - shape.crop
+    wrong = ((places[:, :2] < 0) | (places[:, :2] > room)).any(axis=1)
+    if wrong.any():
+        n = int(wrong.argmax())
+        raise ValueError(
+            f"a crop of {shape.crop} x {shape.crop} at {tuple(places[n, :2].tolist())} leaves the "
+            f"{shape.H} x {shape.W} pixels of image {n}"
+        )
+    return places.astype(np.int32)

@@ -1,0 +1,44 @@
+"""The gradient of a bias: a sum over images and pixels, alone or with the ReLU's mask before it."""
+
+from __future__ import annotations
+
+from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.types import Array
+
+LANES, THREADS = 32, 256  # as in kernels/bias_grad.cu
+RANGES, LEAST_PIXELS = 256, 64  # ranges of pixels that are summed apart, at most; pixels in each
+
+
+def bias_grad(grad: Array) -> Array:
+    """Return dbias [K], the sum of dy [..., K] over all but its last axis."""
+    sums = _sums(grad)
+    _launch("bias_grad", (grad, sums), grad.size // grad.shape[-1], sums)
+    return _total(sums)
+
+
+def relu_bias_grad(grad: Array, y: Array) -> tuple[Array, Array]:
+    """Return dy [..., K] with 0 where y is 0 or less, and the sum of that as in `bias_grad`."""
+    masked, sums = cupy().empty(grad.shape, grad.dtype), _sums(grad)
+    _launch("relu_bias_grad", (grad, y, masked, sums), grad.size // grad.shape[-1], sums)
+    return masked, _total(sums)
+
+
+def _sums(grad: Array) -> Array:
+    pixels, K = grad.size // grad.shape[-1], grad.shape[-1]
+    return cupy().empty((max(1, min(RANGES, pixels // LEAST_PIXELS)), K), grad.dtype)
+
+
+def _total(sums: Array) -> Array:
+    """Return the sum of the ranges' sums [ranges, K], by the same kernel, as one range."""
+    if len(sums) == 1:
+        return sums[0]
+    total = cupy().empty((1, sums.shape[1]), sums.dtype)
+    _launch("bias_grad", (sums, total), len(sums), total)
+    return total[0]
+
+
+def _launch(operation: str, arrays: tuple[Array, ...], pixels: int, sums: Array) -> None:
+    ranges, K = sums.shape
+    entry = f"{operation}_{type_name(sums.dtype)}"
+    launch("bias_grad.cu", entry, (-(-K // LANES), ranges), (THREADS,), (*arrays, pixels, K))

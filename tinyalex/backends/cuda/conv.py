@@ -1,0 +1,184 @@
+"""Convolution on the GPU: which rung of the ladder computes which shape.
+
+A rung is a module with a function for each pass, on arrays as they lie in memory: images
+[N, H, W, C], weights [K, R, S, C/G]. From the first to the last: `conv_naive`, `conv_im2col`,
+`conv_tiled`, `conv_tensor`. Each can be called by name. The functions here take the arrays that
+users have, and choose:
+
+- float64: columns and cuBLAS;
+- float32 with a multiple of four channels (and, for gradients, of filters) in each group: tensor
+  cores, as exactly as `tinyalex.set_float32_matmul_precision` says;
+- any other float32: tiles without tensor cores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyalex.backends.cuda import conv_im2col, conv_tensor, conv_tiled
+from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
+from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.device import contiguous, cupy
+from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.geometry import Padding, Pair
+from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.precision import get_float32_matmul_precision
+from tinyalex.backends.types import Array
+
+THREADS = 256  # a block
+
+
+def conv2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S] and add ``bias`` [K]."""
+    shape = ConvShape.of(x.shape, weight.shape, stride, padding, dilation, groups)
+    return _forward(x, weight, bias, shape, relu=False)
+
+
+def conv2d_relu(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return max(y, 0) of `conv2d`: what is negative becomes 0 before it is stored."""
+    shape = ConvShape.of(x.shape, weight.shape, stride, padding, dilation, groups)
+    return _forward(x, weight, bias, shape, relu=True)
+
+
+def conv2d_input_grad(
+    grad: Array,
+    weight: Array,
+    input_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return dx: each output's gradient times its kernel, added back to the window it came from."""
+    shape = ConvShape.of(input_shape, weight.shape, stride, padding, dilation, groups)
+    return _input_grad(channels_last(grad), weight, shape)
+
+
+def conv2d_weight_grad(
+    grad: Array,
+    x: Array,
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
+    shape = ConvShape.of(x.shape, weight_shape, stride, padding, dilation, groups)
+    return _weight_grad(channels_last(grad), x, shape)
+
+
+def conv2d_bias_grad(grad: Array) -> Array:
+    """Return dbias: the gradient summed over images and pixels."""
+    return bias_grad(channels_last(grad))
+
+
+def conv2d_relu_grads(
+    grad: Array,
+    y: Array,
+    x: Array | None,
+    weight: Array | None,
+    needs: tuple[bool, ...],
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    *options: Any,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return (dx, dweight, dbias) of `conv2d_relu`, each only if it is needed.
+
+    Where y is 0, ``grad`` counts as 0. The pass that sees to that sums the bias's gradient too.
+    """
+    need_x, need_weight, need_bias = needs
+    shape = ConvShape.of(input_shape, weight_shape, *options)
+    grad, dbias = relu_bias_grad(channels_last(grad), channels_last(y))
+    dx = _input_grad(grad, weight, shape) if need_x else None
+    dweight = _weight_grad(grad, x, shape) if need_weight else None
+    return dx, dweight, dbias if need_bias else None
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+def _tensor_shape(
+    shape: ConvShape, dtype: np.dtype[Any], which: conv_tensor.Pass
+) -> ConvShape | None:
+    """Return the convolution to ask the tensor cores for; None if they cannot do it.
+
+    They read four channels at a time. Photographs have three: they get a fourth, all zeros.
+    """
+    if shape.groups == 1:
+        shape = shape._replace(C=-(-shape.C // 4) * 4)
+    suits = dtype == np.float32 and shape.N > 0 and conv_tensor.applicable(shape, which)
+    return shape if suits else None
+
+
+def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu: bool) -> Array:
+    x, weight = channels_last(x), channels_last(weight)
+    bias = None if bias is None else contiguous(bias)
+    padded = _tensor_shape(shape, x.dtype, "forward")
+    if padded:
+        x, weight = _widened(x, padded.C), _widened(weight, padded.C // padded.groups)
+        precision = get_float32_matmul_precision()
+        y = conv_tensor.conv_forward_tensor(x, weight, bias, padded, precision, relu)
+    elif x.dtype == np.float32:
+        y = conv_tiled.forward(x, weight, bias, shape, relu)
+    else:
+        y = conv_im2col.forward(x, weight, bias, shape)
+        y = cupy().maximum(y, 0) if relu else y
+    return as_nchw(y)
+
+
+def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
+    weight = channels_last(weight)
+    padded = _tensor_shape(shape, grad.dtype, "input_grad")
+    if padded:
+        weight = _widened(weight, padded.C // padded.groups)
+        precision = get_float32_matmul_precision()
+        dx = conv_tensor.conv_input_grad_tensor(grad, weight, padded, precision)
+        dx = dx[..., : shape.C]
+    elif grad.dtype == np.float32:
+        dx = conv_tiled.input_grad(grad, weight, shape)
+    else:
+        dx = conv_im2col.input_grad(grad, weight, shape)
+    return as_nchw(dx)
+
+
+def _weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
+    x = channels_last(x)
+    padded = _tensor_shape(shape, grad.dtype, "weight_grad")
+    if padded:
+        x, precision = _widened(x, padded.C), get_float32_matmul_precision()
+        dweight = conv_tensor.conv_weight_grad_tensor(grad, x, padded, precision)
+        dweight = contiguous(dweight[..., : shape.C // shape.groups])
+    elif grad.dtype == np.float32:
+        dweight = conv_tiled.weight_grad(grad, x, shape)
+    else:
+        dweight = conv_im2col.weight_grad(grad, x, shape)
+    return as_nchw(dweight)
+
+
+def _widened(array: Array, channels: int) -> Array:
+    """Return ``array`` [..., C] with zeros for the channels that it lacks."""
+    if array.shape[-1] == channels:
+        return array
+    wide = cupy().empty((*array.shape[:-1], channels), array.dtype)
+    args = array, wide, wide.size, array.shape[-1], channels
+    launch("pad_channels.cu", "pad_channels", (-(-wide.size // THREADS),), (THREADS,), args)
+    return wide

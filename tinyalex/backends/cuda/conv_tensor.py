@@ -1,0 +1,192 @@
+"""Convolution and linear layers on tensor cores: shapes, the choice of a tile, launches.
+
+The kernels take arrays as they lie in memory, channels last: x [N, H, W, C], weight [K, R, S, C/G],
+y [N, Ho, Wo, K], all float32, C-contiguous and on the device. A linear layer is a convolution with
+H = W = R = S = 1. How they multiply is told by the words of `tinyalex.set_float32_matmul_precision`
+(relative errors of convolutions of random numbers):
+
+- ``"highest"``: every factor is the sum of two TF32 numbers, three products; as float32, 1e-6;
+- ``"high"``: factors rounded to TF32 (10 bits of mantissa), 3e-4;
+- ``"medium"``: factors rounded to bfloat16 (7 bits), 2e-3.
+
+Sums are float32, and taken in the same order in every run on the same kind of GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.device import cupy, multiprocessors
+from tinyalex.backends.cuda.launch import MOST_ELEMENTS, launch
+from tinyalex.backends.types import Array
+
+Pass = Literal["forward", "input_grad", "weight_grad"]
+
+PRECISIONS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
+THREADS = 128
+DEPTH = 32  # of the reduction, in one round; as in tensor_tile.cuh
+STAGES = {128: 3, 64: 4}  # of the ring, by the side of a tile
+LEAST_ROUNDS = 8  # of a part, lest its beginning and end outweigh them
+
+
+def applicable(shape: ConvShape, which: Pass) -> bool:
+    """Return whether the kernels can do it: they copy four channels (or filters) at once."""
+    whole_channels = shape.C // shape.groups % 4 == 0
+    whole_filters = shape.K // shape.groups % 4 == 0
+    return whole_channels and (which == "forward" or whole_filters)
+
+
+def conv_forward_tensor(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    shape: ConvShape,
+    precision: str,
+    relu: bool = False,
+    tile: int | None = None,
+    splits: int | None = None,
+) -> Array:
+    """Return ``y = x * weight + bias``, or ``max(y, 0)``: [N, H, W, C] -> [N, Ho, Wo, K].
+
+    ``tile`` and ``splits`` are chosen unless given, see `plan`.
+    """
+    rows, columns = shape.N * shape.Ho * shape.Wo, shape.K // shape.groups
+    depth = shape.R * shape.S * (shape.C // shape.groups)
+    chosen = plan(rows, columns, shape.groups, depth, tile, splits)
+    parts = _product(
+        f"conv_forward_{PRECISIONS[precision]}",
+        chosen,
+        _blocks(rows, columns, chosen.tile),
+        (x, weight),
+        shape,
+        (shape.N, shape.Ho, shape.Wo, shape.K),
+        (bias, relu) if chosen.splits == 1 else (None, False),
+    )
+    return _sum(parts, bias, relu)
+
+
+def conv_input_grad_tensor(
+    grad: Array,
+    weight: Array,
+    shape: ConvShape,
+    precision: str,
+    tile: int | None = None,
+    splits: int | None = None,
+) -> Array:
+    """Return dx: [N, Ho, Wo, K] -> [N, H, W, C].
+
+    With strides it also multiplies the zeros between the pixels of the gradient: correct, wasteful.
+    """
+    rows, columns = shape.N * shape.H * shape.W, shape.C // shape.groups
+    depth = shape.R * shape.S * (shape.K // shape.groups)
+    chosen = plan(rows, columns, shape.groups, depth, tile, splits)
+    parts = _product(
+        f"conv_input_grad_{PRECISIONS[precision]}",
+        chosen,
+        _blocks(rows, columns, chosen.tile),
+        (grad, weight),
+        shape,
+        (shape.N, shape.H, shape.W, shape.C),
+    )
+    return _sum(parts)
+
+
+def conv_weight_grad_tensor(
+    grad: Array,
+    x: Array,
+    shape: ConvShape,
+    precision: str,
+    tile: int | None = None,
+    splits: int | None = None,
+) -> Array:
+    """Return dweight: [N, Ho, Wo, K] and [N, H, W, C] -> [K, R, S, C/G]."""
+    rows, channels = shape.K // shape.groups, shape.C // shape.groups
+    columns, pixels = shape.R * shape.S * channels, shape.N * shape.Ho * shape.Wo
+    chosen = plan(rows, columns, shape.groups, pixels, tile, splits)
+    parts = _product(
+        f"conv_weight_grad_{PRECISIONS[precision]}",
+        chosen,
+        _blocks(rows, columns, chosen.tile),
+        (grad, x),
+        shape,
+        (shape.K, shape.R, shape.S, channels),
+    )
+    return _sum(parts)
+
+
+class Plan(NamedTuple):
+    """How a product of rows x columns is cut up."""
+
+    tile: int  # side of the square that a block computes
+    splits: int  # parts of the reduction
+    split_rounds: int  # rounds of `DEPTH` in each part
+
+
+def plan(
+    rows: int,
+    columns: int,
+    groups: int,
+    reduction: int,
+    tile: int | None = None,
+    splits: int | None = None,
+) -> Plan:
+    """Choose the larger tile unless it leaves multiprocessors idle; ``tile`` and ``splits`` force.
+
+    Where there are fewer tiles than two for each multiprocessor, the reduction is split, as far as
+    every part keeps `LEAST_ROUNDS`. The results of all parts must be fewer than 2^31 elements.
+    """
+    rounds = -(-reduction // DEPTH)
+    wanted = 2 * multiprocessors()
+    most = max(1, MOST_ELEMENTS // max(1, rows * columns * groups))
+    for side in (tile,) if tile else STAGES:
+        blocks = max(1, _blocks(rows, columns, side) * groups)
+        parts = splits or max(1, min(wanted // blocks, rounds // LEAST_ROUNDS, most))
+        wastes_half = min(rows, columns) <= side // 2
+        if not wastes_half and 2 * blocks * parts >= wanted:
+            break
+    split_rounds = max(1, -(-rounds // parts))
+    return Plan(side, max(1, -(-rounds // split_rounds)), split_rounds)
+
+
+def _blocks(rows: int, columns: int, tile: int) -> int:
+    return -(-rows // tile) * -(-columns // tile)
+
+
+def _product(
+    kernel: str,
+    chosen: Plan,
+    blocks: int,
+    factors: tuple[Array, Array],
+    shape: ConvShape,
+    result_shape: tuple[int, ...],
+    options: tuple[Array | None, bool] | tuple[()] = (),
+) -> Array:
+    """Return [splits, *result_shape]: what each part of the reduction found."""
+    name, tile = kernel.rpartition("_")[0], chosen.tile
+    parts = cupy().empty((chosen.splits, *result_shape), factors[0].dtype)
+    stage = 2 * tile * (DEPTH + 4)  # floats; four more in each line keep the banks apart
+    launch(
+        f"{name}_tensor.cu",
+        f"{kernel}_{tile}",
+        grid=(blocks, shape.groups, chosen.splits),
+        block=(THREADS,),
+        args=(*factors, parts, shape, chosen.split_rounds, *options),
+        shared_bytes=4 * (4 * tile + STAGES[tile] * stage),
+    )
+    return parts
+
+
+def _sum(parts: Array, bias: Array | None = None, relu: bool = False) -> Array:
+    """Return the sum of the parts, in order, with bias and ReLU; a single part has them already."""
+    if len(parts) == 1:
+        return parts[0]
+    result = cupy().empty_like(parts[0])
+    launch(
+        "split_sum.cu",
+        "split_sum",
+        grid=(-(-result.size // 256),),
+        block=(256,),
+        args=(parts, bias, result, len(parts), result.size, result.shape[-1], relu),
+    )
+    return result

@@ -1,0 +1,103 @@
+"""ReLU, dropout, a look for NaN: one pass over memory, in whatever order the elements lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tinyalex.backends.cuda.device import contiguous, cupy, multiprocessors
+from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.types import Array
+
+BLOCK = 256  # threads
+EACH = 4 * BLOCK  # elements of a block: a thread has four
+BLOCKS_EACH = 8  # of 256 threads, that a multiprocessor has room for
+WARP = 32
+
+
+def _as_lines(first: Array, *others: Array) -> tuple[list[Array], Callable[[Array], Array]]:
+    """Return 1-D views of arrays of one shape, in the memory order of the first, and the way back.
+
+    Arrays that lie otherwise are copied. The result of a kernel lies as the first array does.
+    """
+    arrays = (first, *others)
+    if first.ndim == 4 and not first.flags.c_contiguous:
+        N, C, H, W = first.shape
+        lines = [channels_last(a).reshape(-1) for a in arrays]
+        return lines, lambda line: as_nchw(line.reshape(N, H, W, C))
+    return [contiguous(a).reshape(-1) for a in arrays], lambda line: line.reshape(first.shape)
+
+
+def _blocks(count: int, each: int) -> int:
+    return -(-count // each)
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0); NaN stays NaN."""
+    (line,), restore = _as_lines(x)
+    y = cupy().empty(line.shape, line.dtype)
+    entry = f"relu_{type_name(x.dtype)}"
+    launch("relu.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), (line, y, y.size))
+    return restore(y)
+
+
+def relu_input_grad(grad: Array, y: Array) -> Array:
+    """Return dx = dy where y > 0, else 0; y > 0 exactly where x > 0. Where y is NaN, dx = dy."""
+    (output, gradient), restore = _as_lines(y, grad)
+    dx = cupy().empty(gradient.shape, gradient.dtype)
+    entry = f"relu_input_grad_{type_name(grad.dtype)}"
+    args = (gradient, output, dx, dx.size)
+    launch("relu.cu", entry, (_blocks(dx.size, EACH),), (BLOCK,), args)
+    return restore(dx)
+
+
+def dropout(x: Array, p: float, key: int) -> Array:
+    """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
+
+    Philox4x32-10 of (key, position in the order of the shape) decides, so the mask is never stored:
+    the gradient is the same function of the gradient, with the same key. The draw differs from that
+    of the CPU's backends. A `SlotKey` is read from the device's memory when the kernel runs.
+    """
+    if p == 1:
+        return cupy().zeros(x.shape, x.dtype)
+    # The position counts in the order of the shape, so that layouts do not change the draw.
+    line = contiguous(x).reshape(-1)
+    y = cupy().empty(line.shape, line.dtype)
+    drawn = (getattr(key, "slot", None), int(key), int(p * 2**24 + 0.5), 1 / (1 - p))
+    entry = f"dropout_{type_name(x.dtype)}"
+    launch("dropout.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), (line, y, y.size, *drawn))
+    return y.reshape(x.shape)
+
+
+def philox_words(counters: Array, keys: Array) -> Array:
+    """Return four random words for each counter, int32 [count, 4], and its key, uint64 [count].
+
+    Words are 32 bits, to be read as unsigned; the source is named in ``kernels/philox.cuh``.
+    """
+    words = cupy().empty(counters.shape, counters.dtype)
+    args = (contiguous(counters), contiguous(keys), words, len(keys))
+    launch("dropout.cu", "philox_words", (_blocks(len(keys), BLOCK),), (BLOCK,), args)
+    return words
+
+
+def all_finite(x: Array) -> bool:
+    """Return whether no element is NaN or infinite. This waits for the GPU."""
+    return bool(all_finite_many([x]))
+
+
+def all_finite_many(arrays: Sequence[Array]) -> Array:
+    """Return, as a device array without axes, whether no element of any array is NaN or infinite.
+
+    Nothing waits for the GPU until somebody looks at the result.
+    """
+    most = BLOCKS_EACH * multiprocessors()
+    blocks = [min(_blocks(x.size, EACH), most) for x in arrays]
+    flags = cupy().empty(sum(blocks) * BLOCK // WARP, "int32")
+    begin = 0
+    for x, count in zip(arrays, blocks, strict=True):
+        (line,), _ = _as_lines(x)
+        end = begin + count * BLOCK // WARP
+        entry = f"not_finite_{type_name(x.dtype)}"
+        launch("all_finite.cu", entry, (count,), (BLOCK,), (line, line.size, flags[begin:end]))
+        begin = end
+    return ~flags.any()

@@ -1,0 +1,172 @@
+"""Max-pooling on the GPU: shapes, memory, and which kernel of ``kernels/max_pool.cu`` to launch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.geometry import Pair
+from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.types import Array
+
+THREADS = 256  # a block, as in all kernels of pooling and normalisation
+
+
+class PoolShape(NamedTuple):
+    """The fields of ``PoolShape`` in ``kernels/window.cuh``, in its order."""
+
+    N: int
+    H: int
+    W: int
+    C: int
+    Ho: int
+    Wo: int
+    R: int
+    S: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    dilation_h: int
+    dilation_w: int
+
+    @classmethod
+    def of(
+        cls,
+        input_shape: tuple[int, ...],
+        output_size: Pair,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+    ) -> PoolShape:
+        """Return the sizes for images [N, C, H, W]."""
+        N, C, H, W = input_shape
+        return cls(N, H, W, C, *output_size, *kernel_size, *stride, *padding, *dilation)
+
+
+def one_thread_each(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return grid and block for ``count`` elements, one a thread."""
+    return (-(-count // THREADS),), (THREADS,)
+
+
+def quads_by_pixels(quads: int, pixels: int) -> tuple[int, int]:
+    """Return a block with a thread for each of ``quads`` along x, and for as many of ``pixels``
+    along y as there is room for, evenly spread over the rounds that they take.
+    """
+    quads = min(max(quads, 1), THREADS)
+    rounds = -(-pixels // (THREADS // quads))
+    return quads, -(-pixels // rounds)
+
+
+def taps_dtype(kernel_size: Pair) -> np.dtype[Any]:
+    """Return the smallest type that can number the taps of a window. Raises ValueError where two
+    bytes will not do.
+    """
+    dtype = np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1)
+    if dtype.itemsize > 2:
+        raise ValueError(f"max_pool2d on a GPU has at most 65,536 taps, got {kernel_size}")
+    return dtype
+
+
+def _entry(operation: str, dtype: Any, taps: Any) -> str:
+    large = "" if taps.itemsize == 1 else "_large"
+    return f"{operation}{large}_{type_name(dtype)}"
+
+
+def max_pool2d(
+    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
+) -> tuple[Array, Array]:
+    """Return the maximum of each window, and the number r * S + s of the tap that held it.
+
+    Padding never wins; the first of equal values wins; NaN wins over all. Raises ValueError for
+    windows of more than 65,536 taps.
+    """
+    quads = x.dtype == np.float32 and x.shape[1] % 4 == 0 and taps_dtype(kernel_size).itemsize == 1
+    version = max_pool2d_quads if quads else max_pool2d_naive
+    return version(x, kernel_size, stride, padding, dilation, output_size)
+
+
+def max_pool2d_naive(
+    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
+) -> tuple[Array, Array]:
+    """`max_pool2d`, version 1: one thread an output."""
+    shape = PoolShape.of(x.shape, output_size, kernel_size, stride, padding, dilation)
+    y, taps = _outputs(x, kernel_size, output_size)
+    entry = _entry("max_pool", x.dtype, taps.dtype)
+    launch("max_pool.cu", entry, *one_thread_each(y.size), (channels_last(x), y, taps, shape))
+    return as_nchw(y), as_nchw(taps)
+
+
+def max_pool2d_quads(
+    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
+) -> tuple[Array, Array]:
+    """`max_pool2d`, version 2: four channels a thread, for float32 and channels divisible by 4."""
+    shape = PoolShape.of(x.shape, output_size, kernel_size, stride, padding, dilation)
+    y, taps = _outputs(x, kernel_size, output_size)
+    block = quads_by_pixels(shape.C // 4, shape.Wo)
+    arguments = channels_last(x), y, taps, shape
+    launch("max_pool.cu", "max_pool_quads", (shape.N * shape.Ho,), block, arguments)
+    return as_nchw(y), as_nchw(taps)
+
+
+def _outputs(x: Array, kernel_size: Pair, output_size: Pair) -> tuple[Array, Array]:
+    y = cupy().empty((x.shape[0], *output_size, x.shape[1]), x.dtype)
+    return y, cupy().empty(y.shape, taps_dtype(kernel_size))
+
+
+def max_pool2d_input_grad(
+    grad: Array,
+    taps: Array,
+    input_shape: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Array:
+    """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
+    four_channels = grad.dtype == np.float32 and grad.shape[1] % 4 == 0
+    quads = four_channels and taps.dtype == np.uint8 and dilation == (1, 1)
+    version = max_pool2d_input_grad_quads if quads else max_pool2d_input_grad_naive
+    return version(grad, taps, input_shape, kernel_size, stride, padding, dilation)
+
+
+def max_pool2d_input_grad_naive(
+    grad: Array,
+    taps: Array,
+    input_shape: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Array:
+    """`max_pool2d_input_grad`, version 1: one thread a pixel and channel."""
+    shape = PoolShape.of(input_shape, grad.shape[2:], kernel_size, stride, padding, dilation)
+    dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
+    entry = _entry("max_pool_grad", grad.dtype, taps.dtype)
+    arguments = channels_last(grad), channels_last(taps), dx, shape
+    launch("max_pool.cu", entry, *one_thread_each(dx.size), arguments)
+    return as_nchw(dx)
+
+
+def max_pool2d_input_grad_quads(
+    grad: Array,
+    taps: Array,
+    input_shape: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Array:
+    """`max_pool2d_input_grad`, version 2: four channels a thread, for float32, channels divisible
+    by 4, windows of at most 256 taps and without dilation.
+    """
+    shape = PoolShape.of(input_shape, grad.shape[2:], kernel_size, stride, padding, dilation)
+    dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
+    block = quads_by_pixels(shape.C // 4, shape.W)
+    arguments = channels_last(grad), channels_last(taps), dx, shape
+    launch("max_pool.cu", "max_pool_grad_quads", (shape.N * shape.H,), block, arguments)
+    return as_nchw(dx)

@@ -1,0 +1,133 @@
+"""Stochastic gradient descent: all parameters of a network in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyalex.backends.cuda.device import contiguous, cupy
+from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.types import Array
+
+BLOCK = 256  # threads
+CHUNK = 16 * BLOCK  # elements of a block, as in kernels/sgd.cu
+
+
+class Piece(NamedTuple):
+    """The arguments of `sgd_step`: one parameter and how to update it."""
+
+    param: Array
+    grad: Array
+    velocity: Array | None
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    form: str
+
+
+def _row_type(real: Any) -> np.dtype[Any]:
+    """Return the record that is ``struct Piece`` in kernels/sgd.cu."""
+    pointers = [(name, np.uint64) for name in ("param", "grad", "velocity")]
+    rates = [(name, real) for name in ("lr", "momentum", "share", "decay")]
+    numbers = [(name, np.int32) for name in ("count", "first_block", "nesterov", "paper")]
+    return np.dtype([*pointers, *rates, *numbers], align=True)
+
+
+class StepTable:
+    """The update of parameters of one dtype, as a table in the device's memory.
+
+    `launch` reads the table when it runs. Recorded into a CUDA graph, it takes new learning rates
+    (and everything else but the number and the sizes of the parameters) from the next `fill`.
+    """
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.dtype = pieces[0].param.dtype
+        self.sizes = [piece.param.size for piece in pieces]
+        row = _row_type(self.dtype)
+        self._table = cupy().empty(len(pieces) * row.itemsize // 8, np.uint64)
+        self._kept: list[Array] = []  # what the table's pointers point to
+        self._copied: list[tuple[Array, Array]] = []
+        self.fill(pieces)
+
+    def fill(self, pieces: Sequence[Piece]) -> None:
+        """Describe the update anew. Raises ValueError for parameters of other sizes or dtypes."""
+        if [piece.param.size for piece in pieces] != self.sizes or any(
+            array is not None and array.dtype != self.dtype
+            for piece in pieces
+            for array in piece[:3]
+        ):
+            raise ValueError(
+                f"the table was made for {self.dtype} parameters of {self.sizes} elements"
+            )
+        rows = np.zeros(len(pieces), _row_type(self.dtype))
+        self._kept, self._copied = [], []
+        self._blocks = 0
+        for row, piece in zip(rows, pieces, strict=True):
+            self._describe(row, piece)
+            row["first_block"] = self._blocks
+            self._blocks += -(-piece.param.size // CHUNK)
+        self._table.set(rows.view(np.uint64))
+
+    def _describe(self, row: Any, piece: Piece) -> None:
+        plain = piece.velocity is None
+        row["lr"], row["decay"] = piece.lr, piece.weight_decay
+        row["momentum"] = 0 if plain else piece.momentum
+        row["share"] = 1 if plain else 1 - piece.dampening
+        row["nesterov"], row["paper"] = piece.nesterov and not plain, piece.form == "paper"
+        row["count"] = piece.param.size
+        order = _memory_order(piece.param)
+        for name in ("param", "grad", "velocity"):
+            if (array := getattr(piece, name)) is None:
+                continue
+            array = array.transpose(order)
+            dense = contiguous(array)
+            row[name] = dense.data.ptr
+            self._kept.append(dense)
+            if name != "grad" and dense.data.ptr != array.data.ptr:
+                self._copied.append((array, dense))
+
+    def launch(self) -> None:
+        """Update all parameters and velocities in place."""
+        entry = f"sgd_steps_{type_name(self.dtype)}"
+        launch("sgd.cu", entry, (self._blocks,), (BLOCK,), (self._table, len(self.sizes)))
+        for array, dense in self._copied:  # those with gaps between their elements
+            array[...] = dense
+
+
+def sgd_steps(updates: Sequence[tuple[Any, ...]]) -> None:
+    """Run `sgd_step` for each of these arguments of it: one launch a dtype."""
+    pieces = [Piece(*update) for update in updates]
+    for dtype in {piece.param.dtype: None for piece in pieces}:
+        StepTable([piece for piece in pieces if piece.param.dtype == dtype]).launch()
+
+
+def sgd_step(
+    param: Array,
+    grad: Array,
+    velocity: Array | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    form: str,
+) -> None:
+    """Update ``param`` w and its ``velocity`` v in place from the gradient g.
+
+    form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
+    nesterov ``w -= lr (g + momentum v)``.
+    form "paper" (section 5):  ``v = momentum v - decay lr w - lr g;  w += v``.
+    """
+    rates = lr, momentum, dampening, weight_decay
+    sgd_steps([(param, grad, velocity, *rates, nesterov, form)])
+
+
+def _memory_order(array: Array) -> tuple[int, ...]:
+    """Return the axes in the order in which they lie in memory: as they are, or channels last."""
+    if array.ndim == 4 and not array.flags.c_contiguous:
+        return 0, 2, 3, 1
+    return tuple(range(array.ndim))
