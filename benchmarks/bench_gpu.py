@@ -69,9 +69,7 @@ def prepare(arguments: argparse.Namespace) -> Session:
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.operations.items())
     print(f"copy {ceilings.bandwidth / 1e12:.3g} TB/s; products, TFLOP/s: {rates}", flush=True)
     print(f"environment: {facts['environment']}; clock {gpu_machine.clock()}", flush=True)
-    protocol = Protocol(
-        rounds=arguments.rounds, window=arguments.window, warm_up=arguments.warm_up
-    )
+    protocol = Protocol(rounds=arguments.rounds, window=arguments.window, warm_up=arguments.warm_up)
     return Session(
         arguments.results, facts, ceilings, protocol, arguments.quick, arguments.only, until
     )

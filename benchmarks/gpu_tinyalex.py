@@ -34,8 +34,7 @@ class Tinyalex(Contestant):
         }
         xp = cupy()
         # A pool of its own: what it holds is this contestant's, and a graph's memory is safe.
-        self._pool = xp.cuda.MemoryPool()
-        self._highest = 0
+        self._pool = _watched_pool()
         self.stream = xp.cuda.Stream(non_blocking=True)
         images, labels = gpu_cases.batch(case.net, case.images)
         with self._here():
@@ -49,23 +48,18 @@ class Tinyalex(Contestant):
         self._model.train(case.training)
         self._call: Callable[[], None] = self._train if case.training else self._predict
         self._output: Any = None
-        with self._here(watched=True):
+        with self._here():
+            self._call()  # compiles, and makes the velocities
+            self._pool.watching = True
             self._call()
-            self._call()  # the first one had no velocities yet
+            self._pool.watching = False
         self.stream.synchronize()
-        self.peak_bytes = max(self._highest, self._pool.used_bytes())
+        self.peak_bytes = self._pool.highest or self._pool.total_bytes()
 
     @contextmanager
-    def _here(self, watched: bool = False) -> Iterator[None]:
-        """Take memory from the own pool (and note how much), and queue on the own stream."""
-
-        def malloc(size: int) -> Any:
-            memory = self._pool.malloc(size)
-            self._highest = max(self._highest, self._pool.used_bytes())
-            return memory
-
-        allocator = malloc if watched else self._pool.malloc
-        with cupy().cuda.using_allocator(allocator), self.stream:
+    def _here(self) -> Iterator[None]:
+        """Take memory from the own pool, and queue on the own stream."""
+        with cupy().cuda.using_allocator(self._pool.malloc), self.stream:
             yield
 
     def step(self) -> None:
@@ -129,6 +123,22 @@ class Tinyalex(Contestant):
         self._pool.free_all_blocks()
 
 
+def _watched_pool() -> Any:
+    """Return a pool that notes in ``highest`` how much was in use at once while ``watching``."""
+
+    class Pool(cupy().cuda.MemoryPool):
+        watching = False
+        highest = 0
+
+        def malloc(self, size: int) -> Any:
+            memory = super().malloc(size)
+            if self.watching:  # counting takes long
+                self.highest = max(self.highest, self.used_bytes())
+            return memory
+
+    return Pool()
+
+
 class TinyalexGraph(Tinyalex):
     """The same step, recorded once and replayed: Python has no part in it any more.
 
@@ -164,7 +174,7 @@ class TinyalexGraph(Tinyalex):
             table.launch()
 
     def _updates(self) -> list[Piece]:
-        return [Piece(*update) for update in self._optimizer._updates()]
+        return [Piece(*update) for update in self._optimizer.updates()]
 
     def step(self) -> None:
         """Replay the step."""

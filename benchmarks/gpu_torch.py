@@ -22,6 +22,7 @@ from gpu_contestants import Arrays, Contestant
 
 from tinyalex.backends.cuda.device import cupy
 
+DEVICE = "cuda"
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 EAGER, COMPILED, TUNED, GRAPH = "eager", "compile", "compile max-autotune", "eager in a CUDA graph"
 RUNS = (EAGER, GRAPH, COMPILED, TUNED)
@@ -130,7 +131,7 @@ class Torch(Contestant):
         images, labels = gpu_cases.batch(case.net, case.images)
         layout = LAYOUTS[setting.layout]
         kind = torch.bfloat16 if setting.bfloat16 == PURE else torch.float32
-        net = torch_twin.twin(model).cuda().to(memory_format=layout).train(case.training)
+        net = torch_twin.twin(model).to(DEVICE).to(memory_format=layout).train(case.training)
         self._masters = list(net.parameters())
         self._first = [p.detach().clone() for p in self._masters]
         if setting.bfloat16 == PURE and case.training:
@@ -139,8 +140,8 @@ class Torch(Contestant):
                 master.grad = torch.zeros_like(master)
         net = net.to(kind)
         self._used = list(net.parameters())  # in bfloat16 not the masters
-        self._x = torch.from_numpy(images).cuda().to(kind).contiguous(memory_format=layout)
-        self._labels = torch.from_numpy(labels).cuda()
+        self._x = torch.from_numpy(images).to(DEVICE, kind).contiguous(memory_format=layout)
+        self._labels = torch.from_numpy(labels).to(DEVICE)
         modes = {COMPILED: "default", TUNED: "max-autotune"}
         compiled = setting.run in modes
         self._net = torch.compile(net, mode=modes[setting.run]) if compiled else net
@@ -159,7 +160,7 @@ class Torch(Contestant):
         if self.setting.bfloat16 != AUTOCAST:
             return nullcontext()
         # A graph must not hold on to casts that were made outside of it.
-        return torch.autocast("cuda", torch.bfloat16, cache_enabled=self.setting.run != GRAPH)
+        return torch.autocast(DEVICE, torch.bfloat16, cache_enabled=self.setting.run != GRAPH)
 
     def _train(self) -> None:
         for parameter in self._used:
@@ -237,7 +238,7 @@ class Torch(Contestant):
 
     def _named(self, tensors: Iterator[Any]) -> Arrays:
         torch.cuda.synchronize()
-        arrays = (tensor.float().cpu().numpy() for tensor in tensors)
+        arrays = (t.detach().to("cpu", torch.float32, copy=True).numpy() for t in tensors)
         return dict(zip(self._names, arrays, strict=True))
 
     def close(self) -> None:

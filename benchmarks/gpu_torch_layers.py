@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gpu_torch
 import numpy as np
 import torch
 import torch.nn.functional as T
@@ -43,11 +44,13 @@ class _Placer:
         self.kind = torch.bfloat16 if precision == "C" else torch.float32
 
     def __call__(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).cuda().to(self.kind)
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(gpu_torch.DEVICE, self.kind)
         return tensor.contiguous(memory_format=self.layout) if tensor.ndim == 4 else tensor
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.empty(shape, device="cuda", dtype=self.kind, memory_format=self.layout)
+        return torch.empty(
+            shape, device=gpu_torch.DEVICE, dtype=self.kind, memory_format=self.layout
+        )
 
 
 def _call(row: Row, place: _Placer, compiled: bool) -> Call:
