@@ -3,15 +3,12 @@
 import os
 import signal
 
-import numpy as np
 import pytest
 from commands import Watcher, result, resumed, tiny_settings, trainer
 from helpers import assert_close
 
 import tinyalex as ta
 from tinyalex.training import (
-    Checkpoints,
-    DivergedError,
     StoppedError,
     StopRequest,
     load_checkpoint,
