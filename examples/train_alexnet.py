@@ -149,7 +149,9 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
     try:
         trainer.train(stop)
         finish(trainer, stop)
-        evaluate, predict = command("evaluate.py", out), command("predict.py", out)
+        device = run.settings.device
+        there = () if device == "cpu" else ("--device", device)
+        evaluate, predict = (command(f"{what}.py", out, *there) for what in ("evaluate", "predict"))
         say(f"next:\n  {evaluate}\n  {predict} IMAGES")
     except StoppedError as stopped:
         say(
