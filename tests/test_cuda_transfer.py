@@ -138,12 +138,12 @@ def test_an_error_comes_in_the_place_of_its_batch(rng):
     data = Pictures(unreadable=(7, 8, 9, 10))
 
     def count(make):
-        seen = 0
-        loader = make(data, 3, TRANSFORMS["none"](rng), shuffle=False)
-        with pytest.raises(DataError):
-            for _ in loader.epoch(0):
-                seen += 1
-        return seen
+        epoch = make(data, 3, TRANSFORMS["none"](rng), shuffle=False).epoch(0)
+        for seen in range(99):
+            try:
+                next(epoch)
+            except DataError:
+                return seen
 
     assert count(GPULoader) == count(Loader) == 2
 

@@ -63,10 +63,8 @@ class ndarray:  # noqa: N801 (CuPy's name)
         self._adopt(memory.poisoned(shape, dtype))
 
     def _adopt(self, host):
-        owner = host if host.base is None else host.base
-        if host.base is None:
-            memory.count(owner)
         self._host, self.device = host, memory.current_device()
+        self._lease = memory.lease(host)
 
     @property
     def flags(self):

@@ -191,9 +191,10 @@ class Kernel:
         eager = COPIES.index(settings.copies)
         launch = _Launch(grid, block, shared_mem, SCHEDULES.index(settings.schedule), eager)
         memory.use(*args)
-        memory.enqueue(lambda: self._run(launch, pointers, values, args))
+        kept = values, [getattr(argument, "_host", None) for argument in args]
+        memory.enqueue(lambda: self._run(launch, pointers, kept))
 
-    def _run(self, launch, pointers, *kept) -> None:
+    def _run(self, launch, pointers, kept) -> None:
         """Run a launch; ``kept`` is what the pointers point to, and must not be gone."""
         run = self._function("launch")
         run.restype = ctypes.c_char_p

@@ -146,10 +146,29 @@ def using_allocator(allocator=None):
         state.pool = before
 
 
-def count(array):
-    """Take an array's memory into account until it is gone."""
+class Lease:
+    """What all device arrays in a piece of memory have in common, and nobody else has.
+
+    A graph that was captured keeps the memory, but not the lease: on a GPU the pool may use what is
+    free again for what comes later in the capture.
+    """
+
+
+_leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
+
+
+def lease(host):
+    """Take the memory behind a host array into account until no device array uses it."""
+    owner = _owner(host)
+    lease = _leases.get(id(owner))
+    if lease is None:
+        _count(owner.nbytes, current_pool(), lease := Lease())
+        _leases[id(owner)] = lease
+    return lease
+
+
+def _count(size, pool, lease):
     global used
-    size, pool = array.nbytes, current_pool()
     with _lock:
         if limit is not None and used + size > limit:
             raise OutOfMemoryError(
@@ -158,7 +177,7 @@ def count(array):
             )
         pool.take(size)
         used += size
-    weakref.finalize(array, _discount, pool, size)
+    weakref.finalize(lease, _discount, pool, size)
 
 
 def _discount(pool, size):
@@ -210,6 +229,10 @@ def check_unused(array, known):
 
 
 def _address(host):
-    while host.base is not None and isinstance(host.base, np.ndarray):
+    return _owner(host).ctypes.data
+
+
+def _owner(host):
+    while isinstance(host.base, np.ndarray):
         host = host.base
-    return host.ctypes.data
+    return host

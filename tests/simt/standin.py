@@ -85,7 +85,7 @@ def empty(shape, dtype=float, order="C"):
 def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
     """Return memory full of NaN in the layout of ``prototype``."""
     host = np.empty_like(unwrap(prototype), dtype, order, shape=shape)
-    host.view(np.uint8)[...] = 0xFF
+    memory.poison(host)
     return wrap(host)
 
 

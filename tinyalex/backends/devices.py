@@ -37,6 +37,15 @@ def check(name: str) -> None:
         cuda.check(int(device.partition(":")[2]))
 
 
+def describe(name: str) -> dict[str, Any]:
+    """Return a GPU's name, memory and versions, on which results may depend; nothing for "cpu"."""
+    if (device := parse(name)) == "cpu":
+        return {}
+    from tinyalex.backends.cuda import device as cuda
+
+    return cuda.describe(int(device.partition(":")[2]))
+
+
 def use(name: str) -> None:
     """Make ``name`` the device of this thread.
 

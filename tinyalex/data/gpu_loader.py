@@ -91,3 +91,12 @@ class GPULoader(Loader):
             records["noise"],
             transform.shape[2],
         )
+
+
+def loader_on(
+    device: str, dataset: Dataset, batch_size: int, transform: Transform, **options: Any
+) -> Loader:
+    """Return a `Loader` for the CPU, for a GPU a `GPULoader`."""
+    if parse(device) == "cpu":
+        return Loader(dataset, batch_size, transform, **options)
+    return GPULoader(dataset, batch_size, transform, device, **options)

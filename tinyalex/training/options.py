@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.backends.devices import DeviceError, check
+from tinyalex.backends.devices import DeviceError, check, parse
 from tinyalex.models import VARIANTS
 from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
@@ -185,6 +185,7 @@ def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
     values = {name: defaults.get(name) if v is None else v for name, v in values.items()}
     if values["data"] is not None:
         values["data"] = os.path.abspath(values["data"])
+    values["device"] = parse(values["device"])
     return Settings(**values)
 
 

@@ -18,6 +18,7 @@ from tinyalex.data import Batch
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import judge
+from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.progress import duration, say
 from tinyalex.training.run import Run
 from tinyalex.training.steps import train_step
@@ -32,6 +33,7 @@ def rehearse(run: Run, out: Path) -> None:
     a temporary folder in `out` or in the nearest folder above it that exists. Raises what the run
     would raise. `run` has learned a little afterwards and should not be used.
     """
+    check_memory(run)
     model, state, steps_per_epoch = run.classifier.model, run.state, len(run.train_data)
     later = (run.train_data.epoch(epoch) for epoch in itertools.count(state.epoch + 1))
     now = run.train_data.epoch(state.epoch, state.batch % steps_per_epoch)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tinyalex import models, nn, random, threads
-from tinyalex.backends.devices import move, parse, use
+from tinyalex.backends.devices import move, use
 from tinyalex.backends.precision import set_float32_matmul_precision
-from tinyalex.data import ColourNoise, Dataset, GPULoader, Loader, TrainTransform
+from tinyalex.data import ColourNoise, Dataset, Loader, TrainTransform, loader_on
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
@@ -232,21 +232,18 @@ def new_run(
         "processes": settings.worker_processes,
         "cache_bytes": settings.image_cache * 1_000_000,
     }
-    make_loader: Callable[..., Loader] = Loader
-    if parse(settings.device) != "cpu":
-        make_loader, loading["device"] = GPULoader, settings.device
-    size, seed = settings.batch_size, settings.seed
-    train_data = make_loader(train, size, augment, seed=seed, **loading)
+    device, size, seed = settings.device, settings.batch_size, settings.seed
+    train_data = loader_on(device, train, size, augment, seed=seed, **loading)
 
     def held_out(dataset: Dataset, **loading: Any) -> Loader:
         size = min(settings.batch_size, len(dataset))
         transform = classifier.transform
-        return make_loader(dataset, size, transform, shuffle=False, **loading)
+        return loader_on(device, dataset, size, transform, shuffle=False, **loading)
 
     if settings.initial_weights == "data" and fresh:
         nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))
 
-    optimizer = recipe.optimizer(model.to(settings.device))
+    optimizer = recipe.optimizer(model.to(device))
     return Run(
         settings,
         classifier,

@@ -22,7 +22,9 @@ def losses_and_hits_of_some_steps(rng):
         expected = []
         for step in range(MOST):
             logits = rng.integers(-9, 9, (19, classes)).astype(np.float32)  # with ties
-            targets = np.where(rng.random(19) < 0.5, logits.argmax(1), rng.integers(classes, size=19))
+            targets = np.where(
+                rng.random(19) < 0.5, logits.argmax(1), rng.integers(classes, size=19)
+            )
             expected.append((logits.argmax(axis=1) == targets).sum())
             noted(report, logits, targets, loss=step + 0.25)
         found = report.read()
