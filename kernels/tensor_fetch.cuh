@@ -9,10 +9,10 @@
 //   PixelColumns   [channels, pixels]           an ordinary matrix, transposed         dweight
 //   WindowColumns  [(r, s, channel), windows]   pixels under windows, transposed       dweight
 //
-// The first two lie K_INSIDE, the others K_OUTSIDE. A thread copies groups of 4 floats: always at
-// the same place across a line of the tile (so that neighbouring threads copy neighbouring groups),
-// in several lines. Its place along the reduction is worked out once and then moved on: division is
-// slow. `group` is the group's first channel or filter in an array of all groups.
+// The first two lie K_INSIDE (or K_SWIZZLED), the others K_OUTSIDE. A thread copies groups of 4
+// floats: always at the same place across a line of the tile (so that neighbouring threads copy
+// neighbouring groups), in several lines. `group` is the group's first channel or filter, among
+// those of all groups.
 #pragma once
 #include "convolution.cuh"
 #include "tensor_tile.cuh"
@@ -91,10 +91,10 @@ struct Digits {
   }
 };
 
-// K_INSIDE: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
-template <int SIDE>
+// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
+template <int SIDE, Layout L = K_INSIDE>
 struct AlongK {
-  static constexpr Layout LAYOUT = K_INSIDE;
+  static constexpr Layout LAYOUT = L;
   static constexpr int LINES = TENSOR_THREADS / 8, VISITS = SIDE / LINES;
   const int row = threadIdx.x / 8, k = threadIdx.x % 8 * 4;  // in the tile
 
@@ -128,9 +128,9 @@ constexpr int NOWHERE = -(1 << 30);  // a line of pixels outside of any image, w
 
 // Which window a row of the tile is, is worked out once, a row a thread, and kept in shared memory:
 // in registers it would be in the way of the sums.
-template <int SIDE>
-struct WindowRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
+template <int SIDE, Layout L = K_INSIDE>
+struct WindowRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* images;
   Windows windows;
@@ -183,9 +183,9 @@ struct WindowRows : AlongK<SIDE> {
   }
 };
 
-template <int SIDE>
-struct MatrixRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
+template <int SIDE, Layout L = K_INSIDE>
+struct MatrixRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* matrix;
   int row, rows, k, length;

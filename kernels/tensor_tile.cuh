@@ -29,15 +29,16 @@ constexpr int STAGES = SIDE == 128 ? 3 : 4;
 //
 //   K_INSIDE, lines of 36: eight rows of a piece (ldmatrix) begin 4 banks apart and are 4 wide;
 //   K_OUTSIDE, lines of SIDE + 8: lane (g, t) reads bank 8 t + g.
-enum Layout { K_INSIDE, K_OUTSIDE };
-
-template <int SIDE, Layout LAYOUT>
-constexpr int LINE = LAYOUT == K_INSIDE ? DEPTH + 4 : SIDE + 8;
+//
+// Or K_SWIZZLED, as Hopper's own instructions want it: lines of 32 without a gap, in which the
+// number of the row, modulo 8, exchanges groups of 4 floats.
+enum Layout { K_INSIDE, K_OUTSIDE, K_SWIZZLED };
 
 template <int SIDE, Layout LAYOUT>
 __device__ __forceinline__ int place_in_tile(int row, int k) {
-  constexpr int STEP = LINE<SIDE, LAYOUT>;
-  return LAYOUT == K_INSIDE ? row * STEP + k : k * STEP + row;
+  if (LAYOUT == K_INSIDE) return row * (DEPTH + 4) + k;
+  if (LAYOUT == K_OUTSIDE) return k * (SIDE + 8) + row;
+  return row * DEPTH + (k ^ (row % 8 * 4));
 }
 
 // Floats of a tile in the larger layout; and of the whole dynamic shared memory, as the host has to
@@ -46,7 +47,7 @@ template <int SIDE>
 constexpr int TILE = SIDE * (DEPTH + 4);
 
 __device__ __forceinline__ float* shared_memory() {
-  extern __shared__ __align__(128) float memory[];
+  extern __shared__ __align__(1024) float memory[];  // K_SWIZZLED counts on it
   return memory;
 }
 
