@@ -3,6 +3,7 @@
 import pytest
 
 from tinyalex.backends.cuda import conv_tensor
+from tinyalex.backends.cuda.conv_shape import ConvShape
 from tinyalex.backends.cuda.conv_tensor import plan
 
 
@@ -39,3 +40,16 @@ def test_every_round_is_in_one_part():
             chosen, rounds = plan(64, 64, 1, reduction, 64, splits), -(-reduction // 32)
             assert (chosen.splits - 1) * chosen.split_rounds < rounds
             assert rounds <= chosen.splits * chosen.split_rounds
+
+
+def test_applicable_where_four_channels_lie_together():
+    def shape(C, K, groups):
+        sizes = (2, C, 5, 5), (K, C // groups, 3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), groups
+        return ConvShape.of(*sizes)
+
+    for which in ("input_grad", "weight_grad"):
+        assert not conv_tensor.applicable(shape(8, 6, 1), which)
+        assert conv_tensor.applicable(shape(8, 8, 2), which)
+    assert conv_tensor.applicable(shape(8, 6, 1), "forward")
+    assert not conv_tensor.applicable(shape(8, 8, 4), "forward")
+    assert not conv_tensor.applicable(shape(3, 8, 1), "weight_grad")
