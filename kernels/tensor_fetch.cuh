@@ -9,49 +9,13 @@
 //   PixelColumns   [channels, pixels]           an ordinary matrix, transposed         dweight
 //   WindowColumns  [(r, s, channel), windows]   pixels under windows, transposed       dweight
 //
-// The first two lie K_INSIDE, the others K_OUTSIDE. A thread copies groups of 4 floats: always at
-// the same place across a line of the tile (so that neighbouring threads copy neighbouring groups),
-// in several lines. Its place along the reduction is worked out once and then moved on: division is
-// slow. `group` is the group's first channel or filter in an array of all groups.
+// The first two lie K_INSIDE (or K_SWIZZLED), the others K_OUTSIDE. A thread copies groups of 4
+// floats: always at the same place across a line of the tile (so that neighbouring threads copy
+// neighbouring groups), in several lines. `group` is the group's first channel or filter, among
+// those of all groups.
 #pragma once
-#include "convolution.cuh"
 #include "tensor_tile.cuh"
-
-// Windows over images [N, height, width, channels]: with its tap (r, s), window (n, i, j) meets the
-// pixel ((i * stride + first + r * step) / divide, the same along j); none if that leaves a
-// remainder or the image. The forward pass looks at x like that, with divide = 1. The gradient of x
-// looks at dy like that, with stride 1 and step < 0: line h of x was met by line
-// (h + top - r * dilation) / stride of y. (With stride 2, three quarters of its products are with
-// zeros: correct, but wasteful.)
-struct Windows {
-  int height, width, channels, inner;  // of the images; channels that one window meets: a group's
-  int R, S;
-  int rows, columns;  // windows of an image
-  int stride_h, stride_w, first_h, first_w, step_h, step_w, divide_h, divide_w;
-};
-
-__device__ __forceinline__ Windows windows_of_y(const ConvShape& s) {
-  return {s.H,        s.W,        s.C,    s.C / s.groups, s.R,          s.S,          s.Ho, s.Wo,
-          s.stride_h, s.stride_w, -s.top, -s.left,        s.dilation_h, s.dilation_w, 1,    1};
-}
-
-__device__ __forceinline__ Windows windows_of_dx(const ConvShape& s) {
-  return {s.Ho, s.Wo, s.K,   s.K / s.groups, s.R,           s.S,           s.H,        s.W,
-          1,    1,    s.top, s.left,         -s.dilation_h, -s.dilation_w, s.stride_h, s.stride_w};
-}
-
-// Divide in place; false if a remainder is left.
-__device__ __forceinline__ bool divides(int divide, int& position) {
-  int quotient = position / divide;
-  bool whole = quotient * divide == position;
-  position = quotient;
-  return whole;
-}
-
-// 0 <= value < size in one comparison: a negative number without its sign is a huge one.
-__device__ __forceinline__ bool inside(int value, int size) {
-  return static_cast<unsigned>(value) < static_cast<unsigned>(size);
-}
+#include "tensor_windows.cuh"
 
 // Copy 4 floats at `index`, or zeros. Indices are unsigned: where nothing is there, they may wrap.
 __device__ __forceinline__ void copy_group(float* place, const float* array, unsigned index,
@@ -66,35 +30,10 @@ __device__ __forceinline__ void copy_pixel(float* place, const float* images,
   copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there);
 }
 
-// A number's digits in a base that is not the same for each of them: (high * middles + middle) *
-// lows + low. Divisions are slow: places along the reduction are taken apart once, then added to.
-struct Digits {
-  int high, middle, low;
-
-  static __device__ __forceinline__ Digits of(int number, int middles, int lows) {
-    int upper = number / lows, high = upper / middles;
-    return {high, upper - high * middles, number - upper * lows};
-  }
-
-  __device__ __forceinline__ void add(const Digits& step, int middles, int lows) {
-    low += step.low;
-    middle += step.middle;
-    high += step.high;
-    if (low >= lows) {
-      low -= lows;
-      ++middle;
-    }
-    if (middle >= middles) {
-      middle -= middles;
-      ++high;
-    }
-  }
-};
-
-// K_INSIDE: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
-template <int SIDE>
+// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
+template <int SIDE, Layout L = K_INSIDE>
 struct AlongK {
-  static constexpr Layout LAYOUT = K_INSIDE;
+  static constexpr Layout LAYOUT = L;
   static constexpr int LINES = TENSOR_THREADS / 8, VISITS = SIDE / LINES;
   const int row = threadIdx.x / 8, k = threadIdx.x % 8 * 4;  // in the tile
 
@@ -124,24 +63,22 @@ struct AlongRows {
   }
 };
 
-constexpr int NOWHERE = -(1 << 30);  // a line of pixels outside of any image, whatever tap is added
-
 // Which window a row of the tile is, is worked out once, a row a thread, and kept in shared memory:
 // in registers it would be in the way of the sums.
-template <int SIDE>
-struct WindowRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
+template <int SIDE, Layout L = K_INSIDE>
+struct WindowRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* images;
   Windows windows;
   int group;
-  Digits k, round;  // (r, s, channel)
+  Digits tap, round;  // (r, s, channel)
 
   // Rows from `row` on, of `count` windows in all; the reduction from `first` on.
   __device__ __forceinline__ WindowRows(const float* images, int group, const Windows& windows,
                                         int row, int count, int first)
       : images(images), windows(windows), group(group),
-        k(Digits::of(first + Lines::k, windows.S, windows.inner)),
+        tap(Digits::of(first + Lines::k, windows.S, windows.inner)),
         round(Digits::of(DEPTH, windows.S, windows.inner)) {
     if (threadIdx.x < SIDE) {
       const int number = row + threadIdx.x;
@@ -164,13 +101,13 @@ struct WindowRows : AlongK<SIDE> {
       copy<false>(tile);
     else
       copy<true>(tile);
-    k.add(round, windows.S, windows.inner);
+    tap.add(round, windows.S, windows.inner);
   }
 
   template <bool DIVIDE>
   __device__ __forceinline__ void copy(float* tile) const {
-    const int tap_h = k.high < windows.R ? k.high * windows.step_h : NOWHERE;
-    const int tap_w = k.middle * windows.step_w, channel = group + k.low;
+    const int tap_h = tap.high < windows.R ? tap.high * windows.step_h : NOWHERE;
+    const int tap_w = tap.middle * windows.step_w, channel = group + tap.low;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       const int4 window = table()[Lines::row + visit * Lines::LINES];
@@ -183,29 +120,29 @@ struct WindowRows : AlongK<SIDE> {
   }
 };
 
-template <int SIDE>
-struct MatrixRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
+template <int SIDE, Layout L = K_INSIDE>
+struct MatrixRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* matrix;
-  int row, rows, k, length;
-  unsigned place;
+  int line, rows, k, length;
+  unsigned next;  // float to copy
 
   // Rows from `row` on, of `rows` of `length` that begin at row `group`; the reduction from `first`
   // on.
   __device__ __forceinline__ MatrixRows(const float* matrix, int group, int length, int row,
                                         int rows, int first)
-      : matrix(matrix), row(row + Lines::row), rows(rows), k(first + Lines::k), length(length),
-        place((group + this->row) * length + k) {}
+      : matrix(matrix), line(row + Lines::row), rows(rows), k(first + Lines::k), length(length),
+        next((group + line) * length + k) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      const bool there = (row + visit * Lines::LINES < rows) & (k < length);
-      copy_group(Lines::place(tile, visit), matrix, place + visit * Lines::LINES * length, there);
+      const bool there = (line + visit * Lines::LINES < rows) & (k < length);
+      copy_group(Lines::place(tile, visit), matrix, next + visit * Lines::LINES * length, there);
     }
     k += DEPTH;
-    place += DEPTH;
+    next += DEPTH;
   }
 };
 
@@ -215,25 +152,25 @@ struct FilterColumns : AlongRows<SIDE> {
 
   const float* weight;  // [filters of all groups, R, S, channels]
   int group, filters, R, S, channels, channel;
-  Digits k, round;  // (r, s, filter) of the lane's k
+  Digits tap, round;  // (r, s, filter) of the lane's k
 
   // Columns from `channel` on; the reduction, over the `filters` from `group` on, from `first` on.
   __device__ __forceinline__ FilterColumns(const float* weight, int group, int filters, int R,
                                            int S, int channels, int channel, int first)
       : weight(weight), group(group), filters(filters), R(R), S(S), channels(channels),
-        channel(channel + Lines::row), k(Digits::of(first + threadIdx.x % 32, S, filters)),
+        channel(channel + Lines::row), tap(Digits::of(first + threadIdx.x % 32, S, filters)),
         round(Digits::of(DEPTH, S, filters)) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
-    int line = (((group + k.low) * R + k.high) * S + k.middle) * channels;
-    if (k.high >= R) line = NOWHERE;
+    int line = (((group + tap.low) * R + tap.high) * S + tap.middle) * channels;
+    if (tap.high >= R) line = NOWHERE;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       const int asked = Lines::ask(line, visit);
       copy_group(Lines::place(tile, visit), weight, asked + channel,
                  (asked >= 0) & (channel < channels));
     }
-    k.add(round, S, filters);
+    tap.add(round, S, filters);
   }
 };
 
@@ -243,22 +180,22 @@ struct PixelColumns : AlongRows<SIDE> {
 
   const float* matrix;  // [pixels, channels of all groups]
   int all_channels, pixels, pixel;
-  unsigned place;
+  unsigned next;  // float to copy
   bool channel_there;
 
   // Columns from `channel` on, of `channels`; the reduction from `first` on, over `pixels`.
   __device__ __forceinline__ PixelColumns(const float* matrix, int group, int all_channels,
                                           int channel, int channels, int first, int pixels)
       : matrix(matrix), all_channels(all_channels), pixels(pixels), pixel(first + Lines::k),
-        place(pixel * all_channels + group + channel + Lines::row),
+        next(pixel * all_channels + group + channel + Lines::row),
         channel_there(channel + Lines::row < channels) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      copy_group(Lines::place(tile, visit), matrix, place, channel_there & (pixel < pixels));
+      copy_group(Lines::place(tile, visit), matrix, next, channel_there & (pixel < pixels));
       pixel += Lines::LINES;
-      place += Lines::LINES * all_channels;
+      next += Lines::LINES * all_channels;
     }
   }
 };
@@ -271,13 +208,13 @@ struct WindowColumns : AlongRows<SIDE> {
   Windows windows;            // with divide = 1
   int count;                  // images
   int tap_h, tap_w, channel;  // of the thread's column: the same in all rounds
-  Digits k, round;            // (n, i, j) of the lane's window
+  Digits window, round;       // (n, i, j), the lane's own
 
   // Columns from `column` on, of R S inner; the reduction from window `first` on.
   __device__ __forceinline__ WindowColumns(const float* images, int group, int count,
                                            const Windows& windows, int column, int first)
       : images(images), windows(windows), count(count),
-        k(Digits::of(first + threadIdx.x % 32, windows.rows, windows.columns)),
+        window(Digits::of(first + threadIdx.x % 32, windows.rows, windows.columns)),
         round(Digits::of(DEPTH, windows.rows, windows.columns)) {
     const Digits tap = Digits::of(column + Lines::row, windows.S, windows.inner);
     tap_h = tap.high < windows.R ? tap.high * windows.step_h : NOWHERE;
@@ -286,10 +223,10 @@ struct WindowColumns : AlongRows<SIDE> {
   }
 
   __device__ __forceinline__ void fetch(float* tile) {
-    const int first_h = k.middle * windows.stride_h + windows.first_h;
-    const int window_h = k.high < count ? first_h : NOWHERE;
-    const int window_w = k.low * windows.stride_w + windows.first_w;
-    const int line = k.high * windows.height;
+    const int first_h = window.middle * windows.stride_h + windows.first_h;
+    const int window_h = window.high < count ? first_h : NOWHERE;
+    const int window_w = window.low * windows.stride_w + windows.first_w;
+    const int line = window.high * windows.height;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       const int h = Lines::ask(window_h, visit) + tap_h, w = Lines::ask(window_w, visit) + tap_w;
@@ -297,6 +234,6 @@ struct WindowColumns : AlongRows<SIDE> {
       copy_pixel(Lines::place(tile, visit), images, windows, Lines::ask(line, visit) + h, w,
                  channel, there);
     }
-    k.add(round, windows.rows, windows.columns);
+    window.add(round, windows.rows, windows.columns);
   }
 };
