@@ -94,4 +94,4 @@ class Times:
 
 def compare(theirs: Sequence[Turn], ours: Sequence[Turn]) -> Ratio:
     """Return how many times as long they take; "equal" if they are ahead in some of the rounds."""
-    return Ratio.of([t["device"] for t in theirs], [t["device"] for t in ours])
+    return Ratio.of(*([[statistics.median(t["device"])] for t in turns] for turns in (theirs, ours)))

@@ -17,7 +17,6 @@ from tinyalex.backends.cuda.device import cupy, download
 from tinyalex.backends.cuda.sgd import Piece, StepTable
 
 WORDS = {"A": "highest", "B": "high", "C": "medium"}  # of `set_float32_matmul_precision`
-WARM_UP = 3  # steps before a graph is recorded: kernels are compiled, velocities made
 
 
 class Tinyalex(Contestant):
@@ -80,15 +79,17 @@ class Tinyalex(Contestant):
         with ta.no_grad():
             self._output = self._model(self._x)
 
+    # What follows is not part of a step, and takes no memory from the own pool.
+
     def restore(self) -> None:
         """Give the net the weights that it began with."""
-        with self._here():
+        with self.stream:
             for name, parameter in self._parameters.items():
                 parameter.data[...] = self._first[name]
 
     def poison(self) -> None:
         """Fill the gradients and the result with NaN: a step gets this memory, or writes to it."""
-        with self._here():
+        with self.stream:
             self._output.data[...] = np.nan
             for parameter in self._parameters.values():
                 if parameter.grad is not None:
@@ -108,7 +109,7 @@ class Tinyalex(Contestant):
 
     def _of_all(self, array: Callable[[Any], Any]) -> Arrays:
         self.stream.synchronize()
-        with self._here():
+        with self.stream:
             return {name: download(array(p)) for name, p in self._parameters.items()}
 
     def velocities(self) -> Arrays:
@@ -153,15 +154,18 @@ class TinyalexGraph(Tinyalex):
     def __init__(self, case: Case) -> None:
         super().__init__(case)
         with self._here():
-            for _ in range(WARM_UP):
-                self._call()
-            table = StepTable(self._updates()) if case.training else None
+            table = None
+            if case.training:
+                # With today's gradients in it, they would stay, and the recording lack their room.
+                table = StepTable([u._replace(grad=u.param) for u in self._updates()])
+            self._call()  # leaves the pool with as much memory as the recording wants
             self.stream.begin_capture()
             try:
                 self._recorded(table)
             finally:
                 self._graph = self.stream.end_capture()
-            if table:
+        if table:
+            with self.stream:
                 table.fill(self._updates())
         self._table = table
         self.settings["whole step"] = "one CUDA graph"
