@@ -69,7 +69,12 @@ def prepare(arguments: argparse.Namespace) -> Session:
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.operations.items())
     print(f"copy {ceilings.bandwidth / 1e12:.3g} TB/s; products, TFLOP/s: {rates}", flush=True)
     print(f"environment: {facts['environment']}; clock {gpu_machine.clock()}", flush=True)
-    protocol = Protocol(rounds=arguments.rounds, window=arguments.window, warm_up=arguments.warm_up)
+    protocol = Protocol(
+        rounds=arguments.rounds,
+        window=arguments.window,
+        warm_up=arguments.warm_up,
+        calls=arguments.calls,
+    )
     return Session(
         arguments.results, facts, ceilings, protocol, arguments.quick, arguments.only, until
     )
@@ -127,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, help="turns of every contestant")
     add("--warm-up", type=int, default=10, help="steps before anything is timed")
     add("--window", type=float, default=0.05, help="seconds that are timed at once, at least")
+    add("--calls", type=int, default=20, help="of a single layer's pass in a turn")
     add("--only", metavar="WORD", help="contestants with this in their names; no file", **several)
     add("--again", action="store_true", help="measure what was measured before, too")
     add("--no-layers", action="store_true", help="whole nets only")

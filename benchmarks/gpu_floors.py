@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import gpu_cases
@@ -71,15 +72,16 @@ class Work:
         return max(self.operations / rate, self.bytes(precision) / ceilings.bandwidth)
 
 
+WEIGHTED = (nn.Conv2d, nn.Linear)
 FORWARD, INPUT, WEIGHT, UPDATE = "forward", "input gradient", "weight gradient", "SGD step"
 
 
 def works(net: gpu_cases.Net, images: int, training: bool) -> list[Work]:
     """Return all the work of one step or of one prediction."""
-    steps = list(shapes(net, images))
-    found = [work for index in range(len(steps)) for work in _works(steps, index, training)]
+    steps = sizes(net)
+    found = [work for index in range(len(steps)) for work in _works(steps, index, images, training)]
     if training:
-        parameters = sum(p.size for step in steps for p in step.layer.parameters())
+        parameters = sum(step.parameters for step in steps)
         found.append(Work("all weights", UPDATE, 0.0, 0, SGD_BYTES * parameters))
     return found
 
@@ -122,27 +124,56 @@ def shapes(net: gpu_cases.Net, images: int) -> Iterator[Step]:
             x = y
 
 
-def _works(steps: list[Step], index: int, training: bool) -> Iterator[Work]:
+@dataclass(frozen=True)
+class Size:
+    """What a floor needs to know of a layer: how many weights and numbers, for one image."""
+
+    name: str
+    kind: type[nn.Module]
+    weights: int
+    parameters: int  # weights and biases
+    x: int
+    y: int
+    channels: int  # of y
+
+
+@lru_cache
+def sizes(net: gpu_cases.Net) -> tuple[Size, ...]:
+    """Return the sizes of all layers, without the net that they are read from."""
+    return tuple(
+        Size(
+            step.name,
+            type(step.layer),
+            step.layer.weight.size if isinstance(step.layer, WEIGHTED) else 0,
+            sum(p.size for p in step.layer.parameters()),
+            prod(step.x),
+            prod(step.y),
+            step.y[1],
+        )
+        for step in shapes(net, 1)
+    )
+
+
+def _works(steps: tuple[Size, ...], index: int, images: int, training: bool) -> Iterator[Work]:
     step, before = steps[index], steps[index - 1] if index else None
-    x, y = prod(step.x), prod(step.y)
-    match step.layer:
-        case nn.Conv2d() | nn.Linear():
-            weight = step.layer.weight.size
-            operations = 2.0 * weight * y / step.y[1]  # each weight serves every output pixel
-            yield Work(step.name, FORWARD, operations, x + weight + y)
-            if training and before:
-                # The ReLU in front is undone on the way: its output is read once more.
-                mask = x if isinstance(before.layer, nn.ReLU) else 0
-                yield Work(step.name, INPUT, operations, x + weight + y + mask)
-            if training:
-                yield Work(step.name, WEIGHT, operations, x + weight + y)
-        case nn.MaxPool2d():
-            normed = before is not None and isinstance(before.layer, nn.LocalResponseNorm)
-            name = f"{before.name}+{step.name}" if normed else step.name
-            taps = y if training else 0  # a byte each says who won
-            yield Work(name, FORWARD, 0.0, x + y, taps)
-            if training:
-                # Normalisation needs its input again; a ReLU alone shows in what was pooled.
-                yield Work(name, INPUT, 0.0, y + x + (x if normed else y), taps)
+    x, y = images * step.x, images * step.y
+    if step.kind in WEIGHTED:
+        operations = 2.0 * step.weights * y / step.channels  # a weight serves every output pixel
+        moved = x + step.weights + y
+        yield Work(step.name, FORWARD, operations, moved)
+        if training and before:
+            # The ReLU in front is undone on the way: its output is read once more.
+            mask = x if before.kind is nn.ReLU else 0
+            yield Work(step.name, INPUT, operations, moved + mask)
+        if training:
+            yield Work(step.name, WEIGHT, operations, moved)
+    if step.kind is nn.MaxPool2d:
+        normed = before is not None and before.kind is nn.LocalResponseNorm
+        name = f"{before.name}+{step.name}" if normed else step.name
+        taps = y if training else 0  # a byte each says who won
+        yield Work(name, FORWARD, 0.0, x + y, taps)
+        if training:
+            # Normalisation needs its input again; a ReLU alone shows in what was pooled.
+            yield Work(name, INPUT, 0.0, y + x + (x if normed else y), taps)
     if training and index == len(steps) - 1:
         yield Work("loss", "both", 0.0, 2 * y)  # read the logits, write their gradient

@@ -24,7 +24,6 @@ from tinyalex.backends.cuda.device import cupy, download
 
 Call = Callable[[], Any]
 FLUSHED = 1 << 29  # bytes; the caches have a tenth of it
-CALLS = 20  # in a turn
 
 
 def name_of(net: Net, images: int) -> str:
@@ -96,7 +95,7 @@ def _row(
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(session.protocol.rounds):
         for name, call in calls.items():
-            times[name].append(cold(call, flush, CALLS))
+            times[name].append(cold(call, flush, session.protocol.calls))
     return {
         "layer": row.work.layer,
         "part": row.work.part,

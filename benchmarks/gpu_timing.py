@@ -28,6 +28,7 @@ class Protocol:
     window: float = 0.05
     warm_up: int = 10  # steps before anything is timed, and one more before each turn
     most_steps: int = 5000  # in a window
+    calls: int = 20  # of a single pass of a layer, in a turn
 
     def facts(self) -> dict[str, Any]:
         """Return it for the file of results."""
@@ -94,4 +95,6 @@ class Times:
 
 def compare(theirs: Sequence[Turn], ours: Sequence[Turn]) -> Ratio:
     """Return how many times as long they take; "equal" if they are ahead in some of the rounds."""
-    return Ratio.of(*([[statistics.median(t["device"])] for t in turns] for turns in (theirs, ours)))
+    return Ratio.of(
+        *([[statistics.median(t["device"])] for t in turns] for turns in (theirs, ours))
+    )

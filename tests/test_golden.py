@@ -27,8 +27,15 @@ def test_every_wrapper_has_a_fragment():
     assert wrappers == {name for fragment in FRAGMENTS for name in fragment.covers}
 
 
+NONE_YET = pytest.param(
+    None,
+    id="no_recording_from_hardware_yet",
+    marks=pytest.mark.skip(reason="no GPU has recorded fragments: docs/gpu.md says what awaits it"),
+)
+
+
 @pytest.mark.usefixtures("standin")
-@pytest.mark.parametrize("fragment", RECORDED, ids=lambda f: f.name)
+@pytest.mark.parametrize("fragment", RECORDED or [NONE_YET], ids=lambda f: f.name)
 def test_twin_agrees_with_hardware(fragment):
     fragments.replay(fragment, FOLDER / f"{fragment.name}.npz")
 
