@@ -23,7 +23,7 @@ __device__ __forceinline__ void input_grad(const float* dy, const float* weight,
   const int rounds = min(split_rounds, (taps * filters + DEPTH - 1) / DEPTH - first);
 
   WindowRows<SIDE> rows(dy, group * filters, windows_of_dx(shape), pixel, pixels, first * DEPTH);
-  FilterColumns<SIDE> columns(weight, group * filters, filters, taps, channels, channel,
+  FilterColumns<SIDE> columns(weight, group * filters, filters, shape.R, shape.S, channels, channel,
                               first * DEPTH);
   Sums<SIDE> sums = {};
   sum_products<Precision, SIDE>(sums, rows, columns, rounds);
