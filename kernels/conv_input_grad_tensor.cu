@@ -23,12 +23,13 @@ __device__ __forceinline__ void input_grad(const float* dy, const float* weight,
   const int rounds = min(split_rounds, (taps * filters + DEPTH - 1) / DEPTH - first);
 
   WindowRows<SIDE> rows(dy, group * filters, windows_of_dx(shape), pixel, pixels, first * DEPTH);
-  FilterColumns<SIDE> columns(weight, group * filters, filters, taps, channels, channel,
+  FilterColumns<SIDE> columns(weight, group * filters, filters, shape.R, shape.S, channels, channel,
                               first * DEPTH);
   Sums<SIDE> sums = {};
   sum_products<Precision, SIDE>(sums, rows, columns, rounds);
   float* part = dx + blockIdx.z * (pixels * shape.C) + group * channels;
-  store_tile<SIDE>(sums, part, shape.C, pixel, pixels, channel, channels);
+  store_tile<16>(sums, part, shape.C, pixel + warp_row<SIDE>(), pixels,
+                 channel + warp_column<SIDE>(), channels);
 }
 
 // dy [N,Ho,Wo,K], weight [K,R,S,C/groups], dx [parts,N,H,W,C]. K / groups and C / groups are

@@ -200,12 +200,13 @@ inline void ldmatrix(float (&piece)[4], const float* row) {
   struct Four {
     float value[4];
   };
-  Four own = {{row[0], row[1], row[2], row[3]}};
-  const Four& result = simt::warp_compute<Four, Four>(own, [](const Four* lanes, Four* results) {
+  float4 own = *reinterpret_cast<const float4*>(row);  // in one access, as traces count them
+  Four brought = {{own.x, own.y, own.z, own.w}};
+  const Four& taken = simt::warp_compute<Four, Four>(brought, [](const Four* rows, Four* results) {
     for (int lane = 0; lane < 32; ++lane)
-      for (int i = 0; i < 4; ++i) results[lane].value[i] = lanes[8 * i + lane / 4].value[lane % 4];
+      for (int i = 0; i < 4; ++i) results[lane].value[i] = rows[8 * i + lane / 4].value[lane % 4];
   });
-  for (int i = 0; i < 4; ++i) piece[i] = result.value[i];
+  for (int i = 0; i < 4; ++i) piece[i] = taken.value[i];
 }
 
 inline void cp_async_16(float* shared, const float* global, bool valid) {

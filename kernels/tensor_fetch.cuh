@@ -9,69 +9,43 @@
 //   PixelColumns   [channels, pixels]           an ordinary matrix, transposed         dweight
 //   WindowColumns  [(r, s, channel), windows]   pixels under windows, transposed       dweight
 //
-// The first two lie K_INSIDE, the others K_OUTSIDE. A thread copies groups of 4 floats: always at
-// the same place across a line of the tile (so that neighbouring threads copy neighbouring groups),
-// in several lines. Its place along the reduction is worked out once and then moved on: division is
-// slow. `group` is the group's first channel or filter in an array of all groups.
+// The first two lie K_INSIDE (or K_SWIZZLED), the others K_OUTSIDE. A thread copies groups of 4
+// floats: always at the same place across a line of the tile (so that neighbouring threads copy
+// neighbouring groups), in several lines. `group` is the group's first channel or filter, among
+// those of all groups.
 #pragma once
-#include "convolution.cuh"
 #include "tensor_tile.cuh"
+#include "tensor_windows.cuh"
 
-// Windows over images [N, height, width, channels]: with its tap (r, s), window (n, i, j) meets the
-// pixel ((i * stride + first + r * step) / divide, the same along j); none if that leaves a
-// remainder or the image. The forward pass looks at x like that, with divide = 1. The gradient of x
-// looks at dy like that, with stride 1 and step < 0: line h of x was met by line
-// (h + top - r * dilation) / stride of y. (With stride 2, three quarters of its products are with
-// zeros: correct, but wasteful.)
-struct Windows {
-  int height, width, channels, inner;  // of the images; channels that one window meets: a group's
-  int R, S;
-  int rows, columns;  // windows of an image
-  int stride_h, stride_w, first_h, first_w, step_h, step_w, divide_h, divide_w;
-};
-
-__device__ __forceinline__ Windows windows_of_y(const ConvShape& s) {
-  return {s.H,        s.W,        s.C,    s.C / s.groups, s.R,          s.S,          s.Ho, s.Wo,
-          s.stride_h, s.stride_w, -s.top, -s.left,        s.dilation_h, s.dilation_w, 1,    1};
-}
-
-__device__ __forceinline__ Windows windows_of_dx(const ConvShape& s) {
-  return {s.Ho, s.Wo, s.K,   s.K / s.groups, s.R,           s.S,           s.H,        s.W,
-          1,    1,    s.top, s.left,         -s.dilation_h, -s.dilation_w, s.stride_h, s.stride_w};
-}
-
-// Divide in place; false if a remainder is left.
-__device__ __forceinline__ bool divides(int divide, int& position) {
-  int quotient = position / divide;
-  bool whole = quotient * divide == position;
-  position = quotient;
-  return whole;
-}
-
-// 0 <= value < size in one comparison: a negative number without its sign is a huge one.
-__device__ __forceinline__ bool inside(int value, int size) {
-  return static_cast<unsigned>(value) < static_cast<unsigned>(size);
-}
-
-// Copy 4 floats at `index`, or zeros. Unsigned, an index needs no sign extension to 64 bits.
-__device__ __forceinline__ void copy_group(float* place, const float* array, int index,
+// Copy 4 floats at `index`, or zeros. Indices are unsigned: where nothing is there, they may wrap.
+__device__ __forceinline__ void copy_group(float* place, const float* array, unsigned index,
                                            bool there) {
-  cp_async_16(place, array + (there ? static_cast<unsigned>(index) : 0u), there);
+  cp_async_16(place, array + (there ? index : 0), there);
 }
 
-// K_INSIDE: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
-template <int SIDE>
+// Those of a pixel, whose line is counted through all images, from `channel` on.
+__device__ __forceinline__ void copy_pixel(float* place, const float* images,
+                                           const Windows& windows, unsigned line, int w,
+                                           int channel, bool there) {
+  copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there);
+}
+
+// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
+template <int SIDE, Layout L = K_INSIDE>
 struct AlongK {
-  static constexpr Layout LAYOUT = K_INSIDE;
+  static constexpr Layout LAYOUT = L;
   static constexpr int LINES = TENSOR_THREADS / 8, VISITS = SIDE / LINES;
   const int row = threadIdx.x / 8, k = threadIdx.x % 8 * 4;  // in the tile
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
-    return tile + place_in_tile<SIDE, LAYOUT>(row + visit * LINES, k);
+    return tile + place_in_tile<SIDE, LAYOUT>(row, k) +
+           place_in_tile<SIDE, LAYOUT>(visit * LINES, 0);
   }
 };
 
-// K_OUTSIDE: SIDE / 4 threads copy a line, and the block 4 or 8 lines at a time.
+// K_OUTSIDE: SIDE / 4 threads copy a line, and the block 4 or 8 lines at a time. Each line has a k
+// of its own, but a warp has as many lanes as a round has k's: so each lane works out the place of
+// one k, and hands it to the others.
 template <int SIDE>
 struct AlongRows {
   static constexpr Layout LAYOUT = K_OUTSIDE;
@@ -79,39 +53,41 @@ struct AlongRows {
   const int row = threadIdx.x % (SIDE / 4) * 4, k = threadIdx.x / (SIDE / 4);
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
-    return tile + place_in_tile<SIDE, LAYOUT>(row, k + visit * LINES);
+    return tile + place_in_tile<SIDE, LAYOUT>(row, k) +
+           place_in_tile<SIDE, LAYOUT>(0, visit * LINES);
+  }
+
+  // What the lane responsible for this visit's k found.
+  __device__ __forceinline__ int ask(int found, int visit) const {
+    return __shfl_sync(~0u, found, k + visit * LINES);
   }
 };
 
 // Which window a row of the tile is, is worked out once, a row a thread, and kept in shared memory:
 // in registers it would be in the way of the sums.
-template <int SIDE>
-struct WindowRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
-  static constexpr int NOWHERE = -(1 << 30);  // a line outside of any image
+template <int SIDE, Layout L = K_INSIDE>
+struct WindowRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* images;
   Windows windows;
-  int group, r, s, channel;
+  int group;
+  Digits k, round;  // (r, s, channel)
 
-  // Rows from `row` on, of `count` windows in all; the reduction from `k` on.
+  // Rows from `row` on, of `count` windows in all; the reduction from `first` on.
   __device__ __forceinline__ WindowRows(const float* images, int group, const Windows& windows,
-                                        int row, int count, int k)
-      : images(images), windows(windows), group(group) {
+                                        int row, int count, int first)
+      : images(images), windows(windows), group(group),
+        k(Digits::of(first + Lines::k, windows.S, windows.inner)),
+        round(Digits::of(DEPTH, windows.S, windows.inner)) {
     if (threadIdx.x < SIDE) {
-      int window = row + threadIdx.x;
-      int i = window / windows.columns, j = window - i * windows.columns;
-      int n = i / windows.rows;
-      i -= n * windows.rows;
-      int first_h = window < count ? i * windows.stride_h + windows.first_h : NOWHERE;
-      int first_w = j * windows.stride_w + windows.first_w;
-      table()[threadIdx.x] = make_int4(n * windows.height, first_h, first_w, 0);
+      const int number = row + threadIdx.x;
+      const Digits window = Digits::of(number, windows.rows, windows.columns);
+      int h = window.middle * windows.stride_h + windows.first_h;
+      int w = window.low * windows.stride_w + windows.first_w;
+      int line = window.high * windows.height;
+      table()[threadIdx.x] = make_int4(line, number < count ? h : NOWHERE, w, 0);
     }
-    k += Lines::k;
-    int tap = k / windows.inner;
-    channel = k - tap * windows.inner;
-    r = tap / windows.S;
-    s = tap - r * windows.S;
     __syncthreads();
   }
 
@@ -125,55 +101,48 @@ struct WindowRows : AlongK<SIDE> {
       copy<false>(tile);
     else
       copy<true>(tile);
-    channel += DEPTH;
-    while (channel >= windows.inner) {
-      channel -= windows.inner;
-      if (++s == windows.S) {
-        s = 0;
-        ++r;
-      }
-    }
+    k.add(round, windows.S, windows.inner);
   }
 
   template <bool DIVIDE>
   __device__ __forceinline__ void copy(float* tile) const {
-    const int tap_h = r < windows.R ? r * windows.step_h : NOWHERE, tap_w = s * windows.step_w;
+    const int tap_h = k.high < windows.R ? k.high * windows.step_h : NOWHERE;
+    const int tap_w = k.middle * windows.step_w, channel = group + k.low;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      int4 window = table()[Lines::row + visit * Lines::LINES];
+      const int4 window = table()[Lines::row + visit * Lines::LINES];
       int h = window.y + tap_h, w = window.z + tap_w;
       bool there = true;
       if (DIVIDE) there = divides(windows.divide_h, h) & divides(windows.divide_w, w);
       there &= inside(h, windows.height) & inside(w, windows.width);
-      int pixel = (window.x + h) * windows.width + w;
-      copy_group(Lines::place(tile, visit), images, pixel * windows.channels + (group + channel),
-                 there);
+      copy_pixel(Lines::place(tile, visit), images, windows, window.x + h, w, channel, there);
     }
   }
 };
 
-template <int SIDE>
-struct MatrixRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
+template <int SIDE, Layout L = K_INSIDE>
+struct MatrixRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* matrix;
-  int first, row, rows, k, length;
+  int row, rows, k, length;
+  unsigned place;
 
-  // Rows from `row` on, of `rows` of `length` that begin at row `group`.
+  // Rows from `row` on, of `rows` of `length` that begin at row `group`; the reduction from `first`
+  // on.
   __device__ __forceinline__ MatrixRows(const float* matrix, int group, int length, int row,
-                                        int rows, int k)
-      : matrix(matrix), row(row + Lines::row), rows(rows), k(k + Lines::k), length(length) {
-    first = (group + this->row) * length;
-  }
+                                        int rows, int first)
+      : matrix(matrix), row(row + Lines::row), rows(rows), k(first + Lines::k), length(length),
+        place((group + this->row) * length + k) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      bool there = (row + visit * Lines::LINES < rows) & (k < length);
-      copy_group(Lines::place(tile, visit), matrix, first + k + visit * Lines::LINES * length,
-                 there);
+      const bool there = (row + visit * Lines::LINES < rows) & (k < length);
+      copy_group(Lines::place(tile, visit), matrix, place + visit * Lines::LINES * length, there);
     }
     k += DEPTH;
+    place += DEPTH;
   }
 };
 
@@ -181,31 +150,27 @@ template <int SIDE>
 struct FilterColumns : AlongRows<SIDE> {
   using Lines = AlongRows<SIDE>;
 
-  const float* weight;  // [filters of all groups, taps, channels]
-  int group, filters, taps, channels;
-  int channel, filter, tap;
+  const float* weight;  // [filters of all groups, R, S, channels]
+  int group, filters, R, S, channels, channel;
+  Digits k, round;  // (r, s, filter) of the lane's k
 
-  __device__ __forceinline__ FilterColumns(const float* weight, int group, int filters, int taps,
-                                           int channels, int channel, int k)
-      : weight(weight), group(group), filters(filters), taps(taps), channels(channels),
-        channel(channel + Lines::row) {
-    k += Lines::k;
-    tap = k / filters;
-    filter = k - tap * filters;
-  }
+  // Columns from `channel` on; the reduction, over the `filters` from `group` on, from `first` on.
+  __device__ __forceinline__ FilterColumns(const float* weight, int group, int filters, int R,
+                                           int S, int channels, int channel, int first)
+      : weight(weight), group(group), filters(filters), R(R), S(S), channels(channels),
+        channel(channel + Lines::row), k(Digits::of(first + threadIdx.x % 32, S, filters)),
+        round(Digits::of(DEPTH, S, filters)) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
+    int line = (((group + k.low) * R + k.high) * S + k.middle) * channels;
+    if (k.high >= R) line = NOWHERE;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      bool there = (tap < taps) & (channel < channels);
-      copy_group(Lines::place(tile, visit), weight,
-                 ((group + filter) * taps + tap) * channels + channel, there);
-      filter += Lines::LINES;
-      while (filter >= filters) {
-        filter -= filters;
-        ++tap;
-      }
+      const int asked = Lines::ask(line, visit);
+      copy_group(Lines::place(tile, visit), weight, asked + channel,
+                 (asked >= 0) & (channel < channels));
     }
+    k.add(round, S, filters);
   }
 };
 
@@ -214,15 +179,16 @@ struct PixelColumns : AlongRows<SIDE> {
   using Lines = AlongRows<SIDE>;
 
   const float* matrix;  // [pixels, channels of all groups]
-  int all_channels, pixels, place, pixel;
+  int all_channels, pixels, pixel;
+  unsigned place;
   bool channel_there;
 
+  // Columns from `channel` on, of `channels`; the reduction from `first` on, over `pixels`.
   __device__ __forceinline__ PixelColumns(const float* matrix, int group, int all_channels,
-                                          int channel, int channels, int pixel, int pixels)
-      : matrix(matrix), all_channels(all_channels), pixels(pixels), pixel(pixel + Lines::k),
-        channel_there(channel + Lines::row < channels) {
-    place = this->pixel * all_channels + group + channel + Lines::row;
-  }
+                                          int channel, int channels, int first, int pixels)
+      : matrix(matrix), all_channels(all_channels), pixels(pixels), pixel(first + Lines::k),
+        place(pixel * all_channels + group + channel + Lines::row),
+        channel_there(channel + Lines::row < channels) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
@@ -239,44 +205,35 @@ struct WindowColumns : AlongRows<SIDE> {
   using Lines = AlongRows<SIDE>;
 
   const float* images;
-  Windows windows;  // with divide = 1
-  int count;        // images
-  int first_h, first_w, channel;  // of the thread's tap: the same in all rounds
-  bool tap_there;
-  int n, i, j;  // the window
+  Windows windows;            // with divide = 1
+  int count;                  // images
+  int tap_h, tap_w, channel;  // of the thread's column: the same in all rounds
+  Digits k, round;            // (n, i, j) of the lane's window
 
-  // Columns from `column` on, of R S inner; the reduction from `window` on.
+  // Columns from `column` on, of R S inner; the reduction from window `first` on.
   __device__ __forceinline__ WindowColumns(const float* images, int group, int count,
-                                           const Windows& windows, int column, int window)
-      : images(images), windows(windows), count(count) {
-    column += Lines::row;
-    int tap = column / windows.inner, r = tap / windows.S;
-    channel = group + column - tap * windows.inner;
-    tap_there = r < windows.R;
-    first_h = windows.first_h + r * windows.step_h;
-    first_w = windows.first_w + (tap - r * windows.S) * windows.step_w;
-    window += Lines::k;
-    i = window / windows.columns;
-    j = window - i * windows.columns;
-    n = i / windows.rows;
-    i -= n * windows.rows;
+                                           const Windows& windows, int column, int first)
+      : images(images), windows(windows), count(count),
+        k(Digits::of(first + threadIdx.x % 32, windows.rows, windows.columns)),
+        round(Digits::of(DEPTH, windows.rows, windows.columns)) {
+    const Digits tap = Digits::of(column + Lines::row, windows.S, windows.inner);
+    tap_h = tap.high < windows.R ? tap.high * windows.step_h : NOWHERE;
+    tap_w = tap.middle * windows.step_w;
+    channel = group + tap.low;
   }
 
   __device__ __forceinline__ void fetch(float* tile) {
+    const int first_h = k.middle * windows.stride_h + windows.first_h;
+    const int window_h = k.high < count ? first_h : NOWHERE;
+    const int window_w = k.low * windows.stride_w + windows.first_w;
+    const int line = k.high * windows.height;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      int h = i * windows.stride_h + first_h, w = j * windows.stride_w + first_w;
-      bool there = tap_there & (n < count) & inside(h, windows.height) & inside(w, windows.width);
-      int pixel = (n * windows.height + h) * windows.width + w;
-      copy_group(Lines::place(tile, visit), images, pixel * windows.channels + channel, there);
-      j += Lines::LINES;
-      while (j >= windows.columns) {
-        j -= windows.columns;
-        if (++i == windows.rows) {
-          i = 0;
-          ++n;
-        }
-      }
+      const int h = Lines::ask(window_h, visit) + tap_h, w = Lines::ask(window_w, visit) + tap_w;
+      const bool there = inside(h, windows.height) & inside(w, windows.width);
+      copy_pixel(Lines::place(tile, visit), images, windows, Lines::ask(line, visit) + h, w,
+                 channel, there);
     }
+    k.add(round, windows.rows, windows.columns);
   }
 };

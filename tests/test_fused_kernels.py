@@ -8,7 +8,7 @@ import pytest
 from convolution import padded, problem
 from helpers import LAYOUTS, assert_close, normal, tied
 
-from tinyalex.backends import FUSED_KERNELS, KERNELS, cpu, reference
+from tinyalex.backends import FUSED_KERNELS, KERNELS, cpu, cuda, reference
 from tinyalex.backends.cpu import conv, im2col, strided, winograd
 from tinyalex.backends.cpu.lrn_pool import ROWS
 from tinyalex.backends.geometry import pool_output_size
@@ -24,6 +24,7 @@ def test_all_fused_kernels_are_there_and_tested():
     for name in (*FUSED_KERNELS, *KERNELS):
         assert hasattr(cpu, name) == (name not in on_gpus)
         assert hasattr(reference, name) == (name in KERNELS)
+        assert hasattr(cuda, name)
 
 
 # --- local response normalisation and max-pooling -------------------------------------------------

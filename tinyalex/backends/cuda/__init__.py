@@ -5,6 +5,14 @@ in `tinyalex.backends.reference`, and how, in ``kernels/*.cu``.
 """
 
 from tinyalex.backends.cuda.batch import prepare
+from tinyalex.backends.cuda.conv import (
+    conv2d,
+    conv2d_bias_grad,
+    conv2d_input_grad,
+    conv2d_relu,
+    conv2d_relu_grads,
+    conv2d_weight_grad,
+)
 from tinyalex.backends.cuda.elementwise import (
     all_finite,
     all_finite_many,
@@ -12,6 +20,7 @@ from tinyalex.backends.cuda.elementwise import (
     relu,
     relu_input_grad,
 )
+from tinyalex.backends.cuda.linear import linear, linear_input_grad, linear_weight_grad
 from tinyalex.backends.cuda.loss import cross_entropy, cross_entropy_input_grad
 from tinyalex.backends.cuda.lrn import local_response_norm, local_response_norm_input_grad
 from tinyalex.backends.cuda.lrn_pool import (
@@ -29,9 +38,18 @@ from tinyalex.backends.cuda.within_norm import (
 __all__ = [
     "all_finite",
     "all_finite_many",
+    "conv2d",
+    "conv2d_bias_grad",
+    "conv2d_input_grad",
+    "conv2d_relu",
+    "conv2d_relu_grads",
+    "conv2d_weight_grad",
     "cross_entropy",
     "cross_entropy_input_grad",
     "dropout",
+    "linear",
+    "linear_input_grad",
+    "linear_weight_grad",
     "local_response_norm",
     "local_response_norm_input_grad",
     "max_pool2d",
