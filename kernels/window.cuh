@@ -32,8 +32,8 @@ __device__ __forceinline__ Range taps_inside(int start, int dilation, int taps, 
 
 // The last window of one axis that begins at or before a place, which is counted from the padding's
 // beginning. The windows that hold the place are this one and those before it that reach so far.
-__device__ __forceinline__ int last_window(int place, int stride, int windows) {
-  return min(windows - 1, place / stride);
+__device__ __forceinline__ int last_window(unsigned place, unsigned stride, int windows) {
+  return min(windows - 1, static_cast<int>(place / stride));  // unsigned divisions are shorter
 }
 
 // Whether a value takes the window from the best so far: only a larger one does, so that the first

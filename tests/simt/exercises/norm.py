@@ -116,14 +116,16 @@ def pooled_one_value_a_thread(rng):
 @exercise("norm_pool.cu")
 def pooled_four_channels_a_thread(rng):
     for groups in 1, 2:
-        x = normal(rng, (2, 24, 13, 11), FLOAT)
+        x = normal(rng, (2, 64, 7, 9), FLOAT)
         check_pooled(rng, QUADS_POOL, x, PAPER, groups, OVERLAPPING)
 
 
 @exercise("norm_pool.cu")
 def pooled_in_slices_of_channels(rng):
-    # 37 quads make two slices, the second with an idle thread; a pixel spans more than a warp.
+    # 37 quads: four slices and most of a fifth, and in the gradient more than a warp a pixel. More
+    # columns of windows than one tile has, and more rows.
     check_pooled(rng, QUADS_POOL, normal(rng, (1, 148, 5, 11), FLOAT), PAPER, 1, OVERLAPPING)
+    check_pooled(rng, QUADS_POOL, normal(rng, (1, 8, 31, 67), FLOAT), PAPER, 1, OVERLAPPING)
 
 
 @exercise("norm_pool.cu")
@@ -195,9 +197,9 @@ def check_relu_bias_grad(rng, x, groups, window):
 
 @exercise("norm_pool.cu")
 def relu_and_bias_before_it(rng):
-    for channels, dtype in ((24, FLOAT), (148, FLOAT), (6, FLOAT), (8, DOUBLE)):
-        x = np.maximum(normal(rng, (2, channels, 7, 9), dtype), 0)
-        check_relu_bias_grad(rng, x, 2, OVERLAPPING)
+    for channels, dtype in ((72, FLOAT), (148, FLOAT), (6, FLOAT), (8, DOUBLE)):
+        x = np.maximum(normal(rng, (2, channels, 5, 7), dtype), 0)
+        check_relu_bias_grad(rng, x, 1 + (channels < 100), OVERLAPPING)
 
 
 @exercise("norm_pool.cu")
