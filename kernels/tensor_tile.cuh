@@ -12,8 +12,9 @@
 //
 // What bounds it, for SIDE = 128: a warp reads (64 + 64) x 32 floats of shared memory a round, 128
 // cycles at 128 bytes a cycle, four warps 512; they multiply 128 x 128 x 32 numbers, which takes an
-// A100 1024 cycles in TF32 and an H100 512, if it is fed. Two blocks share a multiprocessor of
-// 227 KB, so that one multiplies while the other waits.
+// A100 1024 cycles in TF32 and an H100 512, if it is fed. In bf16 that halves and shared memory is
+// the bound: floats lie there. Two blocks share a multiprocessor of 227 KB, so that one multiplies
+// while the other waits.
 #pragma once
 #include "tensor_precision.cuh"
 

@@ -66,7 +66,7 @@ __device__ Winner<T> max_of_window(const PoolShape& shape, int i, int j, Value v
   return {best.value, max(best.tap, 0)};
 }
 
-// The gradient of pixel (h, w) of image n: the sum over the windows that it won, the last one first.
+// The gradient of pixel (h, w) of image n: the sum over the windows that it won, the last first.
 template <typename T, typename Tap>
 __device__ T gradient_of_pixel(const PoolShape& shape, const T* grad, const Tap* taps, int n, int h,
                                int w, int c) {

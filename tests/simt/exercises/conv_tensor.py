@@ -151,16 +151,15 @@ def forward_with_an_odd_number_of_filters(rng):
 
 
 @exercise(*FORWARD)
-def nan_stays_visible(rng):
-    case = Case(rng, Sizes((67, 40, 1, 1), (72, 40, 1, 1)))
-    case.x.view(np.uint32)[3, 7] = 0x7FFFFFFF  # the NaN that GPUs make
-    case.weight.view(np.uint32)[5, 1] = 0xFFC00000
-    expected = np.zeros((67, 72), bool)
-    expected[3], expected[:, 5] = True, True
+def nan_stays_visible_where_it_belongs(rng):
+    case = Case(rng, Sizes((2, 4, 6, 5), (8, 4, 3, 3), padding=((1, 1), (1, 1))))
+    case.x.view(np.uint32)[1, 2, 4, 1] = 0x7FFFFFFF  # the NaN that GPUs make
+    case.weight.view(np.uint32)[5, 1, 0, 2] = 0xFFC00000
+    expected = np.isnan(case.expected(case.bias, relu=True))
     for precision in TOLERANCE:
         for splits in (1, 2):
             y = case.forward(precision, case.bias, relu=True, splits=splits)
-            np.testing.assert_array_equal(np.isnan(to_host(y)[:, 0, 0]), expected)
+            np.testing.assert_array_equal(np.isnan(to_host(y)), expected.transpose(0, 2, 3, 1))
 
 
 @exercise("conv_forward_hopper.cu")

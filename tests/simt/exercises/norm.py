@@ -122,10 +122,14 @@ def pooled_four_channels_a_thread(rng):
 
 @exercise("norm_pool.cu")
 def pooled_in_slices_of_channels(rng):
-    # 37 quads: four slices and most of a fifth, and in the gradient more than a warp a pixel. More
-    # columns of windows than one tile has, and more rows.
+    # 37 quads: four slices and most of a fifth, and in the gradient more than a warp a pixel.
     check_pooled(rng, QUADS_POOL, normal(rng, (1, 148, 5, 11), FLOAT), PAPER, 1, OVERLAPPING)
-    check_pooled(rng, QUADS_POOL, normal(rng, (1, 8, 31, 67), FLOAT), PAPER, 1, OVERLAPPING)
+
+
+@exercise("norm_pool.cu")
+def pooled_in_tiles(rng):
+    # 14 x 32 windows, three tiles each way, the last ones not full.
+    check_pooled(rng, QUADS_POOL, normal(rng, (1, 4, 29, 65), FLOAT), PAPER, 1, OVERLAPPING)
 
 
 @exercise("norm_pool.cu")
@@ -158,6 +162,8 @@ def pooled_with_large_windows(rng):
     check_pooled(rng, CHOSEN_POOL, x, PAPER, 1, ((17, 17), (1, 1), (0, 0)))
     x = normal(rng, (1, 128, 12, 11), FLOAT)  # one window's pixels are too many for all channels
     check_pooled(rng, QUADS_POOL, x, PAPER, 1, ((12, 11), (1, 1), (0, 0)))
+    x = normal(rng, (1, 4, 3, 43), FLOAT)  # more columns under a window than threads walk down
+    check_pooled(rng, QUADS_POOL, x, PAPER, 1, ((2, 37), (1, 3), (0, 0)))
 
 
 @exercise("norm_pool.cu")
