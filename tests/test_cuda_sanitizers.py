@@ -50,6 +50,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("mode", ["address", "thread"])
 def test_no_kernel_is_reported(mode):
+    run.prepare(mode)
     status, output = run.run(mode, "--schedule", "greedy")
     assert status == 0, output
     assert "Sanitizer" not in output and "runtime error" not in output, output  # noqa: PT018
