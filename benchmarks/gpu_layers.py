@@ -83,7 +83,7 @@ def _row(
         try:
             call = build()
             _poison(expected.size)
-            errors[name] = distance(_host(call()), expected)
+            errors[name] = distance(host(call()), expected)
             if not errors[name] <= row.tolerance(precision):
                 raise ValueError(
                     f"wrong result: off by {errors[name]:.1e}, allowed are "
@@ -110,12 +110,13 @@ def _row(
 
 def ours(row: Row) -> Call:
     """Return our call: the arguments go to the GPU, images channels last in memory."""
-    arguments = [_placed(a) for a in row.arguments]
+    arguments = [placed(a) for a in row.arguments]
     function = getattr(cuda, row.kernel)
     return lambda: function(*arguments)
 
 
-def _placed(argument: Any) -> Any:
+def placed(argument: Any) -> Any:
+    """Return an array on the GPU, images channels last; anything else as it is."""
     if not isinstance(argument, np.ndarray):
         return argument
     if argument.ndim != 4:
@@ -124,7 +125,8 @@ def _placed(argument: Any) -> Any:
     return cupy().asarray(pixels).transpose(0, 3, 1, 2)
 
 
-def _host(result: Any) -> np.ndarray:
+def host(result: Any) -> np.ndarray:
+    """Return a result, ours or PyTorch's, as a NumPy array."""
     array = first(result)
     if isinstance(array, cupy().ndarray):
         return download(array)
