@@ -31,7 +31,8 @@ extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
   const int pixel = blockIdx.x / tiles * SIDE, filter = blockIdx.x % tiles * SIDE;
   const int rounds = (depth + DEPTH - 1) / DEPTH;
 
-  WindowRows<LargeTile, K_SWIZZLED> rows(x, group * channels, windows_of_y(shape), pixel, pixels, 0);
+  const Windows windows = windows_of_y(shape);
+  WindowRows<LargeTile, K_SWIZZLED> rows(x, group * channels, windows, pixel, pixels, 0);
   MatrixRows<LargeTile, K_SWIZZLED> columns(weight, group * filters, depth, filter, filters, 0);
 #pragma unroll
   for (int stage = 0; stage < AHEAD; ++stage) {

@@ -50,35 +50,35 @@ extern "C" __global__ void __launch_bounds__(WideTile::THREADS, 1)
 
 extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_forward_tf32_128(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
+                          float* __restrict__ y, ConvShape shape, int split_rounds,
+                          const float* __restrict__ bias, int relu) {
   forward<Tf32, LargeTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
 extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_forward_bf16_128(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
+                          float* __restrict__ y, ConvShape shape, int split_rounds,
+                          const float* __restrict__ bias, int relu) {
   forward<Bf16, LargeTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_forward_tf32x3_64(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
+                           float* __restrict__ y, ConvShape shape, int split_rounds,
+                           const float* __restrict__ bias, int relu) {
   forward<Tf32x3, SmallTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_forward_tf32_64(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
+                         float* __restrict__ y, ConvShape shape, int split_rounds,
+                         const float* __restrict__ bias, int relu) {
   forward<Tf32, SmallTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_forward_bf16_64(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
+                         float* __restrict__ y, ConvShape shape, int split_rounds,
+                         const float* __restrict__ bias, int relu) {
   forward<Bf16, SmallTile>(x, weight, y, shape, split_rounds, bias, relu);
 }

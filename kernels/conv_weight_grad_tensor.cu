@@ -43,30 +43,30 @@ extern "C" __global__ void __launch_bounds__(WideTile::THREADS, 1)
 
 extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_weight_grad_tf32_128(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+                              float* __restrict__ dweight, ConvShape shape, int split_rounds) {
   weight_grad<Tf32, LargeTile>(dy, x, dweight, shape, split_rounds);
 }
 
 extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_weight_grad_bf16_128(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+                              float* __restrict__ dweight, ConvShape shape, int split_rounds) {
   weight_grad<Bf16, LargeTile>(dy, x, dweight, shape, split_rounds);
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_weight_grad_tf32x3_64(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+                               float* __restrict__ dweight, ConvShape shape, int split_rounds) {
   weight_grad<Tf32x3, SmallTile>(dy, x, dweight, shape, split_rounds);
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_weight_grad_tf32_64(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+                             float* __restrict__ dweight, ConvShape shape, int split_rounds) {
   weight_grad<Tf32, SmallTile>(dy, x, dweight, shape, split_rounds);
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_weight_grad_bf16_64(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+                             float* __restrict__ dweight, ConvShape shape, int split_rounds) {
   weight_grad<Bf16, SmallTile>(dy, x, dweight, shape, split_rounds);
 }

@@ -1,7 +1,7 @@
 // Three ways to multiply floats on tensor cores, which know no 32-bit floats themselves. The sums
 // are 32-bit floats in all of them. `Factor` is a fragment of A (N = 4 registers) or B (N = 2),
-// ready for the tensor core; `STEP` is how many k's it has, and `UNROLL` how many steps are written
-// out one after the other (of Tf32x3 just one: of more, the compiler would keep too much at a time).
+// ready for the tensor core; `STEP` is how many k's it has, and `UNROLL` how many steps the compiler
+// writes out one after the other (of Tf32x3 just one: more would want too many registers).
 //
 //   Tf32x3  21 bits of mantissa: a factor is the sum of two TF32 numbers; three products
 //   Tf32    10 bits: factors rounded; one product
@@ -33,8 +33,8 @@ struct Tf32 {
   }
 };
 
-// x = big + small + at most 2^-22 x. Of the four products, small * small is left out: it is as small
-// as what was cut off.
+// x = big + small + at most 2^-22 x. Of the four products, small * small is left out: it is no more
+// than what was cut off.
 //
 // Tensor cores round their sums towards zero (the host's twins do too). In a long sum these errors
 // have one sign and add up: to 2e-5 over 2400 normal products, relative to the result. So each step

@@ -11,10 +11,10 @@
 // wait for memory. Each warp computes a share of the tile, 64 x 64, 64 x 32 or 32 x 32 (`Tile`).
 //
 // What bounds it, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory a round, 128
-// cycles at 128 bytes a cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, which takes
-// an A100 1024 cycles in TF32 and an H100 512, if it is fed. In bf16 that halves and shared memory
-// is the bound: floats lie there. Two such blocks share a multiprocessor of 227 KB, so that one
-// multiplies while the other waits.
+// cycles at 128 bytes a cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, for which
+// the tensor cores of an A100 need 1024 cycles in TF32, an H100's 512, if they are fed. In bf16 it
+// is half of that, and shared memory is the bound: floats lie there. Two such blocks share a
+// multiprocessor of 227 KB, so that one multiplies while the other waits.
 #pragma once
 #include "tensor_precision.cuh"
 
