@@ -1,6 +1,6 @@
 // Three ways to multiply floats on tensor cores, which know no 32-bit floats themselves. The sums
 // are 32-bit floats in all of them. `Factor` is a fragment of A (N = 4 registers) or B (N = 2),
-// ready for the tensor core; `STEP` is how many k's it has, and `UNROLL` how many steps the compiler
+// ready for the tensor core; `STEP` is how many k's it has, `UNROLL` how many steps the compiler
 // writes out one after the other (of Tf32x3 just one: more would want too many registers).
 //
 //   Tf32x3  21 bits of mantissa: a factor is the sum of two TF32 numbers; three products
