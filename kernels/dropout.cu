@@ -50,10 +50,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 philox_words(const int* counters, const unsigned long long* keys, int* words, int count) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= count) return;
-  const int* counter = counters + 4 * i;
-  const uint4 word = philox(make_uint4(counter[0], counter[1], counter[2], counter[3]), keys[i]);
-  words[4 * i] = word.x;
-  words[4 * i + 1] = word.y;
-  words[4 * i + 2] = word.z;
-  words[4 * i + 3] = word.w;
+  const uint4 counter = reinterpret_cast<const uint4*>(counters)[i];
+  reinterpret_cast<uint4*>(words)[i] = philox(counter, keys[i]);
 }

@@ -91,7 +91,7 @@ local_response_norm_quads(const float* __restrict__ x, float* __restrict__ y, in
 
   const Quad s = scales(line, threadIdx.x, norm);
 #pragma unroll
-  for (int e = 0; e < 4; ++e) value.of[e] *= powers(s.of[e], beta).value;
+  for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], beta).value;
   store(y + index, value);
 }
 
@@ -119,9 +119,9 @@ local_response_norm_grad_quads(const float* __restrict__ grad, const float* __re
   Quad product;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    const Powers<float> p = powers(s.of[e], beta);
-    product.of[e] = slope.of[e] * value.of[e] * p.slope;
-    slope.of[e] *= p.value;
+    const Powers<float> p = powers(s.at[e], beta);
+    product.at[e] = slope.at[e] * value.at[e] * p.slope;
+    slope.at[e] *= p.value;
   }
   store(all_products + own, product);
   __syncthreads();
@@ -129,6 +129,6 @@ local_response_norm_grad_quads(const float* __restrict__ grad, const float* __re
 
   const Quad spread = spreads(all_products + start, threadIdx.x, norm);
 #pragma unroll
-  for (int e = 0; e < 4; ++e) slope.of[e] -= 2 * beta * ratio * value.of[e] * spread.of[e];
+  for (int e = 0; e < 4; ++e) slope.at[e] -= 2 * beta * ratio * value.at[e] * spread.at[e];
   store(dx + index, slope);
 }

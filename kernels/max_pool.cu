@@ -124,13 +124,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 max_pool_grad_quads(const float* __restrict__ grad, const unsigned char* __restrict__ taps,
                     float* __restrict__ dx, PoolShape shape) {
   const int n = blockIdx.x / shape.H, down = blockIdx.x % shape.H + shape.top;
-  const Range rows = windows_over(down, shape.R, shape.stride_h, shape.Ho);
+  const int last_i = last_window(down, shape.stride_h, shape.Ho);
   for (int w = threadIdx.y; w < shape.W; w += blockDim.y) {
-    const int right = w + shape.left;
-    const Range columns = windows_over(right, shape.S, shape.stride_w, shape.Wo);
     for (int c = 4 * threadIdx.x; c < shape.C; c += 4 * blockDim.x) {
       store(dx + (blockIdx.x * shape.W + w) * shape.C + c,
-            gradient_of_pixel(shape, grad, taps, n, c, rows, down, columns, right));
+            gradient_of_pixel(shape, grad, taps, n, last_i, down, w + shape.left, c));
     }
   }
 }

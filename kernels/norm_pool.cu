@@ -13,9 +13,10 @@
 // y 27 x 27 x 96, 35.8 MB; taps one byte each, 9.0 MB):
 //
 //   forward:   x read, y and taps written:           148.7 + 35.8 + 9.0         = 193.5 MB
-//              apart (norm, then pool):              2 * 148.7 + 193.5          = 490.9 MB
+//              apart (norm, then pool):              297.4 + 193.5              = 490.9 MB
 //   gradient:  x, dy and taps read, dx written:      2 * 148.7 + 35.8 + 9.0     = 342.2 MB
-//              apart (pool, norm, ReLU, bias: 193.5 + 446.1 + 446.1 + 148.7)    = 1234 MB
+//              apart (pool, norm, ReLU with bias):   193.5 + 446.1 + 446.1      = 1085.7 MB
+//              The bias costs 128 * 55 rows of 96 partial sums more, 2.7 MB.
 //
 // Layer 2 (x 27 x 27 x 256, 95.6 MB; y 13 x 13 x 256, 22.2 MB; taps 5.5 MB): 123.2 MB forward,
 // 218.8 MB for the gradient. At the 3.35 TB/s of an H100's data sheet layer 1 takes 58 us and
@@ -29,8 +30,8 @@
 // v2  Four channels a thread (float, channels of a group a multiple of 4), shared memory between
 //     the two operations. Forward: a block normalises the pixels under a tile of windows into
 //     shared memory, and pools from there; only pixels at the tile's rim are normalised again, by
-//     the next block. For 4 x 4 windows, 3 x 3 and two apart, those are 9 * 9 pixels where windows
-//     without a neighbour's share have 8 * 8: 1.27 times the work, and not 9 / 4 = 2.25 times.
+//     the next block. A tile of 5 x 14 of the paper's windows lies on 11 * 29 pixels, where
+//     10 * 28 would be its share: 1.14 times the work, and not 9 / 4 = 2.25 times.
 //     Gradient: a block does one row of an image, some pixels with all their channels at a time.
 #include "response_norm.cuh"
 #include "window_quad.cuh"
@@ -86,7 +87,8 @@ norm_max_pool_grad_float(const float* grad, const unsigned char* taps, const flo
   norm_max_pool_grad(grad, taps, x, dx, Norm<float>{width, size, ratio, beta, k}, shape);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Asked for no more than 4 blocks a multiprocessor, the compiler keeps everything in registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 norm_max_pool_grad_double(const double* grad, const unsigned char* taps, const double* x,
                           double* dx, int width, int size, double ratio, double beta, double k,
                           PoolShape shape) {
@@ -95,19 +97,25 @@ norm_max_pool_grad_double(const double* grad, const unsigned char* taps, const d
 
 // --- v2, forward: a tile of windows a block ------------------------------------------------------
 //
-// A block has `tile_h` x `tile_w` windows, and 4 * blockDim.x of the channels: threadIdx.x is the
-// quad among these, threadIdx.y first counts the pixels under the tile, then its windows.
+// A block has `tile_h` x `tile_w` windows, and a slice of eight quads of the channels, of which
+// threadIdx.x is one. Eight times 16 bytes are a line of the cache, and one access to all banks of
+// shared memory: windows may lie as they will, no two threads of an access want the same bank.
+// threadIdx.y first counts the columns of pixels under the tile, and each thread walks down its
+// column: all that is the same for a column is worked out once. Then it counts windows; blockDim.y
+// is at least `tile_w`.
+
+constexpr int SLICE = 8;  // quads
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
                     unsigned char* __restrict__ taps, int width, int size, float ratio, float beta,
                     float k, int tile_h, int tile_w, PoolShape shape) {
-  extern __shared__ float4 tile[];  // [rows][columns][blockDim.x], normalised
+  extern __shared__ float4 tile[];  // [rows][columns][SLICE], normalised
   const Norm<float> norm = {width, size, ratio, beta, k};
-  const int slices = (shape.C / 4 + blockDim.x - 1) / blockDim.x;
+  const int slices = (shape.C / 4 + SLICE - 1) / SLICE;
   const int tiles_w = (shape.Wo + tile_w - 1) / tile_w, tiles_h = (shape.Ho + tile_h - 1) / tile_h;
   int block = blockIdx.x;
-  const int c = 4 * (block % slices * blockDim.x + threadIdx.x);
+  const int c = 4 * (block % slices * SLICE + threadIdx.x);
   block /= slices;
   const int left_window = block % tiles_w * tile_w;
   block /= tiles_w;
@@ -116,32 +124,37 @@ norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
   // The windows that the image has of this tile, and the pixels under them, from (top, left) on.
   const int windows_h = min(tile_h, shape.Ho - top_window);
   const int windows_w = min(tile_w, shape.Wo - left_window);
-  const int rows = (windows_h - 1) * shape.stride_h + shape.R;
-  const int columns = (windows_w - 1) * shape.stride_w + shape.S;
   const int top = top_window * shape.stride_h - shape.top;
   const int left = left_window * shape.stride_w - shape.left;
-  const bool inside = c < shape.C;
+  const int bottom = top + (windows_h - 1) * shape.stride_h + shape.R;
+  const int columns = (windows_w - 1) * shape.stride_w + shape.S;
   const int q = c % width / 4;  // the quad in its line
 
-  for (int p = threadIdx.y; inside && p < rows * columns; p += blockDim.y) {
-    const int h = top + p / columns, w = left + p % columns;
-    if (h < 0 || h >= shape.H || w < 0 || w >= shape.W) continue;  // nobody looks there
-    const float* const line = x + ((n * shape.H + h) * shape.W + w) * shape.C + c - 4 * q;
-    const Quad s = scales(line, q, norm);
-    Quad value = load(line + 4 * q);
+  for (int column = threadIdx.y; column < columns && c < shape.C; column += blockDim.y) {
+    const int w = left + column;
+    if (w < 0 || w >= shape.W) continue;  // padding, where no window looks
+    for (int h = max(0, top); h < min(bottom, shape.H); ++h) {
+      const float* const line = x + ((n * shape.H + h) * shape.W + w) * shape.C + c - 4 * q;
+      const Quad s = scales(line, q, norm);
+      Quad value = load(line + 4 * q);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) value.of[e] *= powers(s.of[e], beta).value;
-    store(reinterpret_cast<float*>(tile + p * blockDim.x + threadIdx.x), value);
+      for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], beta).value;
+      const int place = ((h - top) * columns + column) * SLICE + threadIdx.x;
+      store(reinterpret_cast<float*>(tile + place), value);
+    }
   }
   __syncthreads();
 
-  for (int p = threadIdx.y; inside && p < windows_h * windows_w; p += blockDim.y) {
-    const int i = top_window + p / windows_w, j = left_window + p % windows_w;
-    const Range across = taps_inside(j * shape.stride_w - shape.left, 1, shape.S, shape.W);
+  const int rows_at_once = blockDim.y / windows_w;
+  const int j = left_window + threadIdx.y % windows_w;
+  if (threadIdx.y >= rows_at_once * windows_w) return;  // too few are left for one more row
+  const Range across = taps_inside(j * shape.stride_w - shape.left, 1, shape.S, shape.W);
+  for (int row = threadIdx.y / windows_w; row < windows_h && c < shape.C; row += rows_at_once) {
+    const int i = top_window + row;
     const Range down = taps_inside(i * shape.stride_h - shape.top, 1, shape.R, shape.H);
     const QuadWinner winner = max_of_window(shape, i, j, down, across, [&](int h, int w) {
-      const int pixel = (h - top) * columns + w - left;
-      return load(reinterpret_cast<const float*>(tile + pixel * blockDim.x + threadIdx.x));
+      const int place = ((h - top) * columns + w - left) * SLICE + threadIdx.x;
+      return load(reinterpret_cast<const float*>(tile + place));
     });
     const int index = ((n * shape.Ho + i) * shape.Wo + j) * shape.C + c;
     store(y + index, winner.value);
@@ -153,7 +166,7 @@ norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
 //
 // blockDim.y pixels of the row at a time: threadIdx.x is the quad of the pixel's channels. With
 // RELU, each thread also adds up the gradients of its quad of channels over its pixels, and the
-// block those of its threads: one row of `bias_sums`, which `sum_of_rows` adds up in turn.
+// block those of its threads: one row of `bias_sums`, which bias_grad.cu adds up in turn.
 
 template <bool RELU>
 __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char* taps,
@@ -166,18 +179,17 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
   float* const all_values = reinterpret_cast<float*>(values);
   float* const all_products = reinterpret_cast<float*>(products);
   const int n = blockIdx.x / shape.H, down = blockIdx.x % shape.H + shape.top;
-  const Range rows = windows_over(down, shape.R, shape.stride_h, shape.Ho);
+  const int last_i = last_window(down, shape.stride_h, shape.Ho);
   Quad bias = {};
 
   // All threads make equally many rounds, with or without a pixel: they meet at the barriers.
   for (int first = 0; first < shape.W; first += blockDim.y) {
-    const int w = first + threadIdx.y, right = w + shape.left;
+    const int w = first + threadIdx.y;
     const int index = (blockIdx.x * shape.W + w) * shape.C + c;
     Quad value = {}, slope = {};
     if (w < shape.W) {
       value = load(x + index);
-      const Range columns = windows_over(right, shape.S, shape.stride_w, shape.Wo);
-      slope = gradient_of_pixel(shape, grad, taps, n, c, rows, down, columns, right);
+      slope = gradient_of_pixel(shape, grad, taps, n, last_i, down, w + shape.left, c);
     }
     store(all_values + own, value);
     __syncthreads();
@@ -186,9 +198,9 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
     Quad product;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const Powers<float> p = powers(s.of[e], norm.beta);
-      product.of[e] = slope.of[e] * value.of[e] * p.slope;
-      slope.of[e] *= p.value;
+      const Powers<float> p = powers(s.at[e], norm.beta);
+      product.at[e] = slope.at[e] * value.at[e] * p.slope;
+      slope.at[e] *= p.value;
     }
     store(all_products + own, product);
     __syncthreads();
@@ -197,10 +209,10 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
     const Quad spread = spreads(all_products + start, q, norm);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      slope.of[e] -= 2 * norm.beta * norm.ratio * value.of[e] * spread.of[e];
+      slope.at[e] -= 2 * norm.beta * norm.ratio * value.at[e] * spread.at[e];
       if (RELU) {
-        if (value.of[e] <= 0) slope.of[e] = 0;  // a NaN lets it through
-        bias.of[e] += slope.of[e];
+        if (value.at[e] <= 0) slope.at[e] = 0;  // a NaN lets it through
+        bias.at[e] += slope.at[e];
       }
     }
     store(dx + index, slope);
@@ -213,7 +225,7 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
   for (int y = 1; y < blockDim.y; ++y) {
     const Quad other = load(all_values + y * shape.C + c);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) bias.of[e] += other.of[e];
+    for (int e = 0; e < 4; ++e) bias.at[e] += other.at[e];
   }
   store(bias_sums + blockIdx.x * shape.C + c, bias);
 }
@@ -233,38 +245,4 @@ norm_max_pool_relu_grad_quads(const float* __restrict__ grad,
                               int size, float ratio, float beta, float k, PoolShape shape) {
   const Norm<float> norm = {width, size, ratio, beta, k};
   norm_max_pool_grad_of_row<true>(grad, taps, x, dx, bias_sums, norm, shape);
-}
-
-// --- adding up rows ------------------------------------------------------------------------------
-//
-// sums[b][c] = sum of rows_a_block rows of values[rows][C], from row b * rows_a_block on. Launched
-// once to leave a few rows, and again to leave one: always the same additions in the same order,
-// which atomic additions would not be.
-
-constexpr int SUM_CHANNELS = 32, SUM_ROWS = 8;  // threads of a block, along x and y
-
-template <typename T>
-__device__ void sum_of_rows(const T* values, T* sums, int rows, int rows_a_block, int C) {
-  __shared__ T partial[SUM_ROWS][SUM_CHANNELS];
-  const int c = blockIdx.x * SUM_CHANNELS + threadIdx.x;
-  const int first = blockIdx.y * rows_a_block, stop = min(rows, first + rows_a_block);
-  T sum = 0;
-  for (int row = first + threadIdx.y; c < C && row < stop; row += SUM_ROWS) {
-    sum += values[row * C + c];
-  }
-  partial[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || c >= C) return;
-  for (int y = 1; y < SUM_ROWS; ++y) sum += partial[y][threadIdx.x];
-  sums[blockIdx.y * C + c] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(SUM_CHANNELS * SUM_ROWS)
-sum_of_rows_float(const float* values, float* sums, int rows, int rows_a_block, int C) {
-  sum_of_rows(values, sums, rows, rows_a_block, C);
-}
-
-extern "C" __global__ void __launch_bounds__(SUM_CHANNELS * SUM_ROWS)
-sum_of_rows_double(const double* values, double* sums, int rows, int rows_a_block, int C) {
-  sum_of_rows(values, sums, rows, rows_a_block, C);
 }

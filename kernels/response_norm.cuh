@@ -84,7 +84,8 @@ __device__ __forceinline__ Quad sums_around(const float* line, int q, int quads,
   Quad sum = {};
 #pragma unroll
   for (int step = -((before + 3) / 4); step <= (after + 3) / 4; ++step) {
-    if (q + step < 0 || q + step >= quads) continue;
+    // Step 0 is never outside; a test that says so lets its load be shared with the caller's.
+    if ((step < 0 && q + step < 0) || (step > 0 && q + step >= quads)) continue;
     const Quad other = load(line + 4 * (q + step));
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -92,7 +93,7 @@ __device__ __forceinline__ Quad sums_around(const float* line, int q, int quads,
       for (int i = 0; i < 4; ++i) {
         const int distance = 4 * step + e - i;
         if (-before <= distance && distance <= after) {
-          sum.of[i] += SQUARES ? other.of[e] * other.of[e] : other.of[e];
+          sum.at[i] += SQUARES ? other.at[e] * other.at[e] : other.at[e];
         }
       }
     }
@@ -112,7 +113,7 @@ __device__ __forceinline__ Quad sums_of_window(const float* line, int q, const N
 __device__ __forceinline__ Quad scales(const float* line, int q, const Norm<float>& norm) {
   Quad s = sums_of_window<true>(line, q, norm, norm.size / 2, (norm.size - 1) / 2);
 #pragma unroll
-  for (int e = 0; e < 4; ++e) s.of[e] = norm.k + norm.ratio * s.of[e];
+  for (int e = 0; e < 4; ++e) s.at[e] = norm.k + norm.ratio * s.at[e];
   return s;
 }
 

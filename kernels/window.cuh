@@ -30,11 +30,10 @@ __device__ __forceinline__ Range taps_inside(int start, int dilation, int taps, 
   return inside;
 }
 
-// The windows of one axis that reach over a place, which is counted from the padding's beginning.
-// `extent` is the distance from a window's first pixel to behind its last.
-__device__ __forceinline__ Range windows_over(int place, int extent, int stride, int windows) {
-  const int first = place < extent ? 0 : (place - extent) / stride + 1;
-  return {first, min(windows, place / stride + 1)};
+// The last window of one axis that begins at or before a place, which is counted from the padding's
+// beginning. The windows that hold the place are this one and those before it that reach so far.
+__device__ __forceinline__ int last_window(unsigned place, unsigned stride, int windows) {
+  return min(windows - 1, static_cast<int>(place / stride));  // unsigned divisions are shorter
 }
 
 // Whether a value takes the window from the best so far: only a larger one does, so that the first
@@ -67,19 +66,20 @@ __device__ Winner<T> max_of_window(const PoolShape& shape, int i, int j, Value v
   return {best.value, max(best.tap, 0)};
 }
 
-// The gradient of pixel (h, w) of image n: the sum over the windows that it won, in their order.
+// The gradient of pixel (h, w) of image n: the sum over the windows that it won, the last first.
 template <typename T, typename Tap>
 __device__ T gradient_of_pixel(const PoolShape& shape, const T* grad, const Tap* taps, int n, int h,
                                int w, int c) {
   const int down = h + shape.top, right = w + shape.left;  // places counted with the padding
-  const Range rows =
-      windows_over(down, (shape.R - 1) * shape.dilation_h + 1, shape.stride_h, shape.Ho);
-  const Range columns =
-      windows_over(right, (shape.S - 1) * shape.dilation_w + 1, shape.stride_w, shape.Wo);
+  const int last_i = last_window(down, shape.stride_h, shape.Ho);
+  const int last_j = last_window(right, shape.stride_w, shape.Wo);
   T sum = 0;
-  for (int i = rows.first; i < rows.stop; ++i) {
-    for (int j = columns.first; j < columns.stop; ++j) {
-      const int below = down - i * shape.stride_h, beside = right - j * shape.stride_w;
+  for (int i = last_i; i >= 0; --i) {
+    const int below = down - i * shape.stride_h;
+    if (below > (shape.R - 1) * shape.dilation_h) break;  // this window ends above the pixel
+    for (int j = last_j; j >= 0; --j) {
+      const int beside = right - j * shape.stride_w;
+      if (beside > (shape.S - 1) * shape.dilation_w) break;
       if (below % shape.dilation_h || beside % shape.dilation_w) continue;  // between two taps
       const int tap = below / shape.dilation_h * shape.S + beside / shape.dilation_w;
       const int window = ((n * shape.Ho + i) * shape.Wo + j) * shape.C + c;

@@ -23,8 +23,8 @@ __device__ __forceinline__ QuadWinner max_of_window(const PoolShape& shape, int 
       const Quad candidate = value(h, j * shape.stride_w - shape.left + s * shape.dilation_w);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const bool wins = takes(candidate.of[e], best.value.of[e]);
-        best.value.of[e] = wins ? candidate.of[e] : best.value.of[e];
+        const bool wins = takes(candidate.at[e], best.value.at[e]);
+        best.value.at[e] = wins ? candidate.at[e] : best.value.at[e];
         best.tap[e] = wins ? r * shape.S + s : best.tap[e];
       }
     }
@@ -37,21 +37,23 @@ __device__ __forceinline__ void store_taps(unsigned char* to, const int (&tap)[4
   *reinterpret_cast<unsigned*>(to) = tap[0] | tap[1] << 8 | tap[2] << 16 | tap[3] << 24;
 }
 
-// As `gradient_of_pixel`, without dilation. `rows` and `columns` are the windows over the place
-// (down, right), counted with the padding.
+// As `gradient_of_pixel`, without dilation. (down, right) is the pixel's place, counted with the
+// padding; `last_i` is the last window above it, which is the same for a whole row.
 __device__ __forceinline__ Quad gradient_of_pixel(const PoolShape& shape, const float* grad,
-                                                  const unsigned char* taps, int n, int c,
-                                                  Range rows, int down, Range columns, int right) {
+                                                  const unsigned char* taps, int n, int last_i,
+                                                  int down, int right, int c) {
+  const int last_j = last_window(right, shape.stride_w, shape.Wo);
+  const int last_r = down - last_i * shape.stride_h, last_s = right - last_j * shape.stride_w;
   Quad sum = {};
-  for (int i = rows.first; i < rows.stop; ++i) {
-    for (int j = columns.first; j < columns.stop; ++j) {
-      const int window = ((n * shape.Ho + i) * shape.Wo + j) * shape.C + c;
-      const int tap = (down - i * shape.stride_h) * shape.S + right - j * shape.stride_w;
+  for (int i = last_i, r = last_r; i >= 0 && r < shape.R; --i, r += shape.stride_h) {
+    const int row = (n * shape.Ho + i) * shape.Wo;
+    for (int j = last_j, s = last_s; j >= 0 && s < shape.S; --j, s += shape.stride_w) {
+      const int window = (row + j) * shape.C + c, tap = r * shape.S + s;
       const unsigned winners = *reinterpret_cast<const unsigned*>(taps + window);
       const Quad slope = load(grad + window);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if ((winners >> 8 * e & 255) == tap) sum.of[e] += slope.of[e];
+        if ((winners >> 8 * e & 255) == tap) sum.at[e] += slope.at[e];
       }
     }
   }

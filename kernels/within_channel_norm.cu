@@ -44,7 +44,7 @@ __device__ __forceinline__ void for_pixels_around(const Images& images, int n, i
   }
 }
 
-// --- v1: one thread a value -----------------------------------------------------------------------
+// --- v1: one thread a value ----------------------------------------------------------------------
 
 // The sum over the window around value `index` of `values`, or of their squares.
 template <bool SQUARES, typename T>
@@ -124,7 +124,7 @@ within_channel_grad_double(const double* products, const double* x, double* dx, 
   within_channel_grad(products, x, dx, size, factor, images);
 }
 
-// --- v2: four channels a thread, one row of an image a block --------------------------------------
+// --- v2: four channels a thread, one row of an image a block -------------------------------------
 //
 // threadIdx.x counts the quads of a pixel, threadIdx.y the pixels of the row.
 
@@ -140,7 +140,7 @@ __device__ __forceinline__ void for_quads_of_row(const float* values, const Imag
       for_pixels_around(images, n, h, w, size, [&](int pixel) {
         const Quad value = load(values + pixel * images.C + c);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sum.of[e] += SQUARES ? value.of[e] * value.of[e] : value.of[e];
+        for (int e = 0; e < 4; ++e) sum.at[e] += SQUARES ? value.at[e] * value.at[e] : value.at[e];
       });
       work((blockIdx.x * images.W + w) * images.C + c, sum);
     }
@@ -153,7 +153,7 @@ within_channel_norm_quads(const float* __restrict__ x, float* __restrict__ y, in
   for_quads_of_row<true>(x, images, size, [&](int index, const Quad& sum) {
     Quad value = load(x + index);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) value.of[e] *= powers(k + ratio * sum.of[e], beta).value;
+    for (int e = 0; e < 4; ++e) value.at[e] *= powers(k + ratio * sum.at[e], beta).value;
     store(y + index, value);
   });
 }
@@ -167,9 +167,9 @@ within_channel_products_quads(const float* __restrict__ grad, const float* __res
     Quad slope = load(grad + index), product;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const Powers<float> p = powers(k + ratio * sum.of[e], beta);
-      product.of[e] = slope.of[e] * value.of[e] * p.slope;
-      slope.of[e] *= p.value;
+      const Powers<float> p = powers(k + ratio * sum.at[e], beta);
+      product.at[e] = slope.at[e] * value.at[e] * p.slope;
+      slope.at[e] *= p.value;
     }
     store(products + index, product);
     store(dx + index, slope);
@@ -183,7 +183,7 @@ within_channel_grad_quads(const float* __restrict__ products, const float* __res
     const Quad value = load(x + index);
     Quad slope = load(dx + index);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) slope.of[e] -= factor * value.of[e] * sum.of[e];
+    for (int e = 0; e < 4; ++e) slope.at[e] -= factor * value.at[e] * sum.at[e];
     store(dx + index, slope);
   });
 }

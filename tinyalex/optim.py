@@ -114,7 +114,7 @@ class SGD:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         by_device: dict[str, list[Update]] = {}
-        for update in self._updates():
+        for update in self.updates():
             by_device.setdefault(device_of(update[0]), []).append(update)
         for device, updates in by_device.items():
             kernels = backends.of(updates[0][0])
@@ -125,8 +125,12 @@ class SGD:
                 for update in updates:
                     kernels.sgd_step(*update)
 
-    def _updates(self) -> Iterator[Update]:
-        """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient."""
+    def updates(self) -> Iterator[Update]:
+        """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient.
+
+        Velocities that are missing begin here, with zeros. Raises ValueError for a gradient or a
+        velocity that does not fit its parameter.
+        """
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None:
                 continue

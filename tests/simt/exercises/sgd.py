@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracles
+import pytest
 from helpers import LAYOUTS, assert_close, normal
 
 from simt.exercises import exercise, to_device, to_host
@@ -100,6 +101,16 @@ def parameters_and_gradients_of_any_layout(rng):
             device = (w, strided(arrays[1], grad_layout), v)
             sgd.sgd_step(*device, 0.1, *options)
             check(device, arrays, 0.1, options)
+
+
+@exercise("sgd.cu")
+def a_table_is_for_parameters_of_one_kind(rng):
+    (w, v), other = (to_device(np.ones(5, np.float32)) for _ in range(2)), to_device(np.ones(5))
+    table = StepTable([Piece(w, w, v, 0.1, *OPTIONS[1])])
+    shorter = w[:4]
+    for piece in ((w, other, v), (other, other, other), (shorter, shorter, shorter)):
+        with pytest.raises(ValueError, match=r"made for float32 parameters of \[5\]"):
+            table.fill([Piece(*piece, 0.1, *OPTIONS[1])])
 
 
 @exercise("sgd.cu")

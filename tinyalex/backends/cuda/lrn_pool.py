@@ -6,24 +6,22 @@ are left to the two kernels that these fuse.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyalex.backends.cuda import lrn, pool
+from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.device import cupy
-from tinyalex.backends.cuda.launch import MOST_STATIC_SHARED, launch, type_name
+from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import THREADS, PoolShape, one_thread_each, quads_by_pixels
 from tinyalex.backends.geometry import Pair
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
 FILE = "norm_pool.cu"
-TILE = 4  # windows along each side of a block's tile
-SLICE = 32  # quads of channels that a block takes at most: 512 neighbouring bytes
-SUM_CHANNELS, SUM_ROWS = 32, 8  # the block of sum_of_rows
-# A block of sum_of_rows adds up this many rows or more, until at most MOST_PARTS are left for one.
-ROWS_A_BLOCK, MOST_PARTS = 64, 256
+TILE_BYTES = 40 << 10  # of shared memory for a block's tile: five blocks a multiprocessor
+SLICE = 8  # quads of channels that a block takes, as in the CUDA source
 
 
 def _in_quads(x: Array, groups: int, kernel_size: Pair) -> bool:
@@ -93,13 +91,14 @@ def norm_max_pool2d_quads(
     """`norm_max_pool2d`, version 2: a tile of windows a block, normalised in shared memory."""
     shape = PoolShape.of(x.shape, output_size, kernel_size, stride, padding)
     y, taps = _outputs(x, output_size)
-    (height, width), quads, pixels = _tile(shape)
-    slices = -(-shape.C // (4 * quads))
-    tiles = shape.N * -(-shape.Ho // height) * -(-shape.Wo // width)
-    block = quads, min(THREADS // quads, pixels)
+    tile = _tile(shape)
+    slices = -(-shape.C // (4 * SLICE))
+    tiles = shape.N * -(-shape.Ho // tile.windows_h) * -(-shape.Wo // tile.windows_w)
+    block = SLICE, min(THREADS // SLICE, tile.columns)
     numbers = shape.C // groups, size, alpha / size, beta, k
-    arguments = channels_last(x), y, taps, *numbers, height, width, shape
-    launch(FILE, "norm_max_pool_quads", (tiles * slices,), block, arguments, 16 * pixels * quads)
+    arguments = channels_last(x), y, taps, *numbers, tile.windows_h, tile.windows_w, shape
+    shared_bytes = 16 * tile.rows * tile.columns * SLICE
+    launch(FILE, "norm_max_pool_quads", (tiles * slices,), block, arguments, shared_bytes)
     return as_nchw(y), as_nchw(taps)
 
 
@@ -108,24 +107,32 @@ def _outputs(x: Array, output_size: Pair) -> tuple[Array, Array]:
     return y, cupy().empty(y.shape, np.uint8)
 
 
-def _tile(shape: PoolShape) -> tuple[Pair, int, int]:
-    """Return a block's tile of windows, its quads of channels, and the pixels under the tile: as
-    large as static shared memory could hold, of which two or more blocks fit on a multiprocessor.
+class _Tile(NamedTuple):
+    """The windows that a block pools, and the pixels under them."""
+
+    windows_h: int
+    windows_w: int
+    rows: int
+    columns: int
+
+
+def _tile(shape: PoolShape) -> _Tile:
+    """Return tiles as wide as a block has threads for, and as high as `TILE_BYTES` let them be,
+    but evenly spread over the image.
     """
-    quads = shape.C // 4
-    quads = -(-quads // -(-quads // SLICE))  # slices of equal size
-    height, width = TILE, TILE
-    while True:
-        rows = (height - 1) * shape.stride_h + shape.R
-        pixels = rows * ((width - 1) * shape.stride_w + shape.S)
-        if 16 * pixels * quads <= MOST_STATIC_SHARED:
-            return (height, width), quads, pixels
-        if height * width == 1:
-            quads = -(-quads // 2)
-        elif height < width:
-            width //= 2
-        else:
-            height //= 2
+    columns = min(THREADS // SLICE, TILE_BYTES // (16 * SLICE * shape.R))
+    windows_w = _even(shape.Wo, max(0, columns - shape.S) // shape.stride_w + 1)
+    columns = (windows_w - 1) * shape.stride_w + shape.S
+    rows = TILE_BYTES // (16 * SLICE * columns)
+    windows_h = _even(shape.Ho, (rows - shape.R) // shape.stride_h + 1)
+    rows = (windows_h - 1) * shape.stride_h + shape.R
+    return _Tile(windows_h, windows_w, rows, columns)
+
+
+def _even(count: int, most: int) -> int:
+    """Return the size of parts of ``count``, at most ``most``, of which all are equally large."""
+    parts = -(-count // most)
+    return -(-count // parts)
 
 
 def norm_max_pool2d_input_grad(
@@ -247,29 +254,13 @@ def norm_max_pool2d_relu_bias_grad_quads(
     block = quads_by_pixels(shape.C // 4, shape.W)
     arguments = slopes, winners, images, dx, sums, *numbers, shape
     launch(FILE, "norm_max_pool_relu_grad_quads", (rows,), block, arguments)
-    return as_nchw(dx), _sum_of_rows(sums)
+    return as_nchw(dx), bias_grad(sums)
 
 
 def _relu_bias_grad_in_steps(
     grad: Array, taps: Array, x: Array, *options: Any
 ) -> tuple[Array, Array]:
     """Do what the fused kernel does, one after the other."""
-    images = channels_last(x)
     dx = channels_last(norm_max_pool2d_input_grad(grad, taps, x, *options))
-    dx = cupy().where(images <= 0, dx.dtype.type(0), dx)  # written so that NaN lets it through
-    return as_nchw(dx), _sum_of_rows(dx.reshape(-1, x.shape[1]))
-
-
-def _sum_of_rows(values: Array) -> Array:
-    """Return the sum of the rows of ``values`` [rows, C]: first in parts, then of the parts."""
-    rows, C = values.shape
-    across = -(-C // SUM_CHANNELS)
-    while True:
-        parts = min(rows // ROWS_A_BLOCK, MOST_PARTS) if rows > MOST_PARTS else 1
-        sums = cupy().empty((parts, C), values.dtype)
-        entry = f"sum_of_rows_{type_name(values.dtype)}"
-        arguments = values, sums, rows, -(-rows // parts), C
-        launch(FILE, entry, (across, parts), (SUM_CHANNELS, SUM_ROWS), arguments)
-        if parts == 1:
-            return sums[0]
-        values, rows = sums, parts
+    masked, bias = relu_bias_grad(dx, channels_last(x))
+    return as_nchw(masked), bias
