@@ -33,10 +33,10 @@ __device__ __forceinline__ void forward(const float* x, const float* weight, flo
   MatrixRows<SIDE> columns(weight, group * filters, depth, filter, filters, first * DEPTH);
   Sums<SIDE> sums = {};
   sum_products<Precision, SIDE>(sums, rows, columns, rounds);
-  add_bias_and_rectify<SIDE>(sums, bias ? bias + group * filters : nullptr, filter, filters,
-                             relu != 0);
+  const int row = pixel + warp_row<SIDE>(), column = filter + warp_column<SIDE>();
+  add_bias_and_rectify(sums, bias ? bias + group * filters : nullptr, column, filters, relu != 0);
   float* part = y + blockIdx.z * (pixels * shape.K) + group * filters;
-  store_tile<SIDE>(sums, part, shape.K, pixel, pixels, filter, filters);
+  store_tile<16>(sums, part, shape.K, row, pixels, column, filters);
 }
 
 // x [N,H,W,C], weight [K,R,S,C/groups], bias [K] or null, y [parts,N,Ho,Wo,K]; relu is 0 or 1.

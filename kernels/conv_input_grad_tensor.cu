@@ -28,7 +28,8 @@ __device__ __forceinline__ void input_grad(const float* dy, const float* weight,
   Sums<SIDE> sums = {};
   sum_products<Precision, SIDE>(sums, rows, columns, rounds);
   float* part = dx + blockIdx.z * (pixels * shape.C) + group * channels;
-  store_tile<SIDE>(sums, part, shape.C, pixel, pixels, channel, channels);
+  store_tile<16>(sums, part, shape.C, pixel + warp_row<SIDE>(), pixels,
+                 channel + warp_column<SIDE>(), channels);
 }
 
 // dy [N,Ho,Wo,K], weight [K,R,S,C/groups], dx [parts,N,H,W,C]. K / groups and C / groups are

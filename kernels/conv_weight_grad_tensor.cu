@@ -29,7 +29,8 @@ __device__ __forceinline__ void weight_grad(const float* dy, const float* x, flo
   Sums<SIDE> sums = {};
   sum_products<Precision, SIDE>(sums, rows, columns, rounds);
   float* part = dweight + blockIdx.z * (shape.K * width) + group * filters * width;
-  store_tile<SIDE>(sums, part, width, filter, filters, column, width);
+  store_tile<16>(sums, part, width, filter + warp_row<SIDE>(), filters,
+                 column + warp_column<SIDE>(), width);
 }
 
 // dy [N,Ho,Wo,K], x [N,H,W,C], dweight [parts,K,R,S,C/groups]. K / groups and C / groups are

@@ -2,6 +2,9 @@
 //
 // A GPU reaches its memory's full rate only with enough bytes under way. With 16 bytes an
 // instruction (four floats) it takes a quarter of the instructions that single floats take.
+//
+// Four doubles take two such instructions, each of which asks for half of every sector of 32 bytes:
+// not quite as good, but double precision is here to check gradients with, not to train fast.
 #pragma once
 
 template <class T>

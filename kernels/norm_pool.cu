@@ -13,9 +13,10 @@
 // y 27 x 27 x 96, 35.8 MB; taps one byte each, 9.0 MB):
 //
 //   forward:   x read, y and taps written:           148.7 + 35.8 + 9.0         = 193.5 MB
-//              apart (norm, then pool):              2 * 148.7 + 193.5          = 490.9 MB
+//              apart (norm, then pool):              297.4 + 193.5              = 490.9 MB
 //   gradient:  x, dy and taps read, dx written:      2 * 148.7 + 35.8 + 9.0     = 342.2 MB
-//              apart (pool, norm, ReLU, bias: 193.5 + 446.1 + 446.1 + 148.7)    = 1234 MB
+//              apart (pool, norm, ReLU with bias):   193.5 + 446.1 + 446.1      = 1085.7 MB
+//              The bias costs 128 * 55 rows of 96 partial sums more, 2.7 MB.
 //
 // Layer 2 (x 27 x 27 x 256, 95.6 MB; y 13 x 13 x 256, 22.2 MB; taps 5.5 MB): 123.2 MB forward,
 // 218.8 MB for the gradient. At the 3.35 TB/s of an H100's data sheet layer 1 takes 58 us and
@@ -86,14 +87,15 @@ norm_max_pool_grad_float(const float* grad, const unsigned char* taps, const flo
   norm_max_pool_grad(grad, taps, x, dx, Norm<float>{width, size, ratio, beta, k}, shape);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Asked for no more than 4 blocks a multiprocessor, the compiler keeps everything in registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 norm_max_pool_grad_double(const double* grad, const unsigned char* taps, const double* x,
                           double* dx, int width, int size, double ratio, double beta, double k,
                           PoolShape shape) {
   norm_max_pool_grad(grad, taps, x, dx, Norm<double>{width, size, ratio, beta, k}, shape);
 }
 
-// --- v2, forward: a tile of windows a block -------------------------------------------------------
+// --- v2, forward: a tile of windows a block ------------------------------------------------------
 //
 // A block has `tile_h` x `tile_w` windows, and a slice of eight quads of the channels, of which
 // threadIdx.x is one. Eight times 16 bytes are a line of the cache, and one access to all banks of
@@ -145,9 +147,9 @@ norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
 
   const int rows_at_once = blockDim.y / windows_w;
   const int j = left_window + threadIdx.y % windows_w;
-  const int first = threadIdx.y < rows_at_once * windows_w ? threadIdx.y / windows_w : windows_h;
+  if (threadIdx.y >= rows_at_once * windows_w) return;  // too few are left for one more row
   const Range across = taps_inside(j * shape.stride_w - shape.left, 1, shape.S, shape.W);
-  for (int row = first; row < windows_h && c < shape.C; row += rows_at_once) {
+  for (int row = threadIdx.y / windows_w; row < windows_h && c < shape.C; row += rows_at_once) {
     const int i = top_window + row;
     const Range down = taps_inside(i * shape.stride_h - shape.top, 1, shape.R, shape.H);
     const QuadWinner winner = max_of_window(shape, i, j, down, across, [&](int h, int w) {

@@ -40,7 +40,7 @@ template <int WIDTH>
 __device__ __forceinline__ void fetch(float* to, const float* array, int index, bool inside) {
   if (WIDTH == 4) {
     const Quad quad = inside ? load(array + index) : Quad{};
-    for (int e = 0; e < 4; ++e) to[e] = quad.of[e];
+    for (int e = 0; e < 4; ++e) to[e] = quad.at[e];
   } else {
     to[0] = inside ? array[index] : 0.0f;
   }

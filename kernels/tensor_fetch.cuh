@@ -9,49 +9,13 @@
 //   PixelColumns   [channels, pixels]           an ordinary matrix, transposed         dweight
 //   WindowColumns  [(r, s, channel), windows]   pixels under windows, transposed       dweight
 //
-// The first two lie K_INSIDE, the others K_OUTSIDE. A thread copies groups of 4 floats: always at
-// the same place across a line of the tile (so that neighbouring threads copy neighbouring groups),
-// in several lines. Its place along the reduction is worked out once and then moved on: division is
-// slow. `group` is the group's first channel or filter in an array of all groups.
+// The first two lie K_INSIDE (or K_SWIZZLED), the others K_OUTSIDE. A thread copies groups of 4
+// floats: always at the same place across a line of the tile (so that neighbouring threads copy
+// neighbouring groups), in several lines. `group` is the group's first channel or filter, among
+// those of all groups.
 #pragma once
-#include "convolution.cuh"
 #include "tensor_tile.cuh"
-
-// Windows over images [N, height, width, channels]: with its tap (r, s), window (n, i, j) meets the
-// pixel ((i * stride + first + r * step) / divide, the same along j); none if that leaves a
-// remainder or the image. The forward pass looks at x like that, with divide = 1. The gradient of x
-// looks at dy like that, with stride 1 and step < 0: line h of x was met by line
-// (h + top - r * dilation) / stride of y. (With stride 2, three quarters of its products are with
-// zeros: correct, but wasteful.)
-struct Windows {
-  int height, width, channels, inner;  // of the images; channels that one window meets: a group's
-  int R, S;
-  int rows, columns;  // windows of an image
-  int stride_h, stride_w, first_h, first_w, step_h, step_w, divide_h, divide_w;
-};
-
-__device__ __forceinline__ Windows windows_of_y(const ConvShape& s) {
-  return {s.H,        s.W,        s.C,    s.C / s.groups, s.R,          s.S,          s.Ho, s.Wo,
-          s.stride_h, s.stride_w, -s.top, -s.left,        s.dilation_h, s.dilation_w, 1,    1};
-}
-
-__device__ __forceinline__ Windows windows_of_dx(const ConvShape& s) {
-  return {s.Ho, s.Wo, s.K,   s.K / s.groups, s.R,           s.S,           s.H,        s.W,
-          1,    1,    s.top, s.left,         -s.dilation_h, -s.dilation_w, s.stride_h, s.stride_w};
-}
-
-// Divide in place; false if a remainder is left.
-__device__ __forceinline__ bool divides(int divide, int& position) {
-  int quotient = position / divide;
-  bool whole = quotient * divide == position;
-  position = quotient;
-  return whole;
-}
-
-// 0 <= value < size in one comparison: a negative number without its sign is a huge one.
-__device__ __forceinline__ bool inside(int value, int size) {
-  return static_cast<unsigned>(value) < static_cast<unsigned>(size);
-}
+#include "tensor_windows.cuh"
 
 // Copy 4 floats at `index`, or zeros. Indices are unsigned: where nothing is there, they may wrap.
 __device__ __forceinline__ void copy_group(float* place, const float* array, unsigned index,
@@ -66,35 +30,10 @@ __device__ __forceinline__ void copy_pixel(float* place, const float* images,
   copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there);
 }
 
-// A number's digits in a base that is not the same for each of them: (high * middles + middle) *
-// lows + low. Divisions are slow: places along the reduction are taken apart once, then added to.
-struct Digits {
-  int high, middle, low;
-
-  static __device__ __forceinline__ Digits of(int number, int middles, int lows) {
-    int upper = number / lows, high = upper / middles;
-    return {high, upper - high * middles, number - upper * lows};
-  }
-
-  __device__ __forceinline__ void add(const Digits& step, int middles, int lows) {
-    low += step.low;
-    middle += step.middle;
-    high += step.high;
-    if (low >= lows) {
-      low -= lows;
-      ++middle;
-    }
-    if (middle >= middles) {
-      middle -= middles;
-      ++high;
-    }
-  }
-};
-
-// K_INSIDE: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
-template <int SIDE>
+// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
+template <int SIDE, Layout L = K_INSIDE>
 struct AlongK {
-  static constexpr Layout LAYOUT = K_INSIDE;
+  static constexpr Layout LAYOUT = L;
   static constexpr int LINES = TENSOR_THREADS / 8, VISITS = SIDE / LINES;
   const int row = threadIdx.x / 8, k = threadIdx.x % 8 * 4;  // in the tile
 
@@ -124,13 +63,11 @@ struct AlongRows {
   }
 };
 
-constexpr int NOWHERE = -(1 << 30);  // a line of pixels outside of any image, whatever tap is added
-
 // Which window a row of the tile is, is worked out once, a row a thread, and kept in shared memory:
 // in registers it would be in the way of the sums.
-template <int SIDE>
-struct WindowRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
+template <int SIDE, Layout L = K_INSIDE>
+struct WindowRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* images;
   Windows windows;
@@ -183,9 +120,9 @@ struct WindowRows : AlongK<SIDE> {
   }
 };
 
-template <int SIDE>
-struct MatrixRows : AlongK<SIDE> {
-  using Lines = AlongK<SIDE>;
+template <int SIDE, Layout L = K_INSIDE>
+struct MatrixRows : AlongK<SIDE, L> {
+  using Lines = AlongK<SIDE, L>;
 
   const float* matrix;
   int row, rows, k, length;

@@ -32,7 +32,7 @@ struct Tf32 {
   }
 };
 
-// x = big + small + less than 2^-21 x. Of the four products, small * small is left out: it is as
+// x = big + small + at most 2^-22 x. Of the four products, small * small is left out: it is as
 // small as what was cut off. The small ones are added first, lest each be rounded to a large sum.
 // An infinity becomes NaN (infinity - infinity), as does a float that TF32 rounds to infinity.
 struct Tf32x3 {

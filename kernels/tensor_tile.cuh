@@ -29,15 +29,16 @@ constexpr int STAGES = SIDE == 128 ? 3 : 4;
 //
 //   K_INSIDE, lines of 36: eight rows of a piece (ldmatrix) begin 4 banks apart and are 4 wide;
 //   K_OUTSIDE, lines of SIDE + 8: lane (g, t) reads bank 8 t + g.
-enum Layout { K_INSIDE, K_OUTSIDE };
-
-template <int SIDE, Layout LAYOUT>
-constexpr int LINE = LAYOUT == K_INSIDE ? DEPTH + 4 : SIDE + 8;
+//
+// Or K_SWIZZLED, as Hopper's own instructions want it: lines of 32 without a gap, in which the
+// number of the row, modulo 8, exchanges groups of 4 floats.
+enum Layout { K_INSIDE, K_OUTSIDE, K_SWIZZLED };
 
 template <int SIDE, Layout LAYOUT>
 __device__ __forceinline__ int place_in_tile(int row, int k) {
-  constexpr int STEP = LINE<SIDE, LAYOUT>;
-  return LAYOUT == K_INSIDE ? row * STEP + k : k * STEP + row;
+  if (LAYOUT == K_INSIDE) return row * (DEPTH + 4) + k;
+  if (LAYOUT == K_OUTSIDE) return k * (SIDE + 8) + row;
+  return row * DEPTH + (k ^ (row % 8 * 4));
 }
 
 // Floats of a tile in the larger layout; and of the whole dynamic shared memory, as the host has to
@@ -46,7 +47,7 @@ template <int SIDE>
 constexpr int TILE = SIDE * (DEPTH + 4);
 
 __device__ __forceinline__ float* shared_memory() {
-  extern __shared__ __align__(128) float memory[];
+  extern __shared__ __align__(1024) float memory[];  // K_SWIZZLED counts on it
   return memory;
 }
 
@@ -179,19 +180,22 @@ __device__ __forceinline__ void sum_products(Sums<SIDE>& sums, Rows& rows, Colum
   }
 }
 
-// y = ReLU(sum + bias), where `bias` is null or has a number for each of `columns` columns.
-template <int SIDE>
-__device__ __forceinline__ void add_bias_and_rectify(Sums<SIDE>& sums, const float* bias,
+// The result. A lane has fragments of 16 x 8: [m][n] is at row ROW_STEP m and column 8 n from where
+// its warp begins, (`row`, `column`); the lane itself has two neighbours in row g and two in g + 8.
+
+// sum = ReLU(sum + bias), where `bias` is null or has a number for each of `columns` columns.
+template <int M, int N>
+__device__ __forceinline__ void add_bias_and_rectify(float (&sums)[M][N][4], const float* bias,
                                                      int column, int columns, bool rectify) {
-  column += warp_column<SIDE>() + threadIdx.x % 4 * 2;
+  column += threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int n = 0; n < SIDE / 16; ++n)
+  for (int n = 0; n < N; ++n)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int c = column + 8 * n + i;
       const float b = bias && c < columns ? bias[c] : 0.f;
 #pragma unroll
-      for (int half = 0; half < SIDE / 16; ++half) {
+      for (int half = 0; half < 2 * M; ++half) {
         float& sum = sums[half / 2][n][half % 2 * 2 + i];
         sum += b;
         if (rectify && sum < 0) sum = 0;  // not so a NaN
@@ -199,22 +203,21 @@ __device__ __forceinline__ void add_bias_and_rectify(Sums<SIDE>& sums, const flo
     }
 }
 
-// Write the tile at (row, column) of a matrix of rows x columns whose lines begin `pitch` floats
-// apart: two neighbours at once where all addresses allow it, and nothing beyond the matrix.
-template <int SIDE>
-__device__ __forceinline__ void store_tile(const Sums<SIDE>& sums, float* matrix, int pitch,
+// Write them to a matrix of rows x columns whose lines begin `pitch` floats apart: two neighbours
+// at once where all addresses allow it, and nothing beyond the matrix.
+template <int ROW_STEP, int M, int N>
+__device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], float* matrix, int pitch,
                                            int row, int rows, int column, int columns) {
-  const int lane = threadIdx.x % 32;
   const bool in_pairs = columns % 2 == 0 && pitch % 2 == 0;
-  row += warp_row<SIDE>() + lane / 4;
-  column += warp_column<SIDE>() + lane % 4 * 2;
+  row += threadIdx.x % 32 / 4;
+  column += threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int half = 0; half < SIDE / 16; ++half) {
-    const int r = row + 8 * half;
+  for (int half = 0; half < 2 * M; ++half) {
+    const int r = row + half / 2 * ROW_STEP + half % 2 * 8;
     if (r >= rows) break;
     float* line = matrix + (r * pitch + column);
 #pragma unroll
-    for (int n = 0; n < SIDE / 16; ++n) {
+    for (int n = 0; n < N; ++n) {
       const float* pair = sums[half / 2][n] + half % 2 * 2;
       const int there = columns - column - 8 * n;
       float* place = line + 8 * n;

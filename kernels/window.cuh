@@ -32,8 +32,8 @@ __device__ __forceinline__ Range taps_inside(int start, int dilation, int taps, 
 
 // The last window of one axis that begins at or before a place, which is counted from the padding's
 // beginning. The windows that hold the place are this one and those before it that reach so far.
-__device__ __forceinline__ int last_window(int place, int stride, int windows) {
-  return min(windows - 1, place / stride);
+__device__ __forceinline__ int last_window(unsigned place, unsigned stride, int windows) {
+  return min(windows - 1, static_cast<int>(place / stride));  // unsigned divisions are shorter
 }
 
 // Whether a value takes the window from the best so far: only a larger one does, so that the first
@@ -66,7 +66,7 @@ __device__ Winner<T> max_of_window(const PoolShape& shape, int i, int j, Value v
   return {best.value, max(best.tap, 0)};
 }
 
-// The gradient of pixel (h, w) of image n: the sum over the windows that it won, the last one first.
+// The gradient of pixel (h, w) of image n: the sum over the windows that it won, the last first.
 template <typename T, typename Tap>
 __device__ T gradient_of_pixel(const PoolShape& shape, const T* grad, const Tap* taps, int n, int h,
                                int w, int c) {

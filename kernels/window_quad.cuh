@@ -43,11 +43,12 @@ __device__ __forceinline__ Quad gradient_of_pixel(const PoolShape& shape, const 
                                                   const unsigned char* taps, int n, int last_i,
                                                   int down, int right, int c) {
   const int last_j = last_window(right, shape.stride_w, shape.Wo);
+  const int last_r = down - last_i * shape.stride_h, last_s = right - last_j * shape.stride_w;
   Quad sum = {};
-  for (int i = last_i; i >= 0 && down - i * shape.stride_h < shape.R; --i) {
-    for (int j = last_j; j >= 0 && right - j * shape.stride_w < shape.S; --j) {
-      const int tap = (down - i * shape.stride_h) * shape.S + right - j * shape.stride_w;
-      const int window = ((n * shape.Ho + i) * shape.Wo + j) * shape.C + c;
+  for (int i = last_i, r = last_r; i >= 0 && r < shape.R; --i, r += shape.stride_h) {
+    const int row = (n * shape.Ho + i) * shape.Wo;
+    for (int j = last_j, s = last_s; j >= 0 && s < shape.S; --j, s += shape.stride_w) {
+      const int window = (row + j) * shape.C + c, tap = r * shape.S + s;
       const unsigned winners = *reinterpret_cast<const unsigned*>(taps + window);
       const Quad slope = load(grad + window);
 #pragma unroll

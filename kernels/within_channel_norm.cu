@@ -44,7 +44,7 @@ __device__ __forceinline__ void for_pixels_around(const Images& images, int n, i
   }
 }
 
-// --- v1: one thread a value -----------------------------------------------------------------------
+// --- v1: one thread a value ----------------------------------------------------------------------
 
 // The sum over the window around value `index` of `values`, or of their squares.
 template <bool SQUARES, typename T>
@@ -124,7 +124,7 @@ within_channel_grad_double(const double* products, const double* x, double* dx, 
   within_channel_grad(products, x, dx, size, factor, images);
 }
 
-// --- v2: four channels a thread, one row of an image a block --------------------------------------
+// --- v2: four channels a thread, one row of an image a block -------------------------------------
 //
 // threadIdx.x counts the quads of a pixel, threadIdx.y the pixels of the row.
 

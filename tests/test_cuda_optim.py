@@ -54,6 +54,12 @@ def test_steps_are_those_on_the_cpu(cuda, arrays, dtype, devices, options):
         assert_close(ours, theirs, 1e-6 if dtype == np.float32 else 1e-12)
 
 
+def test_steps_on_another_device_than_the_current_one(standin, arrays, dtype):
+    wanted = train(["cpu"] * 4, arrays, **OPTIONS[0])
+    for ours, theirs in zip(train(["cuda:1"] * 4, arrays, **OPTIONS[0]), wanted, strict=True):
+        assert_close(ours, theirs, 1e-6 if dtype == np.float32 else 1e-12)
+
+
 def test_all_parameters_take_one_launch(cuda, arrays, monkeypatch):
     from tinyalex.backends.cuda import sgd
 

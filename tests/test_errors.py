@@ -144,6 +144,13 @@ ERRORS = [
         "cross_entropy rows", lambda: F.cross_entropy(t(2, 5), np.zeros(3, int)), ValueError, "3"
     ),
     error(
+        "cross_entropy no classes",
+        lambda: F.cross_entropy(t(2, 0), np.array([0, 0])),
+        ValueError,
+        "class",
+        "(2, 0)",
+    ),
+    error(
         "cross_entropy class too large",
         lambda: F.cross_entropy(t(2, 5), np.array([0, 5])),
         ValueError,

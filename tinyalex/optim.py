@@ -126,7 +126,11 @@ class SGD:
                     kernels.sgd_step(*update)
 
     def updates(self) -> Iterator[Update]:
-        """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient."""
+        """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient.
+
+        Velocities that are missing begin here, with zeros. Raises ValueError for a gradient or a
+        velocity that does not fit its parameter.
+        """
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None:
                 continue

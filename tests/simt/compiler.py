@@ -113,7 +113,10 @@ def default_folder() -> Path:
 
 
 def _run(*command, text=None):
-    result = subprocess.run(["g++", *map(str, command)], input=text, capture_output=True, text=True)
+    command = ["g++", *map(str, command)]
+    # The compiler itself need not run under a sanitizer that this process was started with.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    result = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if result.returncode != 0:
         raise CompileError(result.stderr)
 

@@ -23,7 +23,10 @@ class OutOfMemoryError(MemoryError):
 class Device:
     """A device: a number, attributes, and a context in which it is the current one."""
 
-    attributes = {"MultiProcessorCount": 4}  # noqa: RUF012
+    attributes = {  # noqa: RUF012
+        "MultiProcessorCount": 4,
+        "MaxSharedMemoryPerBlockOptin": 227 << 10,
+    }
     compute_capability = "90"
     mem_info = (60 << 30, 80 << 30)
 

@@ -71,7 +71,6 @@ void begin_block(const uint3& index) {
     fiber.groups.clear();
     fiber.open.clear();
     SIMT_IF_ADDRESS(__asan_unpoison_memory_region(fiber.stack, STACK);)
-    SIMT_IF_THREAD(fiber.sanitizer = __tsan_create_fiber(0);)
     prepare(fiber.context, fiber.stack, fiber_main);
   }
   for (size_t w = 0; w < warps.size(); ++w) {
@@ -79,6 +78,14 @@ void begin_block(const uint3& index) {
     warps[w].live = lanes >= WARP ? ~0u : (1u << lanes) - 1;
     warps[w].groups.clear();
   }
+}
+
+// ThreadSanitizer still has what the threads were doing when a launch failed: forget it.
+void forget_fibers() {
+  SIMT_IF_THREAD(for (Fiber& fiber : fibers) {
+    if (fiber.sanitizer != nullptr) __tsan_destroy_fiber(fiber.sanitizer);
+    fiber.sanitizer = nullptr;
+  })
 }
 
 // Let a thread go on, if it can.
@@ -129,8 +136,7 @@ void run_block(const uint3& index) {
     }
     if (!any && !failed) report_deadlock(index);
   }
-  SIMT_IF_THREAD(__tsan_acquire(&block_ends);
-                 for (int i = 0; i < threads; ++i) __tsan_destroy_fiber(fibers[i].sanitizer);)
+  SIMT_IF_THREAD(__tsan_acquire(&block_ends);)
   SIMT_IF_TRACE(trace::end_block();)
 }
 
@@ -145,6 +151,7 @@ const char* begin_launch(int max_threads) {
   for (Fiber& fiber : fibers) {
     if (fiber.stack == nullptr) fiber.stack = new_stack();
     if (fiber.stack == nullptr) return "no memory for the stacks of its threads";
+    SIMT_IF_THREAD(if (fiber.sanitizer == nullptr) fiber.sanitizer = __tsan_create_fiber(0);)
   }
   warps.resize((threads + WARP - 1) / WARP);
   for (Warp& warp : warps) warp.groups.reserve(MAX_GROUPS);
@@ -207,7 +214,10 @@ const char* run(const Launch& wanted, int max_threads, void (*function)(void*), 
     for (index.y = 0; index.y < launch.grid[1]; ++index.y)
       for (index.x = 0; index.x < launch.grid[0]; ++index.x) {
         run_block(index);
-        if (failed) return error;
+        if (failed) {
+          forget_fibers();
+          return error;
+        }
       }
   current = nullptr;
   position = nullptr;

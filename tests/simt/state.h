@@ -42,7 +42,7 @@ struct Fiber {   // a CUDA thread
   unsigned seen;          // ...is no longer this one
   std::deque<std::vector<Copy>> groups;   // cp.async: committed
   std::vector<Copy> open;                 // and not yet committed
-  SIMT_IF_THREAD(void* sanitizer;)
+  SIMT_IF_THREAD(void* sanitizer = nullptr;)
 };
 
 struct Block {

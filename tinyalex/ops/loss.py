@@ -43,7 +43,7 @@ class CrossEntropy(Function):
         """Take logits [N, C, ...] or [C]; targets are indices [N, ...] or probabilities."""
         kernels = backends.of(logits)
         usual = target.dtype.kind != "f" and weight is None and reduction != "none"
-        self.in_one_kernel = usual and logits.size > 0 and hasattr(kernels, "cross_entropy")
+        self.in_one_kernel = usual and hasattr(kernels, "cross_entropy")
         if self.in_one_kernel:
             mean = reduction == "mean"
             value, found = kernels.cross_entropy(
@@ -63,6 +63,7 @@ class CrossEntropy(Function):
             total_weight = target.size / classes
             q = target.astype(logits.dtype)
         else:
+            # Signed: ignore_index is negative as a rule.
             target = target.astype(np.int64, copy=False)
             is_class = (target >= 0) & (target < classes)
             index = xp.where(is_class, target, 0)
@@ -119,6 +120,10 @@ def read_options(
         raise ValueError("cross_entropy expects logits [N, C], [C] or [N, C, ...], got a number")
     axis = min(1, logits.ndim - 1)
     classes = logits.shape[axis]
+    if classes == 0:
+        raise ValueError(
+            f"cross_entropy expects at least one class, got logits of shape {logits.shape}"
+        )
     if weight is not None and weight.shape != (classes,):
         raise ValueError(f"weight must have shape ({classes},), one a class, got {weight.shape}")
     if target.dtype.kind == "f":

@@ -7,29 +7,47 @@ import oracles
 from helpers import assert_close, normal
 
 from simt.exercises import exercise, to_device, to_host
-from tinyalex.backends.cuda import linear
+from simt.exercises.conv_chosen import check_rounding
+from tinyalex.backends.cuda.linear import linear, linear_input_grad, linear_weight_grad
 
+TENSOR_CORES = "conv_forward_tensor.cu", "conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu"
 # images, inputs, outputs: the last three are not for tensor cores
 SIZES = ((9, 12, 20), (131, 8, 4), (11, 4, 132), (13, 7, 5), (1, 12, 8), (0, 8, 4))
 
 
-def check(rng, dtype, size, tolerance=None):
-    """Hold the three functions against the oracles."""
+def problem(rng, dtype, size):
+    """Return a function that computes, and what it should."""
     N, inputs, outputs = size
     shapes = (N, inputs), (outputs, inputs), (outputs,), (N, outputs)
-    x, weight, bias, grad = (normal(rng, shape, dtype) for shape in shapes)
-    on_device = [to_device(array) for array in (x, weight, bias, grad)]
-    for actual, expected in (
-        (linear.linear(*on_device[:3]), oracles.linear(x, weight, bias)),
-        (linear.linear(*on_device[:2], None), oracles.linear(x, weight, None)),
-        (linear.linear_input_grad(on_device[3], on_device[1]), grad.astype(float) @ weight),
-        (linear.linear_weight_grad(on_device[3], on_device[0]), grad.astype(float).T @ x),
-    ):
-        assert_close(to_host(actual), expected, tolerance, str(size))
+    host = x, weight, bias, grad = [normal(rng, shape, dtype) for shape in shapes]
+    expected = (
+        oracles.linear(x, weight, bias),
+        oracles.linear(x, weight, None),
+        oracles.linear_input_grad(grad, weight),
+        oracles.linear_weight_grad(grad, x),
+    )
+    x, weight, bias, grad = map(to_device, host)
+
+    def compute():
+        return (
+            linear(x, weight, bias),
+            linear(x, weight, None),
+            linear_input_grad(grad, weight),
+            linear_weight_grad(grad, x),
+        )
+
+    return compute, expected
 
 
-@exercise("conv_forward_tensor.cu", "conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu")
+@exercise(*TENSOR_CORES)
 def all_sizes(rng):
     for size in SIZES:
-        check(rng, np.float32, size)
-        check(rng, np.float64, size)
+        for dtype in (np.float32, np.float64):
+            compute, expected = problem(rng, dtype, size)
+            for actual, wanted in zip(compute(), expected, strict=True):
+                assert_close(to_host(actual), wanted, what=str(size))
+
+
+@exercise(*TENSOR_CORES)
+def linear_as_exact_as_asked_for(rng):
+    check_rounding(*problem(rng, np.float32, (9, 12, 20)))

@@ -116,14 +116,20 @@ def pooled_one_value_a_thread(rng):
 @exercise("norm_pool.cu")
 def pooled_four_channels_a_thread(rng):
     for groups in 1, 2:
-        x = normal(rng, (2, 24, 13, 11), FLOAT)
+        x = normal(rng, (2, 64, 7, 9), FLOAT)
         check_pooled(rng, QUADS_POOL, x, PAPER, groups, OVERLAPPING)
 
 
 @exercise("norm_pool.cu")
 def pooled_in_slices_of_channels(rng):
-    # 37 quads make two slices, the second with an idle thread; a pixel spans more than a warp.
+    # 37 quads: four slices and most of a fifth, and in the gradient more than a warp a pixel.
     check_pooled(rng, QUADS_POOL, normal(rng, (1, 148, 5, 11), FLOAT), PAPER, 1, OVERLAPPING)
+
+
+@exercise("norm_pool.cu")
+def pooled_in_tiles(rng):
+    # 14 x 32 windows, three tiles each way, the last ones not full.
+    check_pooled(rng, QUADS_POOL, normal(rng, (1, 4, 29, 65), FLOAT), PAPER, 1, OVERLAPPING)
 
 
 @exercise("norm_pool.cu")
@@ -156,6 +162,8 @@ def pooled_with_large_windows(rng):
     check_pooled(rng, CHOSEN_POOL, x, PAPER, 1, ((17, 17), (1, 1), (0, 0)))
     x = normal(rng, (1, 128, 12, 11), FLOAT)  # one window's pixels are too many for all channels
     check_pooled(rng, QUADS_POOL, x, PAPER, 1, ((12, 11), (1, 1), (0, 0)))
+    x = normal(rng, (1, 4, 3, 43), FLOAT)  # more columns under a window than threads walk down
+    check_pooled(rng, QUADS_POOL, x, PAPER, 1, ((2, 37), (1, 3), (0, 0)))
 
 
 @exercise("norm_pool.cu")
@@ -195,9 +203,9 @@ def check_relu_bias_grad(rng, x, groups, window):
 
 @exercise("norm_pool.cu")
 def relu_and_bias_before_it(rng):
-    for channels, dtype in ((24, FLOAT), (148, FLOAT), (6, FLOAT), (8, DOUBLE)):
-        x = np.maximum(normal(rng, (2, channels, 7, 9), dtype), 0)
-        check_relu_bias_grad(rng, x, 2, OVERLAPPING)
+    for channels, dtype in ((72, FLOAT), (148, FLOAT), (6, FLOAT), (8, DOUBLE)):
+        x = np.maximum(normal(rng, (2, channels, 5, 7), dtype), 0)
+        check_relu_bias_grad(rng, x, 1 + (channels < 100), OVERLAPPING)
 
 
 @exercise("norm_pool.cu")

@@ -125,7 +125,7 @@ def _tensor_shape(
     """
     if shape.groups == 1:
         shape = shape._replace(C=-(-shape.C // 4) * 4)
-    suits = dtype == np.float32 and shape.N > 0 and conv_tensor.applicable(shape, which)
+    suits = dtype == np.float32 and conv_tensor.applicable(shape, which)
     return shape if suits else None
 
 

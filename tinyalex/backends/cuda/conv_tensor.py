@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.device import cupy, multiprocessors
-from tinyalex.backends.cuda.launch import MOST_ELEMENTS, launch
+from tinyalex.backends.cuda.device import cupy, most_shared_bytes, multiprocessors
+from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.types import Array
 
 Pass = Literal["forward", "input_grad", "weight_grad"]
@@ -26,7 +26,7 @@ Pass = Literal["forward", "input_grad", "weight_grad"]
 PRECISIONS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
 THREADS = 128
 DEPTH = 32  # of the reduction, in one round; as in tensor_tile.cuh
-STAGES = {128: 3, 64: 4}  # of the ring, by the side of a tile
+STAGES = {128: 3, 64: 4}  # of the ring, by the side of a tile; as there
 LEAST_ROUNDS = 8  # of a part, lest its beginning and end outweigh them
 
 
@@ -134,19 +134,26 @@ def plan(
     """Choose the larger tile unless it leaves multiprocessors idle; ``tile`` and ``splits`` force.
 
     Where there are fewer tiles than two for each multiprocessor, the reduction is split, as far as
-    every part keeps `LEAST_ROUNDS`. The results of all parts must be fewer than 2^31 elements.
+    every part keeps `LEAST_ROUNDS`. The larger tile wants more shared memory than GPUs outside of
+    data centres have (99 KB).
     """
+    sides = [tile] if tile else [s for s in STAGES if shared_bytes(s) <= most_shared_bytes()]
     rounds = -(-reduction // DEPTH)
     wanted = 2 * multiprocessors()
-    most = max(1, MOST_ELEMENTS // max(1, rows * columns * groups))
-    for side in (tile,) if tile else STAGES:
+    for side in sides:
         blocks = max(1, _blocks(rows, columns, side) * groups)
-        parts = splits or max(1, min(wanted // blocks, rounds // LEAST_ROUNDS, most))
+        parts = splits or max(1, min(wanted // blocks, rounds // LEAST_ROUNDS))
         wastes_half = min(rows, columns) <= side // 2
         if not wastes_half and 2 * blocks * parts >= wanted:
             break
     split_rounds = max(1, -(-rounds // parts))
     return Plan(side, max(1, -(-rounds // split_rounds)), split_rounds)
+
+
+def shared_bytes(tile: int) -> int:
+    """Return the shared memory of a block: the ring, and four numbers for each row."""
+    line = DEPTH + 4  # floats; four in excess keep the banks apart
+    return 4 * (STAGES[tile] * 2 * tile * line + 4 * tile)
 
 
 def _blocks(rows: int, columns: int, tile: int) -> int:
@@ -165,14 +172,13 @@ def _product(
     """Return [splits, *result_shape]: what each part of the reduction found."""
     name, tile = kernel.rpartition("_")[0], chosen.tile
     parts = cupy().empty((chosen.splits, *result_shape), factors[0].dtype)
-    stage = 2 * tile * (DEPTH + 4)  # floats; four more in each line keep the banks apart
     launch(
         f"{name}_tensor.cu",
         f"{kernel}_{tile}",
         grid=(blocks, shape.groups, chosen.splits),
         block=(THREADS,),
         args=(*factors, parts, shape, chosen.split_rounds, *options),
-        shared_bytes=4 * (4 * tile + STAGES[tile] * stage),
+        shared_bytes=shared_bytes(tile),
     )
     return parts
 

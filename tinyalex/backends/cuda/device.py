@@ -117,6 +117,11 @@ def multiprocessors() -> int:
     return _attribute(cupy().cuda.get_device_id(), "MultiProcessorCount")
 
 
+def most_shared_bytes() -> int:
+    """Return how much shared memory a block may have on the current device, if it asks for it."""
+    return _attribute(cupy().cuda.get_device_id(), "MaxSharedMemoryPerBlockOptin")
+
+
 @cache
 def _attribute(index: int, name: str) -> int:
     return int(cupy().cuda.Device(index).attributes[name])

@@ -41,7 +41,14 @@ class StepTable:
     """The update of parameters of one dtype, as a table in the device's memory.
 
     `launch` reads the table when it runs. Recorded into a CUDA graph, it takes new learning rates
-    (and everything else but the number and the sizes of the parameters) from the next `fill`.
+    (and everything else but the number and the sizes of the parameters) from the next `fill`::
+
+        table = StepTable([Piece(*update) for update in optimizer.updates()])
+        ...                                                                  # record table.launch()
+        table.fill([Piece(*update) for update in optimizer.updates()])       # before every replay
+
+    While recording and replaying, gradients must be dense arrays in the order of their parameters:
+    those that lie otherwise are copied by `fill`, not by the graph.
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:

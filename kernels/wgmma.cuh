@@ -1,0 +1,126 @@
+// Hopper's tensor cores (sm_90a only). Their inline PTX is not in ptx.cuh, because whoever includes
+// this file compiles for no other GPU. The host's twin is at the end.
+//
+// Four warps, a warpgroup, multiply D[64 x 128] += A[64 x 8] B[8 x 128] together, and the factors
+// come from shared memory directly: no loads, no registers for A and B. There they lie in tiles of
+// lines of 32 floats, a row of A or a column of B in each, K_SWIZZLED (tensor_tile.cuh), at a
+// multiple of 1024 bytes. TF32 factors are floats whose lower 13 bits are not looked at: unless
+// somebody rounded them before, they are cut off.
+//
+// D in registers: warp w of the four has rows 16 w .. 16 w + 15, in fragments as in ptx.cuh:
+//
+//              n = 8 j + 2 t   8 j + 2 t + 1
+//   m = 16 w + g     d[j][0]      d[j][1]
+//   m = 16 w + g + 8 d[j][2]      d[j][3]
+//
+// The multiplication goes on while the threads do something else, until they wait for it:
+//
+//   make_visible(); __syncthreads();     what threads copied, the tensor cores shall see
+//   Multiplication work;
+//   work.begin(); work.multiply_add(...); ...; work.commit();
+//   ...                                  neither D nor the tiles may be touched here
+//   work.wait();
+#pragma once
+#include "ptx.cuh"
+
+using Row64x128 = float[16][4];  // a lane's part of D: [j][register]
+
+#ifndef SIMT_SHIM
+
+// Where a tile lies, as the instruction wants it: the address / 16; from bit 16 on, a distance that
+// means nothing in this layout, 1; from bit 32, the bytes from 8 lines to the next 8, 1024 / 16;
+// from bit 62, 1 for exchanges within 128 bytes.
+__device__ __forceinline__ unsigned long long descriptor(const float* tile) {
+  unsigned long long address = static_cast<unsigned>(__cvta_generic_to_shared(tile));
+  return (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
+// What this thread wrote into shared memory (a cp.async that it has waited for included) shall be
+// seen by tensor cores, which read it on another way than threads do. A barrier comes after it.
+__device__ __forceinline__ void make_visible() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// All four read shared memory, or are in order with what does: hence "memory".
+struct Multiplication {
+  // The registers of D have been written by ordinary instructions until now.
+  __device__ __forceinline__ void begin() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  }
+
+  // d += a b for 8 k's; `a` and `b` point to the first of them in the first line.
+  __device__ __forceinline__ void multiply_add(Row64x128& d, const float* a, const float* b) {
+#define FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, 1, 1, 1;"
+        : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9),
+          FOUR(10), FOUR(11), FOUR(12), FOUR(13), FOUR(14), FOUR(15)
+        : "l"(descriptor(a)), "l"(descriptor(b))
+        : "memory");
+#undef FOUR
+  }
+
+  __device__ __forceinline__ void commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  }
+
+  __device__ __forceinline__ void wait() {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  }
+};
+
+#else  // the twins
+
+inline void make_visible() {}
+
+// Multiplies as late as it may: in wait(). So a tile that is written before shows.
+struct Multiplication {
+  struct Pending {
+    Row64x128* d;
+    const float *a, *b;
+  };
+  Pending pending[16];
+  int count = 0;
+
+  void begin() {}
+  void commit() {}
+
+  void multiply_add(Row64x128& d, const float* a, const float* b) {
+    if (count == 16) simt::fail("multiplications that nobody waits for");
+    pending[count++] = {&d, a, b};
+  }
+
+  void wait() {
+    for (int i = 0; i < count; ++i) compute(pending[i]);
+    count = 0;
+  }
+
+  // The k-th float after `first` in a line further down: the exchange depends on the address.
+  static float element(const float* first, int line, int k) {
+    size_t address = reinterpret_cast<size_t>(first + line * 32 + k);
+    address ^= (address >> 7 & 7) << 4;
+    return tf32_value(twin::bits_of(*reinterpret_cast<const float*>(address)));
+  }
+
+  static void compute(const Pending& work) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    for (int i = 0; i < 4; ++i) {
+      float a[8];
+      for (int k = 0; k < 8; ++k) a[k] = element(work.a, 16 * warp + lane / 4 + i / 2 * 8, k);
+      for (int j = 0; j < 16; ++j)
+        for (int k = 0; k < 8; ++k)
+          (*work.d)[j][i] += a[k] * element(work.b, 8 * j + lane % 4 * 2 + i % 2, k);
+    }
+  }
+};
+
+#endif

@@ -1,0 +1,55 @@
+"""How products on tensor cores are cut up: for an H100, 132 multiprocessors and 227 KB."""
+
+import pytest
+
+from tinyalex.backends.cuda import conv_tensor
+from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv_tensor import plan
+
+
+@pytest.fixture(autouse=True)
+def h100(monkeypatch):
+    monkeypatch.setattr(conv_tensor, "multiprocessors", lambda: 132)
+    monkeypatch.setattr(conv_tensor, "most_shared_bytes", lambda: 227 << 10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "groups", "reduction", "expected"),
+    [
+        pytest.param(93312, 256, 1, 2400, (128, 1, 75), id="conv2"),
+        pytest.param(256, 2400, 1, 93312, (128, 6, 486), id="conv2's weights"),
+        pytest.param(128, 4096, 1, 9216, (128, 8, 36), id="fc6"),
+        pytest.param(128, 1000, 1, 4096, (64, 8, 16), id="fc8"),
+        pytest.param(96, 64, 2, 80, (64, 1, 3), id="small"),
+        pytest.param(0, 256, 1, 2400, (64, 9, 9), id="no images"),
+        pytest.param(256, 2400, 1, 0, (64, 1, 1), id="weights, no images"),
+    ],
+)
+def test_plan(rows, columns, groups, reduction, expected):
+    assert plan(rows, columns, groups, reduction) == expected
+
+
+def test_no_more_shared_memory_than_there_is(monkeypatch):
+    monkeypatch.setattr(conv_tensor, "most_shared_bytes", lambda: 99 << 10)
+    assert plan(93312, 256, 1, 2400) == (64, 1, 75)
+
+
+def test_every_round_is_in_one_part():
+    for reduction in (1, 31, 33, 1000, 12345):
+        for splits in (1, 2, 3, 7, 100):
+            chosen, rounds = plan(64, 64, 1, reduction, 64, splits), -(-reduction // 32)
+            assert (chosen.splits - 1) * chosen.split_rounds < rounds
+            assert rounds <= chosen.splits * chosen.split_rounds
+
+
+def test_applicable_where_four_channels_lie_together():
+    def shape(C, K, groups):
+        sizes = (2, C, 5, 5), (K, C // groups, 3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), groups
+        return ConvShape.of(*sizes)
+
+    for which in ("input_grad", "weight_grad"):
+        assert not conv_tensor.applicable(shape(8, 6, 1), which)
+        assert conv_tensor.applicable(shape(8, 8, 2), which)
+    assert conv_tensor.applicable(shape(8, 6, 1), "forward")
+    assert not conv_tensor.applicable(shape(8, 8, 4), "forward")
+    assert not conv_tensor.applicable(shape(3, 8, 1), "weight_grad")

@@ -1,0 +1,42 @@
+"""Convolution on Hopper's own tensor-core instructions: the last rung, forward only.
+
+It is not chosen by itself; call `forward` where `available`.
+"""
+
+from __future__ import annotations
+
+from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv_tensor import DEPTH, THREADS
+from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.types import Array
+
+TILE = 128
+STAGES = 3  # of the ring; as in conv_forward_hopper.cu
+SHARED_BYTES = 16 * TILE + STAGES * 2 * TILE * DEPTH * 4  # four numbers for each row, and the ring
+
+
+def available() -> bool:
+    """Return whether the current device is a Hopper GPU: no other has these instructions."""
+    return str(cupy().cuda.Device().compute_capability) == "90"
+
+
+def forward(
+    x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu: bool = False
+) -> Array:
+    """Return ``x * weight + bias``, or the maximum of that and 0.
+
+    x [N, H, W, C], weight [K, R, S, C/G] and the result [N, Ho, Wo, K] are float32, and the factors
+    are cut to TF32. C/G must be a multiple of 4.
+    """
+    y = cupy().empty((shape.N, shape.Ho, shape.Wo, shape.K), x.dtype)
+    rows, columns = shape.N * shape.Ho * shape.Wo, shape.K // shape.groups
+    launch(
+        "conv_forward_hopper.cu",
+        "conv_forward_hopper",
+        grid=(-(-rows // TILE) * -(-columns // TILE), shape.groups),
+        block=(THREADS,),
+        args=(x, weight, y, shape, bias, relu),
+        shared_bytes=SHARED_BYTES,
+    )
+    return y
