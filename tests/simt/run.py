@@ -74,9 +74,7 @@ def main() -> int:
     from simt import standin
 
     standin.install()
-    ways = itertools.product(
-        options.schedule or build.SCHEDULES, options.copies or build.COPIES
-    )
+    ways = itertools.product(options.schedule or build.SCHEDULES, options.copies or build.COPIES)
     with build.using(mode=options.mode):
         try:
             run(ways, options.file)
