@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import weakref
 from contextlib import contextmanager
@@ -194,6 +195,7 @@ def _discount(pool, size):
 def limited(size):
     """Give the devices so many bytes more than are in use."""
     global limit
+    gc.collect()  # what goes later would be room as well
     limit = used + size
     try:
         yield

@@ -1,7 +1,7 @@
 """Run exercises in a process of their own: ``python tests/simt/run.py --mode thread``.
 
-The exit status is 0 if every exercise passes, 1 at the first that does not; a sanitizer that has
-something to report ends the process with its own.
+The exit status is 0 if every exercise passes. At the first that fails it is 1, and its name the
+first line that is printed; a sanitizer that has something to report ends the process by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,44 +24,65 @@ from simt import build, compiler
 
 REPORTED = 66  # exit status of a process in which a sanitizer had something to report
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
+PATHS = os.pathsep.join(str(Path(__file__).parents[i]) for i in (1, 2))
 
 
-def environment(mode: str) -> dict[str, str]:
-    """Return the environment in which a process can load builds of this mode."""
-    inherited = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    if mode not in LIBRARIES:
-        return inherited
-    find = ["g++", f"-print-file-name={LIBRARIES[mode]}"]
-    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-    return {
-        **inherited,
-        "LD_PRELOAD": library,  # the interpreter itself was built without
-        "ASAN_OPTIONS": f"detect_leaks=0:exitcode={REPORTED}",
-        "UBSAN_OPTIONS": f"halt_on_error=1:print_stacktrace=1:exitcode={REPORTED}",
-        "TSAN_OPTIONS": f"exitcode={REPORTED}:halt_on_error=1",
-    }
+@cache
+def _library(name: str) -> str:
+    command = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def command(mode: str, *more: str) -> list[str]:
-    """Return the command that runs exercises; ThreadSanitizer wants addresses where they were."""
-    fixed = ["setarch", "--addr-no-randomize"] if mode == "thread" else []
-    return [*fixed, sys.executable, str(Path(__file__)), "--mode", mode, *more]
+def python(mode: str, *arguments: str, timeout: float = 600, **more: str) -> tuple[int, str]:
+    """Run Python so that it can load builds of this mode; return its exit status and its output.
+
+    ``more`` goes into its environment.
+    """
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": PATHS, **more}
+    # ThreadSanitizer wants addresses where they always are.
+    command = ["setarch", "--addr-no-randomize"] if mode == "thread" else []
+    if mode in LIBRARIES:  # the interpreter itself was built without
+        environment["LD_PRELOAD"] = _library(LIBRARIES[mode])
+        stop = f"halt_on_error=1:exitcode={REPORTED}"
+        environment["ASAN_OPTIONS"] = f"detect_leaks=0:{stop}"
+        environment["UBSAN_OPTIONS"] = f"print_stacktrace=1:{stop}"
+        environment["TSAN_OPTIONS"] = stop
+    result = subprocess.run(
+        [*command, sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return result.returncode, result.stdout
 
 
-def run(ways, files=(), also=None) -> None:
-    """Run the exercises of `files` (all if there are none named) in each of the `ways`."""
+def run(mode: str, *options: str, **more: str) -> tuple[int, str]:
+    """Run this file: exit status and output."""
+    return python(mode, __file__, "--mode", mode, *options, **more)
+
+
+def exercise_all(schedules, files) -> None:
+    """Run the exercises of `files` (all if none is named) under each schedule.
+
+    Those whose kernels copy asynchronously run twice, with lazy and with eager copies.
+    """
     from simt.exercises import all_exercises
+    from tinyalex.backends.cuda import sources
 
-    if also:
-        __import__(also)
-    chosen = [e for e in all_exercises() if not files or set(files) & set(e.files)]
-    for (schedule, copies), exercise in itertools.product(ways, chosen):
-        with build.using(schedule=schedule, copies=copies):
-            try:
-                exercise.run(np.random.default_rng(2012))
-            except Exception:
-                print(f"{exercise.name}, schedule {schedule}, copies {copies}:", flush=True)
-                raise
+    for schedule, exercise in itertools.product(schedules, all_exercises()):
+        if files and not set(files) & set(exercise.files):
+            continue
+        asynchronous = any("cp_async" in sources.read(file) for file in exercise.files)
+        for copies in build.COPIES if asynchronous else ("lazy",):
+            with build.using(schedule=schedule, copies=copies):
+                try:
+                    exercise.run(np.random.default_rng(2012))
+                except Exception:
+                    short = exercise.name.rpartition("exercises.")[2]
+                    print(f"{short}, {schedule}, {copies} copies", flush=True)
+                    raise
 
 
 def main() -> int:
@@ -68,16 +90,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=tuple(compiler.MODES), default="plain")
     parser.add_argument("--schedule", choices=build.SCHEDULES, action="append")
-    parser.add_argument("--copies", choices=build.COPIES, action="append")
-    parser.add_argument("--file", action="append", default=[], help="only exercises of this file")
+    parser.add_argument("--file", action="append", help="only the exercises of this file")
     options = parser.parse_args()
     from simt import standin
 
     standin.install()
-    ways = itertools.product(options.schedule or build.SCHEDULES, options.copies or build.COPIES)
     with build.using(mode=options.mode):
         try:
-            run(ways, options.file)
+            exercise_all(options.schedule or build.SCHEDULES, options.file)
         except Exception:
             traceback.print_exc(limit=-3)
             return 1
