@@ -118,6 +118,8 @@ class Pool:
             raise AssertionError("memory from the pool of a graph is used by others")
         if capturing() and self.used + size > self.total:
             raise AssertionError("a capture that makes its pool grow: warm up first")
+        if capturing():
+            state.pools.add(self)
         self.used += size
         self.total = max(self.total, self.used)
 
