@@ -47,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float* x) {
 extern "C" __global__ void stacked(float* x, int n) {
   float v[64];
   for (int i = 0; i < 64; ++i) v[i] = x[i];
+  for (int i = 0; i < n; ++i) v[i * i % 64] += v[i % 64];
   x[0] = v[n % 64];
 }
 extern "C" __global__ void __launch_bounds__(64) modest(float* x) {

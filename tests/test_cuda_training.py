@@ -234,6 +234,33 @@ def test_batches_of_other_sizes(rng, graph):
         assert_close(found[1][name], array, 1e-5, name)
 
 
+def test_a_graph_of_all_layers(rng):
+    """Those of AlexNet, fused and alone, under the capture's rules: bit for bit as without."""
+    use("cuda")
+
+    def learn(graph):
+        ta.manual_seed(3)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(2)),
+            *(nn.Conv2d(8, 8, 3, groups=2), nn.LocalResponseNorm(3), nn.ReLU(), nn.MaxPool2d(3, 2)),
+            *(nn.ZeroPad2d(1), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU(), nn.Flatten()),
+            *(nn.Dropout(0.3), nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4)),
+        ).to("cuda")
+        sgd = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, update="paper")
+        steps = GPUSteps(model, sgd, 5, graph)
+        for number, images in enumerate(batches):
+            random.start_step(number)
+            labels = np.array([0, 3])
+            steps.take(Batch(ta.Tensor(images).to("cuda").data, labels, labels))
+        return [*steps.read()], model.state_dict()
+
+    batches = normal(rng, (5, 2, 3, 11, 13), np.float32)
+    (results, weights), (expected, expected_weights) = learn(True), learn(False)
+    assert results == expected
+    for name, array in expected_weights.items():
+        assert np.array_equal(weights[name], array), name
+
+
 def test_the_commands(photos, tmp_path):
     """What they say of the device, and that they use it."""
     out = tmp_path / "run"

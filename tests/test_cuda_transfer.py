@@ -72,12 +72,9 @@ TRANSFORMS = {
 def batches(make, transform, dataset, epochs=(0, 1), start=0, **options):
     """Return images, labels and indices of the batches of some epochs, on the host."""
     loader = make(dataset, 3, transform, seed=7, **options)
-    found = [
-        (move(batch.images, "cpu"), batch.labels, batch.indices)
-        for epoch in epochs
-        for batch in loader.epoch(epoch, start)
-    ]
+    all_of_them = [batch for epoch in epochs for batch in loader.epoch(epoch, start)]
     loader.close()
+    found = [(move(batch.images, "cpu"), batch.labels, batch.indices) for batch in all_of_them]
     return found, loader.bad
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import weakref
 from contextlib import contextmanager
@@ -117,6 +118,8 @@ class Pool:
             raise AssertionError("memory from the pool of a graph is used by others")
         if capturing() and self.used + size > self.total:
             raise AssertionError("a capture that makes its pool grow: warm up first")
+        if capturing():
+            state.pools.add(self)
         self.used += size
         self.total = max(self.total, self.used)
 
@@ -194,6 +197,7 @@ def _discount(pool, size):
 def limited(size):
     """Give the devices so many bytes more than are in use."""
     global limit
+    gc.collect()  # what goes later would be room as well
     limit = used + size
     try:
         yield

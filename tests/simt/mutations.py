@@ -23,10 +23,10 @@ from simt import run
 from simt.compiler import without_comments
 from tinyalex.backends.cuda import sources
 
-# A barrier, or a wait for copies or products under way: a call that stands alone. The definitions
-# of such waits (ptx.cuh) call names of the shim, which are in a namespace.
+# A barrier, or a wait for copies (cp_async_wait) or products (work.wait) under way: a call that
+# stands alone. Where such waits are defined they call names of the shim, which are in a namespace.
 BARRIER = re.compile(
-    r"(?<![\w:.])(?:__syncthreads|__syncwarp|\w+_wait)(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
+    r"(?<![\w:.])(?:__syncthreads|__syncwarp|\w+_wait|\w+\.wait)(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
 )
 AT_ONCE = 2
 

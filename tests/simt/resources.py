@@ -74,7 +74,7 @@ def architectures(code: str) -> tuple[str, ...]:
 
 
 _ENTRY = re.compile(
-    r"Compiling entry function '(?P<entry>\w+)' for '\w+'(?P<text>.*?)(?=Compiling entry function|\Z)",
+    r"Compiling entry function '(?P<entry>\w+)'(?P<text>.*?)(?=Compiling entry function|\Z)",
     re.DOTALL,
 )
 

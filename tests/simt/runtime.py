@@ -111,11 +111,12 @@ class Stream:
     def begin_capture(self, mode=None):
         if self is Stream.null:
             raise CUDARuntimeError(900, "the default stream cannot be captured")
-        memory.state.captured = []
+        memory.state.captured, memory.state.pools = [], set()
 
     def end_capture(self):
         work, memory.state.captured = memory.state.captured, None
-        return Graph(work, memory.current_pool())
+        pools, memory.state.pools = memory.state.pools, None
+        return Graph(work, pools)
 
 
 Stream.null = Stream()
@@ -124,12 +125,13 @@ Stream.null = Stream()
 class Graph:
     """What was noted down during a capture."""
 
-    def __init__(self, work, pool):
-        self._work, self._pool = work, weakref.ref(pool)
-        pool.graphs.add(self)
+    def __init__(self, work, pools):
+        self._work, self._pools = work, [weakref.ref(pool) for pool in pools]
+        for pool in pools:
+            pool.graphs.add(self)
 
     def launch(self, stream=None):
-        if self._pool() is None:
+        if any(pool() is None for pool in self._pools):
             raise AssertionError("the pool of the graph is gone, and its memory somebody else's")
         for work in self._work:
             work()

@@ -28,7 +28,7 @@ class GPULoader(Loader):
 
     Where the transform makes crops only, bytes travel and the GPU makes float32 of them
     (`Deferred`); else the host does it all, and four times as much travels. Labels and indices stay
-    on the host. The images of a batch are good until the batch after the next is asked for.
+    on the host.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class GPULoader(Loader):
         check(device)
         from tinyalex.backends.cuda.transfer import Uploads, empty_pinned
 
-        self.device = parse(device)
+        self.device = device = parse(device)
 
         def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            with using(self.device):  # in a thread that has not heard of it
+            with using(device):  # in a thread that has not heard of it
                 return empty_pinned(shape, dtype)
 
         if isinstance(transform, EvalTransform) and transform.only_crops:
@@ -73,7 +73,7 @@ class GPULoader(Loader):
             arrived = place.receive()
             if isinstance(self.transform, Deferred):
                 return self._prepared(self.transform, batch.images, arrived)
-            return array_module(arrived).moveaxis(arrived, -1, -3)
+            return array_module(arrived).moveaxis(arrived.copy(), -1, -3)
 
     def _prepared(self, deferred: Deferred, records: np.ndarray, content: Array) -> Array:
         """Return the images float32 [N, channels, crop, crop] of records, `content` their bytes."""

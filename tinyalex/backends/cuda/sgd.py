@@ -77,7 +77,7 @@ class StepTable:
             self._describe(row, piece)
             row["first_block"] = self._blocks
             self._blocks += -(-piece.param.size // CHUNK)
-        self._table[...] = cupy().asarray(rows.view(np.uint64))  # nobody waits, as with .set()
+        self._table[...] = cupy().asarray(rows.view(np.uint64))  # .set() would wait
 
     def _describe(self, row: Any, piece: Piece) -> None:
         plain = piece.velocity is None
