@@ -113,7 +113,10 @@ def played() -> Iterator[None]:
 
 
 def errors() -> dict[str, float]:
-    """Return how far each version is from float64 at the small size, by its first entry."""
+    """Return how far each version is from float64 at the small size, by its first entry's name.
+
+    Which of a version's entries runs is its own choice; all of them compute the same way.
+    """
     import gpu_layers
     from kernel_rungs import RUNGS
 
@@ -179,6 +182,19 @@ def _time(found: dict[str, Any] | None) -> str:
     return f"{_middle(found) * 1e6:.1f} us | {share}"
 
 
+def names_of(rung: Any) -> str:
+    """Return the names of a version's entries, what they share written once."""
+    words = [name.split("_") for name in rung.entries]
+    same = 0
+    while same + 1 < min(map(len, words)) and len({name[same] for name in words}) == 1:
+        same += 1
+    same *= len(words) > 1
+    if not same:
+        return ", ".join(f"`{name}`" for name in rung.entries)
+    ends = ",".join("_".join(name[same:]) for name in words)
+    return f"`{'_'.join(words[0][:same])}_{{{ends}}}`"
+
+
 def table(folder: Path) -> str:
     """Return the ladder, family by family."""
     used = usage()
@@ -195,10 +211,9 @@ def table(folder: Path) -> str:
             entry = rung.entries[0]
             takes = used[entry]
             error = f"{off[entry]:.0e}" if entry in off else "-"
-            names = ", ".join(f"`{name}`" for name in rung.entries)
             time = _time(measured["rungs"].get(entry)) if rung.call else "- | -"
             lines.append(
-                f"| [{rung.file}]({rung.file}): {names} | {rung.idea} | {error} | "
+                f"| [{rung.file}]({rung.file}): {names_of(rung)} | {rung.idea} | {error} | "
                 f"{takes.registers} | {takes.spills} | {takes.shared} | {time} |"
             )
         lines.append("")
