@@ -14,7 +14,7 @@ import gpu_machine
 import gpu_run
 import numpy as np
 from gpu_cases import Net, distance
-from gpu_layer_rows import Row, first, rows
+from gpu_layer_rows import Row, rows
 from gpu_run import Session
 from gpu_tinyalex import WORDS
 
@@ -58,6 +58,7 @@ def measure(net: Net, images: int, classes: list[str], session: Session) -> None
             measured = _row(row, precision, expected, session, flush)
             result["rows"].append(measured)
             _show(measured)
+        gpu_run.tidy()
         if not session.only:
             gpu_run.save(session.folder, name, result)
 
@@ -112,7 +113,7 @@ def ours(row: Row) -> Call:
     """Return our call: the arguments go to the GPU, images channels last in memory."""
     arguments = [placed(a) for a in row.arguments]
     function = getattr(cuda, row.kernel)
-    return lambda: function(*arguments)
+    return lambda: row.result(function(*arguments), arguments)
 
 
 def placed(argument: Any) -> Any:
@@ -127,10 +128,9 @@ def placed(argument: Any) -> Any:
 
 def host(result: Any) -> np.ndarray:
     """Return a result, ours or PyTorch's, as a NumPy array."""
-    array = first(result)
-    if isinstance(array, cupy().ndarray):
-        return download(array)
-    return array.detach().float().cpu().numpy()
+    if isinstance(result, cupy().ndarray):
+        return download(result)
+    return result.detach().float().cpu().numpy()
 
 
 def _poison(count: int) -> None:
