@@ -46,8 +46,8 @@ class Session:
     quick: bool
     only: list[str] = field(default_factory=list)
     until: float = float("inf")
-    # PyTorch's fastest settings of a mode and class, once all of them were tried: who is slow at the
-    # first size is not tried at all others.
+    # PyTorch's fastest settings of a mode and class, once all of them were tried: who is slow at
+    # the first size is not tried at all others.
     favourites: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def time_is_up(self) -> bool:

@@ -147,9 +147,10 @@ def measure(folder: Path, rounds: int) -> None:
     import gpu_run
     from kernel_rungs import RUNGS
 
+    facts = gpu_machine.facts()
     ceilings = gpu_machine.ceilings()
     result: dict[str, Any] = {
-        "facts": gpu_machine.facts(),
+        "facts": facts,
         "ceilings": {"operations": ceilings.operations, "bandwidth": ceilings.bandwidth},
         "rungs": {},
     }

@@ -235,6 +235,21 @@ def test_time_that_is_up_begins_nothing(tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize("words", [["bench_gpu.py"], ["kernel_ladder.py", "--measure"]])
+def test_without_a_gpu_it_says_what_is_missing(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / words[0], *words[1:], "--results", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("there is nothing to measure: ")
+    assert done.stdout.count("\n") == 1
+
+
 # --- floors, ratios, PyTorch ----------------------------------------------------------------------
 
 
