@@ -124,7 +124,11 @@ def parser() -> argparse.ArgumentParser:
     )
     several: dict[str, Any] = {"action": "append", "default": []}
     add = made.add_argument
-    add("--quick", action="store_true", help="one net, 128 images and one, PyTorch's likely best")
+    add(
+        "--quick",
+        action="store_true",
+        help="one net, 128 images and one, PyTorch's likely best settings",
+    )
     add("--minutes", type=float, help="begin nothing new after so many (--quick: 8)")
     add("--profile", action="store_true", help="only save which kernels run, and for how long")
     add("--mode", choices=MODES, **several)

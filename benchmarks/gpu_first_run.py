@@ -39,27 +39,25 @@ class Part:
 def parts(folder: Path) -> list[Part]:
     """Return all parts in their order."""
     bench = (PYTHON, "benchmarks/bench_gpu.py", "--results", str(folder))
+    ladder = (PYTHON, "benchmarks/kernel_ladder.py")
     exercises = (PYTHON, "benchmarks/gpu_exercises.py")
     return [
         Part("machine", ("nvidia-smi", "-q"), 0.5, "nvidia-smi"),
-        Part("tests", (PYTHON, "-m", "pytest", "-m", "gpu", "--timeout", "120"), 4),
+        Part("tests", (PYTHON, "-m", "pytest", "-m", "gpu", "--timeout", "120"), 3),
         Part("golden", (PYTHON, "-m", "simt.fragments", str(folder / "golden")), 1),
         *(
             Part(
                 tool,
                 ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *exercises),
-                2,
+                1.5,
                 "compute-sanitizer",
             )
             for tool in ("memcheck", "racecheck", "synccheck")
         ),
-        Part("profile", (*bench, "--profile", "--minutes", "2"), 3),
-        Part("quick", (*bench, "--quick", "--minutes", "8"), 9.5),
-        Part(
-            "ladder",
-            (PYTHON, "benchmarks/kernel_ladder.py", "--measure", "--results", str(folder)),
-            2,
-        ),
+        Part("profile", (*bench, "--profile", "--minutes", "2"), 2.5),
+        Part("quick", (*bench, "--quick", "--no-layers", "--minutes", "8"), 9),
+        Part("layers", (*bench, "--quick", "--layers-only", "--minutes", "3.5"), 4),
+        Part("ladder", (*ladder, "--measure", "--results", str(folder)), 1.5),
         Part("full", bench, 600),
     ]
 

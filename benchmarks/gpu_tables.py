@@ -17,6 +17,7 @@ from gpu_timing import Times, compare
 from report import TIMES, Ratio
 
 DOCUMENT = report.ROOT / "docs" / "gpu.md"
+QUICK = "without PyTorch's search for kernels"
 NOT_YET = "Not yet measured on hardware."
 MODES = {"train": "training step", "infer": "inference"}
 GOAL = 1.0  # times as fast as PyTorch's best setting of the same class, in the same run
@@ -85,7 +86,8 @@ def _goal(result: Result | None) -> str:
     if measured is None:
         return NOT_YET.lower().rstrip(".")
     verdict = "**met**" if measured.lowest > GOAL else "**missed**"
-    return f"{measured}, {best(result, ours=False)}: {verdict}"
+    quick = f" ({QUICK})" if result.get("quick") else ""
+    return f"{measured}, {best(result, ours=False)}{quick}: {verdict}"
 
 
 def nets_table(results: list[Result]) -> str:
@@ -239,7 +241,9 @@ def _feet(results: list[Result]) -> list[str]:
         rates = ", ".join(f"{n} {v / 1e12:.0f}" for n, v in r["ceilings"]["operations"].items())
         copy = f"copy {r['ceilings']['bandwidth'] / 1e12:.2f} TB/s"
         clocks = f"; clock {' to '.join(map(str, r['clock']))}" if "clock" in r else ""
-        line = f"{gpu_machine.one_line(r['facts'])}; {copy}, products in TFLOP/s {rates}{clocks}."
+        quick = f"; {QUICK}" if r.get("quick") else ""
+        machine = gpu_machine.one_line(r["facts"])
+        line = f"{machine}; {copy}, products in TFLOP/s {rates}{clocks}{quick}."
         feet.setdefault(line, None)
     return [text for line in feet for text in (line, "")][:-1]
 

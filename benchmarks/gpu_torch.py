@@ -50,7 +50,11 @@ class Setting:
 
 
 def settings(case: Case, quick: bool) -> list[Setting]:
-    """Return all settings for a case, or just those that are built in seconds and one compiled."""
+    """Return all settings for a case, or just those that are likely to be best and soon built.
+
+    The quick ones leave out the search for kernels, which takes minutes for each net, and compile
+    only where there is something to gain: not one image, whose time is that of the launches.
+    """
     if case.precision == "as shipped":
         return [Setting("NCHW", EAGER, "foreach" if case.training else "", shipped=True)]
     updates = UPDATES if case.training else ("",)
@@ -58,11 +62,11 @@ def settings(case: Case, quick: bool) -> list[Setting]:
     every = [Setting(*s) for s in product(LAYOUTS, RUNS, updates, casts)]
     if not quick:
         return every
+    compiled = ("channels_last", COMPILED) if case.images > 1 and case.precision != "A" else ()
     return [
         s
         for s in every
-        if s.update in ("", "fused")
-        and (s.run in (EAGER, GRAPH) or (s.run == TUNED and s.layout == "channels_last"))
+        if s.update in ("", "fused") and (s.run in (EAGER, GRAPH) or (s.layout, s.run) == compiled)
     ]
 
 

@@ -30,7 +30,7 @@ def test_parts_run_what_exists(session, tmp_path):
             assert not word.startswith("benchmarks/") or (ROOT / word).exists()
     assert [part.name for part in parts] == [
         *("machine", "tests", "golden", "memcheck", "racecheck", "synccheck"),
-        *("profile", "quick", "ladder", "full"),
+        *("profile", "quick", "layers", "ladder", "full"),
     ]
     # All but the last, which goes on as far as it can, fit the half hour that a GPU is lent for.
     assert sum(part.minutes for part in parts[:-1]) < 28
