@@ -59,23 +59,26 @@ def check(contestant: Contestant, case: Case, want: Arrays) -> dict[str, float]:
     contestant.poison()
     contestant.step()
     got = contestant.results()
+    found = errors(got, want)
     if case.training:
-        got |= _updates(contestant, got, velocities)
-    return errors(got, want)
+        found["update"] = _update_error(contestant, got, velocities)
+    return found
 
 
-def _updates(contestant: Contestant, got: Arrays, velocities: Arrays) -> Arrays:
-    """Return how far the weights went, and how far SGD should have sent them by these gradients.
+def _update_error(contestant: Contestant, gradients: Arrays, velocities: Arrays) -> float:
+    """Return how far the update is, in norm, from what these gradients should have made of it.
 
-    ``v = momentum v + (gradient + decay w);  w = w - lr v``, in float64.
+    ``v = momentum v + (gradient + decay w);  w = w - lr v``.
     """
     after = contestant.weights()
     contestant.restore()
-    before = contestant.weights()
-    went, should = [], []
-    for name, weight in before.items():
-        w = weight.astype(np.float64)
-        v = MOMENTUM * velocities[name] + got[name] + WEIGHT_DECAY * w
-        went.append((after[name] - w).reshape(-1))
-        should.append((-LR * v).reshape(-1))
-    return {"updates": np.concatenate(went), "updates expected": np.concatenate(should)}
+    wrong = whole = 0.0
+    for name, before in contestant.weights().items():
+        should = MOMENTUM * velocities[name] + gradients[name] + WEIGHT_DECAY * before
+        should *= -LR
+        whole += float(np.linalg.norm(should)) ** 2
+        should += before
+        should -= after[name]
+        wrong += float(np.linalg.norm(should)) ** 2
+    error = (wrong / whole) ** 0.5
+    return error if np.isfinite(error) else float("inf")

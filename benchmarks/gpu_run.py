@@ -181,6 +181,7 @@ def _line(found: dict[str, Any]) -> str:
 
 def show(result: Result) -> None:
     """Print the turns of a case."""
+    print(f"  clock before and after: {' and '.join(map(str, result['clock']))}", flush=True)
     images, floor = result["case"]["images"], result["floor_seconds"]
     final = {n: c["turns"] for n, c in result["contestants"].items() if "turns" in c}
     ours = min(

@@ -190,14 +190,18 @@ def _layer(row: Result) -> str:
     }
     theirs = min((n for n in middle if n != OURS), key=middle.__getitem__, default=None)
     floor = row["floor_seconds"]
-    share = f"{floor / middle[OURS]:.0%}" if floor and OURS in middle else "-"
+    shares = [
+        f"{floor / middle[name]:.0%}" if floor and name in middle else "-"
+        for name in (OURS, theirs)
+    ]
     speed = "-"
     if theirs and OURS in middle:
         speed = str(Ratio.of(row["times"][theirs], row["times"][OURS]))
     failed = "; ".join(f"{name}: {reason}" for name, reason in row["failed"].items())
     return (
         f"| {row['layer']} {row['part']} | {row['precision']} | {_us(floor)} | "
-        f"{_us(middle.get(OURS))} | {_us(middle.get(theirs))} {theirs or ''} | {share} | {speed} | "
+        f"{_us(middle.get(OURS))} | {_us(middle.get(theirs))} {theirs or ''} | "
+        f"{' / '.join(shares)} | {speed} | "
         + ", ".join(f"{name} {error:.0e}" for name, error in row["errors"].items())
         + (f"; {failed}" if failed else "")
         + " |"
