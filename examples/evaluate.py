@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalex.data import DataError, Dataset, ImageFolder, Loader
+from tinyalex.backends.devices import check
+from tinyalex.data import DataError, Dataset, ImageFolder, loader_on
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         args = make_parser().parse_args(argv)
+        check(args.device)
         set_num_threads(args.threads)
         path = checkpoint_path(args.checkpoint)
         checkpoint = load_checkpoint(path)
@@ -64,11 +66,12 @@ def main(argv: list[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         check_writable(out)
         size = min(max(1, args.batch_size // args.crops), len(dataset))
-        loader = Loader(dataset, size, classifier.transform_for(args.crops), shuffle=False)
+        transform = classifier.transform_for(args.crops)
+        loader = loader_on(args.device, dataset, size, transform, shuffle=False)
         held_out = f"the {len(dataset)} images that the run held out"
         where = args.data or (f"{held_out} of {settings.data}" if settings.data else held_out)
         print(f"{path}, {settings.variant}, on {where}", flush=True)
-        answers = examine(classifier.model, loader, Progress())
+        answers = examine(classifier.model.to(args.device), loader, Progress())
         print_table(answers, classifier.classes)
         for name, reason in loader.bad:
             print(f"left out: {name}: {reason}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyalex.backends.devices import check
 from tinyalex.data import read_image
 from tinyalex.data.dataset import printable
 from tinyalex.files import write_atomically
@@ -43,9 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         args = make_parser().parse_args(argv)
+        check(args.device)
         check_file(args.out)
         set_num_threads(args.threads)
         classifier = load_classifier(args.checkpoint)
+        classifier.model.to(args.device)
         load = partial(read_image, shorter_side=classifier.shorter_side)
         paths = list(find_images(args.images))
         if args.sort is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex import summary
+from tinyalex.backends.devices import DeviceError
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.files import FileError
 from tinyalex.models import VARIANTS
@@ -49,6 +50,8 @@ from tinyalex.training.progress import say
 from tinyalex.training.rehearsal import rehearse
 from tinyalex.training.signals import leaving_on_signals
 from tinyalex.training.tensorboard import scalar_writer
+
+PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,7 +104,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_header(run: Run, out: Path) -> None:
     """Say what is about to happen."""
-    here, settings, recipe = environment(), run.settings, run.settings.recipe
+    settings, recipe = run.settings, run.settings.recipe
+    here = environment(settings.device)
+    arithmetic = ["float32" + PRODUCTS[settings.precision]]
+    if "gpu" in here:
+        here["device"] += f" ({here['gpu']}, {here['gpu_memory'] / 1e9:.0f} GB)"
+        arithmetic += ["a CUDA graph"] if settings.cuda_graph else []
+        arithmetic += [f"CuPy {here['cupy']}, CUDA {here['cuda']}, driver {here['driver']}"]
     parameters = sum(p.size for p in run.classifier.model.parameters())
     sizes = f"{len(run.train_data.dataset)} training, {len(run.val_data.dataset)} validation"
     if run.test_data is not None:
@@ -118,8 +127,8 @@ def print_header(run: Run, out: Path) -> None:
     say(
         f"tinyalex {here['tinyalex']}{commit}\n"
         f"command  {here['command']}\n"
-        f"machine  {here['backend']} backend on {here['device']}, float32, {here['threads']} "
-        f"threads, BLAS {here['blas']}, seed {settings.seed}\n"
+        f"machine  {here['backend']} backend on {here['device']}, {', '.join(arithmetic)}, "
+        f"{here['threads']} threads, BLAS {here['blas']}, seed {settings.seed}\n"
         f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes} images{ignored}\n"
         f"classes  {len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}\n"
         f"model    {settings.variant}, {VARIANTS[settings.variant].title}: "
@@ -140,7 +149,9 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
     try:
         trainer.train(stop)
         finish(trainer, stop)
-        evaluate, predict = command("evaluate.py", out), command("predict.py", out)
+        device = run.settings.device
+        there = () if device == "cpu" else ("--device", device)
+        evaluate, predict = (command(f"{what}.py", out, *there) for what in ("evaluate", "predict"))
         say(f"next:\n  {evaluate}\n  {predict} IMAGES")
     except StoppedError as stopped:
         say(
@@ -165,12 +176,20 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
         )
     except (OSError, WorkerError) as error:
         return complain(f"{one_sentence(error)}; once that is mended, go on: {go_on}", FAILED)
-    except MemoryError:
+    except MemoryError as error:
+        if isinstance(error, DeviceError) or run.settings.device != "cpu":
+            return complain(
+                f"the memory of {run.settings.device} does not suffice, but did when the run began "
+                f"({one_sentence(error)}): end what else is using it and go on: {go_on}",
+                FAILED,
+            )
         return complain(
             f"the memory does not suffice: keep fewer images in it ({go_on} --image-cache 0), or "
             f"lower --batch-size (now {run.settings.batch_size}) and begin anew with another --out",
             FAILED,
         )
+    except DeviceError as error:
+        return complain(f"{one_sentence(error)}; go on: {go_on}", FAILED)
     return DONE
 
 

@@ -12,6 +12,9 @@
 //
 // The table lies in memory, not among the arguments. So a recorded CUDA graph, which repeats a
 // launch with the same arguments, sees a new learning rate as soon as the table is filled anew.
+//
+// Where `halted` is given and not 0, nothing is touched: the host, which has not seen yet that a
+// gradient was not finite, shall find the weights from before.
 #include "four.cuh"
 
 constexpr int THREADS = 256;
@@ -59,7 +62,9 @@ __device__ __forceinline__ Piece<T> own_piece(const Piece<T>* table, int pieces)
 }
 
 template <class T>
-__device__ __forceinline__ void step(const unsigned long long* table, int pieces) {
+__device__ __forceinline__ void step(const unsigned long long* table, int pieces,
+                                     const int* halted) {
+  if (halted && *halted) return;
   const Piece<T> piece = own_piece(reinterpret_cast<const Piece<T>*>(table), pieces);
   unsigned first = (blockIdx.x - piece.first_block) * CHUNK + 4 * threadIdx.x;
   const unsigned count = piece.count;
@@ -76,11 +81,11 @@ __device__ __forceinline__ void step(const unsigned long long* table, int pieces
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-sgd_steps_float(const unsigned long long* table, int pieces) {
-  step<float>(table, pieces);
+sgd_steps_float(const unsigned long long* table, int pieces, const int* halted) {
+  step<float>(table, pieces, halted);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-sgd_steps_double(const unsigned long long* table, int pieces) {
-  step<double>(table, pieces);
+sgd_steps_double(const unsigned long long* table, int pieces, const int* halted) {
+  step<double>(table, pieces, halted);
 }

@@ -30,31 +30,31 @@ __device__ __forceinline__ void copy_pixel(float* place, const float* images,
   copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there);
 }
 
-// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
-template <int SIDE, Layout L = K_INSIDE>
+// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, so the block several lines at a time.
+template <class T, Layout L = K_INSIDE>
 struct AlongK {
   static constexpr Layout LAYOUT = L;
-  static constexpr int LINES = TENSOR_THREADS / 8, VISITS = SIDE / LINES;
+  static constexpr int LINES = T::THREADS / 8, VISITS = T::SIDE / LINES;
   const int row = threadIdx.x / 8, k = threadIdx.x % 8 * 4;  // in the tile
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
-    return tile + place_in_tile<SIDE, LAYOUT>(row, k) +
-           place_in_tile<SIDE, LAYOUT>(visit * LINES, 0);
+    return tile + place_in_tile<T::SIDE, LAYOUT>(row, k) +
+           place_in_tile<T::SIDE, LAYOUT>(visit * LINES, 0);
   }
 };
 
-// K_OUTSIDE: SIDE / 4 threads copy a line, and the block 4 or 8 lines at a time. Each line has a k
+// K_OUTSIDE: SIDE / 4 threads copy a line, the block several at a time. Each line has a k
 // of its own, but a warp has as many lanes as a round has k's: so each lane works out the place of
 // one k, and hands it to the others.
-template <int SIDE>
+template <class T>
 struct AlongRows {
   static constexpr Layout LAYOUT = K_OUTSIDE;
-  static constexpr int LINES = TENSOR_THREADS / (SIDE / 4), VISITS = DEPTH / LINES;
-  const int row = threadIdx.x % (SIDE / 4) * 4, k = threadIdx.x / (SIDE / 4);
+  static constexpr int ACROSS = T::SIDE / 4, LINES = T::THREADS / ACROSS, VISITS = DEPTH / LINES;
+  const int row = threadIdx.x % ACROSS * 4, k = threadIdx.x / ACROSS;
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
-    return tile + place_in_tile<SIDE, LAYOUT>(row, k) +
-           place_in_tile<SIDE, LAYOUT>(0, visit * LINES);
+    return tile + place_in_tile<T::SIDE, LAYOUT>(row, k) +
+           place_in_tile<T::SIDE, LAYOUT>(0, visit * LINES);
   }
 
   // What the lane responsible for this visit's k found.
@@ -65,9 +65,9 @@ struct AlongRows {
 
 // Which window a row of the tile is, is worked out once, a row a thread, and kept in shared memory:
 // in registers it would be in the way of the sums.
-template <int SIDE, Layout L = K_INSIDE>
-struct WindowRows : AlongK<SIDE, L> {
-  using Lines = AlongK<SIDE, L>;
+template <class T, Layout L = K_INSIDE>
+struct WindowRows : AlongK<T, L> {
+  using Lines = AlongK<T, L>;
 
   const float* images;
   Windows windows;
@@ -80,7 +80,7 @@ struct WindowRows : AlongK<SIDE, L> {
       : images(images), windows(windows), group(group),
         tap(Digits::of(first + Lines::k, windows.S, windows.inner)),
         round(Digits::of(DEPTH, windows.S, windows.inner)) {
-    if (threadIdx.x < SIDE) {
+    if (threadIdx.x < T::SIDE) {
       const int number = row + threadIdx.x;
       const Digits window = Digits::of(number, windows.rows, windows.columns);
       int h = window.middle * windows.stride_h + windows.first_h;
@@ -120,25 +120,25 @@ struct WindowRows : AlongK<SIDE, L> {
   }
 };
 
-template <int SIDE, Layout L = K_INSIDE>
-struct MatrixRows : AlongK<SIDE, L> {
-  using Lines = AlongK<SIDE, L>;
+template <class T, Layout L = K_INSIDE>
+struct MatrixRows : AlongK<T, L> {
+  using Lines = AlongK<T, L>;
 
   const float* matrix;
-  int line, rows, k, length;
+  int k, length, left;  // rows, from the thread's first on
   unsigned next;  // float to copy
 
   // Rows from `row` on, of `rows` of `length` that begin at row `group`; the reduction from `first`
   // on.
   __device__ __forceinline__ MatrixRows(const float* matrix, int group, int length, int row,
                                         int rows, int first)
-      : matrix(matrix), line(row + Lines::row), rows(rows), k(first + Lines::k), length(length),
-        next((group + line) * length + k) {}
+      : matrix(matrix), k(first + Lines::k), length(length), left(rows - row - Lines::row),
+        next((group + row + Lines::row) * length + k) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      const bool there = (line + visit * Lines::LINES < rows) & (k < length);
+      const bool there = (visit * Lines::LINES < left) & (k < length);
       copy_group(Lines::place(tile, visit), matrix, next + visit * Lines::LINES * length, there);
     }
     k += DEPTH;
@@ -146,9 +146,9 @@ struct MatrixRows : AlongK<SIDE, L> {
   }
 };
 
-template <int SIDE>
-struct FilterColumns : AlongRows<SIDE> {
-  using Lines = AlongRows<SIDE>;
+template <class T>
+struct FilterColumns : AlongRows<T> {
+  using Lines = AlongRows<T>;
 
   const float* weight;  // [filters of all groups, R, S, channels]
   int group, filters, R, S, channels, channel;
@@ -174,35 +174,35 @@ struct FilterColumns : AlongRows<SIDE> {
   }
 };
 
-template <int SIDE>
-struct PixelColumns : AlongRows<SIDE> {
-  using Lines = AlongRows<SIDE>;
+template <class T>
+struct PixelColumns : AlongRows<T> {
+  using Lines = AlongRows<T>;
 
   const float* matrix;  // [pixels, channels of all groups]
-  int all_channels, pixels, pixel;
+  int all_channels, left;  // pixels, from the next on
   unsigned next;  // float to copy
   bool channel_there;
 
   // Columns from `channel` on, of `channels`; the reduction from `first` on, over `pixels`.
   __device__ __forceinline__ PixelColumns(const float* matrix, int group, int all_channels,
                                           int channel, int channels, int first, int pixels)
-      : matrix(matrix), all_channels(all_channels), pixels(pixels), pixel(first + Lines::k),
-        next(pixel * all_channels + group + channel + Lines::row),
+      : matrix(matrix), all_channels(all_channels), left(pixels - first - Lines::k),
+        next((first + Lines::k) * all_channels + group + channel + Lines::row),
         channel_there(channel + Lines::row < channels) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      copy_group(Lines::place(tile, visit), matrix, next, channel_there & (pixel < pixels));
-      pixel += Lines::LINES;
+      copy_group(Lines::place(tile, visit), matrix, next, channel_there & (left > 0));
+      left -= Lines::LINES;
       next += Lines::LINES * all_channels;
     }
   }
 };
 
-template <int SIDE>
-struct WindowColumns : AlongRows<SIDE> {
-  using Lines = AlongRows<SIDE>;
+template <class T>
+struct WindowColumns : AlongRows<T> {
+  using Lines = AlongRows<T>;
 
   const float* images;
   Windows windows;            // with divide = 1

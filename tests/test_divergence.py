@@ -128,7 +128,7 @@ def test_an_image_that_is_alone_to_blame_is_named(photos, tmp_path):
         if np.array_equal(image, worst):
             out[3, 4] = np.inf
 
-    blinding.shape = transform.shape
+    blinding.shape, blinding.dtype = transform.shape, transform.dtype
     run.train_data.transform = blinding
     with pytest.raises(DivergedError) as caught:
         trainer(run, tmp_path).train()

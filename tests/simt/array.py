@@ -21,6 +21,7 @@ except ImportError:
 
 PROPERTIES = ("shape", "strides", "ndim", "size", "itemsize", "nbytes", "dtype")
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or")
+IN_PLACE = ("fill", "sort", "put", "put_along_axis", "copyto", "at")
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 
@@ -41,8 +42,14 @@ class Pointer:
         self.device_id = array.device.id
 
     def copy_from_host_async(self, pointer, size, stream=None):
-        """Copy ``size`` bytes from a host address."""
-        memory.copy(self.ptr, int(getattr(pointer, "value", pointer)), size)
+        """Copy ``size`` bytes from a host address, on another stream as late as it may be."""
+        memory.forbid_capture("a copy from the host")
+        source = int(getattr(pointer, "value", pointer))
+        keep = self._array._host
+        if stream is None:
+            memory.copy(self.ptr, source, size)
+        else:
+            stream.copy(self._array, lambda: memory.copy(keep.ctypes.data, source, size))
 
 
 class ndarray:  # noqa: N801 (CuPy's name)
@@ -56,10 +63,8 @@ class ndarray:  # noqa: N801 (CuPy's name)
         self._adopt(memory.poisoned(shape, dtype))
 
     def _adopt(self, host):
-        owner = host if host.base is None else host.base
-        if host.base is None:
-            memory.count(owner)
         self._host, self.device = host, memory.current_device()
+        self._lease = memory.lease(host)
 
     @property
     def flags(self):
@@ -126,10 +131,11 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return call(function, args, kwargs)
 
     def __getitem__(self, index):
-        return wrap(self._host[unwrap(index)])
+        return call(np.ndarray.__getitem__, (self, index), {})
 
     def __setitem__(self, index, value):
-        self._host[unwrap(index)] = unwrap(value)
+        host, index, value = unwrap(self), unwrap(index), unwrap(value)
+        memory.enqueue(lambda: host.__setitem__(index, value))
 
     def __getattr__(self, name):
         if name in PROPERTIES:
@@ -171,7 +177,8 @@ def _operator(name):
 
 def _in_place(name):
     def apply(self, other):
-        getattr(np.ndarray, name)(self._host, unwrap(other))
+        host, other = unwrap(self), unwrap(other)
+        memory.enqueue(lambda: getattr(np.ndarray, name)(host, other))
         return self
 
     return apply
@@ -198,6 +205,7 @@ def arguments_of(method):
 def unwrap(value):
     """Return the NumPy array behind ``value``; raise TypeError for a host array, as CuPy does."""
     if isinstance(value, ndarray):
+        memory.use(value)
         if value.device.id != memory.current_device().id:
             raise ValueError(
                 f"Array device must be same as the current device: array device = "
@@ -222,12 +230,40 @@ def wrap(value):
     return array
 
 
-@np.errstate(all="ignore")  # a GPU does not warn
 def call(function, args, options):
     """Run NumPy's ``function`` on the arrays behind the arguments."""
     out = options.pop("out", None)
+    hosts = [unwrap(value) for value in args]
     options = {name: unwrap(value) for name, value in options.items()}
-    if out is None:
-        return wrap(function(*map(unwrap, args), **options))
-    function(*map(unwrap, args), out=unwrap(out), **options)
-    return out[0] if isinstance(out, tuple) else out
+    if out is not None:
+        options["out"] = unwrap(out)
+
+    @np.errstate(all="ignore")  # a GPU does not warn
+    def run():
+        return function(*hosts, **options)
+
+    if out is not None or function.__name__ in IN_PLACE:
+        memory.enqueue(run)
+        return out[0] if isinstance(out, tuple) else out
+    result = wrap(run())
+    if memory.capturing():
+        _note(run, result, hosts)
+    return result
+
+
+def _note(run, result, hosts):
+    """Let a capture compute ``result`` at each launch, and leave nothing in it until then."""
+    several = isinstance(result, (tuple, list))
+    targets = [a._host for a in (result if several else [result]) if isinstance(a, ndarray)]
+    inputs = [host for host in hosts if isinstance(host, np.ndarray)]
+    if any(np.may_share_memory(target, host) for target in targets for host in inputs):
+        return  # a view
+
+    def again():
+        found = run()
+        for target, value in zip(targets, found if several else [found], strict=True):
+            target[...] = value
+
+    for target in targets:
+        memory.poison(target)
+    memory.enqueue(again)

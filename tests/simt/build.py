@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simt import compiler
+from simt import compiler, memory
 from simt.compiler import CompileError, available
 from simt.runtime import CUDADriverError
 
@@ -190,6 +190,12 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         eager = COPIES.index(settings.copies)
         launch = _Launch(grid, block, shared_mem, SCHEDULES.index(settings.schedule), eager)
+        memory.use(*args)
+        kept = values, [getattr(argument, "_host", None) for argument in args]
+        memory.enqueue(lambda: self._run(launch, pointers, kept))
+
+    def _run(self, launch, pointers, kept) -> None:
+        """Run a launch; ``kept`` is what the pointers point to, and must not be gone."""
         run = self._function("launch")
         run.restype = ctypes.c_char_p
         error = run(ctypes.byref(launch), pointers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import weakref
 from contextlib import contextmanager
@@ -66,45 +67,137 @@ def current_device():
     return _stack()[-1]
 
 
+def capturing():
+    """Return whether the current stream is being captured into a graph."""
+    return getattr(state, "captured", None) is not None
+
+
 def forbid_capture(what):
     """Raise the error of CUDA if the current stream is being captured into a graph."""
-    if getattr(state, "capturing", False):
+    if capturing():
         from simt.runtime import CUDARuntimeError
 
         raise CUDARuntimeError(900, f"operation not permitted when stream is capturing: {what}")
 
 
+def enqueue(work):
+    """Let the device do something: now, or at every launch of the graph that is being captured."""
+    if capturing():
+        state.captured.append(work)
+    else:
+        work()
+
+
 def poisoned(shape, dtype):
     """Return memory in which every float is NaN: who reads before writing shall see it."""
     array = np.empty(shape, dtype)
-    array.reshape(-1).view(np.uint8)[...] = 0xFF
+    poison(array)
     return array
 
 
-def count(array):
-    """Take an array's memory into account until it is gone."""
+def poison(array):
+    """Make every float of an array NaN."""
+    array[...] = np.frombuffer(b"\xff" * array.itemsize, array.dtype)[0]
+
+
+class Pool:
+    """A pool of memory that never fragments: it grows to the most that was in use at once."""
+
+    def __init__(self, allocator=None):
+        self.used = self.total = 0
+        self.graphs = weakref.WeakSet()  # those that were captured with this pool's memory
+
+    def malloc(self, size):
+        """Not called here: the stand-in asks whose method the allocator is."""
+
+    def take(self, size):
+        """Note that so many bytes are in use; raise for what spoils a graph."""
+        if capturing() and self is default_pool:
+            raise AssertionError("a graph captured with the default pool, which others use as well")
+        if not capturing() and self.graphs:
+            raise AssertionError("memory from the pool of a graph is used by others")
+        if capturing() and self.used + size > self.total:
+            raise AssertionError("a capture that makes its pool grow: warm up first")
+        if capturing():
+            state.pools.add(self)
+        self.used += size
+        self.total = max(self.total, self.used)
+
+    def used_bytes(self):
+        return self.used
+
+    def total_bytes(self):
+        return self.total
+
+    def free_all_blocks(self, stream=None):
+        """Give back what is not in use."""
+        self.total = self.used
+
+
+default_pool = Pool()
+
+
+def current_pool():
+    """Return the pool of the innermost ``with using_allocator(pool.malloc)``."""
+    return getattr(state, "pool", default_pool)
+
+
+@contextmanager
+def using_allocator(allocator=None):
+    """Take memory from the pool whose method ``malloc`` the allocator is."""
+    before, state.pool = current_pool(), allocator.__self__
+    try:
+        yield
+    finally:
+        state.pool = before
+
+
+class Lease:
+    """What all device arrays in a piece of memory have in common, and nobody else has.
+
+    A graph that was captured keeps the memory, but not the lease: on a GPU the pool may use what is
+    free again for what comes later in the capture.
+    """
+
+
+_leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
+
+
+def lease(host):
+    """Take the memory behind a host array into account until no device array uses it."""
+    owner = _owner(host)
+    lease = _leases.get(id(owner))
+    if lease is None:
+        _count(owner.nbytes, current_pool(), lease := Lease())
+        _leases[id(owner)] = lease
+    return lease
+
+
+def _count(size, pool, lease):
     global used
-    size = array.nbytes
     with _lock:
         if limit is not None and used + size > limit:
             raise OutOfMemoryError(
                 f"Out of memory allocating {size:,} bytes (allocated so far: {used:,} bytes, "
                 f"limit set to: {limit:,} bytes)."
             )
+        pool.take(size)
         used += size
-    weakref.finalize(array, _discount, size)
+    weakref.finalize(lease, _discount, pool, size)
 
 
-def _discount(size):
+def _discount(pool, size):
     global used
     with _lock:
         used -= size
+        pool.used -= size
 
 
 @contextmanager
 def limited(size):
     """Give the devices so many bytes more than are in use."""
     global limit
+    gc.collect()  # what goes later would be room as well
     limit = used + size
     try:
         yield
@@ -115,3 +208,38 @@ def limited(size):
 def copy(target, source, size):
     """Copy bytes from one address to another."""
     ctypes.memmove(target, source, size)
+
+
+_clock = 0
+_last_use: dict[int, int] = {}  # of the memory, by its address, to which streams copy
+
+
+def now():
+    """Return a number that grows with everything that the current stream does."""
+    return _clock
+
+
+def use(*arrays):
+    """Note that the current stream uses these device arrays."""
+    global _clock
+    _clock += 1
+    for array in arrays:
+        host = getattr(array, "_host", None)
+        if host is not None and (address := _address(host)) in _last_use:
+            _last_use[address] = _clock
+
+
+def check_unused(array, known):
+    """Raise AssertionError if a device array was used after the moment ``known``."""
+    if _last_use.setdefault(_address(array._host), 0) > known:
+        raise AssertionError("a copy to memory that another stream may still be using")
+
+
+def _address(host):
+    return _owner(host).ctypes.data
+
+
+def _owner(host):
+    while isinstance(host.base, np.ndarray):
+        host = host.base
+    return host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import types
-from contextlib import contextmanager
+import weakref
 
 import numpy as np
 
@@ -29,31 +29,44 @@ class CompileException(Exception):  # noqa: N818 (CuPy's name)
 
 
 class Event:
-    """A moment: everything before it is done when it is recorded."""
+    """A moment of a stream: what it was asked for before is done before the event."""
 
-    def __init__(self, block=True, disable_timing=False, interprocess=False):
-        self.time = None
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.time = self.moment = 0
+        self.stream, self.position = None, 0
 
     def record(self, stream=None):
-        self.time = time.perf_counter()
+        self.time, self.moment = time.perf_counter(), memory.now()
+        self.stream = stream or get_current_stream()
+        self.position = self.stream.position
 
     def synchronize(self):
-        """Nothing is ever under way."""
+        memory.forbid_capture("synchronisation")
+        self.reach()
+
+    def reach(self):
+        """Do what comes before the event."""
+        if self.stream is not None:
+            self.stream.run(self.position)
 
     @property
     def done(self):
-        return True
+        return self.stream is None or self.stream.position_done >= self.position
 
 
 class Stream:
-    """A queue that does everything at once; a capture records nothing but forbids what CUDA does.
+    """A queue. What the current stream is asked for is done at once.
 
-    What runs during a capture runs here too, while on a GPU it is only noted down: a captured step
-    must therefore be one that may run once more.
+    Copies on another one are done as late as can be, when somebody waits for them, and are refused
+    where they could come too early: to memory that was used since the last event waited for.
+    Between `begin_capture` and `end_capture` nothing is done, only noted down for the graph; what
+    CUDA forbids then is an error here too.
     """
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=0):
         self.ptr = 0
+        self.position = self.position_done = 0
+        self._waiting, self._known = [], 0
 
     def __enter__(self):
         _streams().append(self)
@@ -66,19 +79,62 @@ class Stream:
         _streams()[-1] = self
         return self
 
+    def copy(self, target, work):
+        """Copy to a device array, at once or, if this is not the current stream, later."""
+        if self is get_current_stream():
+            memory.use(target)
+            work()
+            return
+        memory.check_unused(target, self._known)
+        self._waiting.append(work)
+        self.position += 1
+
+    def run(self, position):
+        """Do what was asked for until `position`."""
+        while self.position_done < position:
+            self._waiting.pop(0)()
+            self.position_done += 1
+
     def synchronize(self):
         memory.forbid_capture("synchronisation")
+        self.run(self.position)
 
     def wait_event(self, event):
-        """Every event is in the past."""
+        event.reach()
+        self._known = max(self._known, event.moment)
 
     def record(self, event=None):
         event = event or Event()
         event.record(self)
         return event
 
+    def begin_capture(self, mode=None):
+        if self is Stream.null:
+            raise CUDARuntimeError(900, "the default stream cannot be captured")
+        memory.state.captured, memory.state.pools = [], set()
+
+    def end_capture(self):
+        work, memory.state.captured = memory.state.captured, None
+        pools, memory.state.pools = memory.state.pools, None
+        return Graph(work, pools)
+
 
 Stream.null = Stream()
+
+
+class Graph:
+    """What was noted down during a capture."""
+
+    def __init__(self, work, pools):
+        self._work, self._pools = work, [weakref.ref(pool) for pool in pools]
+        for pool in pools:
+            pool.graphs.add(self)
+
+    def launch(self, stream=None):
+        if any(pool() is None for pool in self._pools):
+            raise AssertionError("the pool of the graph is gone, and its memory somebody else's")
+        for work in self._work:
+            work()
 
 
 def _streams():
@@ -90,28 +146,6 @@ def _streams():
 def get_current_stream():
     """Return the innermost stream of ``with stream:``."""
     return _streams()[-1]
-
-
-class MemoryPool:
-    """A pool that hands out what the system has."""
-
-    def __init__(self, allocator=None):
-        self.malloc = object()
-
-    def used_bytes(self):
-        return memory.used
-
-    def total_bytes(self):
-        return memory.used
-
-    def free_all_blocks(self, stream=None):
-        """Nothing is kept here."""
-
-
-@contextmanager
-def using_allocator(allocator=None):
-    """Choose where memory comes from; the stand-in has one place only."""
-    yield
 
 
 def get_elapsed_time(start_event, end_event):
@@ -132,9 +166,9 @@ def empty_pinned(shape, dtype=float, order="C"):
 def make():
     """Return the module that stands in for ``cupy.cuda``."""
     cuda = types.ModuleType("cupy.cuda")
-    cuda.Device, cuda.Stream, cuda.Event, cuda.MemoryPool = Device, Stream, Event, MemoryPool
+    cuda.Device, cuda.Stream, cuda.Event, cuda.MemoryPool = Device, Stream, Event, memory.Pool
     cuda.get_current_stream, cuda.get_elapsed_time = get_current_stream, get_elapsed_time
-    cuda.using_allocator = using_allocator
+    cuda.using_allocator = memory.using_allocator
     cuda.get_device_id = lambda: memory.current_device().id
     cuda.is_available = lambda: memory.DEVICES > 0
     cuda.runtime = types.SimpleNamespace(

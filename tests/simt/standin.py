@@ -85,7 +85,7 @@ def empty(shape, dtype=float, order="C"):
 def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
     """Return memory full of NaN in the layout of ``prototype``."""
     host = np.empty_like(unwrap(prototype), dtype, order, shape=shape)
-    host.view(np.uint8)[...] = 0xFF
+    memory.poison(host)
     return wrap(host)
 
 
@@ -101,7 +101,7 @@ def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
 def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
     """Copy anything to a new device array."""
     if isinstance(obj, ndarray):
-        return wrap(np.array(unwrap(obj), dtype))
+        return call(np.array, (obj, dtype), {})
     return asarray(obj, dtype)
 
 
@@ -123,8 +123,7 @@ def modules() -> dict[str, types.ModuleType]:
     for function in (empty, empty_like, asarray, array, asnumpy, may_share_memory):
         setattr(module, function.__name__, function)
     module.ndarray, module.RawModule, module.cuda = ndarray, RawModule, runtime.make()
-    pool = runtime.MemoryPool()
-    module.get_default_memory_pool = lambda: pool
+    module.get_default_memory_pool = lambda: memory.default_pool
     module.__version__ = "stand-in"
     cupyx = types.ModuleType("cupyx")
     cupyx.empty_pinned = runtime.empty_pinned

@@ -27,6 +27,38 @@ def parse(name: str) -> str:
     return "cpu" if name == "cpu" else f"cuda:{int(match[1] or 0)}"
 
 
+def check(name: str) -> None:
+    """Raise DeviceError, which says what is missing, unless the device ``name`` can be used;
+    ValueError if nothing is called so.
+    """
+    if (device := parse(name)) != "cpu":
+        from tinyalex.backends.cuda import device as cuda
+
+        cuda.check(int(device.partition(":")[2]))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return a GPU's name, memory and versions, on which results may depend; nothing for "cpu"."""
+    if (device := parse(name)) == "cpu":
+        return {}
+    from tinyalex.backends.cuda import device as cuda
+
+    return cuda.describe(int(device.partition(":")[2]))
+
+
+def use(name: str) -> None:
+    """Make ``name`` the device of this thread.
+
+    New arrays of a GPU lie there, and its work goes to a stream of its own, beside which copies can
+    run and which can be recorded. Raises what `check` raises.
+    """
+    check(name)
+    if (device := parse(name)) != "cpu":
+        from tinyalex.backends.cuda import device as cuda
+
+        cuda.use(int(device.partition(":")[2]))
+
+
 def on_gpu(array: Any) -> bool:
     """Return whether ``array`` is one of CuPy's; false while nobody has imported CuPy."""
     cupy = sys.modules.get("cupy")

@@ -13,6 +13,7 @@ from tinyalex.data.cached import CachedDataset
 from tinyalex.data.colour import ColourNoise
 from tinyalex.data.dataset import DataError, Dataset, ImageError, mean_colour
 from tinyalex.data.folder import ImageFolder
+from tinyalex.data.gpu_loader import GPULoader, loader_on
 from tinyalex.data.image import read_image, resize_shorter_side
 from tinyalex.data.loader import Batch, Loader
 from tinyalex.data.patterns import Patterns
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EvalTransform",
+    "GPULoader",
     "ImageError",
     "ImageFolder",
     "Loader",
@@ -46,6 +48,7 @@ __all__ = [
     "Unreadable",
     "WorkerError",
     "load_statistics",
+    "loader_on",
     "mean_colour",
     "pixel_statistics",
     "read_image",

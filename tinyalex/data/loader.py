@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tinyalex.backends import memory
+from tinyalex.backends.types import Array
 from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.loader_processes import BatchProcesses
@@ -20,15 +22,19 @@ from tinyalex.data.transforms import Transform
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.data.workers import WorkerError
 
+Empty = Callable[[tuple[int, ...], Any], np.ndarray]
+"""What returns uninitialised memory of a shape and a dtype."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """`images` float32 [N, C, H, W], channels last in memory; `labels`, `indices` int64 [N].
 
-    Where the transform makes V views of an image, `images` is [N, V, C, H, W].
+    Where the transform makes V views of an image, `images` is [N, V, C, H, W]. Those of a
+    `GPULoader` lie on the GPU.
     """
 
-    images: np.ndarray
+    images: Array
     labels: np.ndarray
     indices: np.ndarray
 
@@ -58,7 +64,8 @@ class Loader:
     With `processes` that many processes do, each with its own share of `cache_bytes`, and the
     batches are the same; data set and transform are pickled. They start with the first epoch and
     end with `close()`, with the loader, or with WorkerError. `prefetch` batches are in work or
-    waiting at any time, by default one more than there are workers.
+    waiting at any time, by default one more than there are workers. They lie in memory from
+    `empty`.
 
     WorkerError comes in the place of a batch, within 10 seconds, when a process is killed or stops,
     or when a worker is at one image for 8 seconds (a process for 7 to 8), as on a disk that does
@@ -78,6 +85,7 @@ class Loader:
         max_bad: float = 0.01,
         cache_bytes: int = 0,
         processes: bool = False,
+        empty: Empty = memory.empty,
     ) -> None:
         prefetch = workers + 1 if prefetch is None else prefetch
         if batch_size < 1 or workers < 1 or prefetch < 1:
@@ -101,6 +109,7 @@ class Loader:
         self.processes = processes
         self.wait_seconds = 0.0
         self._cache_bytes = cache_bytes
+        self._empty = empty
         self._batches: BatchProcesses | None = None
         self._unreadable = Unreadable(dataset, max_bad)
         if len(self) == 0:
@@ -125,7 +134,7 @@ class Loader:
             self._batches.close()
             self._batches = None
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of one epoch, from `start_batch` on.
 
         An error in a thread is raised here, in the place of its batch. Closing the iterator, or
@@ -195,7 +204,7 @@ class Loader:
             begun.append(index)
             return stop.is_set()
 
-        images = memory.empty((len(chosen), *self.transform.shape), np.float32)
+        images = self._empty((len(chosen), *self.transform.shape), self.transform.dtype)
         return self.make_batch(epoch, chosen, begin, images)
 
     def _start_processes(self) -> BatchProcesses:
@@ -209,14 +218,14 @@ class Loader:
             "max_bad": self._unreadable.max_bad,
             "cache_bytes": self._cache_bytes // self.workers,
         }
-        return BatchProcesses(Loader, options, self.workers)
+        return BatchProcesses(Loader, options, self.workers, self._empty)
 
     def _batch_of_process(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
         assert self._batches is not None
         images, indices, bad = self._batches.batch(epoch, chosen, stop)
         for index in bad.keys() - self._unreadable.reasons.keys():
             self._unreadable.add(index, bad[index])
-        return Batch(np.moveaxis(images, -1, -3), self.dataset.labels[indices], indices)
+        return Batch(_channels_first(images), self.dataset.labels[indices], indices)
 
     def make_batch(
         self, epoch: int, chosen: np.ndarray, begin: Callable[[int], object], images: np.ndarray
@@ -224,7 +233,7 @@ class Loader:
         """Return a batch of the images `chosen`, in the memory `images`.
 
         `begin` is called with the index of each image before it is read; where it returns something
-        true, the batch ends. `images` is float32 [at least len(chosen), *transform.shape].
+        true, the batch ends. `images` is [at least len(chosen), *transform.shape].
         """
         indices: list[int] = []
         for wanted in chosen.tolist():
@@ -234,7 +243,7 @@ class Loader:
                 rng = self._generator(epoch, 1 + wanted)
                 self.transform(image, rng, out=images[len(indices)])
                 indices.append(index)
-        filled = np.moveaxis(images[: len(indices)], -1, -3)
+        filled = _channels_first(images[: len(indices)])
         return Batch(filled, self.dataset.labels[indices], np.array(indices, np.int64))
 
     def _read(self, wanted: int, begin: Callable[[int], object]) -> tuple[int, np.ndarray] | None:
@@ -261,3 +270,8 @@ class Loader:
                 found[index] = reasons[index]
                 index = (index + 1) % len(self.dataset)
         return found
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    """Return [..., H, W, C] as [..., C, H, W]; what `Deferred` makes has no such axes."""
+    return np.moveaxis(images, -1, -3) if images.ndim > 1 else images

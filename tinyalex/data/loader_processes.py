@@ -17,8 +17,15 @@ from tinyalex.data.workers import PATIENCE, Work, Workers
 class BatchProcesses:
     """Processes with a copy of the loader each; pixels come back through shared memory."""
 
-    def __init__(self, loader: Callable[..., Any], options: dict[str, Any], workers: int) -> None:
+    def __init__(
+        self,
+        loader: Callable[..., Any],
+        options: dict[str, Any],
+        workers: int,
+        empty: Callable[[tuple[int, ...], Any], np.ndarray] = memory.empty,
+    ) -> None:
         self.shape = (options["batch_size"], *options["transform"].shape)
+        self.dtype, self._empty = options["transform"].dtype, empty
         try:
             self._workers = Workers(
                 workers,
@@ -26,7 +33,7 @@ class BatchProcesses:
                 loader,
                 options,
                 patience=PATIENCE,
-                shared_bytes=4 * math.prod(self.shape),
+                shared_bytes=self.dtype.itemsize * math.prod(self.shape),
             )
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise TypeError(
@@ -36,7 +43,7 @@ class BatchProcesses:
     def batch(
         self, epoch: int, chosen: np.ndarray, stop: threading.Event
     ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Return images [N, height, width, channels], their indices, and what cannot be read.
+        """Return images [N, *transform.shape], their indices, and what cannot be read.
 
         There are no images once `stop` is set. Raises WorkerError for a process that has ended or
         says nothing.
@@ -44,8 +51,8 @@ class BatchProcesses:
         with self._workers.idle() as worker:
             found = worker.ask((epoch, chosen), stop)
             indices, bad = found if found is not None else (np.empty(0, np.int64), {})
-            images = memory.empty((len(indices), *self.shape[1:]), np.float32)
-            images[...] = _pixels(worker.memory, self.shape)[: len(indices)]
+            images = self._empty((len(indices), *self.shape[1:]), self.dtype)
+            images[...] = _images(worker.memory, self.shape, self.dtype)[: len(indices)]
         return images, indices, bad
 
     def close(self) -> None:
@@ -57,20 +64,21 @@ class BatchProcesses:
         self._workers.kill()
 
 
-def _pixels(shared: Any, shape: tuple[int, ...]) -> np.ndarray:
-    return np.frombuffer(shared, np.float32).reshape(shape)
+def _images(shared: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return np.frombuffer(shared, dtype).reshape(shape)
 
 
 def _batch_maker(shared: Any, loader_class: Callable[..., Any], options: dict[str, Any]) -> Work:
     """Return what makes batches in a process."""
     loader = loader_class(**options)
-    shape = (options["batch_size"], *options["transform"].shape)
+    transform = options["transform"]
+    images = _images(shared, (options["batch_size"], *transform.shape), transform.dtype)
 
     def make(
         task: tuple[int, np.ndarray], alive: Callable[[], object]
     ) -> tuple[np.ndarray, dict[int, str]]:
         epoch, chosen = task
-        batch = loader.make_batch(epoch, chosen, lambda index: alive(), _pixels(shared, shape))
+        batch = loader.make_batch(epoch, chosen, lambda index: alive(), images)
         return batch.indices, loader.bad_from(chosen)
 
     return make

@@ -25,6 +25,8 @@ class Transform(Protocol):
 
     shape: tuple[int, ...]
     """(crop, crop, channels) of the result; with the number of views in front if it is many."""
+    dtype: np.dtype
+    """float32."""
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
@@ -51,6 +53,7 @@ class EvalTransform:
         if crop < 1 or channels not in (1, 3):
             raise ValueError(f"need crop >= 1 and channels 1 or 3, got {crop} and {channels}")
         self.crop = crop
+        self.dtype = np.dtype(np.float32)
         self.shape: tuple[int, ...] = (crop, crop, channels)
         self.mean = _mean_for_channels(mean, channels)
         self._mirrored_mean = _mirrored_mean(self.mean)
@@ -67,8 +70,26 @@ class EvalTransform:
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Return the centre of `image`; `rng` is not used."""
-        top, left = (extent // 2 for extent in spare(self.region(image), self.crop))
-        return self.view(image, top, left, out=out)
+        return self.view(image, *self.choose(self.region(image), rng), out=out)
+
+    @property
+    def only_crops(self) -> bool:
+        """Whether the result is one crop, mirrored or not, with neither sizes nor colours changed
+        other than by the mean, the noise of `draw_noise`, `std` and `divisor`.
+        """
+        return len(self.shape) == 3
+
+    divisor = 1.0
+    """By what the result is divided besides `std`."""
+
+    def choose(self, region: np.ndarray, rng: np.random.Generator) -> tuple[int, int, bool]:
+        """Return where the crop begins, its row and its column, and whether it is mirrored."""
+        top, left = (extent // 2 for extent in spare(region, self.crop))
+        return top, left, False
+
+    def draw_noise(self, rng: np.random.Generator) -> np.ndarray | None:
+        """Return what is added to all pixels of an image, a number for each channel, or None."""
+        return None
 
     def region(self, image: np.ndarray) -> np.ndarray:
         """Return what crops are taken from: all of `image`, or the square the mean image covers."""
@@ -104,7 +125,6 @@ class EvalTransform:
         mean: np.ndarray,
         out: np.ndarray | None,
         noise: np.ndarray | None = None,
-        divisor: float = 1.0,
     ) -> np.ndarray:
         """Return (pixels - mean + noise) / (std divisor); noise is one number for each channel."""
         if self.shape[-1] == 1:
@@ -123,7 +143,7 @@ class EvalTransform:
             shift = -mean if noise is None else noise - mean
         if shift is not None:
             target += self._row(shift)
-        scale = self.std * np.float32(divisor)
+        scale = self.std * np.float32(self.divisor)
         if (scale != 1).any():
             target /= self._row(scale)
         return out
@@ -170,6 +190,8 @@ class TrainTransform(EvalTransform):
         self.scale = scale
         self.jitter = jitter
         self.colour_noise = colour_noise
+        if colour_noise is not None:
+            self.divisor = colour_noise.divisor
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
@@ -177,8 +199,7 @@ class TrainTransform(EvalTransform):
         """Return a random view of `image`."""
         region = self.region(image)
         if self.scale is None:
-            top, left = (self._offset(extent, rng) for extent in spare(region, self.crop))
-            pixels, mean = self._cut(region, top, left, self._tails(rng))
+            pixels, mean = self._cut(region, *self.choose(region, rng))
         else:
             box = _random_box(region, rng, self.scale)
             pixels, mean = _resized(region, box, self.crop), self.mean
@@ -188,12 +209,24 @@ class TrainTransform(EvalTransform):
                 pixels, mean = _mirrored(pixels), _mirrored_mean(mean)
         if self.jitter:
             pixels = _jitter(pixels, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
+        return self._normalise(pixels, mean, out, self.draw_noise(rng))
+
+    @property
+    def only_crops(self) -> bool:
+        """Whether nothing is resized and no colour jitters."""
+        return self.scale is None and not self.jitter
+
+    def choose(self, region: np.ndarray, rng: np.random.Generator) -> tuple[int, int, bool]:
+        """Draw where the crop begins and, by a coin, whether it is mirrored."""
+        top, left = (self._offset(extent, rng) for extent in spare(region, self.crop))
+        return top, left, self._tails(rng)
+
+    def draw_noise(self, rng: np.random.Generator) -> np.ndarray | None:
+        """Draw the colour noise, if there is any."""
         if self.colour_noise is None:
-            return self._normalise(pixels, mean, out)
+            return None
         noise = self.colour_noise.draw(rng)
-        if self.shape[2] == 1:
-            noise = noise @ LUMA[:, None]
-        return self._normalise(pixels, mean, out, noise, self.colour_noise.divisor)
+        return noise @ LUMA[:, None] if self.shape[2] == 1 else noise
 
     def _offset(self, extent: int, rng: np.random.Generator) -> int:
         """Return where a crop begins that may begin at 0 to `extent`."""

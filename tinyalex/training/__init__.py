@@ -17,13 +17,14 @@ from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import Answers, Scores, evaluate, examine
-from tinyalex.training.loop import Trainer, train_step
+from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import Average, MetricsFile, hits, read_metrics
 from tinyalex.training.progress import Progress
 from tinyalex.training.run import Run, new_run
 from tinyalex.training.settings import CHANGEABLE, Settings
 from tinyalex.training.signals import StoppedError, StopRequest
 from tinyalex.training.state import State
+from tinyalex.training.steps import train_step
 
 __all__ = [
     "CHANGEABLE",

@@ -17,6 +17,7 @@ from tinyalex.training.divergence import REPORT, STEP
 from tinyalex.training.ending import OUTPUTS
 from tinyalex.training.environment import environment
 from tinyalex.training.evaluation import judge
+from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.lock import locked
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import MetricsFile
@@ -25,7 +26,7 @@ from tinyalex.training.run import Run, new_run
 from tinyalex.training.settings import CHANGEABLE_ON_REQUEST, Settings
 from tinyalex.training.signals import StopRequest
 
-DECISIVE = ("epochs", "threads", *CHANGEABLE_ON_REQUEST)
+DECISIVE = ("epochs", "threads", "device", *CHANGEABLE_ON_REQUEST)
 """What a run that goes on may change, and what then changes its losses."""
 
 
@@ -51,6 +52,7 @@ def prepared(
     again. Within the block no other process writes into the folder, and signals are requests to
     `stop`, for by then there is something to go on from.
     """
+    check_memory(run)
     run.classifier.model.eval()
     with no_grad():
         judge(run.classifier.model, next(run.val_data.epoch(0)))
@@ -78,9 +80,9 @@ def write_record(run: Run, out: Path, again: str) -> None:
         sessions = list(json.loads((out / "run.json").read_text())["sessions"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by somebody
         sessions = []
-    here = environment()
+    here = environment(run.settings.device)
     decisive = {name: getattr(run.settings, name) for name in DECISIVE}
-    sessions.append({"from_step": run.state.step, **decisive, **here})
+    sessions.append({"from_step": run.state.step, **here, **decisive})
     changed = [n for n in DECISIVE if any(s.get(n, decisive[n]) != decisive[n] for s in sessions)]
     note = f"settings were changed on the way, as sessions say: {', '.join(changed)}"
     record = {

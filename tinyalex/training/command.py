@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from tinyalex.backends.devices import DeviceError
 from tinyalex.data import ImageError, WorkerError
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.threads import get_num_threads
@@ -30,7 +31,14 @@ EXIT_CODES = (
     "number; 129, 130 and 143 stopped and saved by SIGHUP, Ctrl-C and SIGTERM"
 )
 
-EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError, WorkerError)
+EXPECTED_ERRORS = (
+    ValueError,
+    OSError,
+    MemoryError,
+    ModuleNotFoundError,
+    WorkerError,
+    DeviceError,
+)
 """What a mistake of the user's, or of the machine's, raises before the work begins."""
 
 
@@ -90,9 +98,10 @@ def seconds_in(text: str) -> float:
 
 
 def add_network_arguments(parser: Parser) -> None:
-    """Add what the commands that use a trained network begin with: CHECKPOINT and --threads."""
+    """Add what the commands that use a trained network begin with: it, and what computes it."""
     add_checkpoint(parser)
     add_threads(parser)
+    add_device(parser)
 
 
 def add_checkpoint(parser: Parser) -> None:
@@ -108,6 +117,13 @@ def add_threads(parser: argparse._ActionsContainer) -> None:
     """Add --threads."""
     parser.add_argument(
         "--threads", type=int, default=get_num_threads(), metavar="N", help="threads that compute"
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add --device."""
+    parser.add_argument(
+        "--device", default="cpu", help="what computes: cpu, or a GPU: cuda, cuda:1, ..."
     )
 
 

@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 
-import tinyalex.functional as F
 from tinyalex import backends, random
 from tinyalex.autograd import Function
+from tinyalex.backends import array_module
+from tinyalex.backends.devices import move
+from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Dataset
 from tinyalex.files import save, write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Module
 from tinyalex.tensor import Tensor
+from tinyalex.training.evaluation import judge
 
 REPORT, STEP = "diverged.json", "diverged.safetensors"
 NOT_FINITE = "has values that are not finite"
@@ -35,7 +38,7 @@ class DivergedError(ArithmeticError):
     """A loss, a gradient or a weight is no longer finite; the last checkpoint is still good."""
 
 
-def not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+def not_finite(arrays: Mapping[str, Array]) -> str | None:
     """Return the name of the first array with a NaN or an infinity in it."""
     return next((n for n, a in arrays.items() if not backends.of(a).all_finite(a)), None)
 
@@ -73,11 +76,11 @@ class Passage:
 class _Watch(Function):
     """y = x, and a note of the gradient that passes."""
 
-    def forward(self, x: np.ndarray, passage: Passage) -> np.ndarray:
+    def forward(self, x: Array, passage: Passage) -> Array:
         self.passage = passage
         return x
 
-    def backward(self, grad: np.ndarray) -> np.ndarray:
+    def backward(self, grad: Array) -> Array:
         self.passage.gradient = _largest(grad)
         return grad
 
@@ -115,7 +118,7 @@ def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[Passage
         for module in model.modules():
             if not any(module.children()):
                 hooks.enter_context(module.register_forward_hook(look))
-        loss = F.cross_entropy(model(Tensor(batch.images)), batch.labels)
+        _, loss = judge(model, batch)
         if loss.requires_grad:
             loss.backward()
     for module, passage in zip(modules, passages, strict=True):
@@ -201,7 +204,7 @@ def explain(error: Exception, step: Step, model: AlexNet, folder: Path) -> Diver
         "weights": model.state_dict(),
         "training": model.training,
         "random": step.random_state,
-        "images": batch.images,
+        "images": move(batch.images, "cpu"),
         "labels": batch.labels,
     }
     text = json.dumps(report, indent=1) + "\n"
@@ -230,10 +233,10 @@ def _as_row(passage: Passage) -> dict[str, Any]:
     return row
 
 
-def _largest(array: np.ndarray) -> float:
-    return float(np.abs(array).max(initial=0.0))
+def _largest(array: Array) -> float:
+    return float(abs(array).max()) if array.size else 0.0
 
 
-def _bad_rows(array: np.ndarray) -> tuple[int, ...]:
-    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    return tuple(np.flatnonzero(~finite).tolist())
+def _bad_rows(array: Array) -> tuple[int, ...]:
+    finite = array_module(array).isfinite(array).reshape(len(array), -1).all(axis=1)
+    return tuple(np.flatnonzero(~move(finite, "cpu")).tolist())

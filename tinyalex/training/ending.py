@@ -32,7 +32,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     content = load_checkpoint(path)
     best = state_in(content, path)
     if run.test_data is not None:
-        model = classifier_in(content, path).model
+        model = classifier_in(content, path).model.to(run.settings.device)
         scores = evaluate(model, run.test_data, trainer.progress, stop, "testing")
         if scores is None:
             raise stop.error()

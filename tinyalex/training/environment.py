@@ -17,17 +17,20 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 from tinyalex.backends import current_backend
+from tinyalex.backends.devices import describe, parse
 from tinyalex.threads import get_num_threads
 from tinyalex.version import __version__
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """Return what, besides the settings, the numbers of a run may depend on."""
+    device = parse(device)
     return {
         "tinyalex": __version__,
         "commit": commit(),
-        "backend": current_backend(),
-        "device": "cpu",
+        "backend": current_backend() if device == "cpu" else "cuda",
+        "device": device,
+        **describe(device),
         "threads": get_num_threads(),
         "blas": _blas(),
         "python": platform.python_version(),

@@ -10,6 +10,7 @@ import numpy as np
 
 import tinyalex.functional as F
 from tinyalex.autograd import no_grad
+from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Loader, TenCropTransform
 from tinyalex.nn import Module
 from tinyalex.tensor import Tensor
@@ -159,14 +160,21 @@ def examine(
     }
 
 
-def log_probabilities(model: Module, images: np.ndarray) -> np.ndarray:
+def device_of_model(model: Module) -> str:
+    """Return the device that the model's parameters are on."""
+    return next(model.parameters()).device
+
+
+def log_probabilities(model: Module, images: Array) -> np.ndarray:
     """Return the logarithms of the softmax outputs for each view of each image, [N, V, C].
 
-    images [N, V, C, H, W], or [N, C, H, W] for V = 1. The model is as its caller set it.
+    images [N, V, C, H, W], or [N, C, H, W] for V = 1, on any device. The model is as its caller set
+    it.
     """
     pixels = images.reshape(-1, *images.shape[-3:])
     with no_grad():
-        found = F.log_softmax(model(Tensor(pixels)), dim=1).numpy()
+        answers = F.log_softmax(model(Tensor(pixels).to(device_of_model(model))), dim=1)
+    found = answers.cpu().numpy()
     return found.reshape(len(images), -1, found.shape[1])
 
 
@@ -200,6 +208,10 @@ def _answered(
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller sees the loss
 def judge(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the logits [N, C] of a batch and its loss, the mean cross-entropy."""
-    logits = model(Tensor(batch.images))
-    return logits, F.cross_entropy(logits, batch.labels)
+    """Return the logits [N, C] of a batch and its loss, the mean cross-entropy.
+
+    Both are on the model's device, wherever the batch is.
+    """
+    device = device_of_model(model)
+    logits = model(Tensor(batch.images).to(device))
+    return logits, F.cross_entropy(logits, Tensor(batch.labels).to(device))

@@ -1,7 +1,7 @@
 """The training loop.
 
-For every batch of every epoch: forward, loss, backward, update; that is `train_step`, the paper's
-section 5. Around it `Trainer.train` logs, saves and validates. All that it remembers is in
+For every batch of every epoch: forward, loss, backward, update; that is `steps.train_step`, the
+paper's section 5. Around it `Trainer.train` logs, saves and validates. All that it remembers is in
 `run.state`, so it goes on from a checkpoint as if it had never stopped.
 """
 
@@ -13,23 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tinyalex import random
 from tinyalex.autograd import no_grad
 from tinyalex.data import Batch, DataError, Loader, WorkerError
-from tinyalex.nn import Module
-from tinyalex.optim import SGD
 from tinyalex.training.checkpoint import Checkpoints
-from tinyalex.training.divergence import NOT_FINITE, DivergedError, Step, explain, not_finite
+from tinyalex.training.divergence import DivergedError, Step, explain
 from tinyalex.training.evaluation import Scores, evaluate, judge
-from tinyalex.training.metrics import Average, MetricsFile, hits
+from tinyalex.training.metrics import Average, MetricsFile
 from tinyalex.training.pace import Pace
 from tinyalex.training.progress import Progress, duration
 from tinyalex.training.run import Run
+from tinyalex.training.settings import STEPS_PER_ROW
 from tinyalex.training.signals import StopRequest
+from tinyalex.training.steps import steps_of
 
-STEPS_PER_ROW = 10
 STUCK_WITHIN = 0.005
 """The loss counts as stuck while it is within this share of ln(classes)."""
 
@@ -52,6 +49,7 @@ class Trainer:
         self._left_out: set[str] = set()
         self._latest: Step | None = None
         self._waits = False
+        self.steps = steps_of(self.run)
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
@@ -67,6 +65,7 @@ class Trainer:
             with StopRequest() if stop is None else stop as stop:
                 self._train(stop)
         except (DataError, WorkerError):
+            self._read()
             self._try(self._save, "checkpoint")
             raise
         except DivergedError:
@@ -93,30 +92,54 @@ class Trainer:
         run.classifier.model.train()
         self.pace.start_epoch()
         self.progress.start(f"epoch {state.epoch + 1}/{run.settings.epochs}", batches, state.batch)
+        started, steps = time.perf_counter(), self.steps
         for batch in data.epoch(state.epoch, state.batch):
-            started = time.perf_counter()
-            waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
-            run.schedule.before_step(state.step)
-            random.start_step(state.step)
-            self._remember(state.step + 1, batch, data)
+            step = state.step + steps.unread
+            run.schedule.before_step(step)
+            random.start_step(step)
+            self._remember(step + 1, batch, data)
+            stop.step = step + 1
             try:
-                result = train_step(run.classifier.model, run.optimizer, batch)
+                steps.take(batch)
             except DivergedError as error:
                 raise self._explain(error) from error
-            state.count(result)
+            if not (self._reads_now(step + 1) or self.checkpoints.due() or stop):
+                continue
+            results = self._read()
             if state.step % STEPS_PER_ROW == 0 or state.batch == batches:
                 self._log_steps()
             self._save_if_due()
-            worked = time.perf_counter() - started
-            state.seconds += waited + worked
-            self.pace.add(waited, worked, result)
+            waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
+            seconds, started = time.perf_counter() - started, time.perf_counter()
+            state.seconds += seconds
+            for result in results:
+                self.pace.add(waited / len(results), (seconds - waited) / len(results), result)
             self.progress.update(state.batch, self._describe())
-            stop.step = state.step
             # Twice what they take: the next step or save may be a slow one.
             stop.reserve = 2 * (self.pace.typical_step + self.checkpoints.seconds_to_save)
             if stop:
                 break
         self.progress.stop()
+
+    def _reads_now(self, step: int) -> bool:
+        """Tell whether what the steps up to `step` found out is wanted now, for a row at least."""
+        ends = self.run.state.batch + self.steps.unread == len(self.run.train_data)
+        return self.steps.unread == self.steps.every or step % STEPS_PER_ROW == 0 or ends
+
+    def _read(self) -> list[Average]:
+        """Count what the steps since the last reading found out, and return it."""
+        run, state, data = self.run, self.run.state, self.run.train_data
+        results = []
+        try:
+            for result in self.steps.read():
+                state.count(result)
+                results.append(result)
+        except DivergedError as error:  # in a step that may not be the last: back to where it began
+            run.schedule.before_step(state.step)
+            random.start_step(state.step)
+            self._remember(state.step + 1, next(data.epoch(state.epoch, state.batch)), data)
+            raise self._explain(error) from error
+        return results
 
     def _validate(self, stop: StopRequest) -> Scores | None:
         started = time.perf_counter()
@@ -275,23 +298,3 @@ class Trainer:
             f"{run.settings.lr:g}; half, double) or --seed, keep the variant's own input scale, "
             "and look at whether the labels fit the images"
         )
-
-
-@np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for below
-def train_step(model: Module, optimizer: SGD, batch: Batch) -> Average:
-    """Learn from one batch; return its loss and how many images were classified right before.
-
-    Raises DivergedError, before any weight is touched, if the loss or a gradient is not finite.
-    """
-    optimizer.zero_grad()
-    logits, loss = judge(model, batch)
-    value = float(loss.item())
-    if not math.isfinite(value):
-        raise DivergedError(f"the loss is {value}")
-    loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    if wrong := not_finite(gradients):
-        raise DivergedError(f"the gradient of {wrong} {NOT_FINITE}")
-    optimizer.step()
-    correct = int(hits(logits.detach().numpy(), batch.labels).sum())
-    return Average(value * len(batch), correct, len(batch))

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tinyalex.backends.devices import DeviceError, check, parse
 from tinyalex.models import VARIANTS
 from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
@@ -58,10 +59,11 @@ def read_arguments(
     The last is None for a new run. Exits with code 2 for options that do not exist. Raises
     ValueError for values that cannot be, for an output folder in use and for a resumed run with
     other settings; FileNotFoundError where there is nothing to resume, ModuleNotFoundError where
-    tensorboardX is missing.
+    tensorboardX is missing, DeviceError where the device is.
     """
     parser = make_parser(description)
     args = parser.parse_args(argv)
+    check(args.device)
     for name in ("steps", "overfit"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value}")
@@ -160,10 +162,15 @@ def read_resumed(
     if args.steps is not None and args.steps <= behind.step:
         raise ValueError(f"{folder} has {behind.step} steps behind it already")
     try:
+        check(new.device)
+    except DeviceError as error:
+        raise DeviceError(f"{error}; {folder} can also go on with another --device") from error
+    try:
         set_num_threads(new.threads)
     except ValueError as error:
         raise ValueError(f"{error}: go on with --threads {get_num_threads()}") from error
-    notes = {"threads": "the last digits may differ from those of an uninterrupted run"}
+    rounding = "the last digits may differ from those of an uninterrupted run"
+    notes = {"threads": rounding, "device": rounding}
     if new.schedule in LONGER:
         notes["epochs"] = LONGER[new.schedule]
     if changed:
@@ -178,6 +185,7 @@ def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
     values = {name: defaults.get(name) if v is None else v for name, v in values.items()}
     if values["data"] is not None:
         values["data"] = os.path.abspath(values["data"])
+    values["device"] = parse(values["device"])
     return Settings(**values)
 
 

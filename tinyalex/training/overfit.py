@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tinyalex.data import Batch
-from tinyalex.training.loop import train_step
 from tinyalex.training.progress import say
 from tinyalex.training.run import Run
+from tinyalex.training.steps import train_step
 
 ENOUGH = 0.1
 """A loss at which the images count as learned: their classes have 90 % on average."""

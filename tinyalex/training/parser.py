@@ -7,9 +7,17 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from tinyalex.backends.precision import PRECISIONS
 from tinyalex.models import VARIANTS
 from tinyalex.models.provenance import recipe_table
-from tinyalex.training.command import EXIT_CODES, Help, Parser, add_threads, seconds_in
+from tinyalex.training.command import (
+    EXIT_CODES,
+    Help,
+    Parser,
+    add_device,
+    add_threads,
+    seconds_in,
+)
 from tinyalex.training.settings import (
     AUGMENTATIONS,
     CHANGEABLE,
@@ -18,6 +26,7 @@ from tinyalex.training.settings import (
     INITIAL_WEIGHTS,
     MEANS,
     SCHEDULES,
+    STEPS_PER_ROW,
 )
 
 
@@ -74,8 +83,8 @@ def make_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--colour-noise",
         choices=COLOUR_NOISES,
-        help="one shift of all colours per image, along their principal axes: by eigenvalues as in "
-        "the paper, by standard deviations as in the 2012 source (default: the variant's)",
+        help="one shift of all colours per image, along principal axes: by eigenvalues (the paper) "
+        "or by standard deviations (2012 source) (default: the variant's)",
     )
     group.add_argument(
         "--workers", type=int, default=2, metavar="N", help="threads that load images"
@@ -119,15 +128,14 @@ def make_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--initial-weights",
         choices=INITIAL_WEIGHTS,
-        help="variant: as the variant draws them; data: then scaled to suit a few training images, "
-        "so that small data sets suffice (default: data without --variant)",
+        help="data: scaled to suit a few training images, so that small data sets suffice "
+        "(default without --variant); variant: as the variant draws them",
     )
     group.add_argument(
         "--dropout",
         type=float,
         metavar="P",
-        help="share of the fully connected layers' inputs dropped while training (default: 0.5; "
-        "0 for the embedded data set)",
+        help="share of fully connected inputs dropped (default: 0.5; 0 without --data)",
     )
     group.add_argument(
         "--input-size",
@@ -171,9 +179,30 @@ def make_parser(description: str | None = None) -> Parser:
         type=int,
         default=0,
         metavar="N",
-        help="equal seeds, equal results, bit for bit, on one machine with equal threads",
+        help="equal seeds, equal results, bit for bit, with equal threads",
     )
     add_threads(group)
+    add_device(group)
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="highest",
+        metavar="WORD",
+        help="products on a GPU: %(default)s (float32), high (TF32) or medium (bfloat16)",
+    )
+    group.add_argument(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="record a step on a GPU once, then replay it: quicker, and the same bits",
+    )
+    group.add_argument(
+        "--read-loss-every",
+        type=int,
+        default=STEPS_PER_ROW,
+        metavar="K",
+        help="steps that a GPU takes without being waited for, 1 to %(default)s",
+    )
     place = group.add_mutually_exclusive_group()
     place.add_argument(
         "--out",
@@ -185,13 +214,13 @@ def make_parser(description: str | None = None) -> Parser:
         "--resume",
         type=Path,
         metavar="DIR",
-        help="go on with the run in DIR and with its settings, bit for bit; may change: "
-        + ", ".join(map(option, CHANGEABLE)),
+        help="go on with the run in DIR and with its settings, bit for bit; may change "
+        + ", ".join(option(name)[2:] for name in CHANGEABLE),
     )
     group.add_argument(
         "--allow-change",
         action="store_true",
-        help="let --resume change " + ", ".join(map(option, CHANGEABLE_ON_REQUEST)) + " as well",
+        help="and may change " + ", ".join(option(name)[2:] for name in CHANGEABLE_ON_REQUEST),
     )
     group.add_argument(
         "--steps", type=int, metavar="N", help="save and stop after N steps in all, to go on later"
@@ -205,7 +234,7 @@ def make_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--tensorboard",
         action="store_true",
-        help="write the metrics for TensorBoard as well, to DIR/tensorboard (needs tensorboardX)",
+        help="write metrics for TensorBoard to DIR/tensorboard (needs tensorboardX)",
     )
     instead = parser.add_argument_group(
         "instead of training; nothing stays on the disk but what --index-cache remembers"

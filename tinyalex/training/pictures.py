@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from tinyalex.backends.devices import move
 from tinyalex.files import write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Conv2d
@@ -23,7 +24,8 @@ NUMBERED, NAMED = 20, 60
 def first_kernels(model: AlexNet) -> Image.Image:
     """Draw the kernels of conv1 as the paper's Figure 3 does: one tower above the other."""
     towers = max(layer.groups for layer in model.modules() if isinstance(layer, Conv2d))
-    return filter_grid(model.weight_layers["conv1"].weight.data, towers=towers)
+    weight = move(model.weight_layers["conv1"].weight.data, "cpu")
+    return filter_grid(weight, towers=towers)
 
 
 def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2, towers: int = 1) -> Image.Image:

@@ -18,9 +18,10 @@ from tinyalex.data import Batch
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import judge
-from tinyalex.training.loop import train_step
+from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.progress import duration, say
 from tinyalex.training.run import Run
+from tinyalex.training.steps import train_step
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ def rehearse(run: Run, out: Path) -> None:
     a temporary folder in `out` or in the nearest folder above it that exists. Raises what the run
     would raise. `run` has learned a little afterwards and should not be used.
     """
+    check_memory(run)
     model, state, steps_per_epoch = run.classifier.model, run.state, len(run.train_data)
     later = (run.train_data.epoch(epoch) for epoch in itertools.count(state.epoch + 1))
     now = run.train_data.epoch(state.epoch, state.batch % steps_per_epoch)
@@ -43,7 +45,7 @@ def rehearse(run: Run, out: Path) -> None:
     loading = seconds / workers
     say(
         f"ok  {len(first)} training images read, "
-        f"values from {first.images.min():.1f} to {first.images.max():.1f}"
+        f"values from {float(first.images.min()):.1f} to {float(first.images.max()):.1f}"
     )
     model.train()
     for number, batch in enumerate((first, second)):

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from tinyalex import models, nn, random, threads
-from tinyalex.data import ColourNoise, Dataset, Loader, TrainTransform
+from tinyalex.backends.devices import move, use
+from tinyalex.backends.precision import set_float32_matmul_precision
+from tinyalex.data import ColourNoise, Dataset, Loader, TrainTransform, loader_on
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
@@ -177,7 +179,7 @@ def first_images(loader: Loader, count: int) -> Tensor:
     """Return the first `count` images of the first epoch, or all if there are fewer."""
     parts: list[np.ndarray] = []
     for batch in loader.epoch(0):
-        parts.append(batch.images)
+        parts.append(move(batch.images, "cpu"))
         if sum(map(len, parts)) >= count:
             break
     return Tensor(np.concatenate(parts)[:count])
@@ -196,6 +198,8 @@ def new_run(
     training set where variant and settings ask for that. Raises ValueError (DataError for the
     images) where settings and data do not fit together.
     """
+    use(settings.device)
+    set_float32_matmul_precision(settings.precision)
     threads.set_num_threads(settings.threads)
     random.manual_seed(settings.seed)
     variant, recipe = models.VARIANTS[settings.variant], settings.recipe
@@ -228,17 +232,18 @@ def new_run(
         "processes": settings.worker_processes,
         "cache_bytes": settings.image_cache * 1_000_000,
     }
-    train_data = Loader(train, settings.batch_size, augment, settings.seed, **loading)
+    device, size, seed = settings.device, settings.batch_size, settings.seed
+    train_data = loader_on(device, train, size, augment, seed=seed, **loading)
 
     def held_out(dataset: Dataset, **loading: Any) -> Loader:
         size = min(settings.batch_size, len(dataset))
         transform = classifier.transform
-        return Loader(dataset, size, transform, shuffle=False, **loading)
+        return loader_on(device, dataset, size, transform, shuffle=False, **loading)
 
     if settings.initial_weights == "data" and fresh:
         nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))
 
-    optimizer = recipe.optimizer(model)
+    optimizer = recipe.optimizer(model.to(device))
     return Run(
         settings,
         classifier,

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from tinyalex.backends.devices import parse
+from tinyalex.backends.precision import PRECISIONS
 from tinyalex.data.colour import KINDS
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
@@ -36,6 +38,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 INITIAL_WEIGHTS = ("variant", "data")
 """As the variant draws them, or scaled afterwards by `nn.data_dependent_`."""
 
+STEPS_PER_ROW = 10
+"""How many steps one row of metrics is about."""
+
 CHANGEABLE = (
     "data",
     "epochs",
@@ -44,10 +49,15 @@ CHANGEABLE = (
     "worker_processes",
     "image_cache",
     "index_cache",
+    "device",
+    "cuda_graph",
+    "read_loss_every",
 )
-"""What a resumed run may change: where images lie, how they are loaded, its length, threads."""
+"""What a resumed run may change: where images lie, how they are loaded, its length, and what
+computes it.
+"""
 
-CHANGEABLE_ON_REQUEST = ("augment", "dropout", "lr", "schedule", "weight_decay")
+CHANGEABLE_ON_REQUEST = ("augment", "dropout", "lr", "schedule", "weight_decay", "precision")
 """What it may change with --allow-change: how it learns from now on.
 
 The rest it may never change: the network, the split of the data, and how steps are counted.
@@ -84,6 +94,14 @@ class Settings:
     """Megabytes of decoded images that stay in memory, for each split."""
     index_cache: bool = True
     """Whether a large folder's list of images, and what was measured on them, is remembered."""
+    device: str = "cpu"
+    """What computes: "cpu", "cuda" or "cuda:<number>"."""
+    precision: str = "highest"
+    """How exactly a GPU multiplies, as `tinyalex.set_float32_matmul_precision` explains."""
+    cuda_graph: bool = False
+    """Whether a GPU records a whole step once, and then repeats the record."""
+    read_loss_every: int = 10
+    """Steps between two looks at the loss, for each of which a GPU's work is waited for."""
 
     def __post_init__(self) -> None:
         _one_of("variant", self.variant, VARIANTS)
@@ -103,6 +121,14 @@ class Settings:
         decay = self.weight_decay
         _check(0 <= decay < math.inf, "weight_decay", "a finite number >= 0", decay)
         _check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
+        _one_of("precision", self.precision, PRECISIONS)
+        every, most = self.read_loss_every, STEPS_PER_ROW
+        _check(1 <= every <= most, "read_loss_every", f"a whole number from 1 to {most}", every)
+        if parse(self.device) == "cpu":
+            exact = "highest without a GPU (--device cuda)"
+            _check(self.precision == "highest", "precision", exact, self.precision)
+            off = "off without a GPU (--device cuda)"
+            _check(not self.cuda_graph, "cuda_graph", off, self.cuda_graph)
         variant, size = VARIANTS[self.variant], self.input_size
         if variant.any_size:
             least = smallest_input(variant)

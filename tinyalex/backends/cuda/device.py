@@ -58,6 +58,36 @@ def check(index: int) -> None:
         raise DeviceError(f"there is no device cuda:{index}; this machine has {there}")
 
 
+def describe(index: int) -> dict[str, Any]:
+    """Return the name of a GPU, its memory in bytes, and the versions of CuPy, CUDA and driver."""
+    xp = cupy()
+    runtime = xp.cuda.runtime
+    return {
+        "gpu": runtime.getDeviceProperties(index)["name"].decode(),
+        "gpu_memory": int(xp.cuda.Device(index).mem_info[1]),
+        "cupy": xp.__version__,
+        "cuda": _version(runtime.runtimeGetVersion()),
+        "driver": _version(runtime.driverGetVersion()),
+    }
+
+
+def _version(number: int) -> str:
+    """Return CUDA's 13020 as "13.2"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def use(index: int) -> None:
+    """Make a GPU and a stream on it, always the same, the current ones of this thread."""
+    cupy().cuda.Device(index).use()
+    _stream(index).use()
+
+
+@cache
+def _stream(index: int) -> Any:
+    """Return a stream that neither waits for CUDA's default one nor makes it wait."""
+    return cupy().cuda.Stream(non_blocking=True)
+
+
 def upload(array: Array, index: int) -> Array:
     """Copy a NumPy array to a GPU. Raises DeviceError if it is not there, or is full."""
     check(index)
@@ -110,5 +140,5 @@ def failure(error: Exception, what: str) -> Exception:
     return DeviceError(f"{what} failed: {error}") if isinstance(error, cuda_errors) else error
 
 
-class OutOfMemoryError(DeviceError):
+class OutOfMemoryError(DeviceError, MemoryError):
     """The GPU has no memory left."""

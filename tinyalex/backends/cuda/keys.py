@@ -49,4 +49,4 @@ class KeySlots:
             raise ValueError(f"there are {len(self)} slots for keys, got {len(keys)} keys")
         words = np.zeros((len(keys), 2), np.uint64)
         words[:, 0] = keys
-        self._words.set(words)
+        self._words[...] = cupy().asarray(words)  # .set() would wait

@@ -77,7 +77,7 @@ class StepTable:
             self._describe(row, piece)
             row["first_block"] = self._blocks
             self._blocks += -(-piece.param.size // CHUNK)
-        self._table.set(rows.view(np.uint64))
+        self._table[...] = cupy().asarray(rows.view(np.uint64))  # .set() would wait
 
     def _describe(self, row: Any, piece: Piece) -> None:
         plain = piece.velocity is None
@@ -97,10 +97,13 @@ class StepTable:
             if name != "grad" and dense.data.ptr != array.data.ptr:
                 self._copied.append((array, dense))
 
-    def launch(self) -> None:
-        """Update all parameters and velocities in place."""
+    def launch(self, halted: Array | None = None) -> None:
+        """Update all parameters and velocities in place.
+
+        Not where `halted`, int32 on the device, begins with anything but 0 when the kernel runs.
+        """
         entry = f"sgd_steps_{type_name(self.dtype)}"
-        launch("sgd.cu", entry, (self._blocks,), (BLOCK,), (self._table, len(self.sizes)))
+        launch("sgd.cu", entry, (self._blocks,), (BLOCK,), (self._table, len(self.sizes), halted))
         for array, dense in self._copied:  # those with gaps between their elements
             array[...] = dense
 

@@ -1,0 +1,102 @@
+"""Batches on a GPU, each copied there while it computes on the one before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyalex import backends
+from tinyalex.backends import array_module
+from tinyalex.backends.devices import check, move, parse, using
+from tinyalex.backends.types import Array
+from tinyalex.data.dataset import Dataset
+from tinyalex.data.deferred import Deferred
+from tinyalex.data.loader import Batch, Loader
+from tinyalex.data.transforms import EvalTransform, Transform
+
+if TYPE_CHECKING:
+    from tinyalex.backends.cuda.transfer import Place
+
+
+class GPULoader(Loader):
+    """A `Loader` whose batches have their images on `device`: the same images, to float32 rounding.
+
+    Where the transform makes crops only, bytes travel and the GPU makes float32 of them
+    (`Deferred`); else the host does it all, and four times as much travels. Labels and indices stay
+    on the host.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        transform: Transform,
+        device: str = "cuda",
+        **options: Any,
+    ) -> None:
+        check(device)
+        from tinyalex.backends.cuda.transfer import Uploads, empty_pinned
+
+        self.device = device = parse(device)
+
+        def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            with using(device):  # in a thread that has not heard of it
+                return empty_pinned(shape, dtype)
+
+        if isinstance(transform, EvalTransform) and transform.only_crops:
+            transform = Deferred(transform)
+        super().__init__(dataset, batch_size, transform, **options, empty=empty)
+        with using(self.device):
+            self._uploads = Uploads()
+        self._mean: Array | None = None
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
+        """Yield the batches of one epoch, as `Loader.epoch` does."""
+        from tinyalex.backends.cuda.transfer import one_ahead
+
+        with closing(super().epoch(epoch, start_batch)) as batches:
+            for batch, place in one_ahead(batches, self._send):
+                yield replace(batch, images=self._receive(batch, place))
+
+    def _send(self, batch: Batch) -> Place:
+        images = batch.images
+        with using(self.device):
+            return self._uploads.send(images if images.ndim == 1 else np.moveaxis(images, -3, -1))
+
+    def _receive(self, batch: Batch, place: Place) -> Array:
+        with using(self.device):
+            arrived = place.receive()
+            if isinstance(self.transform, Deferred):
+                return self._prepared(self.transform, batch.images, arrived)
+            return array_module(arrived).moveaxis(arrived.copy(), -1, -3)
+
+    def _prepared(self, deferred: Deferred, records: np.ndarray, content: Array) -> Array:
+        """Return the images float32 [N, channels, crop, crop] of records, `content` their bytes."""
+        transform, shape = deferred.transform, records.dtype["pixels"].shape
+        if self._mean is None:
+            self._mean = move(transform.mean, self.device) if deferred.whole else transform.mean
+        return backends.of(content).prepare(
+            content[:, : math.prod(shape)].reshape(-1, *shape),
+            records["top"],
+            records["left"],
+            records["mirrored"],
+            self._mean,
+            transform.std * np.float32(transform.divisor),
+            transform.crop,
+            records["noise"],
+            transform.shape[2],
+        )
+
+
+def loader_on(
+    device: str, dataset: Dataset, batch_size: int, transform: Transform, **options: Any
+) -> Loader:
+    """Return a `Loader` for the CPU, for a GPU a `GPULoader`."""
+    if parse(device) == "cpu":
+        return Loader(dataset, batch_size, transform, **options)
+    return GPULoader(dataset, batch_size, transform, device, **options)

@@ -1,0 +1,54 @@
+"""Whether a step fits into a GPU's memory, and which would: found out before the run begins."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import ExitStack
+
+from tinyalex import random
+from tinyalex.backends.cuda.device import OutOfMemoryError, cupy
+from tinyalex.backends.devices import parse, using
+from tinyalex.data import Batch
+from tinyalex.training.evaluation import judge
+from tinyalex.training.run import Run
+
+IN_TRANSIT = 3
+"""Batches there besides the one computed on: two being copied, one as a graph's input."""
+
+
+def check_memory(run: Run) -> None:
+    """Raise OutOfMemoryError, which says how many images fit, unless a step of the run does.
+
+    Steps on black images are tried, forward and backward, first of the run's batch size, then of
+    the half of it and so on. Nothing is learned and no chance is used up. On the CPU, where it can
+    only be known too late, nothing is checked.
+    """
+    size, device = run.settings.batch_size, parse(run.settings.device)
+    if device == "cpu":
+        return
+    fits = size
+    with using(device):
+        while fits and not _fits(run, fits):
+            fits //= 2
+    if fits < size:
+        advice = f"{fits} fit" if fits else "not even one fits"
+        raise OutOfMemoryError(f"{device} has no room for steps of {size} images, {advice}")
+
+
+def _fits(run: Run, count: int) -> bool:
+    """Tell whether a step on so many images fits."""
+    xp, model, pixels = cupy(), run.classifier.model, run.settings.input_size
+    with ExitStack() as undo:
+        undo.callback(xp.get_default_memory_pool().free_all_blocks)
+        undo.callback(model.zero_grad)
+        undo.enter_context(random.keys_from(itertools.repeat(0)))
+        try:
+            images = xp.zeros((count, pixels, pixels, model.variant.in_channels), "float32")
+            labels = xp.zeros(count, "int64")
+            others = [xp.empty_like(p.data) for p in model.parameters()]  # the velocities
+            others += [xp.empty_like(images) for _ in range(IN_TRANSIT)]
+            _, loss = judge(model.train(), Batch(xp.moveaxis(images, -1, 1), labels, labels))
+            loss.backward()
+        except MemoryError:
+            return False
+        return True
