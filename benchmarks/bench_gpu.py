@@ -66,6 +66,7 @@ def prepare(arguments: argparse.Namespace) -> Session:
     if reason := gpu_machine.why_no_torch():
         print(f"without PyTorch: {reason}", flush=True)
     ceilings = gpu_machine.ceilings(arguments.thin)
+    gpu_run.tidy()
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.operations.items())
     print(f"copy {ceilings.bandwidth / 1e12:.3g} TB/s; products, TFLOP/s: {rates}", flush=True)
     print(f"environment: {facts['environment']}; clock {gpu_machine.clock()}", flush=True)
@@ -101,6 +102,7 @@ def measure_case(case: Case, session: Session, again: bool) -> None:
     """Measure one case, unless it was measured before or the time is up."""
     if not again and gpu_run.measured_already(session.folder, case.name, session):
         print(f"{case.name}: measured already", flush=True)
+        gpu_run.remember_favourites(gpu_run.load(session.folder, case.name), session)
         return
     if session.time_is_up():
         print(f"{case.name}: not begun, the time is up", flush=True)
@@ -108,6 +110,7 @@ def measure_case(case: Case, session: Session, again: bool) -> None:
     print(f"{case.name}: {CLASSES[case.precision]}", flush=True)
     result = gpu_run.run(case, session)
     gpu_run.show(result)
+    gpu_run.remember_favourites(result, session)
     if session.only:
         print("  not saved, since not all took part", flush=True)
     elif result["contestants"]:

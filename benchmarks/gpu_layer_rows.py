@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gpu_floors
 import numpy as np
-from gpu_cases import TOLERANCES, Net
-from gpu_floors import FORWARD, INPUT, WEIGHT, Step, Work
+from gpu_cases import LR, MOMENTUM, TOLERANCES, WEIGHT_DECAY, Net
+from gpu_floors import FORWARD, INPUT, UPDATE, WEIGHT, Step, Work
 
 from tinyalex import nn
 from tinyalex.backends import cpu
@@ -36,23 +36,35 @@ class Row:
 
     def expected(self) -> np.ndarray:
         """Return the result in float64, by the kernels for the CPU."""
-        arguments = (_double(a) for a in self.arguments)
-        return np.asarray(first(getattr(cpu, self.kernel)(*arguments)))
+        arguments = [_double(a) for a in self.arguments]
+        return np.asarray(self.result(getattr(cpu, self.kernel)(*arguments), arguments))
+
+    def result(self, returned: Any, arguments: Sequence[Any]) -> Any:
+        """Return what was calculated: of an update in place the velocity, else what was returned,
+        without the winners of a pooling.
+        """
+        if self.kernel == "sgd_step":
+            return arguments[2]
+        return returned[0] if isinstance(returned, tuple) else returned
 
     def tolerance(self, precision: str) -> float:
         """Return how far a result may be from the expected one."""
         return TOLERANCES[precision]["worst gradient"] if self.loose else TOLERANCE[precision]
 
 
-def first(result: Any) -> Any:
-    """Return what was calculated; a pooling also says who won."""
-    return result[0] if isinstance(result, tuple) else result
-
-
 def _double(argument: Any) -> Any:
     if isinstance(argument, np.ndarray) and argument.dtype == np.float32:
         return argument.astype(np.float64)
     return argument
+
+
+def _sgd(work: Work) -> Row:
+    """Return the update of all weights, as if they were one array."""
+    size = work.fixed // gpu_floors.SGD_BYTES
+    rng = np.random.default_rng(2)
+    weight, grad, velocity = (rng.standard_normal(size, np.float32) for _ in range(3))
+    numbers = (LR, MOMENTUM, 0.0, WEIGHT_DECAY, False, "torch")
+    return Row(work, "sgd_step", (weight, grad, velocity, *numbers), weight)
 
 
 def rows(net: Net, images: int) -> Iterator[Row]:
@@ -70,6 +82,7 @@ def rows(net: Net, images: int) -> Iterator[Row]:
             loose = kernel == "norm_max_pool2d_input_grad"
             work = works.get((layer, part)) or Work(layer, part, 0.0, _moved(kernel, x.size))
             yield Row(work, kernel, arguments, x, loose)
+    yield _sgd(works["all weights", UPDATE])
 
 
 def _moved(kernel: str, size: int) -> int:

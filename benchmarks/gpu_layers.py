@@ -14,7 +14,7 @@ import gpu_machine
 import gpu_run
 import numpy as np
 from gpu_cases import Net, distance
-from gpu_layer_rows import Row, first, rows
+from gpu_layer_rows import Row, rows
 from gpu_run import Session
 from gpu_tinyalex import WORDS
 
@@ -58,6 +58,7 @@ def measure(net: Net, images: int, classes: list[str], session: Session) -> None
             measured = _row(row, precision, expected, session, flush)
             result["rows"].append(measured)
             _show(measured)
+        gpu_run.tidy()
         if not session.only:
             gpu_run.save(session.folder, name, result)
 
@@ -83,7 +84,7 @@ def _row(
         try:
             call = build()
             _poison(expected.size)
-            errors[name] = distance(_host(call()), expected)
+            errors[name] = distance(host(call()), expected)
             if not errors[name] <= row.tolerance(precision):
                 raise ValueError(
                     f"wrong result: off by {errors[name]:.1e}, allowed are "
@@ -110,12 +111,13 @@ def _row(
 
 def ours(row: Row) -> Call:
     """Return our call: the arguments go to the GPU, images channels last in memory."""
-    arguments = [_placed(a) for a in row.arguments]
+    arguments = [placed(a) for a in row.arguments]
     function = getattr(cuda, row.kernel)
-    return lambda: function(*arguments)
+    return lambda: row.result(function(*arguments), arguments)
 
 
-def _placed(argument: Any) -> Any:
+def placed(argument: Any) -> Any:
+    """Return an array on the GPU, images channels last; anything else as it is."""
     if not isinstance(argument, np.ndarray):
         return argument
     if argument.ndim != 4:
@@ -124,11 +126,11 @@ def _placed(argument: Any) -> Any:
     return cupy().asarray(pixels).transpose(0, 3, 1, 2)
 
 
-def _host(result: Any) -> np.ndarray:
-    array = first(result)
-    if isinstance(array, cupy().ndarray):
-        return download(array)
-    return array.detach().float().cpu().numpy()
+def host(result: Any) -> np.ndarray:
+    """Return a result, ours or PyTorch's, as a NumPy array."""
+    if isinstance(result, cupy().ndarray):
+        return download(result)
+    return result.detach().float().cpu().numpy()
 
 
 def _poison(count: int) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import report
 from gpu_floors import Ceilings
 
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.cuda.device import count, cupy
+from tinyalex.backends.devices import DeviceError
 
 LIBRARIES = ("tinyalex", "numpy", "torch", "triton")
 COPY_BYTES = 1 << 30  # of the large copy, read and written: past every cache
@@ -22,7 +23,14 @@ RUNS = 10
 
 
 def facts() -> dict[str, Any]:
-    """Return what a reader must know to judge a time; what cannot be found out is None."""
+    """Return what a reader must know to judge a time; what cannot be found out is None.
+
+    Raises SystemExit, with what is missing, where there is no GPU.
+    """
+    try:
+        count()
+    except DeviceError as error:
+        raise SystemExit(f"there is nothing to measure: {error}") from error
     xp = cupy()
     properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.get_device_id())
     return {
@@ -73,7 +81,8 @@ def ceilings(scale: int = 1) -> Ceilings:
     """
     xp = cupy()
     size = COPY_BYTES // 4 // scale**2
-    source = xp.asarray(np.random.default_rng(0).standard_normal(size, np.float32))
+    some = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+    source = xp.asarray(np.resize(some, size))
     target = xp.empty_like(source)
 
     def copy() -> None:

@@ -46,6 +46,9 @@ class Session:
     quick: bool
     only: list[str] = field(default_factory=list)
     until: float = float("inf")
+    # PyTorch's fastest settings of a mode and class, once all of them were tried: who is slow at
+    # the first size is not tried at all others.
+    favourites: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def time_is_up(self) -> bool:
         """Return whether nothing more should be begun."""
@@ -62,7 +65,10 @@ def candidates(case: Case, session: Session) -> Iterator[Candidate]:
     if gpu_machine.usable_torch() is not None:
         import gpu_torch
 
+        favourites = session.favourites.get((case.mode, case.precision))
         for setting in gpu_torch.settings(case, session.quick):
+            if favourites and setting.name not in favourites:
+                continue
             yield Candidate(setting.name, lambda setting=setting: gpu_torch.Torch(case, setting))
 
 
@@ -98,11 +104,12 @@ def run(case: Case, session: Session) -> Result:
     for name, contestant in alive.items():
         found[name]["turns"] = turns[name]
         _close(contestant)
-    _tidy()
+    tidy()
     work = case.net, case.images, case.training
     floor = gpu_floors.floor(*work, session.ceilings, case.floor_class)
     return {
         "facts": session.facts,
+        "quick": session.quick,
         "case": asdict(case),
         "ceilings": asdict(session.ceilings),
         "clock": [before, gpu_machine.clock()],
@@ -152,7 +159,8 @@ def _close(contestant: Contestant) -> None:
         print(f"  {contestant.name} did not close: {_reason(error)}", flush=True)
 
 
-def _tidy() -> None:
+def tidy() -> None:
+    """Give back what allocators keep, and forget what was compiled."""
     cupy().get_default_memory_pool().free_all_blocks()
     if gpu_machine.usable_torch() is not None:
         import gpu_torch
@@ -204,17 +212,28 @@ def save(folder: Path, name: str, result: Result) -> None:
     files.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
 
 
-def load(folder: Path, name: str) -> Result | None:
-    """Return what was measured under this name, None if nothing was."""
+def load(folder: Path, name: str) -> Result:
+    """Return what was measured under this name, nothing if nothing was."""
     path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def measured_already(folder: Path, name: str, session: Session) -> bool:
-    """Return whether the case was measured by the same program on the same kind of machine."""
+    """Return whether the case was measured by the same program on the same kind of machine.
+
+    What a quick run measured counts for another quick run only.
+    """
     result = load(folder, name)
-    if result is None:
+    if not result or (result.get("quick") and not session.quick):
         return False
     same = ("commit", "gpu", "driver", "versions")
     edited = "dirty" in (session.facts["commit"] or "")
     return not edited and all(result["facts"][key] == session.facts[key] for key in same)
+
+
+def remember_favourites(result: Result, session: Session) -> None:
+    """Let the fastest settings of the first case of a mode and class stand for all that follow."""
+    key = result["case"]["mode"], result["case"]["precision"]
+    alone = {n: c["alone"] for n, c in result["contestants"].items() if not n.startswith(OURS)}
+    if alone and key not in session.favourites:
+        session.favourites[key] = sorted(alone, key=alone.__getitem__)[:FINALISTS]

@@ -93,6 +93,8 @@ def _call(row: Row, place: _Placer, compiled: bool) -> Call:
             pass_on = _norm_and_pool(*a[3:10])
             function = torch.compile(pass_on) if compiled else pass_on
             return _by_autograd(place, a[0], row.pooled, function)
+        case "sgd_step":
+            return _sgd(*a)
     raise KeyError(f"no call of PyTorch for {row.kernel}")
 
 
@@ -121,3 +123,20 @@ def _by_autograd(place: _Placer, grad: Any, x: Any, function: Callable[..., Any]
     x = place(x).requires_grad_()
     y, grad = function(x), place(grad)
     return lambda: torch.autograd.grad(y, x, grad, retain_graph=True)[0]
+
+
+def _sgd(weight: Any, grad: Any, velocity: Any, lr: float, momentum: float, *rest: Any) -> Call:
+    """Return the fused update of one parameter, float32 in all classes; it gives the velocity."""
+    tensors = (torch.tensor(a, device=gpu_torch.DEVICE) for a in (weight, grad, velocity))
+    parameter, gradient, buffer = tensors
+    parameter = torch.nn.Parameter(parameter)
+    parameter.grad = gradient
+    decay = rest[1]
+    optimizer = torch.optim.SGD([parameter], lr, momentum, weight_decay=decay, fused=True)
+    optimizer.state[parameter]["momentum_buffer"] = buffer
+
+    def step() -> Any:
+        optimizer.step()
+        return buffer
+
+    return step

@@ -144,6 +144,7 @@ def test_every_pass_of_every_layer_has_a_row(measured, modules):
         }
     assert ("conv1", "input gradient") not in names
     assert ("norm1+pool1", "input gradient") in names
+    assert ("all weights", "SGD step") in names
     assert "| conv2 forward | A | " in between(folder / "gpu.md", "gpu-layers")
 
 
@@ -234,6 +235,21 @@ def test_time_that_is_up_begins_nothing(tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize("words", [["bench_gpu.py"], ["kernel_ladder.py", "--measure"]])
+def test_without_a_gpu_it_says_what_is_missing(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / words[0], *words[1:], "--results", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("there is nothing to measure: ")
+    assert done.stdout.count("\n") == 1
+
+
 # --- floors, ratios, PyTorch ----------------------------------------------------------------------
 
 
@@ -299,6 +315,32 @@ def test_goals_are_met_only_ahead_in_every_round(modules, theirs, expected):
     assert row.endswith(f"| {expected} |")
     # What was measured in one class says nothing about the others.
     assert table.count("not yet measured on hardware") == 11
+
+
+def test_only_the_fastest_settings_go_on_to_other_sizes(modules):
+    import gpu_run
+
+    session = gpu_run.Session(Path(), {}, None, None, quick=False)
+    alone = {"torch a": 5, "torch b": 1, "torch c": 3, "torch d": 2, "tinyalex": 0.5}
+    found = case_result("B", turns(1), turns(1))
+    found["contestants"] = {name: {"alone": time} for name, time in alone.items()}
+    gpu_run.remember_favourites(found, session)
+    assert session.favourites == {("train", "B"): ["torch b", "torch d", "torch c"]}
+    found["contestants"]["torch a"]["alone"] = 0  # at another size: the choice is made
+    gpu_run.remember_favourites(found, session)
+    assert session.favourites["train", "B"][0] == "torch b"
+
+
+def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
+    import gpu_run
+
+    facts = {"commit": "c", "gpu": "g", "driver": "d", "versions": {}}
+    gpu_run.save(tmp_path, "case", {"facts": facts, "quick": True})
+    for quick in (True, False):
+        session = gpu_run.Session(tmp_path, facts, None, None, quick)
+        assert gpu_run.measured_already(tmp_path, "case", session) == quick
+    other = gpu_run.Session(tmp_path, {**facts, "gpu": "another"}, None, None, True)
+    assert not gpu_run.measured_already(tmp_path, "case", other)
 
 
 def test_pytorch_in_every_setting_that_a_cpu_can_run(modules, standin, monkeypatch):

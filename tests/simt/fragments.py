@@ -1,4 +1,4 @@
-"""Golden fragments: what a real GPU computed with each wrapper of kernels/ptx.cuh.
+"""Golden fragments: what a real GPU computed with each wrapper of inline PTX.
 
 The twins of the wrappers are a second implementation, written from the same manual as the first: a
 misreading would be in both. So each wrapper runs on random registers, in a tiny kernel of its own,
@@ -17,19 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import conv_hopper, sources
 from tinyalex.backends.cuda.device import cupy
 
 FOLDER = Path(__file__).parent.parent / "golden"
-BLOCKS, LANES = 16, 32
 STAND_IN = "stand-in"
 # A tensor core adds the products of an element in an order and with guard bits of its own. With
-# K <= 16 products that is at most some 2**-20 of the largest sum; a wrong element is off by 1.
+# K <= 32 products that is at most some 2**-19 of the largest sum; a wrong element is off by 1.
 SUM_TOLERANCE = 2.0**-18
 KERNEL = """
-extern "C" __global__ void __launch_bounds__(32) fragment(const unsigned* all_in,
-                                                          unsigned* all_out) {{
-  const int thread = blockIdx.x * 32 + threadIdx.x, lane = threadIdx.x;
+extern "C" __global__ void __launch_bounds__({threads}) fragment(const unsigned* all_in,
+                                                                 unsigned* all_out) {{
+  const int thread = blockIdx.x * {threads} + threadIdx.x, lane = threadIdx.x;
   const unsigned* in = all_in + thread * {taken};
   unsigned* out = all_out + thread * {given};
   {body}
@@ -39,10 +38,10 @@ extern "C" __global__ void __launch_bounds__(32) fragment(const unsigned* all_in
 
 @dataclass(frozen=True)
 class Fragment:
-    """One wrapper at work: ``body`` turns registers ``in[taken]`` into ``out[given]``, a lane each.
+    """One wrapper at work: in each thread ``body`` turns ``in[taken]`` into ``out[given]``.
 
     ``inputs`` says which bits to draw, ``outputs`` how to read the result; ``covers`` names the
-    wrappers that the body calls.
+    wrappers of ``header`` that the body calls.
     """
 
     covers: tuple[str, ...]
@@ -51,6 +50,9 @@ class Fragment:
     inputs: str
     outputs: str
     body: str
+    header: str = "ptx.cuh"
+    blocks: int = 16
+    threads: int = 32
 
     @property
     def name(self) -> str:
@@ -59,8 +61,14 @@ class Fragment:
 
     def source(self) -> str:
         """Return the whole CUDA source."""
-        body = KERNEL.format(taken=self.taken, given=self.given, body=self.body)
-        return sources.read("ptx.cuh") + '\n#line 1 "fragment"' + body
+        numbers = {"taken": self.taken, "given": self.given, "threads": self.threads}
+        body = KERNEL.format(body=self.body, **numbers)
+        return sources.read(self.header) + '\n#line 1 "fragment"' + body
+
+    @property
+    def hopper(self) -> bool:
+        """Whether no other generation of GPUs has these instructions."""
+        return self.header == "wgmma.cuh"
 
 
 MULTIPLY = """float d[4];
@@ -86,6 +94,19 @@ FETCH = """__shared__ __align__(16) float rows[32][4];
   float piece[4];
   ldmatrix(piece, rows[in[4] % 32]);
   for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(piece[i]);"""
+WARPGROUP = """__shared__ __align__(1024) float a[64 * 32], b[128 * 32];
+  for (int i = 0; i < 16; ++i) a[i * 128 + lane] = __uint_as_float(in[i]);
+  for (int i = 0; i < 32; ++i) b[i * 128 + lane] = __uint_as_float(in[16 + i]);
+  Row64x128 d;
+  for (int i = 0; i < 64; ++i) d[i / 4][i % 4] = __uint_as_float(in[48 + i]);
+  make_visible();
+  __syncthreads();
+  Multiplication work;
+  work.begin();
+  for (int k = 0; k < 32; k += 8) work.multiply_add(d, a + k, b + k);
+  work.commit();
+  work.wait();
+  for (int i = 0; i < 64; ++i) out[i] = __float_as_uint(d[i / 4][i % 4]);"""
 
 FRAGMENTS = (
     Fragment(("to_tf32",), 1, 1, "edges", "tf32", "out[0] = to_tf32(__uint_as_float(in[0]));"),
@@ -111,12 +132,23 @@ FRAGMENTS = (
     ),
     Fragment(("ldmatrix",), 5, 4, "bits", "bits", FETCH),
     Fragment(("cp_async_16", "cp_async_commit", "cp_async_wait"), 12, 8, "bits", "bits", COPY),
+    Fragment(
+        ("multiply_add", "begin", "commit", "wait", "make_visible", "descriptor"),
+        112,
+        64,
+        "floats",
+        "sums",
+        WARPGROUP,
+        header="wgmma.cuh",
+        blocks=1,
+        threads=128,
+    ),
 )
 
 
 def draw(fragment: Fragment, rng: np.random.Generator) -> np.ndarray:
     """Return registers [threads, taken] as uint32."""
-    shape = (BLOCKS * LANES, fragment.taken)
+    shape = (fragment.blocks * fragment.threads, fragment.taken)
     normal = rng.standard_normal(shape).astype(np.float32)
     if fragment.inputs == "bits":
         return rng.integers(0, 2**32, shape, dtype=np.uint32)
@@ -128,7 +160,7 @@ def draw(fragment: Fragment, rng: np.random.Generator) -> np.ndarray:
         # Any number, then any tie between two neighbours, then what is no ordinary number.
         bits = rng.integers(0, 2**32, shape, dtype=np.uint32)
         half = 0x1000 if fragment.outputs == "tf32" else 0x8000
-        ties = slice(0, BLOCKS * LANES // 4)
+        ties = slice(0, len(bits) // 4)
         bits[ties] = (bits[ties] & ~np.uint32(2 * half - 1)) | half
         special = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4028235e38, -1.1754944e-38, 1e-41]
         bits[-len(special) :] = np.array(special, np.float32).view(np.uint32)[:, None]
@@ -138,20 +170,24 @@ def draw(fragment: Fragment, rng: np.random.Generator) -> np.ndarray:
 def run(fragment: Fragment, registers: np.ndarray, source: str | None = None) -> np.ndarray:
     """Run the fragment on whatever ``cupy`` is there; return uint32 [threads, given]."""
     xp = cupy()
-    module = xp.RawModule(code=source or fragment.source(), options=("-std=c++17",))
+    options = ("-arch=sm_90a",) if fragment.hopper else ()
+    module = xp.RawModule(code=source or fragment.source(), options=("-std=c++17", *options))
     out = xp.empty((len(registers), fragment.given), np.uint32)
     inputs = xp.asarray(np.ascontiguousarray(registers))
-    module.get_function("fragment")((len(registers) // LANES,), (LANES,), (inputs, out))
+    blocks = len(registers) // fragment.threads
+    module.get_function("fragment")((blocks,), (fragment.threads,), (inputs, out))
     return xp.asnumpy(out)
 
 
 def record(folder: Path) -> list[Path]:
-    """Run all fragments and write one file each; return the files."""
+    """Run all fragments that this GPU can run, and write one file each; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     xp = cupy()
     properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.get_device_id())
     written = []
     for number, fragment in enumerate(FRAGMENTS):
+        if fragment.hopper and not conv_hopper.available():
+            continue
         registers = draw(fragment, np.random.default_rng(number))
         path = folder / f"{fragment.name}.npz"
         np.savez_compressed(

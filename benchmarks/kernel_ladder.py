@@ -1,0 +1,259 @@
+"""The ladder of the CUDA kernels: what each version is, takes, errs, and how fast it is.
+
+    python benchmarks/kernel_ladder.py --table              # into kernels/README.md; needs no GPU
+    python benchmarks/kernel_ladder.py --measure --table    # on a GPU, the times as well
+
+Errors are measured by executing the kernels on the CPU (tests/simt), registers and spills are
+those of NVRTC and ptxas for sm_90. Times are of an H100 or the like, from gpu-ladder.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import report
+from gpu_cases import distance
+from gpu_floors import Work
+
+from tinyalex.backends import cpu
+from tinyalex.backends.geometry import pool_output_size
+
+sys.path.append(str(report.ROOT / "tests"))
+from simt import resources, standin  # the real cupy is imported first, for its NVRTC
+
+DOCUMENT = report.ROOT / "kernels" / "README.md"
+NAME, MARK = "gpu-ladder", "kernel-ladder"
+ONE, LRN, WINDOW = (1, 1), (5, 5e-4, 0.75, 2.0, 1), ((3, 3), (2, 2), (0, 0))
+SMALL = {"images": (2, 16, 9, 9), "filters": 24, "groups": 2}
+FULL = {"images": (128, 256, 13, 13), "filters": 384, "groups": 1}  # the paper's conv3
+SMALL_TEXT = "2 images of 9 x 9 pixels with 16 channels, 24 filters of 3 x 3 in two groups"
+FULL_TEXT = "128 images of 13 x 13 pixels with 256 channels, 384 filters of 3 x 3: conv3"
+HEAD = "| kernel | idea | off by | registers | spilled | shared | time | of the floor's speed |"
+
+
+def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of an operation: normal numbers, float32."""
+    rng = np.random.default_rng(2012)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    x, filters, groups = normal(*sizes["images"]), sizes["filters"], sizes["groups"]
+    N, C, H, W = x.shape
+    weight = normal(filters, C // groups, 3, 3)
+    convolution = (ONE, (ONE, ONE), ONE, groups)
+    small = pool_output_size((H, W), *WINDOW)
+    within = (5, 1e-3, 0.75, 1.0)
+    pooled = normal(N, C, *small)
+    taps = cpu.max_pool2d(x, *WINDOW, ONE, small)[1]
+    return {
+        "conv2d": (x, weight, normal(filters), *convolution),
+        "conv2d_input_grad": (normal(N, filters, H, W), weight, x.shape, *convolution),
+        "conv2d_weight_grad": (normal(N, filters, H, W), x, weight.shape, *convolution),
+        "conv2d_bias_grad": (x,),
+        "local_response_norm": (x, *LRN),
+        "local_response_norm_input_grad": (normal(*x.shape), x, *LRN),
+        "max_pool2d": (x, *WINDOW, ONE, small),
+        "max_pool2d_input_grad": (pooled, taps, x.shape, *WINDOW, ONE),
+        "norm_max_pool2d": (x, *LRN, *WINDOW, small),
+        "norm_max_pool2d_input_grad": (pooled, taps, x, *LRN, *WINDOW),
+        "within_channel_response_norm": (x, *within),
+        "within_channel_response_norm_input_grad": (normal(*x.shape), x, *within),
+        "relu": (x,),
+        "relu_input_grad": (normal(*x.shape), x),
+    }[kernel]
+
+
+def exact(kernel: str, values: tuple[Any, ...]) -> np.ndarray:
+    """Return the result in float64."""
+    double = (
+        a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a
+        for a in values
+    )
+    return np.asarray(_first(getattr(cpu, kernel)(*double)))
+
+
+def _first(result: Any) -> Any:
+    """Return what was calculated; a pooling also says who won."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+def work(kernel: str, values: tuple[Any, ...], result: np.ndarray) -> Work:
+    """Return what the operation must move and multiply."""
+    arrays = [a for a in values if isinstance(a, np.ndarray)]
+    taps = sum(a.size for a in arrays if a.dtype == np.uint8)
+    taps += result.size if kernel in ("max_pool2d", "norm_max_pool2d") else 0
+    numbers = sum(a.size for a in arrays if a.dtype == np.float32) + result.size
+    operations = 0.0
+    if kernel.startswith("conv2d") and kernel != "conv2d_bias_grad":
+        # Each number of x, or of the output's gradient, meets nine taps of all on the other side.
+        others = FULL["filters"] if kernel == "conv2d" else FULL["images"][1]
+        operations = 2.0 * 9 * others * values[0].size
+    return Work(kernel, "", operations, numbers, taps)
+
+
+@contextmanager
+def played() -> Iterator[None]:
+    """Let the stand-in play the GPU, and put back what was there."""
+    names = standin.modules()
+    before = {name: sys.modules.get(name) for name in names}
+    standin.install()
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+def errors() -> dict[str, float]:
+    """Return how far each version is from float64 at the small size, by its first entry's name.
+
+    Which of a version's entries runs is its own choice; all of them compute the same way.
+    """
+    import gpu_layers
+    from kernel_rungs import RUNGS
+
+    found = {}
+    for rung in RUNGS:
+        if rung.call is not None:
+            values = arguments(rung.kernel, SMALL)
+            got = rung.call(*map(gpu_layers.placed, values))
+            found[rung.entries[0]] = distance(
+                gpu_layers.host(_first(got)), exact(rung.kernel, values)
+            )
+    return found
+
+
+def usage() -> dict[str, resources.Usage]:
+    """Return what every entry takes, on sm_90 or what comes next to it."""
+    return {u.entry: u for u in resources.all_usage() if u.architecture.startswith("sm_90")}
+
+
+def measure(folder: Path, rounds: int) -> None:
+    """Time every version on the GPU at the large size, with cold caches, and save the times."""
+    import gpu_layers
+    import gpu_machine
+    import gpu_run
+    from kernel_rungs import RUNGS
+
+    facts = gpu_machine.facts()
+    ceilings = gpu_machine.ceilings()
+    result: dict[str, Any] = {
+        "facts": facts,
+        "ceilings": {"operations": ceilings.operations, "bandwidth": ceilings.bandwidth},
+        "rungs": {},
+    }
+    flush = gpu_machine.cupy().empty(gpu_layers.FLUSHED // 4, np.float32)
+    for rung in RUNGS:
+        if rung.call is None:
+            continue
+        try:
+            values = arguments(rung.kernel, FULL)
+            placed = [gpu_layers.placed(v) for v in values]
+            expected = exact(rung.kernel, values)
+            times = [
+                gpu_layers.cold(lambda r=rung, p=placed: r.call(*p), flush, 10)
+                for _ in range(rounds)
+            ]
+            off = distance(gpu_layers.host(_first(rung.call(*placed))), expected)
+            floor = work(rung.kernel, values, expected).seconds(ceilings, rung.precision)
+            found = {"times": times, "off": off, "floor_seconds": floor}
+        except Exception as error:  # a version that fails does not hide the others
+            found = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        result["rungs"][rung.entries[0]] = found
+        gpu_run.save(folder, NAME, result)
+        print(f"{rung.entries[0]}: {_time(found)}", flush=True)
+
+
+def _middle(found: dict[str, Any]) -> float:
+    return statistics.median(statistics.median(times) for times in found["times"])
+
+
+def _time(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not yet measured on hardware | -"
+    if "failed" in found:
+        return f"{found['failed']} | -"
+    share = f"{found['floor_seconds'] / _middle(found):.0%}" if found["floor_seconds"] else "-"
+    return f"{_middle(found) * 1e6:.1f} us | {share}"
+
+
+def names_of(rung: Any) -> str:
+    """Return the names of a version's entries, what they share written once."""
+    words = [name.split("_") for name in rung.entries]
+    same = 0
+    while same + 1 < min(map(len, words)) and len({name[same] for name in words}) == 1:
+        same += 1
+    same *= len(words) > 1
+    if not same:
+        return ", ".join(f"`{name}`" for name in rung.entries)
+    ends = ",".join("_".join(name[same:]) for name in words)
+    return f"`{'_'.join(words[0][:same])}_{{{ends}}}`"
+
+
+def table(folder: Path) -> str:
+    """Return the ladder, family by family."""
+    used = usage()
+    with played():
+        from kernel_rungs import FAMILIES
+
+        off = errors()
+    path = folder / f"{NAME}.json"
+    measured = json.loads(path.read_text()) if path.exists() else {"rungs": {}}
+    lines = []
+    for family, rungs in FAMILIES.items():
+        lines += [f"**{family}**", "", HEAD, "|---" * 8 + "|"]
+        for rung in rungs:
+            entry = rung.entries[0]
+            takes = used[entry]
+            error = f"{off[entry]:.0e}" if entry in off else "-"
+            time = _time(measured["rungs"].get(entry)) if rung.call else "- | -"
+            lines.append(
+                f"| [{rung.file}]({rung.file}): {names_of(rung)} | {rung.idea} | {error} | "
+                f"{takes.registers} | {takes.spills} | {takes.shared} | {time} |"
+            )
+        lines.append("")
+    lines.append(
+        f"Off by: ||y - y64|| / ||y64||, executed on the CPU on {SMALL_TEXT}. Registers a thread, "
+        f"bytes spilled and bytes of static shared memory: ptxas for sm_90, of the kernel named "
+        f"first. Times: {FULL_TEXT}, with cold caches"
+    )
+    if "facts" in measured:
+        import gpu_machine
+
+        lines[-1] += f"; {gpu_machine.one_line(measured['facts'])}."
+    else:
+        lines[-1] += ", when they are measured."
+    return "\n".join(lines)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", action="store_true", help="time every version on this GPU")
+    parser.add_argument("--table", action="store_true", help="rewrite the ladder")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=report.RESULTS, metavar="FOLDER")
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    arguments = parser.parse_args(words)
+    if arguments.measure:
+        measure(arguments.results, arguments.rounds)
+    if arguments.table:
+        report.replace_table(arguments.document, MARK, table(arguments.results))
+
+
+if __name__ == "__main__":
+    main()

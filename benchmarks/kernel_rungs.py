@@ -1,0 +1,276 @@
+"""Every version of every CUDA kernel: its entries, its idea, and how to run it by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tinyalex.backends import cuda
+from tinyalex.backends.cuda import (
+    conv_hopper,
+    conv_im2col,
+    conv_naive,
+    conv_tensor,
+    conv_tiled,
+    lrn,
+    lrn_pool,
+    pool,
+    within_norm,
+)
+from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.layout import as_nchw, channels_last
+
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One version: the entries of ``file`` that it consists of, for all types and tiles.
+
+    ``kernel`` is the operation, under the name of the CPU's kernel that computes what ``call`` is
+    held against; without it the version is no operation of its own, and its exercises check it.
+    ``precision`` is the class whose floor is the measure.
+    """
+
+    file: str
+    entries: tuple[str, ...]
+    idea: str
+    kernel: str = ""
+    call: Call | None = None
+    precision: str = "A"
+
+
+def _typed(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{kind}" for name in names for kind in ("float", "double"))
+
+
+def _tiles(name: str) -> tuple[str, ...]:
+    return f"{name}_128", f"{name}_64"
+
+
+# --- versions under the arguments of the table of kernels -----------------------------------------
+
+
+def _forward(version: Call, x: Any, weight: Any, bias: Any, *options: Any) -> Any:
+    shape = ConvShape.of(x.shape, weight.shape, *options)
+    return as_nchw(version(channels_last(x), channels_last(weight), bias, shape))
+
+
+def _input_grad(version: Call, grad: Any, weight: Any, input_shape: Any, *options: Any) -> Any:
+    shape = ConvShape.of(input_shape, weight.shape, *options)
+    return as_nchw(version(channels_last(grad), channels_last(weight), shape))
+
+
+def _weight_grad(version: Call, grad: Any, x: Any, weight_shape: Any, *options: Any) -> Any:
+    shape = ConvShape.of(x.shape, weight_shape, *options)
+    return as_nchw(version(channels_last(grad), channels_last(x), shape))
+
+
+PASSES = (
+    ("forward", "conv2d", _forward, conv_tensor.conv_forward_tensor),
+    ("input_grad", "conv2d_input_grad", _input_grad, conv_tensor.conv_input_grad_tensor),
+    ("weight_grad", "conv2d_weight_grad", _weight_grad, conv_tensor.conv_weight_grad_tensor),
+)
+TENSOR = (
+    ("highest", "tf32x3", "A", "each float32 as the sum of two TF32 numbers, three products each"),
+    ("high", "tf32", "B", "`mma.sync` on operands rounded to TF32, copied ahead by `cp.async`"),
+    ("medium", "bf16", "C", "operands rounded to bfloat16 on their way to the tensor cores"),
+)
+TILED = {
+    "forward": "a tiled product without ever writing the windows down (implicit GEMM)",
+    "input_grad": "the same tiles over the windows that hold a pixel",
+    "weight_grad": "the same tiles over the pixels, summed in ranges of a fixed order",
+}
+
+
+def _convolution(name: str, kernel: str, wrap: Call, tensor: Call) -> list[Rung]:
+    file = f"conv_{name}.cu"
+    rungs = [
+        Rung(
+            file,
+            _typed(f"conv_{name}_naive"),
+            "one thread an element, the formula and nothing else",
+            kernel,
+            partial(wrap, getattr(conv_naive, name)),
+        ),
+        Rung(
+            file,
+            (f"conv_{name}_tiled_vector", f"conv_{name}_tiled"),
+            TILED[name],
+            kernel,
+            partial(wrap, getattr(conv_tiled, name)),
+        ),
+    ]
+    for precision, word, letter, idea in TENSOR:
+        version = partial(tensor, precision=precision)
+        entries = _tiles(f"conv_{name}_{word}")
+        file = f"conv_{name}_tensor.cu"
+        rungs.append(Rung(file, entries, idea, kernel, partial(wrap, version), letter))
+    return rungs
+
+
+def _pair(
+    file: str, entry: str, kernel: str, module: Any, second: str, naive: tuple[str, ...] = ()
+) -> list[Rung]:
+    """Return the two versions of an operation: a thread an element, and four channels a thread."""
+    return [
+        Rung(
+            file,
+            (*_typed(entry), *naive),
+            "one thread an element of the result",
+            kernel,
+            getattr(module, f"{kernel}_naive"),
+        ),
+        Rung(file, (f"{entry}_quads",), second, kernel, getattr(module, kernel)),
+    ]
+
+
+FAMILIES: dict[str, list[Rung]] = {
+    "Convolution, forward": [
+        *_convolution(*PASSES[0]),
+        Rung(
+            "conv_forward_hopper.cu",
+            ("conv_forward_hopper",),
+            "`wgmma`: four warps multiply from shared memory; TF32 by cutting bits off",
+            "conv2d",
+            partial(_forward, conv_hopper.forward),
+            "B",
+        ),
+    ],
+    "Convolution, input gradient": _convolution(*PASSES[1]),
+    "Convolution, weight gradient": _convolution(*PASSES[2]),
+    "Convolution by columns, and what the passes share": [
+        Rung(
+            "im2col.cu",
+            _typed("im2col", "col2im"),
+            "windows as rows of a matrix, for cuBLAS: the way of float64",
+            "conv2d",
+            partial(_forward, conv_im2col.forward),
+        ),
+        Rung("split_sum.cu", ("split_sum",), "adds up the parts of a split reduction, in order"),
+        Rung("pad_channels.cu", ("pad_channels",), "photographs of three channels get a fourth"),
+        Rung(
+            "bias_grad.cu",
+            _typed("bias_grad", "relu_bias_grad"),
+            "sums a channel in ranges, then the ranges; masks by a ReLU on the way",
+            "conv2d_bias_grad",
+            cuda.conv2d_bias_grad,
+        ),
+    ],
+    "Local response normalisation": [
+        *_pair(
+            "local_response_norm.cu",
+            "local_response_norm",
+            "local_response_norm",
+            lrn,
+            "four channels a thread; the window from shared memory",
+        ),
+        *_pair(
+            "local_response_norm.cu",
+            "local_response_norm_grad",
+            "local_response_norm_input_grad",
+            lrn,
+            "each term of the sum is computed once and shared",
+        ),
+    ],
+    "Max-pooling": [
+        *_pair(
+            "max_pool.cu",
+            "max_pool",
+            "max_pool2d",
+            pool,
+            "four channels a thread, a row of results a block",
+            _typed("max_pool_large"),
+        ),
+        *_pair(
+            "max_pool.cu",
+            "max_pool_grad",
+            "max_pool2d_input_grad",
+            pool,
+            "a pixel asks the windows over it whether it won, four channels at a time",
+            _typed("max_pool_grad_large"),
+        ),
+    ],
+    "Normalisation and pooling in one pass": [
+        *_pair(
+            "norm_pool.cu",
+            "norm_max_pool",
+            "norm_max_pool2d",
+            lrn_pool,
+            "normalises the pixels under a tile of windows into shared memory, and pools there",
+        ),
+        *_pair(
+            "norm_pool.cu",
+            "norm_max_pool_grad",
+            "norm_max_pool2d_input_grad",
+            lrn_pool,
+            "gathers and normalises backwards row by row, through shared memory",
+        ),
+        Rung(
+            "norm_pool.cu",
+            ("norm_max_pool_relu_grad_quads",),
+            "the same with the ReLU before it, and the sums of the bias's gradient",
+        ),
+    ],
+    "Normalisation within a channel": [
+        Rung(
+            "within_channel_norm.cu",
+            _typed("within_channel_norm"),
+            "one thread an element of the result",
+            "within_channel_response_norm",
+            within_norm.within_channel_response_norm_naive,
+        ),
+        Rung(
+            "within_channel_norm.cu",
+            ("within_channel_norm_quads",),
+            "four channels a thread",
+            "within_channel_response_norm",
+            within_norm.within_channel_response_norm,
+        ),
+        Rung(
+            "within_channel_norm.cu",
+            _typed("within_channel_products", "within_channel_grad"),
+            "the gradient in two passes: a product for each pixel, then its window's sum",
+            "within_channel_response_norm_input_grad",
+            within_norm.within_channel_response_norm_input_grad_naive,
+        ),
+        Rung(
+            "within_channel_norm.cu",
+            ("within_channel_products_quads", "within_channel_grad_quads"),
+            "the same, four channels a thread",
+            "within_channel_response_norm_input_grad",
+            within_norm.within_channel_response_norm_input_grad,
+        ),
+    ],
+    "One pass over memory: nothing to climb": [
+        Rung("relu.cu", _typed("relu"), "four elements a thread", "relu", cuda.relu),
+        Rung(
+            "relu.cu",
+            _typed("relu_input_grad"),
+            "from the output, which is zero where the input was not positive",
+            "relu_input_grad",
+            cuda.relu_input_grad,
+        ),
+        Rung(
+            "dropout.cu",
+            (*_typed("dropout"), "philox_words"),
+            "draws by Philox from a key and a position: no mask is stored",
+        ),
+        Rung(
+            "cross_entropy.cu",
+            _typed("row_losses", "total_loss", "row_grads"),
+            "a warp a row, then one block for all; and the gradient from what forward found",
+        ),
+        Rung(
+            "sgd.cu",
+            _typed("sgd_steps"),
+            "all parameters of a net in one launch, described by a table in memory",
+        ),
+        Rung("all_finite.cu", _typed("not_finite"), "looks for NaN and infinity"),
+        Rung("batch.cu", ("prepare_rows",), "bytes to a batch: crop, mirror, normalise"),
+        Rung("step_report.cu", ("report_step",), "notes loss and hits of a step, unread"),
+    ],
+}
+RUNGS = [rung for rungs in FAMILIES.values() for rung in rungs]
