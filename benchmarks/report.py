@@ -29,7 +29,7 @@ def machine(*peers: str) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in (*OWN_LIBRARIES, *peers)},
+        "versions": {name: version_of(name) for name in (*OWN_LIBRARIES, *peers)},
     }
 
 
@@ -94,7 +94,8 @@ def _processor() -> str:
     return (match.group(1).strip() if match else "unknown processor") + instructions
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Return the version of an installed library, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

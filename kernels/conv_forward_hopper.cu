@@ -10,7 +10,7 @@
 #include "tensor_fetch.cuh"
 #include "wgmma.cuh"
 
-constexpr int HOPPER_SIDE = 128, HOPPER_STAGES = 3, HOPPER_TILE = HOPPER_SIDE * DEPTH;
+constexpr int HOPPER_STAGES = 3, HOPPER_TILE = LargeTile::SIDE * DEPTH;
 constexpr int HOPPER_TABLE = 2048 / 4;  // floats: the rows of WindowRows, 16 bytes each
 
 // Stage of the ring: a tile of A and one of B, each at a multiple of 1024 bytes.
@@ -20,19 +20,20 @@ __device__ __forceinline__ float* hopper_stage(int stage) {
 
 // x [N,H,W,C], weight [K,R,S,C/groups], y [N,Ho,Wo,K], bias [K] or null; relu is 0 or 1. C / groups
 // is a multiple of 4. Block: x counts the tiles, along the filters first; y the groups.
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_forward_hopper(const float* __restrict__ x, const float* __restrict__ weight,
                         float* __restrict__ y, ConvShape shape, const float* __restrict__ bias,
                         int relu) {
-  constexpr int SIDE = HOPPER_SIDE, AHEAD = HOPPER_STAGES - 1;
+  constexpr int SIDE = LargeTile::SIDE, AHEAD = HOPPER_STAGES - 1;
   const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
   const int pixels = shape.N * shape.Ho * shape.Wo, depth = shape.R * shape.S * channels;
   const int tiles = (filters + SIDE - 1) / SIDE, group = blockIdx.y;
   const int pixel = blockIdx.x / tiles * SIDE, filter = blockIdx.x % tiles * SIDE;
   const int rounds = (depth + DEPTH - 1) / DEPTH;
 
-  WindowRows<SIDE, K_SWIZZLED> rows(x, group * channels, windows_of_y(shape), pixel, pixels, 0);
-  MatrixRows<SIDE, K_SWIZZLED> columns(weight, group * filters, depth, filter, filters, 0);
+  const Windows windows = windows_of_y(shape);
+  WindowRows<LargeTile, K_SWIZZLED> rows(x, group * channels, windows, pixel, pixels, 0);
+  MatrixRows<LargeTile, K_SWIZZLED> columns(weight, group * filters, depth, filter, filters, 0);
 #pragma unroll
   for (int stage = 0; stage < AHEAD; ++stage) {
     if (stage < rounds) {
@@ -44,8 +45,8 @@ extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
 
   float sums[2][16][4] = {};  // rows 0..63 and 64..127
   Multiplication work;
-  int reading = 0, writing = AHEAD;
-  for (int round = 0; round < rounds; ++round) {
+  int reading = 0;
+  for (int left = rounds; left > 0; --left) {
     cp_async_wait<AHEAD - 1>();
     make_visible();
     work.wait();
@@ -60,13 +61,13 @@ extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
         work.multiply_add(sums[half], a + half * 64 * DEPTH + k, a + HOPPER_TILE + k);
     work.commit();
     // While they multiply, the next copies begin.
-    if (round + AHEAD < rounds) {
+    if (left > AHEAD) {
+      const int writing = reading == 0 ? AHEAD : reading - 1;
       rows.fetch(hopper_stage(writing));
       columns.fetch(hopper_stage(writing) + HOPPER_TILE);
     }
     cp_async_commit();
-    reading = reading + 1 == HOPPER_STAGES ? 0 : reading + 1;
-    writing = writing + 1 == HOPPER_STAGES ? 0 : writing + 1;
+    reading = reading == AHEAD ? 0 : reading + 1;
   }
   work.wait();
 

@@ -18,68 +18,67 @@
 // Block: x counts the tiles, neighbours along the filters first, so that they read the same pixels;
 // y the groups; z the parts of the reduction, `split_rounds` rounds each (split-K, for layers with
 // too few tiles to fill the GPU: each part writes a y of its own, which split_sum adds up).
-template <class Precision, int SIDE>
+template <class Precision, class T>
 __device__ __forceinline__ void forward(const float* x, const float* weight, float* y,
                                         const ConvShape& shape, int split_rounds,
                                         const float* bias, int relu) {
   const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
   const int pixels = shape.N * shape.Ho * shape.Wo, depth = shape.R * shape.S * channels;
-  const int tiles = (filters + SIDE - 1) / SIDE, group = blockIdx.y;
-  const int pixel = blockIdx.x / tiles * SIDE, filter = blockIdx.x % tiles * SIDE;
+  const int tiles = (filters + T::SIDE - 1) / T::SIDE, group = blockIdx.y;
+  const int pixel = blockIdx.x / tiles * T::SIDE, filter = blockIdx.x % tiles * T::SIDE;
   const int first = blockIdx.z * split_rounds;
   const int rounds = min(split_rounds, (depth + DEPTH - 1) / DEPTH - first);
 
-  WindowRows<SIDE> rows(x, group * channels, windows_of_y(shape), pixel, pixels, first * DEPTH);
-  MatrixRows<SIDE> columns(weight, group * filters, depth, filter, filters, first * DEPTH);
-  Sums<SIDE> sums = {};
-  sum_products<Precision, SIDE>(sums, rows, columns, rounds);
-  const int row = pixel + warp_row<SIDE>(), column = filter + warp_column<SIDE>();
+  WindowRows<T> rows(x, group * channels, windows_of_y(shape), pixel, pixels, first * DEPTH);
+  MatrixRows<T> columns(weight, group * filters, depth, filter, filters, first * DEPTH);
+  Sums<T> sums = {};
+  sum_products<Precision, T>(sums, rows, columns, rounds);
+  const int row = pixel + warp_row<T>(), column = filter + warp_column<T>();
   add_bias_and_rectify(sums, bias ? bias + group * filters : nullptr, column, filters, relu != 0);
   float* part = y + blockIdx.z * (pixels * shape.K) + group * filters;
   store_tile<16>(sums, part, shape.K, row, pixels, column, filters);
 }
 
 // x [N,H,W,C], weight [K,R,S,C/groups], bias [K] or null, y [parts,N,Ho,Wo,K]; relu is 0 or 1.
-// C / groups is a multiple of 4. The numbers are the tile's side; three blocks of the smaller one
-// fit a multiprocessor.
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+// C / groups is a multiple of 4. The numbers are the tile's side.
+extern "C" __global__ void __launch_bounds__(WideTile::THREADS, 1)
     conv_forward_tf32x3_128(const float* __restrict__ x, const float* __restrict__ weight,
                             float* __restrict__ y, ConvShape shape, int split_rounds,
                             const float* __restrict__ bias, int relu) {
-  forward<Tf32x3, 128>(x, weight, y, shape, split_rounds, bias, relu);
+  forward<Tf32x3, WideTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_forward_tf32_128(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
-  forward<Tf32, 128>(x, weight, y, shape, split_rounds, bias, relu);
+                          float* __restrict__ y, ConvShape shape, int split_rounds,
+                          const float* __restrict__ bias, int relu) {
+  forward<Tf32, LargeTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_forward_bf16_128(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
-  forward<Bf16, 128>(x, weight, y, shape, split_rounds, bias, relu);
+                          float* __restrict__ y, ConvShape shape, int split_rounds,
+                          const float* __restrict__ bias, int relu) {
+  forward<Bf16, LargeTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_forward_tf32x3_64(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
-  forward<Tf32x3, 64>(x, weight, y, shape, split_rounds, bias, relu);
+                           float* __restrict__ y, ConvShape shape, int split_rounds,
+                           const float* __restrict__ bias, int relu) {
+  forward<Tf32x3, SmallTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_forward_tf32_64(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
-  forward<Tf32, 64>(x, weight, y, shape, split_rounds, bias, relu);
+                         float* __restrict__ y, ConvShape shape, int split_rounds,
+                         const float* __restrict__ bias, int relu) {
+  forward<Tf32, SmallTile>(x, weight, y, shape, split_rounds, bias, relu);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_forward_bf16_64(const float* __restrict__ x, const float* __restrict__ weight,
-                            float* __restrict__ y, ConvShape shape, int split_rounds,
-                            const float* __restrict__ bias, int relu) {
-  forward<Bf16, 64>(x, weight, y, shape, split_rounds, bias, relu);
+                         float* __restrict__ y, ConvShape shape, int split_rounds,
+                         const float* __restrict__ bias, int relu) {
+  forward<Bf16, SmallTile>(x, weight, y, shape, split_rounds, bias, relu);
 }

@@ -12,60 +12,60 @@
 #include "tensor_fetch.cuh"
 
 // Blocks as in the forward pass, with channels in place of filters.
-template <class Precision, int SIDE>
+template <class Precision, class T>
 __device__ __forceinline__ void input_grad(const float* dy, const float* weight, float* dx,
                                            const ConvShape& shape, int split_rounds) {
   const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
   const int pixels = shape.N * shape.H * shape.W, taps = shape.R * shape.S;
-  const int tiles = (channels + SIDE - 1) / SIDE, group = blockIdx.y;
-  const int pixel = blockIdx.x / tiles * SIDE, channel = blockIdx.x % tiles * SIDE;
+  const int tiles = (channels + T::SIDE - 1) / T::SIDE, group = blockIdx.y;
+  const int pixel = blockIdx.x / tiles * T::SIDE, channel = blockIdx.x % tiles * T::SIDE;
   const int first = blockIdx.z * split_rounds;
   const int rounds = min(split_rounds, (taps * filters + DEPTH - 1) / DEPTH - first);
 
-  WindowRows<SIDE> rows(dy, group * filters, windows_of_dx(shape), pixel, pixels, first * DEPTH);
-  FilterColumns<SIDE> columns(weight, group * filters, filters, shape.R, shape.S, channels, channel,
+  WindowRows<T> rows(dy, group * filters, windows_of_dx(shape), pixel, pixels, first * DEPTH);
+  FilterColumns<T> columns(weight, group * filters, filters, shape.R, shape.S, channels, channel,
                               first * DEPTH);
-  Sums<SIDE> sums = {};
-  sum_products<Precision, SIDE>(sums, rows, columns, rounds);
+  Sums<T> sums = {};
+  sum_products<Precision, T>(sums, rows, columns, rounds);
   float* part = dx + blockIdx.z * (pixels * shape.C) + group * channels;
-  store_tile<16>(sums, part, shape.C, pixel + warp_row<SIDE>(), pixels,
-                 channel + warp_column<SIDE>(), channels);
+  store_tile<16>(sums, part, shape.C, pixel + warp_row<T>(), pixels,
+                 channel + warp_column<T>(), channels);
 }
 
 // dy [N,Ho,Wo,K], weight [K,R,S,C/groups], dx [parts,N,H,W,C]. K / groups and C / groups are
 // multiples of 4.
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(WideTile::THREADS, 1)
     conv_input_grad_tf32x3_128(const float* __restrict__ dy, const float* __restrict__ weight,
                                float* __restrict__ dx, ConvShape shape, int split_rounds) {
-  input_grad<Tf32x3, 128>(dy, weight, dx, shape, split_rounds);
+  input_grad<Tf32x3, WideTile>(dy, weight, dx, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_input_grad_tf32_128(const float* __restrict__ dy, const float* __restrict__ weight,
-                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
-  input_grad<Tf32, 128>(dy, weight, dx, shape, split_rounds);
+                             float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Tf32, LargeTile>(dy, weight, dx, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_input_grad_bf16_128(const float* __restrict__ dy, const float* __restrict__ weight,
-                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
-  input_grad<Bf16, 128>(dy, weight, dx, shape, split_rounds);
+                             float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Bf16, LargeTile>(dy, weight, dx, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_input_grad_tf32x3_64(const float* __restrict__ dy, const float* __restrict__ weight,
-                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
-  input_grad<Tf32x3, 64>(dy, weight, dx, shape, split_rounds);
+                              float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Tf32x3, SmallTile>(dy, weight, dx, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_input_grad_tf32_64(const float* __restrict__ dy, const float* __restrict__ weight,
-                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
-  input_grad<Tf32, 64>(dy, weight, dx, shape, split_rounds);
+                            float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Tf32, SmallTile>(dy, weight, dx, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_input_grad_bf16_64(const float* __restrict__ dy, const float* __restrict__ weight,
-                               float* __restrict__ dx, ConvShape shape, int split_rounds) {
-  input_grad<Bf16, 64>(dy, weight, dx, shape, split_rounds);
+                            float* __restrict__ dx, ConvShape shape, int split_rounds) {
+  input_grad<Bf16, SmallTile>(dy, weight, dx, shape, split_rounds);
 }

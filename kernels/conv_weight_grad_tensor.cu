@@ -13,60 +13,60 @@
 
 // Block: x counts the tiles, neighbours along (r, s, channel) first; y the groups; z the parts of
 // the reduction, `split_rounds` rounds each.
-template <class Precision, int SIDE>
+template <class Precision, class T>
 __device__ __forceinline__ void weight_grad(const float* dy, const float* x, float* dweight,
                                             const ConvShape& shape, int split_rounds) {
   const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
   const int pixels = shape.N * shape.Ho * shape.Wo, width = shape.R * shape.S * channels;
-  const int tiles = (width + SIDE - 1) / SIDE, group = blockIdx.y;
-  const int filter = blockIdx.x / tiles * SIDE, column = blockIdx.x % tiles * SIDE;
+  const int tiles = (width + T::SIDE - 1) / T::SIDE, group = blockIdx.y;
+  const int filter = blockIdx.x / tiles * T::SIDE, column = blockIdx.x % tiles * T::SIDE;
   const int first = blockIdx.z * split_rounds;
   const int rounds = min(split_rounds, (pixels + DEPTH - 1) / DEPTH - first);
 
-  PixelColumns<SIDE> rows(dy, group * filters, shape.K, filter, filters, first * DEPTH, pixels);
-  WindowColumns<SIDE> columns(x, group * channels, shape.N, windows_of_y(shape), column,
+  PixelColumns<T> rows(dy, group * filters, shape.K, filter, filters, first * DEPTH, pixels);
+  WindowColumns<T> columns(x, group * channels, shape.N, windows_of_y(shape), column,
                               first * DEPTH);
-  Sums<SIDE> sums = {};
-  sum_products<Precision, SIDE>(sums, rows, columns, rounds);
+  Sums<T> sums = {};
+  sum_products<Precision, T>(sums, rows, columns, rounds);
   float* part = dweight + blockIdx.z * (shape.K * width) + group * filters * width;
-  store_tile<16>(sums, part, width, filter + warp_row<SIDE>(), filters,
-                 column + warp_column<SIDE>(), width);
+  store_tile<16>(sums, part, width, filter + warp_row<T>(), filters,
+                 column + warp_column<T>(), width);
 }
 
 // dy [N,Ho,Wo,K], x [N,H,W,C], dweight [parts,K,R,S,C/groups]. K / groups and C / groups are
 // multiples of 4.
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(WideTile::THREADS, 1)
     conv_weight_grad_tf32x3_128(const float* __restrict__ dy, const float* __restrict__ x,
                                 float* __restrict__ dweight, ConvShape shape, int split_rounds) {
-  weight_grad<Tf32x3, 128>(dy, x, dweight, shape, split_rounds);
+  weight_grad<Tf32x3, WideTile>(dy, x, dweight, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_weight_grad_tf32_128(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
-  weight_grad<Tf32, 128>(dy, x, dweight, shape, split_rounds);
+                              float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Tf32, LargeTile>(dy, x, dweight, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     conv_weight_grad_bf16_128(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
-  weight_grad<Bf16, 128>(dy, x, dweight, shape, split_rounds);
+                              float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Bf16, LargeTile>(dy, x, dweight, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_weight_grad_tf32x3_64(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
-  weight_grad<Tf32x3, 64>(dy, x, dweight, shape, split_rounds);
+                               float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Tf32x3, SmallTile>(dy, x, dweight, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_weight_grad_tf32_64(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
-  weight_grad<Tf32, 64>(dy, x, dweight, shape, split_rounds);
+                             float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Tf32, SmallTile>(dy, x, dweight, shape, split_rounds);
 }
 
-extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
     conv_weight_grad_bf16_64(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_rounds) {
-  weight_grad<Bf16, 64>(dy, x, dweight, shape, split_rounds);
+                             float* __restrict__ dweight, ConvShape shape, int split_rounds) {
+  weight_grad<Bf16, SmallTile>(dy, x, dweight, shape, split_rounds);
 }

@@ -130,8 +130,15 @@ struct Brought {
   unsigned a[4], b[2];
 };
 struct Taken {
-  float d[4];
+  double d[4];
 };
+
+// As tensor cores round their sums: cutting off.
+inline float towards_zero(double x) {
+  float nearest = static_cast<float>(x);
+  bool away = x < 0 ? nearest < x : nearest > x;
+  return away ? value_of(bits_of(nearest) - 1) : nearest;
+}
 
 // The product that all lanes of the warp make together, of K columns of A. `unpack(bits, values)`
 // reads the K / 8 neighbours along k that one register holds.
@@ -154,15 +161,15 @@ inline void mma(float (&d)[4], const Brought& brought, Unpack unpack) {
             for (int p = 0; p < PACKED; ++p) B[(t + i * 4) * PACKED + p][g] = values[p];
           }
         }
-        float D[16][8] = {};
+        double D[16][8] = {};
         for (int m = 0; m < 16; ++m)
           for (int k = 0; k < K; ++k)
-            for (int n = 0; n < 8; ++n) D[m][n] += A[m][k] * B[k][n];
+            for (int n = 0; n < 8; ++n) D[m][n] += double(A[m][k]) * B[k][n];
         for (int lane = 0; lane < 32; ++lane)
           for (int i = 0; i < 4; ++i)
             results[lane].d[i] = D[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
       });
-  for (int i = 0; i < 4; ++i) d[i] += taken.d[i];
+  for (int i = 0; i < 4; ++i) d[i] = towards_zero(d[i] + taken.d[i]);
 }
 
 }  // namespace twin

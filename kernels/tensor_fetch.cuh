@@ -30,31 +30,31 @@ __device__ __forceinline__ void copy_pixel(float* place, const float* images,
   copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there);
 }
 
-// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, and the block 16 lines at a time.
-template <int SIDE, Layout L = K_INSIDE>
+// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, so the block several lines at a time.
+template <class T, Layout L = K_INSIDE>
 struct AlongK {
   static constexpr Layout LAYOUT = L;
-  static constexpr int LINES = TENSOR_THREADS / 8, VISITS = SIDE / LINES;
+  static constexpr int LINES = T::THREADS / 8, VISITS = T::SIDE / LINES;
   const int row = threadIdx.x / 8, k = threadIdx.x % 8 * 4;  // in the tile
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
-    return tile + place_in_tile<SIDE, LAYOUT>(row, k) +
-           place_in_tile<SIDE, LAYOUT>(visit * LINES, 0);
+    return tile + place_in_tile<T::SIDE, LAYOUT>(row, k) +
+           place_in_tile<T::SIDE, LAYOUT>(visit * LINES, 0);
   }
 };
 
-// K_OUTSIDE: SIDE / 4 threads copy a line, and the block 4 or 8 lines at a time. Each line has a k
+// K_OUTSIDE: SIDE / 4 threads copy a line, the block several at a time. Each line has a k
 // of its own, but a warp has as many lanes as a round has k's: so each lane works out the place of
 // one k, and hands it to the others.
-template <int SIDE>
+template <class T>
 struct AlongRows {
   static constexpr Layout LAYOUT = K_OUTSIDE;
-  static constexpr int LINES = TENSOR_THREADS / (SIDE / 4), VISITS = DEPTH / LINES;
-  const int row = threadIdx.x % (SIDE / 4) * 4, k = threadIdx.x / (SIDE / 4);
+  static constexpr int ACROSS = T::SIDE / 4, LINES = T::THREADS / ACROSS, VISITS = DEPTH / LINES;
+  const int row = threadIdx.x % ACROSS * 4, k = threadIdx.x / ACROSS;
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
-    return tile + place_in_tile<SIDE, LAYOUT>(row, k) +
-           place_in_tile<SIDE, LAYOUT>(0, visit * LINES);
+    return tile + place_in_tile<T::SIDE, LAYOUT>(row, k) +
+           place_in_tile<T::SIDE, LAYOUT>(0, visit * LINES);
   }
 
   // What the lane responsible for this visit's k found.
@@ -65,22 +65,22 @@ struct AlongRows {
 
 // Which window a row of the tile is, is worked out once, a row a thread, and kept in shared memory:
 // in registers it would be in the way of the sums.
-template <int SIDE, Layout L = K_INSIDE>
-struct WindowRows : AlongK<SIDE, L> {
-  using Lines = AlongK<SIDE, L>;
+template <class T, Layout L = K_INSIDE>
+struct WindowRows : AlongK<T, L> {
+  using Lines = AlongK<T, L>;
 
   const float* images;
   Windows windows;
   int group;
-  Digits k, round;  // (r, s, channel)
+  Digits tap, round;  // (r, s, channel)
 
   // Rows from `row` on, of `count` windows in all; the reduction from `first` on.
   __device__ __forceinline__ WindowRows(const float* images, int group, const Windows& windows,
                                         int row, int count, int first)
       : images(images), windows(windows), group(group),
-        k(Digits::of(first + Lines::k, windows.S, windows.inner)),
+        tap(Digits::of(first + Lines::k, windows.S, windows.inner)),
         round(Digits::of(DEPTH, windows.S, windows.inner)) {
-    if (threadIdx.x < SIDE) {
+    if (threadIdx.x < T::SIDE) {
       const int number = row + threadIdx.x;
       const Digits window = Digits::of(number, windows.rows, windows.columns);
       int h = window.middle * windows.stride_h + windows.first_h;
@@ -101,13 +101,13 @@ struct WindowRows : AlongK<SIDE, L> {
       copy<false>(tile);
     else
       copy<true>(tile);
-    k.add(round, windows.S, windows.inner);
+    tap.add(round, windows.S, windows.inner);
   }
 
   template <bool DIVIDE>
   __device__ __forceinline__ void copy(float* tile) const {
-    const int tap_h = k.high < windows.R ? k.high * windows.step_h : NOWHERE;
-    const int tap_w = k.middle * windows.step_w, channel = group + k.low;
+    const int tap_h = tap.high < windows.R ? tap.high * windows.step_h : NOWHERE;
+    const int tap_w = tap.middle * windows.step_w, channel = group + tap.low;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       const int4 window = table()[Lines::row + visit * Lines::LINES];
@@ -120,101 +120,101 @@ struct WindowRows : AlongK<SIDE, L> {
   }
 };
 
-template <int SIDE, Layout L = K_INSIDE>
-struct MatrixRows : AlongK<SIDE, L> {
-  using Lines = AlongK<SIDE, L>;
+template <class T, Layout L = K_INSIDE>
+struct MatrixRows : AlongK<T, L> {
+  using Lines = AlongK<T, L>;
 
   const float* matrix;
-  int row, rows, k, length;
-  unsigned place;
+  int k, length, left;  // rows, from the thread's first on
+  unsigned next;  // float to copy
 
   // Rows from `row` on, of `rows` of `length` that begin at row `group`; the reduction from `first`
   // on.
   __device__ __forceinline__ MatrixRows(const float* matrix, int group, int length, int row,
                                         int rows, int first)
-      : matrix(matrix), row(row + Lines::row), rows(rows), k(first + Lines::k), length(length),
-        place((group + this->row) * length + k) {}
+      : matrix(matrix), k(first + Lines::k), length(length), left(rows - row - Lines::row),
+        next((group + row + Lines::row) * length + k) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      const bool there = (row + visit * Lines::LINES < rows) & (k < length);
-      copy_group(Lines::place(tile, visit), matrix, place + visit * Lines::LINES * length, there);
+      const bool there = (visit * Lines::LINES < left) & (k < length);
+      copy_group(Lines::place(tile, visit), matrix, next + visit * Lines::LINES * length, there);
     }
     k += DEPTH;
-    place += DEPTH;
+    next += DEPTH;
   }
 };
 
-template <int SIDE>
-struct FilterColumns : AlongRows<SIDE> {
-  using Lines = AlongRows<SIDE>;
+template <class T>
+struct FilterColumns : AlongRows<T> {
+  using Lines = AlongRows<T>;
 
   const float* weight;  // [filters of all groups, R, S, channels]
   int group, filters, R, S, channels, channel;
-  Digits k, round;  // (r, s, filter) of the lane's k
+  Digits tap, round;  // (r, s, filter) of the lane's k
 
   // Columns from `channel` on; the reduction, over the `filters` from `group` on, from `first` on.
   __device__ __forceinline__ FilterColumns(const float* weight, int group, int filters, int R,
                                            int S, int channels, int channel, int first)
       : weight(weight), group(group), filters(filters), R(R), S(S), channels(channels),
-        channel(channel + Lines::row), k(Digits::of(first + threadIdx.x % 32, S, filters)),
+        channel(channel + Lines::row), tap(Digits::of(first + threadIdx.x % 32, S, filters)),
         round(Digits::of(DEPTH, S, filters)) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
-    int line = (((group + k.low) * R + k.high) * S + k.middle) * channels;
-    if (k.high >= R) line = NOWHERE;
+    int line = (((group + tap.low) * R + tap.high) * S + tap.middle) * channels;
+    if (tap.high >= R) line = NOWHERE;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       const int asked = Lines::ask(line, visit);
       copy_group(Lines::place(tile, visit), weight, asked + channel,
                  (asked >= 0) & (channel < channels));
     }
-    k.add(round, S, filters);
+    tap.add(round, S, filters);
   }
 };
 
-template <int SIDE>
-struct PixelColumns : AlongRows<SIDE> {
-  using Lines = AlongRows<SIDE>;
+template <class T>
+struct PixelColumns : AlongRows<T> {
+  using Lines = AlongRows<T>;
 
   const float* matrix;  // [pixels, channels of all groups]
-  int all_channels, pixels, pixel;
-  unsigned place;
+  int all_channels, left;  // pixels, from the next on
+  unsigned next;  // float to copy
   bool channel_there;
 
   // Columns from `channel` on, of `channels`; the reduction from `first` on, over `pixels`.
   __device__ __forceinline__ PixelColumns(const float* matrix, int group, int all_channels,
                                           int channel, int channels, int first, int pixels)
-      : matrix(matrix), all_channels(all_channels), pixels(pixels), pixel(first + Lines::k),
-        place(pixel * all_channels + group + channel + Lines::row),
+      : matrix(matrix), all_channels(all_channels), left(pixels - first - Lines::k),
+        next((first + Lines::k) * all_channels + group + channel + Lines::row),
         channel_there(channel + Lines::row < channels) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
-      copy_group(Lines::place(tile, visit), matrix, place, channel_there & (pixel < pixels));
-      pixel += Lines::LINES;
-      place += Lines::LINES * all_channels;
+      copy_group(Lines::place(tile, visit), matrix, next, channel_there & (left > 0));
+      left -= Lines::LINES;
+      next += Lines::LINES * all_channels;
     }
   }
 };
 
-template <int SIDE>
-struct WindowColumns : AlongRows<SIDE> {
-  using Lines = AlongRows<SIDE>;
+template <class T>
+struct WindowColumns : AlongRows<T> {
+  using Lines = AlongRows<T>;
 
   const float* images;
   Windows windows;            // with divide = 1
   int count;                  // images
   int tap_h, tap_w, channel;  // of the thread's column: the same in all rounds
-  Digits k, round;            // (n, i, j) of the lane's window
+  Digits window, round;       // (n, i, j), the lane's own
 
   // Columns from `column` on, of R S inner; the reduction from window `first` on.
   __device__ __forceinline__ WindowColumns(const float* images, int group, int count,
                                            const Windows& windows, int column, int first)
       : images(images), windows(windows), count(count),
-        k(Digits::of(first + threadIdx.x % 32, windows.rows, windows.columns)),
+        window(Digits::of(first + threadIdx.x % 32, windows.rows, windows.columns)),
         round(Digits::of(DEPTH, windows.rows, windows.columns)) {
     const Digits tap = Digits::of(column + Lines::row, windows.S, windows.inner);
     tap_h = tap.high < windows.R ? tap.high * windows.step_h : NOWHERE;
@@ -223,10 +223,10 @@ struct WindowColumns : AlongRows<SIDE> {
   }
 
   __device__ __forceinline__ void fetch(float* tile) {
-    const int first_h = k.middle * windows.stride_h + windows.first_h;
-    const int window_h = k.high < count ? first_h : NOWHERE;
-    const int window_w = k.low * windows.stride_w + windows.first_w;
-    const int line = k.high * windows.height;
+    const int first_h = window.middle * windows.stride_h + windows.first_h;
+    const int window_h = window.high < count ? first_h : NOWHERE;
+    const int window_w = window.low * windows.stride_w + windows.first_w;
+    const int line = window.high * windows.height;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       const int h = Lines::ask(window_h, visit) + tap_h, w = Lines::ask(window_w, visit) + tap_w;
@@ -234,6 +234,6 @@ struct WindowColumns : AlongRows<SIDE> {
       copy_pixel(Lines::place(tile, visit), images, windows, Lines::ask(line, visit) + h, w,
                  channel, there);
     }
-    k.add(round, windows.rows, windows.columns);
+    window.add(round, windows.rows, windows.columns);
   }
 };

@@ -8,20 +8,28 @@
 //   global memory --cp.async--> ring of stages in shared memory --> registers --> tensor cores
 //
 // The copies of the next STAGES - 1 rounds are always under way, so that the multiplications seldom
-// wait for memory. Four warps take a quarter of the tile each, two by two: 64 x 64, or 32 x 32.
+// wait for memory. Each warp computes a share of the tile, 64 x 64, 64 x 32 or 32 x 32 (`Tile`).
 //
-// What bounds it, for SIDE = 128: a warp reads (64 + 64) x 32 floats of shared memory a round, 128
-// cycles at 128 bytes a cycle, four warps 512; they multiply 128 x 128 x 32 numbers, which takes an
-// A100 1024 cycles in TF32 and an H100 512, if it is fed. Two blocks share a multiprocessor of
-// 227 KB, so that one multiplies while the other waits.
+// What bounds it, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory a round, 128
+// cycles at 128 bytes a cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, for which
+// the tensor cores of an A100 need 1024 cycles in TF32, an H100's 512, if they are fed. In bf16 it
+// is half of that, and shared memory is the bound: floats lie there. Two such blocks share a
+// multiprocessor of 227 KB, so that one multiplies while the other waits.
 #pragma once
 #include "tensor_precision.cuh"
 
-constexpr int DEPTH = 32;            // k's of one round
-constexpr int TENSOR_THREADS = 128;  // four warps
+constexpr int DEPTH = 32;  // k's of one round
 
-template <int SIDE>
-constexpr int STAGES = SIDE == 128 ? 3 : 4;
+// How a block is made up. The warps stand in two lines; a warp's share is ROWS x COLUMNS.
+template <int SIDE_, int THREADS_>
+struct Tile {
+  static constexpr int SIDE = SIDE_, THREADS = THREADS_, STAGES = SIDE == 128 ? 3 : 4;
+  static constexpr int ROWS = SIDE / 2, COLUMNS = SIDE / (THREADS / 64);
+  static constexpr int FLOATS = SIDE * (DEPTH + 4);  // of one factor in a stage, in any layout
+};
+using LargeTile = Tile<128, 128>;
+using WideTile = Tile<128, 256>;  // for Tf32x3, whose factors take twice the registers
+using SmallTile = Tile<64, 128>;
 
 // A tile [SIDE rows, DEPTH k's] lies in shared memory as it lies in global memory, so that 16 bytes
 // here are 16 bytes there: with k innermost (K_INSIDE) or with rows innermost (K_OUTSIDE). B counts
@@ -41,19 +49,16 @@ __device__ __forceinline__ int place_in_tile(int row, int k) {
   return row * DEPTH + (k ^ (row % 8 * 4));
 }
 
-// Floats of a tile in the larger layout; and of the whole dynamic shared memory, as the host has to
-// ask for it: four ints for each row (WindowRows), then the ring.
-template <int SIDE>
-constexpr int TILE = SIDE * (DEPTH + 4);
-
+// Dynamic shared memory, for which the host has to ask: four ints for each row (WindowRows), then
+// the ring.
 __device__ __forceinline__ float* shared_memory() {
   extern __shared__ __align__(1024) float memory[];  // K_SWIZZLED counts on it
   return memory;
 }
 
-template <int SIDE>
+template <class T>
 __device__ __forceinline__ float* stage_of_ring(int stage) {
-  return shared_memory() + 4 * SIDE + stage * 2 * TILE<SIDE>;
+  return shared_memory() + 4 * T::SIDE + stage * 2 * T::FLOATS;
 }
 
 // A fragment is made of four pieces of 8 rows x 4 k's. In A (16 x 8) they count down first, then
@@ -95,25 +100,25 @@ __device__ __forceinline__ void load_pieces(float (&piece)[4], const float* lane
 }
 
 // A warp's share of C: [m][n] is the fragment of 16 x 8 at row 16 m and column 8 n.
-template <int SIDE>
-using Sums = float[SIDE / 32][SIDE / 16][4];
+template <class T>
+using Sums = float[T::ROWS / 16][T::COLUMNS / 8][4];
 
 // The first row or column of the warp in the tile.
-template <int SIDE>
+template <class T>
 __device__ __forceinline__ int warp_row() {
-  return threadIdx.x / 64 * (SIDE / 2);
+  return threadIdx.x / (T::THREADS / 2) * T::ROWS;
 }
-template <int SIDE>
+template <class T>
 __device__ __forceinline__ int warp_column() {
-  return threadIdx.x / 32 % 2 * (SIDE / 2);
+  return threadIdx.x % (T::THREADS / 2) / 32 * T::COLUMNS;
 }
 
 // Multiply one stage. `rows` and `columns` are its two tiles, at the place of the lane.
-template <class Precision, int SIDE, Layout A, Layout B>
-__device__ __forceinline__ void multiply_stage(Sums<SIDE>& sums, const float* rows,
+template <class Precision, class T, Layout A, Layout B>
+__device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
                                                const float* columns) {
-  constexpr int STEPS = Precision::STEP / 8, M = SIDE / 32, N = SIDE / 16;
-#pragma unroll
+  constexpr int STEPS = Precision::STEP / 8, M = T::ROWS / 16, N = T::COLUMNS / 8;
+#pragma unroll Precision::UNROLL
   for (int k = 0; k < DEPTH; k += Precision::STEP) {
     typename Precision::template Factor<4> a[M];
 #pragma unroll
@@ -121,7 +126,7 @@ __device__ __forceinline__ void multiply_stage(Sums<SIDE>& sums, const float* ro
       float raw[STEPS][4];
 #pragma unroll
       for (int step = 0; step < STEPS; ++step)
-        load_pieces<SIDE, A, OPERAND_A>(raw[step], rows, 16 * m, k + 8 * step);
+        load_pieces<T::SIDE, A, OPERAND_A>(raw[step], rows, 16 * m, k + 8 * step);
       a[m] = Precision::pack(raw);
     }
 #pragma unroll
@@ -130,7 +135,7 @@ __device__ __forceinline__ void multiply_stage(Sums<SIDE>& sums, const float* ro
 #pragma unroll
       for (int step = 0; step < STEPS; ++step) {
         float piece[4];
-        load_pieces<SIDE, B, OPERAND_B>(piece, columns, 8 * n, k + 8 * step);
+        load_pieces<T::SIDE, B, OPERAND_B>(piece, columns, 8 * n, k + 8 * step);
 #pragma unroll
         for (int i = 0; i < 4; ++i) raw[i / 2][step][i % 2] = piece[i];
       }
@@ -146,37 +151,37 @@ __device__ __forceinline__ void multiply_stage(Sums<SIDE>& sums, const float* ro
 
 // Sum up `rounds` rounds. `rows.fetch(tile)` and `columns.fetch(tile)` begin to copy the tiles of
 // the next round, and step on by DEPTH k's.
-template <class Precision, int SIDE, class Rows, class Columns>
-__device__ __forceinline__ void sum_products(Sums<SIDE>& sums, Rows& rows, Columns& columns,
+template <class Precision, class T, class Rows, class Columns>
+__device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns& columns,
                                              int rounds) {
-  constexpr int AHEAD = STAGES<SIDE> - 1;
+  constexpr int AHEAD = T::STAGES - 1;
   constexpr Layout A = Rows::LAYOUT, B = Columns::LAYOUT;
 #pragma unroll
   for (int stage = 0; stage < AHEAD; ++stage) {
     if (stage < rounds) {
-      rows.fetch(stage_of_ring<SIDE>(stage));
-      columns.fetch(stage_of_ring<SIDE>(stage) + TILE<SIDE>);
+      rows.fetch(stage_of_ring<T>(stage));
+      columns.fetch(stage_of_ring<T>(stage) + T::FLOATS);
     }
     cp_async_commit();
   }
-  const int row = place_of_lane<SIDE, A, OPERAND_A>(warp_row<SIDE>());
-  const int column = TILE<SIDE> + place_of_lane<SIDE, B, OPERAND_B>(warp_column<SIDE>());
-  int reading = 0, writing = AHEAD;
-  for (int round = 0; round < rounds; ++round) {
+  const int row = place_of_lane<T::SIDE, A, OPERAND_A>(warp_row<T>());
+  const int column = T::FLOATS + place_of_lane<T::SIDE, B, OPERAND_B>(warp_column<T>());
+  int reading = 0;
+  for (int left = rounds; left > 0; --left) {
     // A group is closed in every round, empty or not: so the newest AHEAD - 1 are of later rounds.
     cp_async_wait<AHEAD - 1>();
     // Now everybody's copies have arrived; and everybody is done with the stage read last round,
     // which is the one to be written next.
     __syncthreads();
-    if (round + AHEAD < rounds) {
-      rows.fetch(stage_of_ring<SIDE>(writing));
-      columns.fetch(stage_of_ring<SIDE>(writing) + TILE<SIDE>);
+    if (left > AHEAD) {
+      const int writing = reading == 0 ? AHEAD : reading - 1;
+      rows.fetch(stage_of_ring<T>(writing));
+      columns.fetch(stage_of_ring<T>(writing) + T::FLOATS);
     }
     cp_async_commit();
-    const float* stage = stage_of_ring<SIDE>(reading);
-    multiply_stage<Precision, SIDE, A, B>(sums, stage + row, stage + column);
-    reading = reading + 1 == STAGES<SIDE> ? 0 : reading + 1;
-    writing = writing + 1 == STAGES<SIDE> ? 0 : writing + 1;
+    const float* stage = stage_of_ring<T>(reading);
+    multiply_stage<Precision, T, A, B>(sums, stage + row, stage + column);
+    reading = reading == AHEAD ? 0 : reading + 1;
   }
 }
 

@@ -18,6 +18,14 @@ ENGINE = ("scheduler.cpp", "barriers.cpp")
 
 COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing")
 DEBUG = ("-gdwarf-4", "-O1", "-march=native", "-fno-omit-frame-pointer")
+# Calls in place of inlined checks, and no checks that AddressSanitizer makes as well: so the large
+# kernels compile in a third of the time.
+ADDRESS = (
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=null,object-size,pointer-overflow,vptr",
+    "-fno-sanitize-recover=undefined",
+    "--param=asan-instrumentation-with-call-threshold=0",
+)
 # For the trace: ThreadSanitizer's calls, one at each access, are linked with our own functions of
 # these names. A GPU copies a float4 in one access; some optimisations split it into its elements.
 WHOLE_COPIES = ("-gdwarf-4", "-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre")
@@ -28,11 +36,7 @@ MODES = {
     "plain": (("-O2", "-march=native"), "SIMT_PLAIN", ()),
     "quick": (("-O1", "-march=native"), "SIMT_PLAIN", ()),
     "portable": (("-O2",), "SIMT_UCONTEXT", ()),
-    "address": (
-        (*DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
-        "SIMT_ADDRESS",
-        ("-fsanitize=address,undefined",),
-    ),
+    "address": ((*DEBUG, *ADDRESS), "SIMT_ADDRESS", ("-fsanitize=address,undefined",)),
     "thread": ((*DEBUG, "-fsanitize=thread"), "SIMT_THREAD", ("-fsanitize=thread",)),
     "trace": ((*WHOLE_COPIES, "-fsanitize=thread"), "SIMT_TRACE", ()),
 }

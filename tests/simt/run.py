@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def python(mode: str, *arguments: str, timeout: float = 600, **more: str) -> tup
         timeout=timeout,
     )
     return result.returncode, result.stdout
+
+
+def prepare(mode: str) -> None:
+    """Compile all kernels, several at once, so that a process that runs them finds them ready."""
+    from tinyalex.backends.cuda import sources
+
+    files = sorted(path.name for path in sources.folder().glob("*.cu"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda file: compiler.compile_module(sources.read(file), mode), files))
 
 
 def run(mode: str, *options: str, **more: str) -> tuple[int, str]:

@@ -178,7 +178,7 @@ template <class... Ts> int parameters(void (*)(Ts...), Parameter* out) {
 template <class... Ts> struct Call {
   void (*kernel)(Ts...);
   void** arguments;
-  template <size_t... Is> void make(std::index_sequence<Is...>) const {
+  template <size_t... Is> SIMT_UNSEEN void make(std::index_sequence<Is...>) const {
     kernel(*static_cast<Ts*>(arguments[Is])...);
   }
 };

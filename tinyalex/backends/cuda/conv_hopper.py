@@ -6,12 +6,13 @@ It is not chosen by itself; call `forward` where `available`.
 from __future__ import annotations
 
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.conv_tensor import DEPTH, THREADS
+from tinyalex.backends.cuda.conv_tensor import DEPTH
 from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.types import Array
 
 TILE = 128
+THREADS = 128  # a warpgroup
 STAGES = 3  # of the ring; as in conv_forward_hopper.cu
 SHARED_BYTES = 16 * TILE + STAGES * 2 * TILE * DEPTH * 4  # four numbers for each row, and the ring
 

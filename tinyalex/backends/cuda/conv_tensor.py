@@ -24,7 +24,6 @@ from tinyalex.backends.types import Array
 Pass = Literal["forward", "input_grad", "weight_grad"]
 
 PRECISIONS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
-THREADS = 128
 DEPTH = 32  # of the reduction, in one round; as in tensor_tile.cuh
 STAGES = {128: 3, 64: 4}  # of the ring, by the side of a tile; as there
 LEAST_ROUNDS = 8  # of a part, lest its beginning and end outweigh them
@@ -150,6 +149,11 @@ def plan(
     return Plan(side, max(1, -(-rounds // split_rounds)), split_rounds)
 
 
+def threads(kernel: str, tile: int) -> int:
+    """Return the size of a block: the double factors of TF32 three times want more registers."""
+    return 256 if tile == 128 and kernel.endswith("tf32x3") else 128
+
+
 def shared_bytes(tile: int) -> int:
     """Return the shared memory of a block: the ring, and four numbers for each row."""
     line = DEPTH + 4  # floats; four in excess keep the banks apart
@@ -176,7 +180,7 @@ def _product(
         f"{name}_tensor.cu",
         f"{kernel}_{tile}",
         grid=(blocks, shape.groups, chosen.splits),
-        block=(THREADS,),
+        block=(threads(kernel, tile),),
         args=(*factors, parts, shape, chosen.split_rounds, *options),
         shared_bytes=shared_bytes(tile),
     )

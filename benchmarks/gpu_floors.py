@@ -1,0 +1,179 @@
+"""The least time that the work of a net can take: its operations and its bytes, from the shapes.
+
+Every pass of a layer must read its two operands and write its result once, and multiply as often as
+the definition says. Its floor is the larger of two times: those operations at the rate of a large
+matrix product, and those bytes at the bandwidth of a large copy. What can be done on the way is
+free: bias and ReLU when an output is written, response normalisation while it is pooled. So the
+floor of a net is below what layers that run one by one can reach, fused ones included.
+
+Not here: Winograd's algorithm, which multiplies less often (docs/gpu.md says why not), and whatever
+part of the weights stays in the cache from one pass to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import gpu_cases
+
+import tinyalex as ta
+from tinyalex import nn
+
+BYTES = {"A": 4, "B": 4, "C": 2}  # of a number in memory, in the best case that a class admits
+SGD_BYTES = 5 * 4  # read the weight, its gradient and velocity; write weight and velocity: float32
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a GPU can do: floating-point operations a second by class, and bytes a second."""
+
+    operations: dict[str, float]
+    bandwidth: float
+
+    def rate(self, precision: str) -> float | None:
+        """Return the rate for a class. Class A may use the tensor cores, by three TF32 products.
+
+        (A float32 is about the sum of two TF32 numbers; their two small parts are not multiplied.)
+        """
+        rates = [self.operations[precision]] if precision in self.operations else []
+        if precision == "A" and "B" in self.operations:
+            rates.append(self.operations["B"] / 3)
+        return max(rates, default=None)
+
+
+# NVIDIA's H100 Tensor Core GPU Datasheet, SXM5, dense: what no measurement reaches.
+H100 = Ceilings({"A": 67e12, "B": 495e12, "C": 990e12}, 3.35e12)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pass of a layer: ``numbers`` are read or written in the class's format, ``fixed`` bytes
+    in any case.
+    """
+
+    layer: str
+    part: str
+    operations: float
+    numbers: int
+    fixed: int = 0
+
+    def bytes(self, precision: str) -> int:
+        """Return the bytes that must cross the memory bus."""
+        return self.numbers * BYTES[precision] + self.fixed
+
+    def seconds(self, ceilings: Ceilings, precision: str) -> float | None:
+        """Return the floor; None if the rate of the class is not known."""
+        rate = ceilings.rate(precision)
+        if rate is None:
+            return None
+        return max(self.operations / rate, self.bytes(precision) / ceilings.bandwidth)
+
+
+WEIGHTED = (nn.Conv2d, nn.Linear)
+FORWARD, INPUT, WEIGHT, UPDATE = "forward", "input gradient", "weight gradient", "SGD step"
+
+
+def works(net: gpu_cases.Net, images: int, training: bool) -> list[Work]:
+    """Return all the work of one step or of one prediction."""
+    steps = sizes(net)
+    found = [work for index in range(len(steps)) for work in _works(steps, index, images, training)]
+    if training:
+        parameters = sum(step.parameters for step in steps)
+        found.append(Work("all weights", UPDATE, 0.0, 0, SGD_BYTES * parameters))
+    return found
+
+
+def floor(
+    net: gpu_cases.Net, images: int, training: bool, ceilings: Ceilings, precision: str
+) -> float | None:
+    """Return the seconds that one step or prediction takes at least, None where not known."""
+    seconds = [w.seconds(ceilings, precision) for w in works(net, images, training)]
+    return None if None in seconds else sum(s for s in seconds if s is not None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer under the name that everybody uses, its kind, and the shapes around it."""
+
+    name: str
+    layer: nn.Module
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+
+
+def shapes(net: gpu_cases.Net, images: int) -> Iterator[Step]:
+    """Yield the layers in the order in which they run, as `tinyalex.summary` finds them."""
+    model = net.build()
+    layers = dict(model.named_modules())
+    names = {id(layer): name for name, layer in model.weight_layers.items()}
+    kinds = {nn.ReLU: "relu", nn.MaxPool2d: "pool", nn.LocalResponseNorm: "norm"}
+    with ta.use_backend("reference"):  # for the shapes of one image Numba need not be woken
+        rows = ta.summary(model, (3, net.pixels, net.pixels)).rows
+    x: tuple[int, ...] = (3, net.pixels, net.pixels)
+    number = ""
+    for row in rows:
+        layer = layers[row.path]
+        name = names.get(id(layer))
+        number = name[-1] if name else number
+        if not isinstance(layer, nn.Dropout):
+            y = row.output_shape
+            yield Step(name or kinds[type(layer)] + number, layer, (images, *x), (images, *y))
+            x = y
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a floor needs to know of a layer: how many weights and numbers, for one image."""
+
+    name: str
+    kind: type[nn.Module]
+    weights: int
+    parameters: int  # weights and biases
+    x: int
+    y: int
+    channels: int  # of y
+
+
+@lru_cache
+def sizes(net: gpu_cases.Net) -> tuple[Size, ...]:
+    """Return the sizes of all layers, without the net that they are read from."""
+    return tuple(
+        Size(
+            step.name,
+            type(step.layer),
+            step.layer.weight.size if isinstance(step.layer, WEIGHTED) else 0,
+            sum(p.size for p in step.layer.parameters()),
+            prod(step.x),
+            prod(step.y),
+            step.y[1],
+        )
+        for step in shapes(net, 1)
+    )
+
+
+def _works(steps: tuple[Size, ...], index: int, images: int, training: bool) -> Iterator[Work]:
+    step, before = steps[index], steps[index - 1] if index else None
+    x, y = images * step.x, images * step.y
+    if step.kind in WEIGHTED:
+        operations = 2.0 * step.weights * y / step.channels  # a weight serves every output pixel
+        moved = x + step.weights + y
+        yield Work(step.name, FORWARD, operations, moved)
+        if training and before:
+            # The ReLU in front is undone on the way: its output is read once more.
+            mask = x if before.kind is nn.ReLU else 0
+            yield Work(step.name, INPUT, operations, moved + mask)
+        if training:
+            yield Work(step.name, WEIGHT, operations, moved)
+    if step.kind is nn.MaxPool2d:
+        normed = before is not None and before.kind is nn.LocalResponseNorm
+        name = f"{before.name}+{step.name}" if normed else step.name
+        taps = y if training else 0  # a byte each says who won
+        yield Work(name, FORWARD, 0.0, x + y, taps)
+        if training:
+            # Normalisation needs its input again; a ReLU alone shows in what was pooled.
+            yield Work(name, INPUT, 0.0, y + x + (x if normed else y), taps)
+    if training and index == len(steps) - 1:
+        yield Work("loss", "both", 0.0, 2 * y)  # read the logits, write their gradient

@@ -1,0 +1,117 @@
+"""Single passes of single layers: their kernels, arguments and float64 results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gpu_floors
+import numpy as np
+from gpu_cases import TOLERANCES, Net
+from gpu_floors import FORWARD, INPUT, WEIGHT, Step, Work
+
+from tinyalex import nn
+from tinyalex.backends import cpu
+from tinyalex.backends.geometry import pool_output_size
+
+# Of the norm: sums of products of operands that were rounded to 24, 11 and 8 bits, and for bfloat16
+# a result rounded to as many.
+TOLERANCE = {"A": 1e-5, "B": 1.5e-3, "C": 1e-2}
+
+
+@dataclass
+class Row:
+    """One pass: ``kernel`` of any backend with these arguments, float32 where they are arrays.
+
+    ``pooled`` are the images that a pooling's gradient belongs to, for libraries that keep them
+    themselves. Where rounding decides who wins, ``loose`` asks for no more than of a whole net.
+    """
+
+    work: Work
+    kernel: str
+    arguments: tuple[Any, ...]
+    pooled: np.ndarray
+    loose: bool = False
+
+    def expected(self) -> np.ndarray:
+        """Return the result in float64, by the kernels for the CPU."""
+        arguments = (_double(a) for a in self.arguments)
+        return np.asarray(first(getattr(cpu, self.kernel)(*arguments)))
+
+    def tolerance(self, precision: str) -> float:
+        """Return how far a result may be from the expected one."""
+        return TOLERANCES[precision]["worst gradient"] if self.loose else TOLERANCE[precision]
+
+
+def first(result: Any) -> Any:
+    """Return what was calculated; a pooling also says who won."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _double(argument: Any) -> Any:
+    if isinstance(argument, np.ndarray) and argument.dtype == np.float32:
+        return argument.astype(np.float64)
+    return argument
+
+
+def rows(net: Net, images: int) -> Iterator[Row]:
+    """Yield every pass of a training step that has a floor, and the ReLU of conv1 beside them."""
+    works = {(w.layer, w.part): w for w in gpu_floors.works(net, images, training=True)}
+    steps = list(gpu_floors.shapes(net, images))
+    rng = np.random.default_rng(1)
+    for before, step in zip([None, *steps], steps, strict=False):
+        x = rng.standard_normal(step.x, np.float32)
+        grad = rng.standard_normal(step.y, np.float32)
+        made = _kernels(before, step, x, grad)
+        for layer, part, kernel, arguments in made:
+            if before is None and part == INPUT:
+                continue  # nobody wants the gradient of the photographs
+            loose = kernel == "norm_max_pool2d_input_grad"
+            work = works.get((layer, part)) or Work(layer, part, 0.0, _moved(kernel, x.size))
+            yield Row(work, kernel, arguments, x, loose)
+
+
+def _moved(kernel: str, size: int) -> int:
+    return {"relu": 2, "relu_input_grad": 3}[kernel] * size
+
+
+Made = tuple[str, str, str, tuple[Any, ...]]
+
+
+def _kernels(before: Step | None, step: Step, x: np.ndarray, grad: np.ndarray) -> Iterator[Made]:
+    name, layer = step.name, step.layer
+    match layer:
+        case nn.Conv2d():
+            weight, bias = layer.weight.data, layer.bias.data
+            x = np.maximum(x, 0) if before else x  # what a ReLU lets through
+            top, left = layer.padding
+            options = (layer.stride, ((top, top), (left, left)), layer.dilation, layer.groups)
+            yield name, FORWARD, "conv2d", (x, weight, bias, *options)
+            yield name, INPUT, "conv2d_input_grad", (grad, weight, x.shape, *options)
+            yield name, WEIGHT, "conv2d_weight_grad", (grad, x, weight.shape, *options)
+        case nn.Linear():
+            weight, bias = layer.weight.data, layer.bias.data
+            x = np.maximum(x.reshape(len(x), -1), 0)
+            yield name, FORWARD, "linear", (x, weight, bias)
+            yield name, INPUT, "linear_input_grad", (grad, weight)
+            yield name, WEIGHT, "linear_weight_grad", (grad, x)
+        case nn.MaxPool2d():
+            kernel, stride = (layer.kernel_size,) * 2, (layer.stride,) * 2
+            size = pool_output_size(x.shape[2:], kernel, stride, (0, 0))
+            if before and isinstance(before.layer, nn.LocalResponseNorm):
+                norm = before.layer
+                name = f"{before.name}+{name}"
+                numbers = (norm.size, norm.alpha, norm.beta, norm.k, norm.groups)
+                options = (*numbers, kernel, stride, (0, 0))
+                yield name, FORWARD, "norm_max_pool2d", (x, *options, size)
+                taps = cpu.norm_max_pool2d(x, *options, size)[1]
+                yield name, INPUT, "norm_max_pool2d_input_grad", (grad, taps, x, *options)
+            else:
+                window = (kernel, stride, (0, 0), (1, 1))
+                yield name, FORWARD, "max_pool2d", (x, *window, size)
+                taps = cpu.max_pool2d(x, *window, size)[1]
+                yield name, INPUT, "max_pool2d_input_grad", (grad, taps, x.shape, *window)
+        case nn.ReLU() if name == "relu1":
+            yield name, FORWARD, "relu", (x,)
+            yield name, INPUT, "relu_input_grad", (grad, np.maximum(x, 0))

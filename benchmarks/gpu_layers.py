@@ -1,0 +1,171 @@
+"""Layer by layer on the GPU: every pass, its time beside its floor, and PyTorch's.
+
+The caches are cold: before each call half a gigabyte is written, which also gives Python the time
+to queue the call, so that what is measured is the GPU's work alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import gpu_machine
+import gpu_run
+import numpy as np
+from gpu_cases import Net, distance
+from gpu_layer_rows import Row, first, rows
+from gpu_run import Session
+from gpu_tinyalex import WORDS
+
+import tinyalex as ta
+from tinyalex.backends import cuda
+from tinyalex.backends.cuda.device import cupy, download
+
+Call = Callable[[], Any]
+FLUSHED = 1 << 29  # bytes; the caches have a tenth of it
+
+
+def name_of(net: Net, images: int) -> str:
+    """Return the name of the file that holds the result."""
+    return f"gpu-layers-{net.name}-{images}"
+
+
+def measure(net: Net, images: int, classes: list[str], session: Session) -> None:
+    """Measure all rows in all classes; the file grows with every row."""
+    name = name_of(net, images)
+    if gpu_run.measured_already(session.folder, name, session):
+        print(f"{name}: measured already", flush=True)
+        return
+    result: dict[str, Any] = {
+        "facts": session.facts,
+        "ceilings": {
+            "operations": session.ceilings.operations,
+            "bandwidth": session.ceilings.bandwidth,
+        },
+        "net": net.name,
+        "images": images,
+        "cache": f"cold: {FLUSHED >> 20} MiB are written before each call",
+        "rows": [],
+    }
+    flush = cupy().empty(FLUSHED // 4 // net.thin**2, np.float32)
+    for row in rows(net, images):
+        if session.time_is_up():
+            print(f"{name}: the rest was not begun, the time is up", flush=True)
+            break
+        expected = row.expected()
+        for precision in classes:
+            measured = _row(row, precision, expected, session, flush)
+            result["rows"].append(measured)
+            _show(measured)
+        if not session.only:
+            gpu_run.save(session.folder, name, result)
+
+
+def _row(
+    row: Row, precision: str, expected: np.ndarray, session: Session, flush: Any
+) -> dict[str, Any]:
+    ta.set_float32_matmul_precision(WORDS[precision])
+    builders: dict[str, Callable[[], Call]] = {"tinyalex": lambda: ours(row)}
+    flags: dict[str, Any] = {}
+    if gpu_machine.usable_torch() is not None:
+        import gpu_torch
+        import gpu_torch_layers
+
+        flags = gpu_torch.set_flags(precision)
+        builders |= gpu_torch_layers.calls(row, precision)
+    calls: dict[str, Call] = {}
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, build in builders.items():
+        if session.only and not any(word in name for word in session.only):
+            continue
+        try:
+            call = build()
+            _poison(expected.size)
+            errors[name] = distance(_host(call()), expected)
+            if not errors[name] <= row.tolerance(precision):
+                raise ValueError(
+                    f"wrong result: off by {errors[name]:.1e}, allowed are "
+                    f"{row.tolerance(precision):.0e}"
+                )
+            calls[name] = call
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    times: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for _ in range(session.protocol.rounds):
+        for name, call in calls.items():
+            times[name].append(cold(call, flush, session.protocol.calls))
+    return {
+        "layer": row.work.layer,
+        "part": row.work.part,
+        "precision": precision,
+        "flags": flags | {"tinyalex": ta.get_float32_matmul_precision()},
+        "floor_seconds": row.work.seconds(session.ceilings, precision),
+        "times": times,
+        "errors": errors,
+        "failed": failed,
+    }
+
+
+def ours(row: Row) -> Call:
+    """Return our call: the arguments go to the GPU, images channels last in memory."""
+    arguments = [_placed(a) for a in row.arguments]
+    function = getattr(cuda, row.kernel)
+    return lambda: function(*arguments)
+
+
+def _placed(argument: Any) -> Any:
+    if not isinstance(argument, np.ndarray):
+        return argument
+    if argument.ndim != 4:
+        return cupy().asarray(np.ascontiguousarray(argument))
+    pixels = np.ascontiguousarray(argument.transpose(0, 2, 3, 1))
+    return cupy().asarray(pixels).transpose(0, 3, 1, 2)
+
+
+def _host(result: Any) -> np.ndarray:
+    array = first(result)
+    if isinstance(array, cupy().ndarray):
+        return download(array)
+    return array.detach().float().cpu().numpy()
+
+
+def _poison(count: int) -> None:
+    """Leave NaN in the memory that the result of so many numbers will probably get."""
+    xp = cupy()
+    spoiled = xp.empty(count, np.float32)
+    spoiled[...] = np.nan
+    del spoiled
+    torch = gpu_machine.usable_torch()
+    if torch:
+        for kind in (torch.float32, torch.bfloat16):
+            torch.full((count,), float("nan"), device="cuda", dtype=kind)
+
+
+def cold(call: Call, flush: Any, count: int) -> list[float]:
+    """Return the seconds of each of ``count`` calls, with nothing of theirs in the caches."""
+    xp = cupy()
+    stream = xp.cuda.Stream.null
+    pairs = []
+    for number in range(count + 1):
+        flush[...] = number
+        pair = xp.cuda.Event(), xp.cuda.Event()
+        pair[0].record(stream)
+        call()
+        pair[1].record(stream)
+        pairs.append(pair)
+    pairs[-1][1].synchronize()
+    return [xp.cuda.get_elapsed_time(*pair) / 1e3 for pair in pairs[1:]]
+
+
+def _show(measured: dict[str, Any]) -> None:
+    head = f"  {measured['layer']} {measured['part']}, class {measured['precision']}"
+    floor = measured["floor_seconds"]
+    for name, rounds in measured["times"].items():
+        middle = statistics.median(statistics.median(times) for times in rounds)
+        share = f", {floor / middle:.0%} of the floor's speed" if floor else ""
+        error = measured["errors"][name]
+        print(f"{head}, {name}: {middle * 1e6:.1f} us{share}, off by {error:.1e}", flush=True)
+    for name, reason in measured["failed"].items():
+        print(f"{head}, {name}: {reason}", flush=True)

@@ -1,0 +1,154 @@
+"""Which GPU this is, what its software is called, how fast it copies and multiplies right now."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import report
+from gpu_floors import Ceilings
+
+from tinyalex.backends.cuda.device import cupy
+
+LIBRARIES = ("tinyalex", "numpy", "torch", "triton")
+COPY_BYTES = 1 << 30  # of the large copy, read and written: past every cache
+PRODUCT = 8192  # rows and columns of the large matrices
+RUNS = 10
+
+
+def facts() -> dict[str, Any]:
+    """Return what a reader must know to judge a time; what cannot be found out is None."""
+    xp = cupy()
+    properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.get_device_id())
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _output("git", "-C", str(report.ROOT), "describe", "--always", "--dirty"),
+        "gpu": properties["name"].decode(),
+        "driver": query("driver_version"),
+        "cuda driver": xp.cuda.runtime.driverGetVersion(),
+        "cuda runtime": xp.cuda.runtime.runtimeGetVersion(),
+        "versions": {
+            **{name: report.version_of(name) for name in LIBRARIES},
+            "cupy": xp.__version__,
+            "cudnn": _cudnn(),
+        },
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("CUPY_", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "TORCH", "PYTORCH_"))
+        },
+    }
+
+
+def one_line(found: dict[str, Any]) -> str:
+    """Return the facts as one line for the foot of a table."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items() if number)
+    return (
+        f"{found['date']}, {found['gpu']}, driver {found['driver']}, CUDA {found['cuda runtime']}; "
+        f"{versions}; commit {found['commit']}"
+    )
+
+
+def query(field: str) -> str | None:
+    """Return what nvidia-smi says about the first GPU. It is only asked, never told anything."""
+    text = _output("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0")
+    return text.splitlines()[0] if text else None
+
+
+def clock() -> str | None:
+    """Return the clock of the multiprocessors, such as "1980 MHz"."""
+    return query("clocks.sm")
+
+
+def ceilings(scale: int = 1) -> Ceilings:
+    """Return what the GPU reaches now: in a large copy, and in large products.
+
+    The products are PyTorch's, which are those of cuBLAS: CuPy has no switch to read back. Where
+    PyTorch sees no GPU, there is CuPy's product in float32 only. ``scale`` divides the sizes.
+    """
+    xp = cupy()
+    size = COPY_BYTES // 4 // scale**2
+    source = xp.asarray(np.random.default_rng(0).standard_normal(size, np.float32))
+    target = xp.empty_like(source)
+
+    def copy() -> None:
+        target[...] = source
+
+    bandwidth = 2 * source.nbytes / seconds(copy)
+    operations = 2 * (PRODUCT // scale) ** 3
+    return Ceilings(
+        {name: operations / seconds(call) for name, call in _products(PRODUCT // scale).items()},
+        bandwidth,
+    )
+
+
+def _products(size: int) -> dict[str, Callable[[], Any]]:
+    torch = usable_torch()
+    if torch is None:
+        xp = cupy()
+        rng = np.random.default_rng(0)
+        a, b = (xp.asarray(rng.random((size, size), np.float32)) for _ in range(2))
+        out = xp.empty_like(a)
+        return {"A": lambda: xp.matmul(a, b, out=out)}
+    a, b = (torch.rand(size, size, device="cuda") for _ in range(2))
+
+    def product(precision: str, a: Any, b: Any) -> Callable[[], Any]:
+        def call() -> None:
+            torch.backends.cuda.matmul.fp32_precision = precision
+            torch.mm(a, b)
+
+        return call
+
+    half = a.bfloat16(), b.bfloat16()
+    return {"A": product("ieee", a, b), "B": product("tf32", a, b), "C": product("ieee", *half)}
+
+
+def seconds(call: Callable[[], Any], runs: int = RUNS) -> float:
+    """Return the median time of a call on the default stream, by CUDA's events."""
+    xp = cupy()
+    stream = xp.cuda.Stream.null
+    times = []
+    for _ in range(2):
+        call()
+    for _ in range(runs):
+        start, end = xp.cuda.Event(), xp.cuda.Event()
+        start.record(stream)
+        call()
+        end.record(stream)
+        end.synchronize()
+        times.append(xp.cuda.get_elapsed_time(start, end) / 1e3)
+    return float(np.median(times))
+
+
+def usable_torch() -> Any:
+    """Return the module torch, None if it is not installed or sees no GPU."""
+    return None if why_no_torch() else sys.modules["torch"]
+
+
+def why_no_torch() -> str | None:
+    """Return why PyTorch cannot take part, None if it can."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"PyTorch cannot be imported: {error}"
+    if "stand-in" in cupy().__version__:
+        return "there is no GPU: CuPy is played by the stand-in"
+    return None if torch.cuda.is_available() else "PyTorch sees no GPU"
+
+
+def _cudnn() -> int | None:
+    torch = usable_torch()
+    return torch.backends.cudnn.version() if torch else None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,104 @@
+"""Which kernels run in a step, and for how long: PyTorch's by layer, and tinyalex's.
+
+CUPTI, which torch.profiler reads, sees every kernel of the process, ours as well. The names answer
+what decides the race: whether PyTorch's convolutions are made for this generation of GPUs, and how
+much of a step turns images from one layout into another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gpu_machine
+import gpu_run
+from gpu_cases import Case, Net
+from gpu_contestants import Contestant
+from gpu_run import Session
+
+STEPS = 5
+WARM_UP = 10
+IMAGES = 128
+
+
+def run(session: Session, net: Net) -> None:
+    """Profile a training step of each layout and class, and write gpu-profile-*.json."""
+    if reason := gpu_machine.why_no_torch():
+        print(f"no profile: {reason}", flush=True)
+        return
+    import gpu_torch
+    from gpu_tinyalex import Tinyalex
+
+    for precision in ("B", "C", "A"):
+        case = Case(net, "train", IMAGES, precision)
+        cast = gpu_torch.AUTOCAST if precision == "C" else ""
+        builders: dict[str, Callable[[], Contestant]] = {
+            layout: partial(
+                gpu_torch.Torch, case, gpu_torch.Setting(layout, gpu_torch.EAGER, "fused", cast)
+            )
+            for layout in gpu_torch.LAYOUTS
+        }
+        builders["tinyalex"] = partial(Tinyalex, case)
+        for who, build in builders.items():
+            if session.time_is_up():
+                print("the time is up", flush=True)
+                return
+            try:
+                contestant = build()
+                found = profile(contestant)
+                contestant.close()
+            except Exception as error:
+                print(f"{who}, class {precision}: {type(error).__name__}: {error}", flush=True)
+                continue
+            name = f"gpu-profile-{who}-{IMAGES}-{precision}"
+            gpu_run.save(session.folder, name, {"facts": session.facts, **found})
+            _show(name, found)
+
+
+def profile(contestant: Contestant) -> dict[str, Any]:
+    """Return microseconds a step of each kernel, and of each operation at each shape."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    for _ in range(WARM_UP):
+        contestant.step()
+    torch.cuda.synchronize()
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+        for _ in range(STEPS):
+            contestant.step()
+        contestant.stream.synchronize()
+        torch.cuda.synchronize()
+    kernels: dict[str, list[float]] = {}
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels.setdefault(event.name, []).append(event.device_time_total)
+    operations = [
+        {
+            "operation": row.key,
+            "shapes": row.input_shapes,
+            "us": row.self_device_time_total / STEPS,
+            "calls": row.count / STEPS,
+        }
+        for row in profiler.key_averages(group_by_input_shape=True)
+        if row.self_device_time_total and row.device_type == torch.autograd.DeviceType.CPU
+    ]
+    return {
+        "settings": contestant.settings,
+        "kernels": sorted(
+            (
+                {"kernel": name, "us": sum(times) / STEPS, "calls": len(times) / STEPS}
+                for name, times in kernels.items()
+            ),
+            key=lambda row: -row["us"],
+        ),
+        "operations": sorted(operations, key=lambda row: -row["us"]),
+    }
+
+
+def _show(name: str, found: dict[str, Any]) -> None:
+    total = sum(row["us"] for row in found["kernels"])
+    print(f"{name}: {total / 1e3:.2f} ms of kernels a step", flush=True)
+    for row in found["kernels"][:15]:
+        print(f"  {row['us']:8.1f} us in {row['calls']:.0f}  {row['kernel'][:110]}", flush=True)

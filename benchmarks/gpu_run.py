@@ -1,0 +1,220 @@
+"""One case of the GPU benchmark from the first check to the last turn."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gpu_cases
+import gpu_floors
+import gpu_machine
+import gpu_timing
+from gpu_cases import Case
+from gpu_contestants import Contestant, check
+from gpu_timing import Protocol, Times
+
+from tinyalex import files
+from tinyalex.backends.cuda.device import cupy
+
+Result = dict[str, Any]
+FINALISTS = 3  # of PyTorch's settings take turns with tinyalex; the others are timed alone
+OURS = "tinyalex"
+
+
+@dataclass
+class Candidate:
+    """A contestant that is still to be built; ``final`` is one that takes part in any case."""
+
+    name: str
+    build: Callable[[], Contestant]
+    final: bool = False
+
+
+@dataclass
+class Session:
+    """What all cases of one run share; ``until`` is when it has to end (`time.monotonic`)."""
+
+    folder: Path
+    facts: dict[str, Any]
+    ceilings: gpu_floors.Ceilings
+    protocol: Protocol
+    quick: bool
+    only: list[str] = field(default_factory=list)
+    until: float = float("inf")
+
+    def time_is_up(self) -> bool:
+        """Return whether nothing more should be begun."""
+        return time.monotonic() > self.until
+
+
+def candidates(case: Case, session: Session) -> Iterator[Candidate]:
+    """Yield all who could take part, in the order in which they are tried."""
+    if case.precision != "as shipped":
+        from gpu_tinyalex import Tinyalex, TinyalexGraph
+
+        for ours in (Tinyalex, TinyalexGraph):
+            yield Candidate(ours.name, lambda ours=ours: ours(case), final=True)
+    if gpu_machine.usable_torch() is not None:
+        import gpu_torch
+
+        for setting in gpu_torch.settings(case, session.quick):
+            yield Candidate(setting.name, lambda setting=setting: gpu_torch.Torch(case, setting))
+
+
+def run(case: Case, session: Session) -> Result:
+    """Check, time alone and then in turns; whoever fails is listed with the reason."""
+    expected = reference(case.net, case.images, case.training)
+    failed: dict[str, str] = {}
+    if reason := gpu_machine.why_no_torch():
+        failed["torch"] = reason
+    alive: dict[str, Contestant] = {}
+    found: dict[str, dict[str, Any]] = {}
+    before = gpu_machine.clock()
+    for candidate in candidates(case, session):
+        if session.only and not any(word in candidate.name for word in session.only):
+            continue
+        if session.time_is_up():
+            failed[candidate.name] = "not tried: the time was up"
+            continue
+        try:
+            contestant = candidate.build()
+            alive[candidate.name] = contestant
+            found[candidate.name] = admit(contestant, case, expected, session.protocol)
+        except Exception as error:  # whatever it is, the others go on
+            failed[candidate.name] = _reason(error)
+            print(f"  {candidate.name}: {failed[candidate.name]}", flush=True)
+            if candidate.name in alive:
+                _close(alive.pop(candidate.name))
+            found.pop(candidate.name, None)
+            continue
+        print(f"  {candidate.name}: {_line(found[candidate.name])}", flush=True)
+        _drop_slow(alive, found)
+    turns = gpu_timing.take_turns(list(alive.values()), session.protocol) if alive else {}
+    for name, contestant in alive.items():
+        found[name]["turns"] = turns[name]
+        _close(contestant)
+    _tidy()
+    work = case.net, case.images, case.training
+    floor = gpu_floors.floor(*work, session.ceilings, case.floor_class)
+    return {
+        "facts": session.facts,
+        "case": asdict(case),
+        "ceilings": asdict(session.ceilings),
+        "clock": [before, gpu_machine.clock()],
+        "protocol": session.protocol.facts(),
+        "floor_seconds": floor,
+        "contestants": found,
+        "failed": failed,
+    }
+
+
+def admit(
+    contestant: Contestant, case: Case, expected: dict[str, Any], protocol: Protocol
+) -> dict[str, Any]:
+    """Return what is known of a contestant before the turns. Raises ValueError if it is wrong."""
+    errors = check(contestant, case, expected)
+    if wrong := gpu_cases.objection(errors, case.precision):
+        raise ValueError(wrong)
+    steps = gpu_timing.steps_for(contestant, protocol)
+    alone = gpu_timing.turn(contestant, steps, replace(protocol, windows=1))
+    return {
+        "settings": contestant.settings,
+        "errors": errors,
+        "peak_bytes": contestant.peak_bytes,
+        "alone": alone["device"][0],
+    }
+
+
+@lru_cache(maxsize=1)
+def reference(net: gpu_cases.Net, images: int, training: bool) -> dict[str, Any]:
+    """Return `gpu_cases.expected`, kept for the next case, which differs in the class only."""
+    print(f"  float64 on the CPU: {net.name}, {images} images", flush=True)
+    return gpu_cases.expected(net, images, training)
+
+
+def _drop_slow(alive: dict[str, Contestant], found: dict[str, dict[str, Any]]) -> None:
+    """Close the slowest of PyTorch's settings if there are more than the final has places for."""
+    theirs = [name for name in alive if not name.startswith(OURS)]
+    if len(theirs) > FINALISTS:
+        slowest = max(theirs, key=lambda name: found[name]["alone"])
+        _close(alive.pop(slowest))
+
+
+def _close(contestant: Contestant) -> None:
+    try:
+        contestant.close()
+    except Exception as error:
+        print(f"  {contestant.name} did not close: {_reason(error)}", flush=True)
+
+
+def _tidy() -> None:
+    cupy().get_default_memory_pool().free_all_blocks()
+    if gpu_machine.usable_torch() is not None:
+        import gpu_torch
+
+        gpu_torch.tidy()
+        gpu_torch.forget_compiled()
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _line(found: dict[str, Any]) -> str:
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in found["errors"].items())
+    return f"{found['alone'] * 1e3:.3f} ms alone; off by {errors}; {found['settings']}"
+
+
+def show(result: Result) -> None:
+    """Print the turns of a case."""
+    images, floor = result["case"]["images"], result["floor_seconds"]
+    final = {n: c["turns"] for n, c in result["contestants"].items() if "turns" in c}
+    ours = min(
+        (name for name in final if name.startswith(OURS)),
+        key=lambda name: Times.of(final[name]).median,
+        default=None,
+    )
+    for name, turns in final.items():
+        times, wall = Times.of(turns), Times.of(turns, "wall")
+        text = (
+            f"  {name:45}{times.median * 1e3:9.3f} ms ({times.least * 1e3:.3f} .. "
+            f"{times.most * 1e3:.3f}), wall {wall.median * 1e3:.3f}, "
+            f"{images / times.median:10.0f} img/s"
+        )
+        if floor:
+            text += f", {floor / times.median:4.0%} of the floor's speed"
+        if ours and name != ours:
+            text += f", {gpu_timing.compare(turns, final[ours])}"
+        print(text, flush=True)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def save(folder: Path, name: str, result: Result) -> None:
+    """Write a result, whole or not at all: the machine may be taken away at any moment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1) + "\n"
+    files.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
+
+
+def load(folder: Path, name: str) -> Result | None:
+    """Return what was measured under this name, None if nothing was."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def measured_already(folder: Path, name: str, session: Session) -> bool:
+    """Return whether the case was measured by the same program on the same kind of machine."""
+    result = load(folder, name)
+    if result is None:
+        return False
+    same = ("commit", "gpu", "driver", "versions")
+    edited = "dirty" in (session.facts["commit"] or "")
+    return not edited and all(result["facts"][key] == session.facts[key] for key in same)

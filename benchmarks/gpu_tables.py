@@ -1,0 +1,260 @@
+"""The tables of docs/gpu.md, from the files that bench_gpu.py wrote."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import gpu_floors
+import gpu_machine
+import report
+from gpu_cases import CLASSES, Net
+from gpu_run import OURS
+from gpu_timing import Times, compare
+from report import TIMES, Ratio
+
+DOCUMENT = report.ROOT / "docs" / "gpu.md"
+NOT_YET = "Not yet measured on hardware."
+MODES = {"train": "training step", "infer": "inference"}
+GOAL = 1.0  # times as fast as PyTorch's best setting of the same class, in the same run
+GOAL_SIZES = (1, 128)
+Result = dict[str, Any]
+
+
+def load(folder: Path, start: str = "gpu-") -> list[Result]:
+    """Return all results whose files' names begin so; those of whole nets have a "case"."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{start}*.json"))]
+
+
+def whole(folder: Path) -> list[Result]:
+    """Return the results of whole nets, smallest batch first."""
+    found = [result for result in load(folder) if "case" in result]
+    return sorted(found, key=lambda r: r["case"]["images"])
+
+
+def net_of(result: Result) -> str:
+    """Return the name of the net of a result."""
+    return Net(**result["case"]["net"]).name
+
+
+def final(result: Result) -> dict[str, Times]:
+    """Return the times of all who took turns."""
+    return {n: Times.of(c["turns"]) for n, c in result["contestants"].items() if "turns" in c}
+
+
+def best(result: Result, ours: bool) -> str | None:
+    """Return the name of the fastest contestant of one side, None if none got so far."""
+    times = {n: t for n, t in final(result).items() if n.startswith(OURS) == ours}
+    return min(times, key=lambda name: times[name].median, default=None)
+
+
+def ratio(result: Result) -> Ratio | None:
+    """Return how many times as long PyTorch's best takes as ours; only within a class."""
+    names = best(result, ours=True), best(result, ours=False)
+    if None in names:
+        return None
+    ours, theirs = (result["contestants"][name]["turns"] for name in names)
+    return compare(theirs, ours)
+
+
+# --- whole nets -----------------------------------------------------------------------------------
+
+
+def goals_table(results: Iterable[Result]) -> str:
+    """Return the table of goals: ahead of PyTorch everywhere, with what was measured."""
+    found = {_key(r): r for r in results}
+    sizes = " | ".join(f"batch {size}" for size in GOAL_SIZES)
+    lines = [f"| goal: more than {GOAL}{TIMES} PyTorch's best | {sizes} |", "|---" * 3 + "|"]
+    for mode, what in MODES.items():
+        for precision in ("A", "B", "C"):
+            cells = [_goal(found.get((mode, "g1-lrn", size, precision))) for size in GOAL_SIZES]
+            lines.append(f"| {what}, class {precision} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _key(result: Result) -> tuple[str, str, int, str]:
+    case = result["case"]
+    return case["mode"], net_of(result), case["images"], case["precision"]
+
+
+def _goal(result: Result | None) -> str:
+    measured = ratio(result) if result else None
+    if measured is None:
+        return NOT_YET.lower().rstrip(".")
+    verdict = "**met**" if measured.lowest > GOAL else "**missed**"
+    return f"{measured}, {best(result, ours=False)}: {verdict}"
+
+
+def nets_table(results: list[Result]) -> str:
+    """Return one table a mode and class: contestants down, nets and batch sizes across."""
+    if not results:
+        return NOT_YET
+    parts = []
+    for mode, what in MODES.items():
+        for precision, meaning in CLASSES.items():
+            chosen = [r for r in results if _is(r, mode, precision)]
+            if chosen:
+                parts += [f"**{what}, class {precision}** ({meaning})", "", _speeds(chosen), ""]
+    return "\n".join([*parts, *_feet(results)])
+
+
+def _is(result: Result, mode: str, precision: str) -> bool:
+    return (result["case"]["mode"], result["case"]["precision"]) == (mode, precision)
+
+
+def _speeds(results: list[Result]) -> str:
+    lines = [
+        "| net | batch | contestant | ms (of the rounds) | wall | img/s | of the floor's speed "
+        "| tinyalex is |",
+        "|---" * 8 + "|",
+    ]
+    for result in results:
+        images, floor = result["case"]["images"], result["floor_seconds"]
+        ours = best(result, ours=True)
+        for name, times in sorted(final(result).items(), key=lambda item: item[1].median):
+            turns = result["contestants"][name]["turns"]
+            share = f"{floor / times.median:.0%}" if floor else "-"
+            against = "-"
+            if ours and not name.startswith(OURS):
+                against = str(compare(turns, result["contestants"][ours]["turns"]))
+            lines.append(
+                f"| {net_of(result)} | {images} | {name} | {times.median * 1e3:.3f} "
+                f"({times.least * 1e3:.3f} .. {times.most * 1e3:.3f}) | "
+                f"{Times.of(turns, 'wall').median * 1e3:.3f} | {images / times.median:,.0f} | "
+                f"{share} | {against} |"
+            )
+    return "\n".join(lines)
+
+
+def errors_table(results: list[Result]) -> str:
+    """Return errors against float64, memory and the switches of everybody who was let in."""
+    if not results:
+        return NOT_YET
+    lines = [
+        "| case | contestant | result | gradient | worst gradient | update | peak | alone, ms |",
+        "|---" * 8 + "|",
+    ]
+    for result in results:
+        for name, found in result["contestants"].items():
+            keys = ("result", "gradient", "worst gradient", "update")
+            cells = [f"{found['errors'][k]:.1e}" if k in found["errors"] else "-" for k in keys]
+            lines.append(
+                f"| {'-'.join(map(str, _key(result)))} | {name} | {' | '.join(cells)} | "
+                f"{found['peak_bytes'] / 2**20:.0f} MiB | {found['alone'] * 1e3:.3f} |"
+            )
+    failures = [
+        f"{'-'.join(map(str, _key(r)))}, {n}: {why}" for r in results for n, why in _failed(r)
+    ]
+    if failures:
+        lines += ["", "Did not take part:", "", *(f"- {text}" for text in failures)]
+    switches = {
+        f"- {name.split(' as ')[0]}, class {_key(result)[3]}: `{json.dumps(found['settings'])}`"
+        for result in results
+        for name, found in result["contestants"].items()
+    }
+    return "\n".join([*lines, "", "Switches, as read back:", "", *sorted(switches)])
+
+
+def _failed(result: Result) -> Iterable[tuple[str, str]]:
+    return result["failed"].items()
+
+
+# --- layers and floors ----------------------------------------------------------------------------
+
+
+def layers_table(results: list[Result]) -> str:
+    """Return each pass of each layer: ours, PyTorch's best, the floor, the errors."""
+    if not results:
+        return NOT_YET
+    parts = []
+    for result in results:
+        lines = [
+            f"| `{result['net']}`, {result['images']} images, us | class | floor | tinyalex "
+            "| PyTorch's best | of the floor's speed | tinyalex is | off by |",
+            "|---" * 8 + "|",
+            *map(_layer, result["rows"]),
+        ]
+        parts += ["\n".join(lines), "", f"Caches: {result['cache']}.", ""]
+    return "\n".join([*parts, *_feet(results)])
+
+
+def _layer(row: Result) -> str:
+    middle = {
+        name: statistics.median(statistics.median(t) for t in rounds)
+        for name, rounds in row["times"].items()
+    }
+    theirs = min((n for n in middle if n != OURS), key=middle.__getitem__, default=None)
+    floor = row["floor_seconds"]
+    share = f"{floor / middle[OURS]:.0%}" if floor and OURS in middle else "-"
+    speed = "-"
+    if theirs and OURS in middle:
+        speed = str(Ratio.of(row["times"][theirs], row["times"][OURS]))
+    failed = "; ".join(f"{name}: {reason}" for name, reason in row["failed"].items())
+    return (
+        f"| {row['layer']} {row['part']} | {row['precision']} | {_us(floor)} | "
+        f"{_us(middle.get(OURS))} | {_us(middle.get(theirs))} {theirs or ''} | {share} | {speed} | "
+        + ", ".join(f"{name} {error:.0e}" for name, error in row["errors"].items())
+        + (f"; {failed}" if failed else "")
+        + " |"
+    )
+
+
+def _us(seconds: float | None) -> str:
+    return f"{seconds * 1e6:.1f}" if seconds is not None else "-"
+
+
+def floors_table() -> str:
+    """Return the floors at 128 images by an H100's data sheet: the arithmetic, no measurement."""
+    net, tower = Net(), Net(groups=2)
+    lines = [
+        "| layer and pass | GFLOP | MB (A, B) | A, us | B, us | C, us | B, two towers |",
+        "|---" * 7 + "|",
+    ]
+    pairs = zip(gpu_floors.works(net, 128, True), gpu_floors.works(tower, 128, True), strict=True)
+    for work, other in pairs:
+        times = [_us(work.seconds(gpu_floors.H100, precision)) for precision in "ABC"]
+        lines.append(
+            f"| {work.layer} {work.part} | {work.operations / 1e9:.1f} | "
+            f"{work.bytes('B') / 1e6:.1f} | {' | '.join(times)} | "
+            f"{_us(other.seconds(gpu_floors.H100, 'B'))} |"
+        )
+    for training, what in ((True, "**training step**"), (False, "**inference**")):
+        gigaflop = sum(w.operations for w in gpu_floors.works(net, 128, training)) / 1e9
+        megabytes = sum(w.bytes("B") for w in gpu_floors.works(net, 128, training)) / 1e6
+        columns = ((net, "A"), (net, "B"), (net, "C"), (tower, "B"))
+        times = [
+            _us(gpu_floors.floor(n, 128, training, gpu_floors.H100, precision))
+            for n, precision in columns
+        ]
+        lines.append(f"| {what} | {gigaflop:.1f} | {megabytes:.0f} | {' | '.join(times)} |")
+    return "\n".join(lines)
+
+
+def _feet(results: list[Result]) -> list[str]:
+    feet = {}
+    for r in results:
+        rates = ", ".join(f"{n} {v / 1e12:.0f}" for n, v in r["ceilings"]["operations"].items())
+        copy = f"copy {r['ceilings']['bandwidth'] / 1e12:.2f} TB/s"
+        clocks = f"; clock {' to '.join(map(str, r['clock']))}" if "clock" in r else ""
+        line = f"{gpu_machine.one_line(r['facts'])}; {copy}, products in TFLOP/s {rates}{clocks}."
+        feet.setdefault(line, None)
+    return [text for line in feet for text in (line, "")][:-1]
+
+
+def write(folder: Path, document: Path, readme: Path) -> None:
+    """Write all tables into the document, and the goals into the README."""
+    results = whole(folder)
+    layers = [r for r in load(folder, "gpu-layers-") if r["rows"]]
+    tables: dict[str, Callable[[], str]] = {
+        "gpu-goals": lambda: goals_table(results),
+        "gpu-floors": floors_table,
+        "gpu-nets": lambda: nets_table(results),
+        "gpu-errors": lambda: errors_table(results),
+        "gpu-layers": lambda: layers_table(layers),
+    }
+    for name, table in tables.items():
+        report.replace_table(document, name, table())
+    report.replace_table(readme, "gpu-goals", goals_table(results))

@@ -1,0 +1,100 @@
+"""Contestants in one process take turns, timed by CUDA's events and by the clock on the wall.
+
+Both are kept: where they differ from the other contestants' in another way than the events do,
+Python could not queue the work as fast as the GPU did it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpu_contestants import Contestant
+from report import Ratio
+
+from tinyalex.backends.cuda.device import cupy
+
+
+@dataclass
+class Protocol:
+    """How long to measure: a turn is ``windows`` windows of at least ``window`` seconds each."""
+
+    rounds: int = 5
+    windows: int = 3
+    window: float = 0.05
+    warm_up: int = 10  # steps before anything is timed, and one more before each turn
+    most_steps: int = 5000  # in a window
+    calls: int = 20  # of a single pass of a layer, in a turn
+
+    def facts(self) -> dict[str, Any]:
+        """Return it for the file of results."""
+        return asdict(self)
+
+
+Turn = dict[str, list[float]]  # "device" and "wall": seconds a step, one number for each window
+
+
+def steps_for(contestant: Contestant, protocol: Protocol) -> int:
+    """Warm a contestant up and return how many steps fill a window."""
+    for _ in range(protocol.warm_up):
+        contestant.step()
+    seconds, _ = window(contestant, 3)
+    wanted = math.ceil(protocol.window / max(seconds, 1e-6))
+    return min(max(wanted, 1), protocol.most_steps)
+
+
+def window(contestant: Contestant, steps: int) -> tuple[float, float]:
+    """Return the seconds a step takes, by the device's clock and by the host's."""
+    xp = cupy()
+    start, end = xp.cuda.Event(), xp.cuda.Event()
+    began = time.perf_counter()
+    start.record(contestant.stream)
+    for _ in range(steps):
+        contestant.step()
+    end.record(contestant.stream)
+    end.synchronize()
+    wall = time.perf_counter() - began
+    return xp.cuda.get_elapsed_time(start, end) / 1e3 / steps, wall / steps
+
+
+def turn(contestant: Contestant, steps: int, protocol: Protocol) -> Turn:
+    """Let a contestant work for a turn, after one step that wakes it up."""
+    window(contestant, 1)
+    times = [window(contestant, steps) for _ in range(protocol.windows)]
+    return {"device": [t[0] for t in times], "wall": [t[1] for t in times]}
+
+
+def take_turns(contestants: Sequence[Contestant], protocol: Protocol) -> dict[str, list[Turn]]:
+    """Return what each measured in each round: A B C, A B C, and so on."""
+    steps = {c.name: steps_for(c, protocol) for c in contestants}
+    turns: dict[str, list[Turn]] = {c.name: [] for c in contestants}
+    for _ in range(protocol.rounds):
+        for contestant in contestants:
+            turns[contestant.name].append(turn(contestant, steps[contestant.name], protocol))
+    return turns
+
+
+@dataclass(frozen=True)
+class Times:
+    """The median over rounds of the median of each round, the least and the largest of those."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn], clock: str = "device") -> Times:
+        """Summarise all turns of a contestant, in seconds."""
+        rounds = [statistics.median(t[clock]) for t in turns]
+        return cls(statistics.median(rounds), min(rounds), max(rounds))
+
+
+def compare(theirs: Sequence[Turn], ours: Sequence[Turn]) -> Ratio:
+    """Return how many times as long they take; "equal" if they are ahead in some of the rounds."""
+    return Ratio.of(
+        *([[statistics.median(t["device"])] for t in turns] for turns in (theirs, ours))
+    )

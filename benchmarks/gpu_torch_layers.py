@@ -1,0 +1,123 @@
+"""PyTorch's calls for single passes of single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gpu_torch
+import numpy as np
+import torch
+import torch.nn.functional as T
+from gpu_layer_rows import Row
+from gpu_torch import LAYOUTS
+
+Call = Callable[[], Any]
+aten = torch.ops.aten
+
+
+def calls(row: Row, precision: str) -> dict[str, Callable[[], Call]]:
+    """Return, by name, what builds a call of the same pass, in each layout that differs.
+
+    Class C has its numbers in bfloat16. What is more than one operation is compiled as well.
+    """
+    images = any(isinstance(a, np.ndarray) and a.ndim == 4 for a in row.arguments)
+    layouts = list(LAYOUTS) if images else ["NCHW"]
+    several = row.kernel.startswith("norm_max_pool2d")
+    found: dict[str, Callable[[], Call]] = {}
+    for layout in layouts:
+        for compiled in (False, True) if several else (False,):
+            name = f"torch {layout}{' compile' if compiled else ''}"
+
+            def build(layout: str = layout, compiled: bool = compiled) -> Call:
+                return _call(row, _Placer(layout, precision), compiled)
+
+            found[name] = build
+    return found
+
+
+class _Placer:
+    """Copies arrays to the GPU in one layout and format."""
+
+    def __init__(self, layout: str, precision: str) -> None:
+        self.layout = LAYOUTS[layout]
+        self.kind = torch.bfloat16 if precision == "C" else torch.float32
+
+    def __call__(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(gpu_torch.DEVICE, self.kind)
+        return tensor.contiguous(memory_format=self.layout) if tensor.ndim == 4 else tensor
+
+    def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(
+            shape, device=gpu_torch.DEVICE, dtype=self.kind, memory_format=self.layout
+        )
+
+
+def _call(row: Row, place: _Placer, compiled: bool) -> Call:
+    a = row.arguments
+    match row.kernel:
+        case "conv2d":
+            x, weight, bias = map(place, a[:3])
+            stride, ((top, _), (left, _)), dilation, groups = a[3:]
+            return lambda: T.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+        case "conv2d_input_grad":
+            return _convolution_backward(place, a[0], a[1], a[2], a[3:], 0)
+        case "conv2d_weight_grad":
+            return _convolution_backward(place, a[0], a[2], a[1], a[3:], 1)
+        case "linear":
+            x, weight, bias = map(place, a)
+            return lambda: T.linear(x, weight, bias)
+        case "linear_input_grad":
+            grad, weight = map(place, a)
+            return lambda: torch.mm(grad, weight)
+        case "linear_weight_grad":
+            grad, x = map(place, a)
+            return lambda: torch.mm(grad.t(), x)
+        case "relu":
+            x = place(a[0])
+            return lambda: torch.relu(x)
+        case "relu_input_grad":
+            grad, y = map(place, a)
+            return lambda: aten.threshold_backward(grad, y, 0)
+        case "max_pool2d":
+            x, kernel, stride = place(a[0]), *a[1:3]
+            return lambda: T.max_pool2d(x, kernel, stride)
+        case "norm_max_pool2d":
+            x, pass_on = place(a[0]), _norm_and_pool(*a[1:8])
+            function = torch.compile(pass_on) if compiled else pass_on
+            return lambda: function(x)
+        case "max_pool2d_input_grad":
+            kernel, stride = a[3:5]
+            return _by_autograd(place, a[0], row.pooled, lambda x: T.max_pool2d(x, kernel, stride))
+        case "norm_max_pool2d_input_grad":
+            pass_on = _norm_and_pool(*a[3:10])
+            function = torch.compile(pass_on) if compiled else pass_on
+            return _by_autograd(place, a[0], row.pooled, function)
+    raise KeyError(f"no call of PyTorch for {row.kernel}")
+
+
+def _convolution_backward(
+    place: _Placer, grad: Any, weight: Any, x: Any, options: tuple[Any, ...], which: int
+) -> Call:
+    """Return the gradient number ``which``; of the one that is wanted only the shape is given."""
+    stride, ((top, _), (left, _)), dilation, groups = options
+    grad = place(grad)
+    x, weight = (place.empty(t) if isinstance(t, tuple) else place(t) for t in (x, weight))
+    mask = [which == 0, which == 1, False]
+    rest = (stride, (top, left), dilation, False, (0, 0), groups, mask)
+    return lambda: aten.convolution_backward(grad, x, weight, None, *rest)[which]
+
+
+def _norm_and_pool(
+    size: int, alpha: float, beta: float, k: float, groups: int, kernel: Any, stride: Any
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def pass_on(x: torch.Tensor) -> torch.Tensor:
+        return T.max_pool2d(T.local_response_norm(x, size, alpha, beta, k), kernel, stride)
+
+    return pass_on
+
+
+def _by_autograd(place: _Placer, grad: Any, x: Any, function: Callable[..., Any]) -> Call:
+    x = place(x).requires_grad_()
+    y, grad = function(x), place(grad)
+    return lambda: torch.autograd.grad(y, x, grad, retain_graph=True)[0]

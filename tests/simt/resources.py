@@ -1,0 +1,128 @@
+"""What every kernel takes of a multiprocessor, by NVRTC and ptxas: no GPU is needed to ask.
+
+Run ``python tests/simt/resources.py`` to see the table.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+from tinyalex.backends.cuda import sources
+
+MOST_THREADS = 1024  # of a block that says nothing of its size
+REGISTERS = 65536  # of a multiprocessor, for all the threads of a block at least
+ARCHITECTURES = ("sm_80", "sm_90")
+WARP_GROUPS = ("sm_90a",)  # what has the instructions wgmma
+
+
+class Usage(NamedTuple):
+    """What one entry takes; bytes are of a block for shared memory, else of a thread."""
+
+    file: str
+    entry: str
+    architecture: str
+    threads: int  # of a block, by its __launch_bounds__
+    registers: int  # of a thread
+    stack: int
+    spills: int  # bytes stored and loaded because registers did not suffice
+    shared: int  # static
+
+    @property
+    def faults(self) -> list[str]:
+        """What goes over the budget."""
+        found = []
+        if self.spills:
+            found.append(f"spills {self.spills} bytes")
+        if self.stack:
+            found.append(f"has a stack of {self.stack} bytes")
+        if self.registers * self.threads > REGISTERS:
+            found.append(f"{self.registers} registers x {self.threads} threads > {REGISTERS}")
+        if self.shared > 48 << 10:
+            found.append(f"has {self.shared} bytes of static shared memory")
+        return [f"{self.entry} of {self.file} for {self.architecture} {fault}" for fault in found]
+
+
+class CompileError(Exception):
+    """The compiler refused a source; the text is its log."""
+
+
+def compile_source(code: str, name: str, architecture: str) -> tuple[str, str]:
+    """Compile CUDA source with NVRTC; return its PTX and what ptxas says of it."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(code, name, (), ())
+    # The two in the middle are those that CuPy adds by itself.
+    flags = (f"-arch={architecture}", "-ftz=true", "-std=c++17", "--ptxas-options=-v")
+    try:
+        nvrtc.compileProgram(program, flags)
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program)
+        raise CompileError(f"{name} for {architecture}: {error}\n{log}") from error
+    ptx = nvrtc.getPTX(program)
+    return ptx.decode() if isinstance(ptx, bytes) else ptx, nvrtc.getProgramLog(program)
+
+
+def architectures(code: str) -> tuple[str, ...]:
+    """Return what a source is to be compiled for."""
+    return WARP_GROUPS if "wgmma" in code else ARCHITECTURES
+
+
+_ENTRY = re.compile(
+    r"Compiling entry function '(?P<entry>\w+)'(?P<text>.*?)(?=Compiling entry function|\Z)",
+    re.DOTALL,
+)
+
+
+_THREADS = re.compile(r"\.visible \.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)")
+
+
+def usage(code: str, name: str, architecture: str) -> list[Usage]:
+    """Compile a source and return what each of its entries takes."""
+    ptx, log = compile_source(code, name, architecture)
+    threads = {entry: int(count) for entry, count in _THREADS.findall(ptx)}
+
+    def of(entry, text):
+        def count(pattern):
+            return sum(int(number) for number in re.findall(pattern, text))
+
+        return Usage(
+            name,
+            entry,
+            architecture,
+            threads=threads.get(entry, MOST_THREADS),
+            registers=count(r"Used (\d+) registers"),
+            stack=count(r"(\d+) bytes stack frame"),
+            spills=count(r"(\d+) bytes spill"),
+            shared=count(r"(\d+) bytes smem"),
+        )
+
+    return [of(match["entry"], match["text"]) for match in _ENTRY.finditer(log)]
+
+
+def all_usage() -> list[Usage]:
+    """Return what every entry in ``kernels/`` takes, for all that it is compiled for."""
+    found = []
+    for path in sorted(sources.folder().glob("*.cu")):
+        code = sources.read(path.name)
+        for architecture in architectures(code):
+            found += usage(code, path.name, architecture)
+    return found
+
+
+def table(rows: list[Usage]) -> str:
+    """Return a Markdown table."""
+    lines = [
+        "| file | kernel | for | threads | registers | stack | spills | static shared |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in sorted(rows)])
+
+
+if __name__ == "__main__":
+    print(table(all_usage()))

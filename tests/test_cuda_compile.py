@@ -1,0 +1,89 @@
+"""Every kernel compiles for the GPUs it is meant for, and takes no more than it may."""
+
+import importlib
+import os
+import shutil
+import subprocess
+
+import pytest
+from simt import resources
+
+from tinyalex.backends.cuda import sources
+
+FILES = sorted(path.name for path in sources.folder().glob("*.cu"))
+
+
+@pytest.fixture(autouse=True)
+def nvrtc():
+    """Return CuPy's binding of the compiler, which needs no driver; skip where it is not there."""
+    try:
+        nvrtc = importlib.import_module("cupy.cuda").nvrtc
+        nvrtc.getVersion()
+    except (ImportError, RuntimeError) as error:
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop(f"needs cupy and nvidia-cuda-nvrtc: {error}")
+    return nvrtc
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_keep_to_the_budget(file):
+    code = sources.read(file)
+    for architecture in resources.architectures(code):
+        rows = resources.usage(code, file, architecture)
+        print(resources.table(rows))
+        assert {row.entry for row in rows} == set(sources.parameters(file))
+        assert all(row.registers and row.architecture == architecture for row in rows)
+        assert not [fault for row in rows for fault in row.faults]
+
+
+HUNGRY = """
+extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float* x) {
+  float v[64];
+  for (int i = 0; i < 64; ++i) v[i] = x[i * 1024 + threadIdx.x];
+  for (int r = 0; r < 64; ++r)
+    for (int i = 0; i < 64; ++i) v[i] = v[i] * v[(i + r) % 64] + x[r];
+  for (int i = 0; i < 64; ++i) x[i * 1024 + threadIdx.x] = v[i];
+}
+extern "C" __global__ void stacked(float* x, int n) {
+  float v[64];
+  for (int i = 0; i < 64; ++i) v[i] = x[i];
+  for (int i = 0; i < n; ++i) v[i * i % 64] += v[i % 64];
+  x[0] = v[n % 64];
+}
+extern "C" __global__ void __launch_bounds__(64) modest(float* x) {
+  __shared__ float tile[64];
+  tile[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  x[threadIdx.x] = tile[63 - threadIdx.x];
+}
+"""
+
+
+def test_what_goes_over_the_budget_is_named():
+    rows = {row.entry: row for row in resources.usage(HUNGRY, "hungry.cu", "sm_80")}
+    assert any("spills" in fault for fault in rows["spilling"].faults)
+    assert rows["stacked"].faults == ["stacked of hungry.cu for sm_80 has a stack of 256 bytes"]
+    assert rows["modest"].faults == []
+    modest = rows["modest"]
+    assert (modest.threads, modest.shared, rows["stacked"].threads) == (64, 256, 1024)
+    assert modest._replace(registers=255, threads=512).faults == [
+        "modest of hungry.cu for sm_80 255 registers x 512 threads > 65536"
+    ]
+
+
+def test_what_does_not_compile_is_named():
+    with pytest.raises(resources.CompileError, match=r"bad.cu for sm_80.*\n?.*bad.cu\(1\)"):
+        resources.usage("nonsense;", "bad.cu", "sm_80")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs NVIDIA's toolkit")
+@pytest.mark.parametrize("file", FILES)
+def test_nvcc_compiles_them_too(file, tmp_path):
+    code = sources.read(file)
+    (tmp_path / file).write_text(code)
+    target = resources.architectures(code)[-1]
+    command = ["nvcc", f"-arch={target}", "-std=c++17", "-Werror", "all-warnings", "--cubin"]
+    result = subprocess.run(
+        [*command, "-o", "out.cubin", file], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr

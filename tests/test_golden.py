@@ -1,0 +1,97 @@
+"""The twins of kernels/ptx.cuh against recordings of real hardware, and the recorder itself."""
+
+import re
+
+import numpy as np
+import pytest
+from simt import fragments
+from simt.fragments import FOLDER, FRAGMENTS
+
+from tinyalex.backends.cuda import sources
+
+BY_NAME = {fragment.name: fragment for fragment in FRAGMENTS}
+RECORDED = [f for f in FRAGMENTS if (FOLDER / f"{f.name}.npz").exists()]
+AWAITED = [f for f in FRAGMENTS if f not in RECORDED]
+DOCUMENT = FOLDER.parent.parent / "docs" / "gpu.md"
+
+
+@pytest.fixture(params=FRAGMENTS, ids=lambda f: f.name)
+def fragment(request):
+    return request.param
+
+
+def test_every_wrapper_has_a_fragment():
+    text = sources.read("ptx.cuh").split("#else")[0]
+    wrappers = set(re.findall(r"__device__ __forceinline__ \w+ (\w+)\(", text))
+    assert wrappers
+    assert wrappers == {name for fragment in FRAGMENTS for name in fragment.covers}
+
+
+NONE_YET = pytest.param(
+    None,
+    id="no_recording_from_hardware_yet",
+    marks=pytest.mark.skip(reason="no GPU has recorded fragments: docs/gpu.md says what awaits it"),
+)
+
+
+@pytest.mark.usefixtures("standin")
+@pytest.mark.parametrize("fragment", RECORDED or [NONE_YET], ids=lambda f: f.name)
+def test_twin_agrees_with_hardware(fragment):
+    fragments.replay(fragment, FOLDER / f"{fragment.name}.npz")
+
+
+@pytest.mark.parametrize("fragment", AWAITED, ids=lambda f: f"{f.name}_awaits_hardware")
+def test_documented_as_awaiting_hardware(fragment):
+    """No GPU has run these yet, so there is nothing to compare with: the document must say so."""
+    awaits = DOCUMENT.read_text(encoding="utf-8").split("## What awaits hardware")[1]
+    assert all(f"`{name}`" in awaits for name in fragment.covers)
+
+
+def test_no_recording_without_a_fragment():
+    assert {path.stem for path in FOLDER.glob("*.npz")} <= set(BY_NAME)
+
+
+@pytest.fixture
+def recording(standin, fragment, tmp_path, monkeypatch):
+    """What the twins compute today, as if a GPU had computed it."""
+    device = {"name": b"a GPU of the tests"}
+    monkeypatch.setattr(standin.cuda.runtime, "getDeviceProperties", lambda index: device)
+    paths = fragments.record(tmp_path)
+    return next(path for path in paths if path.stem == fragment.name)
+
+
+def test_replay_of_what_was_recorded_agrees(fragment, recording):
+    fragments.replay(fragment, recording)
+
+
+@pytest.mark.usefixtures("standin")
+def test_the_stand_in_cannot_pass_for_hardware(fragment, tmp_path):
+    fragments.record(tmp_path)
+    with pytest.raises(ValueError, match="recorded on the stand-in"):
+        fragments.replay(fragment, tmp_path / f"{fragment.name}.npz")
+
+
+CHANGES = {
+    "to_tf32": ("bits + 0x1000u", "bits + 0x0fffu"),  # ties go down
+    "tf32_value": ("twin::value_of(bits & 0xffffe000u)", "twin::value_of(bits)"),
+    "to_bf16x2": ("0x7fffu + (bits >> 16 & 1u)", "0x8000u"),  # ties go up
+    "mma_m16n8k8_tf32": ("values[0] = tf32_value(bits);", "values[0] = twin::value_of(bits);"),
+    "mma_m16n8k16_bf16": ("values[0] = twin::value_of(bits << 16)", "values[0] = 0.0f"),
+    "ldmatrix": ("lane % 4", "lane / 8"),
+    "cp_async_16": ("valid ? global : nullptr", "global"),
+}
+
+
+def test_replay_fails_for_a_changed_twin(fragment, recording):
+    right, wrong = CHANGES[fragment.name]
+    device, twins = fragment.source().split("#else")
+    assert right in twins, "the twin has changed: plant another fault"
+    changed = f"{device}#else{twins.replace(right, wrong)}"
+    with pytest.raises(AssertionError, match=fragment.name):
+        fragments.replay(fragment, recording, changed)
+
+
+def test_a_wrong_number_of_registers_is_refused(fragment):
+    results = np.zeros((32, fragment.given), np.uint32)
+    with pytest.raises(AssertionError, match="number of registers"):
+        fragments.compare(fragment, results[:, :0], results, "a GPU")
