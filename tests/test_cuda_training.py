@@ -140,13 +140,14 @@ def test_a_checkpoint_that_is_due_waits_for_no_reading(photos, tmp_path, plain):
     assert computed(tmp_path) == plain
 
 
-def test_a_run_can_go_on_on_another_device(photos, tmp_path):
+def test_a_run_can_go_on_on_another_device(cuda, photos, tmp_path):
     options = {**STEPS, "dropout": 0.0}
     expected = train(photos, tmp_path / "whole", **{**options, "device": "cpu"})[2]
     out = tmp_path / "parts"
     out.mkdir()
     run = new_run(tiny_settings(photos, **options))
-    for step, device in ((1, "cuda:1"), (3, "cpu"), (5, "cuda:0")):
+    last = f"cuda:{cuda.cuda.runtime.getDeviceCount() - 1}"
+    for step, device in ((1, last), (3, "cpu"), (5, "cuda:0")):
         with pytest.raises(StoppedError):
             trainer(run, out).train(StopRequest(step))
         run = resumed(out, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import ExitStack
 
 from tinyalex import random
@@ -12,8 +13,10 @@ from tinyalex.data import Batch
 from tinyalex.training.evaluation import judge
 from tinyalex.training.run import Run
 
-IN_TRANSIT = 3
-"""Batches there besides the one computed on: two being copied, one as a graph's input."""
+PLACES = 4
+"""Where batches arrive: two for each of the loaders of training and of validation."""
+OTHERS = 2
+"""Batches there besides the one computed on: the one before, and a graph's input."""
 
 
 def check_memory(run: Run) -> None:
@@ -38,6 +41,8 @@ def check_memory(run: Run) -> None:
 def _fits(run: Run, count: int) -> bool:
     """Tell whether a step on so many images fits."""
     xp, model, pixels = cupy(), run.classifier.model, run.settings.input_size
+    transform = run.train_data.transform
+    sent = count * math.prod(transform.shape) * transform.dtype.itemsize
     with ExitStack() as undo:
         undo.callback(xp.get_default_memory_pool().free_all_blocks)
         undo.callback(model.zero_grad)
@@ -46,7 +51,8 @@ def _fits(run: Run, count: int) -> bool:
             images = xp.zeros((count, pixels, pixels, model.variant.in_channels), "float32")
             labels = xp.zeros(count, "int64")
             others = [xp.empty_like(p.data) for p in model.parameters()]  # the velocities
-            others += [xp.empty_like(images) for _ in range(IN_TRANSIT)]
+            others += [xp.empty_like(images) for _ in range(OTHERS)]
+            others += [xp.empty(sent, "uint8") for _ in range(PLACES)]
             _, loss = judge(model.train(), Batch(xp.moveaxis(images, -1, 1), labels, labels))
             loss.backward()
         except MemoryError:
