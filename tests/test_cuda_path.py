@@ -1,6 +1,7 @@
 """The whole GPU path, forward, backward and update, against plain NumPy."""
 
 import numpy as np
+import oracles_random
 import pytest
 from helpers import normal
 
@@ -10,6 +11,16 @@ from tinyalex import nn, optim
 from tinyalex.backends.devices import move
 
 CLASSES = 10
+
+
+class PhiloxDropout(nn.Dropout):
+    """Dropout on the CPU with the masks of the GPU's, which come from another generator."""
+
+    def forward(self, x):
+        if not self.training or x.device != "cpu":
+            return super().forward(x)
+        factors = oracles_random.dropout(np.ones(x.shape), self.p, ta.random.next_key())
+        return x * ta.Tensor(factors.astype(np.float32))
 
 
 def small_alexnet():
@@ -29,6 +40,7 @@ def small_alexnet():
         nn.ReLU(),
         nn.MaxPool2d(3, 2),
         nn.Flatten(),
+        PhiloxDropout(0.5),
         nn.Linear(16, 32),
         nn.ReLU(),
         nn.Linear(32, CLASSES),
