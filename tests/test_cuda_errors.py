@@ -191,12 +191,14 @@ def test_not_even_one_image_fits(standin, photos, tmp_path):
     assert "no room for steps of 8 images, not even one fits" in complaints
 
 
-def test_looking_for_room_uses_up_no_chance(cuda, photos):
+def test_looking_for_room_leaves_no_trace(standin, photos):
     from tinyalex.training.gpu_memory import check_memory
 
     run = new_run(tiny_settings(photos, device="cuda"))
     before = run.get_state()
     check_memory(run)
+    pool = standin.get_default_memory_pool()
+    assert pool.total_bytes() == pool.used_bytes()
     after = run.get_state()
     for part in ("random", "optimizer"):
         assert before[part] == after[part]
