@@ -101,7 +101,7 @@ def test_a_device_that_has_no_such_name(name):
         ta.ones(3).to(name)
 
 
-def test_devices_do_not_mix(cuda):
+def test_devices_do_not_mix(standin):
     x, weight, bias = ta.ones((2, 3)).to("cuda"), ta.ones((4, 3)), ta.ones(2).to("cuda:1")
     for tensors, devices in (((x, weight), "cuda:0 and cpu"), ((x, x, bias), "cuda:0 and cuda:1")):
         with pytest.raises(ValueError, match=f"on one device, got {devices}; move them first"):
@@ -126,6 +126,8 @@ def test_a_run_is_resumed_without_its_gpu(standin, monkeypatch, photos, tmp_path
     out = tmp_path / "run"
     assert train_on(photos, out, "--device", "cuda", "--steps", 1, "--batch-size", 16)[0] == 0
     before = contents(out)
+    code, _, complaints = run(TRAIN, "--resume", out, "--precision", "high")
+    assert_refused(code, complaints, "(precision highest then, high now): leave these options out ")
     without(monkeypatch, standin, 100)
     device.check.cache_clear()
     code, _, complaints = run(TRAIN, "--resume", out)
@@ -189,12 +191,14 @@ def test_not_even_one_image_fits(standin, photos, tmp_path):
     assert "no room for steps of 8 images, not even one fits" in complaints
 
 
-def test_looking_for_room_uses_up_no_chance(cuda, photos):
+def test_looking_for_room_leaves_no_trace(standin, photos):
     from tinyalex.training.gpu_memory import check_memory
 
     run = new_run(tiny_settings(photos, device="cuda"))
     before = run.get_state()
     check_memory(run)
+    pool = standin.get_default_memory_pool()
+    assert pool.total_bytes() == pool.used_bytes()
     after = run.get_state()
     for part in ("random", "optimizer"):
         assert before[part] == after[part]

@@ -16,7 +16,8 @@ from tinyalex.data import (
     mean_colour,
     resize_shorter_side,
 )
-from tinyalex.data.transforms import LUMA, _mirrored
+from tinyalex.data.pixels import LUMA
+from tinyalex.data.transforms import _mirrored
 from tinyalex.training.datasets import ImageFiles
 from tinyalex.training.settings import AUGMENTATIONS
 

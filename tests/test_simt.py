@@ -60,6 +60,29 @@ def test_a_build_for_any_machine_computes_the_same(standin):
         assert all(reversed_in_every_way(standin, REVERSE))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "order"),
+    [
+        # Who comes last to a barrier goes on at once: the reversed one is no mirror image.
+        ("greedy", [0, 1, 0, 1, 32, 33, 32, 33]),
+        ("reversed", [33, 32, 32, 33, 1, 0, 0, 1]),
+        ("in turns", [0, 1, 32, 33, 0, 1, 32, 33]),
+    ],
+)
+def test_schedules(standin, schedule, order):
+    code = """extern "C" __global__ void k(int* out, int* count) {
+      if (threadIdx.x % 32 > 1) return;
+      for (int i = 0; i < 2; ++i) {
+        out[(*count)++] = threadIdx.x;
+        __syncwarp();
+      }
+    }"""
+    out = standin.zeros(8, i32)
+    with build.using(schedule=schedule):
+        kernel(code)((1,), (64,), (out, standin.zeros(1, i32)))
+    assert np.array_equal(out.get(), order)
+
+
 def test_indices(standin):
     code = """
     extern "C" __global__ void k(int* out) {
@@ -122,8 +145,8 @@ def test_threads_must_meet_at_the_same_barrier():
 def test_threads_that_returned_are_not_waited_for(standin):
     code = """extern "C" __global__ void k(int* out, int n) {
       if (threadIdx.x >= n) return;
-      __syncthreads();
       const unsigned here = __ballot_sync(0xffffffffu, 1);
+      __syncthreads();
       __syncwarp();
       out[threadIdx.x] = __popc(here);
     }"""

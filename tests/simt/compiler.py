@@ -1,7 +1,6 @@
 """Compile CUDA source with g++: two forms of ``__shared__`` rewritten, the result kept by hash."""
 
 import functools
-import getpass
 import hashlib
 import os
 import platform
@@ -112,8 +111,12 @@ def shim_text() -> str:
 
 
 def default_folder() -> Path:
-    """Return where builds are kept: a folder of this user's among the temporary files."""
-    return Path(tempfile.gettempdir()) / f"tinyalex-simt-{getpass.getuser()}"
+    """Return where builds are kept: a folder among the temporary files, of this user alone."""
+    folder = Path(tempfile.gettempdir()) / f"tinyalex-simt-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise CompileError(f"{folder} belongs to somebody else: what lies there is not run")
+    return folder
 
 
 def _run(*command, text=None):
@@ -130,7 +133,7 @@ def _kept(folder: Path, suffix: str, parts: list[str], make) -> Path:
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     path = folder / f"{key}{suffix}"
     if not path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             aside = Path(name) / path.name
             make(aside)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -34,14 +35,24 @@ def _library(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@cache
+def _fixed_addresses() -> tuple[str, ...]:
+    """Return a prefix to a command: ThreadSanitizer wants addresses where they always are.
+
+    Some containers do not allow it; then the process may fail to start, now and then.
+    """
+    command = ("setarch", "--addr-no-randomize")
+    allowed = shutil.which("setarch") and subprocess.run([*command, "true"]).returncode == 0
+    return command if allowed else ()
+
+
 def python(mode: str, *arguments: str, timeout: float = 600, **more: str) -> tuple[int, str]:
     """Run Python so that it can load builds of this mode; return its exit status and its output.
 
     ``more`` goes into its environment.
     """
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": PATHS, **more}
-    # ThreadSanitizer wants addresses where they always are.
-    command = ["setarch", "--addr-no-randomize"] if mode == "thread" else []
+    command = _fixed_addresses() if mode == "thread" else ()
     if mode in LIBRARIES:  # the interpreter itself was built without
         environment["LD_PRELOAD"] = _library(LIBRARIES[mode])
         stop = f"halt_on_error=1:exitcode={REPORTED}"

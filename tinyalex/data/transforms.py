@@ -11,13 +11,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from tinyalex.data.colour import ColourNoise
 from tinyalex.data.image import central_square, spare
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""Weights of red, green and blue in a grey value (ITU-R BT.601)."""
+from tinyalex.data.pixels import LUMA, jittered, random_box, resized
 
 
 class Transform(Protocol):
@@ -201,14 +198,14 @@ class TrainTransform(EvalTransform):
         if self.scale is None:
             pixels, mean = self._cut(region, *self.choose(region, rng))
         else:
-            box = _random_box(region, rng, self.scale)
-            pixels, mean = _resized(region, box, self.crop), self.mean
+            box = random_box(region, rng, self.scale)
+            pixels, mean = resized(region, box, self.crop), self.mean
             if mean.ndim == 3:
-                mean = _resized(mean, box, self.crop)
+                mean = resized(mean, box, self.crop)
             if self._tails(rng):
                 pixels, mean = _mirrored(pixels), _mirrored_mean(mean)
         if self.jitter:
-            pixels = _jitter(pixels, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
+            pixels = jittered(pixels, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
         return self._normalise(pixels, mean, out, self.draw_noise(rng))
 
     @property
@@ -238,31 +235,6 @@ class TrainTransform(EvalTransform):
         return self.flip and rng.random() < 0.5
 
 
-Box = tuple[float, float, float, float]
-
-
-def _random_box(image: np.ndarray, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
-    """Draw a part of the image: left, top, right and bottom edge."""
-    height, width = image.shape[:2]
-    area = rng.uniform(*scale) * height * width
-    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    part_width = min(float(np.sqrt(area * aspect)), width)
-    part_height = min(float(np.sqrt(area / aspect)), height)
-    left = rng.uniform(0, width - part_width)
-    top = rng.uniform(0, height - part_height)
-    return (left, top, left + part_width, top + part_height)
-
-
-def _resized(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Return the part of uint8 RGB pixels, or of a float32 image, in size x size pixels."""
-    if image.dtype == np.uint8:
-        picture = Image.fromarray(image)
-        return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
-    planes = (Image.fromarray(np.ascontiguousarray(plane)) for plane in image.transpose(2, 0, 1))
-    resized = [plane.resize((size, size), Image.Resampling.BILINEAR, box) for plane in planes]
-    return np.stack([np.asarray(plane) for plane in resized], axis=2)
-
-
 def _mirrored(pixels: np.ndarray) -> np.ndarray:
     """Return ``pixels[:, ::-1]``, moved pixel by pixel: faster than number by number."""
     whole = np.ascontiguousarray(pixels).view(f"V{pixels.shape[2] * pixels.itemsize}")
@@ -272,29 +244,6 @@ def _mirrored(pixels: np.ndarray) -> np.ndarray:
 def _mirrored_mean(mean: np.ndarray) -> np.ndarray:
     """Return the mean for a mirrored crop: a colour stays what it is."""
     return mean if mean.ndim == 1 else _mirrored(mean)
-
-
-def _jitter(
-    pixels: np.ndarray, brightness: float, contrast: float, saturation: float
-) -> np.ndarray:
-    """Return float32 pixels: all values scaled, then spread about their mean, then about grey.
-
-    Together that is ``b c (s p + (1 - s) l) + b (1 - c) m`` for a value p, the luma l of its pixel
-    and the mean m of all lumas.
-    """
-    # Colour by colour: one expression over the three numbers of a pixel takes several times as
-    # long, and a product with LUMA goes to a BLAS, whose threads get into each other's way.
-    luma = np.zeros(pixels.shape[:2], np.float32)
-    for i in range(3):
-        luma += np.multiply(pixels[..., i], LUMA[i], dtype=np.float32)
-    middle = luma.mean()
-    scale = brightness * contrast
-    jittered = np.multiply(pixels, scale * saturation, dtype=np.float32)
-    luma *= scale * (1 - saturation)
-    luma += brightness * (1 - contrast) * middle
-    for i in range(3):
-        jittered[..., i] += luma
-    return np.clip(jittered, 0, 255, out=jittered)
 
 
 def _mean_for_channels(mean: Mean, channels: int) -> np.ndarray:

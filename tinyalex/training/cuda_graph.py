@@ -19,6 +19,7 @@ others; no step is computed twice, and all bits are those of a training without 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tinyalex import random
@@ -90,7 +91,8 @@ class StepGraph:
                     self._learn(self._images, self._labels)
                 self._update(self._table)
             except BaseException:
-                stream.end_capture()
+                with suppress(xp.cuda.runtime.CUDARuntimeError):  # it may be spoilt already
+                    stream.end_capture()
                 raise
             self._graph = stream.end_capture()
         # Where the graph writes its gradients: others may lie in `.grad` between two replays.

@@ -161,8 +161,9 @@ def examine(
 
 
 def device_of_model(model: Module) -> str:
-    """Return the device that the model's parameters are on."""
-    return next(model.parameters()).device
+    """Return the device that the model's parameters are on, "cpu" if it has none."""
+    first = next(model.parameters(), None)
+    return "cpu" if first is None else first.device
 
 
 def log_probabilities(model: Module, images: Array) -> np.ndarray:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack
+import math
+from typing import Any
 
 from tinyalex import random
-from tinyalex.backends.cuda.device import OutOfMemoryError, cupy
+from tinyalex.backends import array_module
 from tinyalex.backends.devices import parse, using
 from tinyalex.data import Batch
 from tinyalex.training.evaluation import judge
 from tinyalex.training.run import Run
 
-IN_TRANSIT = 3
-"""Batches there besides the one computed on: two being copied, one as a graph's input."""
+PLACES = 4
+"""Where batches arrive: two for each of the loaders of training and of validation."""
+OTHERS = 2
+"""Batches there besides the one computed on: the one before, and a graph's input."""
 
 
 def check_memory(run: Run) -> None:
-    """Raise OutOfMemoryError, which says how many images fit, unless a step of the run does.
+    """Raise MemoryError, which says how many images fit, unless a step of the run does.
 
     Steps on black images are tried, forward and backward, first of the run's batch size, then of
     the half of it and so on. Nothing is learned and no chance is used up. On the CPU, where it can
@@ -32,23 +35,35 @@ def check_memory(run: Run) -> None:
             fits //= 2
     if fits < size:
         advice = f"{fits} fit" if fits else "not even one fits"
-        raise OutOfMemoryError(f"{device} has no room for steps of {size} images, {advice}")
+        raise MemoryError(f"{device} has no room for steps of {size} images, {advice}")
 
 
 def _fits(run: Run, count: int) -> bool:
     """Tell whether a step on so many images fits."""
-    xp, model, pixels = cupy(), run.classifier.model, run.settings.input_size
-    with ExitStack() as undo:
-        undo.callback(xp.get_default_memory_pool().free_all_blocks)
-        undo.callback(model.zero_grad)
-        undo.enter_context(random.keys_from(itertools.repeat(0)))
-        try:
-            images = xp.zeros((count, pixels, pixels, model.variant.in_channels), "float32")
-            labels = xp.zeros(count, "int64")
-            others = [xp.empty_like(p.data) for p in model.parameters()]  # the velocities
-            others += [xp.empty_like(images) for _ in range(IN_TRANSIT)]
-            _, loss = judge(model.train(), Batch(xp.moveaxis(images, -1, 1), labels, labels))
-            loss.backward()
-        except MemoryError:
-            return False
-        return True
+    fits = True
+    try:
+        _try_step(run, count)
+    except MemoryError:
+        fits = False
+    run.classifier.model.zero_grad()
+    _cupy(run).get_default_memory_pool().free_all_blocks()  # now that nothing holds any
+    return fits
+
+
+def _cupy(run: Run) -> Any:
+    return array_module(next(run.classifier.model.parameters()).data)
+
+
+def _try_step(run: Run, count: int) -> None:
+    """Compute gradients, with all else that lies in the memory during a run."""
+    xp, model, pixels = _cupy(run), run.classifier.model, run.settings.input_size
+    transform = run.train_data.transform
+    images = xp.zeros((count, pixels, pixels, model.variant.in_channels), "float32")
+    labels = xp.zeros(count, "int64")
+    sent = count * math.prod(transform.shape) * transform.dtype.itemsize
+    others = [xp.empty_like(p.data) for p in model.parameters()]  # the velocities
+    others += [xp.empty_like(images) for _ in range(OTHERS)]
+    others += [xp.empty(sent, "uint8") for _ in range(PLACES)]
+    with random.keys_from(itertools.repeat(0)):
+        _, loss = judge(model.train(), Batch(xp.moveaxis(images, -1, 1), labels, labels))
+    loss.backward()

@@ -88,11 +88,11 @@ class Trainer:
     def _learn(self, stop: StopRequest) -> None:
         """Go through the batches of an epoch, or through what is left of it."""
         run, state, data = self.run, self.run.state, self.run.train_data
-        batches, waited_before = len(data), data.wait_seconds
+        batches, steps = len(data), self.steps
         run.classifier.model.train()
         self.pace.start_epoch()
         self.progress.start(f"epoch {state.epoch + 1}/{run.settings.epochs}", batches, state.batch)
-        started, steps = time.perf_counter(), self.steps
+        started, waited_before = time.perf_counter(), data.wait_seconds
         for batch in data.epoch(state.epoch, state.batch):
             step = state.step + steps.unread
             run.schedule.before_step(step)
@@ -123,8 +123,8 @@ class Trainer:
 
     def _reads_now(self, step: int) -> bool:
         """Tell whether what the steps up to `step` found out is wanted now, for a row at least."""
-        ends = self.run.state.batch + self.steps.unread == len(self.run.train_data)
-        return self.steps.unread == self.steps.every or step % STEPS_PER_ROW == 0 or ends
+        unread, left = self.steps.unread, len(self.run.train_data) - self.run.state.batch
+        return unread in (self.steps.every, left) or step % STEPS_PER_ROW == 0
 
     def _read(self) -> list[Average]:
         """Count what the steps since the last reading found out, and return it."""
