@@ -49,8 +49,8 @@ __device__ __forceinline__ unsigned to_bf16x2(float low, float high) {
   return bits;
 }
 
-// d += a b. No "memory" clobber here: these touch registers only. They are volatile because all
-// lanes must come here together: the compiler shall not move one into a branch.
+// d += a b, rounded towards zero. No "memory" clobber here: these touch registers only. They are
+// volatile because all lanes must come here together: none shall be moved into a branch.
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4],
                                                  const unsigned (&b)[2]) {
   asm volatile(
@@ -130,8 +130,15 @@ struct Brought {
   unsigned a[4], b[2];
 };
 struct Taken {
-  float d[4];
+  double d[4];
 };
+
+// Tensor cores cut their sums off; they do not round to the nearest float.
+inline float toward_zero(double x) {
+  const float nearest = static_cast<float>(x);
+  const bool beyond = fabs(nearest) > fabs(x) && is_finite(bits_of(nearest));
+  return beyond ? nextafterf(nearest, 0) : nearest;
+}
 
 // The product that all lanes of the warp make together, of K columns of A. `unpack(bits, values)`
 // reads the K / 8 neighbours along k that one register holds.
@@ -154,15 +161,15 @@ inline void mma(float (&d)[4], const Brought& brought, Unpack unpack) {
             for (int p = 0; p < PACKED; ++p) B[(t + i * 4) * PACKED + p][g] = values[p];
           }
         }
-        float D[16][8] = {};
+        double D[16][8] = {};
         for (int m = 0; m < 16; ++m)
           for (int k = 0; k < K; ++k)
-            for (int n = 0; n < 8; ++n) D[m][n] += A[m][k] * B[k][n];
+            for (int n = 0; n < 8; ++n) D[m][n] += static_cast<double>(A[m][k]) * B[k][n];
         for (int lane = 0; lane < 32; ++lane)
           for (int i = 0; i < 4; ++i)
             results[lane].d[i] = D[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
       });
-  for (int i = 0; i < 4; ++i) d[i] += taken.d[i];
+  for (int i = 0; i < 4; ++i) d[i] = toward_zero(d[i] + taken.d[i]);
 }
 
 }  // namespace twin

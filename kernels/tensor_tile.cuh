@@ -113,7 +113,7 @@ template <class Precision, int SIDE, Layout A, Layout B>
 __device__ __forceinline__ void multiply_stage(Sums<SIDE>& sums, const float* rows,
                                                const float* columns) {
   constexpr int STEPS = Precision::STEP / 8, M = SIDE / 32, N = SIDE / 16;
-#pragma unroll
+#pragma unroll Precision::UNROLLED
   for (int k = 0; k < DEPTH; k += Precision::STEP) {
     typename Precision::template Factor<4> a[M];
 #pragma unroll
