@@ -1,7 +1,7 @@
 // Three ways to multiply floats on tensor cores, which know no 32-bit floats themselves. The sums
 // are 32-bit floats in all of them. `Factor` is a fragment of A (N = 4 registers) or B (N = 2),
-// ready for the tensor core; `STEP` is how many k's it has. The main loop unrolls `UNROLLED` of these
-// steps: all of a round, or one, where the compiler would otherwise run out of registers.
+// ready for the tensor core; `STEP` is how many k's it has. The main loop unrolls `UNROLLED` steps:
+// all of a round, or one, where the compiler would otherwise run out of registers.
 //
 //   Tf32x3  21 bits of mantissa: a factor is the sum of two TF32 numbers; three products
 //   Tf32    10 bits: factors rounded; one product

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,8 @@ _NO_DRIVER = 35  # cudaErrorInsufficientDriver: older than CuPy needs, or none a
 
 def cupy() -> Any:
     """Return the module ``cupy``. Raises DeviceError if it is not installed, or broken."""
+    if loaded := sys.modules.get("cupy"):  # the usual path, in half a microsecond less
+        return loaded
     try:
         return importlib.import_module("cupy")
     except ImportError as error:
