@@ -144,6 +144,11 @@ def test_unknown_devices(cuda):
             x.to(name)
 
 
+def test_weights_move_to_another_gpu(standin):
+    model = nn.Conv2d(3, 4, 3).to("cuda:1")
+    assert {parameter.device for parameter in model.parameters()} == {"cuda:1"}
+
+
 def test_modules_move_whole(cuda, rng):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Conv2d(2, 4, 3))
     before = model.state_dict()

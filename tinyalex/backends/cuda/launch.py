@@ -83,6 +83,7 @@ def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
 def _module(file: str, device: int) -> Any:
     text = sources.read(file)
     # Instructions of one generation only (wgmma) want to be asked for by that generation's name.
+    # CuPy adds -arch=sm_90; of the two NVRTC takes this one (12.9 and 13; 12.4 refuses a second).
     options = ("-arch=sm_90a",) if "wgmma" in text else ()
     return cupy().RawModule(code=text, options=("-std=c++17", *options))
 
