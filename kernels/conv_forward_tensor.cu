@@ -17,7 +17,8 @@
 
 // Block: x counts the tiles, neighbours along the filters first, so that they read the same pixels;
 // y the groups; z the parts of the reduction, `split_rounds` rounds each (split-K, for layers with
-// too few tiles to fill the GPU: each part writes a y of its own, which split_sum adds up).
+// too few tiles to fill the GPU: each part writes a y of its own, which split_sum adds up, and only
+// then adds the bias: where there are several parts, `bias` is null and `relu` 0 here).
 template <class Precision, class T>
 __device__ __forceinline__ void forward(const float* x, const float* weight, float* y,
                                         const ConvShape& shape, int split_rounds,

@@ -1,8 +1,9 @@
 // Convolution, the gradient of the images: each output's gradient goes back through its window.
 //
-//   dx[n,h,w,c] = sum over r, s, k of dy[n,i,j,k] * weight[k,r,s,c]
+//   dx[n,h,w,c] = sum over r, s, k of dy[n,i,j,k] * weight[k,r,s,c % (C/G)]
 //
-// with k over the filters of c's group, and i, j those outputs whose tap (r, s) lies on (h, w):
+// with k over the filters of c's group, number c / (C/G), and i, j those outputs whose tap (r, s)
+// lies on (h, w):
 //   i * stride + r * dilation - top = h,   j * stride + s * dilation - left = w,
 // if there is such an output. Arrays lie channels last: dy [N,Ho,Wo,K], weight [K,R,S,C/G],
 // dx [N,H,W,C].
@@ -96,7 +97,8 @@ __device__ void tiled(const float* grad, const float* weight, float* dx, ConvSha
   const int line = threadIdx.x / 2, part = threadIdx.x % 2 * 4;
   const int row = threadIdx.x / 32, column = threadIdx.x % 32 * 4;
   const int pixel = first_pixel + line, channel = first_channel + column;
-  const int image = pixel / (p.H * p.W) * p.Ho * p.Wo;
+  const int image = pixel / (p.H * p.W) * p.Ho * p.Wo;  // its first pixel in dy
+  // Unlike in version 1, counted from where the padding begins: one subtraction less for each tap.
   const int h = pixel / p.W % p.H + p.top, w = pixel % p.W + p.left;
   float of_pixel[4], of_channels[4];
   auto fetch_terms = [&](int first) {

@@ -3,8 +3,7 @@
 //   dweight[filter, k] = sum over pixels (n, i, j) of y of dy[pixel, filter] A[pixel, k],
 //
 // with k = (r, s, channel), and A as in the forward pass: the pixel of x that tap (r, s) of window
-// (i, j) meets. Both factors lie
-// with the reduction outermost (K_OUTSIDE).
+// (i, j) meets. Both factors lie with the reduction outermost (K_OUTSIDE).
 //
 // The result is small and the sum long: AlexNet's conv2 of 128 images has 256 x 2400 weights, 38
 // tiles for 132 multiprocessors, and sums over 93312 pixels, 2916 rounds. So the sum is split

@@ -1,10 +1,12 @@
 // One convolution, grouped: x [N,H,W,C], weight [K,R,S,C/groups], y [N,Ho,Wo,K], all channels last.
 //
-//   y[n,i,j,k] = sum over r, s, c of weight[k,r,s,c] x[n, i stride_h - top + r dilation_h,
-//                                                        j stride_w - left + s dilation_w, g + c]
+//   y[n,i,j,k] = sum over r, s, c of weight[k,r,s,c]
+//                                    * x[n, i*stride_h + r*dilation_h - top,
+//                                           j*stride_w + s*dilation_w - left, g*C/groups + c]
 //
-// where g is the first channel of the group that filter k belongs to, and pixels outside the image
-// count as zero. The three passes of a layer sum over different indices of this one equation.
+// where g = k / (K/groups), without remainder, is the group of filter k, c counts the C/groups
+// channels of that group, and pixels outside the image count as zero. The three passes of a layer
+// sum over different indices of this one equation.
 #pragma once
 
 struct ConvShape {

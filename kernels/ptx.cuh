@@ -1,9 +1,11 @@
-// Instructions that CUDA C++ has no name for: asynchronous copies and the tensor cores. This is the
-// only file with inline PTX. Where kernels run on the host (SIMT_SHIM), each wrapper is replaced by
-// a twin that computes the same, rounding included; only the order of sums may differ.
+// Instructions that CUDA C++ has no name for: asynchronous copies and the tensor cores. Inline PTX
+// is here and, for Hopper alone, in wgmma.cuh; nowhere else. Where kernels run on the host
+// (SIMT_SHIM), each wrapper is replaced by a twin that computes the same, rounding included; only
+// the order of sums may differ.
 //
 // A warp multiplies D[16 x 8] += A[16 x k] B[k x 8] together: its 32 lanes hold the elements in
-// their registers. Every lane is known by two numbers, g = lane / 4 and t = lane % 4.
+// their registers. Every lane is known by two numbers, g = lane / 4 and t = lane % 4 (groupID and
+// threadID_in_group in NVIDIA's manual of PTX).
 //
 // mma.m16n8k8, TF32 (19 bits of a float, in a register of 32). In the cells: the register's number.
 //

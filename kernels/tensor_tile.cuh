@@ -2,8 +2,10 @@
 //
 //   C[row, column] = sum over k of A[row, k] B[k, column]
 //
-// What A and B are is left to two objects that fetch their tiles (tensor_fetch.cuh). In each round
-// the block takes DEPTH = 32 further k's:
+// with the letters that matrix products have: C is the result, and k counts the terms of a sum here
+// and in the files that build on this one (a filter is called a filter). What A and B are is left
+// to two objects that fetch their tiles (tensor_fetch.cuh). In each round the block takes DEPTH =
+// 32 further k's:
 //
 //   global memory --cp.async--> ring of stages in shared memory --> registers --> tensor cores
 //
@@ -13,8 +15,9 @@
 // What bounds it, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory a round, 128
 // cycles at 128 bytes a cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, for which
 // the tensor cores of an A100 need 1024 cycles in TF32, an H100's 512, if they are fed. In bf16 it
-// is half of that, and shared memory is the bound: floats lie there. Two such blocks share a
-// multiprocessor of 227 KB, so that one multiplies while the other waits.
+// is half of that, and shared memory is the bound: floats lie there. The ring of a block takes
+// 3 stages x 2 factors x 128 lines x 36 floats = 108 KB. So two blocks share a multiprocessor of an
+// H100, with 227 KB for them, and one multiplies while the other waits; an A100's 163 KB hold one.
 #pragma once
 #include "tensor_precision.cuh"
 
