@@ -34,6 +34,13 @@ def test_moves_there_and_back(cuda, rng):
     assert 'device="cuda:0"' in repr(x)
 
 
+def test_images_keep_their_layout(cuda, rng):
+    pixels = normal(rng, (2, 5, 7, 3), np.float32)
+    images = ta.Tensor(np.moveaxis(pixels, -1, 1)).to("cuda")
+    assert images.data.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert np.array_equal(images.cpu().numpy(), np.moveaxis(pixels, -1, 1))
+
+
 def test_the_gradient_moves_back(pair):
     x, _ = pair(5)
     (x.to("cuda") * 3.0).sum().backward()
@@ -135,6 +142,11 @@ def test_unknown_devices(cuda):
             ValueError, match=r'expected a device, "cpu", "cuda" or "cuda:<number>"'
         ):
             x.to(name)
+
+
+def test_weights_move_to_another_gpu(standin):
+    model = nn.Conv2d(3, 4, 3).to("cuda:1")
+    assert {parameter.device for parameter in model.parameters()} == {"cuda:1"}
 
 
 def test_modules_move_whole(cuda, rng):

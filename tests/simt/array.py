@@ -90,7 +90,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
         """Copy to the host, which no stream under capture can."""
         memory.forbid_capture("a copy to the host")
         if out is None:
-            return np.array(self._host, order="K")
+            return np.array(self._host, order=order)
         out[...] = self._host
         return out
 

@@ -221,7 +221,7 @@ def _packed(argument, parameter, what) -> np.ndarray:
         _check_pointer(argument, parameter, what)
         return np.array(0 if argument is None else argument.data.ptr, np.uintp)
     if isinstance(argument, np.ndarray) and not isinstance(argument, np.generic):
-        if argument.size != 1 or argument.dtype.fields is None:
+        if argument.size != 1 or argument.dtype.kind != "V":
             raise TypeError(f"{what} is a NumPy array of {argument.dtype}: it lies on the host")
         value = np.ascontiguousarray(argument)
     elif isinstance(argument, (np.generic, bool, int, float)):

@@ -90,12 +90,14 @@ def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
 
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
-    """Copy a host array to the device; a device array stays what it is."""
+    """Copy a host array to the device, in C's order unless it lies in Fortran's; a device array
+    stays what it is.
+    """
     if isinstance(a, ndarray):
         unwrap(a)
         return a if dtype is None or a.dtype == dtype else a.astype(dtype)
     memory.forbid_capture("a copy from the host")
-    return wrap(np.array(a, dtype, order=order or "K"))
+    return wrap(np.array(a, dtype, order=order or "A"))
 
 
 def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):

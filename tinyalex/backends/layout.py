@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyalex.backends.devices import on_gpu
+from tinyalex.backends.devices import device_of, on_gpu, using
 from tinyalex.backends.types import Array
 
 
@@ -25,7 +25,10 @@ def channels_last(x: Array) -> Array:
 
 def for_device(array: Array) -> Array:
     """Return ``array`` as kernels read it without a copy: on a GPU, four axes channels last."""
-    return as_nchw(channels_last(array)) if array.ndim == 4 and on_gpu(array) else array
+    if array.ndim != 4 or not on_gpu(array):
+        return array
+    with using(device_of(array)):
+        return as_nchw(channels_last(array))
 
 
 def as_nchw(x: Array) -> Array:

@@ -44,6 +44,7 @@ LARGE = Sizes((1, 132, 12, 11), (132, 132, 1, 1))  # in each pass 4 large tiles,
 LINEAR = Sizes((67, 300, 1, 1), (72, 300, 1, 1))  # 4 small tiles, 10 rounds
 ODD = Sizes((1, 4, 3, 5), (67, 4, 1, 1))
 FEW_TILES = Sizes((33, 520, 1, 1), (24, 520, 1, 1))  # a small tile, 17 rounds
+LONG = Sizes((33, 1024, 1, 1), (24, 1024, 1, 1))
 
 
 class Case:
@@ -142,6 +143,12 @@ def forward_in_parts(rng):
     case.check_forward("high", case.bias, relu=True, tile=64, splits=10)
     case = Case(rng, FEW_TILES)
     case.check_forward("medium", case.bias, relu=True)
+
+
+@exercise(*FORWARD)
+def forward_of_a_long_sum(rng):
+    # 128 times eight k's: tensor cores alone, which round towards zero, would err by 9e-6.
+    Case(rng, LONG).check_forward("highest", tile=64, splits=1)
 
 
 @exercise(*FORWARD)

@@ -14,6 +14,7 @@ Sums are float32, and taken in the same order in every run on the same kind of G
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from tinyalex.backends.cuda.conv_shape import ConvShape
@@ -136,9 +137,24 @@ def plan(
     every part keeps `LEAST_ROUNDS`. The larger tile wants more shared memory than GPUs outside of
     data centres have (99 KB).
     """
-    sides = [tile] if tile else [s for s in STAGES if shared_bytes(s) <= most_shared_bytes()]
+    device = multiprocessors(), most_shared_bytes()
+    return _plan(rows, columns, groups, reduction, tile, splits, *device)
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    rows: int,
+    columns: int,
+    groups: int,
+    reduction: int,
+    tile: int | None,
+    splits: int | None,
+    multiprocessors: int,
+    most_shared: int,
+) -> Plan:
+    sides = [tile] if tile else [s for s in STAGES if shared_bytes(s) <= most_shared]
     rounds = -(-reduction // DEPTH)
-    wanted = 2 * multiprocessors()
+    wanted = 2 * multiprocessors
     for side in sides:
         blocks = max(1, _blocks(rows, columns, side) * groups)
         parts = splits or max(1, min(wanted // blocks, rounds // LEAST_ROUNDS))
@@ -191,7 +207,7 @@ def _sum(parts: Array, bias: Array | None = None, relu: bool = False) -> Array:
     """Return the sum of the parts, in order, with bias and ReLU; a single part has them already."""
     if len(parts) == 1:
         return parts[0]
-    result = cupy().empty_like(parts[0])
+    result = cupy().empty(parts.shape[1:], parts.dtype)
     launch(
         "split_sum.cu",
         "split_sum",

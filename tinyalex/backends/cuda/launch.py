@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyalex.backends.cuda import sources
 from tinyalex.backends.cuda.device import cupy, failure
+from tinyalex.backends.devices import on_gpu
 from tinyalex.backends.types import Array
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -63,23 +64,26 @@ def launch(
     if 0 in grid:
         return
     try:
-        kernel = _kernel(file, entry, cupy().cuda.get_device_id())
-        if shared_bytes > max(MOST_STATIC_SHARED, kernel.max_dynamic_shared_size_bytes):
-            kernel.max_dynamic_shared_size_bytes = shared_bytes
+        kernel = _kernel(file, entry, cupy().cuda.get_device_id(), shared_bytes)
         kernel(tuple(grid), tuple(block), packed, shared_mem=shared_bytes)
     except Exception as error:
         raise failure(error, f"{entry} of kernels/{file}") from error
 
 
 @cache
-def _kernel(file: str, entry: str, device: int) -> Any:
-    return _module(file, device).get_function(entry)
+def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
+    kernel = _module(file, device).get_function(entry)
+    # The driver is asked here, not at every launch.
+    if shared_bytes > max(MOST_STATIC_SHARED, kernel.max_dynamic_shared_size_bytes):
+        kernel.max_dynamic_shared_size_bytes = shared_bytes
+    return kernel
 
 
 @cache
 def _module(file: str, device: int) -> Any:
     text = sources.read(file)
     # Instructions of one generation only (wgmma) want to be asked for by that generation's name.
+    # CuPy adds -arch=sm_90; of the two NVRTC takes this one (12.9 and 13; 12.4 refuses a second).
     options = ("-arch=sm_90a",) if "wgmma" in text else ()
     return cupy().RawModule(code=text, options=("-std=c++17", *options))
 
@@ -103,12 +107,16 @@ def _pack(entry: str, position: int, kind: str, value: Any) -> Any:
 
 @lru_cache(maxsize=1024)
 def _struct(value: Any) -> np.ndarray:
-    """Return a NamedTuple of ints as an array of one record, which CuPy passes by value."""
-    return np.array([tuple(value)], dtype=[(name, np.int32) for name in value._fields])
+    """Return a NamedTuple of ints as an array of one element, which CuPy passes by value.
+
+    An element of plain bytes: CuPy reads ``__array_interface__`` at every launch, which would list
+    all fields of a record.
+    """
+    return np.array(value, np.int32).view(f"V{4 * len(value)}")
 
 
 def _checked(where: str, dtype: Any, array: Array) -> Array:
-    if not isinstance(array, cupy().ndarray):
+    if not on_gpu(array):
         raise TypeError(f"{where} expects an array on the device, got {type(array).__name__}")
     if array.dtype != dtype:
         raise TypeError(f"{where} expects {dtype}, got {array.dtype}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ class Piece(NamedTuple):
     form: str
 
 
+@cache
 def _row_type(real: Any) -> np.dtype[Any]:
     """Return the record that is ``struct Piece`` in kernels/sgd.cu."""
     pointers = [(name, np.uint64) for name in ("param", "grad", "velocity")]
@@ -70,32 +72,34 @@ class StepTable:
             raise ValueError(
                 f"the table was made for {self.dtype} parameters of {self.sizes} elements"
             )
-        rows = np.zeros(len(pieces), _row_type(self.dtype))
         self._kept, self._copied = [], []
         self._blocks = 0
-        for row, piece in zip(rows, pieces, strict=True):
-            self._describe(row, piece)
-            row["first_block"] = self._blocks
+        rows = []
+        for piece in pieces:
+            rows.append(self._row(piece))
             self._blocks += -(-piece.param.size // CHUNK)
-        self._table[...] = cupy().asarray(rows.view(np.uint64))  # .set() would wait
+        table = np.array(rows, _row_type(self.dtype)).view(np.uint64)
+        self._table[...] = cupy().asarray(table)  # .set() would wait
 
-    def _describe(self, row: Any, piece: Piece) -> None:
-        plain = piece.velocity is None
-        row["lr"], row["decay"] = piece.lr, piece.weight_decay
-        row["momentum"] = 0 if plain else piece.momentum
-        row["share"] = 1 if plain else 1 - piece.dampening
-        row["nesterov"], row["paper"] = piece.nesterov and not plain, piece.form == "paper"
-        row["count"] = piece.param.size
+    def _row(self, piece: Piece) -> tuple[float, ...]:
+        """Return what `_row_type` has room for, in its order."""
         order = _memory_order(piece.param)
-        for name in ("param", "grad", "velocity"):
-            if (array := getattr(piece, name)) is None:
-                continue
-            array = array.transpose(order)
-            dense = contiguous(array)
-            row[name] = dense.data.ptr
-            self._kept.append(dense)
-            if name != "grad" and dense.data.ptr != array.data.ptr:
-                self._copied.append((array, dense))
+        pointers = [self._pointer(piece, name, order) for name in ("param", "grad", "velocity")]
+        plain = piece.velocity is None
+        momentum, share = (0, 1) if plain else (piece.momentum, 1 - piece.dampening)
+        rates = piece.lr, momentum, share, piece.weight_decay
+        forms = piece.nesterov and not plain, piece.form == "paper"
+        return (*pointers, *rates, piece.param.size, self._blocks, *forms)
+
+    def _pointer(self, piece: Piece, name: str, order: tuple[int, ...]) -> int:
+        if (array := getattr(piece, name)) is None:
+            return 0
+        array = array.transpose(order)
+        dense = contiguous(array)
+        self._kept.append(dense)
+        if name != "grad" and dense.data.ptr != array.data.ptr:
+            self._copied.append((array, dense))
+        return int(dense.data.ptr)
 
     def launch(self, halted: Array | None = None) -> None:
         """Update all parameters and velocities in place.
