@@ -95,6 +95,15 @@ def test_a_gpu_that_is_not_there(standin):
     assert move_to("cuda:2") == "there is no device cuda:2; this machine has cuda:0 to cuda:1"
 
 
+def test_a_gpu_that_is_too_old(standin, monkeypatch):
+    old = {"name": b"Tesla T4", "major": 7, "minor": 5}
+    monkeypatch.setattr(standin.cuda.runtime, "getDeviceProperties", lambda index: old)
+    assert move_to("cuda") == (
+        "cuda:0, Tesla T4, is too old for the kernels: its compute capability is 7.5, "
+        "and they need 8.0 or newer"
+    )
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", ""])
 def test_a_device_that_has_no_such_name(name):
     with pytest.raises(ValueError, match=r'a device, "cpu", "cuda" or "cuda:<number>", got '):

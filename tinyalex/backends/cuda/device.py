@@ -14,6 +14,7 @@ from tinyalex.backends.types import Array
 INSTALL = 'pip install "tinyalex[cuda13]" (or [cuda12], as the driver allows)'
 _NO_GPU = 100  # cudaErrorNoDevice
 _NO_DRIVER = 35  # cudaErrorInsufficientDriver: older than CuPy needs, or none at all
+_OLDEST = 8  # major compute capability: asynchronous copies, and tensor cores that know TF32
 
 
 def cupy() -> Any:
@@ -55,11 +56,17 @@ def count() -> int:
 
 @cache
 def check(index: int) -> None:
-    """Raise DeviceError unless there is a GPU of this number."""
+    """Raise DeviceError unless there is a GPU of this number, and the kernels can run on it."""
     found = count()
     if index >= found:
         there = "cuda:0" if found == 1 else f"cuda:0 to cuda:{found - 1}"
         raise DeviceError(f"there is no device cuda:{index}; this machine has {there}")
+    gpu = cupy().cuda.runtime.getDeviceProperties(index)
+    if gpu["major"] < _OLDEST:
+        raise DeviceError(
+            f"cuda:{index}, {gpu['name'].decode()}, is too old for the kernels: its compute "
+            f"capability is {gpu['major']}.{gpu['minor']}, and they need {_OLDEST}.0 or newer"
+        )
 
 
 def describe(index: int) -> dict[str, Any]:
