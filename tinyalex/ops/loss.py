@@ -9,7 +9,7 @@ import numpy as np
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
-from tinyalex.backends.devices import device_of, same_device
+from tinyalex.backends.devices import device_of, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.ops.activation import stable_log_softmax
 from tinyalex.ops.arguments import floating
@@ -145,9 +145,12 @@ def read_options(
             wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
             if wrong.size:
                 raise ValueError(f"class indices must be in [0, {classes}), got {wrong.flat[0]}")
+    if weight is not None:
+        with using(device_of(weight)):
+            weight = weight.astype(logits.dtype)
     return {
         "target": target,
-        "weight": None if weight is None else weight.astype(logits.dtype),
+        "weight": weight,
         "ignore_index": ignore_index,
         "reduction": reduction,
         "label_smoothing": label_smoothing,
