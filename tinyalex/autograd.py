@@ -169,7 +169,7 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
             with using(device):
                 input_grad = input_grad.astype(edge.dtype, copy=False)
                 if not isinstance(edge, Function):
-                    own = _writable(input_grad) and not _seen_by_others(input_grad, others)
+                    own = _writable(input_grad, device) and not _seen_by_others(input_grad, others)
                     _accumulate(edge, input_grad if own else input_grad.copy())
                 elif edge in gradients:
                     gradients[edge] = gradients[edge] + input_grad
@@ -183,14 +183,14 @@ def _seen_by_others(grad: Array, others: list[Array]) -> bool:
 
     A leaf's .grad is its own: what others see too, or a constant, is copied.
     """
-    overlaps = array_module(grad).may_share_memory
-    device = device_of(grad)
-    return sum(overlaps(grad, other) for other in others if device_of(other) == device) > 1
+    xp = array_module(grad)
+    comparable = [other for other in others if isinstance(other, xp.ndarray)]
+    return sum(xp.may_share_memory(grad, other) for other in comparable) > 1
 
 
-def _writable(array: Array) -> bool:
+def _writable(array: Array, device: str) -> bool:
     """Return whether each element has a place of its own that may be written."""
-    if device_of(array) == "cpu":
+    if device == "cpu":
         return array.flags.writeable
     return 0 not in array.strides  # CuPy protects nothing: see what was broadcast
 

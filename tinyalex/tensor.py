@@ -431,8 +431,9 @@ class Tensor:
     def __getitem__(self, index: Any) -> Tensor:
         items = index if isinstance(index, tuple) else (index,)
         arrays = tuple(item.data if isinstance(item, Tensor) else item for item in items)
-        indices = (array for array in arrays if isinstance(array, np.ndarray) or on_gpu(array))
-        same_device("indexing", self.data, *indices)
+        for array in arrays:
+            if isinstance(array, np.ndarray) or on_gpu(array):
+                same_device("indexing", self.data, array)
         return shape.Index.apply(self, index=arrays if isinstance(index, tuple) else arrays[0])
 
 
