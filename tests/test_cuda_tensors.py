@@ -92,6 +92,13 @@ def test_gradients_are_nobody_elses(pair):
     assert ta.Tensor(y.grad).cpu().numpy().tolist() == [1, 1, 1, 1]
 
 
+def test_each_element_of_a_gradient_has_a_place(pair):
+    _, x = pair(4)
+    x.mean().backward()  # a new number, broadcast
+    x.grad[0] = 1
+    assert ta.Tensor(x.grad).cpu().numpy().tolist() == [1, 0.25, 0.25, 0.25]
+
+
 def test_comparisons_and_numbers(pair):
     _, x = pair(6)
     assert (x > -100).device == "cuda:0"
