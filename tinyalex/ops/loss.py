@@ -95,7 +95,8 @@ class CrossEntropy(Function):
         log_p, a, total_weight = self.saved
         dx = array_module(log_p).exp(log_p) * a.sum(self.axis, keepdims=True) - a
         if self.reduction == "mean":
-            grad = grad / total_weight
+            # By 1 if no target counts: then all of dx is 0, and is to stay so, as in torch.
+            grad = grad / (total_weight + (total_weight == 0))
         elif self.reduction == "none":
             grad = array_module(grad).expand_dims(grad, self.axis)
         return dx * grad
