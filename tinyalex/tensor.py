@@ -131,18 +131,18 @@ class Tensor:
                 "this tensor was not computed from any tensor with requires_grad=True, "
                 "or it was computed under no_grad()"
             )
-        if gradient is None:
-            if self.size != 1:
-                raise RuntimeError(
-                    f"backward() without a gradient needs one element, got shape {self.shape}; "
-                    "reduce to a loss first (.sum(), .mean()) or pass gradient="
-                )
-            gradient = 1
+        if gradient is None and self.size != 1:
+            raise RuntimeError(
+                f"backward() without a gradient needs one element, got shape {self.shape}; "
+                "reduce to a loss first (.sum(), .mean()) or pass gradient="
+            )
         array = gradient.data if isinstance(gradient, Tensor) else gradient
         if isinstance(array, np.ndarray) or on_gpu(array):
             same_device("backward", self.data, array)
         with using(self.device):
-            array = array_module(self.data).array(array, dtype=self.dtype)
+            xp = array_module(self.data)
+            # A number from the host would be copied, and waited for; ones are a kernel's.
+            array = xp.ones((), self.dtype) if array is None else xp.array(array, self.dtype)
             if array.shape != self.shape and not (array.ndim == 0 and self.size == 1):
                 raise ValueError(f"expected a gradient of shape {self.shape}, got {array.shape}")
             array = array.reshape(self.shape)
