@@ -20,7 +20,15 @@ DOCUMENT = report.ROOT / "docs" / "gpu.md"
 QUICK = "without PyTorch's search for kernels"
 NOT_YET = "Not yet measured on hardware."
 MODES = {"train": "training step", "infer": "inference"}
-GOAL = 1.0  # times as fast as PyTorch's best setting of the same class, in the same run
+# How many times as fast as PyTorch's best setting of the same class, in the same run: batch 1, 128.
+GOALS = {
+    ("train", "A"): (1.0, 1.2),
+    ("train", "B"): (1.0, 1.2),
+    ("train", "C"): (1.0, 1.1),
+    ("infer", "A"): (1.5, 1.0),
+    ("infer", "B"): (1.5, 1.0),
+    ("infer", "C"): (1.5, 1.0),
+}
 GOAL_SIZES = (1, 128)
 Result = dict[str, Any]
 
@@ -65,14 +73,16 @@ def ratio(result: Result) -> Ratio | None:
 
 
 def goals_table(results: Iterable[Result]) -> str:
-    """Return the table of goals: ahead of PyTorch everywhere, with what was measured."""
+    """Return the table of goals, and what was measured."""
     found = {_key(r): r for r in results}
     sizes = " | ".join(f"batch {size}" for size in GOAL_SIZES)
-    lines = [f"| goal: more than {GOAL}{TIMES} PyTorch's best | {sizes} |", "|---" * 3 + "|"]
-    for mode, what in MODES.items():
-        for precision in ("A", "B", "C"):
-            cells = [_goal(found.get((mode, "g1-lrn", size, precision))) for size in GOAL_SIZES]
-            lines.append(f"| {what}, class {precision} | {' | '.join(cells)} |")
+    lines = [f"| against PyTorch's best | {sizes} |", "|---" * 3 + "|"]
+    for (mode, precision), goals in GOALS.items():
+        cells = [
+            _goal(goal, found.get((mode, "g1-lrn", size, precision)))
+            for goal, size in zip(goals, GOAL_SIZES, strict=True)
+        ]
+        lines.append(f"| {MODES[mode]}, class {precision} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -81,13 +91,14 @@ def _key(result: Result) -> tuple[str, str, int, str]:
     return case["mode"], net_of(result), case["images"], case["precision"]
 
 
-def _goal(result: Result | None) -> str:
+def _goal(goal: float, result: Result | None) -> str:
+    wanted = f"goal: more than {goal}{TIMES}<br>"
     measured = ratio(result) if result else None
     if measured is None:
-        return NOT_YET.lower().rstrip(".")
-    verdict = "**met**" if measured.lowest > GOAL else "**missed**"
+        return wanted + NOT_YET.lower().rstrip(".")
+    verdict = "**met**" if measured.lowest > goal else "**missed**"
     quick = f" ({QUICK})" if result.get("quick") else ""
-    return f"{measured}, {best(result, ours=False)}{quick}: {verdict}"
+    return f"{wanted}{measured}, {best(result, ours=False)}{quick}: {verdict}"
 
 
 def nets_table(results: list[Result]) -> str:

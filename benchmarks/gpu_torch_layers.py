@@ -8,6 +8,7 @@ from typing import Any
 import gpu_torch
 import numpy as np
 import torch
+import torch._functorch.config
 import torch.nn.functional as T
 from gpu_layer_rows import Row
 from gpu_torch import LAYOUTS
@@ -120,6 +121,8 @@ def _norm_and_pool(
 
 
 def _by_autograd(place: _Placer, grad: Any, x: Any, function: Callable[..., Any]) -> Call:
+    # Or compiled code would reuse for its results what the next call needs again.
+    torch._functorch.config.donated_buffer = False
     x = place(x).requires_grad_()
     y, grad = function(x), place(grad)
     return lambda: torch.autograd.grad(y, x, grad, retain_graph=True)[0]
