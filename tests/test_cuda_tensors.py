@@ -1,5 +1,7 @@
 """Tensors on a GPU: where they lie, how they move, what they refuse, the engine's arithmetic."""
 
+import importlib
+
 import numpy as np
 import pytest
 from helpers import assert_close, normal
@@ -227,6 +229,14 @@ def test_modules_move_whole(cuda, rng):
     model.load_state_dict({name: array + 1 for name, array in before.items()})
     assert {p.device for p in model.parameters()} == {"cuda:0"}
     assert np.array_equal(model.cpu().state_dict()["0.bias"], before["0.bias"] + 1)
+
+
+def test_modules_move_whole_or_not_at_all(standin):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(50, 50))
+    memory = importlib.import_module("simt.memory")
+    with memory.limited(1000), pytest.raises(ta.DeviceError, match="memory is full"):
+        model.to("cuda")
+    assert {parameter.device for parameter in model.parameters()} == {"cpu"}
 
 
 def test_files_hold_arrays_of_the_host(cuda, rng, tmp_path):
