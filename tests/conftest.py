@@ -37,11 +37,12 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def _independent():
-    """Let no test have its chance or its threads from the tests before."""
+    """Let no test have its chance, threads or precision from the tests before."""
     ta.manual_seed(2012)
     before = ta.threads.get_num_threads()
     yield
     ta.threads.set_num_threads(before)
+    ta.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(params=BACKENDS)

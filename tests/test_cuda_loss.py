@@ -51,6 +51,8 @@ def test_class_probabilities(cuda, rng, reduction):
 def test_small_integers_and_nothing_at_all(cuda, rng):
     equal_on_both(normal(rng, (3, 5)), np.array([0, 4, 2], np.uint8))
     equal_on_both(normal(rng, (0, 5)), np.zeros(0, np.int64), reduction="sum")
+    for weight in (None, np.ones(5)):  # all of them ignored
+        equal_on_both(normal(rng, (3, 5)), np.full(3, -100), weight)
     assert np.isnan(loss_and_grad("cuda", np.zeros((0, 5)), np.zeros(0, np.int64))[0])
 
 

@@ -1,5 +1,7 @@
 """Tensors on a GPU: where they lie, how they move, what they refuse, the engine's arithmetic."""
 
+import importlib
+
 import numpy as np
 import pytest
 from helpers import assert_close, normal
@@ -7,7 +9,7 @@ from helpers import assert_close, normal
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import nn, optim
-from tinyalex.backends.devices import device_of
+from tinyalex.backends.devices import device_of, move
 
 
 @pytest.fixture
@@ -92,12 +94,20 @@ def test_gradients_are_nobody_elses(pair):
     assert ta.Tensor(y.grad).cpu().numpy().tolist() == [1, 1, 1, 1]
 
 
+def test_each_element_of_a_gradient_has_a_place(pair):
+    _, x = pair(4)
+    x.mean().backward()  # a new number, broadcast
+    x.grad[0] = 1
+    assert ta.Tensor(x.grad).cpu().numpy().tolist() == [1, 0.25, 0.25, 0.25]
+
+
 def test_comparisons_and_numbers(pair):
     _, x = pair(6)
     assert (x > -100).device == "cuda:0"
     assert float((x == x).sum()) == 6
     assert x.argmax().item() == x.cpu().argmax().item()
     assert bool(x[0] < 100)
+    assert (x <= x.data[0]).data.dtype == bool
 
 
 def test_gradcheck_on_the_device(pair):
@@ -107,6 +117,12 @@ def test_gradcheck_on_the_device(pair):
         ta.gradcheck(lambda x: (x * x.detach()).sum(), [x])
 
 
+def test_gradcheck_leaves_its_inputs_as_they_were(pair):
+    here, there = pair(2, 3)
+    ta.gradcheck(lambda x: (x * x).sum(), [there])
+    assert np.array_equal(there.cpu().data, here.data)
+
+
 MIXTURES = {
     "add": lambda here, there: here + there,
     "matmul": lambda here, there: here @ there,
@@ -114,6 +130,8 @@ MIXTURES = {
     "linear": F.linear,
     "cross_entropy": lambda here, there: F.cross_entropy(there, ta.tensor([0, 1])),
     "comparison": lambda here, there: here > there,
+    "where": lambda here, there: ta.where([[True, False]], there, there),
+    "index": lambda here, there: there[np.array([1, 0])],
     "an array": lambda here, there: there * here.data,
     "backward": lambda here, there: (there * 2.0).backward(here.data),
 }
@@ -144,9 +162,60 @@ def test_unknown_devices(cuda):
             x.to(name)
 
 
-def test_weights_move_to_another_gpu(standin):
-    model = nn.Conv2d(3, 4, 3).to("cuda:1")
-    assert {parameter.device for parameter in model.parameters()} == {"cuda:1"}
+def test_a_leaf_that_moves_too_early(cuda):
+    layer = nn.Linear(2, 1)
+    loss = layer(ta.ones(3, 2)).sum()
+    layer.to("cuda")
+    with pytest.raises(ValueError, match=r"on cuda:0 for this input, got one on cpu; move tensors"):
+        loss.backward()
+
+
+def test_a_gradient_on_another_device(cuda):
+    weight = nn.Parameter(np.ones(3, np.float32))
+    weight.grad = ta.ones(3).to("cuda").data
+    with pytest.raises(ValueError, match=r"float32 on cpu has a gradient .* float32 on cuda:0"):
+        optim.SGD([weight], lr=0.1).step()
+
+
+def test_numbers_that_no_kernel_takes(cuda):
+    with pytest.raises(TypeError, match=r"takes float32 or float64, got int64; convert it first"):
+        F.relu(ta.tensor([-1, 2], device="cuda"))
+
+
+def small_network():
+    ta.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(12, 2),
+    )  # fmt: skip
+
+
+def second_gpu(rng, device):
+    """Return what a bit of everything leaves on a device."""
+    model = small_network().eval().to(device)
+    images = ta.tensor(normal(rng, (4, 2, 6, 6), np.float32), device=device, requires_grad=True)
+    nn.data_dependent_(model, images)
+    model.load_state_dict({name: 0.5 * array for name, array in model.state_dict().items()})
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none=False)
+        weight = ta.tensor(images.detach()[0, 0, 0, :2].to(bool), dtype=np.float64, device=device)
+        labels = ta.tensor([0, 1, 1, 0], device=device)
+        F.cross_entropy(model(images), labels, weight).backward()
+        optimizer.step()
+    model.zero_grad(set_to_none=False)
+    images.backward(ta.ones(images.shape).to(device))
+    images.backward(images)
+    assert {parameter.device for parameter in model.parameters()} == {images.device} == {device}
+    return [*model.state_dict().values(), move(images.grad, "cpu")]
+
+
+def test_a_gpu_that_is_not_the_current_one(standin):
+    wanted, got = (second_gpu(np.random.default_rng(1), device) for device in ("cpu", "cuda:1"))
+    for array, expected in zip(got, wanted, strict=True):
+        assert_close(array, expected)
+    x = ta.tensor(np.ones((2, 3)), device="cuda:1", requires_grad=True)
+    assert ta.gradcheck(lambda x: (x * x).to("cuda:0").tanh().sum(1), [x])
 
 
 def test_modules_move_whole(cuda, rng):
@@ -160,6 +229,22 @@ def test_modules_move_whole(cuda, rng):
     model.load_state_dict({name: array + 1 for name, array in before.items()})
     assert {p.device for p in model.parameters()} == {"cuda:0"}
     assert np.array_equal(model.cpu().state_dict()["0.bias"], before["0.bias"] + 1)
+
+
+def test_modules_move_whole_or_not_at_all(standin):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(50, 50))
+    memory = importlib.import_module("simt.memory")
+    with memory.limited(1000), pytest.raises(ta.DeviceError, match="memory is full"):
+        model.to("cuda")
+    assert {parameter.device for parameter in model.parameters()} == {"cpu"}
+
+
+def test_files_hold_arrays_of_the_host(cuda, rng, tmp_path):
+    images = ta.tensor(normal(rng, (2, 3, 4, 5)), device="cuda")
+    ta.save({"tensor": images, "array": images.data}, tmp_path / "saved")
+    saved = ta.load(tmp_path / "saved")
+    assert np.array_equal(saved["tensor"], images.cpu().data)
+    assert np.array_equal(saved["array"], images.cpu().data)
 
 
 def test_velocities_follow_their_parameters(cuda, rng):

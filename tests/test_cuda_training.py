@@ -199,6 +199,13 @@ def test_what_diverges_is_found_at_the_next_reading(photos, tmp_path, graph):
         assert np.isfinite(array).all()
 
 
+@pytest.mark.parametrize("precision", ["medium", "highest"])
+def test_a_run_multiplies_as_exactly_as_its_settings_say(photos, precision):
+    ta.set_float32_matmul_precision("high")
+    new_run(tiny_settings(photos, device="cuda", precision=precision))
+    assert ta.get_float32_matmul_precision() == precision
+
+
 def test_the_commands(photos, tmp_path):
     """What they say of the device, and that they use it."""
     out = tmp_path / "run"

@@ -9,6 +9,7 @@ import images
 import numpy as np
 import pytest
 from commands import TINY, run
+from helpers import assert_close
 from PIL import Image
 
 from tinyalex.data import EvalTransform, ImageFolder, Loader, Patterns
@@ -48,6 +49,15 @@ def test_outputs_of_all_layers(model, pixels):
     assert (outputs["conv1"] < 0).any()
     np.testing.assert_array_equal(outputs["fc3"], model(Tensor(pixels)).data)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_outputs_of_a_network_on_a_gpu(cuda, model, pixels):
+    expected, vectors = layer_outputs(model, pixels), hidden_vectors(model, pixels)
+    outputs = layer_outputs(model.to("cuda"), pixels)
+    assert outputs.keys() == expected.keys()
+    for name, array in outputs.items():
+        assert_close(array, expected[name], what=name)
+    assert_close(hidden_vectors(model, pixels), vectors)
 
 
 def test_layers_have_their_usual_names():

@@ -52,7 +52,11 @@ def test_cross_entropy_takes_plain_arrays_and_small_integers():
 
 def test_cross_entropy_of_nothing_is_not_a_number():
     """The mean of no losses, as in torch; and no warning, for a batch may well be all ignored."""
-    assert np.isnan(F.cross_entropy(ta.zeros(2, 5), np.full(2, -100)).item())
+    logits = ta.zeros(2, 5, requires_grad=True)
+    loss = F.cross_entropy(logits, np.full(2, -100))
+    loss.backward()
+    assert np.isnan(loss.item())
+    assert not logits.grad.any()
     assert F.cross_entropy(ta.zeros(0, 5), np.zeros(0, int), reduction="sum").item() == 0
 
 

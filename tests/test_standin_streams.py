@@ -5,6 +5,8 @@ import gc
 import numpy as np
 import pytest
 
+from tinyalex.backends.cuda.transfer import Uploads
+
 pytestmark = pytest.mark.usefixtures("standin")
 
 
@@ -54,6 +56,13 @@ def copied(standin, wait):
 )
 def test_a_copy_lands_when_it_is_waited_for(standin, wait):
     assert np.array_equal(copied(standin, wait), np.arange(5.0))
+
+
+def test_the_hosts_memory_is_copied_before_it_is_let_go():
+    uploads = Uploads()
+    for _ in range(3):  # the third takes the place of the first
+        uploads.send(np.zeros(4, np.uint8))
+    assert uploads._stream.position_done == 1
 
 
 def test_a_copy_lands_for_a_stream_that_waits(standin):

@@ -88,6 +88,7 @@ class Function:
         )
         self.shape: tuple[int, ...] = ()
         self.dtype: Any = None
+        self.device = "cpu"
         self.birth = next(self._births)
         self.freed = False
 
@@ -114,7 +115,7 @@ class Function:
         with using(same_device(cls.__name__, *arrays)):
             output = Tensor(node.forward(*arrays, **options))
         if any(node.needs_input_grad):
-            node.shape, node.dtype = output.shape, output.dtype
+            node.shape, node.dtype, node.device = output.shape, output.dtype, output.device
             output.requires_grad = True
             output.grad_fn = node
         return output
@@ -128,7 +129,8 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
     a node saved, and the gradient that reached it, are freed as the walk passes.
     """
     if not isinstance(root, Function):
-        _accumulate(root, gradient)
+        with using(root.device):
+            _accumulate(root, gradient)
         return
     gradients = {root: gradient}
     newest_first = [(-root.birth, root)]
@@ -140,7 +142,7 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
                 "with the first. Compute the loss again, or pass retain_graph=True the first time"
             )
         grad = gradients.pop(node)
-        with using(device_of(grad)):
+        with using(node.device):
             input_grads = node.backward(grad)
         if not isinstance(input_grads, tuple):
             input_grads = (input_grads,)
@@ -157,10 +159,17 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
                     f"{type(node).__name__}.backward must return a gradient of shape {edge.shape} "
                     f"for this input, got {got}"
                 )
-            with using(device_of(input_grad)):
+            device = edge.device
+            if device_of(input_grad) != device:
+                raise ValueError(
+                    f"{type(node).__name__}.backward must return a gradient on {device} for this "
+                    f"input, got one on {device_of(input_grad)}; move tensors before the forward "
+                    "pass or after backward(), not between the two"
+                )
+            with using(device):
                 input_grad = input_grad.astype(edge.dtype, copy=False)
                 if not isinstance(edge, Function):
-                    own = _writable(input_grad) and not _seen_by_others(input_grad, others)
+                    own = _writable(input_grad, device) and not _seen_by_others(input_grad, others)
                     _accumulate(edge, input_grad if own else input_grad.copy())
                 elif edge in gradients:
                     gradients[edge] = gradients[edge] + input_grad
@@ -174,14 +183,14 @@ def _seen_by_others(grad: Array, others: list[Array]) -> bool:
 
     A leaf's .grad is its own: what others see too, or a constant, is copied.
     """
-    overlaps = array_module(grad).may_share_memory
-    here = [other for other in others if device_of(other) == device_of(grad)]
-    return sum(overlaps(grad, other) for other in here) > 1
+    xp = array_module(grad)
+    comparable = [other for other in others if isinstance(other, xp.ndarray)]
+    return sum(xp.may_share_memory(grad, other) for other in comparable) > 1
 
 
-def _writable(array: Array) -> bool:
+def _writable(array: Array, device: str) -> bool:
     """Return whether each element has a place of its own that may be written."""
-    if device_of(array) == "cpu":
+    if device == "cpu":
         return array.flags.writeable
     return 0 not in array.strides  # CuPy protects nothing: see what was broadcast
 

@@ -328,7 +328,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
 
     Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
-    new ones. Raises ValueError unless 0 <= p <= 1.
+    new ones; from the same seed a GPU draws others than the CPU. Raises ValueError unless
+    0 <= p <= 1.
     """
     p = probability(p, "the dropout probability")
     _tensor(x, "x")
@@ -395,7 +396,8 @@ def cross_entropy(
     mixes the target with the uniform distribution: (1 - e) target + e / C. Torch's function.
 
     Raises ValueError for shapes that do not fit, indices out of range, an unknown reduction;
-    TypeError for dtypes.
+    TypeError for dtypes. On a GPU, where a look at the indices would have to wait, the loss of one
+    out of range is NaN instead.
     """
     options = loss.read_options(
         _tensor(input, "input").data,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyalex.autograd import no_grad
-from tinyalex.backends.devices import move
+from tinyalex.backends.devices import device_of, move, using
 from tinyalex.backends.types import Array
 from tinyalex.tensor import Tensor
 
@@ -47,7 +47,7 @@ def gradcheck(
 
     rng = np.random.default_rng(0)
     outputs = _outputs(fn, inputs)
-    weights = [move(rng.standard_normal(y.shape), y.device) for y in outputs]
+    weights = [rng.standard_normal(y.shape) for y in outputs]
     with no_grad():
         again = _outputs(fn, inputs)
     if any(
@@ -61,7 +61,9 @@ def gradcheck(
     def weighted_sum() -> float:
         with no_grad():
             ys = _outputs(fn, inputs)
-            return sum(float((w * y.data).sum()) for w, y in zip(weights, ys, strict=True))
+            return sum(
+                float((w * move(y.data, "cpu")).sum()) for w, y in zip(weights, ys, strict=True)
+            )
 
     for i, gradient in zip(checked, analytic, strict=True):
         data = inputs[i].data
@@ -90,7 +92,7 @@ def _gradients(outputs: list[Tensor], weights: list[Array], leaves: list[Tensor]
             leaf.grad = None
         used = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
         for y, w in used:
-            y.backward(w, retain_graph=True)
+            y.backward(move(w, y.device), retain_graph=True)
         return [np.zeros(t.shape) if t.grad is None else move(t.grad, "cpu") for t in leaves]
     finally:
         for leaf, grad in zip(leaves, before, strict=True):
@@ -100,12 +102,13 @@ def _gradients(outputs: list[Tensor], weights: list[Array], leaves: list[Tensor]
 def _difference_quotient(
     f: Callable[[], float], data: Array, element: tuple[int, ...], eps: float
 ) -> float:
-    original = data[element]
-    try:
-        data[element] = original + eps
-        above = f()
-        data[element] = original - eps
-        below = f()
-    finally:
-        data[element] = original
+    with using(device_of(data)):
+        original = data[element].item()  # a number: what CuPy's indexing returns would change too
+        try:
+            data[element] = original + eps
+            above = f()
+            data[element] = original - eps
+            below = f()
+        finally:
+            data[element] = original
     return (above - below) / (2 * eps)

@@ -134,17 +134,19 @@ class SGD:
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None:
                 continue
-            if p.grad.shape != p.shape or p.grad.dtype != p.dtype:
+            device, on = p.device, device_of(p.grad)
+            if p.grad.shape != p.shape or p.grad.dtype != p.dtype or on != device:
                 raise ValueError(
-                    f"a parameter of shape {p.shape}, {p.dtype} has a gradient of shape "
-                    f"{p.grad.shape}, {p.grad.dtype}; call zero_grad() and backward() again"
+                    f"a parameter of shape {p.shape}, {p.dtype} on {device} has a gradient of "
+                    f"shape {p.grad.shape}, {p.grad.dtype} on {on}; call zero_grad() and "
+                    "backward() again"
                 )
             velocity = self._velocity[index] if group["momentum"] else None
-            if velocity is not None and device_of(velocity) != p.device:
-                velocity = self._velocity[index] = for_device(move(velocity, p.device))
+            if velocity is not None and device_of(velocity) != device:
+                velocity = self._velocity[index] = for_device(move(velocity, device))
             first = group["momentum"] and velocity is None
             if first:
-                with using(p.device):
+                with using(device):
                     zeros = backends.array_module(p.data).zeros_like(p.data)
                 velocity = self._velocity[index] = zeros
             if velocity is not None and velocity.dtype != p.dtype:
@@ -171,7 +173,8 @@ class SGD:
             if set_to_none:
                 p.grad = None
             elif p.grad is not None:
-                p.grad[...] = 0
+                with using(device_of(p.grad)):
+                    p.grad[...] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the velocities as NumPy arrays, in order, and all groups' options."""

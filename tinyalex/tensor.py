@@ -131,21 +131,22 @@ class Tensor:
                 "this tensor was not computed from any tensor with requires_grad=True, "
                 "or it was computed under no_grad()"
             )
-        if gradient is None:
-            if self.size != 1:
-                raise RuntimeError(
-                    f"backward() without a gradient needs one element, got shape {self.shape}; "
-                    "reduce to a loss first (.sum(), .mean()) or pass gradient="
-                )
-            array = array_module(self.data).ones((), self.dtype)
-        else:
-            array = gradient.data if isinstance(gradient, Tensor) else gradient
-            if isinstance(array, np.ndarray) or on_gpu(array):
-                same_device("backward", self.data, array)
-            array = array_module(self.data).array(array, dtype=self.dtype)
-        if array.shape != self.shape and not (array.ndim == 0 and self.size == 1):
-            raise ValueError(f"expected a gradient of shape {self.shape}, got {array.shape}")
-        run_backward(self.grad_fn or self, array.reshape(self.shape), retain_graph)
+        if gradient is None and self.size != 1:
+            raise RuntimeError(
+                f"backward() without a gradient needs one element, got shape {self.shape}; "
+                "reduce to a loss first (.sum(), .mean()) or pass gradient="
+            )
+        array = gradient.data if isinstance(gradient, Tensor) else gradient
+        if isinstance(array, np.ndarray) or on_gpu(array):
+            same_device("backward", self.data, array)
+        with using(self.device):
+            xp = array_module(self.data)
+            # A number from the host would be copied, and waited for; ones are a kernel's.
+            array = xp.ones((), self.dtype) if array is None else xp.array(array, self.dtype)
+            if array.shape != self.shape and not (array.ndim == 0 and self.size == 1):
+                raise ValueError(f"expected a gradient of shape {self.shape}, got {array.shape}")
+            array = array.reshape(self.shape)
+        run_backward(self.grad_fn or self, array, retain_graph)
 
     def detach(self) -> Tensor:
         """Return a tensor on the same array, outside the graph."""
@@ -195,7 +196,8 @@ class Tensor:
         if dtype == self.dtype:
             return self
         if dtype.kind != "f":
-            return Tensor(self.data.astype(dtype))  # integers have no gradients
+            with using(self.device):
+                return Tensor(self.data.astype(dtype))  # integers have no gradients
         return shape.Cast.apply(self, dtype=dtype)
 
     def cpu(self) -> Tensor:
@@ -208,11 +210,16 @@ class Tensor:
 
     # --- arithmetic -------------------------------------------------------------------------------
 
+    def _number(self, value: Any) -> Tensor:
+        dtype = self._dtype_beside(value)
+        if self.device == "cpu":
+            return Tensor(np.asarray(value, dtype))
+        with using(self.device):  # a kernel, where a copy from the host would wait
+            return Tensor(array_module(self.data).full((), value, dtype))
+
     def _binary(self, function: type[Function], other: Any, swapped: bool = False) -> Tensor:
         if isinstance(other, (bool, int, float, np.generic)):
-            with using(self.device):
-                full = array_module(self.data).full
-                other = Tensor(full((), other, self._dtype_beside(other)))
+            other = self._number(other)
         elif isinstance(other, np.ndarray) or on_gpu(other):
             other = Tensor(other)
         elif not isinstance(other, Tensor):
@@ -304,30 +311,30 @@ class Tensor:
 
     # --- comparisons: plain answers, outside the graph --------------------------------------------
 
-    def _compare(self, operation: Any, other: Any) -> Tensor:
+    def _compare(self, ufunc: str, other: Any) -> Tensor:
         other = other.data if isinstance(other, Tensor) else other
         if isinstance(other, np.ndarray) or on_gpu(other):
             same_device("a comparison", self.data, other)
         with using(self.device):
-            return Tensor(array_module(self.data).asarray(operation(self.data, other)))
+            return Tensor(getattr(array_module(self.data), ufunc)(self.data, other))
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._compare(operator.eq, other)
+        return self._compare("equal", other)
 
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._compare(operator.ne, other)
+        return self._compare("not_equal", other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return self._compare(operator.lt, other)
+        return self._compare("less", other)
 
     def __le__(self, other: Any) -> Tensor:
-        return self._compare(operator.le, other)
+        return self._compare("less_equal", other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return self._compare(operator.gt, other)
+        return self._compare("greater", other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return self._compare(operator.ge, other)
+        return self._compare("greater_equal", other)
 
     __hash__ = object.__hash__
 
@@ -424,6 +431,9 @@ class Tensor:
     def __getitem__(self, index: Any) -> Tensor:
         items = index if isinstance(index, tuple) else (index,)
         arrays = tuple(item.data if isinstance(item, Tensor) else item for item in items)
+        for array in arrays:
+            if isinstance(array, np.ndarray) or on_gpu(array):
+                same_device("indexing", self.data, array)
         return shape.Index.apply(self, index=arrays if isinstance(index, tuple) else arrays[0])
 
 
@@ -443,12 +453,13 @@ def tensor(
     """Return a new leaf tensor with a copy of ``data``; see `Tensor` for what it accepts."""
     source = data.data if isinstance(data, Tensor) else data
     array = Tensor(source).data
-    if dtype is not None:
-        # From the source: a Python float has more digits than the float32 that it becomes.
-        array = array.astype(dtype) if on_gpu(source) else np.array(source, dtype=dtype)
-    if device is not None:
-        array = move(array, device)
-    return Tensor(array.copy() if array is source else array, requires_grad)
+    with using(device_of(array)):
+        if dtype is not None:
+            # From the source: a Python float has more digits than the float32 that it becomes.
+            array = array.astype(dtype) if on_gpu(source) else np.array(source, dtype=dtype)
+        if device is not None:
+            array = move(array, device)
+        return Tensor(array.copy() if array is source else array, requires_grad)
 
 
 def zeros(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:

@@ -131,6 +131,9 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return call(function, args, kwargs)
 
     def __getitem__(self, index):
+        items = index if isinstance(index, tuple) else (index,)
+        if all(isinstance(item, (int, np.integer)) for item in items):
+            index = (*items, ...)  # of one element, too, a view, where NumPy copies the number
         return call(np.ndarray.__getitem__, (self, index), {})
 
     def __setitem__(self, index, value):

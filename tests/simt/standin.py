@@ -114,6 +114,8 @@ def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
 
 def may_share_memory(a, b, max_work=None):
     """Return whether the two may overlap."""
+    if a.device != b.device:
+        return False
     return np.may_share_memory(unwrap(a), unwrap(b))
 
 

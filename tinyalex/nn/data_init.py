@@ -11,6 +11,7 @@ import numpy as np
 
 from tinyalex.autograd import no_grad
 from tinyalex.backends import array_module
+from tinyalex.backends.devices import using
 from tinyalex.nn.conv import Conv2d
 from tinyalex.nn.linear import Linear
 from tinyalex.nn.module import Module
@@ -61,7 +62,8 @@ def data_dependent_(model: Module, images: Tensor) -> None:
     handles = [layer.register_forward_hook(standardise) for layer in layers]
     try:
         model.eval()  # dropout would add its noise to what is measured
-        model(images)
+        with using(images.device):
+            model(images)
     finally:
         model.train(mode)
         for handle in handles:

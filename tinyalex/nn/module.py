@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tinyalex.autograd import no_grad
-from tinyalex.backends.devices import host_copy, move, on_gpu
+from tinyalex.backends.devices import device_of, host_copy, move, on_gpu, using
 from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
 from tinyalex.tensor import Tensor
@@ -210,7 +210,8 @@ class Module:
             if set_to_none:
                 parameter.grad = None
             elif parameter.grad is not None:
-                parameter.grad[...] = 0
+                with using(device_of(parameter.grad)):
+                    parameter.grad[...] = 0
 
     # Weights in and out
 
@@ -251,7 +252,9 @@ class Module:
                 f"belong to. {'; '.join(problems)}"
             )
         for name, array in arrays.items():
-            own[name].data[...] = move(np.asarray(array, own[name].dtype), own[name].device)
+            device = own[name].device
+            with using(device):
+                own[name].data[...] = move(np.asarray(array, own[name].dtype), device)
         return IncompatibleKeys(missing, unexpected)
 
     # Printing

@@ -9,7 +9,7 @@ import numpy as np
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
-from tinyalex.backends.devices import device_of, same_device
+from tinyalex.backends.devices import device_of, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.ops.activation import stable_log_softmax
 from tinyalex.ops.arguments import floating
@@ -95,7 +95,8 @@ class CrossEntropy(Function):
         log_p, a, total_weight = self.saved
         dx = array_module(log_p).exp(log_p) * a.sum(self.axis, keepdims=True) - a
         if self.reduction == "mean":
-            grad = grad / total_weight
+            # By 1 if no target counts: then all of dx is 0, and is to stay so, as in torch.
+            grad = grad / (total_weight + (total_weight == 0))
         elif self.reduction == "none":
             grad = array_module(grad).expand_dims(grad, self.axis)
         return dx * grad
@@ -145,9 +146,12 @@ def read_options(
             wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
             if wrong.size:
                 raise ValueError(f"class indices must be in [0, {classes}), got {wrong.flat[0]}")
+    if weight is not None:
+        with using(device_of(weight)):
+            weight = weight.astype(logits.dtype)
     return {
         "target": target,
-        "weight": None if weight is None else weight.astype(logits.dtype),
+        "weight": weight,
         "ignore_index": ignore_index,
         "reduction": reduction,
         "label_smoothing": label_smoothing,

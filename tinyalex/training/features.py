@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from tinyalex import nn
 from tinyalex.autograd import no_grad
+from tinyalex.backends.devices import host_copy
 from tinyalex.data import Loader
 from tinyalex.models import AlexNet
 from tinyalex.tensor import Tensor
@@ -43,15 +44,16 @@ def layer_outputs(model: AlexNet, images: np.ndarray) -> dict[str, np.ndarray]:
             number += isinstance(layer, (nn.Conv2d, nn.Linear))
             names[layer] = f"{kind}{number}"
     outputs: dict[str, np.ndarray] = {}
+    device = next(model.parameters()).device
 
     def keep(layer: nn.Module, args: Any, output: Tensor) -> None:
-        outputs[names[layer]] = output.numpy().copy()
+        outputs[names[layer]] = host_copy(output.data)
 
     with ExitStack() as hooks, no_grad():
         for layer in names:
             hooks.enter_context(layer.register_forward_hook(keep))
         model.eval()
-        model(Tensor(images))
+        model(Tensor(images).to(device))
     return outputs
 
 
@@ -63,12 +65,13 @@ def hidden_vectors(model: AlexNet, images: np.ndarray) -> np.ndarray:
     found: list[np.ndarray] = []
 
     def keep(layer: nn.Module, args: Any, output: Tensor) -> None:
-        found.append(args[0].numpy().copy())
+        found.append(host_copy(args[0].data))
 
     *_, last = model.weight_layers.values()
+    device = last.weight.device
     with no_grad(), last.register_forward_hook(keep):
         model.eval()
-        model(Tensor(images))
+        model(Tensor(images).to(device))
     return found[0]
 
 

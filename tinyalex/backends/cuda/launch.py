@@ -33,8 +33,17 @@ ALIGNMENT = 16  # bytes: the widest single load
 
 
 def type_name(dtype: Any) -> str:
-    """Return how CUDA calls ``dtype``: "float" or "double", the endings of entries' names."""
-    return {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}[np.dtype(dtype)]
+    """Return how CUDA calls ``dtype``: "float" or "double", the endings of entries' names.
+
+    Raises TypeError for others: there are no kernels for them.
+    """
+    name = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}.get(np.dtype(dtype))
+    if name is None:
+        raise TypeError(
+            f"on a GPU this operation takes float32 or float64, got {dtype}; convert it first, "
+            'for example with .to("float32")'
+        )
+    return name
 
 
 def launch(
