@@ -31,7 +31,7 @@ import gpu_run
 import gpu_tables
 import report
 from gpu_cases import CLASSES, Case, Net
-from gpu_run import Session
+from gpu_run import Campaign
 from gpu_timing import Protocol
 
 SIZES = (128, 1, 256, 64, 16, 512)
@@ -57,7 +57,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
-def prepare(arguments: argparse.Namespace) -> Session:
+def prepare(arguments: argparse.Namespace) -> Campaign:
     """Find out about the machine, measure its ceilings and print both."""
     minutes = arguments.minutes or (QUICK_MINUTES if arguments.quick else float("inf"))
     until = time.monotonic() + minutes * 60
@@ -76,45 +76,45 @@ def prepare(arguments: argparse.Namespace) -> Session:
         warm_up=arguments.warm_up,
         calls=arguments.calls,
     )
-    return Session(
+    return Campaign(
         arguments.results, facts, ceilings, protocol, arguments.quick, arguments.only, until
     )
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measure and save one case after the other, then the single layers."""
-    session = prepare(arguments)
+    campaign = prepare(arguments)
     if arguments.profile:
         import gpu_profile
 
-        gpu_profile.run(session, Net(thin=arguments.thin, pixels=arguments.pixels))
+        gpu_profile.run(campaign, Net(thin=arguments.thin, pixels=arguments.pixels))
         return
     if not arguments.layers_only:
         for case in cases(arguments):
-            measure_case(case, session, arguments.again)
+            measure_case(case, campaign, arguments.again)
     if not arguments.no_layers:
         images = (arguments.images or SIZES)[0]
         nets = [case.net for case in cases(arguments)]
-        gpu_layers.measure(nets[0], images, arguments.precision or ["A", "B", "C"], session)
+        gpu_layers.measure(nets[0], images, arguments.precision or ["A", "B", "C"], campaign)
 
 
-def measure_case(case: Case, session: Session, again: bool) -> None:
+def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
     """Measure one case, unless it was measured before or the time is up."""
-    if not again and gpu_run.measured_already(session.folder, case.name, session):
+    if not again and gpu_run.measured_already(campaign.folder, case.name, campaign):
         print(f"{case.name}: measured already", flush=True)
-        gpu_run.remember_favourites(gpu_run.load(session.folder, case.name), session)
+        gpu_run.remember_favourites(gpu_run.load(campaign.folder, case.name), campaign)
         return
-    if session.time_is_up():
+    if campaign.time_is_up():
         print(f"{case.name}: not begun, the time is up", flush=True)
         return
     print(f"{case.name}: {CLASSES[case.precision]}", flush=True)
-    result = gpu_run.run(case, session)
+    result = gpu_run.run(case, campaign)
     gpu_run.show(result)
-    gpu_run.remember_favourites(result, session)
-    if session.only:
+    gpu_run.remember_favourites(result, campaign)
+    if campaign.only:
         print("  not saved, since not all took part", flush=True)
     elif result["contestants"]:
-        gpu_run.save(session.folder, case.name, result)
+        gpu_run.save(campaign.folder, case.name, result)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ import gpu_run
 import numpy as np
 from gpu_cases import Net, distance
 from gpu_layer_rows import Row, rows
-from gpu_run import Session
+from gpu_run import Campaign
 from gpu_tinyalex import WORDS
 
 import tinyalex as ta
@@ -31,17 +31,17 @@ def name_of(net: Net, images: int) -> str:
     return f"gpu-layers-{net.name}-{images}"
 
 
-def measure(net: Net, images: int, classes: list[str], session: Session) -> None:
+def measure(net: Net, images: int, classes: list[str], campaign: Campaign) -> None:
     """Measure all rows in all classes; the file grows with every row."""
     name = name_of(net, images)
-    if gpu_run.measured_already(session.folder, name, session):
+    if gpu_run.measured_already(campaign.folder, name, campaign):
         print(f"{name}: measured already", flush=True)
         return
     result: dict[str, Any] = {
-        "facts": session.facts,
+        "facts": campaign.facts,
         "ceilings": {
-            "operations": session.ceilings.operations,
-            "bandwidth": session.ceilings.bandwidth,
+            "operations": campaign.ceilings.operations,
+            "bandwidth": campaign.ceilings.bandwidth,
         },
         "net": net.name,
         "images": images,
@@ -50,21 +50,21 @@ def measure(net: Net, images: int, classes: list[str], session: Session) -> None
     }
     flush = cupy().empty(FLUSHED // 4 // net.thin**2, np.float32)
     for row in rows(net, images):
-        if session.time_is_up():
+        if campaign.time_is_up():
             print(f"{name}: the rest was not begun, the time is up", flush=True)
             break
         expected = row.expected()
         for precision in classes:
-            measured = _row(row, precision, expected, session, flush)
+            measured = _row(row, precision, expected, campaign, flush)
             result["rows"].append(measured)
             _show(measured)
         gpu_run.tidy()
-        if not session.only:
-            gpu_run.save(session.folder, name, result)
+        if not campaign.only:
+            gpu_run.save(campaign.folder, name, result)
 
 
 def _row(
-    row: Row, precision: str, expected: np.ndarray, session: Session, flush: Any
+    row: Row, precision: str, expected: np.ndarray, campaign: Campaign, flush: Any
 ) -> dict[str, Any]:
     ta.set_float32_matmul_precision(WORDS[precision])
     builders: dict[str, Callable[[], Call]] = {"tinyalex": lambda: ours(row)}
@@ -79,7 +79,7 @@ def _row(
     errors: dict[str, float] = {}
     failed: dict[str, str] = {}
     for name, build in builders.items():
-        if session.only and not any(word in name for word in session.only):
+        if campaign.only and not any(word in name for word in campaign.only):
             continue
         try:
             call = build()
@@ -94,15 +94,15 @@ def _row(
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
-    for _ in range(session.protocol.rounds):
+    for _ in range(campaign.protocol.rounds):
         for name, call in calls.items():
-            times[name].append(cold(call, flush, session.protocol.calls))
+            times[name].append(cold(call, flush, campaign.protocol.calls))
     return {
         "layer": row.work.layer,
         "part": row.work.part,
         "precision": precision,
         "flags": flags | {"tinyalex": ta.get_float32_matmul_precision()},
-        "floor_seconds": row.work.seconds(session.ceilings, precision),
+        "floor_seconds": row.work.seconds(campaign.ceilings, precision),
         "times": times,
         "errors": errors,
         "failed": failed,

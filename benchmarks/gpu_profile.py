@@ -15,14 +15,14 @@ import gpu_machine
 import gpu_run
 from gpu_cases import Case, Net
 from gpu_contestants import Contestant
-from gpu_run import Session
+from gpu_run import Campaign
 
 STEPS = 5
 WARM_UP = 10
 IMAGES = 128
 
 
-def run(session: Session, net: Net) -> None:
+def run(campaign: Campaign, net: Net) -> None:
     """Profile a training step of each layout and class, and write gpu-profile-*.json."""
     if reason := gpu_machine.why_no_torch():
         print(f"no profile: {reason}", flush=True)
@@ -41,7 +41,7 @@ def run(session: Session, net: Net) -> None:
         }
         builders["tinyalex"] = partial(Tinyalex, case)
         for who, build in builders.items():
-            if session.time_is_up():
+            if campaign.time_is_up():
                 print("the time is up", flush=True)
                 return
             try:
@@ -52,7 +52,7 @@ def run(session: Session, net: Net) -> None:
                 print(f"{who}, class {precision}: {type(error).__name__}: {error}", flush=True)
                 continue
             name = f"gpu-profile-{who}-{IMAGES}-{precision}"
-            gpu_run.save(session.folder, name, {"facts": session.facts, **found})
+            gpu_run.save(campaign.folder, name, {"facts": campaign.facts, **found})
             _show(name, found)
 
 

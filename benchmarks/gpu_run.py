@@ -36,7 +36,7 @@ class Candidate:
 
 
 @dataclass
-class Session:
+class Campaign:
     """What all cases of one run share; ``until`` is when it has to end (`time.monotonic`)."""
 
     folder: Path
@@ -55,7 +55,7 @@ class Session:
         return time.monotonic() > self.until
 
 
-def candidates(case: Case, session: Session) -> Iterator[Candidate]:
+def candidates(case: Case, campaign: Campaign) -> Iterator[Candidate]:
     """Yield all who could take part, in the order in which they are tried."""
     if case.precision != "as shipped":
         from gpu_tinyalex import Tinyalex, TinyalexGraph
@@ -65,14 +65,14 @@ def candidates(case: Case, session: Session) -> Iterator[Candidate]:
     if gpu_machine.usable_torch() is not None:
         import gpu_torch
 
-        favourites = session.favourites.get((case.mode, case.precision))
-        for setting in gpu_torch.settings(case, session.quick):
+        favourites = campaign.favourites.get((case.mode, case.precision))
+        for setting in gpu_torch.settings(case, campaign.quick):
             if favourites and setting.name not in favourites:
                 continue
             yield Candidate(setting.name, lambda setting=setting: gpu_torch.Torch(case, setting))
 
 
-def run(case: Case, session: Session) -> Result:
+def run(case: Case, campaign: Campaign) -> Result:
     """Check, time alone and then in turns; whoever fails is listed with the reason."""
     expected = reference(case.net, case.images, case.training)
     failed: dict[str, str] = {}
@@ -81,16 +81,16 @@ def run(case: Case, session: Session) -> Result:
     alive: dict[str, Contestant] = {}
     found: dict[str, dict[str, Any]] = {}
     before = gpu_machine.clock()
-    for candidate in candidates(case, session):
-        if session.only and not any(word in candidate.name for word in session.only):
+    for candidate in candidates(case, campaign):
+        if campaign.only and not any(word in candidate.name for word in campaign.only):
             continue
-        if session.time_is_up():
+        if campaign.time_is_up():
             failed[candidate.name] = "not tried: the time was up"
             continue
         try:
             contestant = candidate.build()
             alive[candidate.name] = contestant
-            found[candidate.name] = admit(contestant, case, expected, session.protocol)
+            found[candidate.name] = admit(contestant, case, expected, campaign.protocol)
         except Exception as error:  # whatever it is, the others go on
             failed[candidate.name] = _reason(error)
             print(f"  {candidate.name}: {failed[candidate.name]}", flush=True)
@@ -100,20 +100,20 @@ def run(case: Case, session: Session) -> Result:
             continue
         print(f"  {candidate.name}: {_line(found[candidate.name])}", flush=True)
         _drop_slow(alive, found)
-    turns = gpu_timing.take_turns(list(alive.values()), session.protocol) if alive else {}
+    turns = gpu_timing.take_turns(list(alive.values()), campaign.protocol) if alive else {}
     for name, contestant in alive.items():
         found[name]["turns"] = turns[name]
         _close(contestant)
     tidy()
     work = case.net, case.images, case.training
-    floor = gpu_floors.floor(*work, session.ceilings, case.floor_class)
+    floor = gpu_floors.floor(*work, campaign.ceilings, case.floor_class)
     return {
-        "facts": session.facts,
-        "quick": session.quick,
+        "facts": campaign.facts,
+        "quick": campaign.quick,
         "case": asdict(case),
-        "ceilings": asdict(session.ceilings),
+        "ceilings": asdict(campaign.ceilings),
         "clock": [before, gpu_machine.clock()],
-        "protocol": session.protocol.facts(),
+        "protocol": campaign.protocol.facts(),
         "floor_seconds": floor,
         "contestants": found,
         "failed": failed,
@@ -219,22 +219,22 @@ def load(folder: Path, name: str) -> Result:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def measured_already(folder: Path, name: str, session: Session) -> bool:
+def measured_already(folder: Path, name: str, campaign: Campaign) -> bool:
     """Return whether the case was measured by the same program on the same kind of machine.
 
     What a quick run measured counts for another quick run only.
     """
     result = load(folder, name)
-    if not result or (result.get("quick") and not session.quick):
+    if not result or (result.get("quick") and not campaign.quick):
         return False
     same = ("commit", "gpu", "driver", "versions")
-    edited = "dirty" in (session.facts["commit"] or "")
-    return not edited and all(result["facts"][key] == session.facts[key] for key in same)
+    edited = "dirty" in (campaign.facts["commit"] or "")
+    return not edited and all(result["facts"][key] == campaign.facts[key] for key in same)
 
 
-def remember_favourites(result: Result, session: Session) -> None:
+def remember_favourites(result: Result, campaign: Campaign) -> None:
     """Let the fastest settings of the first case of a mode and class stand for all that follow."""
     key = result["case"]["mode"], result["case"]["precision"]
     alone = {n: c["alone"] for n, c in result["contestants"].items() if not n.startswith(OURS)}
-    if alone and key not in session.favourites:
-        session.favourites[key] = sorted(alone, key=alone.__getitem__)[:FINALISTS]
+    if alone and key not in campaign.favourites:
+        campaign.favourites[key] = sorted(alone, key=alone.__getitem__)[:FINALISTS]

@@ -8,8 +8,8 @@
 // gradient, and the mean does not count them. An index that is no class makes loss and gradients
 // NaN: the host cannot look at it without waiting for the GPU.
 //
-// Three small kernels, where a chain of element-wise ones would take ten: a loss a row; their total;
-// and, later, the gradient. Forward keeps m and the logarithm of the sum, two numbers a row, from
+// Three small kernels, where a chain of element-wise ones would take ten: a loss a row; their
+// total; and, later, the gradient. Forward keeps m and the logarithm of the sum, two numbers a row, from
 // which backward has p by one exponential. (Their sum alone would do in exact arithmetic, but for
 // logits about 10,000 it is rounded to 0.001.)
 //

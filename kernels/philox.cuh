@@ -6,7 +6,8 @@
 // knows both finds the same words again, in any order, in any thread, and in a later pass.
 //
 // Each of the ten rounds multiplies two of the words by constants. The upper halves of the products
-// are mixed with the key and with the other two words, the lower halves pass; then the key moves on.
+// are mixed with the key and with the other two words, the lower halves pass; then the key moves
+// on.
 #pragma once
 
 __device__ __forceinline__ uint4 philox(uint4 counter, unsigned long long key) {

@@ -17,5 +17,5 @@ extern "C" __global__ void __launch_bounds__(256)
   float sum = 0;
   for (int split = 0; split < splits; ++split) sum += parts[split * size + i];
   if (bias) sum += bias[i % channels];
-  y[i] = relu && sum < 0 ? 0.f : sum;
+  y[i] = relu && sum <= 0 ? 0.f : sum;
 }

@@ -206,7 +206,7 @@ __device__ __forceinline__ void add_bias_and_rectify(float (&sums)[M][N][4], con
       for (int half = 0; half < 2 * M; ++half) {
         float& sum = sums[half / 2][n][half % 2 * 2 + i];
         sum += b;
-        if (rectify && sum < 0) sum = 0;  // not so a NaN
+        if (rectify && sum <= 0) sum = 0;  // not so a NaN
       }
     }
 }

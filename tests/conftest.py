@@ -71,6 +71,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.gpu)
 
 
+def pytest_collection_finish(session):
+    """Say in one sentence what ``pytest -m gpu`` lacks, in place of failing in every test."""
+    if session.config.getoption("markexpr") == "gpu":
+        try:
+            ta.backends.devices.check("cuda")
+        except ta.DeviceError as error:
+            raise pytest.UsageError(f"-m gpu: {error}") from None
+
+
 @pytest.fixture
 def standin(monkeypatch):
     """Let ``import cupy`` find the stand-in, whose kernels run on the CPU."""

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import oracles
 import pytest
-from helpers import LAYOUTS, assert_close, distinct, normal, tied
+from helpers import LAYOUTS, assert_close, distinct, normal, run_python, tied
 
 import tinyalex as ta
 from tinyalex.backends import KERNELS, cpu, reference
@@ -388,3 +388,20 @@ def test_use_backend_nests_and_restores():
 def test_unknown_backend_is_named():
     with pytest.raises(ValueError, match="tpu"):
         ta.use_backend("tpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "nonsense"])
+def test_the_environment_chooses_among_backends_of_the_cpu(name):
+    """An array of NumPy's never reaches kernels for a GPU."""
+    code = f"""
+import tinyalex as ta
+try:
+    ta.ones(2).relu()
+except ValueError as error:
+    assert str(error) == (
+        "the environment variable TINYALEX_BACKEND must be one of cpu, reference; got '{name}'"
+    ), error
+else:
+    raise SystemExit("not refused")
+"""
+    run_python(code, TINYALEX_BACKEND=name)

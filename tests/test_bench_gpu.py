@@ -322,15 +322,15 @@ def test_goals_are_met_only_ahead_in_every_round(modules, theirs, expected):
 def test_only_the_fastest_settings_go_on_to_other_sizes(modules):
     import gpu_run
 
-    session = gpu_run.Session(Path(), {}, None, None, quick=False)
+    campaign = gpu_run.Campaign(Path(), {}, None, None, quick=False)
     alone = {"torch a": 5, "torch b": 1, "torch c": 3, "torch d": 2, "tinyalex": 0.5}
     found = case_result("B", turns(1), turns(1))
     found["contestants"] = {name: {"alone": time} for name, time in alone.items()}
-    gpu_run.remember_favourites(found, session)
-    assert session.favourites == {("train", "B"): ["torch b", "torch d", "torch c"]}
+    gpu_run.remember_favourites(found, campaign)
+    assert campaign.favourites == {("train", "B"): ["torch b", "torch d", "torch c"]}
     found["contestants"]["torch a"]["alone"] = 0  # at another size: the choice is made
-    gpu_run.remember_favourites(found, session)
-    assert session.favourites["train", "B"][0] == "torch b"
+    gpu_run.remember_favourites(found, campaign)
+    assert campaign.favourites["train", "B"][0] == "torch b"
 
 
 def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
@@ -339,9 +339,9 @@ def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
     facts = {"commit": "c", "gpu": "g", "driver": "d", "versions": {}}
     gpu_run.save(tmp_path, "case", {"facts": facts, "quick": True})
     for quick in (True, False):
-        session = gpu_run.Session(tmp_path, facts, None, None, quick)
-        assert gpu_run.measured_already(tmp_path, "case", session) == quick
-    other = gpu_run.Session(tmp_path, {**facts, "gpu": "another"}, None, None, True)
+        campaign = gpu_run.Campaign(tmp_path, facts, None, None, quick)
+        assert gpu_run.measured_already(tmp_path, "case", campaign) == quick
+    other = gpu_run.Campaign(tmp_path, {**facts, "gpu": "another"}, None, None, True)
     assert not gpu_run.measured_already(tmp_path, "case", other)
 
 

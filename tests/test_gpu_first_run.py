@@ -1,4 +1,4 @@
-"""The order of a session on a GPU: whatever fails, the rest goes on, and a log tells of it."""
+"""The order of a first run on a GPU: whatever fails, the rest goes on, and a log tells of it."""
 
 import os
 import sys
@@ -12,19 +12,19 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def session(monkeypatch):
+def first_run(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_first_run
 
     return gpu_first_run
 
 
-def script(session, name, code, minutes=1.0):
-    return session.Part(name, (sys.executable, "-c", code), minutes)
+def script(first_run, name, code, minutes=1.0):
+    return first_run.Part(name, (sys.executable, "-c", code), minutes)
 
 
-def test_parts_run_what_exists(session, tmp_path):
-    parts = session.parts(tmp_path)
+def test_parts_run_what_exists(first_run, tmp_path):
+    parts = first_run.parts(tmp_path)
     for part in parts:
         for word in part.command:
             assert not word.startswith("benchmarks/") or (ROOT / word).exists()
@@ -36,15 +36,17 @@ def test_parts_run_what_exists(session, tmp_path):
     assert sum(part.minutes for part in parts[:-1]) < 28
 
 
-def test_the_rest_goes_on(session, tmp_path, monkeypatch):
+def test_the_rest_goes_on(first_run, tmp_path, monkeypatch):
     parts = [
-        script(session, "broken", "raise SystemExit('no GPU')"),
-        script(session, "endless", "import time; print('begun', flush=True); time.sleep(60)", 0.02),
-        session.Part("foreign", ("no-such-program",), 1, "no-such-program"),
-        script(session, "good", "print('measured')"),
+        script(first_run, "broken", "raise SystemExit('no GPU')"),
+        script(
+            first_run, "endless", "import time; print('begun', flush=True); time.sleep(60)", 0.02
+        ),
+        first_run.Part("foreign", ("no-such-program",), 1, "no-such-program"),
+        script(first_run, "good", "print('measured')"),
     ]
-    monkeypatch.setattr(session, "parts", lambda folder: parts)
-    session.main([str(tmp_path)])
+    monkeypatch.setattr(first_run, "parts", lambda folder: parts)
+    first_run.main([str(tmp_path)])
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split(": ", 1)[0] for line in lines] == ["broken", "endless", "foreign", "good"]
     assert "FAILED (1)" in lines[0]
@@ -55,15 +57,15 @@ def test_the_rest_goes_on(session, tmp_path, monkeypatch):
     assert logs == {"broken": "no GPU\n", "endless": "begun\n", "good": "measured\n"}
 
 
-def test_parts_can_be_chosen_and_time_ends(session, tmp_path, monkeypatch, capsys):
-    parts = [script(session, name, "") for name in ("one", "two", "three")]
-    monkeypatch.setattr(session, "parts", lambda folder: parts)
-    session.main([str(tmp_path), "--from", "two", "--to", "two"])
-    session.main([str(tmp_path), "--minutes", "0", "--from", "three"])
+def test_parts_can_be_chosen_and_time_ends(first_run, tmp_path, monkeypatch, capsys):
+    parts = [script(first_run, name, "") for name in ("one", "two", "three")]
+    monkeypatch.setattr(first_run, "parts", lambda folder: parts)
+    first_run.main([str(tmp_path), "--from", "two", "--to", "two"])
+    first_run.main([str(tmp_path), "--minutes", "0", "--from", "three"])
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split(" after")[0] for line in lines] == ["two: done", "three: no time left"]
     with pytest.raises(SystemExit):
-        session.main([str(tmp_path), "--from", "four"])
+        first_run.main([str(tmp_path), "--from", "four"])
     assert "there are one, two, three" in capsys.readouterr().err
 
 

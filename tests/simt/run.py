@@ -114,8 +114,12 @@ def main() -> int:
     parser.add_argument("--file", action="append", help="only the exercises of this file")
     options = parser.parse_args()
     from simt import standin
+    from simt.exercises import all_exercises
 
     standin.install()
+    known = {file for exercise in all_exercises() for file in exercise.files}
+    if unknown := set(options.file or ()) - known:
+        parser.error(f"no exercise of {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     with build.using(mode=options.mode):
         try:
             exercise_all(options.schedule or build.SCHEDULES, options.file)

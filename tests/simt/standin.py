@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from simt import memory, runtime
-from simt.array import call, ndarray, real, unwrap, wrap
+from simt.arrays import call, ndarray, real, unwrap, wrap
 from simt.build import RawModule
 
 _UFUNC_OPTIONS = ("out", "dtype", "casting")

@@ -68,10 +68,11 @@ _loaded: dict[str, ModuleType] = {}
 
 def of(array: Array) -> ModuleType:
     """Return the module whose kernels work on ``array``. Raises TypeError if there is none."""
-    name = _chosen if device_of(array) == "cpu" else "cuda"
+    on_cpu = device_of(array) == "cpu"
+    name = _chosen if on_cpu else "cuda"
     # Loaded at first use: `import tinyalex` must wait for neither Numba nor CuPy.
-    if name not in _loaded:
-        if name != "cuda":
+    if name not in _loaded or (on_cpu and name == "cuda"):
+        if on_cpu:
             _checked(name, "the environment variable TINYALEX_BACKEND")
         _loaded[name] = importlib.import_module(f"tinyalex.backends.{name}")
     return _loaded[name]

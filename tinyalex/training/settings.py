@@ -128,7 +128,7 @@ class Settings:
             exact = "highest without a GPU (--device cuda)"
             _check(self.precision == "highest", "precision", exact, self.precision)
             off = "off without a GPU (--device cuda)"
-            _check(not self.cuda_graph, "cuda_graph", off, self.cuda_graph)
+            _check(not self.cuda_graph, "cuda_graph", off, "on")
         variant, size = VARIANTS[self.variant], self.input_size
         if variant.any_size:
             least = smallest_input(variant)
