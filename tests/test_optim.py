@@ -297,3 +297,15 @@ def test_repr_names_the_options():
     text = repr(optim.SGD([W], lr=0.5, update="paper"))
     assert "group 0: 1 parameters, lr=0.5, momentum=0" in text
     assert "update=paper" in text
+
+
+def test_a_refused_gradient_begins_no_velocity():
+    """The first step after the mistake is mended is a first step still: without dampening."""
+    good, bad = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(2))
+    sgd = optim.SGD([good, bad], lr=1.0, momentum=0.9, dampening=0.5)
+    good.grad, bad.grad = np.ones(2), np.ones(3)
+    with pytest.raises(ValueError, match="has a gradient of shape"):
+        sgd.step()
+    bad.grad = np.ones(2)
+    sgd.step()
+    assert good.data.tolist() == bad.data.tolist() == [0.0, 0.0]

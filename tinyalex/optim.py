@@ -128,32 +128,23 @@ class SGD:
     def updates(self) -> Iterator[Update]:
         """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient.
 
-        Velocities that are missing begin here, with zeros. Raises ValueError for a gradient or a
-        velocity that does not fit its parameter.
+        Velocities that are missing begin here, with zeros. Raises ValueError, before any begins,
+        for a gradient or a velocity that does not fit its parameter.
         """
+        for p, velocity in zip(self._params(), self._velocity, strict=True):
+            if p.grad is not None:
+                _check_fit(p, p.grad, velocity)
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None:
                 continue
-            device, on = p.device, device_of(p.grad)
-            if p.grad.shape != p.shape or p.grad.dtype != p.dtype or on != device:
-                raise ValueError(
-                    f"a parameter of shape {p.shape}, {p.dtype} on {device} has a gradient of "
-                    f"shape {p.grad.shape}, {p.grad.dtype} on {on}; call zero_grad() and "
-                    "backward() again"
-                )
             velocity = self._velocity[index] if group["momentum"] else None
-            if velocity is not None and device_of(velocity) != device:
-                velocity = self._velocity[index] = for_device(move(velocity, device))
+            if velocity is not None and device_of(velocity) != p.device:
+                velocity = self._velocity[index] = for_device(move(velocity, p.device))
             first = group["momentum"] and velocity is None
             if first:
-                with using(device):
+                with using(p.device):
                     zeros = backends.array_module(p.data).zeros_like(p.data)
                 velocity = self._velocity[index] = zeros
-            if velocity is not None and velocity.dtype != p.dtype:
-                raise ValueError(
-                    f"the velocity is {velocity.dtype} and its parameter {p.dtype}: convert the "
-                    "model with .to() before making the optimiser"
-                )
             yield (
                 p.data,
                 p.grad,
@@ -248,6 +239,20 @@ def parameter_groups(
         {"params": weights},
         {"params": biases, "lr_factor": bias_lr_factor, "decay_factor": bias_decay_factor},
     ]
+
+
+def _check_fit(p: Tensor, grad: Array, velocity: Array | None) -> None:
+    on = device_of(grad)
+    if grad.shape != p.shape or grad.dtype != p.dtype or on != p.device:
+        raise ValueError(
+            f"a parameter of shape {p.shape}, {p.dtype} on {p.device} has a gradient of shape "
+            f"{grad.shape}, {grad.dtype} on {on}; call zero_grad() and backward() again"
+        )
+    if velocity is not None and velocity.dtype != p.dtype:
+        raise ValueError(
+            f"the velocity is {velocity.dtype} and its parameter {p.dtype}: convert the model with "
+            ".to() before making the optimiser"
+        )
 
 
 def _check_options(options: Group) -> None:
