@@ -9,7 +9,7 @@
 // target.
 //
 // 4 bytes a logit, 0.5 MB for 128 images of 1000 classes, read by one block while there is nothing
-// else to do: about 10 microseconds where one multiprocessor reads 50 GB/s. One version.
+// else to do: 10 microseconds if one multiprocessor reads 50 GB/s, an estimate. One version.
 // A warp takes a row: each lane finds the best of every 32nd class, five exchanges the best of all.
 
 constexpr int THREADS = 256;

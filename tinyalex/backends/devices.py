@@ -99,7 +99,7 @@ def same_device(what: str, *arrays: Array | None) -> str:
         if array is not None and not isinstance(array, np.ndarray):
             break
     else:
-        return "cpu"  # the usual case, of which every operation asks, in a third of the time
+        return "cpu"  # the usual case, and every operation asks: without naming devices
     devices = list(dict.fromkeys(device_of(array) for array in arrays if array is not None))
     if len(devices) > 1:
         raise ValueError(
