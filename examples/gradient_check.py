@@ -202,6 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("cpu", "reference"), default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="of all random inputs (default 0)")
     options = parser.parse_args(arguments)
+    try:
+        ta.threads.get_num_threads()
+    except ValueError as error:
+        parser.error(str(error))
 
     print(f"backend {options.backend}, float64, seed {options.seed}, tolerance {TOLERANCE:g}\n")
     print(f"{'operation':<30} {'inputs':<28} {'elements':>8} {'worst error':>12}")

@@ -207,15 +207,6 @@ def test_a_stuck_disk_is_a_failure_on_the_way(trained, monkeypatch):
     assert re.fullmatch(r"error: a thread has been at one image for 1 s, .*\n", complaints)
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate"])
-def test_a_number_of_threads_that_is_none(command, trained, monkeypatch):
-    monkeypatch.setenv("TINYALEX_NUM_THREADS", "abc")
-    code, _, complaints = finish(start(command, trained))
-    assert code == 2
-    assert complaints.count("\n") == 1
-    assert "TINYALEX_NUM_THREADS" in complaints
-
-
 @pytest.mark.parametrize(
     ("out", "expected"),
     [

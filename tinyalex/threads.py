@@ -11,14 +11,18 @@ from collections.abc import Callable
 
 
 def _available() -> int:
-    if hasattr(
-        os, "sched_getaffinity"
-    ):  # respects containers and taskset, where the system can tell
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many threads there can be: the cores at hand, or fewer if Numba starts fewer."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # respects containers and taskset
+        cores = len(os.sched_getaffinity(0))
+    pool = os.environ.get("NUMBA_NUM_THREADS")
+    limits = [most for _, most in _followers]
+    if pool and not limits:  # Numba reads it when it is imported
+        limits = [_whole(pool, "the environment variable NUMBA_NUM_THREADS")]
+    return min([cores, *limits])
 
 
-def _checked(count: object, source: str) -> int:
+def _whole(count: object, source: str) -> int:
     try:
         number = int(count)  # type: ignore[call-overload]
     except (TypeError, ValueError):
@@ -28,12 +32,25 @@ def _checked(count: object, source: str) -> int:
     return number
 
 
+def _checked(count: object, source: str) -> int:
+    number = _whole(count, source)
+    if number > _available():
+        raise ValueError(
+            f"{source} must be at most {_available()}, the cores at hand (or NUMBA_NUM_THREADS, "
+            f"where that is less); got {number}"
+        )
+    return number
+
+
 _chosen: int | None = None
-_followers: list[Callable[[int], None]] = []
+_followers: list[tuple[Callable[[int], None], int]] = []
 
 
 def get_num_threads() -> int:
-    """Return the number of threads that kernels use."""
+    """Return the number of threads that kernels use.
+
+    Raises ValueError where ``TINYALEX_NUM_THREADS`` is none that `set_num_threads` would take.
+    """
     if _chosen is not None:
         return _chosen
     setting = os.environ.get("TINYALEX_NUM_THREADS")
@@ -49,22 +66,26 @@ def set_num_threads(count: int) -> None:
     """
     global _chosen
     number = _checked(count, "the number of threads")
-    if number > _available():
-        raise ValueError(
-            f"the number of threads must be at most {_available()}, the cores at hand; got {number}"
-        )
     from threadpoolctl import threadpool_limits
 
     _chosen = number
     threadpool_limits(number, user_api="blas")
-    for setter in _followers:
+    for setter, _ in _followers:
         setter(number)
 
 
-def follow(setter: Callable[[int], None]) -> None:
+def start() -> None:
+    """Fix the number of threads, for BLAS as well, before the first kernel runs."""
+    if _chosen is None:
+        set_num_threads(get_num_threads())
+
+
+def follow(setter: Callable[[int], None], most: int) -> None:
     """Call ``setter`` with the number of threads, now and whenever `set_num_threads` changes it.
 
-    This is for backends that have threads of their own.
+    This is for backends that have threads of their own, ``most`` of them.
     """
-    _followers.append(setter)
-    setter(get_num_threads())
+    global _chosen
+    _followers.append((setter, most))
+    _chosen = min(get_num_threads(), most)
+    setter(_chosen)

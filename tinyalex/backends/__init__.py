@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex import threads
 from tinyalex.backends.devices import device_of
 from tinyalex.backends.types import Array
 
@@ -74,6 +75,7 @@ def of(array: Array) -> ModuleType:
     if name not in _loaded or (on_cpu and name == "cuda"):
         if on_cpu:
             _checked(name, "the environment variable TINYALEX_BACKEND")
+            threads.start()
         _loaded[name] = importlib.import_module(f"tinyalex.backends.{name}")
     return _loaded[name]
 

@@ -15,6 +15,7 @@ from tinyalex.backends import memory
 from tinyalex.backends.types import Array
 
 __all__ = [
+    "MOST_THREADS",
     "kernel",
     "num_threads",
     "parallel_kernel",
@@ -27,8 +28,8 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_MOST_THREADS = numba.get_num_threads()  # what NUMBA_NUM_THREADS or the number of cores allows
-_count = _MOST_THREADS
+MOST_THREADS = numba.get_num_threads()  # what NUMBA_NUM_THREADS or the number of cores allows
+_count = MOST_THREADS
 
 # Additions may be reordered and fused with products, -0 may become 0. Nothing else of "fastmath":
 # the rest lets the compiler assume that there is no NaN, and a NaN must come out as a NaN.
@@ -82,7 +83,7 @@ def set_num_threads(count: int) -> None:
     start ``count`` of them in each.
     """
     global _count
-    _count = min(count, _MOST_THREADS)
+    _count = count
     numba.set_num_threads(_count)
     libraries = ThreadpoolController().select(user_api="blas")
     paths = [library.filepath for library in libraries.lib_controllers]
