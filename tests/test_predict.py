@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from commands import draw_photos, finish, run, start
+from commands import draw_photos, run
 from PIL import Image
 
 from tinyalex.data import ImageFolder, loader_threads
