@@ -9,6 +9,7 @@ from helpers import assert_close
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import nn
+from tinyalex.nn.fusion import FUNCTIONS
 from tinyalex.ops import fused
 
 BACKENDS = ("cpu", "reference")
@@ -133,6 +134,67 @@ def test_left_alone_where_somebody_could_tell(rng, layers):
     y = nn.Sequential(*layers)(x)
     assert not isinstance(y.grad_fn, (fused.Conv2dReLU, fused.LocalResponseNormMaxPool2d))
     np.testing.assert_array_equal(y.data, one_by_one(layers, x).data)
+
+
+CHANGES = {
+    "forward": lambda layer: (type(layer), "forward"),
+    "__call__": lambda layer: (type(layer), "__call__"),
+    "__call__ of every module": lambda layer: (nn.Module, "__call__"),
+    "forward of the layer": lambda layer: (layer, "forward"),
+    "function": lambda layer: (F, FUNCTIONS[type(layer)]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(("first", "position"), [(0, 0), (0, 1), (0, 2), (0, 3), (2, 2), (2, 3)])
+def test_what_is_replaced_later_runs(rng, monkeypatch, change, first, position):
+    layers = [*conv_relu(), *norm_pool()]
+    x = ta.Tensor(rng.standard_normal((2, 16 if first == 0 else 32, 9, 9), np.float32))
+    network, calls = nn.Sequential(*layers[first:]), []
+    place, name = change(layers[position])
+    original = getattr(place, name)
+
+    def replacement(*args):
+        calls.append(args)
+        return original(*args) * 2
+
+    undisturbed = network(x).data
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, replacement)
+        calls.clear()
+        y = network(x).data
+        assert len(calls) > (place is nn.Module)  # where the network itself is one call
+        assert not np.array_equal(y, undisturbed)
+        if place is not nn.Module:  # which would double what the network returns as well
+            np.testing.assert_array_equal(y, one_by_one(layers[first:], x).data)
+    np.testing.assert_array_equal(network(x).data, undisturbed)
+
+
+def test_a_hook_of_the_class_runs(rng, monkeypatch):
+    seen = []
+    with nn.ReLU().register_forward_hook(lambda *call: seen.append(call[0])) as handle:
+        monkeypatch.setattr(nn.ReLU, "_forward_hooks", handle._module._forward_hooks)
+    layers = conv_relu()
+    nn.Sequential(*layers)(ta.randn(1, 16, 9, 9))
+    assert seen == layers[1:]
+
+
+def test_a_sequential_runs_what_its_iterator_gives():
+    class Backwards(nn.Sequential):
+        def __iter__(self):
+            return reversed(list(self.children()))
+
+    conv, relu = conv_relu()
+    x = ta.randn(1, 16, 9, 9)
+    np.testing.assert_array_equal(Backwards(relu, conv)(x).data, relu(conv(x)).data)
+
+
+def test_indices_asked_for_later_are_refused_too():
+    layers = norm_pool()
+    layers[1].return_indices = True
+    for network in (layers[1], nn.Sequential(*layers)):
+        with pytest.raises(ValueError, match="return_indices=True"):
+            network(ta.randn(1, 16, 9, 9))
 
 
 def test_a_hook_sees_the_output_between(rng):

@@ -1,6 +1,9 @@
 """Modules: the tree, weights in and out, layers' arguments and what they print, initial weights."""
 
+import copy
 import math
+import pickle
+import weakref
 from collections import OrderedDict
 
 import numpy as np
@@ -129,6 +132,63 @@ def test_forward_hooks_see_and_may_replace_the_output():
     assert nn.ReLU()(x).numpy().tolist() == [0, 2]
     with pytest.raises(TypeError, match="callable"):
         layer.register_forward_hook("print")
+
+
+def add_one(module, args, output):
+    return output + 1
+
+
+def twice(module, args, output):
+    return output * 2
+
+
+def test_a_handle_removes_its_own_registration_and_no_other():
+    layer, x = nn.ReLU(), ta.tensor([1.0])
+    handles = [layer.register_forward_hook(hook) for hook in (add_one, twice, add_one, twice)]
+    expected = {(): 10, (2,): 8, (2, 0): 4, (2, 0, 0): 4, (2, 0, 0, 3): 2, (2, 0, 0, 3, 1): 1}
+    removed = ()
+    for position in (None, 2, 0, 0, 3, 1):
+        if position is not None:
+            handles[position].remove()
+            removed += (position,)
+        assert layer(x).item() == expected[removed]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_has_registrations_of_its_own(copied):
+    x, network = ta.tensor([1.0]), nn.Sequential(nn.ReLU())
+    handles = [network[0].register_forward_hook(add_one) for _ in range(2)]
+    other, other_handles = copied((network, handles))
+    alone = copied(network)
+    handles[0].remove()
+    assert [net(x).item() for net in (network, other, alone)] == [2, 3, 3]
+    other_handles[1].remove()
+    other_handles[0].remove()
+    assert [net(x).item() for net in (network, other, alone)] == [2, 1, 3]
+    alone[0].register_forward_hook(add_one)  # is one more, whatever the copy brought along
+    assert alone(x).item() == 4
+
+
+def test_hooks_added_or_removed_by_a_hook_count_from_the_next_call():
+    layer, x, handles = nn.ReLU(), ta.tensor([1.0]), []
+
+    def replace(module, args, output):
+        handles.pop().remove()
+        module.register_forward_hook(twice)
+
+    layer.register_forward_hook(replace)
+    handles.append(layer.register_forward_hook(add_one))
+    assert layer(x).item() == 2
+    handles.append(layer.register_forward_hook(add_one))
+    assert layer(x).item() == 3  # twice 1, plus one
+
+
+def test_a_module_with_hooks_is_freed_at_once():
+    layer = nn.ReLU()
+    layer.register_forward_hook(add_one)
+    alive = weakref.ref(layer)
+    del layer
+    assert alive() is None
 
 
 def test_a_module_must_define_forward():

@@ -121,14 +121,14 @@ def test_the_model_stays_as_it_was():
     summary(model, (4, 6, 6))
     assert [m.training for m in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
-    assert all(m._forward_hooks == () for m in model.modules())
+    assert not any(m._forward_hooks for m in model.modules())
     assert all((a == state[n]).all() for n, a in model.state_dict().items())
     assert ta.random.get_state() == random_state
 
     with pytest.raises(ValueError, match="does not fit"):
         summary(model, (4, 2, 2))
     assert [m.training for m in model.modules()] == modes
-    assert all(m._forward_hooks == () for m in model.modules())
+    assert not any(m._forward_hooks for m in model.modules())
     assert ta.is_grad_enabled()
 
 

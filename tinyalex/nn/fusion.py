@@ -71,8 +71,27 @@ def run(layers: Sequence[Module], x: Tensor) -> Tensor:
     return x
 
 
-def _may_be_fused(layer: Module) -> bool:
-    if isinstance(layer, MaxPool2d) and layer.dilation not in (1, (1, 1)):
+FUNCTIONS: dict[type[Module], str] = {
+    Conv2d: "conv2d",
+    LocalResponseNorm: "local_response_norm",
+    MaxPool2d: "max_pool2d",
+    ReLU: "relu",
+}
+
+
+def _definition(kind: type[Module]) -> tuple[Any, ...]:
+    """Return the functions that compute a layer of this kind, as they are now."""
+    return kind.__call__, kind.forward, getattr(F, FUNCTIONS[kind])
+
+
+ORIGINALS = {kind: _definition(kind) for kind in FUNCTIONS}
+
+
+def _may_be_fused(layer: Any) -> bool:
+    kind = type(layer)
+    if kind is MaxPool2d and (layer.dilation not in (1, (1, 1)) or layer.return_indices):
         return False  # the kernel has no dilated windows
-    # A hook wants to see what goes through its layer; so does a forward that somebody put there.
-    return not layer._forward_hooks and "forward" not in vars(layer)
+    # A hook wants to see what goes through its layer; so does a function that somebody replaced,
+    # in the layer, in its class, in a base of that, or in `tinyalex.functional`.
+    changed = layer._forward_hooks or "forward" in vars(layer)
+    return not changed and _definition(kind) == ORIGINALS[kind]

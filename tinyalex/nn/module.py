@@ -36,16 +36,23 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+class Registration:
+    """One registration of a forward hook; the same hook may have several."""
+
+    def __init__(self, hook: Hook) -> None:
+        self.hook = hook
+
+
 class HookHandle:
     """Removes a forward hook: call ``remove()``, or leave its ``with`` block."""
 
-    def __init__(self, module: Module, hook: Hook) -> None:
-        self._module, self._hook = module, hook
+    def __init__(self, module: Module, registration: Registration) -> None:
+        self._module, self._registration = module, registration
 
     def remove(self) -> None:
-        """Take the hook off its module; a second call does nothing."""
-        kept = tuple(hook for hook in self._module._forward_hooks if hook is not self._hook)
-        self._module._forward_hooks = kept
+        """Take this registration off its module; a second call does nothing."""
+        kept = (one for one in self._module._forward_hooks if one is not self._registration)
+        self._module._forward_hooks = tuple(kept)
 
     def __enter__(self) -> HookHandle:
         return self
@@ -62,7 +69,7 @@ class Module:
     """
 
     training: bool = True
-    _forward_hooks: tuple[Hook, ...] = ()
+    _forward_hooks: tuple[Registration, ...] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; every subclass defines it."""
@@ -71,8 +78,8 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`, then the forward hooks."""
         output = self.forward(*args, **kwargs)
-        for hook in self._forward_hooks:
-            replacement = hook(self, args, output)
+        for registration in self._forward_hooks:
+            replacement = registration.hook(self, args, output)
             output = output if replacement is None else replacement
         return output
 
@@ -82,8 +89,9 @@ class Module:
         """
         if not callable(hook):
             raise TypeError(f"a hook must be callable as hook(module, args, output), got {hook!r}")
-        self._forward_hooks = (*self._forward_hooks, hook)
-        return HookHandle(self, hook)
+        registration = Registration(hook)
+        self._forward_hooks = (*self._forward_hooks, registration)
+        return HookHandle(self, registration)
 
     def add_module(self, name: str, module: Module) -> None:
         """Set ``module`` as the child called ``name``.

@@ -25,8 +25,8 @@ class MaxPool2d(Module):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
-        if return_indices:
-            raise ValueError("MaxPool2d(return_indices=True) is not supported: leave it out")
+        self.return_indices = return_indices
+        _no_indices(return_indices)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
@@ -35,6 +35,7 @@ class MaxPool2d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maxima, [N, C, H', W']."""
+        _no_indices(self.return_indices)
         return F.max_pool2d(
             x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         )
@@ -99,6 +100,11 @@ class AdaptiveAvgPool2d(Module):
     def extra_repr(self) -> str:
         """Show the size of the grid."""
         return f"output_size={self.output_size}"
+
+
+def _no_indices(return_indices: bool) -> None:
+    if return_indices:
+        raise ValueError("MaxPool2d(return_indices=True) is not supported: leave it out")
 
 
 def _check(kernel_size: int | Pair, stride: int | Pair, padding: int | Pair) -> None:

@@ -40,7 +40,7 @@ def layer_outputs(model: AlexNet, images: np.ndarray) -> dict[str, np.ndarray]:
     names: dict[nn.Module, str] = {}
     number = 0
     for layer in model.modules():
-        if kind := NAMES.get(type(layer)):
+        if kind := next((name for kind, name in NAMES.items() if isinstance(layer, kind)), None):
             number += isinstance(layer, (nn.Conv2d, nn.Linear))
             names[layer] = f"{kind}{number}"
     outputs: dict[str, np.ndarray] = {}
