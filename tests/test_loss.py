@@ -43,6 +43,56 @@ def test_cross_entropy(shape, kind, reduction, weighted, label_smoothing, rng, d
     assert_close(loss.data, expected)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_probabilities_and_their_class_weights_have_gradients(
+    shape, reduction, label_smoothing, rng, backend
+):
+    arrays = [normal(rng, shape), draw_target(rng, shape, "probabilities"), rng.uniform(0.5, 2, 5)]
+    leaves = [ta.Tensor(a, requires_grad=True) for a in arrays]
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    assert ta.gradcheck(lambda x, p, w: F.cross_entropy(x, p, w, **options), leaves)
+
+
+def test_probabilities_computed_by_another_network_pass_the_gradient_on(rng, dtype):
+    """As in distillation; also where they are of the other precision."""
+    logits = ta.Tensor(normal(rng, (4, 5), dtype), requires_grad=True)
+    teacher = ta.Tensor(normal(rng, (4, 5), np.float32), requires_grad=True)
+    F.cross_entropy(logits, F.softmax(teacher, 1)).backward()
+    assert logits.grad.dtype == dtype
+    assert teacher.grad.dtype == np.float32
+    assert np.abs(teacher.grad).max() > 1e-3
+
+
+def test_class_weights_that_want_a_gradient_beside_indices_are_refused():
+    logits, target, weight = ta.randn(2, 5), np.array([1, 2]), ta.ones(5, requires_grad=True)
+    with pytest.raises(ValueError, match=r"weights have no gradient .* use weight.detach\(\)"):
+        F.cross_entropy(logits, target, weight)
+    expected = F.cross_entropy(logits, target, weight.detach())
+    with ta.no_grad():  # where none is asked for
+        assert F.cross_entropy(logits, target, weight).item() == expected.item()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "target", "options"),
+    [
+        (ValueError, "ignore_index=1 is for class indices", np.ones((2, 5)), {"ignore_index": 1}),
+        (TypeError, "ignore_index must be an integer", [1, 2], {"ignore_index": 1.0}),
+        (TypeError, "label_smoothing must be a number", [1, 2], {"label_smoothing": ta.ones(())}),
+        (TypeError, "label_smoothing must be a number", [1, 2], {"label_smoothing": True}),
+        (ValueError, "label_smoothing must be a finite", [1, 2], {"label_smoothing": np.nan}),
+        (TypeError, "targets must be integers", np.ones((2, 5), bool), {}),
+        (TypeError, "targets must be integers", np.ones((2, 5), complex), {}),
+        (ValueError, "class indices must be integers", np.ones(2), {}),
+        (TypeError, "class weights must be numbers", [1, 2], {"weight": np.ones(5, complex)}),
+    ],
+)
+def test_what_cross_entropy_refuses(error, message, target, options):
+    with pytest.raises(error, match=message):
+        F.cross_entropy(ta.randn(2, 5), target, **options)
+
+
 def test_cross_entropy_takes_plain_arrays_and_small_integers():
     logits = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
     expected = oracles.cross_entropy(logits, np.array([2, 0]))

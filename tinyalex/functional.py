@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tinyalex import random
-from tinyalex.autograd import Function
-from tinyalex.backends.devices import on_gpu
+from tinyalex.autograd import Function, is_grad_enabled
+from tinyalex.backends.devices import device_of, on_gpu, using
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
 from tinyalex.ops.arguments import dimension, finite, integer, pair, probability
 from tinyalex.tensor import Tensor
@@ -35,6 +35,15 @@ def _array_or_none(value: Any) -> Any:
         return None
     value = value.data if isinstance(value, Tensor) else value
     return value if on_gpu(value) else np.asarray(value)
+
+
+def _in(dtype: Any, value: Any) -> Tensor:
+    """Return ``value``, a Tensor or what makes an array, as a Tensor of this dtype."""
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    array = _array_or_none(value)
+    with using(device_of(array)):
+        return Tensor(array.astype(dtype, copy=False))
 
 
 def conv2d(
@@ -393,18 +402,30 @@ def cross_entropy(
     ([N], or [], or [N, d1, ...]; those equal to ``ignore_index`` do not count) or class
     probabilities, floating point in the shape of ``input``. ``weight`` [C] rescales the classes;
     with indices the mean divides by the sum of the weights of the targets. ``label_smoothing`` e
-    mixes the target with the uniform distribution: (1 - e) target + e / C. Torch's function.
+    mixes the target with the uniform distribution: (1 - e) target + e / C. Probabilities get their
+    gradient, and beside them so do the weights. Torch's function.
 
-    Raises ValueError for shapes that do not fit, indices out of range, an unknown reduction;
-    TypeError for dtypes. On a GPU, where a look at the indices would have to wait, the loss of one
+    Raises ValueError for shapes that do not fit, indices out of range, an unknown reduction, weights
+    that want a gradient beside indices, an ``ignore_index`` >= 0 beside probabilities; TypeError for
+    dtypes. On a GPU, where a look at the indices would have to wait, the loss of one
     out of range is NaN instead.
     """
-    options = loss.read_options(
-        _tensor(input, "input").data,
-        _array_or_none(target),
-        _array_or_none(weight),
-        ignore_index,
-        reduction,
-        label_smoothing,
+    smoothing = probability(label_smoothing, "label_smoothing")
+    ignored = integer(ignore_index, "ignore_index")
+    labels, weights = _array_or_none(target), _array_or_none(weight)
+    loss.check(_tensor(input, "input").data, labels, weights, ignored, reduction)
+    of_indices = labels.dtype.kind != "f"
+    if of_indices and isinstance(weight, Tensor) and weight.requires_grad and is_grad_enabled():
+        raise ValueError(
+            "class weights have no gradient beside class indices, as in torch, only beside class "
+            "probabilities; use weight.detach()"
+        )
+    return loss.CrossEntropy.apply(
+        input,
+        None if of_indices else _in(input.dtype, target),
+        None if weight is None else _in(input.dtype, weight),
+        indices=labels if of_indices else None,
+        ignore_index=ignored,
+        reduction=reduction,
+        label_smoothing=smoothing,
     )
-    return loss.CrossEntropy.apply(input, **options)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
-from tinyalex.backends.devices import device_of, same_device, using
+from tinyalex.backends.devices import device_of, same_device
 from tinyalex.backends.types import Array
 from tinyalex.ops.activation import stable_log_softmax
 from tinyalex.ops.arguments import floating
@@ -23,7 +21,9 @@ class CrossEntropy(Function):
     ``q <- (1 - e) q + e / C``. The mean divides by the sum of the targets' class weights for class
     indices, and by the number of targets for class probabilities, as in torch.
 
-    With ``a_ic = w_c q_ic``, the gradient is ``dx_ic = softmax(x_i)_c sum(a_i) - a_ic``.
+    With ``a_ic = w_c q_ic``, the gradient is ``dx_ic = softmax(x_i)_c sum(a_i) - a_ic``; those of
+    class probabilities p and, beside them, of the class weights are
+    ``dp_ic = -(1 - e) w_c log(softmax(x_i))_c`` and ``dw_c = -sum_i q_ic log(softmax(x_i))_c``.
 
     The usual case, the mean or the sum over class indices without weights, is one kernel where the
     backend has it. On a GPU an index that is no class makes the loss NaN: to raise an error, the
@@ -33,21 +33,22 @@ class CrossEntropy(Function):
     def forward(
         self,
         logits: Array,
-        *,
-        target: Array,
+        probabilities: Array | None,
         weight: Array | None,
+        *,
+        indices: Array | None,
         ignore_index: int,
         reduction: str,
         label_smoothing: float,
     ) -> Array:
-        """Take logits [N, C, ...] or [C]; targets are indices [N, ...] or probabilities."""
+        """Take logits [N, C, ...] or [C], and probabilities of that shape or indices [N, ...]."""
         kernels = backends.of(logits)
-        usual = target.dtype.kind != "f" and weight is None and reduction != "none"
+        usual = indices is not None and weight is None and reduction != "none"
         self.in_one_kernel = usual and hasattr(kernels, "cross_entropy")
         if self.in_one_kernel:
             mean = reduction == "mean"
             value, found = kernels.cross_entropy(
-                logits, target, ignore_index, mean, label_smoothing
+                logits, indices, ignore_index, mean, label_smoothing
             )
             self.save(logits, found)
             return value
@@ -59,27 +60,28 @@ class CrossEntropy(Function):
         per_class = xp.ones(classes, logits.dtype) if weight is None else weight
         per_class = per_class.reshape(-1, *[1] * (logits.ndim - axis - 1))
 
-        if target.dtype.kind == "f":
-            total_weight = target.size / classes
-            q = target.astype(logits.dtype)
+        if indices is None:
+            q, total_weight = probabilities, logits.size / classes
         else:
             # Signed: ignore_index is negative as a rule.
-            target = target.astype(np.int64, copy=False)
-            is_class = (target >= 0) & (target < classes)
-            index = xp.where(is_class, target, 0)
+            indices = indices.astype(np.int64, copy=False)
+            is_class = (indices >= 0) & (indices < classes)
             q = xp.zeros_like(log_p)
+            index = xp.where(is_class, indices, 0)
             xp.put_along_axis(q, xp.expand_dims(index, axis), 1, axis)
             counted = xp.where(is_class, 1, np.nan).astype(logits.dtype)
-            counted = xp.where(target == ignore_index, 0, counted)
+            counted = xp.where(indices == ignore_index, 0, counted)
             total_weight = ((per_class * q).sum(axis) * counted).sum()
-        a = per_class * ((1 - label_smoothing) * q + label_smoothing / classes)
-        if target.dtype.kind != "f":
+        q = (1 - label_smoothing) * q + label_smoothing / classes
+        a = per_class * q
+        if indices is not None:
             a = a * xp.expand_dims(counted, axis)
 
         # Where the target has no mass, 0 * log(0) is meant to be 0.
         losses = -(a * xp.where(a != 0, log_p, 0)).sum(axis)
-        self.axis, self.reduction = axis, reduction
-        self.save(log_p, a, total_weight)
+        self.axis, self.reduction, self.label_smoothing = axis, reduction, label_smoothing
+        need_weight = self.needs_input_grad[2]
+        self.save(log_p, a, total_weight, per_class, q if need_weight else None)
         if reduction == "none":
             return xp.asarray(losses)
         total = losses.sum(dtype=logits.dtype)
@@ -88,35 +90,41 @@ class CrossEntropy(Function):
         with np.errstate(invalid="ignore"):  # no targets at all: 0 / 0 is NaN, as in torch
             return xp.asarray(total / total_weight)
 
-    def backward(self, grad: Array) -> Array:
-        """Return softmax times the target's mass, minus the target, times the incoming gradient."""
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        """Return the gradients of the logits, of class probabilities and of class weights."""
         if self.in_one_kernel:
-            return backends.of(grad).cross_entropy_input_grad(grad, *self.saved)
-        log_p, a, total_weight = self.saved
-        dx = array_module(log_p).exp(log_p) * a.sum(self.axis, keepdims=True) - a
+            return backends.of(grad).cross_entropy_input_grad(grad, *self.saved), None, None
+        log_p, a, total_weight, per_class, q = self.saved
+        xp = array_module(log_p)
         if self.reduction == "mean":
             # By 1 if no target counts: then all of dx is 0, and is to stay so, as in torch.
             grad = grad / (total_weight + (total_weight == 0))
         elif self.reduction == "none":
-            grad = array_module(grad).expand_dims(grad, self.axis)
-        return dx * grad
+            grad = xp.expand_dims(grad, self.axis)
+        need_logits, need_probabilities, need_weight = self.needs_input_grad
+        dx = dp = dw = None
+        if need_logits:
+            dx = (xp.exp(log_p) * a.sum(self.axis, keepdims=True) - a) * grad
+        if need_probabilities:
+            dp = (self.label_smoothing - 1) * per_class * log_p * grad
+        if need_weight:
+            others = tuple(i for i in range(log_p.ndim) if i != self.axis)
+            dw = -(q * xp.where(q != 0, log_p, 0) * grad).sum(others)
+        return dx, dp, dw
 
 
-def read_options(
+def check(
     logits: Array,
     target: Array,
     weight: Array | None,
     ignore_index: int,
     reduction: str,
-    label_smoothing: float,
-) -> dict[str, Any]:
-    """Check the arguments of cross-entropy and return them as options of `CrossEntropy`."""
+) -> None:
+    """Raise ValueError or TypeError unless the arguments of cross-entropy fit together."""
     floating("cross_entropy", logits)
     same_device("cross_entropy", logits, target, weight)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
     if logits.ndim == 0:
         raise ValueError("cross_entropy expects logits [N, C], [C] or [N, C, ...], got a number")
     axis = min(1, logits.ndim - 1)
@@ -125,6 +133,8 @@ def read_options(
         raise ValueError(
             f"cross_entropy expects at least one class, got logits of shape {logits.shape}"
         )
+    if weight is not None and weight.dtype.kind not in "fiu":
+        raise TypeError(f"class weights must be numbers, got {weight.dtype}")
     if weight is not None and weight.shape != (classes,):
         raise ValueError(f"weight must have shape ({classes},), one a class, got {weight.shape}")
     if target.dtype.kind == "f":
@@ -132,6 +142,11 @@ def read_options(
             raise ValueError(
                 f"class probabilities must have the logits' shape {logits.shape}, "
                 f"got {target.shape} (class indices must be integers)"
+            )
+        if ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index={ignore_index} is for class indices, and the target holds class "
+                "probabilities; leave it out, or give the targets to ignore a mass of 0"
             )
     elif target.dtype.kind not in "iu":
         raise TypeError(f"targets must be integers or floating point, got {target.dtype}")
@@ -146,13 +161,3 @@ def read_options(
             wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
             if wrong.size:
                 raise ValueError(f"class indices must be in [0, {classes}), got {wrong.flat[0]}")
-    if weight is not None:
-        with using(device_of(weight)):
-            weight = weight.astype(logits.dtype)
-    return {
-        "target": target,
-        "weight": weight,
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "label_smoothing": label_smoothing,
-    }
