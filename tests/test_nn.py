@@ -514,6 +514,54 @@ def test_initialisers_have_the_spread_of_their_formula(fill, std, bound):
         assert largest == pytest.approx(bound, rel=1e-3)
 
 
+class Extremes:
+    """A generator that draws the smallest, a middle and the largest number of [0, 1)."""
+
+    def random(self, shape, dtype):
+        largest = np.nextafter(dtype.type(1), dtype.type(0))
+        return np.resize(np.array([0, 0.5, largest], dtype), shape)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (0, 1),
+        (100, 101),
+        (-101, -100),
+        (0.1, 0.3),
+        (-0.3, -0.1),
+        (1, 1 + 2**-23),
+        (1, 1 + 2**-22),
+        (1 - 2**-24, 1),
+        (1e30, 1e30 + 1e24),
+        (-3e38, 3e38),
+        (0, 3e38),
+        (-1e-45, 1e-45),
+        (5, 5),
+        (-0.1, -0.1),
+        (0.1, 0.1 + 1e-12),
+    ],
+)
+def test_uniform_is_half_open_whatever_is_rounded(a, b, dtype):
+    values = nn.init.uniform_(ta.zeros(3000, dtype=dtype), a, b, Extremes()).data.astype(np.float64)
+    inside = np.nextafter(dtype.type(b), dtype.type(-np.inf)) >= a
+    if inside and float(dtype.type(a)) == a:
+        assert values.min() == a
+    assert (values >= a).all()
+    if inside:
+        assert (values < b).all()
+    else:
+        assert (values <= np.nextafter(dtype.type(a), dtype.type(np.inf))).all()
+
+
+def test_uniform_over_all_numbers_of_float64(rng):
+    most = np.finfo(np.float64).max
+    values = nn.init.uniform_(ta.zeros(10000, dtype=np.float64), -most, most, rng).data
+    assert np.isfinite(values).all()
+    assert abs((values > 0).mean() - 0.5) < 0.03
+    assert abs((values > most / 2).mean() - 0.25) < 0.03
+
+
 def test_initialisers_draw_from_the_librarys_generator_or_from_the_given_one():
     def drawn(seed=None, generator=None):
         if seed is not None:
@@ -533,6 +581,9 @@ def test_initialisers_draw_from_the_librarys_generator_or_from_the_given_one():
         (lambda p: nn.init.normal_(p, std=-1), ValueError, "std -1"),
         (lambda p: nn.init.normal_(p, std=float("nan")), ValueError, "std nan"),
         (lambda p: nn.init.uniform_(p, 2, 1), ValueError, "a 2, b 1"),
+        (lambda p: nn.init.uniform_(ta.zeros(3), 0, 1e39), ValueError, "finite bounds.*b 1e\\+39"),
+        (lambda p: nn.init.uniform_(p, np.nan, 1), ValueError, "a nan, b 1"),
+        (lambda p: nn.init.uniform_(ta.arange(3)), TypeError, "float32 or all in float64"),
         (lambda p: nn.init.normal_(p.data), TypeError, "expected a Tensor.*ndarray"),
         (nn.init.xavier_uniform_, ValueError, r"fan_in.*shape \(3,\)"),
         (lambda p: nn.init.calculate_gain("gelu"), ValueError, "relu.*'gelu'"),

@@ -336,7 +336,7 @@ def relu(x: Tensor) -> Tensor:
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
 
-    Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
+    The draws have 24 bits: ``p`` counts to the nearest multiple of 2**-24, about 6e-8. Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
     new ones; from the same seed a GPU draws others than the CPU. Raises ValueError unless
     0 <= p <= 1.
     """
@@ -405,9 +405,9 @@ def cross_entropy(
     mixes the target with the uniform distribution: (1 - e) target + e / C. Probabilities get their
     gradient, and beside them so do the weights. Torch's function.
 
-    Raises ValueError for shapes that do not fit, indices out of range, an unknown reduction, weights
-    that want a gradient beside indices, an ``ignore_index`` >= 0 beside probabilities; TypeError for
-    dtypes. On a GPU, where a look at the indices would have to wait, the loss of one
+    Raises ValueError for shapes that do not fit, indices out of range, an unknown reduction,
+    weights that want a gradient beside indices, an ``ignore_index`` >= 0 beside probabilities;
+    TypeError for dtypes. On a GPU, where a look at the indices would have to wait, the loss of one
     out of range is NaN instead.
     """
     smoothing = probability(label_smoothing, "label_smoothing")

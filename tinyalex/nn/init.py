@@ -8,13 +8,13 @@ they are I*R*S and O*R*S (for a grouped convolution I is already the channels of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from tinyalex import random
 from tinyalex.backends.devices import move, using
 from tinyalex.backends.types import Array
+from tinyalex.ops.arguments import floating
 from tinyalex.tensor import Tensor
 
 
@@ -27,18 +27,42 @@ def normal_(
     """Fill with draws from N(mean, std**2). Raises ValueError unless std is finite and >= 0."""
     if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
         raise ValueError(f"normal_ needs a finite mean and a std >= 0, got mean {mean}, std {std}")
-    rng = generator or random.generator()
-    return _draw(tensor, rng.standard_normal, scale=std, shift=mean)
+    array = _array(tensor)
+    values = (generator or random.generator()).standard_normal(array.shape, array.dtype)
+    values *= std
+    values += mean
+    return _fill(tensor, values)
 
 
 def uniform_(
     tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: np.random.Generator | None = None
 ) -> Tensor:
-    """Fill with draws from the uniform distribution on [a, b). Raises ValueError unless a <= b."""
-    if not (math.isfinite(a) and math.isfinite(b) and a <= b):
+    """Fill with draws from the uniform distribution on [a, b).
+
+    No rounding leads out of it; where it holds no number of the tensor's dtype, all become the
+    first one above. Raises ValueError unless a <= b and both are finite in that dtype.
+    """
+    array = _array(tensor)
+    kind = array.dtype.type
+    with np.errstate(over="ignore"):
+        bounds = kind(a), kind(b)
+    if not (all(map(math.isfinite, bounds)) and a <= b):
         raise ValueError(f"uniform_ needs finite bounds with a <= b, got a {a}, b {b}")
-    rng = generator or random.generator()
-    return _draw(tensor, rng.random, scale=b - a, shift=a)
+    values = (generator or random.generator()).random(array.shape, array.dtype)
+    with np.errstate(over="ignore"):
+        width = kind(b - a)
+    if math.isfinite(width):
+        values *= b - a
+        values += a
+    else:
+        values = values * b + (1 - values) * a
+    # The first numbers of this dtype that are not below a and b, which it need not have.
+    low, end = (
+        at if float(at) >= bound else np.nextafter(at, kind(math.inf))
+        for at, bound in zip(bounds, (a, b), strict=True)
+    )
+    last = max(low, np.nextafter(end, kind(-math.inf)))
+    return _fill(tensor, values.clip(low, last, out=values))
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
@@ -150,15 +174,12 @@ def reset_like_torch(weight: Tensor, bias: Tensor | None) -> None:
 def _array(tensor: Tensor) -> Array:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected a Tensor or Parameter, got {type(tensor).__name__}")
+    floating("nn.init", tensor.data)
     return tensor.data
 
 
-def _draw(tensor: Tensor, draw: Callable[..., Array], scale: float, shift: float) -> Tensor:
-    """Fill with ``scale * draw() + shift``: drawn on the host, the same numbers on every device."""
-    array = _array(tensor)
-    values = draw(array.shape, dtype=array.dtype)
-    values *= scale
-    values += shift
+def _fill(tensor: Tensor, values: Array) -> Tensor:
+    """Fill with ``values``, drawn on the host: the same numbers on every device."""
     with using(tensor.device):
-        array[...] = move(values, tensor.device)
+        tensor.data[...] = move(values, tensor.device)
     return tensor

@@ -60,6 +60,7 @@ class CrossEntropy(Function):
         per_class = xp.ones(classes, logits.dtype) if weight is None else weight
         per_class = per_class.reshape(-1, *[1] * (logits.ndim - axis - 1))
 
+        q: Array
         if indices is None:
             q, total_weight = probabilities, logits.size / classes
         else:
