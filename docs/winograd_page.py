@@ -404,15 +404,16 @@ def steps_of_a_task() -> dict[str, Callable[[], Any]]:
     half_done = np.empty((size, n, tile, K), np.float32)
     outputs, bias = np.empty((tile, tile * K), np.float32), np.zeros(tile * K, np.float32)
     U = np.zeros((n, n, 1, K // WIDTH, C, WIDTH), np.float32)
+    ones, spoilt = np.ones(4, np.float32), np.zeros(4, np.bool_)
     return {
         "reading inputs and transforming their columns": lambda: input_columns(
-            x, winograd.NOTHING, canvas, (1, 1), 0, rows, half
+            x, winograd.NOTHING, ones, canvas, (1, 1), 0, rows, half
         ),
         "transforming their rows": lambda: _transform_rows(half, canvas.tiles, V),
         "products": lambda: _products(V, U, M, size),
         "transforming the products' rows": lambda: _transform_products(M, half_done),
         "transforming their columns and writing outputs": lambda: output_columns(
-            half_done, outputs, canvas, 0, bias, False, y
+            half_done, outputs, canvas, 0, bias, False, ones, y, spoilt
         ),
     }
 

@@ -1,9 +1,9 @@
 """Convolution: which algorithm computes which shape.
 
 An algorithm is a module with the functions ``forward``, ``input_grad`` and ``weight_grad``, which
-take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`. Those that can do a
-ReLU on the way also take ``rectify`` and ``mask``, and in place of ``weight_grad`` they have
-``weight_and_bias_grad``, which sums the gradient that it reads anyway.
+take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`, and for a ReLU
+behind the convolution ``rectify`` or ``mask``. Those that do it on the way have in place of
+``weight_grad`` ``weight_and_bias_grad``, which sums the gradient that it reads anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends.cpu import im2col, strided, winograd
-from tinyalex.backends.cpu.elementwise import relu, relu_input_grad
+from tinyalex.backends.cpu.elementwise import relu_input_grad
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import channels_last
@@ -145,8 +145,6 @@ def conv2d_relu(
 ) -> Array:
     """Return max(y, 0) of `conv2d`: what is negative becomes 0 before it is stored."""
     kernels = _choose(x, weight, stride, padding, dilation, groups)
-    if kernels is im2col:
-        return relu(im2col.forward(x, weight, bias, stride, padding, dilation, groups))
     y: Array = kernels.forward(x, weight, bias, stride, padding, dilation, groups, rectify=True)
     return y
 

@@ -20,6 +20,7 @@ from numba import prange
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.columns import clear, gather, scatter_add, window
+from tinyalex.backends.cpu.elementwise import relu, relu_input_grad
 from tinyalex.backends.cpu.gemm import gemm
 from tinyalex.backends.cpu.runtime import (
     kernel,
@@ -170,8 +171,9 @@ def forward(
     padding: Padding,
     dilation: Pair,
     groups: int,
+    rectify: bool = False,
 ) -> Array:
-    """Return y: gather columns, multiply with the weights."""
+    """Return y, or max(y, 0): gather columns, multiply with the weights."""
     K, _, R, S = weight.shape
     N, _, H, W = x.shape
     Ho, Wo = conv_output_size((H, W), (R, S), stride, padding, dilation)
@@ -187,7 +189,7 @@ def forward(
         groups,
         _space(blocks, weight.shape, x.dtype),
     )
-    return as_nchw(y)
+    return relu(as_nchw(y)) if rectify else as_nchw(y)
 
 
 def input_grad(
@@ -198,9 +200,15 @@ def input_grad(
     padding: Padding,
     dilation: Pair,
     groups: int,
+    mask: Array | None = None,
 ) -> Array:
-    """Return dx: multiply with the weights, add the columns back into the image."""
+    """Return dx: multiply with the weights, add the columns back into the image.
+
+    ``grad`` counts where ``mask`` > 0.
+    """
     N, C, H, W = input_shape
+    if mask is not None:
+        grad = relu_input_grad(grad, mask)
     pixels = grad.shape[2] * grad.shape[3]
     dx = memory.empty((N, H, W, C), grad.dtype)
     blocks = cut(N * pixels, weight.shape, grad.itemsize, _workers(groups))

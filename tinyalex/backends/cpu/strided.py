@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu import winograd
+from tinyalex.backends.cpu import im2col, winograd
 from tinyalex.backends.cpu.prepared import reuse
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
@@ -106,7 +106,12 @@ def forward(
     size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     cells = _blocks(x, size, taps, s, padding)
     kernels = reuse(weight, ("blocks", s), lambda: _weight_blocks(weight, s, taps))
-    return winograd.forward(cells, kernels, bias, (1, 1), NO_PADDING, (1, 1), 1, rectify)
+    shape = (x.shape[0], weight.shape[0], *size)
+    y, spoilt = winograd.convolve(cells, None, kernels, bias, rectify, (0, 0), shape, 1, False)
+    if spoilt.size:
+        options = stride, padding, dilation, groups
+        y[spoilt] = im2col.forward(x[spoilt], weight, bias, *options, rectify)
+    return y
 
 
 def input_grad(
@@ -125,14 +130,20 @@ def input_grad(
     rows, columns = (size + taps - 1 for size in grad.shape[2:])
     kernels = _weight_blocks(weight, s, taps)
     shape = (N, s * s * C, rows, columns)
-    cells = winograd.input_grad(grad, kernels, shape, (1, 1), NO_PADDING, (1, 1), 1, mask)
+    edge = taps - 1, taps - 1
+    cells, spoilt = winograd.convolve(grad, mask, kernels, None, False, edge, shape, 1, True)
     pixels = channels_last(cells).reshape(N, rows, columns, s, s, C).transpose(0, 1, 3, 2, 4, 5)
     pixels = pixels.reshape(N, rows * s, columns * s, C)
     top, left = padding[0][0], padding[1][0]
     dx = np.zeros((N, H, W, C), np.float32)
     seen = pixels[:, top : top + H, left : left + W]
     dx[:, : seen.shape[1], : seen.shape[2]] = seen
-    return as_nchw(dx)
+    dx = as_nchw(dx)
+    if spoilt.size:
+        shape, options = (spoilt.size, C, H, W), (stride, padding, dilation, groups)
+        masks = None if mask is None else mask[spoilt]
+        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, *options, masks)
+    return dx
 
 
 def weight_and_bias_grad(

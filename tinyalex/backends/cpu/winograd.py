@@ -13,8 +13,8 @@ of a few outputs, for which all channels lie together.
 
 Rounding errors are four times (3 taps) and eight times (5 taps) those of `im2col`, root mean square
 at the depth of AlexNet's layers; docs/winograd.md derives and measures them. A NaN or an infinity
-spoils all outputs of the tiles that see it, not only those of the windows that do, and a tile may
-belong to two images.
+spoils all outputs of its tiles, and very large numbers overflow on the way where the outputs would
+not. So images with an output that is not finite are computed again, by `im2col`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
+from tinyalex.backends.cpu import im2col
+from tinyalex.backends.cpu.elementwise import all_finite, relu_input_grad
 from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
 from tinyalex.backends.cpu.prepared import reuse
 from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, thread_id, workspace
 from tinyalex.backends.cpu.vectors import LANES, fence
+from tinyalex.backends.cpu.winograd_scales import scales
 from tinyalex.backends.cpu.winograd_tiles import (
     Canvas,
     gradient_columns,
@@ -63,14 +66,16 @@ NOTHING = np.zeros((0, 0, 0, 0), np.float32)
 
 
 @parallel_kernel
-def _convolve(x, mask, U, bias, rectify, y, canvas, padding, lines, lines_per_task, space):
+def _convolve(
+    x, mask, scales, U, bias, rectify, back, y, spoilt, canvas, padding, lines, per_task, space
+):
     n, _, groups, panels, Cg, _ = U.shape
     C, K = x.shape[3], y.shape[3]
     Kg = K // groups
     columns = canvas.tiles * TILE + n - TILE
-    for task in prange((lines + lines_per_task - 1) // lines_per_task):
-        first = np.int64(task) * lines_per_task
-        count = min(lines, first + lines_per_task) - first
+    for task in prange((lines + per_task - 1) // per_task):
+        first = np.int64(task) * per_task
+        count = min(lines, first + per_task) - first
         tiles = count * canvas.tiles
         mine = space[thread_id()]
         rows, end = take(mine, 0, (n, columns, C))
@@ -79,7 +84,7 @@ def _convolve(x, mask, U, bias, rectify, y, canvas, padding, lines, lines_per_ta
         M, end = take(mine, end, (tiles + ROWS[-1], n * K + MARGIN))
         half_done, end = take(mine, end, (tiles, n, TILE, K))
         outputs, end = take(mine, end, (TILE, TILE * K))
-        input_columns(x, mask, canvas, padding, first, rows, half)
+        input_columns(x, mask, scales, canvas, padding, first, rows, half)
         for k in range(n):
             input_rows(half, k, canvas.tiles, V)
             for point in range(n):
@@ -90,12 +95,12 @@ def _convolve(x, mask, U, bias, rectify, y, canvas, padding, lines, lines_per_ta
                     target = View(M, point * K + g * Kg, M.shape[1], 1)
                     multiply(source, weights, target, tiles, Kg, Cg, False)
             output_rows(M, half_done, k)
-        output_columns(half_done, outputs, canvas, first, bias, rectify, y)
+        output_columns(half_done, outputs, canvas, first, bias, rectify, back, y, spoilt)
         fence()
 
 
 @parallel_kernel
-def _weight_grad(grad, mask, x, dU, sums, canvas, padding, lines, lines_per_task, space):
+def _weight_grad(grad, mask, back, x, scales, dU, sums, canvas, padding, lines, per_task, space):
     # dU [parts, n, n, groups, Cg, Kg], sums [parts, width * K]: each part has its share of lines.
     parts, n, _, groups, Cg, Kg = dU.shape
     C, K = groups * Cg, groups * Kg
@@ -105,8 +110,8 @@ def _weight_grad(grad, mask, x, dU, sums, canvas, padding, lines, lines_per_task
         part = np.int64(number)
         mine = space[thread_id()]
         begin, stop = lines * part // parts, lines * (part + 1) // parts
-        for first in range(begin, stop, lines_per_task):
-            count = min(stop, first + lines_per_task) - first
+        for first in range(begin, stop, per_task):
+            count = min(stop, first + per_task) - first
             tiles = count * canvas.tiles
             rows, end = take(mine, 0, (n, columns, C))
             half, end = take(mine, end, (count, n, columns, C))
@@ -114,8 +119,8 @@ def _weight_grad(grad, mask, x, dU, sums, canvas, padding, lines, lines_per_task
             grad_rows, end = take(mine, end, (TILE, width, K))
             grad_half, end = take(mine, end, (count, n, width, K))
             Z, end = take(mine, end, (tiles, n * K + MARGIN))
-            input_columns(x, NOTHING, canvas, padding, first, rows, half)
-            gradient_columns(grad, mask, canvas, first, grad_rows, grad_half, sums[part])
+            input_columns(x, NOTHING, scales, canvas, padding, first, rows, half)
+            gradient_columns(grad, mask, back, canvas, first, grad_rows, grad_half, sums[part])
             for k in range(n):
                 input_rows(half, k, canvas.tiles, V)
                 gradient_rows(grad_half, k, canvas.tiles, Z)
@@ -139,11 +144,14 @@ def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
     return workspace(size, np.dtype(np.float32))
 
 
-def _convolution(
+def convolve(
     x: Array, mask: Array | None, weight: Array, bias: Array | None, rectify: bool, padding: Pair,
     y_shape: tuple[int, ...], groups: int, rotated: bool,
-) -> Array:  # fmt: skip
-    """Return y, or with ``rotated`` the convolution with the weight's transpose, turned by 180."""
+) -> tuple[Array, Array]:  # fmt: skip
+    """Return y, or with ``rotated`` the convolution with the weight's transpose, turned by 180.
+
+    The second result are the numbers of the images whose y is not finite, and not to be used.
+    """
     taps = weight.shape[2]
     n = TILE + taps - 1
     N, K, Ho, Wo = y_shape
@@ -162,21 +170,27 @@ def _convolution(
     tasks = -(-lines * canvas.tiles // (TILES * num_threads())) * num_threads()
     per_task = max(1, -(-lines // max(1, tasks)))
     y = memory.empty((N, Ho, Wo, groups * outputs), np.float32)
+    spoilt = np.zeros(N, np.bool_)
     images = fill(channels_last(x), groups, 3)
+    masks = NOTHING if mask is None else fill(channels_last(mask), groups, 3)
+    factors = scales(images, masks, canvas)
     _convolve(
         images,
-        NOTHING if mask is None else fill(channels_last(mask), groups, 3),
+        masks,
+        factors,
         U,
         np.tile(np.zeros(y.shape[3], np.float32) if bias is None else fill(bias, groups, 0), TILE),
         rectify,
+        1 / factors,
         y,
+        spoilt,
         canvas,
         padding,
         lines,
         per_task,
         _space(per_task, canvas, taps, images.shape[3] + y.shape[3]),
     )
-    return as_nchw(strip(y, groups, 3, K))
+    return as_nchw(strip(y, groups, 3, K)), np.flatnonzero(spoilt)
 
 
 def forward(
@@ -193,7 +207,11 @@ def forward(
     size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     shape = (x.shape[0], weight.shape[0], *size)
     edge = padding[0][0], padding[1][0]
-    return _convolution(x, None, weight, bias, rectify, edge, shape, groups, False)
+    y, spoilt = convolve(x, None, weight, bias, rectify, edge, shape, groups, False)
+    if spoilt.size:
+        options = stride, padding, dilation, groups
+        y[spoilt] = im2col.forward(x[spoilt], weight, bias, *options, rectify)
+    return y
 
 
 def input_grad(
@@ -212,7 +230,12 @@ def input_grad(
     """
     edge = weight.shape[2] - 1
     edges = edge - padding[0][0], edge - padding[1][0]
-    return _convolution(grad, mask, weight, None, False, edges, input_shape, groups, True)
+    dx, spoilt = convolve(grad, mask, weight, None, False, edges, input_shape, groups, True)
+    if spoilt.size:
+        shape, options = (spoilt.size, *input_shape[1:]), (stride, padding, dilation, groups)
+        masks = None if mask is None else mask[spoilt]
+        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, *options, masks)
+    return dx
 
 
 def weight_and_bias_grad(
@@ -227,7 +250,8 @@ def weight_and_bias_grad(
 ) -> tuple[Array, Array]:
     """Return dweight and dbias: transformed inputs times transformed gradients, over all tiles.
 
-    ``grad`` counts where ``mask`` > 0. Every thread has a sum of its own, as in `im2col`.
+    ``grad`` counts where ``mask`` > 0. Every thread has a sum of its own, as in `im2col`. An
+    image's scale and that of its gradient cancel in the products.
     """
     K, C, taps, _ = weight_shape
     n = TILE + taps - 1
@@ -242,10 +266,14 @@ def weight_and_bias_grad(
     sums = np.zeros((parts, canvas.tiles * TILE * groups * Kg), np.float32)
     dw = memory.empty((groups, Kg, Cg, taps * taps), np.float32)
     per_task = max(1, TILES // canvas.tiles)
+    images = fill(channels_last(x), groups, 3)
+    factors = scales(images, NOTHING, canvas)
     _weight_grad(
         fill(channels_last(grad), groups, 3),
         NOTHING if mask is None else fill(channels_last(mask), groups, 3),
-        fill(channels_last(x), groups, 3),
+        1 / factors,
+        images,
+        factors,
         dU,
         sums,
         canvas,
@@ -256,5 +284,8 @@ def weight_and_bias_grad(
     )
     gather_weight_grad(dU, dw)
     dw = strip(strip(dw.reshape(groups * Kg, Cg, taps, taps), groups, 0, K), 1, 1, C)
+    if not all_finite(dw):
+        masked = grad if mask is None else relu_input_grad(grad, mask)
+        dw = im2col.weight_grad(masked, x, weight_shape, stride, padding, dilation, groups)
     dbias = sums.reshape(-1, groups * Kg).sum(axis=0)
     return dw, strip(dbias, groups, 0, K)

@@ -3,7 +3,8 @@
 Images that are no multiple of 4 wide waste part of their last tiles. Therefore up to 2 x 2 images
 are laid side by side on a canvas, with as much space between them as the kernel needs, and the
 canvas is cut into tiles: 28 x 28 outputs are four images of 13 x 13. What falls between the images
-is computed and dropped.
+is computed and dropped. A tile may hold pixels of two images: all are brought to one magnitude on
+the way in (`winograd_scales`), so that none is lost in another's rounding errors.
 
 Transforms along the columns come first on the way in and last on the way out. They work on whole
 lines of tiles; those along the rows work on one row of points k at a time, so that its part of the
@@ -18,6 +19,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -25,9 +27,11 @@ from numba.extending import intrinsic
 from tinyalex.backends.cpu.runtime import kernel
 from tinyalex.backends.cpu.vectors import (
     FAR,
+    FUSED,
     INTEGER,
     LANES,
     address,
+    constant,
     element,
     load,
     pointer,
@@ -104,10 +108,17 @@ def _copy_where_positive(source, mask, target):
 
 
 @kernel
-def _gather(images, mask, canvas, padding, line, rows):
+def _multiply(factor, target):
+    for c in range(target.size):
+        target[c] *= factor
+
+
+@kernel
+def _gather(images, mask, scales, canvas, padding, line, rows, sums):
     """Copy the pixels under a line of tiles to ``rows`` [rows, columns, C]; 0 between images.
 
-    Where ``mask``, unless it is empty, is not positive, they are 0 too.
+    Where ``mask``, unless it is empty, is not positive, they are 0 too. They are added to ``sums``
+    [columns * C], unless that is empty, and multiplied by the scale of their image.
     """
     N, H, W, C = images.shape
     top, left = padding
@@ -134,29 +145,41 @@ def _gather(images, mask, canvas, padding, line, rows):
                         _copy_where_positive(source, where, target[start:done])
                     else:
                         copy(source, target[start:done])
+                    if sums.size:
+                        add(target[start:done], sums[start:done], sums[start:done])
+                    if scales[n] != 1:
+                        _multiply(scales[n], target[start:done])
         _clear(target[done:])
 
 
 def _finish(put: Callable[..., None]) -> Callable[..., None]:
-    """Return code for ``target = max(a + b, least)``, written with ``put``.
+    """Return code for ``target = max(scale * a + b, least)``, written with ``put``.
 
-    Its arguments: three addresses, the length, a multiple of `LANES`, and the number ``least``.
+    Its arguments: three addresses, the length, a multiple of `LANES`, and the numbers ``scale`` and
+    ``least``. It returns whether ``scale * a + b`` is finite everywhere.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, b, target, length, least = arguments
+        a, b, target, length, scale, least = arguments
         a, b, target = (pointer(builder, address) for address in (a, b, target))
-        least = spread(builder, least)
+        scale, least = spread(builder, scale), spread(builder, least)
+        check = cgutils.alloca_once_value(builder, constant(0))  # 0 * infinity is NaN, and stays
         with cgutils.for_range_slice(builder, INTEGER(0), length, INTEGER(LANES)) as (i, _):
-            terms = [load(builder, element(builder, start, (i, 1))) for start in (a, b)]
-            total = builder.fadd(*terms)
+            x, y = (load(builder, element(builder, start, (i, 1))) for start in (a, b))
+            total = builder.fadd(builder.fmul(scale, x, flags=FUSED), y, flags=FUSED)
+            nothing = builder.fmul(constant(0), total, flags=FUSED)
+            builder.store(builder.fadd(builder.load(check), nothing, flags=FUSED), check)
             low = builder.fcmp_ordered("<=", total, least)  # a NaN is not: it stays
             put(builder, builder.select(low, least, total), element(builder, target, (i, 1)))
-        return context.get_dummy_value()
+        finite = builder.fcmp_ordered("==", builder.load(check), constant(0))
+        every = ir.IntType(LANES)
+        return builder.icmp_unsigned("==", builder.bitcast(finite, every), every(-1))
 
     @intrinsic
-    def finish(typing: Any, a: Any, b: Any, target: Any, length: Any, least: Any) -> Any:
-        return types.void(*[types.intp] * 4, types.float32), generate
+    def finish(
+        typing: Any, a: Any, b: Any, target: Any, length: Any, scale: Any, least: Any
+    ) -> Any:
+        return types.boolean(*[types.intp] * 4, *[types.float32] * 2), generate
 
     return finish
 
@@ -165,10 +188,11 @@ _finish_near, _finish_far = _finish(store), _finish(stream)
 
 
 @kernel
-def _scatter(tile, canvas, line, column, bias, rectify, images):
-    """Add the bias to a tile [4, 4 * K], ``rectify`` it, and store what of it lies in an image.
+def _scatter(tile, canvas, line, column, bias, rectify, scales, images, spoilt):
+    """Scale a tile [4, 4 * K], add the bias, ``rectify`` it, store what of it lies in an image.
 
-    ``bias`` [4 * K] is repeated for each pixel of a row.
+    ``bias`` [4 * K] is repeated for each pixel of a row. An image that gets a NaN or an infinity is
+    marked as ``spoilt``.
     """
     N, H, W, K = images.shape
     least = np.float32(0 if rectify else -np.inf)
@@ -187,9 +211,11 @@ def _scatter(tile, canvas, line, column, bias, rectify, images):
                 source, terms = address(tile, (a * TILE + b) * K), address(bias, 0)
                 target = address(images, ((n * H + h) * W + w) * K)
                 if images.size > FAR:
-                    _finish_far(source, terms, target, inside * K, least)
+                    finite = _finish_far(source, terms, target, inside * K, scales[n], least)
                 else:
-                    _finish_near(source, terms, target, inside * K, least)
+                    finite = _finish_near(source, terms, target, inside * K, scales[n], least)
+                if not finite:
+                    spoilt[n] = True
             b += count
 
 
@@ -203,15 +229,16 @@ def take(space, start, shape):
 
 
 @kernel
-def input_columns(x, mask, canvas, padding, first, rows, half):
+def input_columns(x, mask, scales, canvas, padding, first, rows, half):
     """Transform the columns of the inputs: x [N, H, W, C] to ``half`` [lines, n, columns, C].
 
     ``first`` is the first of the lines, ``padding`` (top, left), ``rows`` scratch for one line.
     """
     lines, n, columns, C = half.shape
     width = columns * C
+    no_sums = np.empty(0, np.float32)
     for line in range(lines):
-        _gather(x, mask, canvas, padding, first + line, rows)
+        _gather(x, mask, scales, canvas, padding, first + line, rows, no_sums)
         input_transform(n, rows, 0, width, half, line * n * width, width, width)
 
 
@@ -227,17 +254,15 @@ def input_rows(half, k, tiles, V):
 
 
 @kernel
-def gradient_columns(grad, mask, canvas, first, rows, half, sums):
-    """As `input_columns`, for the gradient [N, Ho, Wo, K]; its rows are added to ``sums``.
+def gradient_columns(grad, mask, scales, canvas, first, rows, half, sums):
+    """As `input_columns`, for the gradient [N, Ho, Wo, K]; unscaled, it is added to ``sums``.
 
     Tiles do not overlap here: every pixel is gathered once.
     """
     lines, n, columns, K = half.shape
     width = columns * K
     for line in range(lines):
-        _gather(grad, mask, canvas, (0, 0), first + line, rows)
-        for row in range(TILE):
-            add(rows[row].reshape(width), sums, sums)
+        _gather(grad, mask, scales, canvas, (0, 0), first + line, rows, sums)
         gradient_transform(n, rows, 0, width, half, line * n * width, width, width)
 
 
@@ -262,7 +287,7 @@ def output_rows(M, half, k):
 
 
 @kernel
-def output_columns(half, outputs, canvas, first, bias, rectify, y):
+def output_columns(half, outputs, canvas, first, bias, rectify, scales, y, spoilt):
     """Transform the columns of the outputs, ``half`` [tile, n, 4, K], and store them in y.
 
     The task must end with a `vectors.fence`.
@@ -272,4 +297,4 @@ def output_columns(half, outputs, canvas, first, bias, rectify, y):
     for tile in range(tiles):
         output_transform(n, half, tile * n * width, width, outputs, 0, width, width)
         line, column = divmod(tile, canvas.tiles)
-        _scatter(outputs, canvas, first + line, column, bias, rectify, y)
+        _scatter(outputs, canvas, first + line, column, bias, rectify, scales, y, spoilt)
