@@ -16,7 +16,7 @@ from tinyalex import random
 from tinyalex.autograd import Function, is_grad_enabled
 from tinyalex.backends.devices import device_of, on_gpu, using
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
-from tinyalex.ops.arguments import dimension, finite, integer, pair, probability
+from tinyalex.ops.arguments import dimension, finite, flag, integer, number, pair, probability
 from tinyalex.tensor import Tensor
 
 Size = int | Sequence[int]
@@ -148,7 +148,7 @@ def max_pool2d(
         stride=kernel if stride is None else pair(stride, "stride"),
         padding=pair(padding, "padding", minimum=0),
         dilation=pair(dilation, "dilation"),
-        ceil_mode=bool(ceil_mode),
+        ceil_mode=flag(ceil_mode, "ceil_mode"),
     )
 
 
@@ -177,8 +177,8 @@ def avg_pool2d(
         kernel_size=kernel,
         stride=kernel if stride is None else pair(stride, "stride"),
         padding=pair(padding, "padding", minimum=0),
-        ceil_mode=bool(ceil_mode),
-        count_include_pad=bool(count_include_pad),
+        ceil_mode=flag(ceil_mode, "ceil_mode"),
+        count_include_pad=flag(count_include_pad, "count_include_pad"),
         divisor_override=divisor_override,
     )
 
@@ -249,7 +249,9 @@ def local_response_norm_max_pool2d(
         y = local_response_norm(x, size, alpha, beta, k, groups)
         return max_pool2d(y, kernel_size, stride, padding, 1, ceil_mode)
     options = _norm_and_window(size, alpha, beta, k, groups, kernel_size, stride, padding)
-    return fused.LocalResponseNormMaxPool2d.apply(x, **options, ceil_mode=bool(ceil_mode))
+    return fused.LocalResponseNormMaxPool2d.apply(
+        x, **options, ceil_mode=flag(ceil_mode, "ceil_mode")
+    )
 
 
 def conv2d_relu_norm_max_pool2d(
@@ -278,7 +280,7 @@ def conv2d_relu_norm_max_pool2d(
         bias,
         *convolution,
         norm=_norm_and_window(*norm, kernel_size, stride, border),
-        ceil_mode=bool(ceil_mode),
+        ceil_mode=flag(ceil_mode, "ceil_mode"),
     )
 
 
@@ -336,13 +338,13 @@ def relu(x: Tensor) -> Tensor:
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
 
-    The draws have 24 bits: ``p`` counts to the nearest multiple of 2**-24, about 6e-8. Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
-    new ones; from the same seed a GPU draws others than the CPU. Raises ValueError unless
-    0 <= p <= 1.
+    Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
+    new ones, of 24 bits (``p`` counts to the nearest multiple of 2**-24); from the same seed a GPU
+    draws others than the CPU. Raises ValueError unless 0 <= p <= 1.
     """
     p = probability(p, "the dropout probability")
     _tensor(x, "x")
-    if not training or p == 0:
+    if not flag(training, "training") or p == 0:
         return x
     return activation.Dropout.apply(x, p=p, key=random.next_key())
 
@@ -375,7 +377,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     if any(n + before + after < 0 for n, (before, after) in zip(x.shape, widths, strict=True)):
         raise ValueError(f"pad {tuple(pad)} cuts off more than there is of shape {x.shape}")
-    return shape.Pad.apply(x, widths=tuple(widths), value=float(value))
+    return shape.Pad.apply(x, widths=tuple(widths), value=number(value, "value"))
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

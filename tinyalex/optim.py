@@ -13,6 +13,7 @@ from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
 from tinyalex.nn.module import Module, Parameter
+from tinyalex.ops.arguments import number
 from tinyalex.tensor import Tensor
 
 Group = dict[str, Any]
@@ -271,9 +272,5 @@ def _check_options(options: Group) -> None:
 
 
 def _check_number(name: str, value: Any, minimum: float) -> None:
-    try:
-        valid = math.isfinite(value) and value >= minimum
-    except TypeError as error:
-        raise TypeError(f"{name} must be a number, got {value!r}") from error
-    if not valid:
+    if not (math.isfinite(number(value, name)) and value >= minimum):
         raise ValueError(f"{name} must be a finite number >= {minimum}, got {value}")

@@ -15,7 +15,7 @@ from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.ops import arithmetic, matmul, reduction, shape
-from tinyalex.ops.arguments import dimension
+from tinyalex.ops.arguments import dimension, flag, number
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 _DTYPES = frozenset(map(np.dtype, DTYPES))
@@ -350,7 +350,7 @@ class Tensor:
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
         """Sum over ``dim``, one axis or several, or over all; NumPy's spellings work too."""
-        return self._reduce(reduction.Sum, dim, axis, keepdim or keepdims)
+        return self._reduce(reduction.Sum, dim, axis, keepdim, keepdims)
 
     def mean(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
@@ -358,13 +358,13 @@ class Tensor:
         """Average over ``dim``, one axis or several, or over all."""
         if self.dtype.kind != "f":
             raise TypeError(f"mean expects float32 or float64, got {self.dtype}; use .to(dtype)")
-        return self._reduce(reduction.Mean, dim, axis, keepdim or keepdims)
+        return self._reduce(reduction.Mean, dim, axis, keepdim, keepdims)
 
     def max(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
         """Maximum over ``dim`` or over all; equal maxima share the gradient (torch's ``amax``)."""
-        return self._reduce(reduction.Max, dim, axis, keepdim or keepdims)
+        return self._reduce(reduction.Max, dim, axis, keepdim, keepdims)
 
     def min(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
@@ -372,7 +372,11 @@ class Tensor:
         """Minimum over ``dim`` or over all; equal minima share the gradient (torch's ``amin``)."""
         return -(-self).max(dim, keepdim, axis=axis, keepdims=keepdims)
 
-    def _reduce(self, function: type[Function], dim: Axis, axis: Axis, keepdim: bool) -> Tensor:
+    def _reduce(
+        self, function: type[Function], dim: Axis, axis: Axis, keepdim: bool, keepdims: bool
+    ) -> Tensor:
+        if dim is not None and axis is not None:
+            raise TypeError(f"give dim or axis, which mean the same, got {dim!r} and {axis!r}")
         chosen = dim if dim is not None else axis
         if chosen is None:
             axes = tuple(range(self.ndim))
@@ -381,7 +385,8 @@ class Tensor:
             axes = tuple(dimension(item, self.ndim) for item in items)
             if len(set(axes)) != len(axes):
                 raise ValueError(f"the same axis twice in dim={chosen!r}")
-        return function.apply(self, axes=axes, keepdim=keepdim)
+        keep = flag(keepdim, "keepdim") or flag(keepdims, "keepdims")
+        return function.apply(self, axes=axes, keepdim=keep)
 
     # --- shape ------------------------------------------------------------------------------------
 
@@ -475,8 +480,10 @@ def ones(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> T
 def full(
     shape: Sequence[int], value: Any, dtype: Any = np.float32, requires_grad: bool = False
 ) -> Tensor:
-    """Return a tensor filled with ``value``."""
-    return Tensor(np.full(tuple(shape), value, dtype), requires_grad)
+    """Return a tensor filled with ``value``, a number."""
+    if not isinstance(value, (bool, np.bool_)):
+        number(value, "value")
+    return Tensor(np.full(_unpack((shape,)), value, dtype), requires_grad)
 
 
 def arange(*limits: Any, dtype: Any = None) -> Tensor:
@@ -529,4 +536,6 @@ def where(condition: Any, a: Tensor, b: Tensor) -> Tensor:
     if not on_gpu(mask):
         mask = np.asarray(mask)
     same_device("where", a.data, mask)
+    if mask.dtype != bool:
+        raise TypeError(f"where expects a condition of bools, got {mask.dtype}")
     return arithmetic.Where.apply(a, b, condition=mask)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tinyalex.functional as F
 from tinyalex.nn.module import Module
-from tinyalex.ops.arguments import probability
+from tinyalex.ops.arguments import flag, probability
 from tinyalex.tensor import Tensor
 
 
 def _not_in_place(layer: str, inplace: bool) -> None:
-    if inplace:
+    if flag(inplace, "inplace"):
         raise ValueError(
             f"{layer}(inplace=True): tinyalex never overwrites a tensor that backward may need; "
             "leave inplace=True out, the output is the same"

@@ -10,7 +10,7 @@ import tinyalex.functional as F
 from tinyalex.backends.geometry import Pair
 from tinyalex.nn.init import reset_like_torch
 from tinyalex.nn.module import Module, Parameter
-from tinyalex.ops.arguments import integer, pair
+from tinyalex.ops.arguments import flag, integer, pair
 from tinyalex.ops.conv import resolve_padding
 from tinyalex.tensor import Tensor
 
@@ -57,7 +57,7 @@ class Conv2d(Module):
             )
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(np.empty(shape, dtype))
-        self.bias = Parameter(np.empty(out_channels, dtype)) if bias else None
+        self.bias = Parameter(np.empty(out_channels, dtype)) if flag(bias, "bias") else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import tinyalex.functional as F
 from tinyalex.nn.init import reset_like_torch
 from tinyalex.nn.module import Module, Parameter
-from tinyalex.ops.arguments import integer
+from tinyalex.ops.arguments import flag, integer
 from tinyalex.tensor import Tensor
 
 
@@ -31,7 +31,7 @@ class Linear(Module):
         self.in_features = integer(in_features, "in_features", minimum=1)
         self.out_features = integer(out_features, "out_features", minimum=1)
         self.weight = Parameter(np.empty((out_features, in_features), dtype))
-        self.bias = Parameter(np.empty(out_features, dtype)) if bias else None
+        self.bias = Parameter(np.empty(out_features, dtype)) if flag(bias, "bias") else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tinyalex.functional as F
 from tinyalex.backends.geometry import Pair
 from tinyalex.nn.module import Module
-from tinyalex.ops.arguments import half_at_most, pair
+from tinyalex.ops.arguments import flag, half_at_most, pair
 from tinyalex.tensor import Tensor
 
 
@@ -103,7 +103,7 @@ class AdaptiveAvgPool2d(Module):
 
 
 def _no_indices(return_indices: bool) -> None:
-    if return_indices:
+    if flag(return_indices, "return_indices"):
         raise ValueError("MaxPool2d(return_indices=True) is not supported: leave it out")
 
 

@@ -41,11 +41,23 @@ def integer(value: Any, name: str, minimum: int | None = None) -> int:
     return int(value)
 
 
-def finite(value: Any, name: str) -> float:
-    """Return ``value`` as a float, which must be finite."""
+def flag(value: Any, name: str) -> bool:
+    """Return ``value`` if it is True or False; nothing else is taken for either."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def number(value: Any, name: str) -> float:
+    """Return ``value``, Python's or NumPy's number, as a float; a tensor would lose its graph."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    return float(value)
+
+
+def finite(value: Any, name: str) -> float:
+    """Return ``value`` as a float, which must be finite."""
+    if not math.isfinite(number(value, name)):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     return float(value)
 
