@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, same_device, using
+from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Function:
         raise TypeError(f"{type(self).__name__} must define backward(self, grad)")
 
     @classmethod
+    @quiet
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Tensor:
         """Run forward on the tensors' arrays and return the result as a tensor in the graph."""
         from tinyalex.tensor import Tensor  # here: Tensor's operators are Functions themselves
@@ -121,6 +123,7 @@ class Function:
         return output
 
 
+@quiet
 def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = False) -> None:
     """Propagate ``gradient`` from ``root`` to every leaf behind it, into their ``.grad``.
 

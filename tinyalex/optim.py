@@ -11,6 +11,7 @@ import numpy as np
 from tinyalex import backends
 from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
+from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 from tinyalex.nn.module import Module, Parameter
 from tinyalex.ops.arguments import number
@@ -112,6 +113,7 @@ class SGD:
         self.param_groups.append({"params": params, **options})
         self._velocity += [None] * len(params)
 
+    @quiet
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         by_device: dict[str, list[Update]] = {}

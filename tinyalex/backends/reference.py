@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size, window_slice
+from tinyalex.backends.numerics import product, total
 from tinyalex.backends.types import Array
 
 # --- convolution ----------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def conv2d(
     Ho, Wo = columns.shape[4:]
     columns = columns.reshape(N, groups, Cg * R * S, Ho * Wo)
     kernels = weight.reshape(groups, K // groups, Cg * R * S)
-    y = (kernels @ columns).reshape(N, K, Ho, Wo)
+    y = product(kernels, columns).reshape(N, K, Ho, Wo)
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -85,7 +86,8 @@ def conv2d_input_grad(
     N, K, Ho, Wo = grad.shape
     _, Cg, R, S = weight.shape
     kernels = weight.reshape(groups, K // groups, Cg * R * S)
-    columns = kernels.transpose(0, 2, 1) @ grad.reshape(N, groups, K // groups, Ho * Wo)
+    grad = grad.reshape(N, groups, K // groups, Ho * Wo)
+    columns = product(kernels.transpose(0, 2, 1), grad)
     columns = columns.reshape(N, input_shape[1], R, S, Ho, Wo)
     return col2im(columns, input_shape, stride, padding, dilation)
 
@@ -105,12 +107,12 @@ def conv2d_weight_grad(
     columns = im2col(x, (R, S), stride, padding, dilation)
     columns = columns.reshape(N, groups, Cg * R * S, Ho * Wo)
     grad = grad.reshape(N, groups, K // groups, Ho * Wo)
-    return (grad @ columns.transpose(0, 1, 3, 2)).sum(axis=0).reshape(weight_shape)
+    return total(product(grad, columns.transpose(0, 1, 3, 2)), (0,)).reshape(weight_shape)
 
 
 def conv2d_bias_grad(grad: Array) -> Array:
     """Return dbias: the gradient summed over images and pixels."""
-    return grad.sum(axis=(0, 2, 3))
+    return total(grad, (0, 2, 3))
 
 
 # --- pooling --------------------------------------------------------------------------------------
@@ -220,7 +222,8 @@ def _sum_around(x: Array, size: int) -> Array:
     """Sum the ``size`` x ``size`` window around each pixel of each channel, zeros beyond."""
     reach = size // 2
     padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
-    return np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3)).sum((-2, -1))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))
+    return total(windows, (4, 5))
 
 
 def within_channel_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
@@ -288,18 +291,18 @@ def dropout(x: Array, p: float, key: int) -> Array:
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O]."""
-    y = x @ weight.T
+    y = product(x, weight.T)
     return y if bias is None else y + bias
 
 
 def linear_input_grad(grad: Array, weight: Array) -> Array:
     """Return dx = grad @ weight: [N, O] @ [O, I]."""
-    return grad @ weight
+    return product(grad, weight)
 
 
 def linear_weight_grad(grad: Array, x: Array) -> Array:
     """Return dweight = grad.T @ x: [O, N] @ [N, I]."""
-    return grad.T @ x
+    return product(grad.T, x)
 
 
 def all_finite(x: Array) -> bool:

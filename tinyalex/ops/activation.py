@@ -5,6 +5,7 @@ from __future__ import annotations
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.numerics import total
 from tinyalex.backends.types import Array
 from tinyalex.ops.arguments import floating
 
@@ -44,7 +45,7 @@ def stable_log_softmax(x: Array, axis: int) -> Array:
         return x
     xp = array_module(x)
     shifted = x - x.max(axis=axis, keepdims=True)
-    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+    return shifted - xp.log(total(xp.exp(shifted), (axis,), True))
 
 
 class Softmax(Function):
@@ -54,13 +55,13 @@ class Softmax(Function):
         floating("softmax", x)
         self.axis = axis
         y = x if x.size == 0 else array_module(x).exp(x - x.max(axis=axis, keepdims=True))
-        y = y / y.sum(axis=axis, keepdims=True)
+        y = y / total(y, (axis,), True)
         self.save(y)
         return y
 
     def backward(self, grad: Array) -> Array:
         (y,) = self.saved
-        return y * (grad - (grad * y).sum(axis=self.axis, keepdims=True))
+        return y * (grad - total(grad * y, (self.axis,), True))
 
 
 class LogSoftmax(Function):
@@ -75,4 +76,4 @@ class LogSoftmax(Function):
 
     def backward(self, grad: Array) -> Array:
         (y,) = self.saved
-        return grad - array_module(y).exp(y) * grad.sum(axis=self.axis, keepdims=True)
+        return grad - array_module(y).exp(y) * total(grad, (self.axis,), True)

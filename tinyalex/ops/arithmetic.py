@@ -6,6 +6,7 @@ from typing import Any
 
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.numerics import total
 from tinyalex.backends.types import Array
 
 
@@ -15,7 +16,7 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
         return grad
     extra = grad.ndim - len(shape)
     repeated = [i + extra for i, n in enumerate(shape) if n == 1 and grad.shape[i + extra] != 1]
-    return grad.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
+    return total(grad, (*range(extra), *repeated)).reshape(shape)
 
 
 class Binary(Function):
@@ -100,11 +101,11 @@ class Div(Binary):
 
     def right(self, grad: Array) -> Array:
         a, b = self.saved
-        return -grad * a / (b * b)
+        return -grad * (a / b / b)  # b * b would overflow, or vanish, before the quotient does
 
 
 class Pow(Binary):
-    """a ** b.  d/da = b a ** (b - 1);  d/db = a ** b ln a, taken as 0 where a = 0."""
+    """a ** b.  d/da = b a ** (b - 1);  d/db = a ** b ln a, taken as 0 where a = 0 and b >= 0."""
 
     def save_inputs(self, a: Array, b: Array) -> None:
         self.save(a, b)
@@ -121,7 +122,7 @@ class Pow(Binary):
     def right(self, grad: Array) -> Array:
         a, b = self.saved
         xp = array_module(a)
-        return xp.where(a == 0, 0, grad * a**b * xp.log(xp.where(a == 0, 1, a)))
+        return grad * xp.where((a == 0) & (b >= 0), 0, a**b * xp.log(a))
 
 
 class Unary(Function):
@@ -165,8 +166,8 @@ class Log(Unary):
         self.save(x)
         return array_module(x).log(x)
 
-    def derivative(self, value: Array) -> Array:
-        return 1 / value
+    def backward(self, grad: Array) -> Array:
+        return grad / self.saved[0]  # 1 / x can overflow where this does not
 
 
 class Sqrt(Unary):
@@ -192,28 +193,33 @@ class Abs(Unary):
         return array_module(value).sign(value)
 
 
-class Tanh(Unary):
-    """Hyperbolic tangent; derivative 1 - y ** 2."""
-
-    def forward(self, x: Array) -> Array:
-        y = array_module(x).tanh(x)
-        self.save(y)
-        return y
-
-    def derivative(self, value: Array) -> Array:
-        return 1 - value * value
-
-
 class Sigmoid(Unary):
-    """1 / (1 + e ** -x), written with tanh so that it cannot overflow; derivative y (1 - y)."""
+    """1 / (1 + e ** -x); derivative t / (1 + t) ** 2 with t = e ** -abs(x).
+
+    t neither overflows nor is subtracted from 1: all digits are right, also where y is almost 0 or
+    almost 1.
+    """
 
     def forward(self, x: Array) -> Array:
-        y = 0.5 * array_module(x).tanh(0.5 * x) + 0.5
-        self.save(y)
-        return y
+        self.save(x)
+        xp = array_module(x)
+        t = xp.exp(-abs(x))
+        return xp.where(x < 0, t, 1) / (1 + t)
 
     def derivative(self, value: Array) -> Array:
-        return value * (1 - value)
+        t = array_module(value).exp(-abs(value))
+        return t / (1 + t) / (1 + t)
+
+
+class Tanh(Sigmoid):
+    """Hyperbolic tangent, 2 sigmoid(2 x) - 1; so its derivative is 4 times sigmoid's at 2 x."""
+
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return array_module(x).tanh(x)
+
+    def derivative(self, value: Array) -> Array:
+        return 4 * super().derivative(2 * value)
 
 
 class Where(Function):

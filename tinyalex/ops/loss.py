@@ -8,6 +8,7 @@ from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, same_device
+from tinyalex.backends.numerics import total
 from tinyalex.backends.types import Array
 from tinyalex.ops.activation import stable_log_softmax
 from tinyalex.ops.arguments import floating
@@ -72,24 +73,23 @@ class CrossEntropy(Function):
             xp.put_along_axis(q, xp.expand_dims(index, axis), 1, axis)
             counted = xp.where(is_class, 1, np.nan).astype(logits.dtype)
             counted = xp.where(indices == ignore_index, 0, counted)
-            total_weight = ((per_class * q).sum(axis) * counted).sum()
+            of_targets = total(per_class * q, (axis,)) * counted
+            total_weight = total(of_targets, tuple(range(of_targets.ndim)))
         q = (1 - label_smoothing) * q + label_smoothing / classes
         a = per_class * q
         if indices is not None:
             a = a * xp.expand_dims(counted, axis)
 
         # Where the target has no mass, 0 * log(0) is meant to be 0.
-        losses = -(a * xp.where(a != 0, log_p, 0)).sum(axis)
+        losses = xp.asarray(total(-a * xp.where(a != 0, log_p, 0), (axis,)))
         self.axis, self.reduction, self.label_smoothing = axis, reduction, label_smoothing
         need_weight = self.needs_input_grad[2]
         self.save(log_p, a, total_weight, per_class, q if need_weight else None)
         if reduction == "none":
-            return xp.asarray(losses)
-        total = losses.sum(dtype=logits.dtype)
-        if reduction == "sum":
-            return xp.asarray(total)
-        with np.errstate(invalid="ignore"):  # no targets at all: 0 / 0 is NaN, as in torch
-            return xp.asarray(total / total_weight)
+            return losses
+        # Of no targets at all the mean is 0 / 0, NaN, as in torch.
+        divisor = total_weight if reduction == "mean" else 1
+        return xp.asarray(total(losses, tuple(range(losses.ndim)), divisor=divisor))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         """Return the gradients of the logits, of class probabilities and of class weights."""
@@ -105,12 +105,12 @@ class CrossEntropy(Function):
         need_logits, need_probabilities, need_weight = self.needs_input_grad
         dx = dp = dw = None
         if need_logits:
-            dx = (xp.exp(log_p) * a.sum(self.axis, keepdims=True) - a) * grad
+            dx = (xp.exp(log_p) * total(a, (self.axis,), True) - a) * grad
         if need_probabilities:
             dp = (self.label_smoothing - 1) * per_class * log_p * grad
         if need_weight:
             others = tuple(i for i in range(log_p.ndim) if i != self.axis)
-            dw = -(q * xp.where(q != 0, log_p, 0) * grad).sum(others)
+            dw = total(-q * xp.where(q != 0, log_p, 0) * grad, others)
         return dx, dp, dw
 
 

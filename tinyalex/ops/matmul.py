@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinyalex import backends
 from tinyalex.autograd import Function
+from tinyalex.backends.numerics import product
 from tinyalex.backends.types import Array
 from tinyalex.ops.arguments import floating
 from tinyalex.ops.arithmetic import unbroadcast
@@ -24,7 +25,7 @@ class MatMul(Function):
                 f"one, got shapes {a.shape} and {b.shape}"
             )
         self.save(a, b)
-        return backends.array_module(a).asarray(a @ b)
+        return backends.array_module(a).asarray(product(a, b))
 
     def backward(self, grad: Array) -> tuple[Array | None, Array | None]:
         a, b = self.saved
@@ -36,9 +37,9 @@ class MatMul(Function):
             grad = grad[..., None, :]
         da = db = None
         if self.needs_input_grad[0]:
-            da = unbroadcast(grad @ right.swapaxes(-1, -2), left.shape).reshape(a.shape)
+            da = unbroadcast(product(grad, right.swapaxes(-1, -2)), left.shape).reshape(a.shape)
         if self.needs_input_grad[1]:
-            db = unbroadcast(left.swapaxes(-1, -2) @ grad, right.shape).reshape(b.shape)
+            db = unbroadcast(product(left.swapaxes(-1, -2), grad), right.shape).reshape(b.shape)
         return da, db
 
 
@@ -56,7 +57,7 @@ class Linear(Function):
         return (
             kernels.linear_input_grad(grad, weight) if need_x else None,
             kernels.linear_weight_grad(grad, x) if need_weight else None,
-            grad.sum(axis=0) if need_bias else None,
+            kernels.conv2d_bias_grad(grad[:, :, None, None]) if need_bias else None,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends.geometry import Pair, pool_output_size, window_slice
+from tinyalex.backends.numerics import mean, quotient, sum_of
 from tinyalex.backends.types import Array
 from tinyalex.ops import arguments
 
@@ -83,10 +84,11 @@ class AvgPool2d(Function):
         self.divisor = divisor_override or self._counts(xp, x.dtype, count_include_pad)
         padded = self._padded(xp, x.dtype)
         padded[self._inner()] = x
-        y = xp.zeros((*x.shape[:2], *size), x.dtype)
-        for window in self._taps():
-            y += padded[window]
-        return y / self.divisor
+        taps = kernel_size[0] * kernel_size[1]
+        return quotient(self._sums_of_windows, padded, taps, self.divisor)
+
+    def _sums_of_windows(self, padded: Array) -> Array:
+        return sum_of(padded[window] for window in self._taps())
 
     def backward(self, grad: Array) -> Array:
         grad = grad / self.divisor
@@ -136,14 +138,14 @@ class AdaptiveAvgPool2d(Function):
 
     def forward(self, x: Array, *, output_size: Pair) -> Array:
         arguments.images(x, "adaptive_avg_pool2d")
-        if 0 in x.shape[1:]:
+        if 0 in x.shape[2:]:
             raise ValueError(f"adaptive_avg_pool2d expects at least one pixel, got shape {x.shape}")
         self.input_shape, self.output_size = x.shape, output_size
         if x.shape[2:] == output_size:  # every cell is one pixel
             return x
         y = backends.array_module(x).empty((*x.shape[:2], *output_size), x.dtype)
         for i, j, cell, _ in self._cells():
-            y[:, :, i, j] = x[cell].mean(axis=(2, 3))
+            y[:, :, i, j] = mean(x[cell], (2, 3))
         return y
 
     def backward(self, grad: Array) -> Array:

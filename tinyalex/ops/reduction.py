@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.numerics import mean, total
 from tinyalex.backends.types import Array
 
 Axes = tuple[int, ...]
@@ -18,8 +19,9 @@ class Sum(Function):
 
     def forward(self, x: Array, *, axes: Axes, keepdim: bool) -> Array:
         self.input_shape, self.axes = x.shape, axes
-        dtype = x.dtype if x.dtype.kind == "f" else "int64"
-        return x.sum(axis=axes, keepdims=keepdim, dtype=dtype)
+        if x.dtype.kind != "f":
+            return x.sum(axis=axes, keepdims=keepdim, dtype="int64")
+        return total(x, axes, keepdim)
 
     def backward(self, grad: Array) -> Array:
         grad = grad.reshape(_keepdims_shape(self.input_shape, self.axes))
@@ -31,7 +33,7 @@ class Mean(Sum):
 
     def forward(self, x: Array, *, axes: Axes, keepdim: bool) -> Array:
         self.input_shape, self.axes = x.shape, axes
-        return x.mean(axis=axes, keepdims=keepdim, dtype=x.dtype)
+        return mean(x, axes, keepdim)
 
     def backward(self, grad: Array) -> Array:
         count = 1

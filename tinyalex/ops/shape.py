@@ -41,9 +41,10 @@ class Index(Function):
 
     def backward(self, grad: Array) -> Array:
         xp = array_module(grad)
-        out = xp.zeros(self.input_shape, grad.dtype)
+        # One element may be taken any number of times: float32 would not hold so long a sum.
+        out = xp.zeros(self.input_shape, "float64")
         xp.add.at(out, self.index, grad)
-        return out
+        return out.astype(grad.dtype, copy=False)
 
 
 class Cast(Function):

@@ -20,6 +20,7 @@ from tinyalex.backends.cpu.elementwise import relu_input_grad
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import channels_last
+from tinyalex.backends.numerics import total
 from tinyalex.backends.types import Array
 
 
@@ -70,7 +71,7 @@ ALGORITHMS: tuple[tuple[ModuleType, Callable[[Problem], bool], str], ...] = (
     (im2col, lambda p: True, "any shape, at the speed of GEMM"),
 )
 
-BIAS_BLOCK = 256  # pixels that are summed in one go: short sums keep the rounding error small
+BIAS_BLOCK = 64  # pixels that are summed in one go: short sums keep the rounding error small
 
 
 def algorithm(problem: Problem) -> ModuleType:
@@ -187,12 +188,12 @@ def conv2d_relu_grads(
 @parallel_kernel
 def _sum_blocks(pixels, sums):
     for block in prange(sums.shape[0]):
-        total = sums[block]
+        sum_of_block = sums[block]
         first = np.int64(block) * BIAS_BLOCK
         for p in range(first, min(pixels.shape[0], first + BIAS_BLOCK)):
             line = pixels[p]
-            for k in range(total.size):
-                total[k] += line[k]
+            for k in range(sum_of_block.size):
+                sum_of_block[k] += line[k]
 
 
 def conv2d_bias_grad(grad: Array) -> Array:
@@ -201,5 +202,4 @@ def conv2d_bias_grad(grad: Array) -> Array:
     pixels = plain(channels_last(grad)).reshape(-1, K)
     sums = np.zeros((-(-pixels.shape[0] // BIAS_BLOCK), K), grad.dtype)
     _sum_blocks(pixels, sums)
-    total: Array = sums.sum(axis=0)
-    return total
+    return total(sums, (0,))

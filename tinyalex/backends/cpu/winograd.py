@@ -52,6 +52,7 @@ from tinyalex.backends.cpu.winograd_weights import (
 )
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.numerics import total
 from tinyalex.backends.types import Array
 
 # A task has about so many tiles, in whole lines. Every task reads all transformed weights (14 MB in
@@ -129,8 +130,8 @@ def _weight_grad(grad, mask, back, x, scales, dU, sums, canvas, padding, lines, 
                         inputs = View(V, point * C + g * Cg, 1, V.shape[1])
                         grads = View(Z, point * K + g * Kg, Z.shape[1], WIDTH)
                         offset = (((part * n + k) * n + point) * groups + g) * Cg * Kg
-                        total = View(dU, offset, Kg, 1)
-                        multiply(inputs, grads, total, Cg, Kg, tiles, first > begin)
+                        result = View(dU, offset, Kg, 1)
+                        multiply(inputs, grads, result, Cg, Kg, tiles, first > begin)
 
 
 def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
@@ -287,5 +288,5 @@ def weight_and_bias_grad(
     if not all_finite(dw):
         masked = grad if mask is None else relu_input_grad(grad, mask)
         dw = im2col.weight_grad(masked, x, weight_shape, stride, padding, dilation, groups)
-    dbias = sums.reshape(-1, groups * Kg).sum(axis=0)
+    dbias = total(sums.reshape(-1, groups * Kg), (0,))
     return dw, strip(dbias, groups, 0, K)

@@ -7,7 +7,8 @@ from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.types import Array
 
 LANES, THREADS = 32, 256  # as in kernels/bias_grad.cu
-RANGES, LEAST_PIXELS = 256, 64  # ranges of pixels that are summed apart, at most; pixels in each
+# Pixels are summed in so many ranges, or fewer where they would be short, or more where long.
+RANGES, SHORT, LONG = 256, 64, 4096
 
 
 def bias_grad(grad: Array) -> Array:
@@ -26,7 +27,8 @@ def relu_bias_grad(grad: Array, y: Array) -> tuple[Array, Array]:
 
 def _sums(grad: Array) -> Array:
     pixels, K = grad.size // grad.shape[-1], grad.shape[-1]
-    return cupy().empty((max(1, min(RANGES, pixels // LEAST_PIXELS)), K), grad.dtype)
+    ranges = max(min(RANGES, pixels // SHORT), pixels // LONG, 1)
+    return cupy().empty((ranges, K), grad.dtype)
 
 
 def _total(sums: Array) -> Array:
