@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import run_python
 
+from tinyalex import nn, no_grad, ones
 from tinyalex.backends import memory
 
 SIZE = 1 << 20  # bytes; twice this is a size of its own
@@ -187,6 +188,73 @@ def test_a_block_that_is_wanted_now_and_then_stays(monkeypatch):
         assert address(block()) == first
 
 
+SMALLEST = memory.SMALLEST
+SIZES = {
+    "ever larger": lambda choose, i: SMALLEST + 3000 * i,
+    "ever smaller": lambda choose, i: SMALLEST + 3000 * (500 - i),
+    "anything": lambda choose, i: int(SMALLEST * choose.uniform(0.5, 40)),
+    "many small ones": lambda choose, i: choose.randrange(SMALLEST, 2 * SMALLEST),
+    "huge now and then": lambda choose, i: (
+        SMALLEST * (500 if i % 97 == 0 else choose.choice((1, 2)))
+    ),
+    "two kinds of steps": lambda choose, i: SMALLEST * (3 + i // 20 % 2 * i % 7),
+}
+
+
+@pytest.mark.parametrize("living", [1, 7])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_what_is_held_has_a_bound_at_every_moment(size, living, monkeypatch):
+    monkeypatch.setattr(memory, "STALE", 30)
+    choose, arrays, history = random.Random(1), [], []
+
+    def in_use():
+        return sum(array.nbytes for array in arrays if array.nbytes >= SMALLEST)
+
+    def check():
+        recent = max(history[-2 * memory.STALE :])
+        assert in_use() + memory.cached_bytes() <= 2 * recent
+
+    for i in range(500):
+        arrays.append(block(size(choose, i)))
+        history.append(in_use())
+        check()
+        while len(arrays) > choose.randrange(living):
+            del arrays[choose.randrange(len(arrays))]
+            check()
+
+
+def test_after_a_huge_array_even_tiny_ones_give_it_back(monkeypatch):
+    monkeypatch.setattr(memory, "STALE", 5)
+    cached()
+    for _ in range(7):
+        block(10)
+    assert memory.cached_bytes() == 0
+
+
+def test_a_request_that_fails_changes_nothing():
+    arrays = [block(), block()]
+    with pytest.raises(MemoryError):
+        block(1 << 60)
+    sizes = [SIZE + SIZE // 4 * i for i in range(20)]
+    for size in sizes:
+        cached(size)
+    assert 2 * SIZE + memory.cached_bytes() <= 2 * (2 * SIZE + sizes[-1])
+    del arrays
+
+
+def test_images_of_all_sizes_leave_no_more_behind_than_the_largest():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1))
+
+    def kept_after(sizes):
+        memory.empty_cache()
+        with no_grad():
+            for size in sizes:
+                net(ones(1, 3, size, size))
+        return memory.cached_bytes()
+
+    assert kept_after(range(40, 200, 4)) <= 2 * kept_after([196])
+
+
 # --- arrays that live at the same time do not overlap ---------------------------------------------
 
 
@@ -257,6 +325,7 @@ def test_threads_do_not_get_each_others_memory():
     for thread in threads:
         thread.join()
     assert not failures
+    assert memory.cached_bytes() <= 2 * len(threads) * 8 * 1.7 * memory.SMALLEST
 
 
 def test_an_array_may_go_in_another_thread():
@@ -342,19 +411,29 @@ blocks, take = set(), memory._take
 
 def watched(size):
     block = take(size)
-    blocks.add(block.ctypes.data)
+    if size >= memory.SMALLEST:
+        blocks.add(block.ctypes.data)
     return block
 
 memory._take = watched
-def step():
+def train(images=images, labels=labels):
+    net.train()
     optimizer.zero_grad()
     F.cross_entropy(net(images), labels).backward()
     optimizer.step()
 
+def evaluate():
+    net.eval()
+    with ta.no_grad():
+        net(images)
+
+def step():
+    {step}
+
 def page_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-for _ in range(4):
+for _ in range(6):
     step()
 before, known = page_faults(), len(blocks)
 for _ in range(5):
@@ -363,9 +442,19 @@ print(page_faults() - before, known, len(blocks) - known)
 """
 
 
-def test_a_training_step_asks_the_system_for_no_memory():
+STEPS = {
+    "training": "train()",
+    "prediction": "evaluate()",
+    "both in turn": "train(); evaluate()",
+    "the last batch is smaller": "train(); train(); train(images[:5], labels[:5])",
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+def test_steps_that_come_again_ask_the_system_for_no_memory(step):
     """Of 4 KB pages, a batch of these images alone is 1155, and a step without reuse takes 6000."""
-    faults, known, new = map(int, run_python(TRAINING).splitlines()[-1].split())
+    code = TRAINING.replace("{step}", step)
+    faults, known, new = map(int, run_python(code).splitlines()[-1].split())
     assert known > 5
     assert new == 0
     assert faults < 200

@@ -22,12 +22,13 @@ def test_made_anew_twice_and_then_kept(weight):
     assert made[1] is made[2] is made[3]
 
 
-def test_kept_for_equal_weights_wherever_they_lie(weight):
-    prepared.reuse(weight, "name", lambda: np.ones(3))
-    kept = prepared.reuse(weight.copy(), "name", lambda: np.ones(3))
-    assert prepared.reuse(weight.copy(), "name", lambda: np.ones(3)) is kept
-    assert prepared.reuse(weight, "other name", lambda: np.zeros(3)) is not kept
-    assert prepared.reuse(weight.reshape(32, 48, 3, 3), "name", lambda: np.zeros(3)) is not kept
+def test_kept_for_these_weights_alone(weight):
+    kept = [prepared.reuse(weight, "name", lambda: np.ones(3)) for _ in range(2)][1]
+    others = weight.copy(), weight.reshape(32, 48, 3, 3)
+    for other, name in (*((other, "name") for other in others), (weight, "other name")):
+        for _ in range(2):
+            assert prepared.reuse(other, name, lambda: np.ones(3)) is not kept
+    assert prepared.reuse(weight[:], "name", lambda: np.ones(3)) is kept
 
 
 def negate_one(w):
@@ -101,12 +102,36 @@ def test_dropped_when_not_wanted_for_long(weight, monkeypatch):
     assert prepared.reuse(weight, "name", lambda: np.ones(3)) is not kept
 
 
-def test_training_keeps_nothing(rng):
+@pytest.mark.parametrize("stride", [1, 4])
+def test_dropped_with_the_weights(rng, stride):
+    """Whichever layers made them, and whatever views of them are gone before."""
+    ta.empty_cache()
+    size = 3 if stride == 1 else 11
+    x = ta.randn(1, 16, 48, 48)
+    models = [ta.nn.Conv2d(16, 32, size, stride) for _ in range(4)]
+    for model in models:
+        for _ in range(4):
+            with ta.no_grad():
+                model(x)
+    per_model = 1 if stride == 1 else 2
+    for left in (4, 3, 2, 1, 0):
+        kept = sum(len(entry.made) for entry in prepared._kept.values())
+        assert kept == per_model * left
+        model = None
+        if left:
+            del models[0]
+
+
+@pytest.mark.parametrize("evaluations", [0, 1, 3])
+def test_training_keeps_nothing_of_weights_that_were(evaluations):
     ta.empty_cache()
     layer = ta.nn.Conv2d(32, 48, 3, padding=1)
     optimizer = ta.optim.SGD(layer.parameters(), 0.1)
     for _ in range(3):
+        with ta.no_grad():
+            for _ in range(evaluations):
+                layer(ta.randn(2, 32, 13, 13))
         optimizer.zero_grad()
         layer(ta.randn(2, 32, 13, 13)).sum().backward()
         optimizer.step()
-    assert all(entry.made is None for entry in prepared._kept.values())
+    assert sum(len(entry.made) for entry in prepared._kept.values()) == min(evaluations, 1)

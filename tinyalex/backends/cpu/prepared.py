@@ -3,12 +3,14 @@
 Nobody tells a kernel that weights have changed: they are plain arrays, and anyone may write into
 them. So it looks: a fingerprint of all their bytes takes a fraction of the time of making anew what
 was made of them. Something is kept when the same weights come a second time: for prediction, not
-for training, which changes them at every step.
+for training, which changes them at every step. It goes as soon as these weights are seen changed
+or are gone, or when other weights have been asked for `STALE` times since.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -41,8 +43,10 @@ STALE = 64  # what so many requests have passed by is dropped
 
 
 class _Kept(NamedTuple):
-    made: Array | None  # None: seen once
+    mark: bytes  # of the weights
+    made: list[Array]  # one; none where the weights were seen once, or are gone
     since: int
+    weights: weakref.ref[Array] | None = None
 
 
 _lock = threading.Lock()
@@ -108,21 +112,31 @@ def fingerprint(array: Array) -> bytes:
 
 
 def reuse(weight: Array, name: Hashable, make: Callable[[], Array]) -> Array:
-    """Return ``make()``, or what it returned before for equal ``weight`` and ``name``."""
+    """Return ``make()``, or what it returned before for this ``weight`` and ``name``."""
     global _requests
-    key = name, weight.shape, fingerprint(weight)
+    key, mark = (name, weight.shape, weight.ctypes.data), fingerprint(weight)
     with _lock:
         _requests += 1
         known = _kept.get(key)
-        made = known.made if known else None
-    if made is None:
+    if known is None or known.mark != mark:
+        known, made = _Kept(mark, [], 0), make()
+    elif (made := next(iter(known.made), None)) is None:
         made = make()
+        known = _tied(mark, [made], weight)
     with _lock:
-        _kept[key] = _Kept(made if known else None, _requests)
+        _kept[key] = known._replace(since=_requests)
         _kept.move_to_end(key)
         while _requests - next(iter(_kept.values())).since > STALE:
             _kept.popitem(last=False)
     return made
+
+
+def _tied(mark: bytes, made: list[Array], weight: Array) -> _Kept:
+    """Keep what is in ``made`` for as long as the memory of ``weight`` lives."""
+    while isinstance(weight.base, np.ndarray):
+        weight = weight.base
+    # The callback may run at any moment: so no lock, just one atomic operation.
+    return _Kept(mark, made, 0, weakref.ref(weight, lambda _: made.clear()))
 
 
 def _forget() -> None:
