@@ -29,7 +29,7 @@ from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
 from tinyalex.backends.cpu.prepared import reuse
 from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, thread_id, workspace
 from tinyalex.backends.cpu.vectors import LANES, fence
-from tinyalex.backends.cpu.winograd_scales import scales
+from tinyalex.backends.cpu.winograd_scales import find_scales
 from tinyalex.backends.cpu.winograd_tiles import (
     Canvas,
     gradient_columns,
@@ -68,7 +68,7 @@ NOTHING = np.zeros((0, 0, 0, 0), np.float32)
 
 @parallel_kernel
 def _convolve(
-    x, mask, scales, U, bias, rectify, back, y, spoilt, canvas, padding, lines, per_task, space
+    x, mask, U, bias, rectify, y, spoilt, canvas, scales, padding, lines, per_task, space
 ):
     n, _, groups, panels, Cg, _ = U.shape
     C, K = x.shape[3], y.shape[3]
@@ -85,7 +85,8 @@ def _convolve(
         M, end = take(mine, end, (tiles + ROWS[-1], n * K + MARGIN))
         half_done, end = take(mine, end, (tiles, n, TILE, K))
         outputs, end = take(mine, end, (TILE, TILE * K))
-        input_columns(x, mask, scales, canvas, padding, first, rows, half)
+        find_scales(x, mask, canvas, first, count, scales)
+        input_columns(x, mask, scales[0], canvas, padding, first, rows, half)
         for k in range(n):
             input_rows(half, k, canvas.tiles, V)
             for point in range(n):
@@ -96,12 +97,12 @@ def _convolve(
                     target = View(M, point * K + g * Kg, M.shape[1], 1)
                     multiply(source, weights, target, tiles, Kg, Cg, False)
             output_rows(M, half_done, k)
-        output_columns(half_done, outputs, canvas, first, bias, rectify, back, y, spoilt)
+        output_columns(half_done, outputs, canvas, first, bias, rectify, scales[1], y, spoilt)
         fence()
 
 
 @parallel_kernel
-def _weight_grad(grad, mask, back, x, scales, dU, sums, canvas, padding, lines, per_task, space):
+def _weight_grad(grad, mask, x, dU, sums, canvas, scales, padding, lines, per_task, space):
     # dU [parts, n, n, groups, Cg, Kg], sums [parts, width * K]: each part has its share of lines.
     parts, n, _, groups, Cg, Kg = dU.shape
     C, K = groups * Cg, groups * Kg
@@ -120,8 +121,9 @@ def _weight_grad(grad, mask, back, x, scales, dU, sums, canvas, padding, lines, 
             grad_rows, end = take(mine, end, (TILE, width, K))
             grad_half, end = take(mine, end, (count, n, width, K))
             Z, end = take(mine, end, (tiles, n * K + MARGIN))
-            input_columns(x, NOTHING, scales, canvas, padding, first, rows, half)
-            gradient_columns(grad, mask, back, canvas, first, grad_rows, grad_half, sums[part])
+            find_scales(x, NOTHING, canvas, first, count, scales)
+            input_columns(x, NOTHING, scales[0], canvas, padding, first, rows, half)
+            gradient_columns(grad, mask, scales[1], canvas, first, grad_rows, grad_half, sums[part])
             for k in range(n):
                 input_rows(half, k, canvas.tiles, V)
                 gradient_rows(grad_half, k, canvas.tiles, Z)
@@ -173,19 +175,16 @@ def convolve(
     y = memory.empty((N, Ho, Wo, groups * outputs), np.float32)
     spoilt = np.zeros(N, np.bool_)
     images = fill(channels_last(x), groups, 3)
-    masks = NOTHING if mask is None else fill(channels_last(mask), groups, 3)
-    factors = scales(images, masks, canvas)
     _convolve(
         images,
-        masks,
-        factors,
+        NOTHING if mask is None else fill(channels_last(mask), groups, 3),
         U,
         np.tile(np.zeros(y.shape[3], np.float32) if bias is None else fill(bias, groups, 0), TILE),
         rectify,
-        1 / factors,
         y,
         spoilt,
         canvas,
+        np.ones((2, N), np.float32),
         padding,
         lines,
         per_task,
@@ -267,17 +266,14 @@ def weight_and_bias_grad(
     sums = np.zeros((parts, canvas.tiles * TILE * groups * Kg), np.float32)
     dw = memory.empty((groups, Kg, Cg, taps * taps), np.float32)
     per_task = max(1, TILES // canvas.tiles)
-    images = fill(channels_last(x), groups, 3)
-    factors = scales(images, NOTHING, canvas)
     _weight_grad(
         fill(channels_last(grad), groups, 3),
         NOTHING if mask is None else fill(channels_last(mask), groups, 3),
-        1 / factors,
-        images,
-        factors,
+        fill(channels_last(x), groups, 3),
         dU,
         sums,
         canvas,
+        np.ones((2, grad.shape[0]), np.float32),
         (padding[0][0], padding[1][0]),
         lines,
         per_task,

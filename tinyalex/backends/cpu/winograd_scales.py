@@ -8,52 +8,92 @@ the way out.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import prange
+import math
+from collections.abc import Callable
+from typing import Any
 
-from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel
-from tinyalex.backends.cpu.winograd_tiles import Canvas
-from tinyalex.backends.types import Array
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tinyalex.backends.cpu.runtime import kernel
+from tinyalex.backends.cpu.vectors import (
+    INTEGER,
+    LANES,
+    VECTOR,
+    address,
+    constant,
+    element,
+    load,
+    pointer,
+)
 
 LEAST, MOST = -126, 126  # exponents: these powers and their inverses are normal float32 numbers
+_BITS = ir.VectorType(ir.IntType(32), LANES)
 
 
-@parallel_kernel
-def _largest_magnitudes(bits, mask, largest):
-    """Find the largest |x| of each line, where ``mask``, unless it is empty, is positive or NaN.
+def _largest(masked: bool) -> Callable[..., float]:
+    """Return code for the largest |x|, or the largest of those where ``mask`` is not <= 0.
 
-    Without their signs, the bits of floating-point numbers are integers in the same order, and NaN
-    comes last. ``bits`` [lines, numbers] int32.
+    Its arguments: the two addresses and the length, a multiple of `LANES`. A NaN does not count.
     """
-    for line in prange(bits.shape[0]):
-        source, peak = bits[line], np.int32(0)
-        if mask.size:
-            where = mask[line]
-            for c in range(source.size):
-                value = source[c] & np.int32(0x7FFFFFFF)
-                peak = max(peak, np.int32(0) if where[c] <= np.float32(0) else value)
-        else:
-            for c in range(source.size):
-                peak = max(peak, source[c] & np.int32(0x7FFFFFFF))
-        largest[line] = peak
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, mask, length = arguments
+        x, mask = pointer(builder, x), pointer(builder, mask)
+        largest = cgutils.alloca_once_value(builder, constant(0))
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        with cgutils.for_range_slice(builder, INTEGER(0), length, INTEGER(LANES)) as (i, _):
+            bits = load(builder, element(builder, x, (i, 1)), _BITS)
+            unsigned = builder.and_(bits, constant(0x7FFFFFFF, _BITS))
+            size = builder.bitcast(unsigned, VECTOR)
+            if masked:
+                where = load(builder, element(builder, mask, (i, 1)))
+                hidden = builder.fcmp_ordered("<=", where, constant(0))
+                size = builder.select(hidden, constant(0), size)
+            builder.store(larger(size, builder.load(largest)), largest)
+        lanes = builder.load(largest)
+        result = builder.extract_element(lanes, INTEGER(0))
+        for lane in range(1, LANES):
+            result = larger(builder.extract_element(lanes, INTEGER(lane)), result)
+        return result
+
+    @intrinsic
+    def largest(typing: Any, x: Any, mask: Any, length: Any) -> Any:
+        return types.float32(*[types.intp] * 3), generate
+
+    return largest
 
 
-def scales(images: Array, mask: Array, canvas: Canvas) -> Array:
-    """Return for each image [N, H, W, C] the power of two that brings its largest |x| below 1.
+_largest_of_all, _largest_of_seen = _largest(False), _largest(True)
 
-    All are 1 where no tile belongs to two images. An image of zeros counts as a very small one, so
-    that the inverse makes little of its gradient, with which only zeros are multiplied.
+
+@kernel
+def find_scales(images, mask, canvas, first, lines, scales):
+    """Find the scales of the images that share the canvases under these lines of tiles.
+
+    scales [2, N]: the power of two that brings the image's largest |x| below 1, and its inverse.
+    They are left alone where every image has a canvas of its own. ``mask`` is as in `_gather`. An
+    image of zeros counts as very small, so that in the weights' gradient, where the inverse goes to
+    the image's output gradient, little is left of what zeros are multiplied with.
     """
     N, H, W, C = images.shape
-    if canvas.down * canvas.across == 1:
-        return np.ones(N, np.float32)
-    largest = np.zeros((N, H), np.int32)
-    num_threads()
-    _largest_magnitudes(
-        images.reshape(N * H, W * C).view(np.int32),
-        mask.reshape(mask.shape[0] * mask.shape[1], mask.shape[2] * mask.shape[3]),
-        largest.reshape(-1),
-    )
-    peaks = largest.max(axis=1, initial=0).view(np.float32)
-    _, exponents = np.frexp(np.maximum(peaks, np.float32(2.0**LEAST)))
-    return np.ldexp(np.float32(1), -exponents.clip(LEAST, MOST))
+    share = canvas.down * canvas.across
+    if share == 1:
+        return
+    size = H * W * C
+    after = (first + lines - 1) // canvas.lines + 1
+    for n in range(first // canvas.lines * share, min(N, after * share)):
+        start = address(images, n * size)
+        if mask.size:
+            peak = _largest_of_seen(start, address(mask, n * size), size)
+        else:
+            peak = _largest_of_all(start, start, size)
+        exponent = math.frexp(peak)[1] if peak > 0 else LEAST
+        exponent = max(LEAST, min(MOST, exponent))
+        scales[0, n] = math.ldexp(1.0, -exponent)
+        scales[1, n] = math.ldexp(1.0, exponent)
