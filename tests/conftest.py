@@ -9,12 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 # Thousands of tiny kernels: threads that spin while they wait would slow down a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import tinyalex as ta
+
+# Random examples: the same few in every test run; new ones, for minutes, in a campaign.
+settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile(
+    "campaign",
+    deadline=None,
+    max_examples=2000,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("default")
 
 BACKENDS = ("reference", "cpu")
 FILE_SIZES = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -339,3 +339,11 @@ def test_distinct_draws_are_distinct(rng):
     values = np.sort(distinct(rng, (4, 5)).ravel())
     assert np.diff(values).min() > 0.009
     assert np.abs(values).min() > 0.004
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 0), (2, 3, 0), (0, 3, 2, 2), (0, 3, 2)])
+def test_local_response_norm_of_nothing(backend, shape):
+    x = ta.zeros(shape, requires_grad=True)
+    y = F.local_response_norm(x, 5)
+    y.backward(y.data)
+    assert y.shape == x.grad.shape == shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends.types import Array
@@ -67,4 +69,4 @@ def check(x: Array, groups: int) -> None:
 
 def _as_images(x: Array) -> Array:
     """Return ``x`` with exactly two axes after the channels."""
-    return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)
+    return x if x.ndim == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)

@@ -1,0 +1,99 @@
+"""Random calls of every op, on both backends, against float64, PyTorch and themselves.
+
+In a test run the examples are few and always the same; ``pytest tests/test_random.py
+--hypothesis-profile=campaign`` searches for minutes. An example that fails prints the code of it.
+"""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+from random_problems import FAMILIES, cotangent, run, run_torch
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+NAMES = sorted(FAMILIES)
+
+
+def assert_within(actual, expected, bound, dtype, what):
+    """Fail unless each element is within its bound, except where terms of it may overflow."""
+    limits = np.finfo(dtype)
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
+    assert actual.dtype == dtype, f"{what}: {actual.dtype}"
+    bound = np.broadcast_to(bound, expected.shape)
+    judged = np.isfinite(bound) & (bound < limits.eps * limits.max)  # no term overflows
+    difference = np.abs(actual.astype(np.float64) - expected)[judged]
+    excess = difference - bound[judged]
+    if not (excess <= 0).all():  # so that NaN fails
+        worst = np.argmax(np.nan_to_num(excess, nan=np.inf))
+        raise AssertionError(
+            f"{what}: {actual[judged][worst]!r} and not {expected[judged][worst]!r}, off by "
+            f"{difference[worst]:.3g} where {bound[judged][worst]:.3g} is allowed"
+        )
+
+
+def check(problem):
+    """Compare a problem on both backends with float64, and float64 with PyTorch."""
+    made = [array.make() for array in problem.arrays]
+    exact = [np.array(a, np.float64, order="C") for a in made]
+    dtype = made[0].dtype
+
+    def gradient(y):
+        return cotangent(y, problem.seed)
+
+    y, grads = run(problem.call, exact, lambda y: gradient(y).astype(dtype), "reference")
+    g = gradient(y.astype(dtype)).astype(np.float64)
+    y, grads = run(problem.call, exact, lambda _: g, "reference")
+    for kind, eps in ((dtype, np.finfo(dtype).eps), (np.dtype(np.float64), np.finfo(float).eps)):
+        bounds = bounds_of(problem, exact, g, eps, np.finfo(kind).smallest_subnormal)
+        if kind == dtype:
+            for backend in ("cpu", "reference"):
+                results = [run(problem.call, [a.make() for a in problem.arrays], gradient, backend)]
+                results.append(run(problem.call, made, gradient, backend))
+                for array, before in zip(made, exact, strict=True):
+                    np.testing.assert_array_equal(array, before, err_msg="an input was written")
+                compare(results[0], (y, grads), bounds, dtype, backend)
+                assert_same_bits(*results)
+        elif HAS_TORCH and problem.torch != "":
+            theirs = run_torch(problem.torch or problem.call, exact, lambda _: g)
+            compare((y, grads), theirs, bounds, kind, "float64 beside PyTorch")
+
+
+def bounds_of(problem, exact, g, eps, smallest):
+    """Return the errors that rounding may leave in the output and in each gradient."""
+    if problem.errors is not None:
+        with np.errstate(all="ignore"):
+            y, grads = problem.errors(*exact, g)
+        terms = 64
+    else:
+        sizes = problem.sizes or problem.call
+        y, grads = run(sizes, [np.abs(a) for a in exact], lambda _: np.abs(g), "reference")
+        y, grads = np.abs(y), [np.abs(grad) for grad in grads]
+        terms = problem.terms + 4
+        y, grads = terms * y, [terms * grad for grad in grads]
+    below = terms * smallest * max(1, *(float(np.abs(a).max(initial=0)) for a in (*exact, g)))
+    return eps * y + below, [eps * grad + below for grad in grads]
+
+
+def compare(actual, expected, bounds, dtype, where):
+    """Compare an output and its gradients."""
+    assert_within(actual[0], expected[0], bounds[0], dtype, f"{where}: output")
+    for i, results in enumerate(zip(actual[1], expected[1], bounds[1], strict=True)):
+        assert results[0] is not None, f"{where}: no gradient of x{i}"
+        assert_within(*results, dtype, f"{where}: gradient of x{i}")
+
+
+def assert_same_bits(first, second):
+    """Fail unless two runs agree bit for bit."""
+    for a, b in zip((first[0], *first[1]), (second[0], *second[1]), strict=True):
+        assert a.tobytes() == b.tobytes(), "two runs give different bits"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow, at the magnitudes drawn here
+@pytest.mark.parametrize("family", NAMES)
+@given(data=st.data())
+def test_values_and_gradients(family, data):
+    problem = data.draw(FAMILIES[family]())
+    note(f"Code of the example:{problem!r}")
+    check(problem)
