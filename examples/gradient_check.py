@@ -57,7 +57,7 @@ OPS = [
     Op("tanh, sigmoid", lambda a: a.tanh() * a.sigmoid(), {"a": MATRIX}),
     Op("abs", abs, {"a": MATRIX}, False),
     Op("sum, mean", lambda a: a.sum(0) * a.mean(), {"a": MATRIX}),
-    Op("max, min", lambda a: a.max(1) * a.min(1), {"a": MATRIX}, False),
+    Op("max, min", lambda a: a.max(1).values * a.min(1).values, {"a": MATRIX}, False),
     Op("reshape, permute", lambda a: a.reshape(4, 3).permute(1, 0) * a, {"a": MATRIX}),
     Op("a[[0, 0, 2], 1:]", lambda a: a[[0, 0, 2], 1:], {"a": MATRIX}),
     Op("cat, stack", lambda a, b: ta.stack([ta.cat([a, b]), ta.cat([b, a])]),

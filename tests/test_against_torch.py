@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import assert_close, distinct, normal
+from helpers import assert_close, distinct, normal, tied
 
 import tinyalex as ta
 import tinyalex.functional as F
@@ -121,13 +121,15 @@ CASES = [
             "indexing": lambda a, b: a[[0, 0, 2]][:, [1, 3, 3]] * b[1:, None, None][-1] + b[::2][0],
         }.items()
     ),
-    case(
-        "max and min",
-        lambda a: a.max(dim=1) + a.min(dim=1),
-        lambda a: a.amax(dim=1) + a.amin(dim=1),
-        A,
+    *(
+        case(f"{name}{' of ties' if ties else ''}", call, call, A, draw=tied if ties else normal)
+        for ties in (False, True)
+        for name, call in {
+            "max": lambda a: a.max() * a.min(),
+            "max along": lambda a: a.max(1).values * a.min(-1, True).values.sum(),
+            "amax": lambda a: a.amax(dim=(0, 1), keepdim=True) * a.amin(0),
+        }.items()
     ),
-    case("max of ties", lambda a: a.relu().max(), lambda a: a.relu().amax(), A),
     case(
         "cat and stack",
         lambda a, b: ta.stack([ta.cat([a, b], dim=1), ta.cat([b, a], dim=1)], dim=1),

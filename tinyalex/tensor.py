@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,36 +15,36 @@ from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.ops import arithmetic, matmul, reduction, shape
-from tinyalex.ops.arguments import dimension, flag, number
+from tinyalex.ops.arguments import dimension, flag, number, whole
+from tinyalex.ops.ingress import plain_array
+from tinyalex.ops.promotion import number_beside, promote
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 _DTYPES = frozenset(map(np.dtype, DTYPES))
+_NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 Axis: TypeAlias = "int | Sequence[int] | None"
 
 
 class Tensor:
     """An n-dimensional array that remembers how it was computed.
 
-    ``data`` is an array of NumPy or CuPy, or anything that makes one of NumPy: Python floats become
-    float32, integers int64, arrays keep their dtype and are not copied. With ``requires_grad`` the
-    tensor is a leaf: `backward` leaves d(result)/d(this) in ``grad``, an array of the same shape,
-    dtype and device.
+    ``data`` is an array of NumPy or CuPy, or anything that makes one of NumPy (`plain_array`):
+    Python floats become float32, integers int64, arrays keep their dtype and are not copied. With
+    ``requires_grad`` the tensor is a leaf: `backward` leaves d(result)/d(this) in ``grad``, an
+    array of the same shape, dtype and device.
 
-    Operators broadcast as in NumPy and have torch's meaning. Raises TypeError for dtypes other than
-    float32, float64, integers and bool, and for an integer tensor that requires a gradient.
+    Operators broadcast as in NumPy and have torch's meaning and dtypes (`ops.promotion`). Raises
+    TypeError for dtypes other than float32, float64, integers and bool, for masked elements, and
+    for an integer tensor that requires a gradient.
     """
 
-    __array_priority__ = 1000  # array + tensor is the tensor's business
     __slots__ = ("__weakref__", "data", "grad", "grad_fn", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             data = data.data
-        if not isinstance(data, np.ndarray) and not on_gpu(data):
-            given = data
-            data = np.asarray(data)
-            if data.dtype == np.float64 and not isinstance(given, np.generic):
-                data = data.astype(np.float32)
+        elif type(data) is not np.ndarray:
+            data = plain_array(data)
         if data.dtype not in _DTYPES:
             raise TypeError(
                 f"a Tensor holds float32, float64, integers or bool in the machine's byte order, "
@@ -89,11 +89,6 @@ class Tensor:
         """Whether no recorded operation made this tensor."""
         return self.grad_fn is None
 
-    def __len__(self) -> int:
-        if self.ndim == 0:
-            raise TypeError("a tensor without axes has no length")
-        return self.shape[0]
-
     def __repr__(self) -> str:
         text = np.array2string(move(self.data, "cpu"), separator=", ", prefix="tensor(")
         kind = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
@@ -102,19 +97,101 @@ class Tensor:
             return f"tensor({text}{kind}, grad_fn={type(self.grad_fn).__name__})"
         return f"tensor({text}{kind}{', requires_grad=True' if self.requires_grad else ''})"
 
-    def __bool__(self) -> bool:
-        return bool(self.item())
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self._host_data(), dtype=dtype, copy=copy)
-
     def _host_data(self) -> Array:
         if self.device != "cpu":
             raise TypeError(f"this tensor is on {self.device}; copy it to the host first: .cpu()")
         return self.data
+
+    # --- as a container, and as a number ----------------------------------------------------------
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("a tensor without axes has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.ndim == 0:
+            raise TypeError("a tensor without axes cannot be iterated over; .item() is its number")
+        return (self[i] for i in range(len(self)))
+
+    def __reversed__(self) -> Tensor:
+        return self[::-1] if self.ndim else self
+
+    def __contains__(self, element: Any) -> bool:
+        if not isinstance(element, (Tensor, *_NUMBERS)):
+            raise TypeError(f"`in` expects a number or a Tensor, got {type(element).__name__}")
+        return bool((self == element).any())
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                f"a tensor of shape {self.shape} is neither true nor false; use .any() or .all()"
+            )
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind == "f" or self.size != 1:
+            raise TypeError(
+                f"an index must be a single integer, got {self.dtype} of shape {self.shape}"
+            )
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.ndim == 0 else super().__format__(spec)
+
+    # --- for NumPy: plain arrays, and nothing that would lose a gradient --------------------------
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
+    ) -> Any:
+        """Compute ``array + tensor`` as the tensor does, others (``np.exp(tensor)``) in arrays."""
+        reflected = _REFLECTED.get(ufunc.__name__)
+        if reflected and method == "__call__" and not out and not isinstance(inputs[0], Tensor):
+            return getattr(self, reflected)(inputs[0])
+        if any(isinstance(target, Tensor) for target in out):
+            raise TypeError("NumPy cannot write into a Tensor; write into an array, or into .data")
+        if out:
+            options["out"] = out
+        return getattr(ufunc, method)(*_for_numpy(inputs), **_for_numpy(options))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Compute ``np.concatenate`` and its like in arrays."""
+        if function in (np.shape, np.ndim, np.size):
+            return function(self.data, *args[1:], **kwargs)
+        return function(*_for_numpy(args), **_for_numpy(kwargs))
+
+    # --- copies -----------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        self._expect_leaf_to_copy()
+        with using(self.device):
+            copy = _rebuild(type(self), self.data.copy(order="K"), self.requires_grad)
+            copy.grad = None if self.grad is None else self.grad.copy(order="K")
+        return copy
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For ``copy.copy``, which shares the array, and ``pickle``; no gradients, as in torch."""
+        self._expect_leaf_to_copy()
+        return _rebuild, (type(self), self.data, self.requires_grad)
+
+    def _expect_leaf_to_copy(self) -> None:
+        if not self.is_leaf:
+            raise RuntimeError(
+                "a tensor in a graph cannot be copied or pickled: its copy would be cut off; use "
+                ".detach() first"
+            )
 
     # --- gradients --------------------------------------------------------------------------------
 
@@ -136,8 +213,8 @@ class Tensor:
                 f"backward() without a gradient needs one element, got shape {self.shape}; "
                 "reduce to a loss first (.sum(), .mean()) or pass gradient="
             )
-        array = gradient.data if isinstance(gradient, Tensor) else gradient
-        if isinstance(array, np.ndarray) or on_gpu(array):
+        array = None if gradient is None else Tensor(as_array(gradient, self.dtype)).data
+        if isinstance(gradient, (Tensor, np.ndarray)) or on_gpu(gradient):
             same_device("backward", self.data, array)
         with using(self.device):
             xp = array_module(self.data)
@@ -169,7 +246,10 @@ class Tensor:
         Raises RuntimeError if it is part of a graph, TypeError if it is on a GPU.
         """
         if self.requires_grad:
-            raise RuntimeError("this tensor requires a gradient; use .detach().numpy() or .data")
+            raise RuntimeError(
+                "this tensor requires a gradient, of which NumPy knows nothing: use tinyalex's "
+                "functions (ta.stack, F.relu, methods) or, to leave the graph, .detach() or .item()"
+            )
         return self._host_data()
 
     def item(self) -> Any:
@@ -177,6 +257,10 @@ class Tensor:
         if self.size != 1:
             raise ValueError(f"item() needs a single element, got shape {self.shape}")
         return self.data.item()
+
+    def tolist(self) -> Any:
+        """Return the elements as nested lists of Python numbers, a number for no axes."""
+        return self.data.tolist()
 
     def to(self, target: Any) -> Tensor:
         """Return this tensor on a device ("cpu", "cuda", "cuda:1") or in a dtype (``np.float64``).
@@ -210,36 +294,30 @@ class Tensor:
 
     # --- arithmetic -------------------------------------------------------------------------------
 
-    def _number(self, value: Any) -> Tensor:
-        dtype = self._dtype_beside(value)
-        if self.device == "cpu":
-            return Tensor(np.asarray(value, dtype))
-        with using(self.device):  # a kernel, where a copy from the host would wait
-            return Tensor(array_module(self.data).full((), value, dtype))
+    def _beside(self, value: Any) -> Array | None:
+        """Return an operand as an array; None for what is neither a number nor an array."""
+        if isinstance(value, Tensor):
+            return value.data
+        value = _unboxed(value)
+        if isinstance(value, _NUMBERS):
+            number, dtype = number_beside(self.data, value)
+            if isinstance(self.data, np.ndarray):
+                return np.asarray(number, dtype)
+            with using(self.device):  # a kernel, where a copy from the host would wait
+                return array_module(self.data).full((), number, dtype)
+        if isinstance(value, str):
+            return None
+        if on_gpu(value) or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+            return Tensor(value).data
+        return None
 
     def _binary(self, function: type[Function], other: Any, swapped: bool = False) -> Tensor:
-        if isinstance(other, (bool, int, float, np.generic)):
-            other = self._number(other)
-        elif isinstance(other, np.ndarray) or on_gpu(other):
-            other = Tensor(other)
-        elif not isinstance(other, Tensor):
-            return NotImplemented
-        a, b = (other, self) if swapped else (self, other)
-        # Integers become what they meet: int64 + float32 is float32, as in torch, not float64.
-        if a.dtype.kind != b.dtype.kind and "f" in (a.dtype.kind, b.dtype.kind):
-            a, b = (a.to(b.dtype), b) if b.dtype.kind == "f" else (a, b.to(a.dtype))
-        elif function is arithmetic.Div and a.dtype.kind != "f":
-            a, b = a.to(np.float32), b.to(np.float32)
-        return function.apply(a, b)
-
-    def _dtype_beside(self, number: Any) -> Any:
-        """Return the dtype of a number that meets this tensor: the tensor's, if it can hold it."""
-        kind, own = np.asarray(number).dtype.kind, self.dtype.kind
-        if own == "f" or kind == "b":
-            return self.dtype
-        if kind == "f":
-            return np.float32
-        return np.int64 if own == "b" else self.dtype
+        if not isinstance(other, Tensor):
+            beside = self._beside(other)
+            if beside is None:
+                return NotImplemented
+            other = Tensor(beside)
+        return function.apply(other, self) if swapped else function.apply(self, other)
 
     def __add__(self, other: Any) -> Tensor:
         return self._binary(arithmetic.Add, other)
@@ -258,12 +336,19 @@ class Tensor:
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Tensor:
-        return self._binary(arithmetic.Div, other)
+        return self._binary(arithmetic.Div, _divided(other))
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return self._binary(arithmetic.Div, other, swapped=True)
+        return self._binary(arithmetic.Div, _divided(other), swapped=True)
 
     def __pow__(self, other: Any) -> Tensor:
+        other = _unboxed(other)
+        if self.dtype.kind != "f" and whole(other):
+            if other < 0:
+                raise ValueError(
+                    f"an integer to the power of {other} is no integer; use .to(np.float32) first"
+                )
+            _expect_fit(other, self)
         return self._binary(arithmetic.Pow, other)
 
     def __rpow__(self, other: Any) -> Tensor:
@@ -309,40 +394,105 @@ class Tensor:
 
         return ReLU.apply(self)
 
-    # --- comparisons: plain answers, outside the graph --------------------------------------------
+    # --- comparisons and masks: plain answers, outside the graph ----------------------------------
 
-    def _compare(self, ufunc: str, other: Any) -> Tensor:
-        other = other.data if isinstance(other, Tensor) else other
-        if isinstance(other, np.ndarray) or on_gpu(other):
-            same_device("a comparison", self.data, other)
-        with using(self.device):
-            return Tensor(getattr(array_module(self.data), ufunc)(self.data, other))
+    def _plain(self, ufunc: str, other: Any) -> Tensor:
+        beside = self._beside(other)
+        if beside is None:
+            return NotImplemented
+        with using(same_device(ufunc, self.data, beside)):
+            a, b = self.data, beside
+            if a.dtype is not b.dtype:
+                a, b = promote(a, b)
+            return Tensor(getattr(array_module(a), ufunc)(a, b))
+
+    def _bitwise(self, ufunc: str, other: Any) -> Tensor:
+        result = self._beside(other)
+        if self.dtype.kind == "f" or (result is not None and result.dtype.kind == "f"):
+            raise TypeError(f"{ufunc} expects bools or integers, got {self.dtype}")
+        return self._plain(ufunc, other)
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._compare("equal", other)
+        return self._plain("equal", other)
 
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._compare("not_equal", other)
+        return self._plain("not_equal", other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return self._compare("less", other)
+        return self._plain("less", other)
 
     def __le__(self, other: Any) -> Tensor:
-        return self._compare("less_equal", other)
+        return self._plain("less_equal", other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return self._compare("greater", other)
+        return self._plain("greater", other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return self._compare("greater_equal", other)
+        return self._plain("greater_equal", other)
 
     __hash__ = object.__hash__
 
-    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
-        """Return the index of the (first) maximum along ``dim``, or in the flattened tensor."""
+    def __and__(self, other: Any) -> Tensor:
+        return self._bitwise("bitwise_and", other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return self._bitwise("bitwise_or", other)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return self._bitwise("bitwise_xor", other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def __invert__(self) -> Tensor:
+        if self.dtype.kind == "f":
+            raise TypeError(f"~ expects bools or integers, got {self.dtype}")
         with using(self.device):
-            index = self.data.argmax(axis=dim, keepdims=keepdim)
-            return Tensor(array_module(self.data).asarray(index))
+            return Tensor(~self.data)
+
+    def any(self, dim: Axis = None, keepdim: bool = False) -> Tensor:
+        """Return whether any element is true (not 0), over ``dim`` or over all."""
+        return self._truth("any", dim, keepdim)
+
+    def all(self, dim: Axis = None, keepdim: bool = False) -> Tensor:
+        """Return whether all elements are true (not 0), over ``dim`` or over all."""
+        return self._truth("all", dim, keepdim)
+
+    def _truth(self, name: str, dim: Axis, keepdim: bool) -> Tensor:
+        with using(self.device):
+            axes, keep = self._axes(dim, None), flag(keepdim, "keepdim")
+            answer = getattr(self.data, name)(axis=axes, keepdims=keep)
+            return Tensor(array_module(self.data).asarray(answer))
+
+    def argmax(
+        self,
+        dim: int | None = None,
+        keepdim: bool = False,
+        *,
+        axis: int | None = None,
+        keepdims: bool = False,
+    ) -> Tensor:
+        """Return the index of the first maximum along ``dim``, or in the flattened tensor.
+
+        A NaN counts as the maximum, as in torch.
+        """
+        return self._index_of("argmax", dim, axis, _kept(keepdim, keepdims))
+
+    def argmin(
+        self,
+        dim: int | None = None,
+        keepdim: bool = False,
+        *,
+        axis: int | None = None,
+        keepdims: bool = False,
+    ) -> Tensor:
+        """Return the index of the first minimum; see `argmax`."""
+        return self._index_of("argmin", dim, axis, _kept(keepdim, keepdims))
+
+    def _index_of(self, name: str, dim: int | None, axis: int | None, keepdim: bool) -> Tensor:
+        chosen = _either(dim, axis)
+        at = None if chosen is None or self.ndim == 0 else dimension(chosen, self.ndim)
+        with using(self.device):
+            return Tensor(reduction.index_of(name, self.data, at, keepdim))
 
     # --- reductions -------------------------------------------------------------------------------
 
@@ -350,7 +500,7 @@ class Tensor:
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
         """Sum over ``dim``, one axis or several, or over all; NumPy's spellings work too."""
-        return self._reduce(reduction.Sum, dim, axis, keepdim, keepdims)
+        return self._reduce(reduction.Sum, dim, axis, _kept(keepdim, keepdims))
 
     def mean(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
@@ -358,35 +508,70 @@ class Tensor:
         """Average over ``dim``, one axis or several, or over all."""
         if self.dtype.kind != "f":
             raise TypeError(f"mean expects float32 or float64, got {self.dtype}; use .to(dtype)")
-        return self._reduce(reduction.Mean, dim, axis, keepdim, keepdims)
+        return self._reduce(reduction.Mean, dim, axis, _kept(keepdim, keepdims))
 
     def max(
-        self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
-    ) -> Tensor:
-        """Maximum over ``dim`` or over all; equal maxima share the gradient (torch's ``amax``)."""
-        return self._reduce(reduction.Max, dim, axis, keepdim, keepdims)
+        self, dim: Any = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
+    ) -> Any:
+        """Return the maximum of all or, along ``dim``, torch's pair ``(values, indices)``.
+
+        Along ``dim`` the index is that of the first maximum, and the gradient goes there; of all,
+        equal maxima share it. NumPy's spelling ``max(axis=...)`` returns the values alone: `amax`.
+        """
+        return self._extreme("max", dim, axis, _kept(keepdim, keepdims))
 
     def min(
+        self, dim: Any = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
+    ) -> Any:
+        """Return the minimum of all or, along ``dim``, torch's ``(values, indices)``: see `max`."""
+        return self._extreme("min", dim, axis, _kept(keepdim, keepdims))
+
+    def amax(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
-        """Minimum over ``dim`` or over all; equal minima share the gradient (torch's ``amin``)."""
-        return -(-self).max(dim, keepdim, axis=axis, keepdims=keepdims)
+        """Maximum over ``dim``, one axis or several, or over all; equal ones share the gradient."""
+        options = {"name": "max", "nan_shares": False}
+        return self._reduce(reduction.Extreme, dim, axis, _kept(keepdim, keepdims), **options)
+
+    def amin(
+        self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
+    ) -> Tensor:
+        """Minimum over ``dim``, one axis or several, or over all; equal ones share the gradient."""
+        options = {"name": "min", "nan_shares": False}
+        return self._reduce(reduction.Extreme, dim, axis, _kept(keepdim, keepdims), **options)
+
+    def _extreme(self, name: str, dim: Any, axis: Axis, keepdim: bool) -> Any:
+        if dim is None:
+            options = {"name": name, "nan_shares": axis is None}
+            return self._reduce(reduction.Extreme, None, axis, keepdim, **options)
+        if not whole(dim):
+            raise TypeError(
+                f"{name} expects one axis, an integer, got {type(dim).__name__}; over several axes "
+                f"use a{name}(dim), of two tensors a and b where(a > b, a, b)"
+            )
+        at, x = dimension(_either(dim, axis), self.ndim), self if self.ndim else self.reshape(1)
+        with using(self.device):
+            indices = Tensor(reduction.index_of(f"arg{name}", x.data, at, keepdim=True))
+        values = reduction.Take.apply(x, index=indices.data, axis=at)
+        if keepdim and self.ndim:
+            return ValuesAndIndices(values, indices)
+        return ValuesAndIndices(values.squeeze(at), indices.squeeze(at))
 
     def _reduce(
-        self, function: type[Function], dim: Axis, axis: Axis, keepdim: bool, keepdims: bool
+        self, function: type[Function], dim: Axis, axis: Axis, keepdim: bool, **options: Any
     ) -> Tensor:
-        if dim is not None and axis is not None:
-            raise TypeError(f"give dim or axis, which mean the same, got {dim!r} and {axis!r}")
-        chosen = dim if dim is not None else axis
-        if chosen is None:
-            axes = tuple(range(self.ndim))
-        else:
-            items = chosen if isinstance(chosen, Sequence) else (chosen,)
-            axes = tuple(dimension(item, self.ndim) for item in items)
-            if len(set(axes)) != len(axes):
-                raise ValueError(f"the same axis twice in dim={chosen!r}")
-        keep = flag(keepdim, "keepdim") or flag(keepdims, "keepdims")
-        return function.apply(self, axes=axes, keepdim=keep)
+        return function.apply(self, axes=self._axes(dim, axis), keepdim=keepdim, **options)
+
+    def _axes(self, dim: Axis, axis: Axis) -> tuple[int, ...]:
+        """Return the axes that a reduction goes over: all, where none are named."""
+        chosen = _either(dim, axis)
+        if chosen is None or chosen == ():
+            return tuple(range(self.ndim))
+        items = chosen if isinstance(chosen, Sequence) else (chosen,)
+        axes = tuple(dimension(item, self.ndim) for item in items)
+        if len(set(axes)) != len(axes):
+            raise ValueError(f"the same axis twice in dim={chosen!r}")
+        return axes if self.ndim else ()
 
     # --- shape ------------------------------------------------------------------------------------
 
@@ -434,12 +619,97 @@ class Tensor:
         return self.reshape(*(n for i, n in enumerate(self.shape) if i not in chosen or n != 1))
 
     def __getitem__(self, index: Any) -> Tensor:
-        items = index if isinstance(index, tuple) else (index,)
-        arrays = tuple(item.data if isinstance(item, Tensor) else item for item in items)
-        for array in arrays:
-            if isinstance(array, np.ndarray) or on_gpu(array):
-                same_device("indexing", self.data, array)
-        return shape.Index.apply(self, index=arrays if isinstance(index, tuple) else arrays[0])
+        if isinstance(index, tuple):
+            return shape.Index.apply(self, index=tuple(map(self._index, index)))
+        return shape.Index.apply(self, index=self._index(index))
+
+    def _index(self, item: Any) -> Any:
+        """Return one part of an index as the array library takes it."""
+        if item is None or item is Ellipsis or isinstance(item, (int, slice)):
+            return item
+        array = as_array(item)
+        listed = isinstance(item, (list, tuple, range))
+        if listed and array.size == 0:
+            array = array.astype(np.int64)  # an empty list holds no floats
+        if array.dtype.kind not in "biu":
+            raise IndexError(
+                "an index must be of integers or bools, a slice, ... or None, got "
+                f"{type(item).__name__} of {array.dtype}"
+            )
+        if listed or isinstance(item, np.generic):
+            with using(self.device):
+                return array_module(self.data).asarray(array)
+        same_device("indexing", self.data, array)
+        return array
+
+
+class ValuesAndIndices(NamedTuple):
+    """What `Tensor.max` and `Tensor.min` find along an axis."""
+
+    values: Tensor
+    indices: Tensor
+
+
+# Of a ufunc with an array on the left, as ``array + tensor`` calls it: the method on the right.
+_REFLECTED = {
+    "add": "__radd__",
+    "subtract": "__rsub__",
+    "multiply": "__rmul__",
+    "divide": "__rtruediv__",
+    "power": "__rpow__",
+    "matmul": "__rmatmul__",
+    "bitwise_and": "__rand__",
+    "bitwise_or": "__ror__",
+    "bitwise_xor": "__rxor__",
+    "equal": "__eq__",
+    "not_equal": "__ne__",
+    "less": "__gt__",
+    "less_equal": "__ge__",
+    "greater": "__lt__",
+    "greater_equal": "__le__",
+}
+
+
+def _unboxed(value: Any) -> Any:
+    """Return a NumPy array without axes as the number that it is."""
+    return plain_array(value)[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def _divided(number: Any) -> Any:
+    """Return an integer as a float, for a quotient: there it does not wrap around."""
+    number = _unboxed(number)
+    return float(number) if whole(number) else number
+
+
+def _expect_fit(number: int, beside: Tensor) -> None:
+    if number_beside(beside.data, number)[0] != number:
+        raise OverflowError(f"{number} does not fit into the {beside.dtype} that it meets")
+
+
+def _for_numpy(value: Any) -> Any:
+    """Return arguments of a NumPy function with arrays in place of tensors."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, dict):
+        return {name: _for_numpy(item) for name, item in value.items()}
+    return type(value)(map(_for_numpy, value)) if type(value) in (tuple, list) else value
+
+
+def _rebuild(cls: type[Tensor], data: Array, requires_grad: bool) -> Tensor:
+    tensor = cls.__new__(cls)
+    Tensor.__init__(tensor, data, requires_grad)
+    return tensor
+
+
+def _either(dim: Any, axis: Any) -> Any:
+    """Return the one of torch's and NumPy's spelling that was used."""
+    if dim is not None and axis is not None:
+        raise TypeError(f"give dim or axis, which mean the same, got {dim!r} and {axis!r}")
+    return axis if dim is None else dim
+
+
+def _kept(keepdim: bool, keepdims: bool) -> bool:
+    return flag(keepdim, "keepdim") or flag(keepdims, "keepdims")
 
 
 def _unpack(sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -449,6 +719,11 @@ def _unpack(sizes: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(operator.index(size) for size in sizes)
 
 
+def as_array(value: Any, dtype: Any = None) -> Array:
+    """Return the array of a tensor, or `plain_array` of anything else."""
+    return value.data if isinstance(value, Tensor) else plain_array(value, dtype)
+
+
 # --- making tensors -------------------------------------------------------------------------------
 
 
@@ -456,12 +731,11 @@ def tensor(
     data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
     """Return a new leaf tensor with a copy of ``data``; see `Tensor` for what it accepts."""
-    source = data.data if isinstance(data, Tensor) else data
-    array = Tensor(source).data
-    with using(device_of(array)):
+    source = as_array(data, dtype)
+    with using(device_of(source)):
+        array = Tensor(source).data
         if dtype is not None:
-            # From the source: a Python float has more digits than the float32 that it becomes.
-            array = array.astype(dtype) if on_gpu(source) else np.array(source, dtype=dtype)
+            array = array.astype(dtype, copy=False)
         if device is not None:
             array = move(array, device)
         return Tensor(array.copy() if array is source else array, requires_grad)
@@ -478,12 +752,13 @@ def ones(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> T
 
 
 def full(
-    shape: Sequence[int], value: Any, dtype: Any = np.float32, requires_grad: bool = False
+    shape: Sequence[int], value: Any, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    """Return a tensor filled with ``value``, a number."""
+    """Return a tensor filled with a number, whose dtype it has unless ``dtype`` says another."""
     if not isinstance(value, (bool, np.bool_)):
         number(value, "value")
-    return Tensor(np.full(_unpack((shape,)), value, dtype), requires_grad)
+    filling = plain_array(value.item() if isinstance(value, np.generic) else value, dtype)
+    return Tensor(np.full(_unpack((shape,)), filling, dtype), requires_grad)
 
 
 def arange(*limits: Any, dtype: Any = None) -> Tensor:
@@ -510,7 +785,7 @@ def _expect_tensors(op: str, *values: Any) -> None:
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors along the axis ``dim``; their other axes must be equal."""
+    """Join tensors along the axis ``dim``; their other axes must be equal, dtypes promote."""
     if not tensors:
         raise ValueError("cat expects at least one tensor, got none")
     _expect_tensors("cat", *tensors)
@@ -529,13 +804,21 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([t.unsqueeze(dim) for t in tensors], dim)
 
 
-def where(condition: Any, a: Tensor, b: Tensor) -> Tensor:
-    """Return a where ``condition`` holds, else b."""
-    _expect_tensors("where", a, b)
-    mask = condition.data if isinstance(condition, Tensor) else condition
-    if not on_gpu(mask):
-        mask = np.asarray(mask)
+def where(condition: Any, input: Any, other: Any) -> Tensor:
+    """Return ``input`` where ``condition`` holds, else ``other``: tensors, or numbers beside one.
+
+    Dtypes promote. Raises TypeError for a condition of anything but bools, for operands that are
+    neither tensors nor numbers; OverflowError for an integer that the other side's dtype lacks.
+    """
+    mask = as_array(condition)
+    if mask.dtype.kind != "b":
+        raise TypeError(f"where expects a condition of bools, got {mask.dtype}; compare: x != 0")
+    sides = (input, other)
+    _expect_tensors("where", *(side for side in sides if not isinstance(side, _NUMBERS)))
+    like = next((side for side in sides if isinstance(side, Tensor)), Tensor(mask))
+    for side in sides:
+        if whole(side):
+            _expect_fit(side, like)
+    a, b = (side if isinstance(side, Tensor) else Tensor(like._beside(side)) for side in sides)
     same_device("where", a.data, mask)
-    if mask.dtype != bool:
-        raise TypeError(f"where expects a condition of bools, got {mask.dtype}")
     return arithmetic.Where.apply(a, b, condition=mask)

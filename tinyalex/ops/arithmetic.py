@@ -8,6 +8,7 @@ from tinyalex.autograd import Function
 from tinyalex.backends import array_module
 from tinyalex.backends.numerics import total
 from tinyalex.backends.types import Array
+from tinyalex.ops.promotion import as_floating, promote
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -19,11 +20,22 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     return total(grad, (*range(extra), *repeated)).reshape(shape)
 
 
+def _refuse_bool(op: str) -> None:
+    raise TypeError(
+        f"{op} expects numbers, got bool; invert a mask with ~, or convert it with .to(np.int64)"
+    )
+
+
 class Binary(Function):
-    """An elementwise function of two tensors; gradients are summed back to the inputs' shapes."""
+    """An elementwise function of two tensors, which meet in one dtype (`promote`).
+
+    Gradients are summed back to the inputs' shapes; the walk casts them to the inputs' dtypes.
+    """
 
     def forward(self, a: Array, b: Array) -> Array:
         """Return the result, and keep what `gradients` needs."""
+        if a.dtype is not b.dtype:
+            a, b = promote(a, b)
         self.shapes = a.shape, b.shape
         self.save_inputs(a, b)
         return self.compute(a, b)
@@ -61,7 +73,12 @@ class Add(Binary):
 
 
 class Sub(Binary):
-    """a - b."""
+    """a - b; not of bools, as in torch."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        if a.dtype.kind == "b" or b.dtype.kind == "b":
+            _refuse_bool("-")
+        return super().forward(a, b)
 
     def compute(self, a: Array, b: Array) -> Array:
         return a - b
@@ -88,7 +105,12 @@ class Mul(Binary):
 
 
 class Div(Binary):
-    """a / b."""
+    """a / b, floating point for integers too."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        if a.dtype.kind != "f" and b.dtype.kind != "f":
+            a, b = as_floating(a), as_floating(b)
+        return super().forward(a, b)
 
     def save_inputs(self, a: Array, b: Array) -> None:
         self.save(a if self.needs_input_grad[1] else None, b)
@@ -105,13 +127,22 @@ class Div(Binary):
 
 
 class Pow(Binary):
-    """a ** b.  d/da = b a ** (b - 1);  d/db = a ** b ln a, taken as 0 where a = 0 and b >= 0."""
+    """a ** b.  d/da = b a ** (b - 1);  d/db = a ** b ln a, taken as 0 where a = 0 and b >= 0.
+
+    Integers stay integers: to negative powers they are cut off towards 0, as in torch.
+    """
 
     def save_inputs(self, a: Array, b: Array) -> None:
         self.save(a, b)
 
     def compute(self, a: Array, b: Array) -> Array:
-        return a**b
+        if a.dtype.kind == "f":
+            return a**b
+        if a.dtype.kind == "b":
+            _refuse_bool("**")
+        xp = array_module(a)
+        inverse = xp.where(abs(a) == 1, a ** (b % 2), 0)  # of 1 and -1; all others are below 1
+        return xp.where(b < 0, inverse, a ** xp.maximum(b, 0)).astype(a.dtype, copy=False)
 
     def left(self, grad: Array) -> Array:
         a, b = self.saved
@@ -138,9 +169,11 @@ class Unary(Function):
 
 
 class Neg(Unary):
-    """-x."""
+    """-x; not of bools, as in torch."""
 
     def forward(self, x: Array) -> Array:
+        if x.dtype.kind == "b":
+            _refuse_bool("-")
         return -x
 
     def backward(self, grad: Array) -> Array:
@@ -151,7 +184,7 @@ class Exp(Unary):
     """e ** x, which is its own derivative."""
 
     def forward(self, x: Array) -> Array:
-        y = array_module(x).exp(x)
+        y = array_module(x).exp(as_floating(x))
         self.save(y)
         return y
 
@@ -164,7 +197,7 @@ class Log(Unary):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return array_module(x).log(x)
+        return array_module(x).log(as_floating(x))
 
     def backward(self, grad: Array) -> Array:
         return grad / self.saved[0]  # 1 / x can overflow where this does not
@@ -174,7 +207,7 @@ class Sqrt(Unary):
     """Square root; derivative 1 / (2 sqrt(x))."""
 
     def forward(self, x: Array) -> Array:
-        y = array_module(x).sqrt(x)
+        y = array_module(x).sqrt(as_floating(x))
         self.save(y)
         return y
 
@@ -183,9 +216,11 @@ class Sqrt(Unary):
 
 
 class Abs(Unary):
-    """Absolute value; derivative sign(x), 0 at 0."""
+    """Absolute value, not of bools; derivative sign(x), 0 at 0."""
 
     def forward(self, x: Array) -> Array:
+        if x.dtype.kind == "b":
+            _refuse_bool("abs")
         self.save(x)
         return abs(x)
 
@@ -201,6 +236,7 @@ class Sigmoid(Unary):
     """
 
     def forward(self, x: Array) -> Array:
+        x = as_floating(x)
         self.save(x)
         xp = array_module(x)
         t = xp.exp(-abs(x))
@@ -216,7 +252,7 @@ class Tanh(Sigmoid):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return array_module(x).tanh(x)
+        return array_module(x).tanh(as_floating(x))
 
     def derivative(self, value: Array) -> Array:
         return 4 * super().derivative(2 * value)
@@ -228,6 +264,7 @@ class Where(Function):
     def forward(self, a: Array, b: Array, *, condition: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(condition)
+        a, b = promote(a, b)
         return array_module(a).where(condition, a, b)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
 from tinyalex.backends.numerics import mean, total
@@ -42,17 +44,46 @@ class Mean(Sum):
         return super().backward(grad / count)
 
 
-class Max(Function):
-    """Maximum over ``axes``; equal maxima share the gradient (torch's ``amax``)."""
+class Extreme(Function):
+    """Maximum (``name="max"``) or minimum over ``axes``; equal ones share the gradient evenly.
 
-    def forward(self, x: Array, *, axes: Axes, keepdim: bool) -> Array:
-        if any(x.shape[axis] == 0 for axis in axes):
-            raise ValueError(f"max over an empty axis: shape {x.shape}, axes {axes}")
-        y = x.max(axis=axes, keepdims=True)
-        holds = x == y
-        self.save(holds, holds.sum(axis=axes, keepdims=True))
+    A NaN is the extreme wherever there is one. With ``nan_shares`` NaNs share as equal numbers do
+    (torch's ``max()``), else the gradient is NaN (torch's ``amax``).
+    """
+
+    def forward(self, x: Array, *, name: str, axes: Axes, keepdim: bool, nan_shares: bool) -> Array:
+        _refuse_empty(name, x, axes)
+        y = getattr(x, name)(axis=axes, keepdims=True)
+        if any(self.needs_input_grad):
+            holds = (x == y) | (x != x) & (y != y) if nan_shares else x == y
+            self.save(holds, holds.sum(axis=axes, keepdims=True))
         return y if keepdim else y.squeeze(axes)
 
     def backward(self, grad: Array) -> Array:
         holds, count = self.saved
         return holds * (grad.reshape(count.shape) / count)
+
+
+class Take(Function):
+    """The element at ``index`` along ``axis``; all of the gradient goes there."""
+
+    def forward(self, x: Array, *, index: Array, axis: int) -> Array:
+        self.input_shape, self.index, self.axis = x.shape, index, axis
+        return array_module(x).take_along_axis(x, index, axis)
+
+    def backward(self, grad: Array) -> Array:
+        xp = array_module(grad)
+        out = xp.zeros(self.input_shape, grad.dtype)
+        xp.put_along_axis(out, self.index, grad, self.axis)
+        return out
+
+
+def index_of(name: str, x: Array, axis: int | None, keepdim: bool) -> Array:
+    """Return where the first maximum (``name="argmax"``) or minimum is; the first NaN is both."""
+    _refuse_empty(name, x, range(x.ndim) if axis is None else (axis,))
+    return array_module(x).asarray(getattr(x, name)(axis=axis, keepdims=keepdim))
+
+
+def _refuse_empty(name: str, x: Array, axes: Iterable[int]) -> None:
+    if any(x.shape[axis] == 0 for axis in axes):
+        raise ValueError(f"{name} over an empty axis: shape {x.shape}, axes {tuple(axes)}")

@@ -8,6 +8,7 @@ from tinyalex.autograd import Function
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, move
 from tinyalex.backends.types import Array
+from tinyalex.ops.promotion import promote
 
 
 class Reshape(Function):
@@ -69,12 +70,12 @@ class Move(Function):
 
 
 class Cat(Function):
-    """Tensors joined along one axis."""
+    """Tensors joined along one axis, in one dtype."""
 
     def forward(self, *arrays: Array, axis: int) -> Array:
         self.axis = axis
         self.sizes = [a.shape[axis] for a in arrays]
-        return array_module(arrays[0]).concatenate(arrays, axis=axis)
+        return array_module(arrays[0]).concatenate(promote(*arrays), axis=axis)
 
     def backward(self, grad: Array) -> tuple[Array, ...]:
         ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes) - 1)]
