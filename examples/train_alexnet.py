@@ -128,7 +128,7 @@ def print_header(run: Run, out: Path) -> None:
         f"tinyalex {here['tinyalex']}{commit}\n"
         f"command  {here['command']}\n"
         f"machine  {here['backend']} backend on {here['device']}, {', '.join(arithmetic)}, "
-        f"{here['threads']} threads, BLAS {here['blas']}, seed {settings.seed}\n"
+        f"{here['threading']}, BLAS {here['blas']}, seed {settings.seed}\n"
         f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes} images{ignored}\n"
         f"classes  {len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}\n"
         f"model    {settings.variant}, {VARIANTS[settings.variant].title}: "

@@ -44,6 +44,7 @@ def _checked(count: object, source: str) -> int:
 
 _chosen: int | None = None
 _followers: list[tuple[Callable[[int], None], int]] = []
+_kinds: list[str] = []
 
 
 def get_num_threads() -> int:
@@ -80,12 +81,19 @@ def start() -> None:
         set_num_threads(get_num_threads())
 
 
-def follow(setter: Callable[[int], None], most: int) -> None:
+def description() -> str:
+    """Return how many threads compute, and once a kernel has run also whose they are."""
+    kind = f" ({', '.join(_kinds)})" if _kinds else ""
+    return f"{get_num_threads()} threads{kind}"
+
+
+def follow(setter: Callable[[int], None], most: int, kind: str | None = None) -> None:
     """Call ``setter`` with the number of threads, now and whenever `set_num_threads` changes it.
 
-    This is for backends that have threads of their own, ``most`` of them.
+    This is for backends that have threads of their own, ``most`` of them, of some ``kind``.
     """
     global _chosen
     _followers.append((setter, most))
+    _kinds.extend([kind] if kind else [])
     _chosen = min(get_num_threads(), most)
     setter(_chosen)

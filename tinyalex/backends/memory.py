@@ -17,13 +17,13 @@ requests have passed by, and every free one with `empty_cache`.
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyalex.backends.locks import new_lock
 from tinyalex.backends.types import Array
 
 SMALLEST = 1 << 16  # below, the C library recycles memory well by itself
@@ -39,7 +39,7 @@ class _Free(NamedTuple):
     since: int  # the number of requests there had been
 
 
-_lock = threading.Lock()
+_lock = new_lock()
 _events: deque[tuple[int, Array | None]] = deque()  # bytes more in use; the block that is free now
 _free: list[_Free] = []  # in the order of their return
 _in_use = 0  # bytes

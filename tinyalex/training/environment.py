@@ -14,11 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_info
 
-from tinyalex.backends import current_backend
+from tinyalex.backends import current_backend, of
 from tinyalex.backends.devices import describe, parse
-from tinyalex.threads import get_num_threads
+from tinyalex.threads import description, get_num_threads
 from tinyalex.version import __version__
 
 
@@ -32,6 +33,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "device": device,
         **describe(device),
         "threads": get_num_threads(),
+        "threading": _threading(device),
         "blas": _blas(),
         "python": platform.python_version(),
         "numpy": _version("numpy"),
@@ -58,6 +60,12 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):  # no git, or not in its hands
         return None
     return done.stdout.strip()
+
+
+def _threading(device: str) -> str:
+    if device == "cpu":
+        of(np.empty(0))  # loads the backend, which decides
+    return description()
 
 
 def _blas() -> str:

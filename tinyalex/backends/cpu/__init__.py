@@ -20,6 +20,7 @@ from tinyalex.backends.cpu.lrn_pool import norm_max_pool2d, norm_max_pool2d_inpu
 from tinyalex.backends.cpu.pool import max_pool2d, max_pool2d_input_grad
 from tinyalex.backends.cpu.runtime import MOST_THREADS, set_num_threads
 from tinyalex.backends.cpu.sgd import sgd_step
+from tinyalex.backends.cpu.threading_layer import choose
 from tinyalex.backends.cpu.within_norm import (
     within_channel_response_norm,
     within_channel_response_norm_input_grad,
@@ -53,4 +54,4 @@ __all__ = [
 ]
 
 announce()
-follow(set_num_threads, MOST_THREADS)
+follow(set_num_threads, MOST_THREADS, choose())

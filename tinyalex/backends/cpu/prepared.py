@@ -9,7 +9,6 @@ or are gone, or when other weights have been asked for `STALE` times since.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -33,6 +32,7 @@ from tinyalex.backends.cpu.vectors import (
     repeat,
     store,
 )
+from tinyalex.backends.locks import new_lock
 from tinyalex.backends.types import Array
 
 VECTORS = 8  # side by side: each multiplication would otherwise wait for the last
@@ -49,7 +49,7 @@ class _Kept(NamedTuple):
     weights: weakref.ref[Array] | None = None
 
 
-_lock = threading.Lock()
+_lock = new_lock()
 _kept: OrderedDict[Hashable, _Kept] = OrderedDict()  # in the order of their last use
 _requests = 0
 

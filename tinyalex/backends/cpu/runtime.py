@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that compiled code calls
+from llvmlite import binding
+from numba.core.compiler_lock import global_compiler_lock
+from numba.np.ufunc.parallel import get_thread_count
 from numba.np.ufunc.parallel import get_thread_id as thread_id
 from threadpoolctl import ThreadpoolController
 
@@ -16,7 +20,9 @@ from tinyalex.backends.types import Array
 
 __all__ = [
     "MOST_THREADS",
+    "callback",
     "kernel",
+    "loops",
     "num_threads",
     "parallel_kernel",
     "plain",
@@ -28,12 +34,38 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-MOST_THREADS = numba.get_num_threads()  # what NUMBA_NUM_THREADS or the number of cores allows
+MOST_THREADS: int = get_thread_count()  # NUMBA_NUM_THREADS or the number of cores
 _count = MOST_THREADS
 
 # Additions may be reordered and fused with products, -0 may become 0. Nothing else of "fastmath":
 # the rest lets the compiler assume that there is no NaN, and a NaN must come out as a NaN.
 _EXACT_ENOUGH = {"reassoc", "contract", "nsz"}
+
+
+class Loops:
+    """Gives compiled ``prange`` loops other functions than Numba's by the names they call.
+
+    Only while a kernel of ours is compiled or loaded: a user's own loops remain with Numba.
+    """
+
+    def __init__(self) -> None:
+        self.symbols: dict[str, int] = {}
+        self._before: dict[str, int] = {}
+
+    def __enter__(self) -> None:
+        self._before = {name: binding.address_of_symbol(name) for name in self.symbols}
+        self._add(self.symbols)
+
+    def __exit__(self, *error: object) -> None:
+        self._add(self._before)
+
+    @staticmethod
+    def _add(symbols: dict[str, int]) -> None:
+        for name, address in symbols.items():
+            binding.add_symbol(name, address)
+
+
+loops = Loops()
 
 
 def kernel(function: Function) -> Function:
@@ -42,7 +74,7 @@ def kernel(function: Function) -> Function:
     Numba's cache looks at the time stamp of the file that holds ``function``, not at those of the
     functions it calls: after a change to a helper in another file, delete ``__pycache__``.
     """
-    return _compiled(function, parallel=False)
+    return _compiled(numba.njit, function)
 
 
 def quick_kernel(function: Function) -> Function:
@@ -51,7 +83,7 @@ def quick_kernel(function: Function) -> Function:
     The processor's estimate and one step of Newton's method take half as long. (Infinity becomes
     NaN on that way.)
     """
-    return _compiled(function, parallel=False, fastmath=_EXACT_ENOUGH | {"arcp", "afn"})
+    return _compiled(numba.njit, function, fastmath=_EXACT_ENOUGH | {"arcp", "afn"})
 
 
 def parallel_kernel(function: Function) -> Function:
@@ -60,20 +92,29 @@ def parallel_kernel(function: Function) -> Function:
     Numba counts such loops in unsigned integers, and unsigned with signed gives a float: a body
     that calculates with the loop's index begins with ``np.int64(index)``.
     """
-    return _compiled(function, parallel=True)
+    made: Any = _compiled(numba.njit, function, parallel=True)
+    compile_or_load = made.compile
+
+    def compile(signature: Any) -> Any:
+        with global_compiler_lock, loops:
+            return compile_or_load(signature)
+
+    made.compile = compile
+    return cast(Function, made)
 
 
-def _compiled(function: Function, parallel: bool, fastmath: set[str] = _EXACT_ENOUGH) -> Function:
-    options: dict[str, Any] = {
-        "fastmath": fastmath,
-        "error_model": "numpy",
-        "nogil": True,
-        "parallel": parallel,
-    }
+def callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile what C code, or other compiled code, calls by its ``address``."""
+    return lambda function: _compiled(functools.partial(numba.cfunc, signature), function)
+
+
+def _compiled(decorate: Callable[..., Any], function: Function, **options: Any) -> Function:
+    options = {"fastmath": _EXACT_ENOUGH, "error_model": "numpy", "nogil": True} | options
     try:
-        return numba.njit(cache=True, **options)(function)
+        made = decorate(cache=True, **options)(function)
     except RuntimeError:  # no directory for the cache is writable: compile in every process
-        return numba.njit(**options)(function)
+        made = decorate(**options)(function)
+    return cast(Function, made)
 
 
 def set_num_threads(count: int) -> None:
@@ -95,13 +136,19 @@ def set_num_threads(count: int) -> None:
 
 def num_threads() -> int:
     """Return how many threads the next kernel uses, whichever Python thread calls it."""
-    numba.set_num_threads(_count)  # Numba keeps the number for each Python thread separately
+    if not loops.symbols:
+        numba.set_num_threads(_count)  # which has one for each Python thread
     return _count
 
 
 def workspace(elements: int, dtype: np.dtype[Any]) -> Array:
-    """Return scratch memory, one row of ``elements`` for each thread."""
-    return memory.empty((num_threads(), elements), dtype)
+    """Return scratch memory, one row of ``elements`` for each thread there may be.
+
+    (`set_num_threads` may come between this and the kernel. Rows that no thread uses take no
+    memory.)
+    """
+    num_threads()
+    return memory.empty((MOST_THREADS, elements), dtype)
 
 
 def plain(x: Array) -> Array:
