@@ -42,7 +42,7 @@ class Array:
             x *= {"tiny": 1e-30, "huge": 1e30, "positive": 1}[self.magnitude]
         if self.magnitude == "positive":
             x = 0.5 + np.abs(x)
-        return LAYOUTS[self.layout](x.astype(self.dtype))
+        return LAYOUTS[self.layout](np.asarray(x, self.dtype))
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ sides = st.integers(1, 6)
 
 
 @st.composite
-def arrays(draw, shape, dtype, magnitudes=MAGNITUDES):
-    """Draw an array of this shape."""
-    layout = draw(st.sampled_from(sorted(LAYOUTS)))
+def arrays(draw, shape, dtype, magnitudes=MAGNITUDES, without=""):
+    """Draw an array of this shape, in any layout but ``without``."""
+    layout = draw(st.sampled_from(sorted(set(LAYOUTS) - {without})))
     return Array(tuple(shape), draw(seeds), dtype, draw(st.sampled_from(magnitudes)), layout)
 
 
@@ -184,7 +184,7 @@ def power(draw):
 @st.composite
 def reduction(draw):
     """A sum, mean, maximum or minimum over any axes."""
-    name = draw(st.sampled_from(("sum", "mean", "max", "min")))
+    name = draw(st.sampled_from(("sum", "mean", "amax", "amin")))
     empty = name == "sum"
     shape = draw(shapes(empty=empty))
     axes = draw(st.lists(st.integers(0, len(shape) - 1), unique=True)) if shape else []
@@ -193,17 +193,15 @@ def reduction(draw):
         dim = draw(st.sampled_from((dim, dim[0])))
     options = f"dim={dim}, keepdim={draw(st.booleans())}" if dim is not None else ""
     array = draw(arrays(shape, draw(st.sampled_from(DTYPES))))
-    torch = f"x0.a{name}({options})" if name in ("max", "min") else None
 
     def errors(x, g):  # exact values; the gradient is shared among the largest
         return 0 * g, [2 * np.abs(np.broadcast_to(g.max(initial=0), x.shape)) + 2 * np.abs(g).max()]
 
-    exact = errors if name in ("max", "min") else None
+    exact = errors if name in ("amax", "amin") else None
     return Problem(
         f"x0.{name}({options})",
         (array,),
         terms=max(1, int(np.prod(shape))),
-        torch=torch,
         errors=exact,
         seed=draw(seeds),
     )
@@ -344,7 +342,7 @@ def _energies(x, size, groups):
 def normalization(draw):
     """A response normalisation, across channels."""
     groups = draw(st.integers(1, 2))
-    shape = (draw(st.integers(0, 2)), groups * draw(sides), *draw(shapes(1, 3)))
+    shape = (draw(st.integers(0, 2)), groups * draw(st.integers(0, 6)), *draw(shapes(1, 3)))
     size = draw(st.integers(1, 9))
     alpha, beta = (
         draw(st.sampled_from((0.0, 1e-4, 0.5, 3.0))),
@@ -367,6 +365,93 @@ def normalization(draw):
     torch = call + ")" if groups == 1 else ""
     tail = ")" if groups == 1 else f", {groups})"
     return Problem(call + tail, (array,), torch=torch, errors=errors, seed=draw(seeds))
+
+
+def _box(x, size):
+    """Sum size x size windows around every pixel."""
+    reach = size // 2
+    padded = np.pad(x, [(0, 0), (0, 0), (reach, reach), (reach, reach)])
+    h, w = x.shape[2:]
+    return sum(padded[..., i : i + h, j : j + w] for i in range(size) for j in range(size))
+
+
+@st.composite
+def normalization_within(draw):
+    """A response normalisation within each channel."""
+    shape = (draw(st.integers(0, 2)), *(draw(sides) for _ in range(3)))
+    size, alpha, k = draw(st.sampled_from((1, 3, 5, 7))), 0.5, draw(st.sampled_from((0.5, 1.0)))
+    beta = draw(st.sampled_from((0.0, 0.5, 0.75, 1.0, 2.0)))
+    array = draw(arrays(shape, draw(st.sampled_from(DTYPES)), ("ordinary", "zeros", "tied")))
+
+    def errors(x, g):
+        scale = k + alpha / size**2 * _box(x**2, size)
+        cross = _box(np.abs(g * x) * scale ** (-beta - 1), size)
+        dx = np.abs(g) * scale**-beta + 2 * alpha * beta / size**2 * np.abs(x) * cross
+        relative = 8 + 2 * (1 + beta) * (size**2 + 4)
+        return relative * np.abs(x) * scale**-beta, [relative * dx]
+
+    call = f"F.within_channel_response_norm(x0, {size}, {alpha}, {beta}, {k})"
+    return Problem(call, (array,), torch="", errors=errors, seed=draw(seeds))
+
+
+@st.composite
+def dropout(draw):
+    """A dropout, of which the seed is fixed."""
+    p = draw(st.sampled_from((0.0, 1e-9, 0.25, 0.5, 0.999, 1.0)))
+    array = draw(arrays(draw(shapes()), draw(st.sampled_from(DTYPES))))
+    return Problem(f"F.dropout(x0, {p}) * 1", (array,), 4, torch="", seed=draw(seeds))
+
+
+@st.composite
+def fused(draw):
+    """Layers in one pass, where rounding chooses no other maximum and turns no sign."""
+    dtype = draw(st.sampled_from(DTYPES))
+    n, h, w = draw(st.integers(0, 2)), draw(st.integers(3, 9)), draw(st.integers(3, 9))
+    magnitudes = ("tied",) if dtype == "float32" else ("ordinary",)
+    c, k, groups = 2 * draw(sides), 2 * draw(sides), draw(st.integers(1, 2))
+    stride, padding = draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    some = ((n, c, h, w), (k, c // groups, 3, 3), (k,))
+    # Without columns that are equal, between whose maxima rounding would choose.
+    made = tuple(draw(arrays(x, dtype, magnitudes, without="broadcast")) for x in some)
+    call = f"F.conv2d_relu(x0, x1, x2, {stride}, {padding}, 1, {groups})"
+    sizes = call.replace("_relu", "")
+    if dtype == "float64" and draw(st.booleans()):
+        norm, window = "(5, 0.5, 0.75, 2.0, 1)", f"(2, {stride}, 1, {draw(st.booleans())})"
+        options = f"({stride}, {padding}, 1, {groups}), {norm}, {window}"
+        call = f"F.conv2d_relu_norm_max_pool2d(x0, x1, x2, {options})"
+
+        def errors(x, weight, bias, g):  # of sums of at most so many numbers of ordinary size
+            largest = 1e4 * (1 + max(np.abs(a).max(initial=0) for a in (x, weight, bias, g))) ** 4
+            return largest, [largest] * 3
+
+        return Problem(call, made, torch="", errors=errors, seed=draw(seeds))
+    terms = max(c * 9, k * 9, n * h * w * 9)
+    return Problem(call, made, terms, torch="", sizes=sizes, seed=draw(seeds))
+
+
+@st.composite
+def wide_convolution(draw):
+    """A convolution of many channels, which takes Winograd's way: errors are those of images."""
+    dtype, r = draw(st.sampled_from(DTYPES)), draw(st.sampled_from((3, 5, 11)))
+    n, h, w = draw(st.integers(1, 4)), draw(st.integers(r, 16)), draw(st.integers(r, 16))
+    c, k, groups = 16 * draw(st.integers(1, 2)), 16 * draw(st.integers(1, 2)), 1
+    stride = draw(st.sampled_from((1, 4 if r == 11 else 1)))
+    magnitudes = ("ordinary", "zeros", "tied", "huge", "tiny")
+    some = ((n, c, h, w), (k, c // groups, r, r), (k,))
+    made = [draw(arrays(x, dtype, m)) for x, m in zip(some, (magnitudes,) * 3, strict=True)]
+
+    def errors(x, weight, bias, g):
+        of_x, of_g = (np.abs(a).max(axis=(1, 2, 3), keepdims=True, initial=0) for a in (x, g))
+        of_kernels = np.abs(weight).sum((1, 2, 3))[:, None, None]
+        of_channels = np.abs(weight).sum((0, 2, 3))[:, None, None]
+        y = 64 * of_x * of_kernels + 4 * np.abs(bias)[:, None, None]
+        positions = g.shape[2] * g.shape[3]
+        dw = np.full(weight.shape, 16 * positions * (of_x * of_g).sum())
+        db = len(x) * positions * np.abs(g).sum((0, 2, 3))
+        return y * np.ones_like(g), [64 * of_g * of_channels * np.ones_like(x), dw, db]
+
+    call = f"F.conv2d(x0, x1, x2, {stride}, {draw(st.integers(0, 2))})"
+    return Problem(call, tuple(made), errors=errors, seed=draw(seeds))
 
 
 def _log_softmax(x, axis):
@@ -445,6 +530,7 @@ FAMILIES = {
     family.__name__: family
     for family in (
         *(elementwise, unary, power, reduction, movement, product),
-        *(convolution, pooling, normalization, softmax, cross_entropy),
+        *(convolution, wide_convolution, fused, dropout, pooling),
+        *(normalization, normalization_within, softmax, cross_entropy),
     )
 }

@@ -341,9 +341,15 @@ def test_distinct_draws_are_distinct(rng):
     assert np.abs(values).min() > 0.004
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 0), (2, 3, 0), (0, 3, 2, 2), (0, 3, 2)])
+@pytest.mark.parametrize("shape", [(0, 3, 0), (2, 3, 0), (0, 3, 2, 2), (0, 3, 2), (2, 0, 3)])
 def test_local_response_norm_of_nothing(backend, shape):
     x = ta.zeros(shape, requires_grad=True)
     y = F.local_response_norm(x, 5)
     y.backward(y.data)
     assert y.shape == x.grad.shape == shape
+
+
+def test_gradient_of_a_bias_without_outputs(backend):
+    leaves = [ta.zeros(shape, requires_grad=True) for shape in ((2, 3), (0, 3), (0,))]
+    F.linear(*leaves).sum().backward()
+    assert [leaf.grad.shape for leaf in leaves] == [(2, 3), (0, 3), (0,)]

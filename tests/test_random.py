@@ -8,9 +8,12 @@ import importlib.util
 
 import numpy as np
 import pytest
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from random_problems import FAMILIES, cotangent, run, run_torch
+from test_arguments import LAYERS, TABLE, call, layer_arguments, layer_call, leaves
+
+import tinyalex as ta
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 NAMES = sorted(FAMILIES)
@@ -90,10 +93,71 @@ def assert_same_bits(first, second):
         assert a.tobytes() == b.tobytes(), "two runs give different bits"
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow, at the magnitudes drawn here
+@pytest.mark.filterwarnings("ignore")  # overflow at the magnitudes drawn, PyTorch's advice
 @pytest.mark.parametrize("family", NAMES)
 @given(data=st.data())
 def test_values_and_gradients(family, data):
     problem = data.draw(FAMILIES[family]())
     note(f"Code of the example:{problem!r}")
     check(problem)
+
+
+# --- bad arguments --------------------------------------------------------------------------------
+
+ODD = [
+    *(None, True, False, -1, 0, 1, 2, 7, 1.5, -0.5, np.nan, np.inf, 10**30, 2**63, -(2**63), 1j),
+    *(
+        "",
+        "same",
+        "x",
+        b"x",
+        [],
+        (),
+        (1,),
+        (1, 2),
+        (0, 0),
+        (1, 2, 3),
+        [2, 2],
+        (1.0, 2.0),
+        {},
+        set(),
+    ),
+    *(..., slice(None), range(2), object(), len, np.int64(2), np.float32(0.5), np.bool_(True)),
+    *(np.array(2), np.array([1, 2]), np.array([], int), np.zeros((2, 3)), np.array(["x"])),
+    *(ta.Tensor(2), ta.Tensor([1, 2]), ta.Tensor(True), ta.ones(()), ta.ones(3), ta.ones(2, 3)),
+    *(
+        ta.ones(0),
+        ta.ones(0, 4, 5, 5),
+        ta.ones(1, 4, 0, 5),
+        ta.ones(1, 4, 5, 5),
+        ta.ones(4, 4, 1, 1),
+    ),
+    *(ta.ones(1, 4, 5, 5, dtype=np.float64), ta.ones(4, 5, 5), ta.ones(1, 1, 1, 1, 1)),
+    *(np.array([np.nan] * 3), [ta.ones(2), ta.ones(3)], [ta.ones(2), 1], [[1], [1, 2]]),
+]
+CALLS = {
+    **TABLE,
+    **{f"nn.{name}": (layer_call(getattr(ta.nn, name)), layer_arguments(name)) for name in LAYERS},
+}
+REFUSALS = (TypeError, ValueError, IndexError)
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(data=st.data())
+@settings(max_examples=10 * settings().max_examples)
+def test_odd_arguments_are_taken_or_refused(data):
+    """Nothing but the errors that the documentation names, whatever is passed."""
+    where = data.draw(st.sampled_from(sorted(CALLS)))
+    function, arguments = CALLS[where]
+    names = data.draw(st.lists(st.sampled_from(sorted(arguments)), min_size=1, max_size=2))
+    given = {name: leaves(value) for name, value in arguments.items()}
+    given.update((name, data.draw(st.sampled_from(ODD))) for name in names)
+    if not isinstance(given.get("self", ta.ones(1)), ta.Tensor):
+        return
+    try:
+        y = call(function, given)
+    except REFUSALS as error:
+        assert str(error), "an error without a word"  # noqa: PT017
+        return
+    if isinstance(y, ta.Tensor) and y.requires_grad:
+        y.backward(np.ones(y.shape))

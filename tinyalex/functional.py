@@ -414,6 +414,8 @@ def cross_entropy(
     """
     smoothing = probability(label_smoothing, "label_smoothing")
     ignored = integer(ignore_index, "ignore_index")
+    if target is None:
+        raise TypeError("target must hold class indices or class probabilities, got None")
     labels, weights = _array_or_none(target), _array_or_none(weight)
     loss.check(_tensor(input, "input").data, labels, weights, ignored, reduction)
     of_indices = labels.dtype.kind != "f"

@@ -786,6 +786,8 @@ def _expect_tensors(op: str, *values: Any) -> None:
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors along the axis ``dim``; their other axes must be equal, dtypes promote."""
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise TypeError(f"cat expects a list of Tensors, got {type(tensors).__name__}")
     if not tensors:
         raise ValueError("cat expects at least one tensor, got none")
     _expect_tensors("cat", *tensors)

@@ -16,7 +16,7 @@ class Flatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with those axes joined."""
-        return x.flatten(self.start_dim, self.end_dim)
+        return F._tensor(x, "x").flatten(self.start_dim, self.end_dim)
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch does."""

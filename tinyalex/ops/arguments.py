@@ -12,6 +12,9 @@ import numpy as np
 from tinyalex.backends.geometry import Pair
 from tinyalex.backends.types import Array
 
+MOST = 2**31 - 1
+"""The largest size, step or index that an argument may name; kernels count in 64 bits."""
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -26,10 +29,7 @@ def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
     items = (value, value) if whole(value) else value
     if not isinstance(items, (tuple, list)) or [whole(i) for i in items] != [True, True]:
         raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    height, width = int(items[0]), int(items[1])
-    if height < minimum or width < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return height, width
+    return integer(items[0], name, minimum), integer(items[1], name, minimum)
 
 
 def integer(value: Any, name: str, minimum: int | None = None) -> int:
@@ -38,6 +38,8 @@ def integer(value: Any, name: str, minimum: int | None = None) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if minimum is not None and int(value) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if abs(int(value)) > MOST:
+        raise ValueError(f"{name} must be at most {MOST} in magnitude, got {value}")
     return int(value)
 
 

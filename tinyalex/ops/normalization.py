@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends.types import Array
@@ -23,10 +21,14 @@ class LocalResponseNorm(Function):
         check(x, groups)
         self.options = (size, alpha, beta, k, groups)
         self.save(x)
+        if x.size == 0:  # in whatever axis: no energy to sum
+            return x
         return backends.of(x).local_response_norm(_as_images(x), *self.options).reshape(x.shape)
 
     def backward(self, grad: Array) -> Array:
         (x,) = self.saved
+        if x.size == 0:
+            return grad
         kernel = backends.of(grad).local_response_norm_input_grad
         return kernel(_as_images(grad), _as_images(x), *self.options).reshape(x.shape)
 
@@ -69,4 +71,4 @@ def check(x: Array, groups: int) -> None:
 
 def _as_images(x: Array) -> Array:
     """Return ``x`` with exactly two axes after the channels."""
-    return x if x.ndim == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)
+    return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)

@@ -38,7 +38,10 @@ class Index(Function):
 
     def forward(self, x: Array, *, index: Any) -> Array:
         self.input_shape, self.index = x.shape, index
-        return array_module(x).asarray(x[index])
+        try:
+            return array_module(x).asarray(x[index])
+        except OverflowError as error:  # an integer of more than 64 bits
+            raise IndexError(f"index out of range for shape {x.shape}: {error}") from None
 
     def backward(self, grad: Array) -> Array:
         xp = array_module(grad)
