@@ -32,6 +32,7 @@ from tinyalex.backends.cpu import winograd_transforms as transforms
 from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
 from tinyalex.backends.cpu.runtime import num_threads
 from tinyalex.backends.cpu.vectors import LANES
+from tinyalex.backends.cpu.winograd_scales import find_scales
 from tinyalex.backends.cpu.winograd_tiles import (
     input_columns,
     input_rows,
@@ -404,16 +405,19 @@ def steps_of_a_task() -> dict[str, Callable[[], Any]]:
     half_done = np.empty((size, n, tile, K), np.float32)
     outputs, bias = np.empty((tile, tile * K), np.float32), np.zeros(tile * K, np.float32)
     U = np.zeros((n, n, 1, K // WIDTH, C, WIDTH), np.float32)
-    ones, spoilt = np.ones(4, np.float32), np.zeros(4, np.bool_)
+    scales, spoilt = np.ones((2, 4), np.float32), np.zeros(4, np.bool_)
+
+    def read() -> None:
+        find_scales(x, winograd.NOTHING, canvas, 0, canvas.lines, scales)
+        input_columns(x, winograd.NOTHING, scales[0], canvas, (1, 1), 0, rows, half)
+
     return {
-        "reading inputs and transforming their columns": lambda: input_columns(
-            x, winograd.NOTHING, ones, canvas, (1, 1), 0, rows, half
-        ),
+        "reading inputs and transforming their columns": read,
         "transforming their rows": lambda: _transform_rows(half, canvas.tiles, V),
         "products": lambda: _products(V, U, M, size),
         "transforming the products' rows": lambda: _transform_products(M, half_done),
         "transforming their columns and writing outputs": lambda: output_columns(
-            half_done, outputs, canvas, 0, bias, False, ones, y, spoilt
+            half_done, outputs, canvas, 0, bias, False, scales[1], y, spoilt
         ),
     }
 

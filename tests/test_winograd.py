@@ -126,17 +126,6 @@ def test_sum_and_gradient_of_the_bias(rng):
     assert_close(dbias, grad.sum((0, 2, 3), np.float64), 1e-6)
 
 
-def test_nan_reaches_all_windows_that_see_it(rng):
-    x, weight, bias, grad, geometry = problem(rng, 5, 3, (13, 13), 4, 3, padded(1))
-    x[1, 2, 7, 8] = np.nan
-    sees = np.isnan(expected(x, weight, bias, grad, geometry)["y"])
-    assert sees.any()
-    for rectify in (False, True):
-        y = winograd.forward(x, weight, bias, *geometry, rectify=rectify)
-        assert np.isnan(y[sees]).all()
-        assert not np.isnan(y[4]).any(), "an image of another canvas cannot see it"
-
-
 @pytest.mark.parametrize("tiles", [1, 5, 14])
 @pytest.mark.parametrize("taps", TAPS)
 def test_does_not_depend_on_where_tasks_begin(rng, monkeypatch, tiles, taps):
