@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tinyalex.backends.devices import move, on_gpu
+from tinyalex.tensor import Tensor, as_array
 
 FORMAT = "tinyalex-1"
 _ARRAY = (
@@ -196,12 +197,8 @@ def _digest(structure: str, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
 
 def _strip(value: Any, arrays: dict[str, np.ndarray[Any, Any]], place: str) -> Any:
     """Move the arrays of ``value`` into ``arrays``, under their place, and return the JSON rest."""
-    data = getattr(value, "data", None)
-    if isinstance(data, np.ndarray) or on_gpu(data):  # a Tensor
-        value = data
-    if on_gpu(value):
-        value = move(value, "cpu")
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (Tensor, np.ndarray)) or on_gpu(value):
+        value = move(as_array(value), "cpu")
         if value.dtype.kind not in _KINDS or value.dtype.itemsize > 8:
             raise TypeError(f"cannot save {place}: an array of dtype {value.dtype}")
         name = place

@@ -10,14 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from tinyalex import random
 from tinyalex.autograd import Function, is_grad_enabled
-from tinyalex.backends.devices import device_of, on_gpu, using
+from tinyalex.backends.devices import device_of, using
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
 from tinyalex.ops.arguments import dimension, finite, flag, integer, number, pair, probability
-from tinyalex.tensor import Tensor
+from tinyalex.tensor import Tensor, as_array
 
 Size = int | Sequence[int]
 
@@ -31,17 +29,14 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 def _array_or_none(value: Any) -> Any:
-    if value is None:
-        return None
-    value = value.data if isinstance(value, Tensor) else value
-    return value if on_gpu(value) else np.asarray(value)
+    return None if value is None else as_array(value)
 
 
 def _in(dtype: Any, value: Any) -> Tensor:
     """Return ``value``, a Tensor or what makes an array, as a Tensor of this dtype."""
     if isinstance(value, Tensor):
         return value.to(dtype)
-    array = _array_or_none(value)
+    array = as_array(value, dtype)
     with using(device_of(array)):
         return Tensor(array.astype(dtype, copy=False))
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from tinyalex import backends
 from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
@@ -15,7 +13,7 @@ from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 from tinyalex.nn.module import Module, Parameter
 from tinyalex.ops.arguments import number
-from tinyalex.tensor import Tensor
+from tinyalex.tensor import Tensor, as_array
 
 Group = dict[str, Any]
 Update = tuple[Array, Array, Array | None, float, float, float, float, bool, str]
@@ -186,7 +184,8 @@ class SGD:
         Raises ValueError, before anything is changed, for the state of other parameters.
         """
         try:
-            velocity, groups = list(state["velocity"]), list(state["param_groups"])
+            velocity = [None if v is None else as_array(v) for v in state["velocity"]]
+            groups = list(state["param_groups"])
             sizes = [group["params"] for group in groups]
             options = [{name: group[name] for name in self.defaults} for group in groups]
         except (KeyError, TypeError) as error:
@@ -198,14 +197,14 @@ class SGD:
                 f"{sizes} and {len(velocity)} velocities; build it for the same model"
             )
         for index, (p, v) in enumerate(zip(self._params(), velocity, strict=True)):
-            if v is not None and (np.shape(v) != p.shape or np.asarray(v).dtype != p.dtype):
+            if v is not None and (v.shape != p.shape or v.dtype != p.dtype):
                 raise ValueError(
-                    f"velocity {index} is {np.asarray(v).dtype} of shape {np.shape(v)}, its "
+                    f"velocity {index} is {v.dtype} of shape {v.shape}, its "
                     f"parameter {p.dtype} of shape {p.shape}; build it for the same model"
                 )
         for values in options:
             _check_options(values)
-        self._velocity = [None if v is None else np.array(v) for v in velocity]
+        self._velocity = [None if v is None else host_copy(v) for v in velocity]
         for group, values in zip(self.param_groups, options, strict=True):
             group.update(values)
 

@@ -16,7 +16,7 @@ from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_devic
 from tinyalex.backends.types import Array
 from tinyalex.ops import arithmetic, matmul, reduction, shape
 from tinyalex.ops.arguments import dimension, flag, number, whole
-from tinyalex.ops.ingress import plain_array
+from tinyalex.ops.ingress import looks_like_array, plain_array
 from tinyalex.ops.promotion import number_beside, promote
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -307,9 +307,7 @@ class Tensor:
                 return array_module(self.data).full((), number, dtype)
         if isinstance(value, str):
             return None
-        if on_gpu(value) or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
-            return Tensor(value).data
-        return None
+        return Tensor(value).data if looks_like_array(value) else None
 
     def _binary(self, function: type[Function], other: Any, swapped: bool = False) -> Tensor:
         if not isinstance(other, Tensor):

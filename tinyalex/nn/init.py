@@ -14,7 +14,7 @@ import numpy as np
 from tinyalex import random
 from tinyalex.backends.devices import move, using
 from tinyalex.backends.types import Array
-from tinyalex.ops.arguments import floating
+from tinyalex.ops.arguments import floating, number
 from tinyalex.tensor import Tensor
 
 
@@ -67,9 +67,9 @@ def uniform_(
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
     """Fill with ``val``."""
-    array = _array(tensor)
+    array, filling = _array(tensor), number(val, "val")
     with using(tensor.device):
-        array[...] = val
+        array[...] = filling
     return tensor
 
 

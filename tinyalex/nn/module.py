@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tinyalex.autograd import no_grad
-from tinyalex.backends.devices import device_of, host_copy, move, on_gpu, using
+from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
-from tinyalex.tensor import Tensor
+from tinyalex.tensor import Tensor, as_array
 
 Self = TypeVar("Self", bound="Module")
 Hook = Callable[["Module", tuple[Any, ...], Any], Any]
@@ -289,8 +289,7 @@ def _moved(array: Array | None, target: Any) -> Array | None:
 
 
 def _as_array(name: str, value: Any) -> Array:
-    value = value.data if isinstance(value, Tensor) else value
-    array = move(value, "cpu") if on_gpu(value) else np.asarray(value)
+    array = move(as_array(value), "cpu")
     if array.dtype.kind not in "fiu":
         raise TypeError(f"expected an array of numbers for {name}, got dtype {array.dtype}")
     return array

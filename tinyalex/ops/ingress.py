@@ -46,6 +46,12 @@ def plain_array(value: Any, dtype: Any = None) -> Array:
         ) from None
 
 
+def looks_like_array(value: Any) -> bool:
+    """Return whether an operand is an array, of any class: not a number, nor a list of them."""
+    kinds = "__array__", "__array_interface__"
+    return isinstance(value, memoryview) or on_gpu(value) or any(hasattr(value, k) for k in kinds)
+
+
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, memoryview))
 
