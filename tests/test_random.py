@@ -8,12 +8,13 @@ import importlib.util
 
 import numpy as np
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 from random_problems import FAMILIES, cotangent, run, run_torch
 from test_arguments import LAYERS, TABLE, call, layer_arguments, layer_call, leaves
 
 import tinyalex as ta
+from tinyalex.backends import cpu
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 NAMES = sorted(FAMILIES)
@@ -100,6 +101,77 @@ def test_values_and_gradients(family, data):
     problem = data.draw(FAMILIES[family]())
     note(f"Code of the example:{problem!r}")
     check(problem)
+
+
+WRONG = [
+    ("unary", "relu"),
+    ("unary", "relu_input_grad"),
+    ("product", "linear"),
+    ("product", "linear_weight_grad"),
+    ("convolution", "conv2d"),
+    ("convolution", "conv2d_input_grad"),
+    ("convolution", "conv2d_weight_grad"),
+    ("convolution", "conv2d_bias_grad"),
+    ("pooling", "max_pool2d_input_grad"),
+    ("dropout", "dropout"),
+    ("normalization", "local_response_norm"),
+    ("normalization", "local_response_norm_input_grad"),
+    ("normalization_within", "within_channel_response_norm_input_grad"),
+    ("fused", "conv2d_relu"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "kernel"), WRONG)
+def test_a_kernel_that_is_wrong_by_a_few_digits_is_found(family, kernel, monkeypatch):
+    @given(problem=FAMILIES[family]())
+    @settings(phases=[Phase.generate], database=None)
+    def search(problem):
+        check(problem)
+
+    original = getattr(cpu, kernel)
+    monkeypatch.setattr(cpu, kernel, lambda *given: original(*given) * (1 + 1e-5))
+    with pytest.raises(AssertionError, match="off by"):
+        search()
+
+
+# --- integers -------------------------------------------------------------------------------------
+
+INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool", "float32", "float64")
+INTEGER_CALLS = [
+    *(f"x0 {sign} x1" for sign in ("+", "-", "*", "/", "==", "!=", "<", "<=", ">", ">=")),
+    *(f"x0 {sign} {number}" for sign in "+-*/<" for number in ("2", "1.5", "True", "-3")),
+    *(f"{number} {sign} x0" for sign in "+-*" for number in ("2", "1.5", "True")),
+    *("x0 ** 2", "-x0", "abs(x0)", "x0.sum()", "x0.sum(0)", "x0.mean()", "x0.amax()", "x0.amin(0)"),
+    *("x0.argmax()", "x0.argmax(1)", "x0.max()", "x0.min()", "x0.exp()", "x0.relu()", "x0.tanh()"),
+    *("x0.reshape(6)", "x0[x1 > 0]", "x0[:, 0]", "x0.T", "ta.cat([x0, x1], 1)", "x0 @ x1.T"),
+    *("ta.where(x0 > x1, x0, x1)", "ta.stack([x0, x1])", "F.relu(x0)", "F.pad(x0, (1, 0))"),
+]
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="without PyTorch there is nothing to compare with")
+@pytest.mark.filterwarnings("ignore")
+@given(
+    call=st.sampled_from(INTEGER_CALLS),
+    dtypes=st.tuples(st.sampled_from(INTEGERS), st.sampled_from(INTEGERS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=5 * settings().max_examples)
+def test_integers_become_what_they_become_in_pytorch(call, dtypes, seed):
+    import torch
+    import torch.nn.functional
+
+    rng = np.random.default_rng(seed)
+    made = [rng.integers(0, 5, (2, 3)).astype(dtype) for dtype in dtypes]
+    ours = {f"x{i}": ta.Tensor(a) for i, a in enumerate(made)}
+    theirs = {f"x{i}": torch.tensor(a) for i, a in enumerate(made)}
+    try:
+        y = eval(call, {"F": ta.functional, "ta": ta, **ours})
+        expected = eval(call, {"F": torch.nn.functional, "ta": torch, **theirs}).numpy()
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return  # one of the two has no such thing, and says so
+    assert y.dtype == expected.dtype
+    np.testing.assert_allclose(y.data, expected, rtol=1e-6)
 
 
 # --- bad arguments --------------------------------------------------------------------------------
