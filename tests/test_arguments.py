@@ -90,7 +90,7 @@ METHODS = {
     **dict.fromkeys(("__truediv__", "__rtruediv__", "__pow__", "__rpow__"), BINARY),
     "__matmul__": {"self": normal(2, 3), "other": normal(3, 2)},
     "__rmatmul__": {"self": normal(2, 3), "other": normal(3, 2)},
-    **dict.fromkeys(("__neg__", "__abs__", "abs", "exp", "log", "sqrt", "tanh"), UNARY),
+    **dict.fromkeys(("__pos__", "__neg__", "__abs__", "abs", "exp", "log", "sqrt", "tanh"), UNARY),
     **dict.fromkeys(("sigmoid", "relu", "cpu", "T"), UNARY),
     **dict.fromkeys(("sum", "mean", "max", "min", "amax", "amin"), REDUCTION),
     "reshape": {"self": normal(2, 3), "sizes": (3, 2)},

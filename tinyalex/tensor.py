@@ -276,11 +276,14 @@ class Tensor:
             except ValueError as error:
                 raise ValueError(f"{error}; dtypes are {', '.join(DTYPES)}") from None
             return self if device == self.device else shape.Move.apply(self, device=device)
-        dtype = np.dtype(target)
+        try:
+            dtype = np.dtype(target)
+        except TypeError:
+            raise TypeError(f"to() expects a device or a dtype, got {target!r}") from None
         if dtype == self.dtype:
             return self
         if dtype.kind != "f":
-            with using(self.device):
+            with using(self.device), np.errstate(invalid="ignore"):  # NaN becomes any integer
                 return Tensor(self.data.astype(dtype))  # integers have no gradients
         return shape.Cast.apply(self, dtype=dtype)
 
@@ -357,6 +360,9 @@ class Tensor:
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return self._binary(matmul.MatMul, other, swapped=True)
+
+    def __pos__(self) -> Tensor:
+        return self
 
     def __neg__(self) -> Tensor:
         return arithmetic.Neg.apply(self)
@@ -563,7 +569,7 @@ class Tensor:
     def _axes(self, dim: Axis, axis: Axis) -> tuple[int, ...]:
         """Return the axes that a reduction goes over: all, where none are named."""
         chosen = _either(dim, axis)
-        if chosen is None or chosen == ():
+        if chosen is None or chosen in ((), []):
             return tuple(range(self.ndim))
         items = chosen if isinstance(chosen, Sequence) else (chosen,)
         axes = tuple(dimension(item, self.ndim) for item in items)
@@ -761,7 +767,7 @@ def full(
 
 def arange(*limits: Any, dtype: Any = None) -> Tensor:
     """Return start, start + step, ... below stop: int64, or float32 if a limit is a float."""
-    if dtype is None and any(isinstance(limit, float) for limit in limits):
+    if dtype is None and any(isinstance(limit, (float, np.floating)) for limit in limits):
         dtype = np.float32
     return Tensor(np.arange(*limits, dtype=dtype))
 

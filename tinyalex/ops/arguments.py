@@ -111,6 +111,7 @@ def positive_output(op: str, output_size: Pair, input_shape: tuple[int, ...], wh
 def dimension(dim: Any, ndim: int, name: str = "dim") -> int:
     """Return ``dim`` counted from the front; negative values count from the back."""
     dim = integer(dim, name)
-    if not -max(ndim, 1) <= dim < max(ndim, 1):
-        raise ValueError(f"{name} must be in [-{ndim}, {ndim}) for {ndim} dimensions, got {dim}")
-    return dim % max(ndim, 1)
+    end = max(ndim, 1)  # a number may be asked for its 0th, as in torch
+    if not -end <= dim < end:
+        raise ValueError(f"{name} must be in [-{end}, {end}) for {ndim} dimensions, got {dim}")
+    return dim % end

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 
 _CATEGORIES = {"b": 0, "u": 1, "i": 1, "f": 2}
+_LARGEST = float(np.finfo(np.float32).max)
 DEFAULTS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float32)}
 
 
@@ -42,6 +44,7 @@ def result_type(*operands: Any) -> np.dtype[Any]:
     return max(dtypes, key=lambda dtype: _CATEGORIES[dtype.kind])
 
 
+@quiet
 def promote(*arrays: Array) -> tuple[Array, ...]:
     """Return the arrays in the one dtype that `result_type` finds for them."""
     if len({array.dtype for array in arrays}) == 1:
@@ -53,6 +56,11 @@ def promote(*arrays: Array) -> tuple[Array, ...]:
 def as_floating(x: Array) -> Array:
     """Return floating-point arrays as they are, others in float32: torch's default dtype."""
     return x if x.dtype.kind == "f" else x.astype(np.float32)
+
+
+@quiet
+def _rounded(value: float, dtype: np.dtype[Any]) -> float:
+    return float(dtype.type(value))
 
 
 def number_beside(array: Array, value: Any) -> tuple[bool | int | float, np.dtype[Any]]:
@@ -67,7 +75,8 @@ def number_beside(array: Array, value: Any) -> tuple[bool | int | float, np.dtyp
         return value, DEFAULTS[bool]
     own = array.dtype
     if own.kind == "f":
-        return value, own  # of `result_type`, the usual case
+        # The dtype that `result_type` finds; the usual case.
+        return (value if abs(value) < _LARGEST else _rounded(value, own)), own
     dtype = result_type(array, value)
     if dtype.kind != "f":
         if not -(2**63) <= value < 2**63:
