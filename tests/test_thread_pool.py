@@ -151,14 +151,10 @@ ELSEWHERE = "platform.machine = lambda: 'riscv64'"  # whose system calls the poo
 @pytest.mark.parametrize(
     ("before", "environment", "expected"),
     [
-        ("", {"NUMBA_THREADING_LAYER": "workqueue"}, "Numba's workqueue"),
-        (ELSEWHERE, {}, "Numba's omp"),
-        (ONE_CORE, {"OPENBLAS_NUM_THREADS": "1"}, "1 threads (tinyalex's own) 1"),
-        (
-            "",
-            {"TINYALEX_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            "1 threads (tinyalex's own) 1",
-        ),
+        ("", {"NUMBA_THREADING_LAYER": "workqueue"}, "(Numba's workqueue)"),
+        (ELSEWHERE, {}, "(Numba's "),
+        (ONE_CORE, {}, "1 threads (tinyalex's own) 1"),
+        ("", {"TINYALEX_NUM_THREADS": "1"}, "1 threads (tinyalex's own) 1"),
     ],
     ids=["the user's choice", "another processor", "one core", "one thread"],
 )
