@@ -2,6 +2,7 @@
 
     python benchmarks/bench_cpu.py --table             # everything: half an hour on two cores
     python benchmarks/bench_cpu.py --mode train --variant paper --batch-size 128 --rounds 5
+    python benchmarks/bench_cpu.py --idle --busy 1     # one image after pauses, and not alone
     python benchmarks/bench_cpu.py --scaling --table   # tinyalex alone, over batch and image size
     python benchmarks/bench_cpu.py --table-only        # from the files of earlier runs
 
@@ -10,8 +11,12 @@ of the machine hits all of them; whoever is not on turn is stopped. All have the
 the same batch, and their losses or logits must agree before a time counts. A large matrix product
 takes its turn with them: it says what the machine could do in that very minute.
 
-Writes benchmarks/results/cpu-MODE-VARIANT-N.json, and with --table the tables and the chart of
-docs/cpu.md. A peer that is not installed is left out and named.
+Besides back to back on a quiet machine (--quiet), calls come after pauses (--idle), and while N
+processes loop without end (--busy N); without these options, under all conditions that the tables
+have. Compiling is done before the first call that is timed.
+
+Writes benchmarks/results/cpu-[idle-|busyN-]MODE-VARIANT-N.json, and with --table the tables and the
+chart of docs/cpu.md. A peer that is not installed or fails is left out and named.
 """
 
 from __future__ import annotations
@@ -29,9 +34,22 @@ import gemm_floor
 import numpy as np
 import report
 import scaling
-from cases import Case, prepare
-from peers import CONTESTANTS, LARGE_PRODUCT, TINYALEX, Contestant
-from workers import Worker, run_alone, stop_cleanly_on_sigterm
+from cases import QUIET, Case, Condition, busy, idle, prepare
+from peers import (
+    CONTESTANTS,
+    LARGE_PRODUCT,
+    ON_A_FREE_CORE,
+    ONE_THREAD,
+    TINYALEX,
+    Contestant,
+)
+from workers import (
+    ContestantError,
+    Worker,
+    busy_processes,
+    run_alone,
+    stop_cleanly_on_sigterm,
+)
 
 PIXELS = 224  # of both variants
 FIRST_STEPS = 3  # whose losses must agree
@@ -41,25 +59,38 @@ PRODUCTS = 5  # large matrix products a turn
 PROCESS_MIB = {"train": 1100, "infer": 700}  # about: libraries, weights, gradients and velocities
 
 
-def compare(case: Case, rounds: int, steps: int | None, only: list[str]) -> dict[str, Any]:
-    """Let the contestants take turns and return all that they measured."""
+def compare(
+    case: Case, conditions: list[Condition], rounds: int, steps: int | None, only: list[str]
+) -> dict[Condition, dict[str, Any]]:
+    """Let the contestants take turns under each condition and return all that they measured."""
     contestants, left_out = choose(case, only)
+    extra = [LARGE_PRODUCT] if QUIET in conditions else []
+    extra += [ON_A_FREE_CORE] if any(condition.busy for condition in conditions) else []
     check_memory(case, contestants)
-    steps = steps or max(3, 32 // case.batch_size)
+    libraries = dict.fromkeys(library for c in contestants for library in c.needs)
+    steps = steps or max(2 if case.batch_size > 32 else 3, 32 // case.batch_size)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        operations = run_alone(prepare, case, folder)
+        operations = run_alone(prepare, case, folder, libraries)
         workers = []
-        for contestant in (*contestants, LARGE_PRODUCT):
-            worker = Worker(contestant, case, folder)
+        for contestant in (*contestants, *extra):
+            try:
+                worker = Worker(contestant, case, folder)
+            except ContestantError as error:
+                if contestant.name in (TINYALEX, ONE_THREAD):
+                    raise SystemExit(f"{contestant.name}: {error}") from None
+                left_out[contestant.name] = str(error)
+                print(f"  without {contestant.name}: {error}", flush=True)
+                continue
             stack.callback(worker.close)
             workers.append(worker)
             print(f"  {worker.name}: {worker.settings}", flush=True)
-        check_agreement(case, workers[:-1])
-        runs = take_turns(case, workers, rounds, steps)
-    floor_runs = runs.pop(LARGE_PRODUCT.name)
-    libraries = dict.fromkeys(library for c in contestants for library in c.needs)
-    return {
+        check_agreement(case, [w for w in workers if w.name != LARGE_PRODUCT.name])
+        measured = {
+            condition: take_turns(case, workers, condition, rounds, steps)
+            for condition in conditions
+        }
+    common = {
         "machine": report.machine(*libraries),
         "mode": case.mode,
         "variant": case.variant,
@@ -67,13 +98,23 @@ def compare(case: Case, rounds: int, steps: int | None, only: list[str]) -> dict
         "pixels": case.pixels,
         "settings": {worker.name: worker.settings for worker in workers},
         "left_out": left_out,
-        "floor": {
-            "operations": operations,
-            "large_product": gemm_floor.SIZE_OPERATIONS,
-            "runs": floor_runs,
-        },
-        "runs": runs,
     }
+    results: dict[Condition, dict[str, Any]] = {}
+    for condition, runs in measured.items():
+        if condition == QUIET:
+            floor = {
+                "operations": operations,
+                "large_product": gemm_floor.SIZE_OPERATIONS,
+                "runs": runs[0].pop(LARGE_PRODUCT.name),
+            }
+            results[condition] = {**common, "floor": floor, "runs": runs[0]}
+        else:
+            results[condition] = {
+                **common,
+                "busy": condition.busy,
+                "pauses": {str(pause): of_pause for pause, of_pause in runs.items()},
+            }
+    return results
 
 
 def choose(case: Case, only: list[str]) -> tuple[list[Contestant], dict[str, str]]:
@@ -119,43 +160,80 @@ def check_agreement(case: Case, workers: list[Worker]) -> None:
 
 
 def take_turns(
-    case: Case, workers: list[Worker], rounds: int, steps: int
-) -> dict[str, list[dict[str, Any]]]:
-    """Return what every worker measured in every round."""
-    runs: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
+    case: Case, workers: list[Worker], condition: Condition, rounds: int, steps: int
+) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """Return what every worker measured in every round, after every length of pause."""
+    # Some take their turn before the busy processes begin: they tell of the machine.
+    of_machine = (LARGE_PRODUCT.name, ONE_THREAD)
+    first = [w for w in workers if w.name == of_machine[condition.busy > 0] and condition != idle()]
+    others = [w for w in workers if w.name not in of_machine]
+    runs: dict[int, dict[str, list[dict[str, Any]]]] = {
+        pause: {worker.name: [] for worker in (*others, *first)} for pause in condition.pauses
+    }
+
+    def measure(turn: int, worker: Worker, pause: int) -> None:
+        is_product = worker.name == LARGE_PRODUCT.name
+        calls = min(steps, max(3, 1000 // pause)) if pause else steps
+        run = worker.measure(PRODUCTS if is_product else calls, pause)
+        runs[pause][worker.name].append(run)
+        seconds = float(np.median(run["seconds"]))
+        speed = f"{seconds * 1e3:8.1f} ms {case.batch_size / seconds:8.1f} img/s"
+        if is_product:
+            speed = f"{gemm_floor.SIZE_OPERATIONS / seconds / 1e9:8.1f} GFLOP/s"
+        print(
+            f"  round {turn + 1}  {condition.name} {pause:4} ms  {worker.name:30}{speed}",
+            flush=True,
+        )
+
     for turn in range(rounds):
-        for worker in workers:
-            is_product = worker.name == LARGE_PRODUCT.name
-            run = worker.measure(PRODUCTS if is_product else steps)
-            runs[worker.name].append(run)
-            seconds = float(np.median(run["seconds"]))
-            speed = f"{case.batch_size / seconds:8.1f} img/s  {run['peak_bytes'] / 2**20:6.0f} MiB"
-            if is_product:
-                speed = f"{gemm_floor.SIZE_OPERATIONS / seconds / 1e9:8.1f} GFLOP/s"
-            print(f"  round {turn + 1}  {worker.name:26}{speed}", flush=True)
+        for pause in condition.pauses:
+            for worker in first:
+                measure(turn, worker, pause)
+            with busy_processes(condition.busy):
+                for worker in others:
+                    measure(turn, worker, pause)
     return runs
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that were asked for, or all."""
+    all_sizes = arguments.quiet or not (arguments.idle or arguments.busy)
+    sizes = cpu_tables.BATCH_SIZES if all_sizes else cpu_tables.SIZES_BESIDE_OTHERS
     return [
         Case(mode, variant, size, PIXELS)
-        for mode in arguments.mode or cpu_tables.MODES
+        for mode in arguments.mode or (cpu_tables.MODES if all_sizes else ("infer",))
         for variant in arguments.variant or cpu_tables.VARIANTS
-        for size in arguments.batch_size or cpu_tables.BATCH_SIZES[mode]
+        for size in arguments.batch_size or sizes[mode]
     ]
+
+
+def conditions(arguments: argparse.Namespace, case: Case) -> list[Condition]:
+    """Return the conditions that were asked for, or all that the tables have of this case."""
+    asked = [QUIET] if arguments.quiet else []
+    asked += [idle()] if arguments.idle else []
+    asked += [busy(processes, case.training) for processes in arguments.busy]
+    if asked:
+        return asked
+    if case.name == "cpu-train-paper-32":
+        return [QUIET, busy(1, training=True)]
+    if case.batch_size in cpu_tables.SIZES_BESIDE_OTHERS[case.mode] and not case.training:
+        return [QUIET, idle(), *(busy(n, training=False) for n in cpu_tables.BUSY)]
+    return [QUIET]
 
 
 def measure_cases(arguments: argparse.Namespace) -> None:
     """Measure and save one case after the other."""
     for case in cases(arguments):
         print(f"{case.name}, {report.one_line(report.machine())}", flush=True)
-        result = compare(case, arguments.rounds, arguments.steps, arguments.only)
-        print("\n" + cpu_tables.tables({case.batch_size: result}).replace("<br>", "; ") + "\n")
-        if arguments.only:
-            print("not saved, since not all took part\n", flush=True)
-        else:
-            report.save(case.name, result)
+        asked = conditions(arguments, case)
+        results = compare(case, asked, arguments.rounds, arguments.steps, arguments.only)
+        for condition, result in results.items():
+            text = cpu_tables.table_of(result)
+            print("\n" + text.replace("<br>", "; ") + "\n", flush=True)
+            if not arguments.only:
+                report.save(cpu_tables.file_name(condition.name, case), result)
+    if arguments.only:
+        print("not saved, since not all took part\n", flush=True)
 
 
 def main() -> None:
@@ -168,11 +246,16 @@ def main() -> None:
     parser.add_argument("--variant", choices=cpu_tables.VARIANTS, **several)
     parser.add_argument("--batch-size", type=int, **several)
     parser.add_argument("--rounds", type=int, default=3, help="turns of every contestant")
-    parser.add_argument("--steps", type=int, help="timed calls a turn (default: 3; 32 at batch 1)")
-    names = sorted({c.name for group in CONTESTANTS.values() for c in group} - {TINYALEX})
+    parser.add_argument("--steps", type=int, help="timed calls a turn (default: 2 to 32)")
+    names = sorted({c.name for group in CONTESTANTS.values() for c in group})
     parser.add_argument(
         "--only", choices=names, metavar="PEER", help=f"a quick look: {', '.join(names)}", **several
     )
+    parser.add_argument(
+        "--busy", type=int, metavar="N", help="beside N processes that are always busy", **several
+    )
+    parser.add_argument("--quiet", action="store_true", help="back to back, with nothing beside")
+    parser.add_argument("--idle", action="store_true", help="single predictions after pauses")
     parser.add_argument("--scaling", action="store_true", help="tinyalex over batch and image size")
     parser.add_argument("--table", action="store_true", help="rewrite docs/cpu.md at the end")
     parser.add_argument("--table-only", action="store_true", help="rewrite it without measuring")

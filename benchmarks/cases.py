@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import gemm_floor
@@ -12,6 +11,28 @@ import numpy as np
 
 import tinyalex as ta
 from tinyalex import nn
+
+
+@dataclass(frozen=True)
+class Condition:
+    """State of the machine: endless loops beside the contestants, pauses before calls in ms."""
+
+    name: str
+    busy: int = 0
+    pauses: tuple[int, ...] = (0,)
+
+
+QUIET = Condition("quiet")
+
+
+def idle() -> Condition:
+    """Return the condition of single calls after pauses, on a quiet machine."""
+    return Condition("idle", pauses=(0, 20, 100, 1000))
+
+
+def busy(processes: int, training: bool) -> Condition:
+    """Return the condition of calls beside busy processes, for predictions also after a pause."""
+    return Condition(f"busy{processes}", processes, (0,) if training else (0, 100))
 
 
 @dataclass(frozen=True)
@@ -25,7 +46,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Return the name of the file that holds the result."""
+        """Return the name of the file that holds the result on a quiet machine."""
         return f"cpu-{self.mode}-{self.variant}-{self.batch_size}"
 
     @property
@@ -78,16 +99,16 @@ def walk(
             x = y
 
 
-def prepare(case: Case, folder: Path) -> dict[str, float]:
-    """Write the net in the format of each library; return the operations of its matrix products."""
+def prepare(case: Case, folder: Path, libraries: Collection[str]) -> dict[str, float]:
+    """Write the net in the formats of ``libraries``; return the operations of its products."""
     model = network(case.variant)
     ta.save(model.state_dict(), folder / "weights")
-    if find_spec("torch"):
+    if "torch" in libraries:
         import torch
         from torch_twin import twin
 
         torch.save(twin(model), folder / "twin.pt")
-    if find_spec("onnx") and not case.training:
+    if "onnx" in libraries:
         from onnx_twin import write_onnx
 
         write_onnx(model, case.batch_size, folder / "twin.onnx")

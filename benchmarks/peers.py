@@ -1,7 +1,8 @@
 """The contestants of the CPU benchmark: how each library is set up, and what one call of it is.
 
-Each is asked for its best: both memory layouts of PyTorch, as installed and with the settings of
-malloc and SGD that spare it page faults; ONNX Runtime with its threads spinning, as it does by
+Each is asked for its best: both memory layouts of PyTorch, as installed, with the settings of
+malloc and SGD that spare it page faults, and compiled (`torch.compile`; for predictions with frozen
+weights, and with products chosen by trial); ONNX Runtime with its threads spinning, as it does by
 default; OpenVINO in float32. Every library uses as many threads as there are cores.
 """
 
@@ -73,7 +74,12 @@ def _tinyalex(case: Case, folder: Path) -> Ready:
     return step, settings
 
 
-def _torch(case: Case, folder: Path, channels_last: bool, **sgd_options: Any) -> Ready:
+def _torch(
+    case: Case, folder: Path, channels_last: bool, compiled: str = "", **sgd_options: Any
+) -> Ready:
+    """Set up PyTorch; ``compiled`` is the mode of torch.compile, if it is used."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no processes beside those that are stopped
     import torch
 
     model = torch.load(folder / "twin.pt", weights_only=False)  # written by `cases.prepare`
@@ -84,24 +90,35 @@ def _torch(case: Case, folder: Path, channels_last: bool, **sgd_options: Any) ->
         x = x.contiguous(memory_format=torch.channels_last)
     precision = f"float32, matmul precision {torch.get_float32_matmul_precision()}"
     settings = {"threads": torch.get_num_threads(), "precision": precision}
+    if compiled:
+        import torch._inductor.config
+
+        settings["torch.compile"] = compiled
+        if not case.training:
+            torch._inductor.config.freezing = True
+            settings["weights"] = "frozen"
+        model = torch.compile(model, mode=compiled)
     if not case.training:
         model.eval()
 
         def predict() -> np.ndarray:
-            with torch.inference_mode():
+            with torch.no_grad() if compiled else torch.inference_mode():
                 return model(x).numpy()
 
+        predict()  # compiles, or fails to
         return predict, settings
     options = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, **sgd_options}
     optimizer = torch.optim.SGD(model.parameters(), LR, **options)
 
-    def step() -> float:
+    def step(update: bool = True) -> float:
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(x), y)
         loss.backward()
-        optimizer.step()
+        if update:
+            optimizer.step()
         return loss.item()
 
+    step(update=False)  # compiles, or fails to
     return step, settings
 
 
@@ -144,6 +161,10 @@ def _large_product(case: Case, folder: Path) -> Ready:
 TINYALEX = "tinyalex"
 TORCH = ("torch", "torch channels_last")
 TUNED_TORCH = ("torch tuned", "torch tuned channels_last")
+COMPILED_TORCH = ("torch compiled", "torch compiled channels_last", "torch compiled max-autotune")
+# Frozen weights are laid out by the compiler: for predictions both layouts take the same time.
+COMPILED_PREDICTORS, COMPILED_TRAINERS = COMPILED_TORCH[::2], COMPILED_TORCH[:2]
+ONE_THREAD = "tinyalex, one thread, quiet"
 # glibc would give every large block back to the system, and fault its pages in again next step.
 TUNED_MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -154,6 +175,8 @@ TUNED_MALLOC = {
 
 def _torch_contestant(name: str, mib_per_image: int, tuned: bool = False) -> Contestant:
     options: dict[str, Any] = {"channels_last": name.endswith("channels_last")}
+    if "compiled" in name:
+        options["compiled"] = "max-autotune" if name.endswith("max-autotune") else "default"
     if tuned:
         options["fused"] = True
     build = partial(_torch, **options)
@@ -166,12 +189,16 @@ CONTESTANTS = {
         Contestant(TINYALEX, _tinyalex, 10),
         *(_torch_contestant(name, 16) for name in TORCH),
         *(_torch_contestant(name, 26, tuned=True) for name in TUNED_TORCH),
+        *(_torch_contestant(name, 16, tuned=True) for name in COMPILED_TRAINERS),
     ),
     "infer": (
         Contestant(TINYALEX, _tinyalex, PREDICTION_MIB),
-        *(_torch_contestant(name, PREDICTION_MIB) for name in TORCH),
+        *(_torch_contestant(name, PREDICTION_MIB) for name in (*TORCH, *COMPILED_PREDICTORS)),
         Contestant("ONNX Runtime", _onnxruntime, PREDICTION_MIB, ("onnxruntime", "onnx")),
         Contestant("OpenVINO", _openvino, PREDICTION_MIB, ("openvino", "onnx")),
     ),
 }
+# Of the machine itself: what a whole core to itself would bring where others are busy, and a
+# product that says how fast it is in this very minute.
+ON_A_FREE_CORE = Contestant(ONE_THREAD, _tinyalex, 10, environment={"TINYALEX_NUM_THREADS": "1"})
 LARGE_PRODUCT = Contestant("large product", _large_product, 0)

@@ -54,13 +54,16 @@ class Ratio(NamedTuple):
         rounds = [
             statistics.median(a) / statistics.median(b) for a, b in zip(theirs, ours, strict=True)
         ]
-        return cls(middle, min(rounds), max(rounds))
+        return cls(middle, min(middle, *rounds), max(middle, *rounds))
+
+    @property
+    def equal(self) -> bool:
+        """Whether one is faster in some rounds and slower in others: within the spread."""
+        return self.lowest <= 1 <= self.highest
 
     def __str__(self) -> str:
         span = f"({self.lowest:.2f} .. {self.highest:.2f})"
-        # Faster in some rounds and slower in others: the difference lies within the spread.
-        equal = self.lowest <= 1 <= self.highest
-        return f"equal {span}" if equal else f"{self.middle:.2f}{TIMES} {span}"
+        return f"equal {span}" if self.equal else f"{self.middle:.2f}{TIMES} {span}"
 
 
 def median(rounds: list[list[float]]) -> float:

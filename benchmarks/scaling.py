@@ -43,7 +43,7 @@ def _in_turns(cases: list[Case], rounds: int, steps: int) -> list[dict[str, Any]
     tinyalex = CONTESTANTS[cases[0].mode][0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run_alone(prepare, cases[0], folder)  # the weights suit all sizes
+        run_alone(prepare, cases[0], folder, ())  # the weights suit all sizes
         for turn in range(rounds):
             for case in cases:
                 worker = Worker(tinyalex, case, folder)

@@ -1,4 +1,4 @@
-"""Contestants in processes of their own that take turns.
+"""Contestants in processes of their own that take turns, and processes that keep cores busy.
 
 A worker prepares its net once and then waits. Whoever is not on turn is stopped by SIGSTOP, so that
 threads that spin while they wait take nothing from the others. Memory, page faults and system time
@@ -29,6 +29,10 @@ CONTEXT = multiprocessing.get_context("spawn")  # a process from scratch: nothin
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
+class ContestantError(Exception):
+    """A library that could not be set up; its message says why."""
+
+
 class Worker:
     """A process that holds one contestant, stopped unless it is asked something."""
 
@@ -42,6 +46,8 @@ class Worker:
                 self._process.start()
             theirs.close()
             self.settings: dict[str, Any] = self._receive()
+            if "error" in self.settings:
+                raise ContestantError(self.settings["error"])
         except BaseException:
             self.close()
             raise
@@ -50,9 +56,12 @@ class Worker:
         """Return what the next ``count`` calls return: losses, or logits."""
         return self._ask("results", count)
 
-    def measure(self, count: int) -> dict[str, Any]:
-        """Call once to wake up, then ``count`` times; return times, faults and the peak memory."""
-        return self._ask("measure", count)
+    def measure(self, count: int, pause: int = 0) -> dict[str, Any]:
+        """Call once to wake up, then ``count`` times, ``pause`` ms apart.
+
+        Returns times, page faults and the peak memory.
+        """
+        return self._ask("measure", count, pause)
 
     def close(self) -> None:
         """End the process, stopped or not."""
@@ -60,9 +69,9 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def _ask(self, command: str, count: int) -> Any:
+    def _ask(self, command: str, *arguments: int) -> Any:
         os.kill(self._process.pid, signal.SIGCONT)
-        self._connection.send((command, count))
+        self._connection.send((command, arguments))
         return self._receive()
 
     def _receive(self) -> Any:
@@ -72,6 +81,25 @@ class Worker:
             raise SystemExit(f"{self.name} ended early; its own message stands above") from None
         os.kill(self._process.pid, signal.SIGSTOP)
         return reply
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[list[int]]:
+    """Within this block, let ``count`` processes of the same priority loop; yield their ids."""
+    processes = []
+    try:
+        for _ in range(count):
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_loop, args=(theirs,), daemon=True)
+            processes.append(process)
+            process.start()
+            ours.recv()
+        yield [process.pid for process in processes if process.pid]
+    finally:
+        for process in processes:
+            if process.pid:
+                process.kill()
+                process.join()
 
 
 def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -99,28 +127,46 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 # --- in the worker --------------------------------------------------------------------------------
 
 
-def _serve(connection: Connection, contestant: Contestant, case: Case, folder: Path) -> None:
+def _end_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     # Should the parent be killed, a stopped process would never notice: the system ends it then.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    call, settings = contestant.build(case, folder)
+
+
+def _loop(connection: Connection) -> None:
+    _end_with_parent()
+    connection.send("ready")
+    while True:
+        pass
+
+
+def _serve(connection: Connection, contestant: Contestant, case: Case, folder: Path) -> None:
+    _end_with_parent()
+    try:
+        call, settings = contestant.build(case, folder)
+    except Exception as error:
+        reason = str(error).strip() or "no reason given"
+        connection.send({"error": f"{type(error).__name__}: {reason.splitlines()[0]}"})
+        return
     with suppress(OSError):  # the peak so far, of loading the weights, is not what is asked
         Path("/proc/self/clear_refs").write_text("5")
     connection.send(settings)
-    commands = {"results": _results, "measure": _measure}
+    commands: dict[str, Callable[..., Any]] = {"results": _results, "measure": _measure}
     while True:
-        command, count = connection.recv()
-        connection.send(commands[command](call, count))
+        command, arguments = connection.recv()
+        connection.send(commands[command](call, *arguments))
 
 
 def _results(call: Callable[[], Any], count: int) -> list[Any]:
     return [call() for _ in range(count)]
 
 
-def _measure(call: Callable[[], Any], count: int) -> dict[str, Any]:
+def _measure(call: Callable[[], Any], count: int, pause: int) -> dict[str, Any]:
     call()  # after the others had the caches
     seconds, faults, system_seconds = [], [], []
     for _ in range(count):
+        if pause:
+            time.sleep(pause / 1000)
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
         result = call()
