@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import tinyalex as ta
 
 # Random examples: the same few in every test run; new ones, for minutes, in a campaign.
-settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
 settings.register_profile(
     "campaign",
     deadline=None,

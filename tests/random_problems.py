@@ -8,6 +8,7 @@ products, the line applied to absolute values says how large rounding errors may
 from dataclasses import dataclass, field
 
 import numpy as np
+import oracles
 from helpers import LAYOUTS
 from hypothesis import strategies as st
 
@@ -59,6 +60,8 @@ class Problem:
     errors: object = None
     """A function of the arrays and the cotangent, in float64, for what is no sum of products: the
     errors to expect of output and gradients, in units of the last place (eps)."""
+    oracle: object = None
+    """A function of the arrays and the cotangent, in plain loops: the output, and the gradients."""
     seed: int = field(default=0)
 
     def __repr__(self):
@@ -267,7 +270,7 @@ def product(draw):
         call = "F.linear(x0, x1, x2)" if bias else "F.linear(x0, x1)"
         some = ((*lead, n, i), (o, i), (o,))[: 2 + bias]
     made = tuple(draw(arrays(s, dtype)) for s in some)
-    return Problem(call, made, terms=25 * max(n, i, o, 1), seed=draw(seeds))
+    return Problem(call, made, terms=max(n * int(np.prod(lead)), i, o), seed=draw(seeds))
 
 
 @st.composite
@@ -297,7 +300,24 @@ def convolution(draw):
     made = tuple(draw(arrays(x, dtype)) for x in some)
     names = "x0, x1, x2" if bias else "x0, x1"
     terms = max(c * r * s, k * r * s, n * (h + 6) * (w + 6))
-    return Problem(f"F.conv2d({names}, {options})", made, terms, seed=draw(seeds))
+
+    def loops(x, weight, *more):
+        (*bias, g) = more
+        top = [0 if padding == "valid" else d * (m - 1) // 2 for m, d in ((r, dil_h), (s, dil_w))]
+        rest = [d * (m - 1) - t for t, m, d in zip(top, (r, s), (dil_h, dil_w), strict=True)]
+        pair = padding if isinstance(padding, tuple) else (padding, padding)
+        border = [(p, p) for p in ((0, 0) if padding == "valid" else pair)]
+        border = list(zip(top, rest, strict=True)) if padding == "same" else border
+        options = (stride_h, stride_w), border, (dil_h, dil_w), groups
+        y = oracles.conv2d(x, weight, *(bias or [None]), *options)
+        dx = oracles.conv2d_input_grad(g, weight, x.shape, *options)
+        dweight = oracles.conv2d_weight_grad(g, x, weight.shape, *options)
+        return y, [dx, dweight, oracles.conv2d_bias_grad(g)][: 2 + len(bias)]
+
+    few = n * k * h * w * (c // groups) * r * s < 10_000
+    oracle = loops if few else None
+    call = f"F.conv2d({names}, {options})"
+    return Problem(call, made, terms, oracle=oracle, seed=draw(seeds))
 
 
 @st.composite
@@ -361,10 +381,21 @@ def normalization(draw):
         relative = 8 + 2 * (1 + beta) * (size + 4)
         return relative * y.reshape(x.shape), [relative * dx.reshape(x.shape)]
 
+    def loops(x, g):
+        if x.size == 0:
+            return x, [g]
+        images = x.reshape(*x.shape[:2], -1, 1)
+        options = size, alpha, beta, k, groups
+        y = oracles.local_response_norm(images, *options)
+        dx = oracles.local_response_norm_input_grad(g.reshape(images.shape), images, *options)
+        return y.reshape(x.shape), [dx.reshape(x.shape)]
+
+    oracle = loops if np.prod(shape) < 200 else None
     call = f"F.local_response_norm(x0, {size}, {alpha}, {beta}, {k}"
     torch = call + ")" if groups == 1 else ""
     tail = ")" if groups == 1 else f", {groups})"
-    return Problem(call + tail, (array,), torch=torch, errors=errors, seed=draw(seeds))
+    made = {"torch": torch, "errors": errors, "oracle": oracle}
+    return Problem(call + tail, (array,), **made, seed=draw(seeds))
 
 
 def _box(x, size):
@@ -390,8 +421,14 @@ def normalization_within(draw):
         relative = 8 + 2 * (1 + beta) * (size**2 + 4)
         return relative * np.abs(x) * scale**-beta, [relative * dx]
 
+    def loops(x, g):
+        y = oracles.within_channel_response_norm(x, size, alpha, beta, k)
+        return y, [oracles.within_channel_response_norm_input_grad(g, x, size, alpha, beta, k)]
+
+    oracle = loops if np.prod(shape) < 100 else None
     call = f"F.within_channel_response_norm(x0, {size}, {alpha}, {beta}, {k})"
-    return Problem(call, (array,), torch="", errors=errors, seed=draw(seeds))
+    made = {"torch": "", "errors": errors, "oracle": oracle}
+    return Problem(call, (array,), **made, seed=draw(seeds))
 
 
 @st.composite
