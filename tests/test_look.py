@@ -51,6 +51,17 @@ def test_outputs_of_all_layers(model, pixels):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_layers_of_ones_own_are_among_them(model, pixels):
+    class Own(type(model.features[1])):
+        pass
+
+    expected = layer_outputs(model, pixels)
+    model.features[1].__class__ = Own
+    outputs = layer_outputs(model, pixels)
+    assert list(outputs) == list(expected)
+    np.testing.assert_array_equal(outputs["relu1"], expected["relu1"])
+
+
 def test_outputs_of_a_network_on_a_gpu(cuda, model, pixels):
     expected, vectors = layer_outputs(model, pixels), hidden_vectors(model, pixels)
     outputs = layer_outputs(model.to("cuda"), pixels)
