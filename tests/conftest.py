@@ -22,7 +22,7 @@ settings.register_profile("default", deadline=None, max_examples=30, derandomize
 settings.register_profile(
     "campaign",
     deadline=None,
-    max_examples=2000,
+    max_examples=1000,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
