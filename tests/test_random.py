@@ -214,7 +214,8 @@ CALLS = {
     **TABLE,
     **{f"nn.{name}": (layer_call(getattr(ta.nn, name)), layer_arguments(name)) for name in LAYERS},
 }
-REFUSALS = (TypeError, ValueError, IndexError)
+REFUSALS = (TypeError, ValueError, IndexError, OverflowError)
+"""The last two for an index out of range and for an integer that no dtype holds."""
 
 
 @pytest.mark.filterwarnings("ignore")
