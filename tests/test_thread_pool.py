@@ -1,9 +1,13 @@
 """The threads of the CPU kernels beside other processes, other threads and forks."""
 
+import ast
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import run_python
+
+import tinyalex
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are Numba's")
 
@@ -134,6 +138,35 @@ assert is_right(3)
 @pytest.mark.parametrize("case", CASES)
 def test_results_are_right_and_nothing_hangs_beside(case):
     run_python(BEGIN + CASES[case])
+
+
+def test_whose_threads_they_are_does_not_matter_to_the_results():
+    code = BEGIN + "print(expected)"
+    assert run_python(code) == run_python(code, NUMBA_THREADING_LAYER="omp")
+
+
+KERNELS = sorted((Path(tinyalex.__file__).parent / "backends" / "cpu").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_no_result_depends_on_which_thread_takes_a_task(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    loops = [n for n in ast.walk(tree) if isinstance(n, ast.For) and "prange" in ast.dump(n.iter)]
+    for loop in loops:  # Numba gives each thread its own sum, and adds them in the threads' order
+        inside = {n.id for n in ast.walk(loop) if is_name(n, ast.Store) and not is_sum(n, loop)}
+        sums = {n.id for n in ast.walk(loop) if is_name(n, ast.Store) and is_sum(n, loop)}
+        assert sums <= inside, f"line {loop.lineno}: {sums - inside} over prange: one for each task"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and "thread_id" in ast.unparse(node.slice):
+            assert ast.unparse(node.value) == "space", f"line {node.lineno}: more than scratch"
+
+
+def is_name(node, context):
+    return isinstance(node, ast.Name) and isinstance(node.ctx, context)
+
+
+def is_sum(name, loop):
+    return any(isinstance(n, ast.AugAssign) and n.target is name for n in ast.walk(loop))
 
 
 WHICH = """
