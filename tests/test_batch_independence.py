@@ -61,7 +61,7 @@ def convolution(C, K, taps, groups=1, with_relu=False, **options):
     weight, bias = normal(rng, (K, C // groups, taps, taps)), normal(rng, (K,))
 
     def op(x):
-        arrays = (ta.Tensor(a.astype(x.dtype)) for a in (weight, bias))
+        arrays = (ta.tensor(a, dtype=x.dtype, device=x.device) for a in (weight, bias))
         function = F.conv2d_relu if with_relu else F.conv2d
         return function(x, *arrays, groups=groups, **options)
 
@@ -71,12 +71,14 @@ def convolution(C, K, taps, groups=1, with_relu=False, **options):
 def linear(x):
     """Return a linear layer of x, with fixed weights."""
     rng = np.random.default_rng(0)
-    return F.linear(x, *(ta.Tensor(normal(rng, s, x.dtype)) for s in ((37, x.shape[1]), (37,))))
+    arrays = (normal(rng, shape, x.dtype) for shape in ((37, x.shape[1]), (37,)))
+    return F.linear(x, *(ta.tensor(a, device=x.device) for a in arrays))
 
 
 def cross_entropy(x):
     """Return one loss for each row of x."""
-    return F.cross_entropy(x, np.full(len(x), 3), reduction="none")
+    target = ta.tensor(np.full(len(x), 3), device=x.device)
+    return F.cross_entropy(x, target, reduction="none")
 
 
 OPS = {
@@ -105,26 +107,38 @@ OPS = {
 }
 
 
-def results(op, x, grad):
+def results(op, device, x, grad):
     """Return what the op computes, and the gradient with respect to x."""
-    x = ta.Tensor(x, requires_grad=True)
+    x = ta.tensor(x, device=device, requires_grad=True)
     y = op(x)
-    y.backward(grad)
-    return {"y": y.data, "dx": x.grad}
+    y.backward(ta.tensor(grad, device=device))
+    return {"y": y.detach().to("cpu").numpy(), "dx": ta.Tensor(x.grad).to("cpu").numpy()}
+
+
+def check_apart(rng, device, dtype, shape, op, companions):
+    """Compare every image alone, and in a batch whose other images and gradients are hostile."""
+    with np.errstate(all="ignore"):
+        x = normal(rng, (4, *shape), dtype)  # as many as share a canvas
+        grad = normal(rng, op(ta.Tensor(x)).shape, dtype)
+        for place in range(len(x)):
+            one = slice(place, place + 1)
+            alone = results(op, device, x[one], grad[one])
+            for what in companions:
+                others = (beside(COMPANIONS[what], array, place) for array in (x, grad))
+                batch = results(op, device, *others)
+                for name, expected in alone.items():
+                    assert_close(batch[name][one], expected, what=f"{what}: {name}")
 
 
 @pytest.mark.parametrize(("shape", "op"), OPS.values(), ids=OPS.keys())
 def test_ops_keep_the_images_of_a_batch_apart(rng, backend, dtype, shape, op):
-    """Every image alone, and in a batch whose other images and gradients are hostile."""
-    with np.errstate(all="ignore"):
-        x = normal(rng, (4, *shape), dtype)  # as many as share a canvas
-        grad = normal(rng, op(ta.Tensor(x)).shape, dtype)
-        alone = [results(op, x[i : i + 1], grad[i : i + 1]) for i in range(len(x))]
-        for what, change in COMPANIONS.items():
-            for place in range(len(x)):
-                batch = results(op, beside(change, x, place), beside(change, grad, place))
-                for name, expected in alone[place].items():
-                    assert_close(batch[name][place], expected[0], what=f"{what}: {name}")
+    check_apart(rng, "cpu", dtype, shape, op, COMPANIONS)
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if not name.startswith("Winograd,")])
+def test_ops_keep_them_apart_on_a_gpu(rng, cuda, name):
+    """Without the large convolutions, which would take minutes in the simulation."""
+    check_apart(rng, "cuda", np.float32, *OPS[name], ("NaN", "one infinity", "times 1e+30"))
 
 
 # --- Winograd's convolution -----------------------------------------------------------------------
