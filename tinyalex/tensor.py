@@ -681,6 +681,8 @@ def _unboxed(value: Any) -> Any:
 
 def _divided(number: Any) -> Any:
     """Return an integer as a float, for a quotient: there it does not wrap around."""
+    if isinstance(number, Tensor):
+        return number
     number = _unboxed(number)
     return float(number) if whole(number) else number
 

@@ -34,8 +34,8 @@ class Binary(Function):
 
     def forward(self, a: Array, b: Array) -> Array:
         """Return the result, and keep what `gradients` needs."""
-        if a.dtype is not b.dtype:
-            a, b = promote(a, b)
+        if a.dtype is not b.dtype or a.dtype.kind != "f":
+            a, b = self.meet(a, b)
         self.shapes = a.shape, b.shape
         self.save_inputs(a, b)
         return self.compute(a, b)
@@ -48,6 +48,10 @@ class Binary(Function):
                 ("left", "right"), self.shapes, self.needs_input_grad, strict=True
             )
         )
+
+    def meet(self, a: Array, b: Array) -> tuple[Array, ...]:
+        """Return both in one dtype; asked unless they are of one floating dtype already."""
+        return promote(a, b)
 
     def save_inputs(self, a: Array, b: Array) -> None:
         """Keep of the inputs what `left` and `right` need; nothing by default."""
@@ -75,10 +79,10 @@ class Add(Binary):
 class Sub(Binary):
     """a - b; not of bools, as in torch."""
 
-    def forward(self, a: Array, b: Array) -> Array:
+    def meet(self, a: Array, b: Array) -> tuple[Array, ...]:
         if a.dtype.kind == "b" or b.dtype.kind == "b":
             _refuse_bool("-")
-        return super().forward(a, b)
+        return promote(a, b)
 
     def compute(self, a: Array, b: Array) -> Array:
         return a - b
@@ -107,10 +111,10 @@ class Mul(Binary):
 class Div(Binary):
     """a / b, floating point for integers too."""
 
-    def forward(self, a: Array, b: Array) -> Array:
+    def meet(self, a: Array, b: Array) -> tuple[Array, ...]:
         if a.dtype.kind != "f" and b.dtype.kind != "f":
-            a, b = as_floating(a), as_floating(b)
-        return super().forward(a, b)
+            return as_floating(a), as_floating(b)
+        return promote(a, b)
 
     def save_inputs(self, a: Array, b: Array) -> None:
         self.save(a if self.needs_input_grad[1] else None, b)
