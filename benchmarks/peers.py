@@ -78,7 +78,6 @@ def _torch(
     case: Case, folder: Path, channels_last: bool, compiled: str = "", **sgd_options: Any
 ) -> Ready:
     """Set up PyTorch; ``compiled`` is the mode of torch.compile, if it is used."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no processes beside those that are stopped
     import torch
 
