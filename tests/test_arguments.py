@@ -105,6 +105,9 @@ METHODS = {
 }
 
 NOT_DIFFERENTIABLE = {
+    # In place: gradients are those of tests/test_inplace.py.
+    *("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__setitem__"),
+    *("__iand__", "__ior__", "__ixor__", "__copy__"),
     *("__init__", "__len__", "__repr__", "__bool__", "__float__", "__array__", "__hash__"),
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "argmax", "argmin", "any", "all"),
     *("__and__", "__or__", "__xor__", "__rand__", "__ror__", "__rxor__", "__invert__"),

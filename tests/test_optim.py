@@ -281,14 +281,11 @@ def test_bad_options_are_refused(params, options, error, message):
         optim.SGD(params, **options)
 
 
-def test_a_gradient_or_velocity_that_does_not_fit_is_refused():
-    p = parameter([1.0, 2.0])
-    sgd = optim.SGD([p], lr=1, momentum=0.9)
-    p.grad = np.ones(3)
-    with pytest.raises(ValueError, match=r"shape \(2,\).*gradient of shape\s\(3,\)"):
-        sgd.step()
-    steps(sgd, [p], [[np.ones(2)]])
-    p.data, p.grad = p.data.astype(np.float32), p.grad.astype(np.float32)
+def test_a_velocity_that_does_not_fit_is_refused():
+    net = nn.Linear(2, 1, bias=False).to(np.float64)
+    sgd = optim.SGD(net.parameters(), lr=1, momentum=0.9)
+    steps(sgd, [net.weight], [[np.ones((1, 2))]])
+    net.to(np.float32)
     with pytest.raises(ValueError, match="velocity is float64 and its parameter float32"):
         sgd.step()
 
@@ -303,9 +300,10 @@ def test_a_refused_gradient_begins_no_velocity():
     """The first step after the mistake is mended is a first step still: without dampening."""
     good, bad = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(2))
     sgd = optim.SGD([good, bad], lr=1.0, momentum=0.9, dampening=0.5)
-    good.grad, bad.grad = np.ones(2), np.ones(3)
+    good.grad, bad.grad = np.ones(2), np.ones(2)
+    bad.grad.shape = (2, 1)
     with pytest.raises(ValueError, match="has a gradient of shape"):
         sgd.step()
-    bad.grad = np.ones(2)
+    bad.grad.shape = (2,)
     sgd.step()
     assert good.data.tolist() == bad.data.tolist() == [0.0, 0.0]

@@ -9,7 +9,7 @@ array([2., 4., 6.], dtype=float32)
 
 from tinyalex import functional as functional
 from tinyalex import models, nn, optim, random, schedule, threads
-from tinyalex.autograd import Function, is_grad_enabled, no_grad
+from tinyalex.autograd import Function
 from tinyalex.backends import current_backend, use_backend
 from tinyalex.backends.devices import DeviceError
 from tinyalex.backends.memory import empty_cache
@@ -18,6 +18,7 @@ from tinyalex.backends.precision import (
     set_float32_matmul_precision,
 )
 from tinyalex.files import FileError, load, save
+from tinyalex.grad_mode import is_grad_enabled, no_grad
 from tinyalex.gradcheck import GradcheckError, gradcheck
 from tinyalex.random import manual_seed
 from tinyalex.summary import summary

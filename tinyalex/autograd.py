@@ -1,4 +1,4 @@
-"""Reverse-mode automatic differentiation: the node, the walk backwards, and its switch.
+"""Reverse-mode automatic differentiation: the node, and the walk backwards.
 
 Applying a `Function` to tensors computes its output and, where a gradient will be wanted, leaves a
 node behind: what backward needs, and edges to where the inputs came from. `backward` walks those
@@ -10,46 +10,20 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from contextlib import ContextDecorator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, same_device, using
 from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
+from tinyalex.grad_mode import is_grad_enabled
+from tinyalex.storage import Saved, owner_of, versions_of
 
 if TYPE_CHECKING:
     from tinyalex.tensor import Tensor
 
-
-class _Switch(threading.local):
-    enabled = True
-
-
-_grad = _Switch()
-
-
-def is_grad_enabled() -> bool:
-    """Return whether operations record what backward needs (per thread)."""
-    return _grad.enabled
-
-
-class no_grad(ContextDecorator):  # noqa: N801 (torch's name)
-    """Compute without recording: ``with no_grad(): ...``, or as a decorator of a function."""
-
-    def __enter__(self) -> None:
-        self._previous = getattr(self, "_previous", [])
-        self._previous.append(_grad.enabled)
-        _grad.enabled = False
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _grad.enabled = self._previous.pop()
+# Threads may share leaves, and a graph: what they read and then write, one does at a time.
+_turn = threading.RLock()
 
 
 class Function:
@@ -68,6 +42,10 @@ class Function:
 
         y = Square.apply(x)
 
+    What is saved of the inputs and the output must stay as it is: backward refuses to go on where
+    an operation of this library has written into it since. What else the caller may write into
+    later, such as an array among the options, is to be copied.
+
     What backward returns is new, or ``grad`` itself or something saved, or a view of these: it may
     become a leaf's ``.grad``, which nobody else may see. With several inputs, it returns a tuple
     with one entry an input; an entry may be None where ``self.needs_input_grad[i]`` is False, and
@@ -77,25 +55,29 @@ class Function:
 
     _births: ClassVar[itertools.count[int]] = itertools.count()
 
+    saved: tuple[Any, ...] = ()
+    versions: Saved = ()
+    shape: tuple[int, ...] = ()
+    dtype: Any = None
+    device = "cpu"
+    freed = False
+
     def __init__(self, inputs: tuple[Tensor | None, ...]) -> None:
         wanted = is_grad_enabled()
-        self.needs_input_grad = tuple(wanted and t is not None and t.requires_grad for t in inputs)
-        self.saved: tuple[Any, ...] = ()
         # An edge leads to the node that made the input or, for a leaf, to the leaf itself. It never
         # leads to an interior tensor: its array is free to go as soon as nobody else needs it.
         self.edges: tuple[Function | Tensor | None, ...] = tuple(
-            (t.grad_fn or t) if need and t is not None else None
-            for t, need in zip(inputs, self.needs_input_grad, strict=True)
+            [
+                (t._grad_fn or t) if t is not None and wanted and t._requires_grad else None
+                for t in inputs
+            ]
         )
-        self.shape: tuple[int, ...] = ()
-        self.dtype: Any = None
-        self.device = "cpu"
+        self.needs_input_grad = tuple([edge is not None for edge in self.edges])
         self.birth = next(self._births)
-        self.freed = False
 
     def save(self, *values: Any) -> None:
         """Keep ``values`` for backward; where no gradient is wanted they are not kept."""
-        if any(self.needs_input_grad):
+        if True in self.needs_input_grad:
             self.saved = values
 
     def forward(self, *arrays: Any, **options: Any) -> Array:
@@ -113,14 +95,38 @@ class Function:
         from tinyalex.tensor import Tensor  # here: Tensor's operators are Functions themselves
 
         node = cls(inputs)
-        arrays = tuple(None if t is None else t.data for t in inputs)
+        arrays = tuple([None if t is None else t._data for t in inputs])
         with using(same_device(cls.__name__, *arrays)):
             output = Tensor(node.forward(*arrays, **options))
-        if any(node.needs_input_grad):
+        base = owner_of(output._data, inputs)
+        if base is not None:
+            output._storage = base._storage
+            base._storage.add_view(base, output)
+        if True in node.needs_input_grad:
             node.shape, node.dtype, node.device = output.shape, output.dtype, output.device
-            output.requires_grad = True
-            output.grad_fn = node
+            node.versions = versions_of(node.saved, (*inputs, output))
+            output._requires_grad, output._grad_fn = True, node
         return output
+
+    def enter(self, retain_graph: bool) -> tuple[Function | Tensor | None, ...]:
+        """Return the edges for one walk; RuntimeError if what was saved is gone or was changed."""
+        for storage, version in self.versions:
+            if storage.version != version:
+                raise RuntimeError(
+                    f"a tensor that {type(self).__name__} saved for backward was modified by an "
+                    "in-place operation since (an operator like +=, an assignment, an optimiser's "
+                    "step, ...). Call backward() before it, or compute the loss again; y = y + ... "
+                    "leaves alone what y += ... overwrites"
+                )
+        with _turn:
+            if self.freed:
+                raise RuntimeError(
+                    f"backward reached {type(self).__name__} a second time; what it had saved went "
+                    "with the first. Compute the loss again, or pass retain_graph=True the first "
+                    "time"
+                )
+            self.freed = not retain_graph
+            return self.edges
 
 
 @quiet
@@ -139,40 +145,17 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
     newest_first = [(-root.birth, root)]
     while newest_first:
         _, node = heapq.heappop(newest_first)
-        if node.freed:
-            raise RuntimeError(
-                f"backward reached {type(node).__name__} a second time; what it had saved went "
-                "with the first. Compute the loss again, or pass retain_graph=True the first time"
-            )
-        grad = gradients.pop(node)
+        edges, grad = node.enter(retain_graph), gradients.pop(node)
         with using(node.device):
             input_grads = node.backward(grad)
-        if not isinstance(input_grads, tuple):
-            input_grads = (input_grads,)
-        others = [array for array in (grad, *node.saved, *input_grads) if hasattr(array, "dtype")]
-        edges = node.edges
+        arrived = _checked(node, edges, input_grads)
+        others = [grad, *node.saved, *[input_grad for _, input_grad in arrived]]
         if not retain_graph:
-            node.saved, node.edges, node.freed = (), (), True
-        for edge, input_grad in zip(edges, input_grads, strict=True):
-            if edge is None:
-                continue
-            if input_grad is None or input_grad.shape != edge.shape:
-                got = "None" if input_grad is None else f"shape {input_grad.shape}"
-                raise ValueError(
-                    f"{type(node).__name__}.backward must return a gradient of shape {edge.shape} "
-                    f"for this input, got {got}"
-                )
-            device = edge.device
-            if device_of(input_grad) != device:
-                raise ValueError(
-                    f"{type(node).__name__}.backward must return a gradient on {device} for this "
-                    f"input, got one on {device_of(input_grad)}; move tensors before the forward "
-                    "pass or after backward(), not between the two"
-                )
-            with using(device):
-                input_grad = input_grad.astype(edge.dtype, copy=False)
+            node.saved, node.edges, node.versions = (), (), ()
+        for edge, input_grad in arrived:
+            with using(edge.device):
                 if not isinstance(edge, Function):
-                    own = _writable(input_grad, device) and not _seen_by_others(input_grad, others)
+                    own = writable(input_grad) and not _seen_by_others(input_grad, others)
                     _accumulate(edge, input_grad if own else input_grad.copy())
                 elif edge in gradients:
                     gradients[edge] = gradients[edge] + input_grad
@@ -181,7 +164,42 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
                     heapq.heappush(newest_first, (-edge.birth, edge))
 
 
-def _seen_by_others(grad: Array, others: list[Array]) -> bool:
+def _checked(
+    node: Function, edges: tuple[Function | Tensor | None, ...], input_grads: Any
+) -> list[tuple[Function | Tensor, Array]]:
+    """Return each edge that wants a gradient with its own; ValueError for one that does not fit."""
+    if not isinstance(input_grads, tuple):
+        input_grads = (input_grads,)
+    if len(input_grads) != len(edges):
+        _refuse(node, f"one gradient per input, {len(edges)} of them", str(len(input_grads)))
+    arrived = []
+    for edge, grad in zip(edges, input_grads, strict=True):
+        if edge is None:
+            continue
+        shape = getattr(grad, "shape", None)
+        if shape != edge.shape:
+            got = type(grad).__name__ if shape is None else f"shape {shape}"
+            _refuse(node, f"a gradient of shape {edge.shape} for this input", got)
+        device, lies_on = edge.device, device_of(grad)
+        if lies_on != device:
+            _refuse(
+                node,
+                f"a gradient on {device} for this input",
+                f"one on {lies_on}; move tensors before the forward pass or after backward(), not "
+                "between the two",
+            )
+        if grad.dtype != edge.dtype:
+            with using(device):
+                grad = grad.astype(edge.dtype)
+        arrived.append((edge, grad))
+    return arrived
+
+
+def _refuse(node: Function, expected: str, got: str) -> None:
+    raise ValueError(f"{type(node).__name__}.backward must return {expected}, got {got}")
+
+
+def _seen_by_others(grad: Array, others: list[Any]) -> bool:
     """Return whether the memory of ``grad``, itself one of ``others``, is also another's there.
 
     A leaf's .grad is its own: what others see too, or a constant, is copied.
@@ -191,14 +209,17 @@ def _seen_by_others(grad: Array, others: list[Array]) -> bool:
     return sum(xp.may_share_memory(grad, other) for other in comparable) > 1
 
 
-def _writable(array: Array, device: str) -> bool:
+def writable(array: Array) -> bool:
     """Return whether each element has a place of its own that may be written."""
-    if device == "cpu":
+    if device_of(array) == "cpu":
         return array.flags.writeable
     return 0 not in array.strides  # CuPy protects nothing: see what was broadcast
 
 
 def _accumulate(leaf: Tensor, grad: Array) -> None:
-    total = grad if leaf.grad is None else leaf.grad + grad
-    # Arithmetic makes scalars of arrays without axes, and nobody can write into a scalar.
-    leaf.grad = array_module(leaf.data).asarray(total)
+    if not leaf.requires_grad:  # it was frozen after the forward pass
+        return
+    with _turn:
+        total = grad if leaf.grad is None else leaf.grad + grad
+        # Arithmetic makes scalars of arrays without axes, and nobody can write into a scalar.
+        leaf._grad = array_module(leaf.data).asarray(total)

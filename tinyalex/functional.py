@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyalex import random
-from tinyalex.autograd import Function, is_grad_enabled
+from tinyalex.autograd import Function
 from tinyalex.backends.devices import device_of, using
+from tinyalex.grad_mode import is_grad_enabled
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
 from tinyalex.ops.arguments import dimension, finite, flag, integer, number, pair, probability
 from tinyalex.tensor import Tensor, as_array
@@ -33,12 +34,15 @@ def _array_or_none(value: Any) -> Any:
 
 
 def _in(dtype: Any, value: Any) -> Tensor:
-    """Return ``value``, a Tensor or what makes an array, as a Tensor of this dtype."""
+    """Return ``value``, a Tensor or what makes an array, as a Tensor of this dtype.
+
+    Arrays are copied: backward may want them, and they are the caller's to change.
+    """
     if isinstance(value, Tensor):
         return value.to(dtype)
     array = as_array(value, dtype)
     with using(device_of(array)):
-        return Tensor(array.astype(dtype, copy=False))
+        return Tensor(array.astype(dtype))
 
 
 def conv2d(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.autograd import no_grad
 from tinyalex.backends.devices import device_of, move, using
 from tinyalex.backends.types import Array
+from tinyalex.grad_mode import no_grad
 from tinyalex.tensor import Tensor
 
 

@@ -23,7 +23,10 @@ _FACTORS = {"lr_factor": 1.0, "decay_factor": 1.0}
 
 
 class SGD:
-    """Update parameters from their ``.grad``; those whose ``.grad`` is None are left alone.
+    """Update parameters from their ``.grad``.
+
+    Those whose ``.grad`` is None are left alone, and so are frozen ones (``requires_grad`` False),
+    whatever gradient they still have.
 
     ``update="torch"``, as torch.optim.SGD::
 
@@ -113,7 +116,7 @@ class SGD:
 
     @quiet
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
+        """Update every parameter that learns and has a gradient, in place."""
         by_device: dict[str, list[Update]] = {}
         for update in self.updates():
             by_device.setdefault(device_of(update[0]), []).append(update)
@@ -127,17 +130,18 @@ class SGD:
                     kernels.sgd_step(*update)
 
     def updates(self) -> Iterator[Update]:
-        """Yield the arguments of the kernel `sgd_step`, for each parameter that has a gradient.
+        """Yield the arguments of the kernel `sgd_step`, for each parameter that `step` updates.
 
         Velocities that are missing begin here, with zeros. Raises ValueError, before any begins,
         for a gradient or a velocity that does not fit its parameter.
         """
         for p, velocity in zip(self._params(), self._velocity, strict=True):
-            if p.grad is not None:
+            if p.requires_grad and p.grad is not None:
                 _check_fit(p, p.grad, velocity)
         for index, (p, group) in enumerate(self._with_groups()):
-            if p.grad is None:
+            if p.grad is None or not p.requires_grad:
                 continue
+            p._storage.version += 1  # whoever asked is about to write
             velocity = self._velocity[index] if group["momentum"] else None
             if velocity is not None and device_of(velocity) != p.device:
                 velocity = self._velocity[index] = for_device(move(velocity, p.device))

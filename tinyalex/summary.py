@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.autograd import no_grad
+from tinyalex.grad_mode import no_grad
 from tinyalex.nn import Conv2d, Linear, Module
 from tinyalex.tensor import Tensor
 

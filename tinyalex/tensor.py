@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from tinyalex import random
-from tinyalex.autograd import Function
+from tinyalex.autograd import Function, writable
 from tinyalex.autograd import backward as run_backward
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
+from tinyalex.grad_mode import is_grad_enabled
 from tinyalex.ops import arithmetic, matmul, reduction, shape
 from tinyalex.ops.arguments import dimension, flag, number, whole
 from tinyalex.ops.ingress import looks_like_array, plain_array
 from tinyalex.ops.promotion import number_beside, promote
+from tinyalex.storage import Storage
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 _DTYPES = frozenset(map(np.dtype, DTYPES))
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
+_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2}  # of dtypes: each may be put into the same, or later ones
 Axis: TypeAlias = "int | Sequence[int] | None"
+Self = TypeVar("Self", bound="Tensor")
 
 
 class Tensor:
@@ -38,56 +42,128 @@ class Tensor:
     for an integer tensor that requires a gradient.
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "grad_fn", "requires_grad")
+    _data: Array
+    _grad: Array | None
+    _grad_fn: Function | None
+    _requires_grad: bool
+    _storage: Storage
+
+    __slots__ = ("__weakref__", "_data", "_grad", "_grad_fn", "_requires_grad", "_storage")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
-            data = data.data
-        elif type(data) is not np.ndarray:
-            data = plain_array(data)
+            self._storage, data = data._storage, data._data
+        else:
+            self._storage = Storage()
+            if type(data) is not np.ndarray:
+                data = plain_array(data)
         if data.dtype not in _DTYPES:
             raise TypeError(
                 f"a Tensor holds float32, float64, integers or bool in the machine's byte order, "
                 f"got {data.dtype}; convert the array first, for example with .astype(np.float32)"
             )
-        if requires_grad and data.dtype.kind != "f":
-            raise TypeError(f"only float32 and float64 tensors have gradients, got {data.dtype}")
-        self.data: Array = data
-        self.grad: Array | None = None
-        self.requires_grad = requires_grad
-        self.grad_fn: Function | None = None
+        self._data = data
+        self._grad = None
+        self._grad_fn = None
+        self._requires_grad = False
+        if requires_grad is not False:
+            self.requires_grad = requires_grad
 
     # --- what it is -------------------------------------------------------------------------------
 
     @property
+    def data(self) -> Array:
+        """The array; another one of the same shape, dtype and device may be put in its place.
+
+        That counts as a write, which backward notices. Writing into the array does not.
+        """
+        return self._data
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        self._check_like("data", array)
+        self._replace(array, self._grad)
+
+    def _replace(self, data: Array, grad: Array | None) -> None:
+        self._storage.version += 1
+        if data is not self._data:
+            self._data, self._storage = data, Storage()
+        self._grad = grad
+
+    @property
+    def grad(self) -> Array | None:
+        """d(result)/d(this) after `backward`, an array of the same shape, dtype and device."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, array: Array | None) -> None:
+        if array is not None:
+            self._check_like("grad", array)
+        self._grad = array
+
+    def _check_like(self, name: str, array: Any) -> None:
+        if not isinstance(array, np.ndarray) and not on_gpu(array):
+            raise TypeError(
+                f"{name} must be an array of NumPy or CuPy, got {type(array).__name__}; a tensor's "
+                "array is its .data"
+            )
+        expected = self.shape, self.dtype, self.device
+        got = array.shape, array.dtype, device_of(array)
+        if got != expected:
+            raise ValueError(
+                f"{name} must have this tensor's shape, dtype and device, "
+                f"{', '.join(map(str, expected))}; got {', '.join(map(str, got))}"
+            )
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward` computes a gradient for this tensor; leaves may switch it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        if not isinstance(requires_grad, bool):
+            raise TypeError(f"requires_grad must be True or False, got {requires_grad!r}")
+        if not self.is_leaf:
+            raise RuntimeError("only leaves can change requires_grad; use detach() first")
+        if requires_grad and self.dtype.kind != "f":
+            raise TypeError(f"only float32 and float64 tensors have gradients, got {self.dtype}")
+        self._requires_grad = requires_grad
+
+    @property
+    def grad_fn(self) -> Function | None:
+        """The node of the graph that made this tensor; None for a leaf."""
+        return self._grad_fn
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The length of every axis."""
-        return self.data.shape
+        return self._data.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The element type."""
-        return self.data.dtype
+        return self._data.dtype
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return self.data.ndim
+        return self._data.ndim
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self.data.size
+        return self._data.size
 
     @property
     def device(self) -> str:
         """Where the array lies: ``"cpu"``, or ``"cuda:0"`` and so on."""
-        return device_of(self.data)
+        return device_of(self._data)
 
     @property
     def is_leaf(self) -> bool:
         """Whether no recorded operation made this tensor."""
-        return self.grad_fn is None
+        return self._grad_fn is None
 
     def __repr__(self) -> str:
         text = np.array2string(move(self.data, "cpu"), separator=", ", prefix="tensor(")
@@ -181,8 +257,12 @@ class Tensor:
             copy.grad = None if self.grad is None else self.grad.copy(order="K")
         return copy
 
+    def __copy__(self) -> Tensor:
+        self._expect_leaf_to_copy()
+        return _rebuild(type(self), self, self.requires_grad)  # on the same memory
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For ``copy.copy``, which shares the array, and ``pickle``; no gradients, as in torch."""
+        """For ``pickle``; without gradients, as in torch."""
         self._expect_leaf_to_copy()
         return _rebuild, (type(self), self.data, self.requires_grad)
 
@@ -227,16 +307,107 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """Return a tensor on the same array, outside the graph."""
-        return Tensor(self.data)
+        return Tensor(self)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Switch whether this leaf collects a gradient; returns itself."""
-        if not self.is_leaf:
-            raise RuntimeError("only leaves can change requires_grad; use detach() first")
-        if requires_grad and self.dtype.kind != "f":
-            raise TypeError(f"only float32 and float64 tensors have gradients, got {self.dtype}")
         self.requires_grad = requires_grad
         return self
+
+    # --- changes in place -------------------------------------------------------------------------
+
+    def _records(self, *values: Any) -> bool:
+        """Return whether a write of ``values`` into this tensor becomes part of the graph.
+
+        Raises RuntimeError where the graph would no longer tell the truth.
+        """
+        if not is_grad_enabled():
+            return False
+        if self.is_leaf and self.requires_grad:
+            raise RuntimeError(
+                "a leaf that requires grad cannot be changed in place while operations are "
+                "recorded; do it under no_grad(): with no_grad(): w -= lr * w.grad"
+            )
+        wanted = any(isinstance(t, Tensor) and t.requires_grad for t in (self, *values))
+        if any(wanted or other.requires_grad for other in self._storage.others(self)):
+            raise RuntimeError(
+                "a tensor that shares its memory with a view, or is one, cannot be changed in "
+                "place as part of the graph; compute a new one, as in y = y + ..., or do it under "
+                "no_grad()"
+            )
+        return wanted
+
+    def _become(self, result: Tensor) -> None:
+        """Take over the values of ``result``, in this tensor's memory, and its place in the graph.
+
+        Raises ValueError for another shape, TypeError for values of a kind that this cannot hold.
+        """
+        if result.shape != self.shape:
+            raise ValueError(
+                f"a tensor of shape {self.shape} cannot become one of shape {result.shape} in place"
+            )
+        if _KINDS[result.dtype.kind] > _KINDS[self.dtype.kind]:
+            raise TypeError(f"{result.dtype} cannot be put into a tensor of {self.dtype} in place")
+        result = result.to(self.dtype)
+        self._write(..., result.data)
+        if result.requires_grad:
+            self._requires_grad, self._grad_fn = True, result.grad_fn
+
+    def _write(self, index: Any, values: Any) -> None:
+        if not writable(self.data):
+            raise RuntimeError(
+                "this tensor's memory is read-only, or holds one value for several elements; "
+                "write into a copy: tinyalex.tensor(x)"
+            )
+        with using(self.device):
+            self.data[index] = values
+        self._storage.version += 1
+
+    def _update(self: Self, operation: Callable[[Any, Any], Tensor], other: Any) -> Self:
+        before: Tensor = self
+        if self._records(other):  # backward may want what is about to be overwritten
+            with using(self.device):
+                before = Tensor(self.data.copy())
+            before._requires_grad, before._grad_fn = self._requires_grad, self._grad_fn
+        self._become(operation(before, before if other is self else other))
+        return self
+
+    def __iadd__(self: Self, other: Any) -> Self:
+        return self._update(operator.add, other)
+
+    def __isub__(self: Self, other: Any) -> Self:
+        return self._update(operator.sub, other)
+
+    def __imul__(self: Self, other: Any) -> Self:
+        return self._update(operator.mul, other)
+
+    def __itruediv__(self: Self, other: Any) -> Self:
+        return self._update(operator.truediv, other)
+
+    def __ipow__(self: Self, other: Any) -> Self:
+        return self._update(operator.pow, other)
+
+    def __iand__(self: Self, other: Any) -> Self:
+        return self._update(operator.and_, other)
+
+    def __ior__(self: Self, other: Any) -> Self:
+        return self._update(operator.or_, other)
+
+    def __ixor__(self: Self, other: Any) -> Self:
+        return self._update(operator.xor, other)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        index = self._indices(index)
+        if not isinstance(value, _NUMBERS):
+            value = value if isinstance(value, Tensor) else Tensor(value)
+            same_device("assignment", self.data, value.data)
+            if value.size == 1:
+                value = value.reshape(())  # NumPy puts into one element what has no axes
+        if self._records(value):
+            value = value if isinstance(value, Tensor) else Tensor(self._beside(value))
+            self._become(shape.Put.apply(self, value, index=index))
+        else:
+            self._write(index, value.data if isinstance(value, Tensor) else value)
 
     # --- conversions ------------------------------------------------------------------------------
 
@@ -317,6 +488,8 @@ class Tensor:
             beside = self._beside(other)
             if beside is None:
                 return NotImplemented
+            if beside.ndim and self.requires_grad and is_grad_enabled():
+                beside = beside.copy()  # backward may want it, and it is the caller's to change
             other = Tensor(beside)
         return function.apply(other, self) if swapped else function.apply(self, other)
 
@@ -623,12 +796,14 @@ class Tensor:
         return self.reshape(*(n for i, n in enumerate(self.shape) if i not in chosen or n != 1))
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, tuple):
-            return shape.Index.apply(self, index=tuple(map(self._index, index)))
-        return shape.Index.apply(self, index=self._index(index))
+        return shape.Index.apply(self, index=self._indices(index))
+
+    def _indices(self, index: Any) -> Any:
+        """Return an index as the array library takes it."""
+        return tuple(map(self._index, index)) if isinstance(index, tuple) else self._index(index)
 
     def _index(self, item: Any) -> Any:
-        """Return one part of an index as the array library takes it."""
+        """Return one part of an index."""
         if item is None or item is Ellipsis or isinstance(item, (int, slice)):
             return item
         array = as_array(item)
@@ -701,7 +876,7 @@ def _for_numpy(value: Any) -> Any:
     return type(value)(map(_for_numpy, value)) if type(value) in (tuple, list) else value
 
 
-def _rebuild(cls: type[Tensor], data: Array, requires_grad: bool) -> Tensor:
+def _rebuild(cls: type[Tensor], data: Any, requires_grad: bool) -> Tensor:
     tensor = cls.__new__(cls)
     Tensor.__init__(tensor, data, requires_grad)
     return tensor

@@ -8,6 +8,7 @@ no argument that CuPy's method of that name does not list.
 from __future__ import annotations
 
 import re
+import weakref
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,9 @@ PROPERTIES = ("shape", "strides", "ndim", "size", "itemsize", "nbytes", "dtype")
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or")
 IN_PLACE = ("fill", "sort", "put", "put_along_axis", "copyto", "at")
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
+
+
+_bases = weakref.WeakValueDictionary()  # by the id of the memory's owner on the host
 
 
 class Flags:
@@ -65,6 +69,13 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def _adopt(self, host):
         self._host, self.device = host, memory.current_device()
         self._lease = memory.lease(host)
+        owner = memory.owner(host)
+        self.base = _bases.get(id(owner))  # as in CuPy: the array whose memory a view's is
+        if self.base is None and owner is not host:
+            with self.device:
+                self.base = wrap(owner)
+        elif self.base is None:
+            _bases[id(owner)] = self
 
     @property
     def flags(self):
@@ -77,10 +88,6 @@ class ndarray:  # noqa: N801 (CuPy's name)
     @property
     def T(self):  # noqa: N802
         return self._view(self._host.T)
-
-    @property
-    def base(self):
-        return self._host.base
 
     def _view(self, host):
         with self.device:

@@ -165,11 +165,11 @@ _leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
 
 def lease(host):
     """Take the memory behind a host array into account until no device array uses it."""
-    owner = _owner(host)
-    lease = _leases.get(id(owner))
+    block = owner(host)
+    lease = _leases.get(id(block))
     if lease is None:
-        _count(owner.nbytes, current_pool(), lease := Lease())
-        _leases[id(owner)] = lease
+        _count(block.nbytes, current_pool(), lease := Lease())
+        _leases[id(block)] = lease
     return lease
 
 
@@ -236,10 +236,11 @@ def check_unused(array, known):
 
 
 def _address(host):
-    return _owner(host).ctypes.data
+    return owner(host).ctypes.data
 
 
-def _owner(host):
+def owner(host):
+    """Return the array in whose memory ``host`` lies, a view or it itself."""
     while isinstance(host.base, np.ndarray):
         host = host.base
     return host

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyalex.autograd import no_grad
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import using
+from tinyalex.grad_mode import no_grad
 from tinyalex.nn.conv import Conv2d
 from tinyalex.nn.linear import Linear
 from tinyalex.nn.module import Module
@@ -48,12 +48,12 @@ def data_dependent_(model: Module, images: Tensor) -> None:
         std = xp.where(std > 0, std, 1)
         if layer is layers[-1]:
             std /= LOGIT_STD
-        weight = layer.weight.data
+        weight = layer.weight
         weight /= std.reshape(-1, *[1] * (weight.ndim - 1)).astype(weight.dtype)
         if layer.bias is None:
             mean = xp.zeros_like(mean)
         else:
-            layer.bias.data[...] = (layer.bias.data - mean) / std
+            layer.bias[...] = (layer.bias.data - mean) / std
         output.data = ((output.data - mean.reshape(shape)) / std.reshape(shape)).astype(
             weight.dtype
         )

@@ -12,8 +12,9 @@ import math
 import numpy as np
 
 from tinyalex import random
-from tinyalex.backends.devices import move, using
+from tinyalex.backends.devices import move
 from tinyalex.backends.types import Array
+from tinyalex.grad_mode import no_grad
 from tinyalex.ops.arguments import floating, number
 from tinyalex.tensor import Tensor
 
@@ -67,9 +68,9 @@ def uniform_(
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
     """Fill with ``val``."""
-    array, filling = _array(tensor), number(val, "val")
-    with using(tensor.device):
-        array[...] = filling
+    _array(tensor)
+    with no_grad():
+        tensor[...] = number(val, "val")
     return tensor
 
 
@@ -180,6 +181,6 @@ def _array(tensor: Tensor) -> Array:
 
 def _fill(tensor: Tensor, values: Array) -> Tensor:
     """Fill with ``values``, drawn on the host: the same numbers on every device."""
-    with using(tensor.device):
-        tensor.data[...] = move(values, tensor.device)
+    with no_grad():
+        tensor[...] = move(values, tensor.device)
     return tensor

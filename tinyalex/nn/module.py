@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tinyalex.autograd import no_grad
 from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
+from tinyalex.grad_mode import no_grad
 from tinyalex.tensor import Tensor, as_array
 
 Self = TypeVar("Self", bound="Module")
@@ -195,7 +195,7 @@ class Module:
         with no_grad():
             moved = [(p, _moved(p.data, target), _moved(p.grad, target)) for p in self.parameters()]
         for parameter, data, grad in moved:
-            parameter.data, parameter.grad = data, grad
+            parameter._replace(data, grad)
         return self
 
     def cpu(self: Self) -> Self:
@@ -259,10 +259,9 @@ class Module:
                 f"these weights do not fit this {type(self).__name__}, build the network that they "
                 f"belong to. {'; '.join(problems)}"
             )
-        for name, array in arrays.items():
-            device = own[name].device
-            with using(device):
-                own[name].data[...] = move(np.asarray(array, own[name].dtype), device)
+        with no_grad():
+            for name, array in arrays.items():
+                own[name][...] = move(np.asarray(array, own[name].dtype), own[name].device)
         return IncompatibleKeys(missing, unexpected)
 
     # Printing

@@ -267,7 +267,7 @@ class Where(Function):
 
     def forward(self, a: Array, b: Array, *, condition: Array) -> Array:
         self.shapes = a.shape, b.shape
-        self.save(condition)
+        self.save(condition.copy())  # it is the caller's to change
         a, b = promote(a, b)
         return array_module(a).where(condition, a, b)
 

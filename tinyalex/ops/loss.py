@@ -48,9 +48,8 @@ class CrossEntropy(Function):
         self.in_one_kernel = usual and hasattr(kernels, "cross_entropy")
         if self.in_one_kernel:
             mean = reduction == "mean"
-            value, found = kernels.cross_entropy(
-                logits, indices, ignore_index, mean, label_smoothing
-            )
+            kept = array_module(logits).array(indices)  # the caller's to change, and read again
+            value, found = kernels.cross_entropy(logits, kept, ignore_index, mean, label_smoothing)
             self.save(logits, found)
             return value
 
@@ -83,8 +82,14 @@ class CrossEntropy(Function):
         # Where the target has no mass, 0 * log(0) is meant to be 0.
         losses = xp.asarray(total(-a * xp.where(a != 0, log_p, 0), (axis,)))
         self.axis, self.reduction, self.label_smoothing = axis, reduction, label_smoothing
-        need_weight = self.needs_input_grad[2]
-        self.save(log_p, a, total_weight, per_class, q if need_weight else None)
+        _, need_probabilities, need_weight = self.needs_input_grad
+        self.save(
+            log_p,
+            a,
+            total_weight,
+            per_class if need_probabilities else None,
+            q if need_weight else None,
+        )
         if reduction == "none":
             return losses
         # Of no targets at all the mean is 0 / 0, NaN, as in torch.

@@ -24,22 +24,27 @@ class MatMul(Function):
                 f"matmul: the last axis of the left factor must equal the second last of the right "
                 f"one, got shapes {a.shape} and {b.shape}"
             )
-        self.save(a, b)
+        need_a, need_b = self.needs_input_grad
+        self.shapes = a.shape, b.shape
+        self.save(a if need_b else None, b if need_a else None)
         return backends.array_module(a).asarray(product(a, b))
 
     def backward(self, grad: Array) -> tuple[Array | None, Array | None]:
         a, b = self.saved
-        left = a if a.ndim > 1 else a[None, :]
-        right = b if b.ndim > 1 else b[:, None]
-        if b.ndim == 1:
+        a_shape, b_shape = self.shapes
+        rows = a_shape if len(a_shape) > 1 else (1, *a_shape)
+        columns = b_shape if len(b_shape) > 1 else (*b_shape, 1)
+        if len(b_shape) == 1:
             grad = grad[..., None]
-        if a.ndim == 1:
+        if len(a_shape) == 1:
             grad = grad[..., None, :]
         da = db = None
         if self.needs_input_grad[0]:
-            da = unbroadcast(product(grad, right.swapaxes(-1, -2)), left.shape).reshape(a.shape)
+            right = b.reshape(columns).swapaxes(-1, -2)
+            da = unbroadcast(product(grad, right), rows).reshape(a_shape)
         if self.needs_input_grad[1]:
-            db = unbroadcast(product(left.swapaxes(-1, -2), grad), right.shape).reshape(b.shape)
+            left = a.reshape(rows).swapaxes(-1, -2)
+            db = unbroadcast(product(left, grad), columns).reshape(b_shape)
         return da, db
 
 
@@ -47,7 +52,8 @@ class Linear(Function):
     """``x @ weight.T + bias`` for rows x [N, I], weight [O, I], bias [O]."""
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        self.save(x if self.needs_input_grad[1] else None, weight)
+        need_x, need_weight, _ = self.needs_input_grad
+        self.save(x if need_weight else None, weight if need_x else None)
         return backends.of(x).linear(x, weight, bias)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:

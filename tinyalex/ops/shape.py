@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
-from tinyalex.backends.devices import device_of, move
+from tinyalex.backends.devices import device_of, move, on_gpu
 from tinyalex.backends.types import Array
+from tinyalex.ops.arithmetic import unbroadcast
 from tinyalex.ops.promotion import promote
 
 
@@ -33,15 +36,25 @@ class Permute(Function):
         return grad.transpose(self.inverse)
 
 
+def _own(index: Any) -> Any:
+    """Return ``index`` with copies of what the caller may change later: arrays and lists."""
+    if isinstance(index, (tuple, list)):
+        return type(index)(map(_own, index))
+    return index.copy() if isinstance(index, np.ndarray) or on_gpu(index) else index
+
+
 class Index(Function):
     """``x[index]`` with anything that NumPy takes; elements taken twice add their gradients."""
 
     def forward(self, x: Array, *, index: Any) -> Array:
-        self.input_shape, self.index = x.shape, index
+        self.input_shape, self.index = x.shape, _own(index)
         try:
-            return array_module(x).asarray(x[index])
+            y = x[index]
         except OverflowError as error:  # an integer of more than 64 bits
             raise IndexError(f"index out of range for shape {x.shape}: {error}") from None
+        if isinstance(y, np.generic):  # one element is to be a view, too
+            y = x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+        return y
 
     def backward(self, grad: Array) -> Array:
         xp = array_module(grad)
@@ -49,6 +62,28 @@ class Index(Function):
         out = xp.zeros(self.input_shape, "float64")
         xp.add.at(out, self.index, grad)
         return out.astype(grad.dtype, copy=False)
+
+
+class Put(Function):
+    """A copy of x with ``value``, broadcast, in the place of ``x[index]``."""
+
+    def forward(self, x: Array, value: Array, *, index: Any) -> Array:
+        self.value_shape, self.index = value.shape, _own(index)
+        y = x.copy()
+        y[index] = value
+        return y
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        need_x, need_value = self.needs_input_grad
+        dx = dvalue = None
+        if need_x:
+            dx = grad.copy()
+            dx[self.index] = 0
+        if need_value:
+            dvalue = array_module(grad).asarray(grad[self.index])
+            extra = max(0, len(self.value_shape) - dvalue.ndim)  # axes of length 1 in front
+            dvalue = unbroadcast(dvalue, self.value_shape[extra:]).reshape(self.value_shape)
+        return dx, dvalue
 
 
 class Cast(Function):

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.autograd import no_grad
 from tinyalex.files import FileError, remove_temporaries, write_atomically
+from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.command import one_sentence
 from tinyalex.training.divergence import REPORT, STEP

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import tinyalex.functional as F
-from tinyalex.autograd import no_grad
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Loader, TenCropTransform
+from tinyalex.grad_mode import no_grad
 from tinyalex.nn import Module
 from tinyalex.tensor import Tensor
 from tinyalex.training.metrics import hits

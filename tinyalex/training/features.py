@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from tinyalex import nn
-from tinyalex.autograd import no_grad
 from tinyalex.backends.devices import host_copy
 from tinyalex.data import Loader
+from tinyalex.grad_mode import no_grad
 from tinyalex.models import AlexNet
 from tinyalex.tensor import Tensor
 from tinyalex.training.pictures import INK, PALE, fit, font, shorten

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyalex import random
-from tinyalex.autograd import no_grad
 from tinyalex.data import Batch, DataError, Loader, WorkerError
+from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import Checkpoints
 from tinyalex.training.divergence import DivergedError, Step, explain
 from tinyalex.training.evaluation import Scores, evaluate, judge

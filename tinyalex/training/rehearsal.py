@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinyalex import random
-from tinyalex.autograd import no_grad
 from tinyalex.data import Batch
+from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import judge
