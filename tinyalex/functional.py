@@ -367,7 +367,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.
     """
     if mode != "constant":
         raise ValueError(f'pad knows the mode "constant", got {mode!r}')
-    if len(pad) % 2 or len(pad) > 2 * _tensor(x, "x").ndim:
+    if len(pad) > 2 * _tensor(x, "x").ndim or len(pad) % 2:
         raise ValueError(
             f"pad expects pairs (before, after), at most one an axis of shape {x.shape}, got {pad}"
         )
