@@ -104,7 +104,11 @@ def _conv2d(
         options = weight, bias, stride, padding, dilation, groups
         return _conv2d(function, x.unsqueeze(0), *options, **more).squeeze(0)
     steps, spread = pair(stride, "stride"), pair(dilation, "dilation")
-    kernel = _tensor(weight, "weight").shape[-2:]
+    if x.ndim == _tensor(weight, "weight").ndim == 4 and x.shape[1] == weight.shape[1] == 0:
+        # Without channels only the bias is left, as with one channel of zeros.
+        one = (0, 0, 0, 0, 0, integer(groups, "groups", minimum=1))
+        x, weight = pad(x, one), pad(weight, (0, 0, 0, 0, 0, 1))
+    kernel = weight.shape[-2:]
     if bias is not None:
         _tensor(bias, "bias")
     if isinstance(padding, str):
@@ -244,7 +248,7 @@ def local_response_norm_max_pool2d(
 
     A `tinyalex.nn.Sequential` calls this for such a pair of layers.
     """
-    if _tensor(x, "x").ndim != 4 or not fused.available(x.data, "norm_max_pool2d"):
+    if _tensor(x, "x").ndim != 4 or x.size == 0 or not fused.available(x.data, "norm_max_pool2d"):
         y = local_response_norm(x, size, alpha, beta, k, groups)
         return max_pool2d(y, kernel_size, stride, padding, 1, ceil_mode)
     options = _norm_and_window(size, alpha, beta, k, groups, kernel_size, stride, padding)
@@ -268,7 +272,7 @@ def conv2d_relu_norm_max_pool2d(
     for four such layers; where the backend can, their backward is one pass up to the convolution.
     """
     whole = fused.available(_tensor(x, "x").data, "norm_max_pool2d_relu_bias_grad")
-    if x.ndim != 4 or bias is None or not whole:
+    if x.ndim != 4 or x.size == 0 or bias is None or not whole:
         y = conv2d_relu(x, weight, bias, *convolution)
         return local_response_norm_max_pool2d(y, *norm, *window)
     kernel_size, stride, border, ceil_mode = window

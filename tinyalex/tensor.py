@@ -11,7 +11,7 @@ import numpy as np
 from tinyalex import random
 from tinyalex.autograd import Function, writable
 from tinyalex.autograd import backward as run_backward
-from tinyalex.backends import array_module
+from tinyalex.backends import array_module, numerics
 from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import is_grad_enabled
@@ -275,6 +275,7 @@ class Tensor:
 
     # --- gradients --------------------------------------------------------------------------------
 
+    @numerics.quiet
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
         """Add d(self)/d(leaf) into the ``grad`` of every leaf that this tensor was computed from.
 
@@ -433,6 +434,7 @@ class Tensor:
         """Return the elements as nested lists of Python numbers, a number for no axes."""
         return self.data.tolist()
 
+    @numerics.quiet
     def to(self, target: Any) -> Tensor:
         """Return this tensor on a device ("cpu", "cuda", "cuda:1") or in a dtype (``np.float64``).
 
@@ -476,7 +478,7 @@ class Tensor:
         if isinstance(value, _NUMBERS):
             number, dtype = number_beside(self.data, value)
             if isinstance(self.data, np.ndarray):
-                return np.asarray(number, dtype)
+                return numerics.as_array(number, dtype)
             with using(self.device):  # a kernel, where a copy from the host would wait
                 return array_module(self.data).full((), number, dtype)
         if isinstance(value, str):
@@ -908,6 +910,7 @@ def as_array(value: Any, dtype: Any = None) -> Array:
 # --- making tensors -------------------------------------------------------------------------------
 
 
+@numerics.quiet
 def tensor(
     data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -932,6 +935,7 @@ def ones(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> T
     return Tensor(np.ones(_unpack(shape), dtype), requires_grad)
 
 
+@numerics.quiet
 def full(
     shape: Sequence[int], value: Any, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:

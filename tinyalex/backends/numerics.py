@@ -22,6 +22,7 @@ PARTS = 16  # of a long axis, which are added one to the next
 # A decorator. In what it decorates, infinity and NaN come as they do in torch: without warnings and
 # errors, whatever the caller has set with `np.seterr`.
 quiet = np.errstate(all="ignore")
+as_array = quiet(np.asarray)  # what is too large for the dtype becomes infinite
 
 
 def total(x: Array, axes: tuple[int, ...], keepdims: bool = False, divisor: Any = 1) -> Array:

@@ -8,11 +8,16 @@ float32 or float64 and keep the dtype.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size, window_slice
-from tinyalex.backends.numerics import product, total
+from tinyalex.backends.numerics import product, sum_of, total
 from tinyalex.backends.types import Array
+
+Reach = list[Pair]  # (before, after) along each axis
 
 # --- convolution ----------------------------------------------------------------------------------
 
@@ -181,17 +186,60 @@ def max_pool2d_input_grad(
 # --- local response normalisation -----------------------------------------------------------------
 
 
-def _sum_of_neighbours(x: Array, before: int, after: int, groups: int) -> Array:
-    """Sum channels c - before .. c + after, within c's group; one addition a tap, never a running
+def _neighbours(x: Array, reach: Reach, beyond: float = 0) -> Iterator[Array]:
+    """Yield an array of the shape of ``x`` for each place in a window: what lies there.
+
+    ``reach`` says how far the window extends (before, after) along each axis; past the edge there
+    is the number ``beyond``.
+    """
+    padded = np.pad(x, reach, constant_values=beyond)
+    for shift in np.ndindex(*(before + after + 1 for before, after in reach)):
+        yield padded[tuple(slice(s, s + n) for s, n in zip(shift, x.shape, strict=True))]
+
+
+def _energy(x: Array, reach: Reach, ratio: float, k: float) -> tuple[Array, Array]:
+    """Return m and t with ``s = k + ratio * sum of x_j ** 2 = m ** 2 * t``.
+
+    m is a power of two about as large as the largest of its window, and of k's root: x ** 2 could
+    overflow, or vanish beside no k, but (x / m) ** 2 cannot. One addition a place, never a running
     sum: subtracting what was added leaves the rounding error of the largest value behind for good.
     """
-    N, C = x.shape[:2]
-    grouped = x.reshape(N, groups, C // groups, *x.shape[2:])
-    padded = np.pad(grouped, ((0, 0), (0, 0), (before, after), (0, 0), (0, 0)))
-    total = np.zeros_like(grouped)
-    for tap in range(before + after + 1):
-        total += padded[:, :, tap : tap + C // groups]
-    return total.reshape(x.shape)
+    largest = np.full_like(x, math.sqrt(abs(k)))
+    for neighbour in _neighbours(abs(x), reach):
+        largest = np.maximum(largest, neighbour)
+    m = np.ldexp(np.ones_like(x), np.frexp(largest)[1] - 1)
+    return m, k / m / m + ratio * sum_of((near / m) ** 2 for near in _neighbours(x, reach))
+
+
+def _normalise(x: Array, reach: Reach, ratio: float, beta: float, k: float) -> Array:
+    """Return ``x * s ** -beta`` with s over the window that ``reach`` describes."""
+    m, t = _energy(x, reach, ratio, k)
+    return x / m * t**-beta * m ** (1 - 2 * beta)
+
+
+def _normalise_grad(
+    grad: Array, x: Array, reach: Reach, ratio: float, beta: float, k: float
+) -> Array:
+    """Return dx of `_normalise`.
+
+    ``dx_j = dy_j s_j ** -beta - 2 beta ratio * sum of x_j dy_c x_c s_c ** (-beta - 1)`` over all c
+    whose window holds j: those in the mirrored window of j.
+    """
+    m, t = _energy(x, reach, ratio, k)
+    direct = grad * (t**-beta * m ** (-2 * beta))
+    pull = direct * (x / m) / t
+    mirrored = [(after, before) for before, after in reach]
+    pairs = zip(_neighbours(pull, mirrored), _neighbours(m, mirrored, 1), strict=True)
+    return direct - 2 * beta * ratio * sum_of(pull_c * (x / m_c) for pull_c, m_c in pairs)
+
+
+def _across(x: Array, groups: int) -> Array:
+    """Return [N, C, H, W] as [N, G, C / G, H, W]: windows end at the borders of groups."""
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+
+
+def _across_reach(size: int) -> Reach:
+    return [(0, 0), (0, 0), (size // 2, (size - 1) // 2), (0, 0), (0, 0)]
 
 
 def local_response_norm(
@@ -200,50 +248,37 @@ def local_response_norm(
     """Return ``x_c * s_c ** -beta`` with ``s_c = k + alpha / size * sum of x_j ** 2`` over the
     ``size`` channels j = c - size // 2 .. c + (size - 1) // 2 (paper section 3.3).
     """
-    energy = _sum_of_neighbours(x * x, size // 2, (size - 1) // 2, groups)
-    return x * (k + alpha / size * energy) ** -beta
+    y = _normalise(_across(x, groups), _across_reach(size), alpha / size, beta, k)
+    return y.reshape(x.shape)
 
 
 def local_response_norm_input_grad(
     grad: Array, x: Array, size: int, alpha: float, beta: float, k: float, groups: int
 ) -> Array:
-    """Return dx of `local_response_norm`.
-
-    ``dx_j = dy_j s_j ** -beta - 2 beta alpha / size * x_j * sum of dy_c x_c s_c ** (-beta - 1)``
-    over all c whose window holds j: the mirrored window c = j - (size - 1) // 2 .. j + size // 2.
+    """Return dx of `local_response_norm`, whose mirrored windows are those of
+    c = j - (size - 1) // 2 .. j + size // 2.
     """
-    before, after = size // 2, (size - 1) // 2
-    scale = k + alpha / size * _sum_of_neighbours(x * x, before, after, groups)
-    spread = _sum_of_neighbours(grad * x * scale ** (-beta - 1), after, before, groups)
-    return grad * scale**-beta - 2 * beta * alpha / size * x * spread
+    slopes, values = _across(grad, groups), _across(x, groups)
+    dx = _normalise_grad(slopes, values, _across_reach(size), alpha / size, beta, k)
+    return dx.reshape(x.shape)
 
 
-def _sum_around(x: Array, size: int) -> Array:
-    """Sum the ``size`` x ``size`` window around each pixel of each channel, zeros beyond."""
-    reach = size // 2
-    padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))
-    return total(windows, (4, 5))
+def _around_reach(size: int) -> Reach:
+    return [(0, 0), (0, 0), (size // 2, size // 2), (size // 2, size // 2)]
 
 
 def within_channel_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
     """Return ``x * s ** -beta`` with ``s = k + alpha / size ** 2 * sum of x ** 2`` over the window
     of an odd ``size`` around each pixel, in its own channel (the 2012 source's rnorm).
     """
-    return x * (k + alpha / size**2 * _sum_around(x * x, size)) ** -beta
+    return _normalise(x, _around_reach(size), alpha / size**2, beta, k)
 
 
 def within_channel_response_norm_input_grad(
     grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
 ) -> Array:
-    """Return dx of `within_channel_response_norm`.
-
-    ``dx_j = dy_j s_j ** -beta - 2 beta alpha / size ** 2 * x_j * t_j`` with t_j the sum of
-    ``dy_i x_i s_i ** (-beta - 1)`` over all i whose window holds j: those in the window around j.
-    """
-    scale = k + alpha / size**2 * _sum_around(x * x, size)
-    spread = _sum_around(grad * x * scale ** (-beta - 1), size)
-    return grad * scale**-beta - 2 * beta * alpha / size**2 * x * spread
+    """Return dx of `within_channel_response_norm`."""
+    return _normalise_grad(grad, x, _around_reach(size), alpha / size**2, beta, k)
 
 
 # --- elementwise ----------------------------------------------------------------------------------
@@ -277,11 +312,13 @@ def random_bits(key: int, count: int) -> Array:
 def dropout(x: Array, p: float, key: int) -> Array:
     """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
+    Zeroing is a product with 0: infinity and NaN become NaN, as in torch.
+
     The top 24 bits of `random_bits` decide, so the mask is never stored: the gradient is the same
     function of the gradient, with the same key.
     """
     if p == 1:
-        return np.zeros_like(x)
+        return x * x.dtype.type(0)
     keep = (random_bits(key, x.size) >> np.uint64(40)) >= np.uint64(int(p * 2**24 + 0.5))
     return x * (keep.reshape(x.shape) * x.dtype.type(1 / (1 - p)))
 

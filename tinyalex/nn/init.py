@@ -13,12 +13,14 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.backends.devices import move
+from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import no_grad
 from tinyalex.ops.arguments import floating, number
 from tinyalex.tensor import Tensor
 
 
+@quiet
 def normal_(
     tensor: Tensor,
     mean: float = 0.0,
@@ -35,6 +37,7 @@ def normal_(
     return _fill(tensor, values)
 
 
+@quiet
 def uniform_(
     tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: np.random.Generator | None = None
 ) -> Tensor:
@@ -45,13 +48,11 @@ def uniform_(
     """
     array = _array(tensor)
     kind = array.dtype.type
-    with np.errstate(over="ignore"):
-        bounds = kind(a), kind(b)
+    bounds = kind(a), kind(b)
     if not (all(map(math.isfinite, bounds)) and a <= b):
         raise ValueError(f"uniform_ needs finite bounds with a <= b, got a {a}, b {b}")
     values = (generator or random.generator()).random(array.shape, array.dtype)
-    with np.errstate(over="ignore"):
-        width = kind(b - a)
+    width = kind(b - a)
     if math.isfinite(width):
         values *= b - a
         values += a
@@ -66,6 +67,7 @@ def uniform_(
     return _fill(tensor, values.clip(low, last, out=values))
 
 
+@quiet
 def constant_(tensor: Tensor, val: float) -> Tensor:
     """Fill with ``val``."""
     _array(tensor)

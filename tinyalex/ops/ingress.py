@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.backends import numerics
 from tinyalex.backends.devices import on_gpu
 from tinyalex.backends.types import Array
 from tinyalex.ops.promotion import DEFAULTS, promote_types
@@ -37,7 +38,7 @@ def plain_array(value: Any, dtype: Any = None) -> Array:
     if dtype is None:
         dtype = functools.reduce(promote_types, found) if found else DEFAULTS[float]
     try:
-        return np.asarray(value, dtype)
+        return numerics.as_array(value, dtype)
     except OverflowError:
         raise OverflowError(f"an integer of {value!r:.80} does not fit into {dtype}") from None
     except ValueError as error:

@@ -71,11 +71,13 @@ def _dropout(x, key, threshold, scale, y):
 def dropout(x: Array, p: float, key: int) -> Array:
     """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
+    Zeroing is a product with 0: infinity and NaN become NaN, as in torch.
+
     A hash of (key, position) decides, so the mask is never stored: the gradient is the same
     function of the gradient, with the same key. `reference.random_bits` names the source.
     """
     if p == 1:
-        return np.zeros_like(x)
+        return x * x.dtype.type(0)
     # The position counts in the order of the shape, so that layouts do not change the draw.
     line = plain(x).reshape(-1)
     y = memory.empty_like(line)

@@ -9,6 +9,7 @@ all else stays in the first-level cache, and nothing is kept between the two.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,18 +24,35 @@ LINES = 64  # lines a task takes at a time: enough to share the scratch arrays
 
 
 class Norm(NamedTuple):
-    """The numbers of a normalisation, in the array's dtype: ``ratio`` is alpha / size."""
+    """The numbers of a normalisation, in the array's dtype: ``ratio`` is alpha / size.
+
+    ``limit`` is the largest sum of squares for which no intermediate result overflows or vanishes;
+    beyond it, what takes care of that takes over.
+    """
 
     size: int
     ratio: Any
     beta: Any
     k: Any
+    limit: Any
 
 
 def norm(size: int, alpha: float, beta: float, k: float, dtype: np.dtype[Any]) -> Norm:
     """Return the numbers as kernels take them."""
-    real = dtype.type
-    return Norm(size, real(alpha / size), real(beta), real(k))
+    real, ratio = dtype.type, alpha / size
+    return Norm(size, real(ratio), real(beta), real(k), real(_limit(size, ratio, beta, k, dtype)))
+
+
+def _limit(size: int, ratio: float, beta: float, k: float, dtype: np.dtype[Any]) -> float:
+    number = np.finfo(dtype)
+    smallest, largest = float(number.tiny), float(number.max)
+    if k < 0 or ratio < 0:
+        return math.inf  # s may be anything, and has the power of its sign
+    # Powers of s up to this one occur; a factor of 256 is left for what they are multiplied with.
+    most = largest ** (1 / max(1, abs(beta), abs(beta + 1))) / 256
+    if not max(1 / most, size * ratio * smallest / float(number.eps)) <= k <= most:
+        return -1
+    return min(most / max(ratio, smallest), largest / 256)
 
 
 @kernel
@@ -92,12 +110,64 @@ def powers_of_sums(norm, sums, power):
 
 @kernel
 def _powers(x, start, norm, squares, power, inverse):
-    """Set ``inverse`` to 1 / s and ``power`` to s ** -beta for the line of ``x`` from ``start``."""
+    """Set ``inverse`` to 1 / s and ``power`` to s ** -beta for the line of ``x`` from ``start``.
+
+    Return False, and do not, where the numbers are too large or k too small for that.
+    """
     margin = np.uintp(norm.size // 2)
+    energy = x.dtype.type(0)
     for c in range(np.uintp(power.size)):
-        squares[c + margin] = x[start + c] * x[start + c]
+        square = x[start + c] * x[start + c]
+        squares[c + margin] = square
+        energy += square
+    if not energy <= norm.limit:
+        return False
     _sum_of_neighbours(squares, norm.size, inverse)
     powers_of_sums(norm, inverse, power)
+    return True
+
+
+@kernel
+def unit(largest, k):
+    """Return a power of two about as large as ``largest`` and the root of k."""
+    return math.ldexp(1.0, math.frexp(max(float(largest), math.sqrt(k)))[1] - 1)
+
+
+@kernel
+def _energy(x, start, c, norm, width):
+    """Return m and t with s = m ** 2 * t for channel c of a line, as `reference` computes them."""
+    first, stop = max(0, c - norm.size // 2), min(width, c + (norm.size - 1) // 2 + 1)
+    largest, t = 0.0, 0.0
+    for j in range(first, stop):
+        largest = max(largest, abs(float(x[start + j])))
+    m = unit(largest, norm.k)
+    for j in range(first, stop):
+        t += (x[start + j] / m) ** 2
+    return m, norm.k / m / m + norm.ratio * t
+
+
+@kernel
+def _normalise_with_care(x, start, norm, width, y):
+    """Compute y for the line from ``start``, in float64 and whatever the numbers are."""
+    for c in range(width):
+        m, t = _energy(x, start, c, norm, width)
+        y[start + c] = x[start + c] / m * t**-norm.beta * m ** (1 - 2 * norm.beta)
+
+
+@kernel
+def _normalise_grad_with_care(grad, x, start, norm, width, dx):
+    """Compute dx for the line from ``start``, as `_normalise_with_care`; ``dx`` may be ``grad``."""
+    directs, pulls, units = np.empty(width), np.empty(width), np.empty(width)
+    for c in range(width):
+        m, t = _energy(x, start, c, norm, width)
+        direct = grad[start + c] * (t**-norm.beta * m ** (-2 * norm.beta))
+        directs[c], units[c] = direct, m
+        pulls[c] = direct * (x[start + c] / m) / t
+    for j in range(width):
+        spread = 0.0
+        for c in range(max(0, j - (norm.size - 1) // 2), min(width, j + norm.size // 2 + 1)):
+            spread += pulls[c] * (x[start + j] / units[c])
+        dx[start + j] = directs[j] - 2 * norm.beta * norm.ratio * spread
 
 
 @kernel
@@ -107,9 +177,11 @@ def normalise(x, norm, space, y):
     width = np.uintp(power.size)
     for line in range(np.uintp(x.size) // width):
         start = line * width
-        _powers(x, start, norm, squares, power, inverse)
-        for c in range(width):
-            y[start + c] = x[start + c] * power[c]
+        if _powers(x, start, norm, squares, power, inverse):
+            for c in range(width):
+                y[start + c] = x[start + c] * power[c]
+        else:
+            _normalise_with_care(x, np.int64(start), norm, power.size, y)
 
 
 @kernel
@@ -122,7 +194,9 @@ def normalise_grad(grad, x, norm, space, dx):
     factor = x.dtype.type(2) * norm.beta * norm.ratio
     for line in range(np.uintp(x.size) // width):
         start = line * width
-        _powers(x, start, norm, squares, power, inverse)
+        if not _powers(x, start, norm, squares, power, inverse):
+            _normalise_grad_with_care(grad, x, np.int64(start), norm, power.size, dx)
+            continue
         for c in range(width):
             products[c + before] = grad[start + c] * x[start + c] * (power[c] * inverse[c])
         _sum_of_neighbours(products, norm.size, inverse)

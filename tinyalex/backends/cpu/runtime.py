@@ -80,8 +80,8 @@ def kernel(function: Function) -> Function:
 def quick_kernel(function: Function) -> Function:
     """As `kernel`; float32 quotients and roots may be off by some units in the last place.
 
-    The processor's estimate and one step of Newton's method take half as long. (Infinity becomes
-    NaN on that way.)
+    The processor's estimate and one step of Newton's method take half as long. On that way 0 and
+    infinity become NaN: neither may come here.
     """
     return _compiled(numba.njit, function, fastmath=_EXACT_ENOUGH | {"arcp", "afn"})
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.lrn import norm, powers_of_sums
+from tinyalex.backends.cpu.lrn import norm, powers_of_sums, unit
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
@@ -54,6 +54,51 @@ def _sum_around(image, y, size, squared, padded, total):
             total[i] += padded[moved + i]
 
 
+@kernel
+def _energy(image, y, w, c, norm):
+    """Return m and t with s = m ** 2 * t for one value, as `reference` computes them."""
+    height, width, _ = image.shape
+    reach, largest, t = norm.size // 2, 0.0, 0.0
+    first, stop = max(0, w - reach), min(width, w + reach + 1)
+    for row in range(max(0, y - reach), min(height, y + reach + 1)):
+        for column in range(first, stop):
+            largest = max(largest, abs(float(image[row, column, c])))
+    m = unit(largest, norm.k)
+    for row in range(max(0, y - reach), min(height, y + reach + 1)):
+        for column in range(first, stop):
+            t += (image[row, column, c] / m) ** 2
+    return m, norm.k / m / m + norm.ratio * t
+
+
+@kernel
+def _row_with_care(image, y, norm, target):
+    """Compute row ``y`` of the result, in float64 and whatever the numbers are."""
+    _, width, channels = image.shape
+    for w in range(width):
+        for c in range(channels):
+            m, t = _energy(image, y, w, c, norm)
+            power = t**-norm.beta * m ** (1 - 2 * norm.beta)
+            target[y, w, c] = image[y, w, c] / m * power
+
+
+@kernel
+def _grad_with_care(grad, image, norm, target):
+    """Compute the gradient of an image, as `_row_with_care`."""
+    height, width, channels = image.shape
+    reach = norm.size // 2
+    target[:] = 0
+    for y in range(height):
+        for w in range(width):
+            for c in range(channels):
+                m, t = _energy(image, y, w, c, norm)
+                direct = grad[y, w, c] * (t**-norm.beta * m ** (-2 * norm.beta))
+                target[y, w, c] += direct
+                pull = 2 * norm.beta * norm.ratio * direct * (image[y, w, c] / m) / t
+                for row in range(max(0, y - reach), min(height, y + reach + 1)):
+                    for column in range(max(0, w - reach), min(width, w + reach + 1)):
+                        target[row, column, c] -= pull * (image[row, column, c] / m)
+
+
 @parallel_kernel
 def _forward(x, norm, y):
     count, height, width, channels = x.shape
@@ -63,6 +108,12 @@ def _forward(x, norm, y):
         source, target = x[n].reshape(-1), y[n].reshape(-1)
         padded, total, power = _scratch(x[n], norm.size)
         _sum_around(x[n], row, norm.size, True, padded, total)
+        energy = x.dtype.type(0)
+        for i in range(line):
+            energy += total[i]
+        if not energy <= norm.limit:
+            _row_with_care(x[n], row, norm, y[n])
+            continue
         powers_of_sums(norm, total, power)
         start = np.uintp(row) * line
         for i in range(line):
@@ -78,14 +129,20 @@ def _input_grad(grad, x, norm, products, dx):
         source, slope, target = x[n].reshape(-1), grad[n].reshape(-1), dx[n].reshape(-1)
         product = products[n].reshape(-1)
         padded, total, power = _scratch(x[n], norm.size)
+        energy = x.dtype.type(0)
         for row in range(height):
             _sum_around(x[n], row, norm.size, True, padded, total)
+            for i in range(line):
+                energy += total[i]
             powers_of_sums(norm, total, power)
             start = np.uintp(row) * line
             for i in range(line):
                 direct = slope[start + i] * power[i]
                 target[start + i] = direct
                 product[start + i] = direct * source[start + i] * total[i]
+        if not energy <= norm.limit:
+            _grad_with_care(grad[n], x[n], norm, dx[n])
+            continue
         for row in range(height):
             _sum_around(products[n], row, norm.size, False, padded, total)
             start = np.uintp(row) * line

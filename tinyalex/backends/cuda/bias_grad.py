@@ -13,6 +13,8 @@ RANGES, SHORT, LONG = 256, 64, 4096
 
 def bias_grad(grad: Array) -> Array:
     """Return dbias [K], the sum of dy [..., K] over all but its last axis."""
+    if grad.size == 0:
+        return cupy().zeros(grad.shape[-1], grad.dtype)
     sums = _sums(grad)
     _launch("bias_grad", (grad, sums), grad.size // grad.shape[-1], sums)
     return _total(sums)
