@@ -9,6 +9,7 @@ fits in a JSON object, so that a checkpoint can carry it.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,14 @@ _generator = np.random.default_rng(0)
 _seed = 0
 _step: int | None = None
 _draws = 0
-_given: Iterator[int] | None = None
+_turn = threading.RLock()
+
+
+class _Given(threading.local):
+    keys: Iterator[int] | None = None
+
+
+_given = _Given()
 
 
 def manual_seed(seed: int) -> None:
@@ -50,27 +58,27 @@ def generator() -> np.random.Generator:
 def next_key() -> int:
     """Return a fresh 64-bit key: a function of the seed, the step and the draws before it."""
     global _draws
-    if _given is not None:
-        return _next_given(_given)
-    place = f"{_seed} {_draws}" if _step is None else f"{_seed} {_step} {_draws}"
+    if _given.keys is not None:
+        return _next_given(_given.keys)
+    with _turn:  # no two threads draw the same key
+        place = f"{_seed} {_draws}" if _step is None else f"{_seed} {_step} {_draws}"
+        _draws += 1
     digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
-    _draws += 1
     return int.from_bytes(digest, "little")
 
 
 @contextmanager
 def keys_from(keys: Iterable[int]) -> Iterator[None]:
-    """Let `next_key` return these keys, one after the other, in a ``with`` block.
+    """Let `next_key` return these keys, one after the other, in a ``with`` block of this thread.
 
     They are not drawn: what is drawn afterwards is what would have been drawn without them. A key
     beyond the last one raises RuntimeError.
     """
-    global _given
-    before, _given = _given, iter(keys)
+    before, _given.keys = _given.keys, iter(keys)
     try:
         yield
     finally:
-        _given = before
+        _given.keys = before
 
 
 def _next_given(keys: Iterator[int]) -> int:

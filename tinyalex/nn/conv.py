@@ -57,6 +57,7 @@ class Conv2d(Module):
             )
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(np.empty(shape, dtype))
+        self._register("bias", Parameter)  # without one, too
         self.bias = Parameter(np.empty(out_channels, dtype)) if flag(bias, "bias") else None
         self.reset_parameters()
 

@@ -31,6 +31,7 @@ class Linear(Module):
         self.in_features = integer(in_features, "in_features", minimum=1)
         self.out_features = integer(out_features, "out_features", minimum=1)
         self.weight = Parameter(np.empty((out_features, in_features), dtype))
+        self._register("bias", Parameter)  # without one, too
         self.bias = Parameter(np.empty(out_features, dtype)) if flag(bias, "bias") else None
         self.reset_parameters()
 

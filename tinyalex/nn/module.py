@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -69,7 +70,37 @@ class Module:
     """
 
     training: bool = True
+    _kinds: Mapping[str, type[Parameter | Module]] = MappingProxyType({})
     _forward_hooks: tuple[Registration, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kind = self._kinds.get(name)  # None too can be set where a parameter or a module belongs
+        if isinstance(value, Parameter):
+            self._register(name, Parameter)
+        elif kind is Parameter and value is not None:
+            raise TypeError(
+                f"cannot assign {type(value).__name__} as parameter {name!r} (Parameter or None "
+                "expected); to change its values: with no_grad(): layer.weight[...] = values"
+            )
+        elif isinstance(value, Module):
+            self._register(name, Module)
+        elif kind is Module and value is not None:
+            raise TypeError(
+                f"cannot assign {type(value).__name__} as child module {name!r} (Module or None "
+                "expected)"
+            )
+        object.__setattr__(self, name, value)
+
+    def _register(self, name: str, kind: type[Parameter | Module]) -> None:
+        if self._kinds.get(name) is not kind:
+            vars(self).pop(name, None)  # what becomes a parameter comes after those before it
+            object.__setattr__(self, "_kinds", {**self._kinds, name: kind})
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        if name in self._kinds:
+            left = {key: kind for key, kind in self._kinds.items() if key != name}
+            object.__setattr__(self, "_kinds", left)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; every subclass defines it."""
@@ -101,7 +132,7 @@ class Module:
         """
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module for {name!r}, got {type(module).__name__}")
-        taken = hasattr(self, name) and not isinstance(vars(self).get(name), Module)
+        taken = hasattr(self, name) and self._kinds.get(name) is not Module
         if not name or "." in name or taken:
             reason = "is an attribute of this module" if taken else "is empty or has a dot in it"
             raise ValueError(f"a child cannot be called {name!r}: the name {reason}")

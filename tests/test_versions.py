@@ -1,0 +1,99 @@
+"""What backward needs is not changed unnoticed: by writes of this library, nor by the caller."""
+
+import threading
+
+import numpy as np
+import pytest
+from helpers import leaf, normal
+
+import tinyalex as ta
+import tinyalex.functional as F
+from tinyalex import nn, optim, random
+
+
+def step(net):
+    optim.SGD(net.parameters(), lr=0.1).step()
+
+
+CHANGES = {
+    "step": step,
+    "load_state_dict": lambda net: net.load_state_dict(net.state_dict()),
+    "init": lambda net: nn.init.ones_(net[0].weight),
+    "to": lambda net: net.to(np.float64),
+    "data": lambda net: setattr(net[0].weight, "data", net[0].weight.data + 1),
+    "through an alias": lambda net: net[0].weight.detach().__setitem__(0, 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_weights_that_changed_since(change):
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    x = ta.ones((3, 2), requires_grad=True)
+    loss = net(x).sum()
+    loss.backward(retain_graph=True)
+    change(net)
+    with pytest.raises(RuntimeError, match="in-place operation"):
+        loss.backward()
+
+
+def test_what_the_caller_changes_later(rng):
+    x, target, indices = leaf(1.0, 2.0, 3.0), np.array([0]), [0, 2]
+    condition, factor = np.array([True, False, True]), np.ones(3)
+    loss = F.cross_entropy(x.reshape(1, 3), target) + x[indices].sum()
+    loss = loss + ta.where(condition, x, x * 2).sum() + (x * factor).sum()
+    loss.backward(retain_graph=True)
+    first, x.grad = x.grad, None
+    target[0], indices[0], condition[0], factor[0] = 2, 1, False, 5
+    loss.backward()
+    np.testing.assert_array_equal(x.grad, first)
+
+
+def test_frozen_parameters_stay():
+    net = nn.Linear(2, 1)
+    net(ta.ones(1, 2)).sum().backward()
+    net.weight.requires_grad = False
+    before = net.state_dict()
+    optim.SGD(net.parameters(), lr=1, momentum=0.9, weight_decay=0.1).step()
+    np.testing.assert_array_equal(net.weight.data, before["weight"])
+    assert net.bias.data != before["bias"]
+
+
+def test_gradients_of_many_threads_add_up(rng):
+    x = ta.Tensor(normal(rng, (100_000,)), requires_grad=True)
+
+    def work():
+        for _ in range(25):
+            (x * 1).sum().backward()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (x.grad == 100).all()
+
+
+def test_given_keys_are_this_threads():
+    found = []
+    with random.keys_from([7]):
+        thread = threading.Thread(target=lambda: found.append(random.next_key()))
+        thread.start()
+        thread.join()
+        assert random.next_key() == 7
+    assert found != [7]
+
+
+def test_what_cannot_be_a_parameter_is_refused():
+    layer = nn.Linear(2, 2, bias=False)
+    for name in ("weight", "bias"):
+        with pytest.raises(TypeError, match=f"as parameter '{name}'"):
+            setattr(layer, name, ta.ones(2, 2))
+    layer.weight = None
+    with pytest.raises(TypeError, match="Parameter or None expected"):
+        layer.weight = ta.ones(2, 2)
+    layer.bias = nn.Parameter(np.ones(2, np.float32))
+    layer.weight = nn.Parameter(np.ones((2, 2), np.float32))
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    net = nn.Sequential(layer)
+    with pytest.raises(TypeError, match="as child module '0'"):
+        setattr(net, "0", 3)
