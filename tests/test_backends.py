@@ -385,6 +385,31 @@ def test_use_backend_nests_and_restores():
     assert ta.backends.current_backend() == outside
 
 
+def test_blocks_of_use_backend_may_overlap_and_share_an_object():
+    outside = ta.backends.current_backend()
+    first, second = ta.use_backend("reference"), ta.use_backend("cpu")
+    for _ in range(2):
+        first.__enter__()
+        assert ta.backends.current_backend() == "reference"
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert ta.backends.current_backend() == "cpu"
+        with first, first:
+            assert ta.backends.current_backend() == "reference"
+        second.__exit__(None, None, None)
+        assert ta.backends.current_backend() == outside
+
+
+def test_a_choice_for_good_outlives_the_block_that_it_is_made_in():
+    code = """
+import tinyalex as ta
+with ta.use_backend("cpu"):
+    ta.use_backend("reference")
+assert ta.backends.current_backend() == "reference"
+"""
+    run_python(code)
+
+
 def test_unknown_backend_is_named():
     with pytest.raises(ValueError, match="tpu"):
         ta.use_backend("tpu")

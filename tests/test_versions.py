@@ -36,6 +36,54 @@ def test_weights_that_changed_since(change):
         loss.backward()
 
 
+@pytest.mark.parametrize("function", [ta.Tensor.exp, ta.Tensor.relu, ta.Tensor.sqrt])
+def test_outputs_that_changed_since(function):
+    x = leaf(1.0, 2.0)
+    y = function(x)
+    loss = y.sum()
+    y += 1  # what the function returned, it needs
+    with pytest.raises(RuntimeError, match="in-place operation"):
+        loss.backward()
+    y = x * 2
+    loss = y.sum()
+    y += 1  # which nothing needs
+    loss.backward()
+    np.testing.assert_array_equal(x.grad, [2, 2])
+
+
+def test_tensors_on_one_array_of_the_callers_count_apart():
+    both = np.ones((2, 3))
+    a, b = ta.Tensor(both[0], True), ta.Tensor(both[1], True)
+    product = (a * b).sum()
+    with ta.no_grad():
+        b += 1
+    with pytest.raises(RuntimeError, match="in-place operation"):
+        product.backward()
+    frozen = b.detach()
+    product = (a * frozen).sum()
+    with ta.no_grad():
+        a += 1  # which nothing saved
+    product.backward()
+    np.testing.assert_array_equal(a.grad, frozen.data)
+
+
+WRONG = {
+    "data": [np.zeros(3), np.zeros(2, np.float32), [1.0, 2.0], None],
+    "grad": [np.zeros(3), np.zeros(2, np.float32), 1.0],
+    "requires_grad": [1, "yes", None],
+    "grad_fn": [None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, all_ in WRONG.items() for v in all_])
+def test_what_does_not_fit_a_tensor_is_refused(name, value):
+    x = leaf(1.0, 2.0)
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        setattr(x, name, value)
+    np.testing.assert_array_equal(x.data, [1, 2])
+    assert (x.grad, x.requires_grad, x.grad_fn) == (None, True, None)
+
+
 def test_what_the_caller_changes_later(rng):
     x, target, indices = leaf(1.0, 2.0, 3.0), np.array([0]), [0, 2]
     condition, factor = np.array([True, False, True]), np.ones(3)
@@ -65,12 +113,54 @@ def test_gradients_of_many_threads_add_up(rng):
         for _ in range(25):
             (x * 1).sum().backward()
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work)
     assert (x.grad == 100).all()
+
+
+def at_once(work, threads=4):
+    """Run ``work`` in several threads."""
+    started = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+
+
+def test_one_graph_is_walked_by_one_thread_or_refused(rng):
+    for retain_graph in (False, True):
+        x, refused = ta.Tensor(normal(rng, (1000,)), requires_grad=True), []
+        y = x
+        for _ in range(50):
+            y = y * 1.0
+        loss = y.sum()
+
+        def walk(loss=loss, refused=refused, retain_graph=retain_graph):
+            try:
+                loss.backward(retain_graph=retain_graph)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+        at_once(walk)
+        assert len(refused) == (0 if retain_graph else 3)
+        assert all("a second time" in sentence for sentence in refused)
+        assert (x.grad == (4 if retain_graph else 1)).all()
+
+
+def test_a_model_serves_several_threads_at_once(rng):
+    ta.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 5))
+    images = ta.Tensor(rng.standard_normal((2, 3, 16, 16), np.float32))
+    expected, found = net(images).data, []
+
+    def predict():
+        for _ in range(5):
+            with ta.no_grad():
+                found.append(net(images).data)
+
+    at_once(predict)
+    assert len(found) == 20
+    for got in found:
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_given_keys_are_this_threads():

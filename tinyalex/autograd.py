@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinyalex.backends import array_module
@@ -17,13 +16,14 @@ from tinyalex.backends.devices import device_of, same_device, using
 from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import is_grad_enabled
+from tinyalex.locks import new_rlock
 from tinyalex.storage import Saved, owner_of, versions_of
 
 if TYPE_CHECKING:
     from tinyalex.tensor import Tensor
 
 # Threads may share leaves, and a graph: what they read and then write, one does at a time.
-_turn = threading.RLock()
+_turn = new_rlock()
 
 
 class Function:

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.locks import new_rlock
+
 _generator = np.random.default_rng(0)
 _seed = 0
 _step: int | None = None
 _draws = 0
-_turn = threading.RLock()
+_turn = new_rlock()
 
 
 class _Given(threading.local):
@@ -35,8 +37,9 @@ def manual_seed(seed: int) -> None:
     global _generator, _seed, _step, _draws
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
-    _generator = np.random.default_rng(int(seed))
-    _seed, _step, _draws = int(seed), None, 0
+    with _turn:
+        _generator = np.random.default_rng(int(seed))
+        _seed, _step, _draws = int(seed), None, 0
 
 
 def start_step(step: int) -> None:
@@ -47,7 +50,8 @@ def start_step(step: int) -> None:
     global _step, _draws
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
         raise ValueError(f"the step must be an integer >= 0, got {step!r}")
-    _step, _draws = int(step), 0
+    with _turn:
+        _step, _draws = int(step), 0
 
 
 def generator() -> np.random.Generator:
@@ -89,12 +93,13 @@ def _next_given(keys: Iterator[int]) -> int:
 
 def get_state() -> dict[str, Any]:
     """Return the whole random state as a JSON-able dictionary, for `set_state`."""
-    return {
-        "generator": _generator.bit_generator.state,
-        "seed": _seed,
-        "step": _step,
-        "draws": _draws,
-    }
+    with _turn:
+        return {
+            "generator": _generator.bit_generator.state,
+            "seed": _seed,
+            "step": _step,
+            "draws": _draws,
+        }
 
 
 def set_state(state: dict[str, Any]) -> None:
@@ -110,4 +115,5 @@ def set_state(state: dict[str, Any]) -> None:
         step = None if state.get("step") is None else int(state["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"expected a dictionary made by get_state(), got {state!r}") from error
-    _generator, _seed, _step, _draws = fresh, seed, step, draws
+    with _turn:
+        _generator, _seed, _step, _draws = fresh, seed, step, draws

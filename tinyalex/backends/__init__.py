@@ -22,6 +22,7 @@ import numpy as np
 from tinyalex import threads
 from tinyalex.backends.devices import device_of
 from tinyalex.backends.types import Array
+from tinyalex.locks import new_rlock
 
 KERNELS = {
     "conv2d": "cross-correlation of NCHW images with OIHW weights, plus bias",
@@ -63,7 +64,9 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_chosen = os.environ.get("TINYALEX_BACKEND") or "cpu"
+_default = _chosen = os.environ.get("TINYALEX_BACKEND") or "cpu"
+_choices: list[use_backend] = []  # that are open, the last one chosen
+_turn = new_rlock()
 _loaded: dict[str, ModuleType] = {}
 
 
@@ -97,16 +100,20 @@ class use_backend:  # noqa: N801 (reads as a verb, in a `with` statement too)
     >>> with ta.use_backend("reference"):
     ...     pass  # everything in here runs on plain NumPy
 
-    Raises ValueError for an unknown name.
+    It holds for all threads. Blocks may be nested, overlap, and share one object: the last choice
+    that is still open counts. Raises ValueError for an unknown name.
     """
 
     def __init__(self, name: str) -> None:
-        global _chosen
-        self._previous = _chosen
-        _chosen = _checked(name, "the backend")
+        self._name = _checked(name, "the backend")
+        self._for_good = True
+        self._open()
 
     def __enter__(self) -> None:
-        return None
+        if self._for_good:
+            self._close()
+            self._for_good = False
+        self._open()
 
     def __exit__(
         self,
@@ -114,5 +121,16 @@ class use_backend:  # noqa: N801 (reads as a verb, in a `with` statement too)
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _open(self) -> None:
         global _chosen
-        _chosen = self._previous
+        with _turn:
+            _choices.append(self)
+            _chosen = self._name
+
+    def _close(self) -> None:
+        global _chosen
+        with _turn:
+            del _choices[-1 - _choices[::-1].index(self)]
+            _chosen = _choices[-1]._name if _choices else _default

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyalex.backends.locks import new_lock
 from tinyalex.backends.types import Array
+from tinyalex.locks import new_lock
 
 SMALLEST = 1 << 16  # below, the C library recycles memory well by itself
 MOST_WASTE = 1.5  # a block may be so many times as large as what it is used for

@@ -32,8 +32,8 @@ from tinyalex.backends.cpu.vectors import (
     repeat,
     store,
 )
-from tinyalex.backends.locks import new_lock
 from tinyalex.backends.types import Array
+from tinyalex.locks import new_lock
 
 VECTORS = 8  # side by side: each multiplication would otherwise wait for the last
 STREAMS = VECTORS * LANES // 2  # words of 64 bits in a round
