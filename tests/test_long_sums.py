@@ -75,7 +75,7 @@ def image(rows):
     return rows.reshape(1, 256, LONG // 256, -1).transpose(0, 3, 1, 2)
 
 
-# What sums the rows, and how. Each returns the three sums.
+# What sums the rows, and how. Each returns the three sums, some of them several times.
 SUMS = {
     "sum": lambda rows: ta.Tensor(rows).sum(0).data,
     "mean": lambda rows: ta.Tensor(rows).mean(0).data * np.float32(LONG),
@@ -89,6 +89,25 @@ SUMS = {
     "linear": lambda rows: gradient(
         rows, lambda b: F.linear(ta.zeros(LONG, 2), ta.zeros(3, 2), b), 3
     ),
+    "matmul": lambda rows: (ta.ones(1, LONG) @ rows).data[0],
+    "matmul, vectors": lambda rows: [(ta.ones(LONG) @ column).item() for column in rows.T.copy()],
+    "matmul, gradients": lambda rows: [
+        gradient(rows, lambda b: ta.ones(LONG, 1) @ b, 1, 3)[0],
+        gradient(rows.T, lambda a: a @ ta.ones(1, LONG), 3, 1)[:, 0],
+    ],
+    "linear, outputs": lambda rows: [
+        *F.linear(ta.ones(2, LONG), ta.Tensor(rows.T)).data,  # BLAS
+        *F.linear(ta.ones(2, LONG), ta.Tensor(np.tile(rows, 8).T)).data[:, :3],
+        *F.linear(ta.ones(1, LONG), ta.Tensor(rows.T)).data,
+    ],
+    "linear, gradients": lambda rows: [
+        gradient(rows.T, lambda x: F.linear(x, ta.ones(LONG, 1)), 3, 1)[:, 0],
+        gradient(np.tile(rows, 8).T, lambda x: F.linear(x, ta.ones(LONG, 16)), 24, 16)[:3, 0],
+        gradient(rows, lambda weight: F.linear(ta.ones(LONG, 1), weight), 3, 1)[:, 0],
+        gradient(np.tile(rows, 8), lambda weight: F.linear(ta.ones(LONG, 16), weight), 24, 16)[
+            :3, 0
+        ],
+    ],
     "conv2d": lambda rows: gradient(
         image(rows),
         lambda b: F.conv2d(ta.zeros(1, 2, 256, LONG // 256), ta.zeros(3, 2, 1, 1), b),
@@ -118,7 +137,8 @@ SUMS = {
 
 @pytest.mark.parametrize("name", SUMS)
 def test_every_sum(backend, rows, name):
-    assert_exact(SUMS[name](rows), rows.sum(0, dtype=np.longdouble))
+    actual = np.float32(SUMS[name](rows))
+    assert_exact(actual, np.broadcast_to(rows.sum(0, dtype=np.longdouble), actual.shape))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

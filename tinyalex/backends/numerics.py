@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from tinyalex.backends.devices import on_gpu
 from tinyalex.backends.types import Array
 
 PARTS = 16  # of a long axis, which are added one to the next
+# Kernels add the terms of inner products one to the next. Axes longer than LONG are cut into
+# pieces; those of usual layers are not, since cutting costs copies and additions.
+LONG, PIECE = 1 << 14, 1 << 9
 
 # A decorator. In what it decorates, infinity and NaN come as they do in torch: without warnings and
 # errors, whatever the caller has set with `np.seterr`.
@@ -63,12 +66,25 @@ def sum_of(terms: Iterable[Array]) -> Array:
     return functools.reduce(lambda later, earlier: earlier + later, reversed(sums))
 
 
+def pieces(length: int, longest: int = LONG) -> Iterator[slice]:
+    """Yield the pieces of an axis whose inner products `sum_of` is to add.
+
+    It is one piece up to the length ``longest``.
+    """
+    size = PIECE if length > longest else max(1, length)
+    for first in range(0, max(1, length), size):
+        yield slice(first, min(length, first + size))
+
+
 def product(a: Array, b: Array) -> Array:
     """Return ``a @ b``, by BLAS in every memory layout.
 
     What BLAS cannot read, NumPy multiplies in plain loops, whose sums are as bad as they are slow.
     """
-    return _for_blas(a) @ _for_blas(b)
+    a, b = _for_blas(a), _for_blas(b)
+    return sum_of(
+        a[..., part] @ (b[part] if b.ndim == 1 else b[..., part, :]) for part in pieces(a.shape[-1])
+    )
 
 
 def _for_blas(x: Array) -> Array:

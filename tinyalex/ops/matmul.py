@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from tinyalex import backends
 from tinyalex.autograd import Function
-from tinyalex.backends.numerics import product
+from tinyalex.backends.numerics import pieces, product, sum_of
 from tinyalex.backends.types import Array
 from tinyalex.ops.arguments import floating
 from tinyalex.ops.arithmetic import unbroadcast
+
+MAX_ROWS = 1 << 10  # of a linear layer's batch, whose gradients one product sums
 
 
 class MatMul(Function):
@@ -54,17 +56,29 @@ class Linear(Function):
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         need_x, need_weight, _ = self.needs_input_grad
         self.save(x if need_weight else None, weight if need_x else None)
-        return backends.of(x).linear(x, weight, bias)
+        linear = backends.of(x).linear
+        return sum_of(
+            linear(x[:, part], weight[:, part], None if part.start else bias)
+            for part in pieces(x.shape[1])
+        )
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         x, weight = self.saved
         kernels = backends.of(grad)
         need_x, need_weight, need_bias = self.needs_input_grad
-        return (
-            kernels.linear_input_grad(grad, weight) if need_x else None,
-            kernels.linear_weight_grad(grad, x) if need_weight else None,
-            kernels.conv2d_bias_grad(grad[:, :, None, None]) if need_bias else None,
-        )
+        dx = dweight = None
+        if need_x:
+            dx = sum_of(
+                kernels.linear_input_grad(grad[:, part], weight[part])
+                for part in pieces(grad.shape[1])
+            )
+        if need_weight:
+            dweight = sum_of(
+                kernels.linear_weight_grad(grad[part], x[part])
+                for part in pieces(len(grad), MAX_ROWS)
+            )
+        dbias = kernels.conv2d_bias_grad(grad[:, :, None, None]) if need_bias else None
+        return dx, dweight, dbias
 
 
 def check_linear(x: Array, weight: Array, bias: Array | None) -> None:
