@@ -307,3 +307,21 @@ def test_a_refused_gradient_begins_no_velocity():
     bad.grad.shape = (2,)
     sgd.step()
     assert good.data.tolist() == bad.data.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["lr", "lr_factor", "weight_decay", "momentum", "dampening"])
+def test_options_beyond_the_dtype(name):
+    """What float32 cannot hold is refused before anything changes, as in torch, or rounds to 0."""
+    p = nn.Parameter(np.ones(2, np.float32))
+    p.grad = np.ones(2, np.float32)
+    optimiser = optim.SGD([{"params": [p], name: 1e60}], lr=1)
+    with pytest.raises(ValueError, match=f"{name}.* is 1e\\+60, but a parameter of float32"):
+        optimiser.step()
+    assert (p.data == 1).all()
+    optimiser.param_groups[0][name] = 1e-60
+    optimiser.step()
+    assert np.isfinite(p.data).all()
+    wide = nn.Parameter(np.ones(2))
+    wide.grad = np.ones(2)
+    optim.SGD([{"params": [wide], name: 1e60}], lr=1).step()
+    assert np.isfinite(wide.data).all()

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from tinyalex import backends
 from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
@@ -133,11 +135,12 @@ class SGD:
         """Yield the arguments of the kernel `sgd_step`, for each parameter that `step` updates.
 
         Velocities that are missing begin here, with zeros. Raises ValueError, before any begins,
-        for a gradient or a velocity that does not fit its parameter.
+        for a gradient, a velocity or an option that does not fit its parameter.
         """
-        for p, velocity in zip(self._params(), self._velocity, strict=True):
+        for (p, group), velocity in zip(self._with_groups(), self._velocity, strict=True):
             if p.requires_grad and p.grad is not None:
                 _check_fit(p, p.grad, velocity)
+                _check_range(p, group)
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None or not p.requires_grad:
                 continue
@@ -259,6 +262,21 @@ def _check_fit(p: Tensor, grad: Array, velocity: Array | None) -> None:
             f"the velocity is {velocity.dtype} and its parameter {p.dtype}: convert the model with "
             ".to() before making the optimiser"
         )
+
+
+def _check_range(p: Tensor, group: Group) -> None:
+    rates = {
+        "lr * lr_factor": group["lr"] * group["lr_factor"],
+        "weight_decay * decay_factor": group["weight_decay"] * group["decay_factor"],
+        "momentum": group["momentum"],
+        "dampening": group["dampening"],
+    }
+    most = float(np.finfo(p.dtype).max)
+    for name, value in rates.items():
+        if abs(value) > most:
+            raise ValueError(
+                f"{name} is {value}, but a parameter of {p.dtype} takes {most:.2g} at most"
+            )
 
 
 def _check_options(options: Group) -> None:
