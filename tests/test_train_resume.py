@@ -252,7 +252,7 @@ def only_the_best(run):
         (with_weights_that_are_none, "cannot be resumed: no run wrote its state, AttributeError("),
         (with_no_velocities, "cannot be resumed: no run wrote its state, AttributeError("),
         (with_no_state, "last.safetensors cannot be used: this is not where a run was"),
-        (of_more_threads, "the cores at hand; got 1000000: go on with --threads "),
+        (of_more_threads, "where that is less); got 1000000: go on with --threads "),
         (with_data_that_is_no_folder, "data must be a folder, got 5"),
         (shutil.rmtree, "copy: give --resume the folder that was the --out of a run"),
     ],
