@@ -1,5 +1,6 @@
 """What backward needs is not changed unnoticed: by writes of this library, nor by the caller."""
 
+import sys
 import threading
 
 import numpy as np
@@ -96,6 +97,21 @@ def test_what_the_caller_changes_later(rng):
     np.testing.assert_array_equal(x.grad, first)
 
 
+def test_indices_of_maxima_are_the_callers():
+    x = leaf(1.0, 3.0, 2.0)
+    values, indices = x.max(0)
+    indices[...] = 0
+    values.backward()
+    np.testing.assert_array_equal(x.grad, [0, 1, 0])
+
+
+def test_a_model_that_is_there_already_is_not_written_to():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    loss = net(ta.ones(1, 2)).sum()
+    net.to("cpu").to(np.float32)
+    loss.backward()
+
+
 def test_frozen_parameters_stay():
     net = nn.Linear(2, 1)
     net(ta.ones(1, 2)).sum().backward()
@@ -161,6 +177,17 @@ def test_a_model_serves_several_threads_at_once(rng):
     assert len(found) == 20
     for got in found:
         np.testing.assert_array_equal(got, expected)
+
+
+def test_views_of_several_threads_are_all_known():
+    x, views = ta.zeros(400), []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        at_once(lambda: views.extend(x[i] for i in range(400)))
+    finally:
+        sys.setswitchinterval(before)
+    assert set(map(id, x._storage.others(x))) == set(map(id, views))
 
 
 def test_given_keys_are_this_threads():

@@ -6,8 +6,13 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tinyalex.locks import new_rlock
+
 if TYPE_CHECKING:
     from tinyalex.tensor import Tensor
+
+# Threads may make views of one tensor at once, and none is to be lost.
+_turn = new_rlock()
 
 Saved = Sequence[tuple["Storage", int]]
 
@@ -28,16 +33,18 @@ class Storage:
 
     def add_view(self, base: Tensor, view: Tensor) -> None:
         """Take note that an operation made ``view`` of ``base``, here."""
-        views = self._views or {}
-        if len(views) >= self._room:  # rarely, so that a view costs the same among many
-            views = {key: ref for key, ref in views.items() if ref() is not None}
-            self._room = 2 * len(views) + 8
-        views[id(base)], views[id(view)] = weakref.ref(base), weakref.ref(view)
-        self._views = views
+        with _turn:
+            views = self._views or {}
+            if len(views) >= self._room:  # rarely, so that a view costs the same among many
+                views = {key: ref for key, ref in views.items() if ref() is not None}
+                self._room = 2 * len(views) + 8
+            views[id(base)], views[id(view)] = weakref.ref(base), weakref.ref(view)
+            self._views = views
 
     def others(self, tensor: Tensor) -> Iterable[Tensor]:
         """Yield the tensors in use of which ``tensor`` is a view, or which are views of it."""
-        in_use = [ref() for ref in list((self._views or {}).values())]
+        with _turn:
+            in_use = [ref() for ref in (self._views or {}).values()]
         if any(view is tensor for view in in_use):  # not an alias that was detached
             yield from (view for view in in_use if view is not None and view is not tensor)
 

@@ -226,7 +226,8 @@ class Module:
         with no_grad():
             moved = [(p, _moved(p.data, target), _moved(p.grad, target)) for p in self.parameters()]
         for parameter, data, grad in moved:
-            parameter._replace(data, grad)
+            if data is not parameter.data:  # what stays in its place was not written to
+                parameter._replace(data, grad)
         return self
 
     def cpu(self: Self) -> Self:

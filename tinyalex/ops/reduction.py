@@ -68,13 +68,14 @@ class Take(Function):
     """The element at ``index`` along ``axis``; all of the gradient goes there."""
 
     def forward(self, x: Array, *, index: Array, axis: int) -> Array:
-        self.input_shape, self.index, self.axis = x.shape, index, axis
+        self.input_shape, self.axis = x.shape, axis
+        self.save(index.copy())  # it is the caller's to change
         return array_module(x).take_along_axis(x, index, axis)
 
     def backward(self, grad: Array) -> Array:
         xp = array_module(grad)
         out = xp.zeros(self.input_shape, grad.dtype)
-        xp.put_along_axis(out, self.index, grad, self.axis)
+        xp.put_along_axis(out, *self.saved, grad, self.axis)
         return out
 
 
