@@ -373,6 +373,11 @@ def test_a_function_that_forgets_a_gradient_is_named():
         Forgetful.apply(leaf(1.0), leaf(2.0)).sum().backward()
 
 
+def test_a_function_of_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match=r"NeedsOnlySecond.apply .* got Tensor, int.* keywords"):
+        NeedsOnlySecond.apply(leaf(1.0), 2)
+
+
 def test_leaves_do_not_share_a_gradient():
     """Not even when a Function returns one fresh array for both of its inputs."""
 

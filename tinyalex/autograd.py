@@ -48,7 +48,7 @@ class Function:
 
     What backward returns is new, or ``grad`` itself or something saved, or a view of these: it may
     become a leaf's ``.grad``, which nobody else may see. With several inputs, it returns a tuple
-    with one entry an input; an entry may be None where ``self.needs_input_grad[i]`` is False, and
+    with one entry per input; an entry may be None where ``self.needs_input_grad[i]`` is False, and
     should be when it costs something to compute.
     Options that are not differentiable travel as keywords of `apply` and `forward`.
     """
@@ -94,8 +94,15 @@ class Function:
         """Run forward on the tensors' arrays and return the result as a tensor in the graph."""
         from tinyalex.tensor import Tensor  # here: Tensor's operators are Functions themselves
 
+        try:
+            arrays = tuple([None if t is None else t._data for t in inputs])
+        except AttributeError:
+            kinds = ", ".join(type(t).__name__ for t in inputs)
+            raise TypeError(
+                f"{cls.__name__}.apply expects Tensors or None, got {kinds}; wrap arrays in "
+                "Tensor(...), and give options as keywords"
+            ) from None
         node = cls(inputs)
-        arrays = tuple([None if t is None else t._data for t in inputs])
         with using(same_device(cls.__name__, *arrays)):
             output = Tensor(node.forward(*arrays, **options))
         base = owner_of(output._data, inputs)
