@@ -108,6 +108,9 @@ def conversions():
     yield from (x.data, y.grad, ta.tensor([1e300], dtype=np.float32).data, (x * 1e300).data)
     yield from ((x < 1e300).data, (x == x).data, np.array(ta.Tensor(np.float32([1, 1])).argmax()))
     yield ta.full((2,), 1e30).data
+    z = ta.zeros(2)
+    z[:1], z[1] = np.array([1e300]), 1e300
+    yield z.data
 
 
 def steps():

@@ -135,6 +135,7 @@ ERRORS = [
     ),
     error("linear bias array", lambda: F.linear(t(2, 5), t(3, 5), [1]), TypeError, "list"),
     error("pad 1.5", lambda: F.pad(t(*X4), (1.5, 1)), TypeError, "1.5"),
+    error("pad one", lambda: F.pad(t(*X4), 1), ValueError, "got 1"),
     error("pad odd", lambda: F.pad(t(*X4), (1, 2, 3)), ValueError, "3"),
     error("pad too many", lambda: F.pad(t(3), (1, 2, 3, 4)), ValueError, "4"),
     error("pad mode", lambda: F.pad(t(*X4), (1, 1), mode="mirror"), ValueError, "mirror"),

@@ -92,6 +92,9 @@ def test_assigned_values_are_cast_and_broadcast():
     x[ta.tensor([True, False]), 0] = np.int8(9)
     assert x.data.tolist() == [[9, 1, 1], [0, 2, 2]]
     assert x.dtype == np.int64
+    x[0, 0] = ta.tensor(3.0, requires_grad=True)
+    assert x.data[0, 0] == 3
+    assert not x.requires_grad  # integers have no gradients
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int8", "uint8", "bool"])

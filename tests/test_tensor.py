@@ -183,7 +183,7 @@ def test_sigmoid_does_not_overflow():
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "amax", "amin"])
-@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("axis", [None, 0, -1, np.int64(1), (0, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("keep", [False, True])
 def test_reductions_take_both_spellings(a, name, axis, keep):
     expected = getattr(np, name)(a.data, axis=axis, keepdims=keep)

@@ -15,7 +15,16 @@ from tinyalex.autograd import Function
 from tinyalex.backends.devices import device_of, using
 from tinyalex.grad_mode import is_grad_enabled
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
-from tinyalex.ops.arguments import dimension, finite, flag, integer, number, pair, probability
+from tinyalex.ops.arguments import (
+    dimension,
+    finite,
+    flag,
+    integer,
+    number,
+    pair,
+    probability,
+    whole,
+)
 from tinyalex.tensor import Tensor, as_array
 
 Size = int | Sequence[int]
@@ -371,15 +380,15 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.
     """
     if mode != "constant":
         raise ValueError(f'pad knows the mode "constant", got {mode!r}')
-    if len(pad) > 2 * _tensor(x, "x").ndim or len(pad) % 2:
+    sizes = [integer(size, "pad") for size in ((pad,) if whole(pad) else pad)]
+    if len(sizes) > 2 * _tensor(x, "x").ndim or len(sizes) % 2:
         raise ValueError(
-            f"pad expects pairs (before, after), at most one an axis of shape {x.shape}, got {pad}"
+            f"pad expects pairs (before, after), at most one per axis of shape {x.shape}, got {pad}"
         )
-    sizes = [integer(size, "pad") for size in pad]
     pairs = [(sizes[i], sizes[i + 1]) for i in range(0, len(sizes), 2)]
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     if any(n + before + after < 0 for n, (before, after) in zip(x.shape, widths, strict=True)):
-        raise ValueError(f"pad {tuple(pad)} cuts off more than there is of shape {x.shape}")
+        raise ValueError(f"pad {tuple(sizes)} cuts off more than there is of shape {x.shape}")
     return shape.Pad.apply(x, widths=tuple(widths), value=number(value, "value"))
 
 
@@ -401,7 +410,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Return ``-log(softmax(input))[target]``, averaged (or "sum", or "none": one loss a target).
+    """Return ``-log(softmax(input))[target]``, averaged (or "sum", or "none": one loss per target).
 
     ``input`` holds logits [N, C], or [C], or [N, C, d1, ...]. ``target`` holds either class indices
     ([N], or [], or [N, d1, ...]; those equal to ``ignore_index`` do not count) or class

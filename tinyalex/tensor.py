@@ -329,7 +329,9 @@ class Tensor:
                 "a leaf that requires grad cannot be changed in place while operations are "
                 "recorded; do it under no_grad(): with no_grad(): w -= lr * w.grad"
             )
-        wanted = any(isinstance(t, Tensor) and t.requires_grad for t in (self, *values))
+        wanted = self.dtype.kind == "f" and any(
+            isinstance(t, Tensor) and t.requires_grad for t in (self, *values)
+        )
         if any(wanted or other.requires_grad for other in self._storage.others(self)):
             raise RuntimeError(
                 "a tensor that shares its memory with a view, or is one, cannot be changed in "
@@ -354,6 +356,7 @@ class Tensor:
         if result.requires_grad:
             self._requires_grad, self._grad_fn = True, result.grad_fn
 
+    @numerics.quiet
     def _write(self, index: Any, values: Any) -> None:
         if not writable(self.data):
             raise RuntimeError(
@@ -586,9 +589,9 @@ class Tensor:
             return Tensor(getattr(array_module(a), ufunc)(a, b))
 
     def _bitwise(self, ufunc: str, other: Any) -> Tensor:
-        result = self._beside(other)
-        if self.dtype.kind == "f" or (result is not None and result.dtype.kind == "f"):
-            raise TypeError(f"{ufunc} expects bools or integers, got {self.dtype}")
+        for operand in (self.data, self._beside(other)):
+            if operand is not None and operand.dtype.kind == "f":
+                raise TypeError(f"{ufunc} expects bools or integers, got {operand.dtype}")
         return self._plain(ufunc, other)
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
@@ -744,13 +747,11 @@ class Tensor:
     def _axes(self, dim: Axis, axis: Axis) -> tuple[int, ...]:
         """Return the axes that a reduction goes over: all, where none are named."""
         chosen = _either(dim, axis)
-        if chosen is None or chosen in ((), []):
-            return tuple(range(self.ndim))
-        items = chosen if isinstance(chosen, Sequence) else (chosen,)
+        items = () if chosen is None else chosen if isinstance(chosen, Sequence) else (chosen,)
         axes = tuple(dimension(item, self.ndim) for item in items)
         if len(set(axes)) != len(axes):
             raise ValueError(f"the same axis twice in dim={chosen!r}")
-        return axes if self.ndim else ()
+        return axes if axes and self.ndim else tuple(range(self.ndim))
 
     # --- shape ------------------------------------------------------------------------------------
 

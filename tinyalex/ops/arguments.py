@@ -20,7 +20,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 def whole(value: Any) -> bool:
     """Return whether ``value`` is an integer, Python's or NumPy's; True and False are none."""
-    # Not numbers.Integral: asking an abstract class takes a microsecond, dozens of times a step.
+    # Not numbers.Integral: asking an abstract class takes a microsecond, dozens of times per step.
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

@@ -142,7 +142,7 @@ def check(
     if weight is not None and weight.dtype.kind not in "fiu":
         raise TypeError(f"class weights must be numbers, got {weight.dtype}")
     if weight is not None and weight.shape != (classes,):
-        raise ValueError(f"weight must have shape ({classes},), one a class, got {weight.shape}")
+        raise ValueError(f"weight must have shape ({classes},), one per class, got {weight.shape}")
     if target.dtype.kind == "f":
         if target.shape != logits.shape:
             raise ValueError(
