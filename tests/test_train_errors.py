@@ -267,7 +267,7 @@ def test_held_out_images_that_cannot_be_read_are_found_before_training(tmp_path)
 
 
 def test_memory_that_does_not_suffice_from_the_start_ends_with_1(photos, tmp_path, monkeypatch):
-    layers = (Linear(2**44, Gaussian(0.02)), Linear(None, Gaussian(0.01)))
+    layers = (Linear(2**31 - 1, Gaussian(0.02)), Linear(None, Gaussian(0.01)))
     monkeypatch.setitem(VARIANTS, "tiny", replace(TINY, classifier=layers))
     code, _, complaints = train_on(photos, tmp_path / "run")
     assert code == 1

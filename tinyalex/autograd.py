@@ -95,7 +95,7 @@ class Function:
         from tinyalex.tensor import Tensor  # here: Tensor's operators are Functions themselves
 
         try:
-            arrays = tuple([None if t is None else t._data for t in inputs])
+            arrays = tuple([None if t is None else t._values for t in inputs])
         except AttributeError:
             kinds = ", ".join(type(t).__name__ for t in inputs)
             raise TypeError(
@@ -105,7 +105,7 @@ class Function:
         node = cls(inputs)
         with using(same_device(cls.__name__, *arrays)):
             output = Tensor(node.forward(*arrays, **options))
-        base = owner_of(output._data, inputs)
+        base = owner_of(output._values, inputs)
         if base is not None:
             output._storage = base._storage
             base._storage.add_view(base, output)

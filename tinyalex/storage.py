@@ -53,11 +53,11 @@ def owner_of(array: Any, tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Return that of ``tensors`` in whose memory ``array`` lies: it is its data, or a view."""
     given = [tensor for tensor in tensors if tensor is not None]
     for tensor in given:  # first of all, since several may be views of one array of the caller's
-        if array is tensor._data:
+        if array is tensor._values:
             return tensor
     base = array.base
     for tensor in given:
-        data = tensor._data
+        data = tensor._values
         if array is data.base or (base is not None and (base is data or base is data.base)):
             return tensor
     return None

@@ -42,17 +42,18 @@ class Tensor:
     for an integer tensor that requires a gradient.
     """
 
-    _data: Array
+    _values: Array
     _grad: Array | None
     _grad_fn: Function | None
     _requires_grad: bool
     _storage: Storage
 
-    __slots__ = ("__weakref__", "_data", "_grad", "_grad_fn", "_requires_grad", "_storage")
+    # Not `_data`, which numpy.ma would take without asking.
+    __slots__ = ("__weakref__", "_grad", "_grad_fn", "_requires_grad", "_storage", "_values")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
-            self._storage, data = data._storage, data._data
+            self._storage, data = data._storage, data._values
         else:
             self._storage = Storage()
             if type(data) is not np.ndarray:
@@ -62,7 +63,7 @@ class Tensor:
                 f"a Tensor holds float32, float64, integers or bool in the machine's byte order, "
                 f"got {data.dtype}; convert the array first, for example with .astype(np.float32)"
             )
-        self._data = data
+        self._values = data
         self._grad = None
         self._grad_fn = None
         self._requires_grad = False
@@ -77,7 +78,7 @@ class Tensor:
 
         That counts as a write, which backward notices. Writing into the array does not.
         """
-        return self._data
+        return self._values
 
     @data.setter
     def data(self, array: Array) -> None:
@@ -86,8 +87,8 @@ class Tensor:
 
     def _replace(self, data: Array, grad: Array | None) -> None:
         self._storage.version += 1
-        if data is not self._data:
-            self._data, self._storage = data, Storage()
+        if data is not self._values:
+            self._values, self._storage = data, Storage()
         self._grad = grad
 
     @property
@@ -138,27 +139,27 @@ class Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """The length of every axis."""
-        return self._data.shape
+        return self._values.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The element type."""
-        return self._data.dtype
+        return self._values.dtype
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return self._data.ndim
+        return self._values.ndim
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self._data.size
+        return self._values.size
 
     @property
     def device(self) -> str:
         """Where the array lies: ``"cpu"``, or ``"cuda:0"`` and so on."""
-        return device_of(self._data)
+        return device_of(self._values)
 
     @property
     def is_leaf(self) -> bool:
