@@ -102,6 +102,13 @@ def test_dropped_when_not_wanted_for_long(weight, monkeypatch):
     assert prepared.reuse(weight, "name", lambda: np.ones(3)) is not kept
 
 
+def test_a_call_in_the_midst_of_another_does_not_wait(weight):
+    """As in a handler of signals, which may calculate."""
+    with prepared._lock:
+        assert prepared.reuse(weight, "name", lambda: np.ones(3)).sum() == 3
+    assert len(prepared._kept) == 0
+
+
 @pytest.mark.parametrize("stride", [1, 4])
 def test_dropped_with_the_weights(rng, stride):
     """Whichever layers made them, and whatever views of them are gone before."""

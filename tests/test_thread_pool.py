@@ -140,6 +140,20 @@ def test_results_are_right_and_nothing_hangs_beside(case):
     run_python(BEGIN + CASES[case])
 
 
+END = """
+import ctypes, os, weakref
+import tinyalex as ta, tinyalex.functional as F
+F.relu(ta.ones(100_000))
+from tinyalex.backends.cpu import thread_pool
+freed = weakref.ref(thread_pool._words, lambda _, write=os.write: write(1, b"freed"))
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(freed))  # it outlives all modules
+"""
+
+
+def test_the_memory_of_the_pool_is_there_until_the_process_ends():
+    assert run_python(END) == ""
+
+
 def test_whose_threads_they_are_does_not_matter_to_the_results():
     code = BEGIN + "print(expected)"
     assert run_python(code) == run_python(code, NUMBA_THREADING_LAYER="omp")

@@ -116,19 +116,22 @@ def reuse(weight: Array, name: Hashable, make: Callable[[], Array]) -> Array:
     """Return ``make()``, or what it returned before for this ``weight`` and ``name``."""
     global _requests
     key, mark = (name, weight.shape, weight.ctypes.data), fingerprint(weight)
-    with _lock:
-        _requests += 1
-        known = _kept.get(key)
+    known = _kept.get(key)
     if known is None or known.mark != mark:
         known, made = _Kept(mark, [], 0), make()
     elif (made := next(iter(known.made), None)) is None:
         made = make()
         known = _tied(mark, [made], weight)
-    with _lock:
-        _kept[key] = known._replace(since=_requests)
-        _kept.move_to_end(key)
-        while _requests - next(iter(_kept.values())).since > STALE:
-            _kept.popitem(last=False)
+    # A call that finds the list in use does not wait: a signal may have come in the midst of this.
+    if _lock.acquire(blocking=False):
+        try:
+            _requests += 1
+            _kept[key] = known._replace(since=_requests)
+            _kept.move_to_end(key)
+            while _requests - next(iter(_kept.values())).since > STALE:
+                _kept.popitem(last=False)
+        finally:
+            _lock.release()
     return made
 
 

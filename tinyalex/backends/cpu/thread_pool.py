@@ -62,6 +62,8 @@ SEATS, SEAT = LOOP + 8 * LINE, 2 * LINE
 ASLEEP, NUMBER, HANDLE, CLOCK = 0, LINE, LINE + 8, LINE + 16
 
 _words = np.zeros((SEATS + MOST * SEAT + LINE) // 8, np.int64)
+# Never freed: threads read and write it until the process ends, after Python has.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_words))
 ADDRESS = -(-_words.ctypes.data // LINE) * LINE
 llvmlite.binding.add_symbol("tinyalex_pool", ADDRESS)
 _pool = symbol("tinyalex_pool")
@@ -214,6 +216,7 @@ def _describe(loop, function, args, sizes, steps, data, dimensions, arrays, thre
 
 @kernel
 def _alone(room, function, args, sizes, steps, data, dimensions, arrays):
+    # The caller holds ``room``: Numba would free an array of our own after its last mention here.
     loop = room.ctypes.data
     _describe(loop, function, args, sizes, steps, data, dimensions, arrays, 1)
     _help(loop, 0)
