@@ -6,8 +6,8 @@ the output. Deep columns are cut between rows of taps, so that more pixels fit i
 BLAS re-packs the weights for every block, which costs as much as some 50 pixels of product.
 
 Workspace: `BLOCK_BYTES` a thread (more only where `MIN_PIXELS` pixels of one row of taps need
-more), the re-ordered weights, and in the weight gradient one sum of the weights for each thread,
-`PARTIAL_BYTES` in all (or a single sum, if that is larger). It does not grow with the batch.
+more), the re-ordered weights, and in the weight gradient one sum of the weights for each thread and
+for every `PARTIAL_PIXELS` pixels, `PARTIAL_BYTES` in all (or a single sum, if that is larger).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from tinyalex.backends.types import Array
 
 BLOCK_BYTES = 1 << 20  # half of a usual second-level cache: the weights pass through the rest
 PARTIAL_BYTES = 1 << 26
+PARTIAL_PIXELS = 1 << 16  # more of them in one sum lose digits
 MIN_PIXELS = 32
 # Columns are cut into parts of at least so many values: shorter ones leave BLAS below its speed.
 # In the weight gradient depth costs nothing, since the pixels are what is summed over.
@@ -236,7 +237,7 @@ def weight_grad(
     dilation: Pair,
     groups: int,
 ) -> Array:
-    """Return dweight: gather columns, multiply with the gradient, in one partial sum a thread.
+    """Return dweight: gather columns, multiply with the gradient, in partial sums.
 
     The parts are added in order, so the result depends on the number of threads, but not on which
     of them was first.
@@ -244,7 +245,9 @@ def weight_grad(
     K, Cg, R, S = weight_shape
     N, _, Ho, Wo = grad.shape
     size = K * Cg * R * S * grad.itemsize
-    parts = max(1, min(_workers(groups), PARTIAL_BYTES // max(1, size)))
+    workers = _workers(groups)
+    parts = workers * max(1, -(-N * Ho * Wo // (workers * PARTIAL_PIXELS)))
+    parts = max(1, min(parts, PARTIAL_BYTES // max(1, size)))
     partial = np.zeros((parts, K, R * S * Cg), grad.dtype)
     blocks = cut(N * Ho * Wo, weight_shape, grad.itemsize, parts, DEPTH_OF_WEIGHT_GRAD)
     _weight_grad(

@@ -59,7 +59,7 @@ from tinyalex.backends.types import Array
 # the paper's conv3): few large tasks share the reading. But V and M (0.3 and 0.45 MB there) must
 # stay in the core's cache.
 TILES = 49
-PARTIAL_BYTES = 1 << 28  # for sums of dU, one a thread: with many threads, fewer parts
+PARTIAL_BYTES = 1 << 28  # for sums of dU: where they are large, there are fewer
 # One vector more in each row of V and M. Rows a power of two apart would compete for the same
 # places in the cache; an odd number of its lines apart, they use them all.
 MARGIN = LANES
@@ -250,7 +250,7 @@ def weight_and_bias_grad(
 ) -> tuple[Array, Array]:
     """Return dweight and dbias: transformed inputs times transformed gradients, over all tiles.
 
-    ``grad`` counts where ``mask`` > 0. Every thread has a sum of its own, as in `im2col`. An
+    ``grad`` counts where ``mask`` > 0. There are as many partial sums as in `im2col`. An
     image's scale and that of its gradient cancel in the products.
     """
     K, C, taps, _ = weight_shape
@@ -261,7 +261,8 @@ def weight_and_bias_grad(
     if lines == 0:
         return np.zeros(weight_shape, np.float32), np.zeros(K, np.float32)
     most = max(1, PARTIAL_BYTES // (n * n * groups * Kg * Cg * 4))
-    parts = min(num_threads(), lines, most)
+    threads, pixels = num_threads(), lines * canvas.tiles * TILE**2
+    parts = min(threads * -(-pixels // (threads * im2col.PARTIAL_PIXELS)), lines, most)
     dU = memory.empty((parts, n, n, groups, Cg, Kg), np.float32)
     sums = np.zeros((parts, canvas.tiles * TILE * groups * Kg), np.float32)
     dw = memory.empty((groups, Kg, Cg, taps * taps), np.float32)
