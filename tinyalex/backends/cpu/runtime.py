@@ -1,9 +1,10 @@
-"""How the kernels are compiled, on how many threads they run, and where they keep scratch data."""
+"""Compilation, threads and scratch memory of the CPU kernels."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import numba
@@ -22,7 +23,7 @@ __all__ = [
     "MOST_THREADS",
     "callback",
     "kernel",
-    "loops",
+    "loop_symbols",
     "num_threads",
     "parallel_kernel",
     "plain",
@@ -42,30 +43,25 @@ _count = MOST_THREADS
 _EXACT_ENOUGH = {"reassoc", "contract", "nsz"}
 
 
-class Loops:
-    """Gives compiled ``prange`` loops other functions than Numba's by the names they call.
-
-    Only while a kernel of ours is compiled or loaded: a user's own loops remain with Numba.
-    """
-
-    def __init__(self) -> None:
-        self.symbols: dict[str, int] = {}
-        self._before: dict[str, int] = {}
-
-    def __enter__(self) -> None:
-        self._before = {name: binding.address_of_symbol(name) for name in self.symbols}
-        self._add(self.symbols)
-
-    def __exit__(self, *error: object) -> None:
-        self._add(self._before)
-
-    @staticmethod
-    def _add(symbols: dict[str, int]) -> None:
-        for name, address in symbols.items():
-            binding.add_symbol(name, address)
+# Addresses of the functions that ``prange`` loops of our kernels call by these names, in place of
+# Numba's own.
+loop_symbols: dict[str, int] = {}
 
 
-loops = Loops()
+@contextmanager
+def _our_loops() -> Iterator[None]:
+    """Let loops that are compiled or loaded in this block call `loop_symbols`."""
+    before = {name: binding.address_of_symbol(name) for name in loop_symbols}
+    _add(loop_symbols)
+    try:
+        yield
+    finally:
+        _add(before)
+
+
+def _add(symbols: dict[str, int]) -> None:
+    for name, address in symbols.items():
+        binding.add_symbol(name, address)
 
 
 def kernel(function: Function) -> Function:
@@ -96,7 +92,7 @@ def parallel_kernel(function: Function) -> Function:
     compile_or_load = made.compile
 
     def compile(signature: Any) -> Any:
-        with global_compiler_lock, loops:
+        with global_compiler_lock, _our_loops():
             return compile_or_load(signature)
 
     made.compile = compile
@@ -136,7 +132,7 @@ def set_num_threads(count: int) -> None:
 
 def num_threads() -> int:
     """Return how many threads the next kernel uses, whichever Python thread calls it."""
-    if not loops.symbols:
+    if not loop_symbols:
         numba.set_num_threads(_count)  # which has one for each Python thread
     return _count
 

@@ -1,4 +1,4 @@
-"""The choice of threads for parallel loops: our own pool, or a threading layer of Numba's.
+"""The threads of parallel loops: our own pool, or Numba's threading layer.
 
 Our own needs Linux. Where ``NUMBA_THREADING_LAYER`` (or its ``_PRIORITY``) is set, it decides.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numba import prange
 from numba.np.ufunc.parallel import threading_layer
 
-from tinyalex.backends.cpu.runtime import MOST_THREADS, loops, parallel_kernel
+from tinyalex.backends.cpu.runtime import MOST_THREADS, loop_symbols, parallel_kernel
 from tinyalex.threads import follow, get_num_threads
 
 CHOICES = "NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"
@@ -23,7 +23,7 @@ PROCESSORS = "x86_64", "aarch64"  # whose system calls `thread_pool` knows
 
 
 def choose() -> str:
-    """Start the threads that suit, and return whose they are."""
+    """Start the threads that suit, and return the name of their pool."""
     chosen = any(os.environ.get(name) for name in CHOICES)
     ours = sys.platform == "linux" and platform.machine() in PROCESSORS and not chosen
     if not (ours or chosen):  # OpenMP's threads need not spin while they wait: it asks only now
@@ -31,11 +31,11 @@ def choose() -> str:
     numba.get_num_threads()  # starts Numba's layer, on which a user's own loops run in any case
     if ours:
         pool = import_module("tinyalex.backends.cpu.thread_pool")
-        loops.symbols = pool.prepare(get_num_threads())
+        loop_symbols.update(pool.prepare(get_num_threads()))
         if _works():
             follow(pool.set_num_threads, MOST_THREADS)
             return "tinyalex's own"
-        loops.symbols = {}
+        loop_symbols.clear()
     return f"Numba's {threading_layer()}"
 
 
