@@ -1,4 +1,4 @@
-"""Whole nets on the CPU, training and inference, against PyTorch, ONNX Runtime and OpenVINO.
+"""Whole nets on the CPU against PyTorch, ONNX Runtime and OpenVINO.
 
     python benchmarks/bench_cpu.py --table             # everything: half an hour on two cores
     python benchmarks/bench_cpu.py --mode train --variant paper --batch-size 128 --rounds 5
@@ -7,9 +7,9 @@
     python benchmarks/bench_cpu.py --table-only        # from the files of earlier runs
 
 Every contestant has a process of its own, and they take turns (A B A B ...), so that a slow minute
-of the machine hits all of them; whoever is not on turn is stopped. All have the same weights and
-the same batch, and their losses or logits must agree before a time counts. A large matrix product
-takes its turn with them: it says what the machine could do in that very minute.
+of the machine hits all of them; meanwhile the others are stopped. All have the same weights and the
+same batch, and their losses or logits must agree before a time counts. A large matrix product takes
+its turn with them: it says what the machine could do in that very minute.
 
 Besides back to back on a quiet machine (--quiet), calls come after pauses (--idle), and while N
 processes loop without end (--busy N); without these options, under all conditions that the tables
@@ -119,7 +119,7 @@ def compare(
 
 
 def choose(case: Case, only: list[str]) -> tuple[list[Contestant], dict[str, str]]:
-    """Return who takes part, and who does not and why."""
+    """Return the contestants, and the reason for each peer that is left out."""
     contestants = [c for c in CONTESTANTS[case.mode] if not only or c.name in (*only, TINYALEX)]
     left_out = {
         c.name: f"{' and '.join(c.missing())} not installed" for c in contestants if c.missing()
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=cpu_tables.VARIANTS, **several)
     parser.add_argument("--batch-size", type=int, **several)
     parser.add_argument("--rounds", type=int, default=3, help="turns of every contestant")
-    parser.add_argument("--steps", type=int, help="timed calls a turn (default: 2 to 32)")
+    parser.add_argument("--steps", type=int, help="timed calls per turn (default: 2 to 32)")
     names = sorted({c.name for group in CONTESTANTS.values() for c in group})
     parser.add_argument(
         "--only", choices=names, metavar="PEER", help=f"a quick look: {', '.join(names)}", **several

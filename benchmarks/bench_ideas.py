@@ -1,4 +1,4 @@
-"""What each idea of the CPU backend brings: the same work with one of them switched off.
+"""The same work with one idea of the CPU backend switched off.
 
     python benchmarks/bench_ideas.py --table
 

@@ -1,4 +1,4 @@
-"""How long does it take to find out which images lie in a folder of a million, and how much memory?
+"""Time and memory of the search for a million images in folders.
 
     python benchmarks/bench_index.py
 

@@ -25,7 +25,7 @@ from report import Ratio, median
 
 DOCUMENT = report.ROOT / "docs" / "cpu.md"
 TOLERANCE = 1e-4  # of the largest value
-PAUSE = 0.15  # seconds; the threads of the one before spin for up to 0.1
+PAUSE = 0.15  # seconds; OpenMP's threads in torch spin for up to 0.1 after their work
 REFERENCE_ROUNDS = 2
 
 

@@ -1,4 +1,4 @@
-"""How many photographs a second are read, decoded and augmented, beside torch's DataLoader?
+"""Photographs per second, read and augmented, beside torch's DataLoader.
 
     python benchmarks/bench_loader.py flowers
 

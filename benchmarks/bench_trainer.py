@@ -1,4 +1,4 @@
-"""How much of the bare step's rate is left when a trainer reads, decodes and augments photographs?
+"""The rate of a trainer that reads photographs, beside the bare step's.
 
     python benchmarks/bench_trainer.py --data flowers
 

@@ -1,4 +1,4 @@
-"""What the CPU benchmark measures: a case is a mode, a variant, a batch size and an image size."""
+"""Cases of the CPU benchmark: mode, variant, batch size, image size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contestants of the CPU benchmark: how each library is set up, and what one call of it is.
+"""Contestants of the CPU benchmark: their settings, and one call of each.
 
 Each is asked for its best: both memory layouts of PyTorch, as installed, with the settings of
 malloc and SGD that spare it page faults, and compiled (`torch.compile`; for predictions with frozen

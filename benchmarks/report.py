@@ -1,4 +1,4 @@
-"""Where numbers were measured, and how they get into the documents: never by hand."""
+"""Description of the machine, and tables for the documents."""
 
 from __future__ import annotations
 

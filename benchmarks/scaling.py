@@ -1,4 +1,4 @@
-"""How tinyalex's speed depends on the batch size and on the size of the images.
+"""The speed of tinyalex over the sizes of batches and images.
 
 A part of bench_cpu.py (``--scaling``). Every turn has a new process, since all sizes together would
 not fit into memory; the sizes take turns.
@@ -65,7 +65,7 @@ def _in_turns(cases: list[Case], rounds: int, steps: int) -> list[dict[str, Any]
 def table(result: dict[str, Any]) -> str:
     """Return one table over batch sizes and one over image sizes."""
     lines = [
-        "| training step, `paper`: batch | img/s (slowest .. fastest) | ms an image | memory |"
+        "| training step, `paper`: batch | img/s (slowest .. fastest) | ms per image | memory |"
     ]
     lines.append("|---" * 4 + "|")
     for row in result["train"]:
@@ -75,7 +75,7 @@ def table(result: dict[str, Any]) -> str:
             f"| {peak:.0f} MiB |"
         )
     head = f"| inference, `torchvision`, batch {IMAGES}: image |"
-    lines += ["", f"{head} img/s (slowest .. fastest) | ns a pixel |", "|---" * 3 + "|"]
+    lines += ["", f"{head} img/s (slowest .. fastest) | ns per pixel |", "|---" * 3 + "|"]
     for row in result["infer"]:
         pixels = row["pixels"]
         nanoseconds = _seconds_per_image(row) / pixels**2 * 1e9

@@ -1,7 +1,7 @@
-"""Contestants in processes of their own that take turns, and processes that keep cores busy.
+"""Processes of the contestants, which take turns, and busy processes.
 
-A worker prepares its net once and then waits. Whoever is not on turn is stopped by SIGSTOP, so that
-threads that spin while they wait take nothing from the others. Memory, page faults and system time
+A worker prepares its net once and then waits for its turn, stopped by SIGSTOP, so that threads that
+spin while they wait take nothing from the others. Memory, page faults and system time
 are read inside the worker: they are its own.
 """
 

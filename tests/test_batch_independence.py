@@ -1,4 +1,4 @@
-"""What an op makes of one image or row does not depend on those beside it in the batch."""
+"""Images and rows of a batch, which must not depend on each other."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The CPU's benchmark with tinyalex alone: after pauses, beside busy processes, and its tables."""
+"""The CPU's benchmark with tinyalex alone, and its tables."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Sums over long axes: as exact as short ones, in every layout, wherever the library adds."""
+"""Sums over long axes: as exact as short ones, in every layout."""
 
 import numpy as np
 import pytest

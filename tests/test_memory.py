@@ -1,4 +1,4 @@
-"""Memory that is handed out again: when it is, when it must not be, and what that saves."""
+"""Memory that is handed out again: when, and when not."""
 
 import gc
 import math

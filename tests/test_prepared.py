@@ -1,4 +1,4 @@
-"""What is made of weights is kept while they stay the same, and never a moment longer."""
+"""The cache of transformed weights, which must never be out of date."""
 
 import numpy as np
 import pytest

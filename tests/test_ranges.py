@@ -1,4 +1,4 @@
-"""Every function at both ends of its range: the largest numbers, the smallest, and none at all."""
+"""Every function at both ends of its range, and of nothing."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""The threads of the CPU kernels beside other processes, other threads and forks."""
+"""The CPU kernels' threads beside other processes, threads and forks."""
 
 import ast
 import sys
@@ -154,7 +154,7 @@ def test_the_memory_of_the_pool_is_there_until_the_process_ends():
     assert run_python(END) == ""
 
 
-def test_whose_threads_they_are_does_not_matter_to_the_results():
+def test_the_pool_does_not_matter_to_the_results():
     code = BEGIN + "print(expected)"
     assert run_python(code) == run_python(code, NUMBA_THREADING_LAYER="omp")
 

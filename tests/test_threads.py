@@ -1,4 +1,4 @@
-"""How many threads compute: what is asked for runs, or is refused."""
+"""The number of threads: what is asked for runs, or is refused."""
 
 import pytest
 from commands import run

@@ -1,4 +1,4 @@
-"""How many threads compute. One place decides for Numba and for BLAS.
+"""The number of threads, in one place for Numba and BLAS.
 
 The number is ``TINYALEX_NUM_THREADS`` if set, else the number of cores this process may use;
 `set_num_threads` changes it. Results are reproducible bit for bit at a fixed number of threads.
@@ -82,7 +82,7 @@ def start() -> None:
 
 
 def description() -> str:
-    """Return how many threads compute, and once a kernel has run also whose they are."""
+    """Return how many threads compute and, once a kernel has run, of which pool they are."""
     kind = f" ({', '.join(_kinds)})" if _kinds else ""
     return f"{get_num_threads()} threads{kind}"
 

@@ -109,7 +109,7 @@ def cached_bytes() -> int:
 def _take(size: int) -> Array:
     global _requests
     block = None
-    # Whoever finds the list in use does not wait: it may be a signal in the midst of this function.
+    # A call that finds the list in use does not wait: a signal may have come in the midst of this.
     if _lock.acquire(blocking=False):
         try:
             _requests += 1  # by small arrays too, which may be all that there is from now on

@@ -1,4 +1,4 @@
-"""Sums that stay exact over any axis, in any memory layout, and silence about infinities.
+"""Sums without lost digits in any memory layout, and without warnings.
 
 NumPy adds a long axis row by row where its rows lie apart: float32 then loses a digit with every
 ten thousand rows, and all that comes after 2 ** 24. Sums of sums lose next to nothing.

@@ -1,7 +1,7 @@
-"""The fast backend: Numba and BLAS, channels last in memory, float32 and float64.
+"""The fast backend: Numba and BLAS, channels last in memory.
 
-The kernels are those of `tinyalex.backends.KERNELS`; what each computes is written out most plainly
-in `tinyalex.backends.reference`.
+It computes in float32 and float64. The kernels are those of `tinyalex.backends.KERNELS`; what each
+computes is written out most plainly in `tinyalex.backends.reference`.
 """
 
 from tinyalex.backends.cpu.compiling import announce

@@ -1,7 +1,7 @@
-"""Words of memory that threads share, in compiled code: `thread_pool` is made of them.
+"""Atomic operations on words of memory, for compiled code.
 
-A word has 64 bits; addresses are words that count bytes. Every operation happens as a whole, and
-all threads see all operations in one order.
+`thread_pool` is made of them. A word has 64 bits; addresses are words that count bytes. Every
+operation happens as a whole, and all threads see all operations in one order.
 """
 
 from __future__ import annotations

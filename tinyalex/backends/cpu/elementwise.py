@@ -1,4 +1,4 @@
-"""ReLU, dropout, a look for NaN: one pass over memory, in whatever order the elements lie."""
+"""ReLU, dropout and a look for NaN, in one pass over memory."""
 
 from __future__ import annotations
 

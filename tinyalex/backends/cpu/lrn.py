@@ -99,7 +99,7 @@ def _three_quarters(k, ratio, sums, power):
 def powers_of_sums(norm, sums, power):
     """With s = k + ratio * sums: set ``power`` to s ** -beta and ``sums`` to 1 / s."""
     one = sums.dtype.type(1)
-    if norm.beta == 0.75:  # two square roots, which the processor has, instead of a call a value
+    if norm.beta == 0.75:  # two square roots, which the processor has, instead of a call per value
         _three_quarters(norm.k, norm.ratio, sums, power)
     else:
         for c in range(np.uintp(power.size)):

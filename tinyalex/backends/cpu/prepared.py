@@ -1,4 +1,4 @@
-"""What was made of weights, kept for as long as the weights are used and stay the same.
+"""A cache of transformed weights.
 
 Nobody tells a kernel that weights have changed: they are plain arrays, and anyone may write into
 them. So it looks: a fingerprint of all their bytes takes a fraction of the time of making anew what

@@ -1,9 +1,9 @@
-"""Winograd's convolution: powers of two that bring the images of a batch to one magnitude.
+"""Powers of two that bring the images of a batch to one magnitude.
 
-A transform mixes all pixels of its tile, and rounds relative to the largest. Where a tile belongs
-to two images, one that is a million times larger would leave nothing but its rounding errors in the
-other. So each is multiplied on the way in by a power of two, which is exact, and by its inverse on
-the way out.
+A transform of Winograd's convolution mixes all pixels of its tile, and rounds relative to the
+largest. Where a tile belongs to two images, one that is a million times larger would leave nothing
+but its rounding errors in the other. So each is multiplied on the way in by a power of two, which
+is exact, and by its inverse on the way out.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def find_scales(images, mask, canvas, first, lines, scales):
     """Find the scales of the images that share the canvases under these lines of tiles.
 
     scales [2, N]: the power of two that brings the image's largest |x| below 1, and its inverse.
-    They are left alone where every image has a canvas of its own. ``mask`` is as in `_gather`. An
+    Tasks that share a canvas all write the same numbers; where every image has a canvas of its own,
+    none does. ``mask`` is as in `_gather`. An
     image of zeros counts as very small, so that in the weights' gradient, where the inverse goes to
     the image's output gradient, little is left of what zeros are multiplied with.
     """

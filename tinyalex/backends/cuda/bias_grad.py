@@ -1,4 +1,4 @@
-"""The gradient of a bias: a sum over images and pixels, alone or with the ReLU's mask before it."""
+"""The gradient of a bias, alone or with the ReLU's mask."""
 
 from __future__ import annotations
 
