@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -767,7 +768,7 @@ class Tensor:
         start, end = dimension(start_dim, self.ndim), dimension(end_dim, self.ndim)
         if start > end:
             raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
-        joined = int(np.prod(self.shape[start : end + 1]))
+        joined = math.prod(self.shape[start : end + 1])
         return self.reshape(*self.shape[:start], joined, *self.shape[end + 1 :])
 
     def permute(self, *dims: Any) -> Tensor:

@@ -95,9 +95,9 @@ class AlexNet(nn.Module):
         variant = self.variant
         shape = x.shape if isinstance(x, Tensor) else ()
         if len(shape) == 4 and shape[1] == variant.in_channels:
-            if variant.any_size and min(shape[2:]) >= smallest_input(variant):
-                return
             if shape[2:] == (variant.input_size, variant.input_size):
+                return
+            if variant.any_size and min(shape[2:]) >= smallest_input(variant):
                 return
         got = f"shape {shape}" if isinstance(x, Tensor) else type(x).__name__
         size: int | str = variant.input_size

@@ -52,4 +52,4 @@ class Sequential(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all layers in order; some runs of layers take one pass (`tinyalex.nn.fusion`)."""
-        return fusion.run(tuple(self), x)
+        return fusion.run(tuple(iter(self)), x)  # tuple(self) would count them first

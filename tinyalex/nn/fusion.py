@@ -57,13 +57,13 @@ RUNS: tuple[tuple[tuple[type[Module], ...], Callable[[Sequence[Any], Tensor], Te
 
 def run(layers: Sequence[Module], x: Tensor) -> Tensor:
     """Feed ``x`` through all layers, in as few passes as the table knows."""
-    position = 0
+    position, kinds = 0, tuple(map(type, layers))
     while position < len(layers):
         for types, function in RUNS:
-            some = layers[position : position + len(types)]
-            if tuple(map(type, some)) == types and all(map(_may_be_fused, some)):
-                x = function(some, x)
-                position += len(types)
+            end = position + len(types)
+            if kinds[position:end] == types and all(map(_may_be_fused, layers[position:end])):
+                x = function(layers[position:end], x)
+                position = end
                 break
         else:
             x = layers[position](x)

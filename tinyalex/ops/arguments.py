@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.backends.geometry import Pair
+from tinyalex.backends.geometry import Padding, Pair
 from tinyalex.backends.types import Array
 
 MOST = 2**31 - 1
@@ -21,26 +21,31 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 def whole(value: Any) -> bool:
     """Return whether ``value`` is an integer, Python's or NumPy's; True and False are none."""
     # Not numbers.Integral: asking an abstract class takes a microsecond, dozens of times per step.
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return type(value) is int or (
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    )
 
 
 def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
     """Return ``value``, an integer or two of them, as (height, width)."""
     items = (value, value) if whole(value) else value
-    if not isinstance(items, (tuple, list)) or [whole(i) for i in items] != [True, True]:
-        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    return integer(items[0], name, minimum), integer(items[1], name, minimum)
+    if isinstance(items, (tuple, list)) and len(items) == 2:
+        height, width = items
+        if whole(height) and whole(width):
+            return integer(height, name, minimum), integer(width, name, minimum)
+    raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
 
 
 def integer(value: Any, name: str, minimum: int | None = None) -> int:
     """Return ``value`` if it is a whole number, not below ``minimum``; bools and floats are not."""
     if not whole(value):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if minimum is not None and int(value) < minimum:
+    number = int(value)
+    if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    if abs(int(value)) > MOST:
+    if abs(number) > MOST:
         raise ValueError(f"{name} must be at most {MOST} in magnitude, got {value}")
-    return int(value)
+    return number
 
 
 def flag(value: Any, name: str) -> bool:
@@ -91,7 +96,7 @@ def images(x: Array, op: str) -> None:
 def floating(op: str, *arrays: Array | None) -> None:
     """Check that all arrays are of one dtype, float32 or float64."""
     dtypes = [a.dtype for a in arrays if a is not None]
-    if dtypes[0] not in FLOATS or any(d != dtypes[0] for d in dtypes):
+    if dtypes[0] not in FLOATS or dtypes.count(dtypes[0]) < len(dtypes):
         got = ", ".join(str(d) for d in dtypes)
         raise TypeError(
             f"{op} expects all its tensors in float32 or all in float64, got {got}; "
@@ -99,12 +104,20 @@ def floating(op: str, *arrays: Array | None) -> None:
         )
 
 
-def positive_output(op: str, output_size: Pair, input_shape: tuple[int, ...], what: str) -> None:
+def positive_output(
+    op: str,
+    output_size: Pair,
+    input_shape: tuple[int, ...],
+    kernel_size: Pair,
+    dilation: Pair,
+    padding: Pair | Padding,
+) -> None:
     """Check that a sliding window fits into its input at least once."""
     if min(output_size) < 1:
         raise ValueError(
-            f"{op}: a window of {what} does not fit into images of shape {input_shape}; "
-            "use larger images, a smaller kernel or more padding"
+            f"{op}: a window of {kernel_size[0]}x{kernel_size[1]} (dilation {dilation}, padding "
+            f"{padding}) does not fit into images of shape {input_shape}; use larger images, a "
+            "smaller kernel or more padding"
         )
 
 

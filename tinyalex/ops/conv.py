@@ -88,8 +88,7 @@ def check(
     if bias is not None and bias.shape != (kernels,):
         raise ValueError(f"conv2d expects a bias of shape ({kernels},), got {bias.shape}")
     size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    window = f"{weight.shape[2]}x{weight.shape[3]} (dilation {dilation}, padding {padding})"
-    arguments.positive_output("conv2d", size, x.shape, window)
+    arguments.positive_output("conv2d", size, x.shape, weight.shape[2:], dilation, padding)
 
 
 def resolve_padding(padding: str, kernel_size: Pair, stride: Pair, dilation: Pair) -> Padding:

@@ -26,8 +26,7 @@ def output_size(
     arguments.images(x, op)
     arguments.half_at_most(padding, kernel_size)
     size = pool_output_size(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    window = f"{kernel_size[0]}x{kernel_size[1]} (dilation {dilation}, padding {padding})"
-    arguments.positive_output(op, size, x.shape, window)
+    arguments.positive_output(op, size, x.shape, kernel_size, dilation, padding)
     return size
 
 

@@ -19,6 +19,7 @@ from tinyalex.backends import memory
 from tinyalex.backends.cpu import im2col, winograd
 from tinyalex.backends.cpu.prepared import reuse
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel
+from tinyalex.backends.cpu.winograd_weights import points
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
@@ -105,9 +106,9 @@ def forward(
     taps, s = taps_as_blocks(weight.shape, stride), stride[0]
     size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     cells = _blocks(x, size, taps, s, padding)
-    kernels = reuse(weight, ("blocks", s), lambda: _weight_blocks(weight, s, taps))
+    U = reuse(weight, ("strided", s), lambda: points(_weight_blocks(weight, s, taps), 1, False))
     shape = (x.shape[0], weight.shape[0], *size)
-    y, spoilt = winograd.convolve(cells, None, kernels, bias, rectify, (0, 0), shape, 1, False)
+    y, spoilt = winograd.convolve(cells, None, U, bias, rectify, (0, 0), shape, 1)
     if spoilt.size:
         options = stride, padding, dilation, groups
         y[spoilt] = im2col.forward(x[spoilt], weight, bias, *options, rectify)
@@ -128,10 +129,10 @@ def input_grad(
     taps, s = taps_as_blocks(weight.shape, stride), stride[0]
     N, C, H, W = input_shape
     rows, columns = (size + taps - 1 for size in grad.shape[2:])
-    kernels = _weight_blocks(weight, s, taps)
+    U = points(_weight_blocks(weight, s, taps), 1, True)
     shape = (N, s * s * C, rows, columns)
     edge = taps - 1, taps - 1
-    cells, spoilt = winograd.convolve(grad, mask, kernels, None, False, edge, shape, 1, True)
+    cells, spoilt = winograd.convolve(grad, mask, U, None, False, edge, shape, 1)
     pixels = channels_last(cells).reshape(N, rows, columns, s, s, C).transpose(0, 1, 3, 2, 4, 5)
     pixels = pixels.reshape(N, rows * s, columns * s, C)
     top, left = padding[0][0], padding[1][0]

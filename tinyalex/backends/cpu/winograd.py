@@ -47,8 +47,8 @@ from tinyalex.backends.cpu.winograd_weights import (
     fill,
     gather_weight_grad,
     padded,
+    points,
     strip,
-    transform_weights,
 )
 from tinyalex.backends.geometry import Padding, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
@@ -148,38 +148,28 @@ def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
 
 
 def convolve(
-    x: Array, mask: Array | None, weight: Array, bias: Array | None, rectify: bool, padding: Pair,
-    y_shape: tuple[int, ...], groups: int, rotated: bool,
+    x: Array, mask: Array | None, U: Array, bias: Array | None, rectify: bool, padding: Pair,
+    y_shape: tuple[int, ...], groups: int,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Return y, or with ``rotated`` the convolution with the weight's transpose, turned by 180.
+    """Return y, where ``U`` are the `points` of the weights.
 
     The second result are the numbers of the images whose y is not finite, and not to be used.
     """
-    taps = weight.shape[2]
-    n = TILE + taps - 1
+    taps = U.shape[0] - TILE + 1
     N, K, Ho, Wo = y_shape
-    Kg, Cg = padded(weight.shape[0], groups), padded(weight.shape[1], 1)
-    outputs, depth = (Cg, Kg) if rotated else (Kg, Cg)
-
-    def transformed() -> Array:
-        kernels = fill(fill(weight, groups, 0), 1, 1)
-        U = memory.empty((n, n, groups, -(-outputs // WIDTH), depth, WIDTH), np.float32)
-        transform_weights(kernels.reshape(groups, Kg, Cg, taps * taps), rotated, U)
-        return U
-
-    U = reuse(weight, ("winograd", groups, rotated), transformed)
     canvas = lay_out(N, (Ho, Wo), taps)
     lines = lines_of(canvas, N)
     tasks = -(-lines * canvas.tiles // (TILES * num_threads())) * num_threads()
     per_task = max(1, -(-lines // max(1, tasks)))
-    y = memory.empty((N, Ho, Wo, groups * outputs), np.float32)
+    y = memory.empty((N, Ho, Wo, groups * padded(K, groups)), np.float32)
     spoilt = np.zeros(N, np.bool_)
     images = fill(channels_last(x), groups, 3)
+    biases = np.zeros(y.shape[3], np.float32) if bias is None else fill(bias, groups, 0)
     _convolve(
         images,
         NOTHING if mask is None else fill(channels_last(mask), groups, 3),
         U,
-        np.tile(np.zeros(y.shape[3], np.float32) if bias is None else fill(bias, groups, 0), TILE),
+        np.concatenate([biases] * TILE),
         rectify,
         y,
         spoilt,
@@ -190,7 +180,7 @@ def convolve(
         per_task,
         _space(per_task, canvas, taps, images.shape[3] + y.shape[3]),
     )
-    return as_nchw(strip(y, groups, 3, K)), np.flatnonzero(spoilt)
+    return as_nchw(strip(y, groups, 3, K)), spoilt.nonzero()[0]
 
 
 def forward(
@@ -207,7 +197,8 @@ def forward(
     size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     shape = (x.shape[0], weight.shape[0], *size)
     edge = padding[0][0], padding[1][0]
-    y, spoilt = convolve(x, None, weight, bias, rectify, edge, shape, groups, False)
+    U = reuse(weight, ("winograd", groups), lambda: points(weight, groups, False))
+    y, spoilt = convolve(x, None, U, bias, rectify, edge, shape, groups)
     if spoilt.size:
         options = stride, padding, dilation, groups
         y[spoilt] = im2col.forward(x[spoilt], weight, bias, *options, rectify)
@@ -230,7 +221,8 @@ def input_grad(
     """
     edge = weight.shape[2] - 1
     edges = edge - padding[0][0], edge - padding[1][0]
-    dx, spoilt = convolve(grad, mask, weight, None, False, edges, input_shape, groups, True)
+    U = reuse(weight, ("winograd of dx", groups), lambda: points(weight, groups, True))
+    dx, spoilt = convolve(grad, mask, U, None, False, edges, input_shape, groups)
     if spoilt.size:
         shape, options = (spoilt.size, *input_shape[1:]), (stride, padding, dilation, groups)
         masks = None if mask is None else mask[spoilt]

@@ -19,7 +19,7 @@ from tinyalex.backends.types import Array
 
 
 @parallel_kernel
-def transform_weights(taps, rotated, U):
+def _transform_weights(taps, rotated, U):
     """Compute U = G w G^T; ``rotated``: of the kernels turned by 180 degrees, outputs as inputs.
 
     taps [groups, Kg, Cg, r * r] -> U [n, n, groups, panels, channels in, `WIDTH` channels out].
@@ -107,3 +107,15 @@ def fill(array: Array, groups: int, axis: int) -> Array:
 def strip(array: Array, groups: int, axis: int, channels: int) -> Array:
     """Undo `fill`."""
     return _resize(array, groups, axis, channels // groups)
+
+
+def points(weight: Array, groups: int, rotated: bool) -> Array:
+    """Return U, the weights at the points; ``rotated``: of the transpose, turned by 180 degrees."""
+    taps = weight.shape[2]
+    n = TILE + taps - 1
+    kernels = fill(fill(weight, groups, 0), 1, 1)
+    Kg, Cg = kernels.shape[0] // groups, kernels.shape[1]
+    outputs, depth = (Cg, Kg) if rotated else (Kg, Cg)
+    U = memory.empty((n, n, groups, -(-outputs // WIDTH), depth, WIDTH), np.float32)
+    _transform_weights(kernels.reshape(groups, Kg, Cg, taps * taps), rotated, U)
+    return U
