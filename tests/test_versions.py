@@ -180,14 +180,20 @@ def test_a_model_serves_several_threads_at_once(rng):
 
 
 def test_views_of_several_threads_are_all_known():
-    x, views = ta.zeros(400), []
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        at_once(lambda: views.extend(x[i] for i in range(400)))
+        for _ in range(20):
+            x, views, ready = ta.zeros(100), [], threading.Barrier(4)
+
+            def work(x=x, views=views, ready=ready):
+                ready.wait()
+                views.extend([x[i] for i in range(100)])
+
+            at_once(work)
+            assert set(map(id, x._storage.others(x))) == set(map(id, views))
     finally:
         sys.setswitchinterval(before)
-    assert set(map(id, x._storage.others(x))) == set(map(id, views))
 
 
 def test_given_keys_are_this_threads():
