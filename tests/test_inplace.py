@@ -85,6 +85,46 @@ def test_gradients_through_assignment_to_elements(torch, index, value, need):
             assert_close(ours, np.asarray(theirs))
 
 
+PARTS = {
+    "0": lambda library: 0,
+    "-1": lambda library: np.int64(-1),
+    "tensor(1)": lambda library: library.tensor(1),
+    "[1, 0]": lambda library: [1, 0],
+    "mask": lambda library: library.tensor([True, False]),
+    "True": lambda library: True,
+    "None": lambda library: None,
+    ":": lambda library: slice(None),
+    "...": lambda library: ...,
+}
+
+
+@pytest.mark.parametrize("first", PARTS)
+def test_indices_of_all_kinds_mixed(torch, first):
+    """The shape, the elements and where a gradient or a value goes, for each index torch takes."""
+    array = np.arange(12.0).reshape(2, 3, 2)
+    for others in itertools.product(PARTS, repeat=2):
+        names, found = (first, *others), []
+        if names.count("...") > 1:
+            continue
+        for library in (torch, ta):
+            x, y = library.tensor(array, requires_grad=True), library.tensor(array)
+            index = tuple(PARTS[name](library) for name in names)
+            try:
+                taken = x[index]
+            except (IndexError, RuntimeError):
+                assert library is torch
+                break
+            values = np.arange(1.0, 1 + np.prod(taken.shape)).reshape(taken.shape)
+            taken.backward(library.tensor(values))
+            y[index] = values = library.tensor(values, requires_grad=True)
+            (y * y).sum().backward()
+            parts = taken.detach(), x.grad, y.detach(), values.grad
+            found.append([np.asarray(part) for part in parts])
+        for theirs, ours in zip(*found, strict=True) if found else ():
+            assert ours.shape == theirs.shape, names
+            np.testing.assert_array_equal(ours, theirs, err_msg=str(names))
+
+
 def test_assigned_values_are_cast_and_broadcast():
     x = ta.Tensor(np.zeros((2, 3), np.int64))
     x[0] = 1.7

@@ -366,7 +366,8 @@ class Tensor:
                 "write into a copy: tinyalex.tensor(x)"
             )
         with using(self.device):
-            self.data[index] = values
+            first, second = shape.in_steps(index)
+            self.data[first][second] = values
         self._storage.version += 1
 
     def _update(self: Self, operation: Callable[[Any, Any], Tensor], other: Any) -> Self:
@@ -809,7 +810,7 @@ class Tensor:
 
     def _index(self, item: Any) -> Any:
         """Return one part of an index."""
-        if item is None or item is Ellipsis or isinstance(item, (int, slice)):
+        if item is None or item is Ellipsis or isinstance(item, (int, np.integer, slice)):
             return item
         array = as_array(item)
         listed = isinstance(item, (list, tuple, range))
@@ -824,6 +825,8 @@ class Tensor:
             with using(self.device):
                 return array_module(self.data).asarray(array)
         same_device("indexing", self.data, array)
+        if array.ndim == 0 and array.dtype.kind != "b" and isinstance(array, np.ndarray):
+            return int(array)
         return array
 
 

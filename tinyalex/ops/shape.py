@@ -10,6 +10,7 @@ from tinyalex.autograd import Function
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, move, on_gpu
 from tinyalex.backends.types import Array
+from tinyalex.ops.arguments import whole
 from tinyalex.ops.arithmetic import unbroadcast
 from tinyalex.ops.promotion import promote
 
@@ -43,24 +44,55 @@ def _own(index: Any) -> Any:
     return index.copy() if isinstance(index, np.ndarray) or on_gpu(index) else index
 
 
+def _takes_copies(item: Any) -> bool:
+    return isinstance(item, bool) or hasattr(item, "ndim")
+
+
+def in_steps(index: Any) -> tuple[Any, Any]:
+    """Return two indices, of which the first takes a view: ``x[index]`` is ``x[first][second]``.
+
+    Integers come before arrays, as in torch: ``x[0, :, [1, 2]]`` is ``x[0][:, [1, 2]]``. NumPy
+    would read the integer as one more array, and move the axes of arrays that lie apart in front.
+    """
+    items = index if isinstance(index, tuple) else ()
+    if not any(map(whole, items)) or not any(map(_takes_copies, items)):
+        return ..., index
+    first: list[Any] = []
+    second: list[Any] = []
+    for item in items:
+        if whole(item):
+            first.append(item)
+        elif _takes_copies(item):
+            is_mask = isinstance(item, bool) or item.dtype.kind == "b"
+            first += [slice(None)] * (getattr(item, "ndim", 0) if is_mask else 1)
+            second.append(item)
+        else:  # a slice, None or ...
+            first.append(item)
+            second.append(item if item is ... else slice(None))
+    if ... not in first:
+        first.append(...)  # so that one element is a view, too
+    return tuple(first), tuple(second)
+
+
 class Index(Function):
-    """``x[index]`` with anything that NumPy takes; elements taken twice add their gradients."""
+    """``x[index]`` as in torch; elements taken twice add their gradients."""
 
     def forward(self, x: Array, *, index: Any) -> Array:
-        self.input_shape, self.index = x.shape, _own(index)
+        self.input_shape = x.shape
+        self.first, self.second = first, second = in_steps(_own(index))
         try:
-            y = x[index]
+            y = x[first][second]
         except OverflowError as error:  # an integer of more than 64 bits
             raise IndexError(f"index out of range for shape {x.shape}: {error}") from None
         if isinstance(y, np.generic):  # one element is to be a view, too
-            y = x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+            y = x[first][(*second, ...) if isinstance(second, tuple) else (second, ...)]
         return y
 
     def backward(self, grad: Array) -> Array:
         xp = array_module(grad)
         # One element may be taken any number of times: float32 would not hold so long a sum.
         out = xp.zeros(self.input_shape, "float64")
-        xp.add.at(out, self.index, grad)
+        xp.add.at(out[self.first], self.second, grad)
         return out.astype(grad.dtype, copy=False)
 
 
@@ -68,9 +100,10 @@ class Put(Function):
     """A copy of x with ``value``, broadcast, in the place of ``x[index]``."""
 
     def forward(self, x: Array, value: Array, *, index: Any) -> Array:
-        self.value_shape, self.index = value.shape, _own(index)
+        self.value_shape = value.shape
+        self.first, self.second = first, second = in_steps(_own(index))
         y = x.copy()
-        y[index] = value
+        y[first][second] = value
         return y
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -78,9 +111,9 @@ class Put(Function):
         dx = dvalue = None
         if need_x:
             dx = grad.copy()
-            dx[self.index] = 0
+            dx[self.first][self.second] = 0
         if need_value:
-            dvalue = array_module(grad).asarray(grad[self.index])
+            dvalue = array_module(grad).asarray(grad[self.first][self.second])
             extra = max(0, len(self.value_shape) - dvalue.ndim)  # axes of length 1 in front
             dvalue = unbroadcast(dvalue, self.value_shape[extra:]).reshape(self.value_shape)
         return dx, dvalue
