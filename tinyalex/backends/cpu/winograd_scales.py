@@ -78,9 +78,9 @@ def find_scales(images, mask, canvas, first, lines, scales):
 
     scales [2, N]: the power of two that brings the image's largest |x| below 1, and its inverse.
     Tasks that share a canvas all write the same numbers; where every image has a canvas of its own,
-    none does. ``mask`` is as in `_gather`. An
-    image of zeros counts as very small, so that in the weights' gradient, where the inverse goes to
-    the image's output gradient, little is left of what zeros are multiplied with.
+    none does. ``mask`` is as in `_gather`. An image of zeros counts as very small, so that in the
+    weights' gradient, where the inverse goes to the image's output gradient, little is left of what
+    zeros are multiplied with.
     """
     N, H, W, C = images.shape
     share = canvas.down * canvas.across
