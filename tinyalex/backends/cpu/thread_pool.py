@@ -185,6 +185,8 @@ def _wake(pool, seat):
             _syscall(SET_AFFINITY, load(seat + NUMBER), MOST // 8, pool + ELSEWHERE, 0)
     if replace(seat + ASLEEP, 1, 0):
         _syscall(FUTEX, seat + ASLEEP, WAKE, 1, 0)
+    else:  # it ended its sleep by itself, perhaps before it was kept off this processor
+        _syscall(SET_AFFINITY, load(seat + NUMBER), MOST // 8, pool + ALLOWED, 0)
 
 
 @kernel
