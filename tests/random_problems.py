@@ -21,7 +21,7 @@ MAGNITUDES = ("ordinary", "zeros", "mixed", "tiny", "huge", "tied")
 
 @dataclass(frozen=True)
 class Array:
-    """Where an array comes from; its repr is the code that makes it."""
+    """Origin of an array; its repr is the code that makes it."""
 
     shape: tuple
     seed: int

@@ -1,4 +1,4 @@
-"""What the caller has set in NumPy and Python does not change or stop any operation."""
+"""Independence of all operations from the caller's settings of NumPy and Python."""
 
 import contextlib
 import decimal

@@ -1,4 +1,4 @@
-"""What backward needs is not changed unnoticed: by writes of this library, nor by the caller."""
+"""Values saved for backward: writes into them are refused or have no effect."""
 
 import sys
 import threading

@@ -23,7 +23,7 @@ from tinyalex.optim import SGD
 
 
 class Schedule:
-    """What all schedules share; a subclass defines `factor`."""
+    """Base class of all schedules; a subclass defines `factor`."""
 
     # The attributes that state_dict carries, beside the rates at the start.
     _state: ClassVar[tuple[str, ...]] = ()

@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary` found out; ``print`` shows it as a table."""
+    """Result of `summary`; ``print`` shows it as a table."""
 
     rows: tuple[Row, ...]
     parameters: int

@@ -119,7 +119,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether `backward` computes a gradient for this tensor; leaves may switch it."""
+        """True if `backward` computes a gradient for this tensor; leaves may switch it."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -159,12 +159,12 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the array lies: ``"cpu"``, or ``"cuda:0"`` and so on."""
+        """The device of the array: ``"cpu"``, or ``"cuda:0"`` and so on."""
         return device_of(self._values)
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded operation made this tensor."""
+        """True if no recorded operation made this tensor."""
         return self._grad_fn is None
 
     def __repr__(self) -> str:
@@ -831,7 +831,7 @@ class Tensor:
 
 
 class ValuesAndIndices(NamedTuple):
-    """What `Tensor.max` and `Tensor.min` find along an axis."""
+    """Result of `Tensor.max` and `Tensor.min` along an axis."""
 
     values: Tensor
     indices: Tensor

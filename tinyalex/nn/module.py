@@ -31,7 +31,7 @@ class Parameter(Tensor):
 
 
 class IncompatibleKeys(NamedTuple):
-    """What ``load_state_dict(strict=False)`` passed over."""
+    """Names that ``load_state_dict(strict=False)`` passed over."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]

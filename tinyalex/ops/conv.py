@@ -14,7 +14,7 @@ class Conv2d(Function):
 
     ``window(n,i,j)[c,r,s] = x[n, c, i*stride + r*dilation - top, j*stride + s*dilation - left]``.
 
-    Backward, with g = d(loss)/dy, is three more sums over the same index set, one a factor:
+    Backward, with g = d(loss)/dy, is three more sums over the same index set, one per factor:
 
     - input:  ``dx[n,c,p,q] = sum of g[n,k,i,j] weight[k,c,r,s]`` over all k, i, j, r, s with
       ``p = i*stride + r*dilation - top`` and ``q = j*stride + s*dilation - left``;
