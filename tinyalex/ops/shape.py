@@ -80,6 +80,8 @@ class Index(Function):
     def forward(self, x: Array, *, index: Any) -> Array:
         self.input_shape = x.shape
         self.first, self.second = first, second = in_steps(_own(index))
+        items = index if isinstance(index, tuple) else (index,)
+        self.takes_view = not any(map(_takes_copies, items))
         try:
             y = x[first][second]
         except OverflowError as error:  # an integer of more than 64 bits
@@ -90,6 +92,10 @@ class Index(Function):
 
     def backward(self, grad: Array) -> Array:
         xp = array_module(grad)
+        if self.takes_view:  # of each element once
+            dx = xp.zeros(self.input_shape, grad.dtype)
+            dx[self.first][self.second] = grad
+            return dx
         # One element may be taken any number of times: float32 would not hold so long a sum.
         out = xp.zeros(self.input_shape, "float64")
         xp.add.at(out[self.first], self.second, grad)

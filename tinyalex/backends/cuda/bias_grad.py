@@ -22,6 +22,8 @@ def bias_grad(grad: Array) -> Array:
 
 def relu_bias_grad(grad: Array, y: Array) -> tuple[Array, Array]:
     """Return dy [..., K] with 0 where y is 0 or less, and the sum of that as in `bias_grad`."""
+    if grad.size == 0:
+        return grad, bias_grad(grad)
     masked, sums = cupy().empty(grad.shape, grad.dtype), _sums(grad)
     _launch("relu_bias_grad", (grad, y, masked, sums), grad.size // grad.shape[-1], sums)
     return masked, _total(sums)
