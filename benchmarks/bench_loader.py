@@ -177,7 +177,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return images a second and core, and how many times as many as torch."""
+    """Return images per second and core, and the ratio to torch."""
     rows = [
         "| photographs, augmentation, cores | torch DataLoader | threads | processes "
         "| decoded before |",

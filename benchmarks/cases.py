@@ -51,7 +51,7 @@ class Case:
 
     @property
     def training(self) -> bool:
-        """Whether a call is a training step, and not just a prediction."""
+        """True where a call is a training step, False for a prediction."""
         return self.mode == "train"
 
 
