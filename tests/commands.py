@@ -10,6 +10,7 @@ import importlib.util
 import io
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from tinyalex.training import (
     options,
     read_metrics,
 )
+from tinyalex.training.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).parent.parent
 TRAIN = "train_alexnet"
@@ -102,6 +104,21 @@ def assert_refused(code, complaints, expected):
 def contents(folder):
     """Return every file below a folder with its size and time."""
     return sorted((p, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+def hear_signals():
+    """Ignore and block no signal here, nor in what is started, however this process was started.
+
+    `nohup` has SIGHUP ignored, `&` in a script SIGINT; every child inherits that. `nohup` still
+    holds for this process itself: a handler that does nothing is not inherited.
+    """
+    for signum in (*STOP_SIGNALS, signal.SIGCHLD):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, HEARD.get(signum, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+HEARD = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda *_: None}
 
 
 def start(name, *arguments, **options):

@@ -15,6 +15,8 @@ from PIL import Image
 # Thousands of tiny kernels: threads that spin while they wait would slow down a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from commands import hear_signals
+
 import tinyalex as ta
 
 # Random examples: the same few in every test run; new ones, for minutes, in a campaign.
@@ -27,6 +29,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+hear_signals()
 
 BACKENDS = ("reference", "cpu")
 FILE_SIZES = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from commands import ROOT
+from commands import ROOT, hear_signals
 from faults_code import bare_import, counted, removed_guards
 from faults_images import mutants_read_badly, mutated_images
 from faults_loader import troubled_loaders
@@ -68,6 +68,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.photos and not args.photos.is_dir():
         parser.error(f"--photos needs a folder of class folders, {args.photos} is none")
+    hear_signals()
     processes.set_forkserver_preload(["__main__", "tinyalex.training.options", "matplotlib.figure"])
     began, rows = time.monotonic(), []
     for row in all_rows(0.1 if args.quick else 1.0, args.photos):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import images
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from commands import finish, result, run_and_save_always, start, train_on
 
 from tinyalex.training import Checkpoints, StopRequest, beginning, load_checkpoint
+from tinyalex.training.signals import STOP_SIGNALS
 
 pytest_plugins = ("trained",)
 
@@ -208,3 +210,19 @@ def test_sigusr1_may_be_repeated_and_followed_by_another():
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.reason == "SIGTERM"
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_what_a_test_starts_hears_signals_even_under_nohup():
+    def begin_deaf():
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    code = "import commands, os; commands.hear_signals(); "
+    code += "os.execlp('grep', 'grep', '-E', 'Sig(Blk|Ign)', '/proc/self/status')"
+    status = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, preexec_fn=begin_deaf, text=True
+    )
+    deaf = [int(line.split()[1], 16) for line in status.splitlines()]
+    assert len(deaf) == 2
+    assert not any(mask >> signum - 1 & 1 for mask in deaf for signum in STOP_SIGNALS)
