@@ -38,15 +38,15 @@ def run_tests(root: Path, *arguments: str) -> tuple[int, int]:
 
 
 GUARDS = (
-    ("fsync of the file", "files.py", "            os.fsync(file.fileno())\n", "", "test_files.py",
+    ("fsync of the file", "files.py", "                _sync(file.fileno())\n", "", "test_files.py",
      "on_the_disk_before"),
-    ("fsync of the folder", "files.py", "            os.fsync(folder)\n", "            pass\n",
+    ("fsync of the folder", "files.py", "        self.sync()  # only now", "        # only now",
      "test_files.py", "on_the_disk_before"),
-    ("rename into place", "files.py", "            os.replace(temporary, target)\n",
-     "            target.write_bytes(Path(temporary).read_bytes())\n",
+    ("rename into place", "files.py", "                self._rename(temporary, name)\n",
+     "                (self.path / name).write_bytes((self.path / temporary).read_bytes())\n",
      "test_files.py", "replacing"),
-    ("the previous checkpoint", "files.py", "            _move_aside(target, Path(keep))\n",
-     "            pass\n", "test_checkpoints.py", "last_two"),
+    ("the previous checkpoint", "files.py", "                self._make_way(name, keep)\n",
+     "                pass\n", "test_checkpoints.py", "last_two"),
     ("digest", "files.py", 'if metadata["sha256"] != _digest(structure, arrays):', "if False:",
      "test_files.py", "changed_byte"),
     ("finite weights in a checkpoint", "training/checkpoint.py", "if wrong := not_finite(arrays):",

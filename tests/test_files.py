@@ -89,13 +89,12 @@ def test_the_content_is_on_the_disk_before_its_name_is(path, monkeypatch):
         real = getattr(os, function)
 
         def recorded(*args, **options):
-            names = [os.readlink(f"/proc/self/fd/{a}") if a in open_ else a for a in args]
+            names = [os.readlink(f"/proc/self/fd/{a}") if a in range(3, 999) else a for a in args]
             calls.append((function, *(os.path.basename(name) for name in names)))
             return real(*args, **options)
 
         monkeypatch.setattr(os, function, recorded)
 
-    open_ = range(3, 1000)
     for function in ("fsync", "link", "replace"):
         record(function)
     ta.files.save("new", path, keep=path.with_name("before"))
@@ -135,7 +134,8 @@ def test_any_name_that_a_file_may_have_can_be_written(tmp_path, name):
     left = []
     ta.files.write_atomically(tmp_path / name, lambda file: left.extend(os.listdir(tmp_path)))
     (tmp_path / left[0]).write_text("of a process that was killed")
-    ta.files.remove_temporaries(tmp_path / name)
+    with ta.files.Folder(tmp_path) as folder:
+        folder.remove_temporaries(name)
     assert os.listdir(tmp_path) == [name]
 
 

@@ -181,10 +181,14 @@ def test_a_warning_that_cannot_be_shown_refuses_nothing(copy):
 
 
 def test_only_what_a_run_left_half_written_is_swept_away(copy):
-    for name in (".run.json.x1.tmp", ".last.safetensors.x1.tmp", ".mine.tmp", ".run.json.tmp"):
+    mine = [".mine.12345678.tmp", ".run.json.my draft.tmp", ".run.json.tmp"]
+    for name in (*mine, ".run.json.12345678.tmp", ".last.safetensors.0a1b2c3d.tmp"):
         (copy / name).write_text("")
-    run(TRAIN, "--resume", copy)
-    assert sorted(path.name for path in copy.glob(".*")) == [".mine.tmp", ".run.json.tmp"]
+    (copy / ".best.safetensors.12345678.tmp").mkdir()
+    (copy / ".curves.png.12345678.tmp").symlink_to(copy)
+    mine += [".best.safetensors.12345678.tmp", ".curves.png.12345678.tmp"]
+    assert run(TRAIN, "--resume", copy)[0] == 0
+    assert sorted(path.name for path in copy.glob(".*")) == sorted(mine)
 
 
 def gone(run):

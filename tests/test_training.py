@@ -100,9 +100,9 @@ def test_metrics_reach_the_disk_before_the_checkpoint_that_counts_them(
         calls.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         fsync(descriptor)
 
-    def record_replace(source, target):
+    def record_replace(source, target, **folders):
         calls.append(("now called", Path(target).name))
-        replace_(source, target)
+        replace_(source, target, **folders)
 
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(os, "replace", record_replace)

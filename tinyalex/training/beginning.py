@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, remove_temporaries, write_atomically
+from tinyalex.files import FileError, Folder, write_atomically
 from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.command import one_sentence
@@ -60,8 +60,8 @@ def prepared(
     with ExitStack() as held:
         try:
             held.enter_context(locked(out))
-            for name in (*OUTPUTS, REPORT, STEP):
-                remove_temporaries(out / name)
+            with Folder(out) as folder:
+                folder.remove_temporaries(*OUTPUTS, REPORT, STEP)
             checkpoints.prepare(run)
             metrics = MetricsFile(out / "metrics.jsonl", keep=run.state.rows)
             write_record(run, out, again)

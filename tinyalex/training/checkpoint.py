@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, load, save, sync_folder
+from tinyalex.files import FileError, Folder, load, save
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.run import Run
@@ -26,8 +26,6 @@ from tinyalex.training.settings import Settings
 from tinyalex.training.state import State
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
-ASIDE = f"{LAST}.unreadable"
-"""Where a `last` goes that could not be read: perhaps another time, or by somebody else, it can."""
 KIND = "tinyalex checkpoint 1"
 
 
@@ -94,10 +92,11 @@ class Checkpoints:
                 f"{needed / 1e6:,.0f} MB: make room, or choose another folder with --out"
             )
         if self._fallen_back:
-            with suppress(FileNotFoundError):
-                self.last.rename(self.folder / ASIDE)
-            os.replace(self.previous, self.last)
-            sync_folder(self.folder)
+            with Folder(self.folder) as folder:
+                if folder.status(LAST) is not None:
+                    folder.put_aside(LAST)
+                os.replace(self.previous, self.last)
+                folder.sync()
 
     def exist(self) -> bool:
         """Tell whether there is a run to go on with."""
