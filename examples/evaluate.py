@@ -10,13 +10,21 @@ on which the network was most surely wrong).
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import numpy as np
 
 from tinyalex.backends.devices import check
 from tinyalex.data import DataError, Dataset, ImageFolder, loader_on
+from tinyalex.data.dataset import escaped, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
@@ -30,16 +38,19 @@ from tinyalex.training import (
 )
 from tinyalex.training.command import (
     DONE,
-    EXPECTED_ERRORS,
+    FAILED,
     Help,
     Parser,
     add_crops,
     add_network_arguments,
     check_writable,
-    complain,
+    command,
+    whole,
 )
 from tinyalex.training.datasets import open_held_out, title
-from tinyalex.training.pictures import confusion_matrix, contact_sheet, save_png
+from tinyalex.training.optional import PackageError
+from tinyalex.training.pictures import confusion_matrix, contact_sheet, failure, save_png
+from tinyalex.training.progress import one_sentence, say
 
 TITLES = {1: "centre crop", 10: "ten crops"}
 CONFUSED = 10
@@ -48,41 +59,37 @@ MISTAKES = 20
 """How many images are on the sheet at most."""
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    try:
-        args = make_parser().parse_args(argv)
-        check(args.device)
-        set_num_threads(args.threads)
-        path = checkpoint_path(args.checkpoint)
-        checkpoint = load_checkpoint(path)
-        classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-        del checkpoint  # hundreds of megabytes
-        if args.data is None:
-            dataset = open_held_out(settings, classifier.classes, classifier.shorter_side)
-        else:
-            dataset = open_folder(args.data, classifier)
-        out = args.out or path.parent
-        out.mkdir(parents=True, exist_ok=True)
-        check_writable(out)
-        size = min(max(1, args.batch_size // args.crops), len(dataset))
-        transform = classifier.transform_for(args.crops)
-        loader = loader_on(args.device, dataset, size, transform, shuffle=False)
-        held_out = f"the {len(dataset)} images that the run held out"
-        where = args.data or (f"{held_out} of {settings.data}" if settings.data else held_out)
-        print(f"{path}, {settings.variant}, on {where}", flush=True)
-        answers = examine(classifier.model.to(args.device), loader, Progress())
-        print_table(answers, classifier.classes)
-        for name, reason in loader.bad:
-            print(f"left out: {name}: {reason}")
-        best = answers[args.crops]
-        print_confused(best, classifier.classes, TITLES[args.crops])
-        draw(best, dataset, out)
-    except EXPECTED_ERRORS as error:
-        return complain(error)
-    except KeyboardInterrupt:
-        return 130
-    return DONE
+    args = make_parser().parse_args(argv)
+    check(args.device)
+    set_num_threads(args.threads)
+    path = checkpoint_path(args.checkpoint)
+    checkpoint = load_checkpoint(path)
+    classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+    del checkpoint  # hundreds of megabytes
+    if args.data is None:
+        dataset = open_held_out(settings, classifier.classes, classifier.shorter_side)
+    else:
+        dataset = open_folder(args.data, classifier)
+    out = args.out or path.parent
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
+    size = min(max(1, args.batch_size // args.crops), len(dataset))
+    transform = classifier.transform_for(args.crops)
+    loader = loader_on(args.device, dataset, size, transform, shuffle=False)
+    held_out = f"the {len(dataset)} images that the run held out"
+    where = f"{held_out} of {printable(settings.data)}" if settings.data else held_out
+    where = where if args.data is None else printable(args.data)
+    say(f"{printable(path)}, {settings.variant}, on {where}")
+    answers = examine(classifier.model.to(args.device), loader, Progress())
+    print_table(answers, classifier.classes)
+    for name, reason in loader.bad:
+        say(f"left out: {name}: {escaped(reason)}")
+    best = answers[args.crops]
+    print_confused(best, classifier.classes, TITLES[args.crops])
+    return draw(best, dataset, out)
 
 
 def make_parser() -> Parser:
@@ -96,7 +103,9 @@ def make_parser() -> Parser:
         "which val/ is taken (default: the images that the run held out)",
     )
     add_crops(parser, default=10)
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="crops at a time")
+    parser.add_argument(
+        "--batch-size", type=whole(), default=64, metavar="N", help="crops at a time"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -135,18 +144,18 @@ def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
         cells = (f"{hits[which].sum() / count:>{len(t) + 2}.1%}" for t, hits in columns.items())
         return f"{name:{width}} {count:7}{''.join(cells)}"
 
-    print(f"{'class':{width}}  images" + "".join(f"  {title}" for title in columns))
+    say(f"{'class':{width}}  images" + "".join(f"  {title}" for title in columns))
     for label in np.argsort(best.class_top1 / np.maximum(counts, 1), kind="stable"):
         if counts[label]:
-            print(row(classes[label], np.array([label])))
-    print(row("all", slice(None)))
+            say(row(classes[label], np.array([label])))
+    say(row("all", slice(None)))
     chance, spread = 1 / len(classes), (best.top1 * (1 - best.top1) / best.count) ** 0.5
-    print(
+    say(
         f"worst classes first; guessing would be right in {chance:.1%}, and of {best.count} other "
         f"images the share would vary by about {spread:.1%}"
     )
     losses = ", ".join(f"{one.loss:.4f} ({title})" for title, one in scores.items())
-    print(f"loss {losses}; guessing: {np.log(len(classes)):.4f}")
+    say(f"loss {losses}; guessing: {np.log(len(classes)):.4f}")
 
 
 def print_confused(answers: Answers, classes: list[str], crops: str) -> None:
@@ -154,24 +163,33 @@ def print_confused(answers: Answers, classes: list[str], crops: str) -> None:
     counts = np.bincount(answers.labels, minlength=len(classes))
     pairs = answers.most_confused(CONFUSED)
     if pairs:
-        print(f"\nmost confused ({crops}):")
+        say(f"\nmost confused ({crops}):")
     for right, answer, images in pairs:
         share = f"{images} of {counts[right]} ({images / counts[right]:.1%})"
-        print(f"  {classes[right]} taken for {classes[answer]}: {share}")
+        say(f"  {classes[right]} taken for {classes[answer]}: {share}")
 
 
-def draw(answers: Answers, dataset: Dataset, out: Path) -> None:
-    """Draw the confusion matrix and the worst mistakes into the folder `out`, and say so."""
-    print(f"\nin {out}:")
-    try:
-        confusion_matrix(answers.confusion, dataset.classes, out / "confusion.png")
-        print("  confusion.png  what is taken for what")
-    except ModuleNotFoundError:
-        print("  no confusion.png: matplotlib is missing (pip install matplotlib)")
-    worst = answers.worst_mistakes(MISTAKES)
+def draw(answers: Answers, dataset: Dataset, out: Path) -> int:
+    """Draw the confusion matrix and the worst mistakes into `out`; return the exit code."""
+    confused = partial(confusion_matrix, answers.confusion, dataset.classes)
+    pictures = {"confusion.png": ("what is taken for what", confused)}
+    if len(worst := answers.worst_mistakes(MISTAKES)):
+        text = f"the {len(worst)} answers most surely wrong; green: the right class"
+        pictures["mistakes.png"] = text, partial(draw_mistakes, answers, worst, dataset)
+    code = DONE
+    say(f"\nin {printable(out)}:")
+    for name, (text, draw_into) in pictures.items():
+        error = failure(partial(draw_into, out / name))
+        say(f"  no {name}: {one_sentence(error)}" if error else f"  {name:14} {text}")
+        if error and not isinstance(error, PackageError):
+            code = FAILED
     if not len(worst):
-        print("  no mistakes.png: every answer was right")
-        return
+        say("  no mistakes.png: every answer was right")
+    return code
+
+
+def draw_mistakes(answers: Answers, worst: np.ndarray, dataset: Dataset, path: Path) -> None:
+    """Draw the images at the positions `worst` with the answers to them."""
     places = answers.indices[worst].tolist()
     sheet = contact_sheet(
         [dataset.load(place) for place in places],
@@ -180,8 +198,7 @@ def draw(answers: Answers, dataset: Dataset, out: Path) -> None:
         dataset.classes,
         labels=answers.labels[worst].tolist(),
     )
-    save_png(sheet, out / "mistakes.png")
-    print(f"  mistakes.png   the {len(worst)} answers most surely wrong; green: the right class")
+    save_png(sheet, path)
 
 
 if __name__ == "__main__":

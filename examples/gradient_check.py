@@ -10,10 +10,15 @@ with the right numbers in the wrong places would pass.
 
 from __future__ import annotations
 
-import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import numpy as np
 
@@ -21,6 +26,8 @@ import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models
 from tinyalex.models.alexnet import smallest_input
+from tinyalex.training.command import Help, Parser, command, whole
+from tinyalex.training.progress import say
 
 EPS = 1e-6
 TOLERANCE = 1e-5  # rounding costs about 1e-9; anything wrong in the mathematics costs far more
@@ -194,31 +201,28 @@ def rows(seed: int) -> Iterator[Row]:
         yield check_network(name, rng)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return 0 if every gradient is right, else 1."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=Help)
     parser.add_argument("--backend", choices=("cpu", "reference"), default="cpu")
-    parser.add_argument("--seed", type=int, default=0, help="of all random inputs (default 0)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of all random inputs")
     options = parser.parse_args(arguments)
     try:
         ta.threads.get_num_threads()
     except ValueError as error:
         parser.error(str(error))
 
-    print(f"backend {options.backend}, float64, seed {options.seed}, tolerance {TOLERANCE:g}\n")
-    print(f"{'operation':<30} {'inputs':<28} {'elements':>8} {'worst error':>12}")
+    say(f"backend {options.backend}, float64, seed {options.seed}, tolerance {TOLERANCE:g}\n")
+    say(f"{'operation':<30} {'inputs':<28} {'elements':>8} {'worst error':>12}")
     failed = 0
     with ta.use_backend(options.backend):
         for row in rows(options.seed):
             ok = row.error <= TOLERANCE
             failed += not ok
             verdict = "ok" if ok else "WRONG"
-            print(
-                f"{row.name:<30} {row.checked:<28} {row.elements:>8} {row.error:>12.1e}  {verdict}"
-            )
-    print(f"\n{failed} wrong" if failed else "\nevery gradient is right")
+            say(f"{row.name:<30} {row.checked:<28} {row.elements:>8} {row.error:>12.1e}  {verdict}")
+    say(f"\n{failed} wrong" if failed else "\nevery gradient is right")
     return 1 if failed else 0
 
 

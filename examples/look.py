@@ -15,14 +15,20 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import numpy as np
 
 from tinyalex.data import Dataset, EvalTransform, Loader
+from tinyalex.data.dataset import escaped, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Classifier,
@@ -37,13 +43,12 @@ from tinyalex.training import (
 )
 from tinyalex.training.command import (
     DONE,
-    EXPECTED_ERRORS,
     Help,
     Parser,
     add_checkpoint,
     add_threads,
     check_file,
-    complain,
+    command,
     find_images,
     readable,
 )
@@ -56,6 +61,7 @@ from tinyalex.training.features import (
     neighbour_sheet,
 )
 from tinyalex.training.pictures import contact_sheet, first_kernels, learning_curves, save_png
+from tinyalex.training.progress import say, warn
 
 AT_MOST = {"answers": 40, "neighbours": 20, "features": 1}
 """How many images there is room for."""
@@ -88,7 +94,7 @@ class Look(NamedTuple):
         if not found:
             raise ValueError(f"none of {len(chosen)} images could be read")
         if len(chosen) > AT_MOST[what]:
-            print(f"only the first {len(found)} of {len(chosen)} images are drawn")
+            say(f"only the first {len(found)} of {len(chosen)} images are drawn")
         return dataset, [place for place, _ in found], [image for _, image in found]
 
     def files(self, paths: list[str]) -> ImageFiles:
@@ -96,22 +102,18 @@ class Look(NamedTuple):
         return ImageFiles(paths, self.classifier.classes, self.classifier.shorter_side)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    try:
-        args = make_parser().parse_args(argv)
-        set_num_threads(args.threads)
-        path = checkpoint_path(args.checkpoint)
-        checkpoint = load_checkpoint(path)
-        out = args.out or path.parent / f"{args.what}.png"
-        check_file(out)
-        classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-        args.draw(Look(args, path.parent, classifier, settings), out)
-    except EXPECTED_ERRORS as error:
-        return complain(error)
-    except KeyboardInterrupt:
-        return 130
-    print(f"drawn in {out}")
+    args = make_parser().parse_args(argv)
+    set_num_threads(args.threads)
+    path = checkpoint_path(args.checkpoint)
+    checkpoint = load_checkpoint(path)
+    out = args.out or path.parent / f"{args.what}.png"
+    check_file(out)
+    classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+    args.draw(Look(args, path.parent, classifier, settings), out)
+    say(f"drawn in {printable(out)}")
     return DONE
 
 
@@ -124,25 +126,25 @@ def make_parser() -> Parser:
     for draw in (kernels, answers, neighbours, features, curves):
         name, text = draw.__name__, inspect.cleandoc(draw.__doc__ or "")
         summary = text.partition("\n")[0].removesuffix(".")
-        command = commands.add_parser(name, help=summary, description=text, formatter_class=Help)
-        command.set_defaults(draw=draw)
+        parts = commands.add_parser(name, help=summary, description=text, formatter_class=Help)
+        parts.set_defaults(draw=draw)
         if name in AT_MOST:
-            command.add_argument(
+            parts.add_argument(
                 "images", metavar="IMAGE", nargs="*", help="images, or folders of images"
             )
         if draw is neighbours:
-            command.add_argument(
+            parts.add_argument(
                 "--among",
                 metavar="DIR",
                 help="where to look for neighbours (default: the images that the run learned from)",
             )
-        command.add_argument(
+        parts.add_argument(
             "--out",
             type=Path,
             metavar="PNG",
             help=f"the picture (default: {name}.png in the folder of the checkpoint)",
         )
-        add_threads(command)
+        add_threads(parts)
     return parser
 
 
@@ -188,13 +190,13 @@ def neighbours(look: Look, out: Path) -> None:
         paths = find_images([look.args.among])
         others = look.files([path for path in paths if os.path.realpath(path) not in own])
         if not len(others):
-            raise ValueError(f"there are no other images in {look.args.among}")
+            raise ValueError(f"there are no other images in {printable(look.args.among)}")
     transform = look.classifier.transform
     loader = Loader(others, min(64, len(others)), transform, shuffle=False, max_bad=1.0)
     queries = hidden_vectors(model, look.classifier.inputs(images))
     found, distances = nearest(model, queries, loader, progress=Progress())
     for name, reason in loader.bad:
-        print(f"left out: {name}: {reason}", file=sys.stderr)
+        warn(f"left out: {name}: {escaped(reason)}")
     rows, titles = [], []
     for place, image, near, far in zip(places, images, found, distances, strict=True):
         rows.append([image, *(others.load(int(other)) for other in near)])
@@ -214,7 +216,9 @@ def features(look: Look, out: Path) -> None:
     outputs = layer_outputs(look.classifier.model, look.classifier.inputs(images))
     (shares,) = look.classifier.probabilities(images)
     best = int(shares.argmax())
-    heading = f"{title(dataset, place)}; answer: {dataset.classes[best]}, {shares[best]:.0%}"
+    heading = (
+        f"{title(dataset, place)}; answer: {printable(dataset.classes[best])}, {shares[best]:.0%}"
+    )
     region = look.classifier.transform.region(images[0])
     seen = EvalTransform(look.classifier.input_size)(region, np.random.default_rng(0))
     save_png(feature_sheet(seen.astype(np.uint8), heading, outputs), out)
@@ -225,10 +229,7 @@ def curves(look: Look, out: Path) -> None:
     metrics = look.folder / "metrics.jsonl"
     if not metrics.exists():
         raise ValueError(f"curves are drawn from the folder of a run, and there is no {metrics}")
-    try:
-        learning_curves(read_metrics(metrics), len(look.classifier.classes), out)
-    except ModuleNotFoundError as error:
-        raise ValueError("curves need matplotlib: pip install matplotlib") from error
+    learning_curves(read_metrics(metrics), len(look.classifier.classes), out)
 
 
 if __name__ == "__main__":

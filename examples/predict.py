@@ -9,9 +9,14 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+import signal
 import sys
 from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import numpy as np
 
@@ -23,69 +28,63 @@ from tinyalex.threads import set_num_threads
 from tinyalex.training import load_classifier
 from tinyalex.training.command import (
     DONE,
-    EXPECTED_ERRORS,
+    FAILED,
     Help,
     Parser,
     add_crops,
     add_network_arguments,
     check_file,
+    command,
     complain,
     find_images,
     readable,
 )
-from tinyalex.training.pictures import contact_sheet, save_png
+from tinyalex.training.pictures import contact_sheet, failure, save_png
+from tinyalex.training.progress import one_sentence, say
 
 BATCH = 32
 ON_SHEET = 40
 """How many images the contact sheet shows at most."""
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    try:
-        args = make_parser().parse_args(argv)
-        check(args.device)
-        check_file(args.out)
-        set_num_threads(args.threads)
-        classifier = load_classifier(args.checkpoint)
-        classifier.model.to(args.device)
-        load = partial(read_image, shorter_side=classifier.shorter_side)
-        paths = list(find_images(args.images))
-        if args.sort is not None:
-            prepare(args.sort, classifier.classes, args.images)
-        named = copied = 0
-        drawn: list[tuple[str, np.ndarray]] = []
-        for start in range(0, len(paths), BATCH):
-            found = list(readable(load, paths[start : start + BATCH]))
-            results = classifier.probabilities([image for _, image in found], crops=args.crops)
-            for (path, _), result in zip(found, results, strict=True):
-                print(describe(path, result, classifier.classes), flush=True)
-                named += 1
-                if len(drawn) < ON_SHEET:
-                    drawn.append((path, result))
-                if args.sort is not None:
-                    copied += copy_into(args.sort / classifier.classes[result.argmax()], path)
-        if not named:
-            raise ValueError(f"none of {len(paths)} images could be read")
-        sheet = contact_sheet(
-            [read_image(path, 256) for path, _ in drawn],
-            [printable(os.path.join(*Path(path).parts[-2:])) for path, _ in drawn],
-            np.stack([result for _, result in drawn]),
-            classifier.classes,
-        )
-        save_png(sheet, args.out)
-    except EXPECTED_ERRORS as error:
-        return complain(error)
-    except KeyboardInterrupt:
-        return 130
-    rest = f" (the first {ON_SHEET} of {named})" if named > ON_SHEET else ""
-    print(f"drawn in {args.out}{rest}")
+    args = make_parser().parse_args(argv)
+    check(args.device)
+    check_file(args.out)
+    set_num_threads(args.threads)
+    classifier = load_classifier(args.checkpoint)
+    classifier.model.to(args.device)
+    load = partial(read_image, shorter_side=classifier.shorter_side)
+    paths = list(find_images(args.images))
+    if args.sort is not None:
+        prepare(args.sort, classifier.classes, args.images)
+    named = copied = 0
+    drawn: list[tuple[str, np.ndarray]] = []
+    for start in range(0, len(paths), BATCH):
+        found = list(readable(load, paths[start : start + BATCH]))
+        results = classifier.probabilities([image for _, image in found], crops=args.crops)
+        for (path, _), result in zip(found, results, strict=True):
+            say(describe(path, result, classifier.classes))
+            named += 1
+            if len(drawn) < ON_SHEET:
+                drawn.append((path, result))
+            if args.sort is not None:
+                copied += copy_into(args.sort / classifier.classes[result.argmax()], path)
+    if not named:
+        raise ValueError(f"none of {len(paths)} images could be read")
+    error = failure(lambda: draw(drawn, classifier.classes, args.out))
+    code = complain(f"no contact sheet: {one_sentence(error)}", FAILED) if error else DONE
+    if error is None:
+        rest = f" (the first {ON_SHEET} of {named})" if named > ON_SHEET else ""
+        say(f"drawn in {printable(args.out)}{rest}")
     if args.sort is not None:
         left_out = len(paths) - named
         some = f"; {left_out} could not be read and were left out" if left_out else ""
         there = f", {named - copied} were there already" if copied < named else ""
-        print(f"copied {copied} images into the folders of {args.sort}{there}{some}")
-    return DONE
+        say(f"copied {copied} images into the folders of {printable(args.sort)}{there}{some}")
+    return code
 
 
 def make_parser() -> Parser:
@@ -141,10 +140,22 @@ def copy_into(folder: Path, path: str) -> bool:
     return True
 
 
+def draw(drawn: list[tuple[str, np.ndarray]], classes: list[str], out: Path) -> None:
+    """Draw the contact sheet."""
+    sheet = contact_sheet(
+        [read_image(path, 256) for path, _ in drawn],
+        [printable(os.path.join(*Path(path).parts[-2:])) for path, _ in drawn],
+        np.stack([result for _, result in drawn]),
+        classes,
+    )
+    save_png(sheet, out)
+
+
 def describe(path: str, probabilities: np.ndarray, classes: list[str]) -> str:
     """Return one line: the image and its five most probable classes."""
     order = np.argsort(-probabilities, kind="stable")[:5]
-    return f"{printable(path)}: " + ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in order)
+    shares = (f"{printable(classes[i])} {probabilities[i]:.1%}" for i in order)
+    return f"{printable(path)}: {', '.join(shares)}"
 
 
 if __name__ == "__main__":

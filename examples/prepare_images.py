@@ -14,10 +14,15 @@ in what is new in SOURCE, and removes from TARGET what came from images that are
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from tinyalex.data.dataset import DataError, printable
 from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
@@ -26,16 +31,16 @@ from tinyalex.data.workers import WorkerError
 from tinyalex.training import Progress
 from tinyalex.training.command import (
     DONE,
-    EXPECTED_ERRORS,
     FAILED,
     USAGE,
     Help,
     Parser,
+    command,
     complain,
-    one_sentence,
+    whole,
 )
 from tinyalex.training.lock import locked
-from tinyalex.training.progress import duration
+from tinyalex.training.progress import duration, one_sentence, say, warn
 
 EXIT_CODES = (
     "exit codes: 0 done, perhaps without images that could not be read; 1 failed on the way; "
@@ -44,14 +49,13 @@ EXIT_CODES = (
 )
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     show = Shown()
     try:
         parser = make_parser()
         args = parser.parse_args(argv)
-        if args.processes < 1:
-            raise ValueError(f"--processes must be at least 1, got {args.processes}")
         if args.verify:
             return check(args.target, args.processes, show)
         if args.source is None:
@@ -68,23 +72,21 @@ def main(argv: list[str] | None = None) -> int:
         return complain(
             f"{one_sentence(error)}; once that is mended, the same command goes on", FAILED
         )
-    except EXPECTED_ERRORS as error:
-        return complain(error)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        warn("stopped; the same command goes on")
         return 130
     finally:
         show.stop()
     for name, reason in result.left_out:
-        print(f"left out: {printable(name)}: {reason}", file=sys.stderr)
-    print(
+        warn(f"left out: {printable(name)}: {reason}")
+    say(
         f"{args.target}: {result.made} images made, {result.kept} were there, "
         f"{len(result.left_out)} left out, {ignored} other files ignored"
     )
     if result.removed:
-        print(f"{result.removed} removed: they are no longer in {args.source}")
+        say(f"{result.removed} removed: they are no longer in {args.source}")
     if result.left_out:
-        print(f"{args.target / LEFT_OUT} lists what was left out, and why")
+        say(f"{args.target / LEFT_OUT} lists what was left out, and why")
     return DONE
 
 
@@ -99,7 +101,7 @@ def make_parser() -> Parser:
     parser.add_argument("--quality", type=int, default=95, metavar="1..100", help="of a JPEG")
     parser.add_argument(
         "--processes",
-        type=int,
+        type=whole(),
         default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
         metavar="N",
         help="processes that work at the same time",
@@ -112,9 +114,9 @@ def check(target: Path, processes: int, show: Shown) -> int:
     wrong = verify(target, processes, show)
     show.stop()
     for sentence in wrong:
-        print(sentence, file=sys.stderr)
+        warn(sentence)
     advice = "files are wrong: remove them, then prepare again"
-    print(f"{target}: " + (f"{len(wrong)} {advice}" if wrong else "all is well"))
+    say(f"{target}: " + (f"{len(wrong)} {advice}" if wrong else "all is well"))
     return USAGE if wrong else DONE
 
 

@@ -8,12 +8,16 @@ python examples/train_alexnet.py --resume RUN     go on where a run was interrup
 from __future__ import annotations
 
 import os
-import shlex
+import signal
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import numpy as np
 
@@ -35,18 +39,18 @@ from tinyalex.training.beginning import old_run, prepared
 from tinyalex.training.command import (
     DIVERGED,
     DONE,
-    EXPECTED_ERRORS,
     FAILED,
     USAGE,
+    command,
     complain,
-    one_sentence,
+    shortest,
     this_python,
 )
 from tinyalex.training.ending import finish
 from tinyalex.training.environment import environment
 from tinyalex.training.options import as_arguments, read_arguments
 from tinyalex.training.overfit import advice, overfit
-from tinyalex.training.progress import say
+from tinyalex.training.progress import command_line, one_sentence, say
 from tinyalex.training.rehearsal import rehearse
 from tinyalex.training.signals import leaving_on_signals
 from tinyalex.training.tensorboard import scalar_writer
@@ -54,11 +58,12 @@ from tinyalex.training.tensorboard import scalar_writer
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     started = time.monotonic()
     with ExitStack() as held:
-        held.enter_context(leaving_on_signals())
+        held.enter_context(leaving_on_signals(pause=True))
         try:
             args, settings, checkpoints, checkpoint = read_arguments(argv, __doc__)
             if args.overfit:
@@ -83,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             steps = args.steps if args.steps and args.steps < run.total_steps else None
             stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
             place = ("--out", f"{args.out}-again")
-            again = command("train_alexnet.py", *as_arguments(settings), *place)
+            again = example("train_alexnet.py", *as_arguments(settings), *place)
             trainer = held.enter_context(prepared(run, checkpoints, stop, again))
             if args.tensorboard:
                 writer = scalar_writer(args.out / "tensorboard", run.state.step)
@@ -93,12 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         except MemoryError as error:
             reason = "the memory does not suffice: lower --batch-size"
             return complain(f"{reason} ({one_sentence(error)})", FAILED)
-        except EXPECTED_ERRORS as error:
-            return complain(error)
         except (DivergedError, FloatingPointError) as error:
             return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
-        except KeyboardInterrupt:
-            return 130
         return train(trainer, stop)
 
 
@@ -145,13 +146,13 @@ def print_header(run: Run, out: Path) -> None:
 def train(trainer: Trainer, stop: StopRequest) -> int:
     """Train to the end, or say what stopped it and how to go on."""
     run, out = trainer.run, trainer.checkpoints.folder
-    go_on = command("train_alexnet.py", "--resume", out)
+    go_on = example("train_alexnet.py", "--resume", out)
     try:
         trainer.train(stop)
         finish(trainer, stop)
         device = run.settings.device
         there = () if device == "cpu" else ("--device", device)
-        evaluate, predict = (command(f"{what}.py", out, *there) for what in ("evaluate", "predict"))
+        evaluate, predict = (example(f"{what}.py", out, *there) for what in ("evaluate", "predict"))
         say(f"next:\n  {evaluate}\n  {predict} IMAGES")
     except StoppedError as stopped:
         say(
@@ -193,10 +194,10 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
     return DONE
 
 
-def command(script: str, *arguments: object) -> str:
+def example(script: str, *arguments: object) -> str:
     """Return a command line that runs one of the examples."""
-    path = os.path.relpath(Path(__file__).with_name(script))
-    return shlex.join([this_python(), path, *map(str, arguments)])
+    path = shortest(Path(__file__).with_name(script))
+    return command_line([this_python(), path, *arguments])
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def test_curves_need_matplotlib(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, complaints = run("look", trained, "curves", "--out", tmp_path / "curves.png")
-    assert (code, complaints) == (2, "error: curves need matplotlib: pip install matplotlib\n")
+    assert (code, complaints) == (2, "error: matplotlib is missing (pip install matplotlib)\n")
 
 
 def test_a_picture_that_does_not_exist(trained):

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tinyalex.training import Average, MetricsFile, Progress, hits, read_metrics
-from tinyalex.training.command import one_sentence
 from tinyalex.training.pace import Pace
-from tinyalex.training.progress import duration, say
+from tinyalex.training.progress import duration, one_sentence, say
 
 pytest_plugins = ("trained",)
 
@@ -185,5 +184,5 @@ def test_errors_become_one_sentence(tmp_path):
     with pytest.raises(OSError, match="Is a directory") as caught:
         tmp_path.read_bytes()
     assert one_sentence(caught.value) == f"{tmp_path}: Is a directory"
-    assert one_sentence(ValueError("two\n  lines")) == "two lines"
+    assert one_sentence(ValueError("two\nlines")) == "two\\nlines"
     assert one_sentence(MemoryError()) == "MemoryError"

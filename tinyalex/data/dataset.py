@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,7 @@ class ImageError(DataError):
     """One image that cannot be read; `path` and `reason` say which and why."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{printable(path)}: {escaped(reason)}")
         self.path = str(path)
         self.reason = reason
 
@@ -25,9 +26,39 @@ class ImageError(DataError):
         return ImageError, (self.path, self.reason)  # what a worker process sends
 
 
-def printable(path: str) -> str:
-    """Return a path in characters that every terminal takes, whatever bytes its name is of."""
-    return os.fsencode(path).decode(errors="replace")
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of what steers terminals, breaks lines or stands for bytes that are no UTF-8.
+
+Others that str.isprintable() refuses are parts of real names: joiners, wide spaces.
+"""
+_REVERSING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of what changes the order of the characters around it."""
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""Return a name or a path as it is shown: on one line, in quotes where its ends are not seen.
+
+    >>> printable("a\nb.png"), printable("caf\udce9"), printable("  ")
+    ('a\\nb.png', 'caf\\xe9', "'  '")
+    """
+    text = escaped(os.fspath(name))
+    return text if text and text == text.strip() else f"'{text}'"
+
+
+def escaped(text: str) -> str:
+    """Return text with an escape for each character that moves the cursor or is no character."""
+    if text.isprintable():
+        return text
+    return "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    steers = unicodedata.category(character) in UNPRINTABLE
+    if steers or unicodedata.bidirectional(character) in _REVERSING:
+        return character.encode("unicode_escape").decode()
+    return character
 
 
 class Dataset(Protocol):

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.dataset import UNPRINTABLE, DataError, printable
 from tinyalex.data.image import EXTENSIONS, read_image
 from tinyalex.data.index import entries_of, has_image_name, index_images, is_folder
 
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories of what steers terminals, breaks lines or stands for bytes that are no UTF-8.
-
-Others that str.isprintable() refuses are parts of real names: joiners, wide spaces.
-"""
 _LAYOUT = "expected one folder for each class, with its images inside"
 
 
@@ -125,7 +120,7 @@ class ImageFolder:
             if entry.name.startswith("."):
                 continue
             if is_folder(entry):
-                if any(unicodedata.category(character) in _UNPRINTABLE for character in entry.name):
+                if any(unicodedata.category(character) in UNPRINTABLE for character in entry.name):
                     raise DataError(
                         f"{folder}: the folder {entry.name!r} has control characters in its name, "
                         "or is not valid UTF-8: rename it"

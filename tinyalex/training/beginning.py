@@ -12,7 +12,6 @@ from typing import Any
 from tinyalex.files import FileError, Folder, write_atomically
 from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
-from tinyalex.training.command import one_sentence
 from tinyalex.training.divergence import REPORT, STEP
 from tinyalex.training.ending import OUTPUTS
 from tinyalex.training.environment import environment
@@ -21,7 +20,7 @@ from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.lock import locked
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import MetricsFile
-from tinyalex.training.progress import Progress
+from tinyalex.training.progress import Progress, one_sentence
 from tinyalex.training.run import Run, new_run
 from tinyalex.training.settings import CHANGEABLE_ON_REQUEST, Settings
 from tinyalex.training.signals import StopRequest

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import io
+import functools
+import math
 import os
 import re
 import shutil
@@ -19,10 +19,12 @@ import numpy as np
 
 from tinyalex.backends.devices import DeviceError
 from tinyalex.data import ImageError, WorkerError
+from tinyalex.data.dataset import escaped
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
-from tinyalex.training.progress import say
+from tinyalex.training.progress import one_sentence, open_standard_streams, show, warn
+from tinyalex.training.signals import leaving_on_signals
 
 DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
 EXIT_CODES = (
@@ -35,28 +37,46 @@ EXPECTED_ERRORS = (
     ValueError,
     OSError,
     MemoryError,
-    ModuleNotFoundError,
+    ImportError,
     WorkerError,
     DeviceError,
 )
 """What a mistake of the user's, or of the machine's, raises before the work begins."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, without the list of all options.
+Main = Callable[[list[str] | None], int]
 
-    From then on, what stdout and stderr cannot encode is printed as question marks.
+
+def command(main: Main) -> Callable[..., int]:
+    """Decorate the main function of a command with what all of them share.
+
+    Standard streams that are closed are opened on the null device, signals end it with their exit
+    code and without a traceback, and so do errors that are expected, in one sentence.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+    @functools.wraps(main)
+    def whole(argv: list[str] | None = None) -> int:
+        open_standard_streams()
+        try:
+            with leaving_on_signals():
+                return main(argv)
+        except EXPECTED_ERRORS as error:
+            return complain(error)
+        except KeyboardInterrupt:
+            return 130
+
+    return whole
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, without the list of all options."""
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with code 2."""
-        self.exit(USAGE, f"{self.prog}: {message} (--help explains all options)\n")
+        self.exit(USAGE, f"{self.prog}: {escaped(message)} (--help explains all options)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        show(message, file or sys.stderr)
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -95,6 +115,22 @@ def seconds_in(text: str) -> float:
     if seconds == 0:
         raise argparse.ArgumentTypeError(f"expected a time like 2h, 1h30m or 90s, got {text!r}")
     return seconds
+
+
+def whole(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
+    """Return a type of arguments: whole numbers from `least` to `most`."""
+    expected = f"from {least} to {most}" if most < math.inf else f">= {least}"
+
+    def number_in(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number {expected}, got {text!r}")
+        return number
+
+    return number_in
 
 
 def add_network_arguments(parser: Parser) -> None:
@@ -188,34 +224,28 @@ def readable(
         try:
             yield item, load(item)
         except ImageError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            warn(f"skipped: {error}")
 
 
 def this_python() -> str:
     """Return how to call the Python that runs, with which the commands begin that are printed."""
     if shutil.which("python") == sys.executable:
         return "python"
-    return min(os.path.relpath(sys.executable), sys.executable, key=len)
+    return shortest(sys.executable)
+
+
+def shortest(path: str | os.PathLike[str]) -> str:
+    """Return a path as it is or relative to the current folder, if that is shorter."""
+    whole = os.path.abspath(path)
+    try:
+        return min(os.path.relpath(whole), whole, key=len)
+    except OSError:  # the current folder is gone
+        return whole
 
 
 def complain(error: BaseException | str, code: int | None = None) -> int:
     """Print an error as one line on stderr; return the code, by default what fits the error."""
     if code is None:
         code = FAILED if isinstance(error, WorkerError) else USAGE
-    text = error if isinstance(error, str) else one_sentence(error)
-    say(f"error: {text}", sys.stderr)
+    warn(f"error: {escaped(error) if isinstance(error, str) else one_sentence(error)}")
     return code
-
-
-def one_sentence(error: BaseException) -> str:
-    """Return the message of an error on one line, an OSError's without its number.
-
-    >>> one_sentence(NotADirectoryError(20, "Not a directory", "runs/a"))
-    'runs/a: Not a directory'
-    """
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason += ", there is no room for the file"
-        return f"{error.filename}: {reason}" if error.filename else reason
-    return " ".join(str(error).split()) or type(error).__name__

@@ -81,9 +81,9 @@ def title(dataset: Dataset, index: int) -> str:
     label = int(dataset.labels[index])
     paths = getattr(dataset, "paths", None)
     if paths is None:
-        return f"{dataset.classes[label]} {index}"
+        return f"{printable(dataset.classes[label])} {index}"
     name = printable(Path(paths[index]).name)
-    return name if label < 0 else f"{dataset.classes[label]}: {name}"
+    return name if label < 0 else f"{printable(dataset.classes[label])}: {name}"
 
 
 class ImageFiles:

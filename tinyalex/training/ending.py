@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tinyalex.training.checkpoint import checkpoint_path, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import read_metrics
-from tinyalex.training.pictures import first_kernels, learning_curves, save_png
-from tinyalex.training.progress import duration
+from tinyalex.training.pictures import failure, first_kernels, learning_curves, save_png
+from tinyalex.training.progress import duration, one_sentence
 from tinyalex.training.signals import StopRequest
 
 OUTPUTS = {
@@ -57,11 +59,13 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     if left_out := len(run.train_data.bad + run.val_data.bad):
         say(f"{left_out} images could not be read and were left out; they are named above")
 
-    save_png(first_kernels(run.classifier.model), out / "filters.png")
-    try:
-        learning_curves(rows, run.num_classes, out / "curves.png")
-    except ModuleNotFoundError:
-        say("no learning curves: matplotlib is missing (pip install matplotlib)")
+    model = run.classifier.model
+    for name, draw in {
+        "filters.png": lambda path: save_png(first_kernels(model), path),
+        "curves.png": lambda path: learning_curves(rows, run.num_classes, path),
+    }.items():
+        if error := failure(partial(draw, out / name)):
+            say(f"no {name}: {one_sentence(error)}")
     say(f"in {out}:")
     for name, text in OUTPUTS.items():
         if (out / name).exists():

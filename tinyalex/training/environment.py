@@ -6,7 +6,6 @@ import datetime
 import functools
 import platform
 import re
-import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -20,6 +19,7 @@ from threadpoolctl import threadpool_info
 from tinyalex.backends import current_backend, of
 from tinyalex.backends.devices import describe, parse
 from tinyalex.threads import description, get_num_threads
+from tinyalex.training.progress import command_line
 from tinyalex.version import __version__
 
 
@@ -42,7 +42,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "pillow": _version("pillow"),
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "command": shlex.join(sys.argv),
+        "command": command_line(sys.argv),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 

@@ -157,7 +157,7 @@ def feature_sheet(
     draw.text((margin + len(seen[0]) + 16, margin + title_height), legend, INK, small)
     top = margin
     for (above, picture), height in zip(bands, heights, strict=True):
-        draw.text((margin, top), above, INK, small)
+        draw.text((margin, top), shorten(draw, above, small, width), INK, small)
         sheet.paste(picture, (margin, top + title_height))
         top += height
     return sheet

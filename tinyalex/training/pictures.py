@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tinyalex.backends.devices import move
+from tinyalex.data.dataset import escaped, printable
 from tinyalex.files import write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Conv2d
+from tinyalex.training.optional import borrowed
 
 INK, PALE, RED, BLUE = "#222222", "#8a8a8a", "#c0392b", "#7f9cc0"
 PALE_GREEN, PALE_BLUE = "#b5dcab", "#d3deec"
+DEJAVU = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+"""A font with Latin, Greek, Cyrillic and more letters, where matplotlib has it."""
+NO_CHARACTER = "\U0010fffe"
+"""A character that no font has."""
 NUMBERED, NAMED = 20, 60
 """Up to how many classes a confusion matrix has numbers in it, and names beside it."""
 
@@ -105,10 +117,19 @@ def contact_sheet(
             draw.rectangle(bar, PALE_GREEN if right else PALE_BLUE)
             percent = f"{share:.0%}"
             percent_width = round(draw.textlength(percent, small))
-            name = shorten(draw, classes[label], small, size - percent_width - 14)
+            name = shorten(draw, printable(classes[label]), small, size - percent_width - 14)
             draw.text((left + 4, y + 3), name, INK, small)
             draw.text((left + size - percent_width - 4, y + 3), percent, INK, small)
     return sheet
+
+
+def failure(draw: Callable[[], None]) -> Exception | None:
+    """Draw a picture; return what stood in its way, for that is the end of nothing else."""
+    try:
+        draw()
+    except Exception as error:
+        return error
+    return None
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -121,11 +142,9 @@ def learning_curves(
 ) -> None:
     """Draw loss and accuracy over the epochs from the rows of ``metrics.jsonl`` into a PNG.
 
-    Raises ModuleNotFoundError without matplotlib, ValueError before the end of the first epoch.
+    Raises PackageError where matplotlib does not work, ValueError before the end of the first
+    epoch.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     steps = [row for row in rows if row["kind"] == "step"]
     epochs = [row for row in rows if row["kind"] == "epoch"]
     if not epochs:
@@ -134,29 +153,36 @@ def learning_curves(
     x, ends = [row["step"] / steps_per_epoch for row in steps], [row["epoch"] for row in epochs]
     chance = math.log(num_classes)
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.plot(x, [row["loss"] for row in steps], color=BLUE, lw=1, label="training")
-    loss.plot(ends, [row["val_loss"] for row in epochs], "o-", color=RED, ms=4, label="validation")
-    loss.axhline(chance, color=PALE, ls="--", lw=1, label=f"guessing: ln({num_classes})")
-    loss.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.05 * max(loss.get_ylim()[1], chance)))
+    with _matplotlib() as png:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
-    top1 = [100 * row["top1"] for row in steps]
-    accuracy.plot(x, top1, color=BLUE, lw=1, label="training top-1")
-    for k, style in ((1, "o-"), (5, "o:")):
-        if num_classes > k:
-            values = [100 * row[f"val_top{k}"] for row in epochs]
-            label = f"validation top-{k}"
-            accuracy.plot(ends, values, style, color=RED, ms=4, label=label)
-    accuracy.axhline(100 / num_classes, color=PALE, ls="--", lw=1, label="guessing")
-    accuracy.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 102))
-    for axes in (loss, accuracy):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=9)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
+        loss.plot(x, [row["loss"] for row in steps], color=BLUE, lw=1, label="training")
+        loss.plot(
+            ends, [row["val_loss"] for row in epochs], "o-", color=RED, ms=4, label="validation"
+        )
+        loss.axhline(chance, color=PALE, ls="--", lw=1, label=f"guessing: ln({num_classes})")
+        loss.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.05 * max(loss.get_ylim()[1], chance)))
+
+        top1 = [100 * row["top1"] for row in steps]
+        accuracy.plot(x, top1, color=BLUE, lw=1, label="training top-1")
+        for k, style in ((1, "o-"), (5, "o:")):
+            if num_classes > k:
+                values = [100 * row[f"val_top{k}"] for row in epochs]
+                label = f"validation top-{k}"
+                accuracy.plot(ends, values, style, color=RED, ms=4, label=label)
+        accuracy.axhline(100 / num_classes, color=PALE, ls="--", lw=1, label="guessing")
+        accuracy.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 102))
+        for axes in (loss, accuracy):
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(frameon=False, fontsize=9)
+        figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, lambda file: file.write(png.getvalue()))
 
 
 def confusion_matrix(
@@ -166,43 +192,88 @@ def confusion_matrix(
 
     counts: int [C, C]. The colour is the share of the row. Up to `NUMBERED` classes have their
     numbers written in, up to `NAMED` their names beside; more are dots, row upon row. Raises
-    ModuleNotFoundError without matplotlib.
+    PackageError where matplotlib does not work.
     """
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
     number = len(classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(0.55 * number, 2.5), 11)
-    figure = Figure(figsize=(side + 3, side + 2), layout="constrained")
-    axes = figure.subplots()
-    # A root brings out a few mistakes among many right answers, and dots among many cells.
-    norm = PowerNorm(0.5 if number <= NAMED else 0.25, vmin=0, vmax=1)
-    image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
-    bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"])
-    bar.set_label("share of the row")
-    right, total = int(np.trace(counts)), int(counts.sum())
-    title = f"{right} of {total} images right ({right / max(total, 1):.1%})"
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    if number <= NAMED:
-        names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
-        size = 10 if number <= NUMBERED else 7
-        style: dict[str, Any] = {"fontsize": size, "parse_math": False}
-        slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(number), names, **style, **slanted)
-        axes.set_yticks(range(number), names, **style)
-    if number <= NUMBERED:
-        for (row, column), images in np.ndenumerate(counts):
-            if images:
-                colour = "white" if share[row, column] > 0.3 else INK
-                axes.text(column, row, f"{images}", color=colour, ha="center", va="center")
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    with _matplotlib() as png:
+        from matplotlib.colors import PowerNorm
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(side + 3, side + 2), layout="constrained")
+        axes = figure.subplots()
+        # A root brings out a few mistakes among many right answers, and dots among many cells.
+        norm = PowerNorm(0.5 if number <= NAMED else 0.25, vmin=0, vmax=1)
+        image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
+        bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+        bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"])
+        bar.set_label("share of the row")
+        right, total = int(np.trace(counts)), int(counts.sum())
+        title = f"{right} of {total} images right ({right / max(total, 1):.1%})"
+        axes.set(xlabel="predicted", ylabel="true", title=title)
+        if number <= NAMED:
+            names = [drawable(printable(name), font(10)) for name in classes]
+            names = [name if len(name) <= 24 else name[:23] + "…" for name in names]
+            size = 10 if number <= NUMBERED else 7
+            style: dict[str, Any] = {"fontsize": size, "parse_math": False}
+            slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+            axes.set_xticks(range(number), names, **style, **slanted)
+            axes.set_yticks(range(number), names, **style)
+        if number <= NUMBERED:
+            for (row, column), images in np.ndenumerate(counts):
+                if images:
+                    colour = "white" if share[row, column] > 0.3 else INK
+                    axes.text(column, row, f"{images}", color=colour, ha="center", va="center")
+        figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, lambda file: file.write(png.getvalue()))
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font."""
-    return ImageFont.load_default(size)
+@contextmanager
+def _matplotlib() -> Iterator[io.BytesIO]:
+    """Borrow matplotlib with its own settings, whatever a notebook or a matplotlibrc asks for."""
+    backend = os.environ.pop("MPLBACKEND", None)  # may name a package that is not there
+    try:
+        with borrowed("matplotlib"):
+            import matplotlib
+
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                yield io.BytesIO()
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
+@functools.cache
+def font(size: int) -> Any:
+    """Return DejaVu Sans, where matplotlib has it, else the font that comes with Pillow."""
+    found = PathFinder.find_spec("matplotlib")  # without importing it
+    for folder in (found and found.submodule_search_locations) or ():
+        try:
+            return ImageFont.truetype(Path(folder, DEJAVU), size)
+        except (OSError, ImportError):  # or Pillow cannot read fonts
+            pass
+    try:
+        return ImageFont.load_default(size)
+    except (OSError, ImportError):
+        return ImageFont.load_default()
+
+
+def drawable(text: str, font: Any) -> str:
+    """Return text with an escape for each character that the font does not have."""
+    return "".join(c if _has(font, c) else ascii(c)[1:-1] for c in escaped(text))
+
+
+@functools.cache
+def _has(font: Any, character: str) -> bool:
+    if " " <= character <= "~":
+        return True
+    try:
+        drawn, missing = font.getmask(character), font.getmask(NO_CHARACTER)
+    except UnicodeError:  # a font of Latin letters alone
+        return False
+    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
 
 
 def fit(image: np.ndarray, size: int) -> Image.Image:
@@ -211,12 +282,19 @@ def fit(image: np.ndarray, size: int) -> Image.Image:
 
 
 def shorten(draw: Any, text: str, font: Any, width: int) -> str:
-    """Cut `text` so that it is at most `width` pixels wide, an ellipsis in place of its middle."""
+    """Cut `text` so that it is at most `width` pixels wide, an ellipsis in place of its middle.
+
+    Characters that the font does not have are escaped before.
+    """
+    text = drawable(text, font)
+
+    def cut(kept: int) -> str:
+        head = (kept + 1) // 2
+        return text[:head] + dots + text[len(text) - (kept - head) :]
+
     if draw.textlength(text, font) <= width:
         return text
-    for kept in range(len(text) - 1, 0, -1):
-        head = (kept + 1) // 2
-        cut = text[:head] + "…" + text[len(text) - (kept - head) :]
-        if draw.textlength(cut, font) <= width:
-            break
-    return cut
+    dots = drawable("…", font)
+    # By halves, for a name may have any length.
+    longest = bisect.bisect(range(1, len(text)), width, key=lambda k: draw.textlength(cut(k), font))
+    return cut(max(1, longest))

@@ -1,27 +1,36 @@
-"""How a run shows that it is alive: a bar on a terminal, a plain line now and then in a pipe."""
+"""Progress bars and messages of the commands, which no reader, name or disk can break."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import shlex
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
+
+from tinyalex.data.dataset import escaped, printable
+from tinyalex.training.optional import PackageError, borrowed
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """How a system says that nobody will ever read."""
 BAR = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {postfix[0]}"
+BESIDE = len(" / |12345678| ") + 1
+"""Columns of a bar beside its title, its numbers and its text."""
 
 
 class Progress:
     """One bar or a few lines per pass over the data; the caller supplies the text.
 
-    A terminal with tqdm installed gets a bar that is redrawn; everything else (a pipe, a file, no
-    tqdm) gets a line for the first update of the run and then one every `seconds`, without
-    carriage returns. With `silent` nothing is shown, nor is anything where nobody reads any more.
+    A terminal with tqdm installed gets a bar that is redrawn, with as much of the text as there is
+    room for; everything else (a pipe, a file, no tqdm) gets a line for the first update of the run
+    and then one every `seconds`, without carriage returns. With `silent` nothing is shown, nor is
+    anything where nobody reads any more.
     """
 
     def __init__(
@@ -38,7 +47,7 @@ class Progress:
         """Begin a pass of `total` steps, `done` of which lie behind us already."""
         self._title, self._total = title, total
         if self._tqdm is not None:
-            with unbroken(self.stream):
+            with self._drawing():
                 self._bar = self._tqdm(
                     total=total,
                     initial=done,
@@ -46,41 +55,73 @@ class Progress:
                     file=self.stream,
                     bar_format=BAR,
                     postfix=[""],  # what {postfix[0]} stands for
-                    dynamic_ncols=True,
+                    ncols=columns(),
                     leave=False,
                 )
 
     def update(self, done: int, text: str) -> None:
-        """Show that `done` steps are behind us; `text` says how it goes."""
+        """Show that `done` steps are behind us; `text` says how it goes.
+
+        Its parts are two spaces apart; a bar on a narrow terminal leaves out the last ones.
+        """
         if self._bar is not None:
-            self._bar.postfix[0] = text
-            with unbroken(self.stream):
+            with self._drawing():
+                self._bar.ncols = columns()  # it may have been resized
+                taken = len(f"{self._title}{done}{self._total}") + BESIDE
+                self._bar.postfix[0] = _fitting(text, self._bar.ncols - taken)
                 self._bar.update(done - self._bar.n)
         elif time.monotonic() - self._last_line >= self.seconds:
             self._last_line = time.monotonic()
-            self.say(f"{self._title}  step {done}/{self._total}  {text}")
+            self.say("  ".join(filter(None, [self._title, f"step {done}/{self._total}", text])))
 
     def stop(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            with unbroken(self.stream):
+            with self._drawing():
                 self._bar.close()
             self._bar = None
 
     def say(self, text: str) -> None:
-        """Print a line that stays, above the bar if there is one."""
+        """Print lines that stay, above the bar if there is one."""
         if self._bar is not None:
+            with self._drawing():
+                self._bar.clear()
+        say(text, self.stream)
+        if self._bar is not None:
+            with self._drawing():
+                self._bar.refresh()
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Go on with plain lines where the package that draws bars does not work."""
+        try:
             with unbroken(self.stream):
-                self._bar.write(text, file=self.stream)
-        else:
-            say(text, self.stream)
+                yield
+        except Exception:
+            self._tqdm = self._bar = None
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line, on stdout by default, if there still is somebody to read it."""
-    stream = stream or sys.stdout
-    with unbroken(stream):
-        print(text, file=stream, flush=True)
+    """Print lines, on stdout by default, if there still is somebody to read them.
+
+    What steers terminals is escaped, and so is what the stream cannot encode.
+    """
+    show("\n".join(map(escaped, text.split("\n"))) + "\n", stream or sys.stdout)
+
+
+def warn(text: str) -> None:
+    """Print lines on stderr, if there still is somebody to read them."""
+    if sys.stderr is not None:
+        say(text, sys.stderr)
+
+
+def show(text: str, stream: TextIO | None) -> None:
+    """Write text as it is to a stream that may be closed, full or unable to encode it."""
+    if stream is not None:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        with unbroken(stream):
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
 
 
 @contextmanager
@@ -92,10 +133,11 @@ def unbroken(stream: TextIO) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        with suppress(OSError), ExitStack() as after:  # no file: it is asked again the next time
+    except (OSError, ValueError) as error:  # a ValueError: somebody has closed it
+        # No file: it is asked again the next time.
+        with suppress(OSError, ValueError), ExitStack() as after:
             descriptor = stream.fileno()
-            if error.errno not in GONE:
+            if getattr(error, "errno", None) not in GONE:
                 before = os.dup(descriptor)
                 after.callback(os.close, before)
                 after.callback(os.dup2, before, descriptor)
@@ -103,12 +145,89 @@ def unbroken(stream: TextIO) -> Iterator[None]:
             stream.flush()  # what is left would be tried again, at the very end as well
 
 
+def open_standard_streams() -> None:
+    """Open the standard streams that are closed, lest a file of a run be taken for one of them."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the smallest number that is free
+
+
+def columns() -> int:
+    """Return the width of the terminal, or what the variable COLUMNS says."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def folded(text: str, indent: int) -> str:
+    """Break lines that are too long for a terminal between words; leave them for a pipe."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return text
+    width, further = max(columns(), 2 * indent), " " * indent
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=further,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.split("\n")
+    )
+
+
+def _fitting(text: str, width: int) -> str:
+    """Return as many parts of the text, which are two spaces apart, as fit into the width."""
+    parts = text.split("  ")
+    while parts and len("  ".join(parts)) > width:
+        parts.pop()
+    return "  ".join(parts)
+
+
 def _tqdm() -> Any:
     try:
-        from tqdm import tqdm
-    except ImportError:
+        with borrowed("tqdm"):
+            from tqdm import tqdm
+    except PackageError:
         return None
     return tqdm
+
+
+def one_sentence(error: BaseException) -> str:
+    """Return the message of an error on one line, an OSError's without its number.
+
+    >>> one_sentence(NotADirectoryError(20, "Not a directory", "runs/a"))
+    'runs/a: Not a directory'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason += ", there is no room for the file"
+        name = error.filename
+        named = isinstance(name, (str, bytes, os.PathLike))
+        return f"{printable(os.fsdecode(name))}: {reason}" if named else reason
+    text, kind = escaped(str(error).strip()), type(error).__name__
+    if isinstance(error, (LookupError, TypeError, AttributeError)):  # whose texts say too little
+        return f"{kind}: {text}"
+    return text or kind
+
+
+def command_line(words: Iterable[object]) -> str:
+    r"""Return a command that can be pasted into a shell, whatever its words are.
+
+    >>> command_line(["python", "a b.py", "a\nb", "-"])
+    "python 'a b.py' $'a\\012b' -"
+    """
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if escaped(word) == word == word.encode(encoding, "replace").decode(encoding):
+        return shlex.quote(word)
+    special = {ord("'"): "\\'", ord("\\"): "\\\\"}
+    spelt = (special.get(b, chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in os.fsencode(word))
+    return f"$'{''.join(spelt)}'"
 
 
 def duration(seconds: float) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
@@ -93,17 +94,28 @@ class StopRequest:
 
 
 @contextmanager
-def leaving_on_signals() -> Iterator[None]:
-    """Let SIGTERM, SIGHUP and SIGUSR1 leave a block as Ctrl-C does: by an exception, cleaning up.
+def leaving_on_signals(pause: bool = False) -> Iterator[None]:
+    """Let signals leave a block as Ctrl-C does: by an exception, cleaning up.
 
-    It is SystemExit with the code that `StopRequest` would give. For what has nothing to save.
+    That of SIGTERM, SIGHUP and, with `pause`, SIGUSR1 is SystemExit with the code that
+    `StopRequest` would give. A second signal ends the process at once. For what has nothing to
+    save.
     """
+    leaving = False
 
     def leave(signum: int, frame: FrameType | None) -> None:
+        nonlocal leaving
+        if leaving:
+            os._exit(_exit_code(signum))
+        leaving = True
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
         _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
         raise SystemExit(_exit_code(signum))
 
-    previous = _answer(leave, besides=signal.SIGINT)
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in the background of a script
+    besides = (PAUSE if not pause else None, signal.SIGINT if ignored else None)
+    previous = _answer(leave, besides)
     try:
         yield
     finally:
@@ -115,16 +127,20 @@ def _exit_code(signum: int) -> int:
 
 
 def _tell(what: bytes) -> None:
+    if sys.stderr is None:  # closed: the number may be that of another file by now
+        return
     with suppress(OSError):  # nobody reads it
         # os.write, not print: a handler may run in the middle of another print.
         os.write(2, b"\n" + what + b"\n")
 
 
-def _answer(handle: Handler, besides: int | None = None) -> dict[int, Handler]:
+def _answer(handle: Handler, besides: Sequence[int | None] = ()) -> dict[int, Handler]:
     """Let `handle` answer the signals; return what did before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS if signum != besides}
+    previous = {
+        signum: signal.getsignal(signum) for signum in STOP_SIGNALS if signum not in besides
+    }
     if previous.get(HANGUP) == signal.SIG_IGN:  # by nohup, to go on
         del previous[HANGUP]
     for signum in previous:
@@ -134,4 +150,4 @@ def _answer(handle: Handler, besides: int | None = None) -> dict[int, Handler]:
 
 def _restore(previous: dict[int, Handler]) -> None:
     for signum, handler in previous.items():
-        signal.signal(signum, handler)
+        signal.signal(signum, signal.SIG_DFL if handler is None else handler)
