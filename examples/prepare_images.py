@@ -25,6 +25,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.index import in_words
 from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
 from tinyalex.data.prepare import prepare, source_images
 from tinyalex.data.workers import WorkerError
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.source is None:
             parser.error("two folders are needed, SOURCE and TARGET")
         options = Options(args.size, args.format, args.quality)
-        names, ignored = source_images(args.source, args.target)
+        names, passed_over = source_images(args.source, args.target)
         with ExitStack() as held:
             try:
                 held.enter_context(locked(args.target))
@@ -81,8 +82,10 @@ def main(argv: list[str] | None = None) -> int:
         warn(f"left out: {printable(name)}: {reason}")
     say(
         f"{args.target}: {result.made} images made, {result.kept} were there, "
-        f"{len(result.left_out)} left out, {ignored} other files ignored"
+        f"{len(result.left_out)} left out"
     )
+    if passed_over:
+        print(in_words(passed_over))
     if result.removed:
         say(f"{result.removed} removed: they are no longer in {args.source}")
     if result.left_out:

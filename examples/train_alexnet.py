@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from tinyalex import summary
 from tinyalex.backends.devices import DeviceError
 from tinyalex.data import DataError, ImageFolder, WorkerError
+from tinyalex.data.index import in_words
 from tinyalex.files import FileError
 from tinyalex.models import VARIANTS
 from tinyalex.training import (
@@ -117,8 +119,9 @@ def print_header(run: Run, out: Path) -> None:
     if run.test_data is not None:
         sizes += f", {len(run.test_data.dataset)} test"
     datasets = (run.train_data.dataset, run.val_data.dataset)
-    folders = {data.folder: data.ignored for data in datasets if isinstance(data, ImageFolder)}
-    ignored = f"; {sum(folders.values())} other files ignored" if any(folders.values()) else ""
+    folders = {data.folder: data.passed_over for data in datasets if isinstance(data, ImageFolder)}
+    passed_over = in_words(sum(folders.values(), Counter()))
+    sizes += " images" + (f"; {passed_over}" if passed_over else "")
     classes = run.classifier.classes
     names = ", ".join(classes[:10]) + ", ..."
     if len(classes) <= 10:
@@ -130,7 +133,7 @@ def print_header(run: Run, out: Path) -> None:
         f"command  {here['command']}\n"
         f"machine  {here['backend']} backend on {here['device']}, {', '.join(arithmetic)}, "
         f"{here['threading']}, BLAS {here['blas']}, seed {settings.seed}\n"
-        f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes} images{ignored}\n"
+        f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes}\n"
         f"classes  {len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}\n"
         f"model    {settings.variant}, {VARIANTS[settings.variant].title}: "
         f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}\n"

@@ -29,7 +29,7 @@ def prepared(originals, tmp_path_factory):
     target = tmp_path_factory.mktemp("prepared") / "clean"
     code, out, err = prepare(originals, target)
     assert (code, err) == (0, "")
-    assert f"{GOOD} images made, 0 were there, 0 left out, 0 other files ignored" in out
+    assert f"{GOOD} images made, 0 were there, 0 left out\n" in out
     return target
 
 

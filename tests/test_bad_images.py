@@ -166,11 +166,6 @@ def unusable_folders():
     def one_image(root):
         images.folder(root, cats=3, dogs=1)
 
-    def link_upwards(root):
-        images.folder(root, cats=3, dogs=3)
-        (root / "dogs" / "more").mkdir()
-        (root / "dogs" / "more" / "again").symlink_to(root / "dogs")
-
     def link_to_the_root(root):
         images.folder(root, cats=3, dogs=3)
         (root / "all").symlink_to(root)
@@ -189,8 +184,7 @@ def unusable_folders():
         only_train: "a folder train but no val",
         other_classes: "dogs only in train, frogs only in val",
         one_image: "000.png is the only image of its class",
-        link_upwards: "dogs/more/again is a link to a folder that it lies in",
-        link_to_the_root: "all is a link to a folder that it lies in",
+        link_to_the_root: "no images .* in all: .*; passed over: 1 linked twice",
         link_to_itself: "frogs is a link that leads nowhere",
     }
 

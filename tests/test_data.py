@@ -42,7 +42,7 @@ def test_folder_is_sorted_and_labelled(tmp_path):
     assert dataset.labels.tolist() == [0] * 6 + [1] * 2
     assert dataset.labels.dtype == np.int64
     assert len(dataset) == 8
-    assert dataset.ignored == 3  # the hidden file, the notes and the thumbnails
+    assert dataset.passed_over == {"hidden": 2, "other": 1}
     assert dataset.describe(7) == str(tmp_path / "tulips" / "001.png")
 
 

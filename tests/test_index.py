@@ -49,7 +49,7 @@ def read(monkeypatch):
 
 def facts(dataset):
     """Return all that an ImageFolder knows."""
-    return list(dataset.paths), dataset.labels.tolist(), dataset.classes, dataset.ignored
+    return list(dataset.paths), dataset.labels.tolist(), dataset.classes, dataset.passed_over
 
 
 def test_the_second_time_no_folder_is_read(folder, read):
@@ -59,7 +59,12 @@ def test_the_second_time_no_folder_is_read(folder, read):
     assert facts(ImageFolder(str(folder) + "/")) == first
     assert len(read) == 3
     names = ("cats/1.jpg", "cats/more/2.png", "dogs/3.JPG", "dogs/4.gif")
-    assert first == ([str(folder / name) for name in names], [0, 0, 1, 1], ["cats", "dogs"], 2)
+    assert first == (
+        [str(folder / name) for name in names],
+        [0, 0, 1, 1],
+        ["cats", "dogs"],
+        {"hidden": 1, "other": 1},
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "val", None])

@@ -189,7 +189,10 @@ def test_neighbours_among_other_images(photos, trained, tmp_path):
     ("arguments", "expected"),
     [
         (("answers", "{folder}/gone.png"), "none of 1 images could be read"),
-        (("features", "{folder}"), "no images (.jpg .jpeg .png .webp .bmp .gif) in {folder}"),
+        (
+            ("features", "{folder}"),
+            "no images (.jpg .jpeg .jpe .jfif .png .webp .bmp .gif) in {folder}",
+        ),
         (("kernels", "--out", "{folder}"), "--out must name a file, {folder} is a folder"),
         (("neighbours", "--among", "{folder}"), "no images"),
     ],

@@ -231,7 +231,9 @@ def test_a_folder_without_images(trained, tmp_path):
     (tmp_path / "notes.txt").write_text("")
     code, _, complaints = run("predict", trained, tmp_path, "--out", tmp_path / "sheet.png")
     assert code == 2
-    assert re.fullmatch(rf"error: no images \(.*\) in {tmp_path}\n", complaints)
+    assert re.fullmatch(
+        rf"error: no images \(.*\) in {tmp_path}; passed over: 1 other\n", complaints
+    )
 
 
 def test_a_name_that_is_no_text(photos, trained, tmp_path):

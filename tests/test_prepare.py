@@ -71,7 +71,7 @@ def test_every_kind_of_bad_file_is_counted_and_named(tmp_path):
     code, out, err = commands.finish(process)
     assert code == 0
     made, broken = 4 + len(images.ODD), len(images.BROKEN)
-    assert f"{made} images made, 0 were there, {broken} left out, 1 other files ignored" in out
+    assert f"{made} images made, 0 were there, {broken} left out\npassed over: 1 other\n" in out
     reasons = {line["source"]: line["reason"] for line in lines(target / LEFT_OUT)}
     assert len(reasons) == broken
     for write, reason in images.BROKEN.items():

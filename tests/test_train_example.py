@@ -242,7 +242,7 @@ def test_files_that_are_no_images_are_counted(tmp_path):
         draw_photos(tmp_path / "photos" / split, count=9)
         (tmp_path / "photos" / split / "elm/notes.txt").write_text("")
     _, said, _ = train_on(tmp_path / "photos", tmp_path / "out", "--dry-run")
-    assert "27 training, 27 validation images; 2 other files ignored\n" in said
+    assert "27 training, 27 validation images; passed over: 2 other\n" in said
 
 
 # --- instead of training

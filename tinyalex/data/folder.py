@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,14 @@ import numpy as np
 
 from tinyalex.data.dataset import UNPRINTABLE, DataError, printable
 from tinyalex.data.image import EXTENSIONS, read_image
-from tinyalex.data.index import entries_of, has_image_name, index_images, is_folder
+from tinyalex.data.index import (
+    entries_of,
+    has_image_name,
+    in_words,
+    index_images,
+    is_folder,
+    is_hidden,
+)
 
 _LAYOUT = "expected one folder for each class, with its images inside"
 
@@ -26,8 +34,8 @@ class ImageFolder:
 
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
-    (`image.EXTENSIONS`, any case); other files, and names that begin with a dot, are counted in
-    `ignored`. The class folders lie in `folder`. Nothing is decoded here: a broken image raises
+    (`image.EXTENSIONS`, any case); what is passed over is counted in `passed_over`, as `index.Scan`
+    says. The class folders lie in `folder`. Nothing is decoded here: a broken image raises
     ImageError from `load`. The list of many images is remembered while the folders stay as they
     are (`index.py`); `cache=False` reads them in any case.
 
@@ -57,9 +65,9 @@ class ImageFolder:
 
         folder, is_split = self._split_folder()
         self.folder = folder
-        self.classes = self._class_names(folder)
+        self.classes, loose_images = self._class_names(folder)
         index = index_images(str(folder), self.classes, cache)
-        self.ignored = index.ignored
+        self.passed_over = index.passed_over + Counter({"beside the class folders": loose_images})
         self.paths = index.paths
         self.labels = np.repeat(np.arange(len(self.classes)), index.counts)
         self._check_counts(index.counts)
@@ -106,7 +114,7 @@ class ImageFolder:
             )
         if self.split is None:
             raise DataError(f"{self.root} is split into train and val: say which, split='train'")
-        train, val = (set(self._class_names(self.root / name)) for name in ("train", "val"))
+        train, val = (set(self._class_names(self.root / name)[0]) for name in ("train", "val"))
         if train != val:
             raise DataError(
                 f"{self.root}: train and val must hold the same classes, but "
@@ -114,10 +122,11 @@ class ImageFolder:
             )
         return self.root / self.split, True
 
-    def _class_names(self, folder: Path) -> list[str]:
+    def _class_names(self, folder: Path) -> tuple[list[str], int]:
+        """Return the names of the class folders, sorted, and how many images lie beside them."""
         names, loose_images = [], 0
         for entry in entries_of(folder):
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if is_folder(entry):
                 if any(unicodedata.category(character) in UNPRINTABLE for character in entry.name):
@@ -129,14 +138,14 @@ class ImageFolder:
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise DataError(f"{entry.path} is a link that leads nowhere: mend or remove it")
             else:
-                loose_images += has_image_name(entry)
+                loose_images += has_image_name(entry.name)
         if not names and loose_images:
             raise DataError(f"{folder}: {_LAYOUT}, found {loose_images} images and no folders")
         if not names:
             raise DataError(f"{folder}: {_LAYOUT}, found no folders")
         if len(names) == 1 and self._complete:
             raise DataError(f"{folder}: expected at least 2 classes, found only {names[0]!r}")
-        return sorted(names)
+        return sorted(names), loose_images
 
     def _check_counts(self, counts: np.ndarray) -> None:
         empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
@@ -144,6 +153,7 @@ class ImageFolder:
             raise DataError(
                 f"{self.folder}: no images ({' '.join(EXTENSIONS)}) in {_names(empty)}: "
                 "add some, or remove the folder"
+                + (f"; {passed_over}" if (passed_over := in_words(self.passed_over)) else "")
             )
 
     def _part(self, counts: np.ndarray, split: str, val_fraction: float, seed: int) -> np.ndarray:

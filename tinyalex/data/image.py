@@ -16,7 +16,7 @@ from tinyalex.data.dataset import ImageError
 # Pillow looks at the content, not the name, and some of its readers start other programs (EPS
 # calls Ghostscript): only these are allowed.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 
 # A small file can claim to be a very large picture and fill the memory when it is decoded.
 # The figure is Pillow's own: a quarter of a GiB at three bytes a pixel.

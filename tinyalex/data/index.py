@@ -9,20 +9,45 @@ name changes the times of its folder.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import time
-from collections.abc import Iterable, Sequence
+from array import array
+from bisect import bisect, insort
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from tinyalex.data.dataset import DataError
+from tinyalex.data.dataset import DataError, printable
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.files import FileError, load, save
 
-FORMAT = "tinyalex-index-1"
+FORMAT = "tinyalex-index-2"
+
+RULES = 2
+"""The number of the rule for what is an image of a folder; a run keeps the one it began with."""
+
+EXTENSIONS_BEFORE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+"""`EXTENSIONS` under rule 1."""
+
+LITTER = (
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    *("icon\r", "__macosx", "@eadir", "#recycle", "lost+found"),
+)
+"""What Windows, macOS, Synology and Linux leave in folders; in lower case."""
+
+OTHER_IMAGES = {
+    **{".heic": "HEIC", ".heif": "HEIC", ".avif": "AVIF", ".tif": "TIFF", ".tiff": "TIFF"},
+    **{".jxl": "JPEG XL", ".jp2": "JPEG 2000", ".svg": "SVG", ".psd": "PSD", ".tga": "TGA"},
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PNM"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), "raw"),
+}
+"""Kinds of images that cannot be read, by the extensions of their names."""
 
 WORTH_CACHING = 10_000
 """Images below which a list is read again each time, in a moment."""
@@ -37,7 +62,7 @@ class Paths(Sequence[str]):
     def __init__(self, root: str, text: np.ndarray) -> None:
         """`text` is uint8: the paths relative to `root`, each with a 0 behind it."""
         self._root = root
-        self._text = text
+        self.text = text
         self._ends = np.flatnonzero(text == 0)
         self._starts = np.concatenate([[0], self._ends[:-1] + 1])[: len(self._ends)]
 
@@ -53,15 +78,13 @@ class Paths(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        name = self._text[self._starts[index] : self._ends[index]].tobytes()
+        name = self.text[self._starts[index] : self._ends[index]].tobytes()
         return os.path.join(self._root, os.fsdecode(name))
 
     def take(self, chosen: np.ndarray) -> Paths:
         """Return those for which the bool array `chosen` is true."""
-        part = object.__new__(Paths)
-        part._root, part._text = self._root, self._text
-        part._starts, part._ends = self._starts[chosen], self._ends[chosen]
-        return part
+        lengths = self._ends + 1 - self._starts
+        return Paths(self._root, self.text[np.repeat(chosen, lengths)])
 
 
 @dataclass
@@ -74,8 +97,8 @@ class Index:
     """As `Paths` takes it."""
     counts: np.ndarray
     """int64: how many images each class has."""
-    ignored: int
-    """How many files are no images by their names, or hidden."""
+    passed_over: Counter[str]
+    """As in `Scan`."""
 
     @property
     def paths(self) -> Paths:
@@ -83,84 +106,157 @@ class Index:
         return Paths(self.root, self.text)
 
 
-def index_images(root: str, classes: list[str], cache: bool = True) -> Index:
+def index_images(root: str, classes: list[str], cache: bool = True, rules: int = RULES) -> Index:
     """Return the images in the folders `classes` of `root`, read from the disk or from the cache.
 
     Folders inside a class folder belong to that class. Raises DataError for a folder that cannot be
-    read, and for a link back to a folder above.
+    read.
     """
-    place = cache_file(root) if cache else None
-    index = _index_in(remembered(place), root, classes)
+    place, key = cache_file(root) if cache else None, _key(root, classes, rules)
+    index = _index_in(remembered(place), root, classes, key)
     if index is None:
-        scan = _Scan(root)
-        texts, counts = [], []
-        identity = scan.visit("")
-        for name in classes:
-            names = scan.images_in(name, (identity,))
-            counts.append(len(names))
-            texts.append(b"".join(os.fsencode(path) + b"\0" for path in names))
-        text = np.frombuffer(b"".join(texts), np.uint8)
-        index = Index(root, classes, text, np.array(counts, np.int64), scan.ignored)
+        scan = Scan(root, rules)
+        found = scan.images_in(classes)
+        if scan.unreadable:
+            raise DataError(scan.unreadable[0])
+        text = b"".join(os.fsencode(path) + b"\0" for paths in found for path in paths)
+        counts = np.array([len(paths) for paths in found], np.int64)
+        index = Index(root, classes, np.frombuffer(text, np.uint8), counts, scan.passed_over)
         if len(index.paths) >= WORTH_CACHING and scan.is_settled():
             content = {
-                **_key(root, classes),
+                **key,
                 "folders": {folder: list(numbers) for folder, numbers in scan.visited.items()},
                 "text": index.text,
                 "counts": index.counts,
-                "ignored": index.ignored,
+                "passed_over": dict(index.passed_over),
             }
             remember(place, content)
     return index
 
 
 @dataclass
-class _Scan:
-    """One reading of the folders below `root`, and what they were when it began."""
+class Scan:
+    """One reading of the folders below `root`: which images are there, and what is passed over.
+
+    An image of a folder is a file whose name ends as an image's does. Hidden files and folders are
+    passed over, and what systems leave behind (`LITTER`). Links are followed, but no folder and no
+    linked image counts twice: the one that is no link is taken, else the first by path. `rules` is
+    1 for runs that began before this was the rule.
+    """
 
     root: str
-    ignored: int = 0
-    has_links: bool = False
+    rules: int = RULES
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """How many files and folders of each kind are no images; `in_words` says it."""
+    unreadable: list[str] = field(default_factory=list)
+    """A sentence for each folder that cannot be read."""
     visited: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
-    """By path below the root: what `fingerprint` says of it."""
-    began: int = field(default_factory=time.time_ns)
+    """By path below the root: what `fingerprint` says of a folder that was read."""
+    _has_links: bool = False
+    _began: int = field(default_factory=time.time_ns)
 
-    def visit(self, folder: str) -> tuple[int, int]:
-        """Take down what a folder is now; return its device and inode."""
-        self.visited[folder] = fingerprint(os.path.join(self.root, folder))
-        return self.visited[folder][:2]
+    def images_in(self, folders: Sequence[str]) -> list[list[str]]:
+        """Return the paths below the root of the images in each folder and below it, sorted."""
+        found: list[list[str]] = [[] for _ in folders]
+        like_images: list[tuple[str, int]] = []
+        linked: list[tuple[str, int]] = []
+        inodes: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
+        seen = self._folders_above()
+        # Links come after all other folders, in the order of their paths.
+        waiting = [
+            (os.path.islink(os.path.join(self.root, folder)), folder, number, frozenset(seen))
+            for number, folder in enumerate(folders)
+        ]
+        heapq.heapify(waiting)
+        while waiting:
+            is_link, folder, number, above = heapq.heappop(waiting)
+            self._has_links |= is_link
+            full = os.path.join(self.root, folder)
+            try:
+                numbers, entries = fingerprint(full), entries_of(full)
+            except DataError as error:
+                self.unreadable.append(str(error))
+                continue
+            device, inode, *_ = self.visited[folder] = numbers
+            if is_link and (device, inode) in (seen if self.rules > 1 else above):
+                self.passed_over["linked twice"] += 1
+                continue
+            seen.add((device, inode))
+            if has_image_name(folder, self.rules):
+                like_images.append((folder, number))
+            for entry in entries:
+                path, is_link = os.path.join(folder, entry.name), entry.is_symlink()
+                if is_hidden(entry.name, self.rules):
+                    self.passed_over["hidden"] += 1
+                elif is_folder(entry):
+                    heapq.heappush(waiting, (is_link, path, number, above | {(device, inode)}))
+                elif not has_image_name(path, self.rules):
+                    self.passed_over[_kind(entry)] += 1
+                    self._has_links |= is_link
+                elif is_link:
+                    linked.append((path, number))
+                else:
+                    found[number].append(path)
+                    inodes[device].append(entry.inode())
+        self._add_linked(linked, inodes, found)
+        for paths in found:
+            paths.sort()
+        for folder, number in sorted(like_images, reverse=True):  # what lies in another comes first
+            # A folder called x.jpg with no image in it: to be named, like any broken image.
+            below, paths = folder + os.sep, found[number]
+            place = bisect(paths, below)
+            if place == len(paths) or not paths[place].startswith(below):
+                insort(paths, folder)
+        return found
 
-    def images_in(self, folder: str, above: tuple[tuple[int, int], ...]) -> list[str]:
-        """Return the paths of the images in a folder and below, sorted; count what is passed over.
+    def _folders_above(self) -> set[tuple[int, int]]:
+        """Return device and inode of the root and of the folders that it lies in."""
+        self.visited[""] = fingerprint(self.root)
+        root = Path(self.root).resolve()
+        above = set()
+        for folder in (root, *root.parents):
+            with suppress(DataError):
+                above.add(fingerprint(str(folder))[:2])
+        return above
 
-        `above` identifies the folders on the way down, so that a link back up is noticed.
-        """
-        full = os.path.join(self.root, folder)
-        identity = self.visit(folder)
-        if identity in above:
-            raise DataError(f"{full} is a link to a folder that it lies in: remove the link")
-        found = []
-        for entry in entries_of(full):
-            path = f"{folder}{os.sep}{entry.name}"
-            self.has_links |= entry.is_symlink()
-            if entry.name.startswith("."):
-                self.ignored += 1
-            elif is_folder(entry):
-                below = self.images_in(path, (*above, identity))
-                # A folder called x.jpg with no image in it: to be named, like any broken image.
-                found += below or ([path] if has_image_name(entry) else [])
-            elif has_image_name(entry):
-                found.append(path)
+    def _add_linked(
+        self,
+        linked: list[tuple[str, int]],
+        inodes: Mapping[int, Iterable[int]],
+        found: list[list[str]],
+    ) -> None:
+        """Add the images that are links to files, each file once."""
+        if not linked:
+            return
+        self._has_links = True
+        there = {(device, inode) for device in inodes for inode in inodes[device]}
+        for path, number in sorted(linked):
+            try:
+                identity = fingerprint(os.path.join(self.root, path))[:2]
+            except DataError:  # it leads nowhere: to be named, like any broken image
+                found[number].append(path)
+                continue
+            if identity in there and self.rules > 1:
+                self.passed_over["linked twice"] += 1
             else:
-                self.ignored += 1
-        return sorted(found)
+                found[number].append(path)
+                there.add(identity)
 
     def is_settled(self) -> bool:
         """Whether a later change of what was read would show in the folders' times.
 
         A link shows nothing when that changes to which it leads.
         """
-        limit = self.began - int(SETTLED_SECONDS * 1e9)
-        return not self.has_links and all(max(times[2:]) < limit for times in self.visited.values())
+        limit = self._began - int(SETTLED_SECONDS * 1e9)
+        times = (max(numbers[2:]) for numbers in self.visited.values())
+        return not self._has_links and all(time < limit for time in times)
+
+
+def images_below(root: str) -> tuple[list[str], Scan]:
+    """Return the paths of the images in a folder and below it, sorted, and how they were found."""
+    scan = Scan(root)
+    (found,) = scan.images_in([""])
+    return [os.path.join(root, path) for path in found], scan
 
 
 def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -169,7 +265,7 @@ def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from error
+        raise _unreadable(folder, error) from error
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -180,15 +276,50 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def has_image_name(entry: os.DirEntry[str]) -> bool:
-    """Whether its name ends as an image's does."""
-    return entry.name.lower().endswith(EXTENSIONS)
+def has_image_name(name: str, rules: int = RULES) -> bool:
+    """Whether a name ends as an image's does."""
+    return name.lower().endswith(EXTENSIONS if rules > 1 else EXTENSIONS_BEFORE)
+
+
+def is_hidden(name: str, rules: int = RULES) -> bool:
+    """Whether a file or folder is hidden by its name, or left there by a system."""
+    return name.startswith(".") or (rules > 1 and name.lower() in LITTER)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Return what to call a file that is no image of a folder."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return "linked to nothing"
+    return OTHER_IMAGES.get(os.path.splitext(entry.name)[1].lower(), "other")
+
+
+def in_words(passed_over: Counter[str]) -> str:
+    """Say how many files and folders of each kind were passed over, and what to do about it.
+
+    >>> in_words(Counter({"HEIC": 3, "hidden": 1}))
+    'passed over: 3 HEIC, 1 hidden (to use HEIC, convert them to JPEG or PNG)'
+    """
+    kinds = sorted(passed_over, key=lambda kind: (-passed_over[kind], kind))
+    listed = ", ".join(f"{passed_over[kind]} {kind}" for kind in kinds)
+    images = ", ".join(kind for kind in kinds if kind in OTHER_IMAGES.values())
+    advice = f" (to use {images}, convert them to JPEG or PNG)" if images else ""
+    return f"passed over: {listed}{advice}" if listed else ""
 
 
 def fingerprint(path: str) -> tuple[int, int, int, int]:
-    """Return device, inode, and when content and inode changed last, in nanoseconds."""
-    status = os.stat(path)
+    """Return device, inode, and when content and inode changed last, in nanoseconds.
+
+    Raises DataError for what is not there or cannot be reached.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _unreadable(path: str | Path, error: OSError) -> DataError:
+    return DataError(f"{printable(str(path))}: the folder cannot be read: {error.strerror}")
 
 
 # --- the cache ------------------------------------------------------------------------------------
@@ -224,25 +355,28 @@ def remembered(place: Path | None) -> Any:
         return None
 
 
-def _index_in(content: Any, root: str, classes: list[str]) -> Index | None:
+def _index_in(
+    content: Any, root: str, classes: list[str], key: Mapping[str, object]
+) -> Index | None:
     """Return the index in what was remembered, if it is that of the folders as they are now."""
     try:
-        key = _key(root, classes)
         if {name: content.get(name) for name in key} != key:
             return None
         for folder, numbers in content["folders"].items():
             if list(fingerprint(os.path.join(root, folder))) != numbers:
                 return None
-        return Index(root, classes, content["text"], content["counts"], content["ignored"])
-    except (OSError, KeyError, AttributeError, TypeError):  # a folder gone, or not one of ours
+        passed_over = Counter[str](content["passed_over"])
+        return Index(root, classes, content["text"], content["counts"], passed_over)
+    except (DataError, KeyError, AttributeError, TypeError):  # a folder gone, or not one of ours
         return None
 
 
-def _key(root: str, classes: Iterable[str]) -> dict[str, object]:
+def _key(root: str, classes: Iterable[str], rules: int) -> dict[str, object]:
     """Return what an index must agree with."""
     return {
         "format": FORMAT,
         "root": os.path.abspath(root),
         "classes": list(classes),
         "extensions": list(EXTENSIONS),
+        "rules": rules,
     }

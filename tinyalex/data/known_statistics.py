@@ -13,6 +13,7 @@ from pathlib import Path
 
 import PIL
 
+from tinyalex.data.dataset import DataError
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.index import fingerprint, remember, remembered
 from tinyalex.data.manifest import (
@@ -79,5 +80,5 @@ def _identity(path: str) -> tuple[int, ...] | None:
     """Return what changes when an image does; None for a link that leads nowhere."""
     try:
         return fingerprint(path)
-    except OSError:
+    except DataError:
         return None

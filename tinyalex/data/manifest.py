@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.index import is_hidden
 from tinyalex.data.statistics import load_statistics
 from tinyalex.data.workers import Work, Workers
 from tinyalex.files import FileError, write_atomically
@@ -151,8 +152,7 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
             show("verifying", done, len(entries))
     finally:
         workers.close()
-    expected = OWN_FILES.union(paths)
-    strangers = sorted(printable(path) for path in files_below(target) if path not in expected)
+    strangers = sorted(map(printable, files_below(target) - OWN_FILES.union(paths)))
     return wrong + [f"unexpected: {path}" for path in strangers]
 
 
@@ -168,12 +168,20 @@ def _hasher(memory: Any, target: Path) -> Work:
     return digests
 
 
-def files_below(folder: Path) -> Iterator[str]:
-    """Yield the paths of all files below a folder, and of links to folders, relative to it."""
+def files_below(folder: Path, hidden: bool = False) -> set[str]:
+    """Return the paths of all files below a folder, and of links to folders, relative to it.
+
+    What is hidden, and what systems leave behind, belongs to them only on request.
+    """
+    found = set()
     for above, folders, files in os.walk(folder):
+        if not hidden:
+            folders[:] = [name for name in folders if not is_hidden(name)]
         links = [name for name in folders if os.path.islink(os.path.join(above, name))]
         for name in (*files, *links):
-            yield os.path.relpath(os.path.join(above, name), folder)
+            if hidden or not is_hidden(name):
+                found.add(os.path.relpath(os.path.join(above, name), folder))
+    return found
 
 
 def file_size(path: Path) -> int:

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +62,8 @@ class Prepared:
     """(path below SOURCE, reason) of each image that could not be read, sorted."""
 
 
-def source_images(source: Path, target: Path) -> tuple[list[str], int]:
-    """Return the paths of the images below `source`, and how many other files there are.
+def source_images(source: Path, target: Path) -> tuple[list[str], Counter[str]]:
+    """Return the paths of the images below `source`, and what is passed over there.
 
     `source` holds class folders, or train/ and val/ with such, as `ImageFolder` takes them. Raises
     DataError if it does not, and for a `target` that it would be wrong to write to.
@@ -70,13 +71,14 @@ def source_images(source: Path, target: Path) -> tuple[list[str], int]:
     here, there = source.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise DataError(f"{source} and {target} must not lie in one another")
-    files = set(files_below(target))
-    if files and not files & {MANIFEST, JOURNAL, LEFT_OUT} and files - OWN_FILES:
+    files = files_below(target)
+    is_ours = files & {MANIFEST, LEFT_OUT} or (target / JOURNAL).exists()
+    if not is_ours and files - OWN_FILES:
         raise DataError(f"{target} holds other files: give a folder that is empty or new")
     splits: list[str | None] = [name for name in ("train", "val") if (source / name).is_dir()]
     folders = [ImageFolder(source, split) for split in splits or [None]]
     names = [os.path.relpath(path, source) for folder in folders for path in folder.paths]
-    return names, sum(folder.ignored for folder in folders)
+    return names, sum((folder.passed_over for folder in folders), Counter())
 
 
 def prepare(
@@ -137,8 +139,8 @@ def prepare(
     lines = [json.dumps({"source": name, "reason": why}) + "\n" for name, why in result.left_out]
     write_atomically(target / LEFT_OUT, lambda file: file.write("".join(lines).encode()))
     write_atomically(target / MANIFEST, lambda file: file.write(manifest))
-    for path in filter(_is_temporary, files_below(target)):  # left by processes that were killed
-        (target / path).unlink(missing_ok=True)
+    for path in filter(_is_temporary, files_below(target, hidden=True)):
+        (target / path).unlink(missing_ok=True)  # left by a process that was killed
     (target / JOURNAL).unlink()
     return result
 
@@ -179,7 +181,7 @@ def _is_there(entry: Entry | None, name: str, source: Path) -> bool:
 def _remove(target: Path, stale: Set[str]) -> set[str]:
     """Remove images whose source has changed or gone, and folders left empty; return which."""
     # Only what lies below `target`, whatever a manifest from elsewhere says.
-    removed = {path for path in files_below(target) if path in stale} if stale else set()
+    removed = files_below(target) & stale if stale else set()
     for path in removed:
         (target / path).unlink()
         with contextlib.suppress(OSError):  # other files are in there

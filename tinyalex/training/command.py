@@ -19,8 +19,9 @@ import numpy as np
 
 from tinyalex.backends.devices import DeviceError
 from tinyalex.data import ImageError, WorkerError
-from tinyalex.data.dataset import escaped
+from tinyalex.data.dataset import escaped, printable
 from tinyalex.data.image import EXTENSIONS
+from tinyalex.data.index import images_below, in_words
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
 from tinyalex.training.progress import one_sentence, open_standard_streams, show, warn
@@ -195,22 +196,24 @@ def check_writable(folder: Path) -> None:
 
 
 def find_images(paths: list[str]) -> Iterator[str]:
-    """Yield each file given, and the images in each folder given and below it, sorted."""
+    """Yield each file given, and the images in each folder given and below it, sorted.
+
+    What is passed over in a folder is said on stderr.
+    """
     for path in paths:
         if not os.path.isdir(path):
             yield path
             continue
-        found = sorted(_images_below(path))
+        found, scan = images_below(path)
+        for sentence in scan.unreadable:
+            warn(f"passed over: {sentence}")
+        passed_over = in_words(scan.passed_over)
         if not found:
-            raise ValueError(f"no images ({' '.join(EXTENSIONS)}) in {path}")
+            where = f"no images ({' '.join(EXTENSIONS)}) in {path}"
+            raise ValueError("; ".join(filter(None, [where, passed_over])))
+        if passed_over:
+            warn(f"{printable(path)}: {passed_over}")
         yield from found
-
-
-def _images_below(root: str) -> Iterator[str]:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield os.path.join(folder, name)
 
 
 Item = TypeVar("Item")
