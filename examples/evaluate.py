@@ -10,6 +10,7 @@ on which the network was most surely wrong).
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ import numpy as np
 
 from tinyalex.backends.devices import check
 from tinyalex.data import DataError, Dataset, ImageFolder, loader_on
-from tinyalex.data.dataset import escaped, printable
+from tinyalex.data.dataset import printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
@@ -50,7 +51,7 @@ from tinyalex.training.command import (
 from tinyalex.training.datasets import open_held_out, title
 from tinyalex.training.optional import PackageError
 from tinyalex.training.pictures import confusion_matrix, contact_sheet, failure, save_png
-from tinyalex.training.progress import one_sentence, say
+from tinyalex.training.progress import cells, folded, one_sentence, output_width, padded, say
 
 TITLES = {1: "centre crop", 10: "ten crops"}
 CONFUSED = 10
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     answers = examine(classifier.model.to(args.device), loader, Progress())
     print_table(answers, classifier.classes)
     for name, reason in loader.bad:
-        say(f"left out: {name}: {escaped(reason)}")
+        say(f"left out: {name}: {reason}")
     best = answers[args.crops]
     print_confused(best, classifier.classes, TITLES[args.crops])
     return draw(best, dataset, out)
@@ -122,8 +123,9 @@ def open_folder(root: str, classifier: Classifier) -> Dataset:
     unknown = sorted(set(dataset.classes) - set(classifier.classes))
     if unknown:
         raise DataError(
-            f"{root} has classes that this network does not know: {', '.join(unknown[:5])}; it "
-            f"knows {', '.join(classifier.classes[:10])}"
+            f"{printable(root)} has classes that this network does not know: "
+            f"{', '.join(map(printable, unknown[:5]))}; it knows "
+            f"{', '.join(map(printable, classifier.classes[:10]))}"
         )
     positions = np.array([classifier.classes.index(name) for name in dataset.classes])
     dataset.classes, dataset.labels = classifier.classes, positions[dataset.labels]
@@ -133,28 +135,34 @@ def open_folder(root: str, classifier: Classifier) -> Dataset:
 def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
     """Print the accuracy of each class, worst first, and of all together, for each way to crop."""
     scores = {TITLES[crops]: answers[crops].scores for crops in sorted(answers)}
-    columns = {title: one.class_top1 for title, one in scores.items()}
-    if len(classes) > 5:  # else the right one is always among five
-        columns |= {f"{title} top-5": one.class_top5 for title, one in scores.items()}
+    columns = []
+    for heading, one in scores.items():
+        columns.append((heading, one.class_top1))
+        if len(classes) > 5:  # else the right one is always among five
+            columns.append(("top-5", one.class_top5))
     best = answers[max(answers)].scores
-    counts, width = best.class_counts, max(5, *map(len, classes))
+    counts, figures = best.class_counts, sum(len(heading) + 2 for heading, _ in columns)
+    room = (output_width() or math.inf) - len(" 1234567") - figures
+    names = [printable(name) for name in classes]
+    width = round(max(5, min(room, max(map(cells, names)))))
 
     def row(name: str, which: np.ndarray | slice) -> str:
         count = counts[which].sum()
-        cells = (f"{hits[which].sum() / count:>{len(t) + 2}.1%}" for t, hits in columns.items())
-        return f"{name:{width}} {count:7}{''.join(cells)}"
+        shares = (f"{hits[which].sum() / count:>{len(head) + 2}.1%}" for head, hits in columns)
+        return f"{padded(name, width)} {count:7}{''.join(shares)}"
 
-    say(f"{'class':{width}}  images" + "".join(f"  {title}" for title in columns))
+    say(f"{'class':{width}}  images" + "".join(f"  {heading}" for heading, _ in columns))
     for label in np.argsort(best.class_top1 / np.maximum(counts, 1), kind="stable"):
         if counts[label]:
-            say(row(classes[label], np.array([label])))
+            say(row(names[label], np.array([label])))
     say(row("all", slice(None)))
     chance, spread = 1 / len(classes), (best.top1 * (1 - best.top1) / best.count) ** 0.5
-    say(
+    note = (
         f"worst classes first; guessing would be right in {chance:.1%}, and of {best.count} other "
         f"images the share would vary by about {spread:.1%}"
     )
-    losses = ", ".join(f"{one.loss:.4f} ({title})" for title, one in scores.items())
+    say(folded(note, 2))
+    losses = ", ".join(f"{one.loss:.4f} ({heading})" for heading, one in scores.items())
     say(f"loss {losses}; guessing: {np.log(len(classes)):.4f}")
 
 
@@ -166,7 +174,7 @@ def print_confused(answers: Answers, classes: list[str], crops: str) -> None:
         say(f"\nmost confused ({crops}):")
     for right, answer, images in pairs:
         share = f"{images} of {counts[right]} ({images / counts[right]:.1%})"
-        say(f"  {classes[right]} taken for {classes[answer]}: {share}")
+        say(f"  {printable(classes[right])} taken for {printable(classes[answer])}: {share}")
 
 
 def draw(answers: Answers, dataset: Dataset, out: Path) -> int:

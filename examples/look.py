@@ -28,7 +28,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import numpy as np
 
 from tinyalex.data import Dataset, EvalTransform, Loader
-from tinyalex.data.dataset import escaped, printable
+from tinyalex.data.dataset import printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Classifier,
@@ -47,7 +47,7 @@ from tinyalex.training.command import (
     Parser,
     add_checkpoint,
     add_threads,
-    check_file,
+    check_picture,
     command,
     find_images,
     readable,
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     path = checkpoint_path(args.checkpoint)
     checkpoint = load_checkpoint(path)
     out = args.out or path.parent / f"{args.what}.png"
-    check_file(out)
+    check_picture(out)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
     args.draw(Look(args, path.parent, classifier, settings), out)
     say(f"drawn in {printable(out)}")
@@ -196,7 +196,7 @@ def neighbours(look: Look, out: Path) -> None:
     queries = hidden_vectors(model, look.classifier.inputs(images))
     found, distances = nearest(model, queries, loader, progress=Progress())
     for name, reason in loader.bad:
-        warn(f"left out: {name}: {escaped(reason)}")
+        warn(f"left out: {name}: {reason}")
     rows, titles = [], []
     for place, image, near, far in zip(places, images, found, distances, strict=True):
         rows.append([image, *(others.load(int(other)) for other in near)])

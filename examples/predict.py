@@ -33,7 +33,7 @@ from tinyalex.training.command import (
     Parser,
     add_crops,
     add_network_arguments,
-    check_file,
+    check_picture,
     command,
     complain,
     find_images,
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = make_parser().parse_args(argv)
     check(args.device)
-    check_file(args.out)
+    check_picture(args.out)
     set_num_threads(args.threads)
     classifier = load_classifier(args.checkpoint)
     classifier.model.to(args.device)

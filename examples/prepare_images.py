@@ -67,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 held.enter_context(locked(args.target))
             except OSError as error:
-                raise DataError(f"cannot write to {args.target}: {one_sentence(error)}") from error
+                raise DataError(
+                    f"cannot write to {printable(args.target)}: {one_sentence(error)}"
+                ) from error
             result = prepare(args.source, names, args.target, options, args.processes, show)
     except (WorkerError, OSError, MemoryError) as error:
         return complain(
@@ -81,15 +83,15 @@ def main(argv: list[str] | None = None) -> int:
     for name, reason in result.left_out:
         warn(f"left out: {printable(name)}: {reason}")
     say(
-        f"{args.target}: {result.made} images made, {result.kept} were there, "
+        f"{printable(args.target)}: {result.made} images made, {result.kept} were there, "
         f"{len(result.left_out)} left out"
     )
     if passed_over:
-        print(in_words(passed_over))
+        say(in_words(passed_over))
     if result.removed:
-        say(f"{result.removed} removed: they are no longer in {args.source}")
+        say(f"{result.removed} removed: they are no longer in {printable(args.source)}")
     if result.left_out:
-        say(f"{args.target / LEFT_OUT} lists what was left out, and why")
+        say(f"{printable(args.target / LEFT_OUT)} lists what was left out, and why")
     return DONE
 
 
@@ -119,7 +121,7 @@ def check(target: Path, processes: int, show: Shown) -> int:
     for sentence in wrong:
         warn(sentence)
     advice = "files are wrong: remove them, then prepare again"
-    say(f"{target}: " + (f"{len(wrong)} {advice}" if wrong else "all is well"))
+    say(f"{printable(target)}: " + (f"{len(wrong)} {advice}" if wrong else "all is well"))
     return USAGE if wrong else DONE
 
 
@@ -137,8 +139,9 @@ class Shown:
             self.stop()
             self._what, self._begun = what, time.monotonic()
             self._progress.start(what, total)
-        rate = done / max(time.monotonic() - self._begun, 1e-3)
-        self._progress.update(done, f"{rate:.0f} images/s, {duration((total - done) / rate)} left")
+        seconds = max(time.monotonic() - self._begun, 1e-3)
+        left = f"{duration((total - done) * seconds / done)} left  " if done else ""
+        self._progress.update(done, f"{left}{done / seconds:.0f} images/s")
 
     def stop(self) -> None:
         """Remove the bar."""

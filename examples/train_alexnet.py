@@ -25,6 +25,7 @@ import numpy as np
 from tinyalex import summary
 from tinyalex.backends.devices import DeviceError
 from tinyalex.data import DataError, ImageFolder, WorkerError
+from tinyalex.data.dataset import printable
 from tinyalex.data.index import in_words
 from tinyalex.files import FileError
 from tinyalex.models import VARIANTS
@@ -52,7 +53,7 @@ from tinyalex.training.ending import finish
 from tinyalex.training.environment import environment
 from tinyalex.training.options import as_arguments, read_arguments
 from tinyalex.training.overfit import advice, overfit
-from tinyalex.training.progress import command_line, one_sentence, say
+from tinyalex.training.progress import command_line, folded, one_sentence, say
 from tinyalex.training.rehearsal import rehearse
 from tinyalex.training.signals import leaving_on_signals
 from tinyalex.training.tensorboard import scalar_writer
@@ -123,27 +124,32 @@ def print_header(run: Run, out: Path) -> None:
     passed_over = in_words(sum(folders.values(), Counter()))
     sizes += " images" + (f"; {passed_over}" if passed_over else "")
     classes = run.classifier.classes
-    names = ", ".join(classes[:10]) + ", ..."
+    names = ", ".join(map(printable, classes[:10])) + ", ..."
     if len(classes) <= 10:
         counts = np.bincount(run.train_data.dataset.labels, minlength=len(classes))
-        names = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=True))
+        shown = zip(map(printable, classes), counts, strict=True)
+        names = ", ".join(f"{name} {count}" for name, count in shown)
     commit = f", commit {here['commit']}" if here["commit"] else ""
-    say(
-        f"tinyalex {here['tinyalex']}{commit}\n"
-        f"command  {here['command']}\n"
-        f"machine  {here['backend']} backend on {here['device']}, {', '.join(arithmetic)}, "
-        f"{here['threading']}, BLAS {here['blas']}, seed {settings.seed}\n"
-        f"data     {settings.data or 'patterns, drawn on the fly'}: {sizes}\n"
-        f"classes  {len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}\n"
-        f"model    {settings.variant}, {VARIANTS[settings.variant].title}: "
-        f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}\n"
-        f"recipe   {settings.epochs} epochs of {len(run.train_data)} steps of "
+    data = printable(settings.data) if settings.data else "patterns, drawn on the fly"
+    from_step = f", from step {run.state.step} on" if run.state.step else ""
+    say(folded(f"tinyalex {here['tinyalex']}{commit}", 9))
+    say(f"command  {here['command']}")  # in one piece, to be pasted
+    rows = {
+        "machine": f"{here['backend']} backend on {here['device']}, {', '.join(arithmetic)}, "
+        f"{here['threading']}, BLAS {here['blas']}, seed {settings.seed}",
+        "data": f"{data}: {sizes}",
+        "classes": f"{len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}",
+        "model": f"{settings.variant}, {VARIANTS[settings.variant].title}: "
+        f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}",
+        "recipe": f"{settings.epochs} epochs of {len(run.train_data)} steps of "
         f"{settings.batch_size} images, lr {settings.lr:g} {settings.schedule}, "
         f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
         f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
-        f"minus the mean {settings.mean}\n"
-        f"output   {out}" + (f", from step {run.state.step} on" if run.state.step else "")
-    )
+        f"minus the mean {settings.mean}",
+        "output": f"{printable(out)}{from_step}",
+    }
+    for name, text in rows.items():
+        say(folded(f"{name:8} {text}", 9))
 
 
 def train(trainer: Trainer, stop: StopRequest) -> int:

@@ -152,11 +152,16 @@ def test_a_pipe_that_is_full_for_a_while_is_written_again():
 
 def test_pace_tells_waiting_from_computing_and_estimates_the_end():
     pace = Pace(total_steps=100, epochs=2)
-    pace.add(waited=5.0, worked=55.0, result=Average(1.0, 1, 8))  # the first step compiles
+    pace.add(waited=5.0, worked=55.0, results=[Average(1.0, 1, 8)])  # the first step compiles
+    assert pace.seconds_left(step=1, epoch=0) is None
+    assert pace.typical_step == 60.0
     for _ in range(9):
-        pace.add(waited=1.0, worked=3.0, result=Average(8.0, 4, 8))
+        pace.add(waited=1.0, worked=3.0, results=[Average(8.0, 4, 8)])
+        assert pace.seconds_left(step=10, epoch=2) == 90 * 4.0
     pace.validation_seconds = 7.0
-    assert pace.images_per_second() == 80 / 96
+    assert pace.average.loss == 73 / 80
+    assert pace.images_per_second() == 72 / 36
+    assert pace.images_per_second(whole_epoch=True) == 80 / 96
     assert pace.data_share(whole_epoch=True) == 14 / 96
     assert pace.seconds_left(step=10, epoch=1) == 90 * 4.0 + 7.0
     assert not pace.waits(epoch_ends=True)
@@ -169,7 +174,7 @@ def test_pace_tells_a_slow_disk_once_it_is_sure():
     for step in range(20):
         assert pace.waits(epoch_ends=True) == (step > 5)  # seconds
         assert not pace.waits(epoch_ends=False)
-        pace.add(waited=1.0, worked=1.0, result=Average(8.0, 4, 8))
+        pace.add(waited=1.0, worked=1.0, results=[Average(8.0, 4, 8)])
     assert pace.waits(epoch_ends=False)
 
 

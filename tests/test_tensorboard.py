@@ -55,7 +55,7 @@ def to_a_file_to_be_read(row):
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (to_a_full_disk, "No space left on device"),
+        (to_a_full_disk, "No space left on device, there is no room for the file"),
         (to_a_file_to_be_read, "File not open for writing"),
     ],
 )
@@ -70,5 +70,7 @@ def test_a_full_disk_ends_what_goes_to_tensorboard_alone(photos, tmp_path, write
 def test_tensorboard_is_asked_for_by_name(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     code, _, complaints = train_on(photos, tmp_path / "run", "--tensorboard")
-    assert_refused(code, complaints, "needs the package tensorboardX: pip install tensorboardX")
+    assert_refused(
+        code, complaints, "--tensorboard cannot be used: tensorboardX is missing (pip install"
+    )
     assert not list(tmp_path.iterdir())

@@ -67,8 +67,13 @@ def set_num_threads(count: int) -> None:
     """
     global _chosen
     number = _checked(count, "the number of threads")
-    from threadpoolctl import threadpool_limits
-
+    try:
+        from threadpoolctl import threadpool_limits
+    except Exception as error:
+        raise ImportError(
+            f"threadpoolctl, which sets the threads of BLAS, does not work here ({error}): "
+            "pip install --force-reinstall threadpoolctl"
+        ) from error
     _chosen = number
     threadpool_limits(number, user_api="blas")
     for setter, _ in _followers:

@@ -18,9 +18,8 @@ class ImageError(DataError):
     """One image that cannot be read; `path` and `reason` say which and why."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{printable(path)}: {escaped(reason)}")
-        self.path = str(path)
-        self.reason = reason
+        self.path, self.reason = str(path), escaped(reason)
+        super().__init__(f"{printable(self.path)}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         return ImageError, (self.path, self.reason)  # what a worker process sends

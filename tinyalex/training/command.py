@@ -176,12 +176,16 @@ def add_crops(parser: Parser, default: int) -> None:
     )
 
 
-def check_file(out: Path) -> None:
-    """See that a file can go there, before the work is done."""
+def check_picture(out: Path) -> None:
+    """See that a picture can go there, before the work is done."""
     if out.is_dir():
-        raise ValueError(f"--out must name a file, {out} is a folder")
+        raise ValueError(f"--out must name a file, {printable(out)} is a folder")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must name a .png file, which pictures are, got {printable(out)}")
     if not out.parent.is_dir():
-        raise ValueError(f"--out must name a file in a folder that is there, {out.parent} is none")
+        raise ValueError(
+            f"--out must name a file in a folder that is there, {printable(out.parent)} is none"
+        )
     check_writable(out.parent)
 
 
@@ -191,7 +195,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        reason = f"{folder} cannot be written to ({error.strerror})"
+        reason = f"{printable(folder)} cannot be written to ({error.strerror})"
         raise ValueError(f"{reason}: give another place with --out") from error
 
 
@@ -209,7 +213,7 @@ def find_images(paths: list[str]) -> Iterator[str]:
             warn(f"passed over: {sentence}")
         passed_over = in_words(scan.passed_over)
         if not found:
-            where = f"no images ({' '.join(EXTENSIONS)}) in {path}"
+            where = f"no images ({' '.join(EXTENSIONS)}) in {printable(path)}"
             raise ValueError("; ".join(filter(None, [where, passed_over])))
         if passed_over:
             warn(f"{printable(path)}: {passed_over}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from tinyalex.data.dataset import printable
 from tinyalex.training.checkpoint import checkpoint_path, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import read_metrics
 from tinyalex.training.pictures import failure, first_kernels, learning_curves, save_png
-from tinyalex.training.progress import duration, one_sentence
+from tinyalex.training.progress import duration, folded, one_sentence
 from tinyalex.training.signals import StopRequest
 
 OUTPUTS = {
@@ -27,6 +28,10 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     """Test the network, draw the pictures, and say what there is now."""
     run, out = trainer.run, trainer.checkpoints.folder
     say = trainer.progress.say
+
+    def tell(text: str) -> None:
+        say(folded(text, 2))
+
     say(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
     for loader in (run.train_data, run.val_data):  # their processes have done their work
         loader.close()
@@ -40,24 +45,24 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
             raise stop.error()
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
         trainer.append({"kind": "test", "step": run.state.step, **results})
-        say(
+        tell(
             f"test accuracy of the best epoch's network: {scores.top1:.1%} of {scores.count} "
             f"images that played no part in training (top-5 {scores.top5:.1%})"
         )
     rows = read_metrics(trainer.metrics.path)
     last = [row for row in rows if row["kind"] == "epoch"][-1]
-    say(
+    tell(
         f"validation accuracy: {last['val_top1']:.1%} after the last epoch, {best.best_top1:.1%} "
         f"after the best, epoch {best.best_epoch}; guessing gets {1 / run.num_classes:.1%}"
     )
     if last["val_loss"] >= run.chance:
-        say(
+        tell(
             f"the last validation loss, {last['val_loss']:.3f}, is no better than that of guessing"
             f", {run.chance:.3f}: try more --epochs, more images, or another --lr (now "
             f"{run.settings.lr:g})"
         )
     if left_out := len(run.train_data.bad + run.val_data.bad):
-        say(f"{left_out} images could not be read and were left out; they are named above")
+        tell(f"{left_out} images could not be read and were left out; they are named above")
 
     model = run.classifier.model
     for name, draw in {
@@ -66,7 +71,8 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     }.items():
         if error := failure(partial(draw, out / name)):
             say(f"no {name}: {one_sentence(error)}")
-    say(f"in {out}:")
+    say(f"in {printable(out)}:")
     for name, text in OUTPUTS.items():
         if (out / name).exists():
-            say(f"  {name:17} {(out / name).stat().st_size / 1e6:7.2f} MB  {text}")
+            size = (out / name).stat().st_size / 1e6
+            say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))

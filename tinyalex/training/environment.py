@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info
 
 from tinyalex.backends import current_backend, of
 from tinyalex.backends.devices import describe, parse
@@ -69,6 +68,8 @@ def _threading(device: str) -> str:
 
 
 def _blas() -> str:
+    from threadpoolctl import threadpool_info
+
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
     names = {f"{lib['internal_api']} {lib['version']} ({lib.get('architecture')})" for lib in found}
     return ", ".join(sorted(names)) or "unknown"

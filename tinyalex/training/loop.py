@@ -21,7 +21,7 @@ from tinyalex.training.divergence import DivergedError, Step, explain
 from tinyalex.training.evaluation import Scores, evaluate, judge
 from tinyalex.training.metrics import Average, MetricsFile
 from tinyalex.training.pace import Pace
-from tinyalex.training.progress import Progress, duration
+from tinyalex.training.progress import Progress, duration, folded, one_sentence
 from tinyalex.training.run import Run
 from tinyalex.training.settings import STEPS_PER_ROW
 from tinyalex.training.signals import StopRequest
@@ -112,8 +112,7 @@ class Trainer:
             waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
             seconds, started = time.perf_counter() - started, time.perf_counter()
             state.seconds += seconds
-            for result in results:
-                self.pace.add(waited / len(results), (seconds - waited) / len(results), result)
+            self.pace.add(waited, seconds - waited, results)
             self.progress.update(state.batch, self._describe())
             # Twice what they take: the next step or save may be a slow one.
             stop.reserve = 2 * (self.pace.typical_step + self.checkpoints.seconds_to_save)
@@ -228,13 +227,14 @@ class Trainer:
         )
         if is_best and not (kept := self.checkpoints.keep_best(run)):
             self.progress.say(f"{self.checkpoints.best} stays: its network was better than this")
-        self.progress.say(
+        ended = (
             f"epoch {state.epoch}/{run.settings.epochs} in {duration(pace.epoch_seconds)}:  "
             f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
             f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}"
             + (f", top-5 {scores.top5:.1%}" if run.num_classes > 5 else "")
             + (" (best so far)" if kept else "")
         )
+        self.progress.say(folded(ended, 2))
         for path, reason in run.train_data.bad + run.val_data.bad:
             if path not in self._left_out:
                 self._left_out.add(path)
@@ -251,9 +251,10 @@ class Trainer:
         if self.on_row is not None:
             try:
                 self.on_row(row)
-            except OSError as error:
-                self.on_row, reason = None, error.strerror or error
-                self.progress.say(f"warning: no more goes to TensorBoard ({reason})")
+            except Exception as error:  # of a package that training does without
+                self.on_row = None
+                warning = f"warning: no more goes to TensorBoard ({one_sentence(error)})"
+                self.progress.say(warning)
 
     def _save(self) -> None:
         """Write the checkpoint, after the rows of metrics that it counts, if anything is new."""
@@ -279,13 +280,16 @@ class Trainer:
 
     def _describe(self) -> str:
         run, pace = self.run, self.pace
-        return (
-            f"loss {pace.average.loss:.3f} (ln {run.num_classes} = {run.chance:.3f})  "
-            f"top-1 {pace.average.top1:.1%}  "
-            f"eta {duration(pace.seconds_left(run.state.step, run.state.epoch))}  "
-            f"{pace.images_per_second():.0f} img/s  data {pace.data_share():.0%}  "
-            f"lr {run.optimizer.param_groups[0]['lr']:.2g}"
-        )
+        left = pace.seconds_left(run.state.step, run.state.epoch)
+        parts = [
+            f"loss {pace.average.loss:.3f}",
+            f"top-1 {pace.average.top1:.1%}",
+            *([] if left is None else [f"eta {duration(left)}"]),
+            f"{pace.images_per_second():.0f} img/s",
+            f"data {pace.data_share():.0%}",
+            f"lr {run.optimizer.param_groups[0]['lr']:.2g}",
+        ]
+        return "  ".join(parts)
 
     def _stuck_advice(self) -> str:
         run, weights = self.run, "--initial-weights data, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
 from tinyalex.training.command import Parser
 from tinyalex.training.parser import make_parser, option
-from tinyalex.training.progress import say
+from tinyalex.training.progress import say, warn
 from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
 from tinyalex.training.tensorboard import require_tensorboard
 
@@ -137,7 +136,7 @@ def read_resumed(
     if not checkpoints.exist():
         which = f"{folder} is a file" if folder.is_file() else f"there is no checkpoint in {folder}"
         raise FileNotFoundError(f"{which}: give --resume the folder that was the --out of a run")
-    checkpoint, path = checkpoints.load(lambda text: say(text, sys.stderr))
+    checkpoint, path = checkpoints.load(warn)
     old = settings_in(checkpoint, path)
     parser.set_defaults(**asdict(old))
     new = to_settings(parser.parse_args(argv), {})

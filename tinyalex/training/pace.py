@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Sequence
 
 from tinyalex.training.metrics import Average
 
@@ -23,7 +24,9 @@ class Pace:
 
     def __init__(self, total_steps: int, epochs: int, window: int = 20) -> None:
         self._total_steps, self._epochs = total_steps, epochs
-        self._recent: deque[tuple[float, float, Average]] = deque(maxlen=window)
+        self._results: deque[Average] = deque(maxlen=window)
+        self._times: deque[tuple[float, float, int]] = deque(maxlen=window)
+        self._readings = 0
         self.validation_seconds = 0.0
         self.start_epoch()
 
@@ -32,18 +35,23 @@ class Pace:
         self._waited = self._worked = 0.0
         self._steps = self._images = 0
 
-    def add(self, waited: float, worked: float, result: Average) -> None:
-        """Add a step: seconds waited for its images, seconds computed, loss and hits."""
-        self._recent.append((waited, worked, result))
+    def add(self, waited: float, worked: float, results: Sequence[Average]) -> None:
+        """Add steps: seconds waited for their images, seconds computed, loss and hits of each."""
+        if self._readings == 1:
+            self._times.clear()  # the first steps compile and warm up
+        self._readings += 1
+        for result in results:
+            self._results.append(result)
+            self._times.append((waited / len(results), worked / len(results), result.count))
+            self._images += result.count
         self._waited += waited
         self._worked += worked
-        self._steps += 1
-        self._images += result.count
+        self._steps += len(results)
 
     @property
     def average(self) -> Average:
         """Loss and accuracy of the last steps."""
-        return sum((result for _, _, result in self._recent), Average())
+        return sum(self._results, Average())
 
     @property
     def epoch_seconds(self) -> float:
@@ -53,9 +61,9 @@ class Pace:
     def _sums(self, whole_epoch: bool) -> tuple[float, float, int]:
         if whole_epoch:
             return self._waited, self._worked, self._images
-        waited = sum(waited for waited, _, _ in self._recent)
-        worked = sum(worked for _, worked, _ in self._recent)
-        return waited, worked, self.average.count
+        waited = sum(waited for waited, _, _ in self._times)
+        worked = sum(worked for _, worked, _ in self._times)
+        return waited, worked, sum(images for *_, images in self._times)
 
     def images_per_second(self, whole_epoch: bool = False) -> float:
         """Images learned from per second, waiting included."""
@@ -82,10 +90,12 @@ class Pace:
 
     @property
     def typical_step(self) -> float:
-        """Median seconds of the last steps: the first one compiles, now and then one saves."""
-        return statistics.median(waited + worked for waited, worked, _ in self._recent)
+        """Median seconds of the last steps, now and then one of which saves."""
+        return statistics.median(waited + worked for waited, worked, _ in self._times)
 
-    def seconds_left(self, step: int, epoch: int) -> float:
-        """Estimate the time from `step` and `epoch` to the end of the run."""
+    def seconds_left(self, step: int, epoch: int) -> float | None:
+        """Estimate the time from `step` and `epoch` to the end of the run, from the second on."""
+        if self._readings < 2:
+            return None
         rest = self._total_steps - step
         return rest * self.typical_step + (self._epochs - epoch) * self.validation_seconds

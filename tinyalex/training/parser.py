@@ -18,6 +18,7 @@ from tinyalex.training.command import (
     add_threads,
     seconds_in,
 )
+from tinyalex.training.progress import columns, say
 from tinyalex.training.settings import (
     AUGMENTATIONS,
     CHANGEABLE,
@@ -44,10 +45,10 @@ class ShowRecipe(argparse.Action):
         variant = VARIANTS[values]
         rows = [("setting", "value", "from"), *recipe_table(variant)]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        print(f"{variant.name}: {variant.title}\n")
+        say(f"{variant.name}: {variant.title}\n")
         for setting, value, source in rows:
-            print(f"{setting:{widths[0]}}  {value:{widths[1]}}  {source}")
-        print(textwrap.fill(variant.provenance, 99, initial_indent="\n"))
+            say(f"{setting:{widths[0]}}  {value:{widths[1]}}  {source}")
+        say(textwrap.fill(variant.provenance, min(99, columns()), initial_indent="\n"))
         parser.exit()
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
@@ -159,11 +160,29 @@ def columns() -> int:
     return shutil.get_terminal_size((80, 24)).columns
 
 
+def output_width() -> int | None:
+    """Return the width of the terminal that stdout is, or None if it is none."""
+    return columns() if sys.stdout is not None and sys.stdout.isatty() else None
+
+
+def cells(text: str) -> int:
+    """Return how many columns of a terminal a text takes; some letters take two, accents none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
+def padded(text: str, width: int) -> str:
+    """Return text with spaces after it, or with its end cut off, that takes `width` columns."""
+    while cells(text) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text + " " * (width - cells(text))
+
+
 def folded(text: str, indent: int) -> str:
     """Break lines that are too long for a terminal between words; leave them for a pipe."""
-    if sys.stdout is None or not sys.stdout.isatty():
+    if (room := output_width()) is None:
         return text
-    width, further = max(columns(), 2 * indent), " " * indent
+    width, further = max(room, 2 * indent), " " * indent
     return "\n".join(
         textwrap.fill(
             line,

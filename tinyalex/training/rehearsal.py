@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.data import Batch
+from tinyalex.data.dataset import printable
 from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
@@ -76,7 +77,8 @@ def rehearse(run: Run, out: Path) -> None:
         found = written["classifier"]["weights"][name]
         np.testing.assert_array_equal(array, found, err_msg=f"{name} came back changed")
     run.set_state(written)
-    say(f"ok  trial checkpoint of {size / 1e6:.0f} MB written to {place}, read back and removed")
+    where = printable(place)
+    say(f"ok  trial checkpoint of {size / 1e6:.0f} MB written to {where}, read back and removed")
     bad = run.train_data.bad + run.val_data.bad
     for path, reason in bad:
         say(f"left out: {path}: {reason}")

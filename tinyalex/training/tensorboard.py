@@ -6,17 +6,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from tinyalex.training.optional import PackageError, borrowed
 
-def require_tensorboard() -> None:
-    """Raise ModuleNotFoundError where tensorboardX, which knows the file format, is missing."""
+
+def require_tensorboard() -> Any:
+    """Return what is needed of tensorboardX, which knows the file format, or raise PackageError."""
     try:
-        import tensorboardX  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "--tensorboard needs the package tensorboardX: pip install tensorboardX"
-        ) from error
+        with borrowed("tensorboardX"):
+            import tensorboardX  # noqa: F401
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.summary import scalar
+    except PackageError as error:
+        raise PackageError(f"--tensorboard cannot be used: {error}") from error
+    return SimpleNamespace(
+        EventsWriter=EventsWriter, Event=Event, SessionLog=SessionLog, scalar=scalar
+    )
 
 
 @contextmanager
@@ -24,28 +32,27 @@ def scalar_writer(folder: Path, first_step: int) -> Iterator[Callable[[dict[str,
     """Offer a function that writes the numbers in a row of metrics to a new file in `folder`.
 
     What older files there have after `first_step` is written again by a run that is resumed, and
-    TensorBoard is told so. The function raises OSError where the disk refuses. tensorboardX's own
-    SummaryWriter is not used: its thread dies of a full disk, and then whoever feeds it hangs.
+    TensorBoard is told so. The function raises OSError where the disk refuses, and anything where
+    tensorboardX fails. Its own SummaryWriter is not used: its thread dies of a full disk, and then
+    whoever feeds it hangs.
     """
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.summary import scalar
-
+    board = require_tensorboard()
     folder.mkdir(parents=True, exist_ok=True)
     # Or two runs that begin within a second would share a file.
-    events = EventsWriter(str(folder / "events"), f".from-{first_step}")
-    begin = SessionLog(status=SessionLog.START)
-    events.write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=begin))
+    events = board.EventsWriter(str(folder / "events"), f".from-{first_step}")
+    begin = board.SessionLog(status=board.SessionLog.START)
+    events.write_event(board.Event(wall_time=time.time(), step=first_step + 1, session_log=begin))
 
     def write(row: dict[str, Any]) -> None:
         numbers = {name: value for name, value in row.items() if isinstance(value, float)}
         for name, value in {**numbers, **row.get("time", {})}.items():
-            summary = scalar(f"{row['kind']}/{name}", value)
-            events.write_event(Event(wall_time=time.time(), step=row["step"], summary=summary))
+            value_of = board.scalar(f"{row['kind']}/{name}", value)
+            event = board.Event(wall_time=time.time(), step=row["step"], summary=value_of)
+            events.write_event(event)
         events.flush()
 
     try:
         yield write
     finally:
-        with suppress(OSError):  # said before
+        with suppress(Exception):  # said before
             events.close()
