@@ -142,7 +142,7 @@ def mistakes(originals, clean, folder):
         ((originals, clean, "--size", 128), "was prepared with other options"),
         ((originals, folder / "new", "--size", 0), "at least 1 pixel"),
         ((originals, folder / "new", "--quality", 101), "1 to 100"),
-        ((originals, folder / "new", "--processes", 0), "--processes must be at least 1"),
+        ((originals, folder / "new", "--processes", 0), "--processes: expected a whole number"),
         (("--verify", originals), "was not made by prepare_images.py"),
     ]
 
