@@ -27,7 +27,7 @@ from tinyalex.backends.devices import DeviceError
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.data.dataset import printable
 from tinyalex.data.index import in_words
-from tinyalex.files import FileError
+from tinyalex.files import FileError, FolderLostError
 from tinyalex.models import VARIANTS
 from tinyalex.training import (
     DivergedError,
@@ -56,7 +56,7 @@ from tinyalex.training.overfit import advice, overfit
 from tinyalex.training.progress import command_line, folded, one_sentence, say
 from tinyalex.training.rehearsal import rehearse
 from tinyalex.training.signals import leaving_on_signals
-from tinyalex.training.tensorboard import scalar_writer
+from tinyalex.training.tensorboard import shown_by_tensorboard
 
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
@@ -94,8 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             again = example("train_alexnet.py", *as_arguments(settings), *place)
             trainer = held.enter_context(prepared(run, checkpoints, stop, again))
             if args.tensorboard:
-                writer = scalar_writer(args.out / "tensorboard", run.state.step)
-                trainer.on_row = held.enter_context(writer)
+                held.enter_context(shown_by_tensorboard(trainer))
         except WorkerError as error:
             return complain(error, FAILED)
         except MemoryError as error:
@@ -154,11 +153,14 @@ def print_header(run: Run, out: Path) -> None:
 
 def train(trainer: Trainer, stop: StopRequest) -> int:
     """Train to the end, or say what stopped it and how to go on."""
-    run, out = trainer.run, trainer.checkpoints.folder
-    go_on = example("train_alexnet.py", "--resume", out)
+    run = trainer.run
     try:
-        trainer.train(stop)
-        finish(trainer, stop)
+        try:
+            trainer.train(stop)
+            finish(trainer, stop)
+        finally:  # it may have got another name, or another folder
+            out = trainer.checkpoints.folder
+            go_on = example("train_alexnet.py", "--resume", out)
         device = run.settings.device
         there = () if device == "cpu" else ("--device", device)
         evaluate, predict = (example(f"{what}.py", out, *there) for what in ("evaluate", "predict"))
@@ -184,6 +186,8 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
             "remove them and begin anew with another --out",
             USAGE,
         )
+    except FolderLostError as error:
+        return complain(error, FAILED)
     except (OSError, WorkerError) as error:
         return complain(f"{one_sentence(error)}; once that is mended, go on: {go_on}", FAILED)
     except MemoryError as error:

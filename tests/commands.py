@@ -207,10 +207,11 @@ class Watcher(Progress):
 
 def trainer(run, out, progress=None, **options):
     """Return a Trainer that writes into `out`; options are those of Checkpoints."""
+    progress = progress or Watcher()
     checkpoints = Checkpoints(out, **options)
-    checkpoints.prepare(run)
-    metrics = MetricsFile(out / "metrics.jsonl", keep=run.state.rows)
-    return Trainer(run, checkpoints, metrics, progress or Watcher())
+    checkpoints.prepare(run, progress.say)
+    metrics = MetricsFile(out / "metrics.jsonl", run.state.rows, progress.say)
+    return Trainer(run, checkpoints, metrics, progress)
 
 
 def resumed(out, **changes):

@@ -38,11 +38,11 @@ def run_tests(root: Path, *arguments: str) -> tuple[int, int]:
 
 
 GUARDS = (
-    ("fsync of the file", "files.py", "                _sync(file.fileno())\n", "", "test_files.py",
+    ("fsync of the file", "files.py", "                sync(file.fileno())\n", "", "test_files.py",
      "on_the_disk_before"),
     ("fsync of the folder", "files.py", "        self.sync()  # only now", "        # only now",
      "test_files.py", "on_the_disk_before"),
-    ("rename into place", "files.py", "                self._rename(temporary, name)\n",
+    ("rename into place", "files.py", "                self.rename(temporary, name)\n",
      "                (self.path / name).write_bytes((self.path / temporary).read_bytes())\n",
      "test_files.py", "replacing"),
     ("the previous checkpoint", "files.py", "                self._make_way(name, keep)\n",
@@ -57,10 +57,11 @@ GUARDS = (
      "if wrong := None:", "test_divergence.py", "planted"),
     ("state checked before it is used", "training/run.py",
      "        self._check_arrays(state)\n", "", "test_checkpoints.py", "does_not_fit"),
-    ("metrics on the disk first", "training/loop.py", "            self.metrics.sync()\n", "",
+    ("metrics on the disk first", "training/loop.py",
+     "        self._write_metrics(self.metrics.sync)\n", "",
      "test_training.py", "reach_the_disk"),
-    ("lock", "training/lock.py", "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-     "            pass\n", "test_train_errors.py", "another_process"),
+    ("lock", "training/lock.py", "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+     "        pass\n", "test_train_errors.py", "another_process"),
     ("regular files only", "data/image.py",
      "        if not stat.S_ISREG(os.stat(path).st_mode):\n", "        if False:\n",
      "test_bad_images.py", "broken_image and pipe"),

@@ -88,6 +88,23 @@ def make_folder(path: str | os.PathLike[str]) -> None:
         above.sync()
 
 
+def new_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder that was not there and return it: with a number where the name is taken."""
+    path, number = Path(path), 1
+    make_folder(path.parent)
+    folder = path
+    while True:
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+            folder = path.with_name(f"{path.name}-{number}")
+    with Folder(path.parent) as above:
+        above.sync()
+    return folder
+
+
 class Folder:
     """A folder to write in: it stays the same one, whatever its name leads to later.
 
@@ -200,7 +217,7 @@ class Folder:
         while self.status(other) is not None:
             number += 1
             other = f"{name}{ASIDE}-{number}"
-        self._rename(name, other)
+        self.rename(name, other)
 
     def write(
         self,
@@ -215,10 +232,10 @@ class Folder:
             with open(temporary, "xb", opener=self._opener) as file:
                 write(file)
                 file.flush()
-                _sync(file.fileno())
+                sync(file.fileno())
             if overwrite:
                 self._make_way(name, keep)
-                self._rename(temporary, name)
+                self.rename(temporary, name)
             else:
                 self._name_anew(temporary, name)
         except BaseException as error:
@@ -242,7 +259,7 @@ class Folder:
 
     def sync(self) -> bool:
         """Bring the names in the folder to the disk; return False where that cannot be done."""
-        return self.descriptor is None or _sync(self.descriptor)
+        return self.descriptor is None or sync(self.descriptor)
 
     def _at(self, name: str) -> str:
         return str(self.path / name) if self.descriptor is None else name
@@ -250,7 +267,8 @@ class Folder:
     def _opener(self, name: str, flags: int) -> int:
         return os.open(self._at(name), flags | _NO_LINK, 0o666, dir_fd=self.descriptor)
 
-    def _rename(self, name: str, other: str) -> None:
+    def rename(self, name: str, other: str) -> None:
+        """Give a file another name; what had that name is gone."""
         folder = self.descriptor
         os.replace(self._at(name), self._at(other), src_dir_fd=folder, dst_dir_fd=folder)
 
@@ -276,7 +294,7 @@ class Folder:
             try:
                 self._link(name, keep)
             except OSError:  # no links here: then for an instant the file has the other name alone
-                self._rename(name, keep)
+                self.rename(name, keep)
 
     def _name_anew(self, name: str, target: str) -> None:
         """Rename a file to `target`; FileExistsError if something is called so."""
@@ -286,7 +304,7 @@ class Folder:
             if self.status(target) is not None:
                 path = str(self.path / target)
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
-            self._rename(name, target)
+            self.rename(name, target)
         else:
             self._unlink(name)
 
@@ -335,8 +353,8 @@ def _open_folder(path: str | os.PathLike[str], within: int | None = None) -> int
         return os.open(path, flags | getattr(os, "O_PATH", 0), dir_fd=within)
 
 
-def _sync(descriptor: int) -> bool:
-    """Bring a file or folder to the disk; return False where the file system knows no such thing.
+def sync(descriptor: int) -> bool:
+    """Bring an open file or folder to the disk; return False where no file system call does that.
 
     Raises OSError where the disk fails.
     """

@@ -9,17 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, Folder, write_atomically
+from tinyalex.files import FileError, open_regular
 from tinyalex.grad_mode import no_grad
-from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
+from tinyalex.training.checkpoint import LAST, Checkpoints, load_checkpoint
 from tinyalex.training.divergence import REPORT, STEP
 from tinyalex.training.ending import OUTPUTS
 from tinyalex.training.environment import environment
 from tinyalex.training.evaluation import judge
 from tinyalex.training.gpu_memory import check_memory
-from tinyalex.training.lock import locked
+from tinyalex.training.lock import Lock, locked
 from tinyalex.training.loop import Trainer
-from tinyalex.training.metrics import MetricsFile
+from tinyalex.training.metrics import METRICS, MetricsFile
 from tinyalex.training.progress import Progress, one_sentence
 from tinyalex.training.run import Run, new_run
 from tinyalex.training.settings import CHANGEABLE_ON_REQUEST, Settings
@@ -27,6 +27,10 @@ from tinyalex.training.signals import StopRequest
 
 DECISIVE = ("epochs", "threads", "device", *CHANGEABLE_ON_REQUEST)
 """What a run that goes on may change, and what then changes its losses."""
+
+RECORD = "run.json"
+LONGEST_RECORD = 2**24
+"""Bytes of a record that are read."""
 
 
 def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
@@ -55,30 +59,27 @@ def prepared(
     run.classifier.model.eval()
     with no_grad():
         judge(run.classifier.model, next(run.val_data.epoch(0)))
-    out = checkpoints.folder
+    out, progress = checkpoints.folder, Progress()
     with ExitStack() as held:
         try:
-            held.enter_context(locked(out))
-            with Folder(out) as folder:
-                folder.remove_temporaries(*OUTPUTS, REPORT, STEP)
-            checkpoints.prepare(run)
-            metrics = MetricsFile(out / "metrics.jsonl", keep=run.state.rows)
-            write_record(run, out, again)
+            checkpoints.lock = held.enter_context(locked(out))
+            folder = checkpoints.lock.folder
+            folder.remove_temporaries(*OUTPUTS, REPORT, STEP)
+            checkpoints.prepare(run, progress.say)
+            metrics = MetricsFile(out / METRICS, run.state.rows, progress.say, folder)
+            write_record(run, checkpoints.lock, again)
             held.enter_context(stop)
-            if not checkpoints.last.exists():
+            if not folder.is_file(LAST):
                 checkpoints.save(run)
                 load_checkpoint(checkpoints.last)
         except OSError as error:
             raise OSError(f"cannot write to the folder {out}: {one_sentence(error)}") from error
-        yield Trainer(run, checkpoints, metrics, Progress())
+        yield Trainer(run, checkpoints, metrics, progress)
 
 
-def write_record(run: Run, out: Path, again: str) -> None:
+def write_record(run: Run, lock: Lock, again: str) -> None:
     """Write all that it takes to do the run again; `sessions` gets an entry whenever it goes on."""
-    try:
-        sessions = list(json.loads((out / "run.json").read_text())["sessions"])
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by somebody
-        sessions = []
+    sessions = _sessions(lock.where() / RECORD)
     here = environment(run.settings.device)
     decisive = {name: getattr(run.settings, name) for name in DECISIVE}
     sessions.append({"from_step": run.state.step, **here, **decisive})
@@ -95,4 +96,14 @@ def write_record(run: Run, out: Path, again: str) -> None:
         "sessions": sessions,
     }
     text = json.dumps(record, indent=2) + "\n"
-    write_atomically(out / "run.json", lambda file: file.write(text.encode()))
+    lock.folder.write(RECORD, lambda file: file.write(text.encode()))
+
+
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    """Return the earlier parts of the run; none where the record is missing, or spoilt."""
+    try:
+        with open_regular(path) as file:
+            sessions = json.loads(file.read(LONGEST_RECORD))["sessions"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return sessions if isinstance(sessions, list) and all(type(s) is dict for s in sessions) else []

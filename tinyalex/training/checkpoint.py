@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, Folder, load, save
+from tinyalex.files import FileError, Folder, load, writer_of
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.divergence import NOT_FINITE, not_finite
+from tinyalex.training.lock import Lock
+from tinyalex.training.metrics import METRICS
 from tinyalex.training.run import Run
 from tinyalex.training.settings import Settings
 from tinyalex.training.state import State
@@ -43,6 +46,8 @@ class Checkpoints:
         self, folder: str | os.PathLike[str], seconds: float = 120.0, share: float = 0.02
     ) -> None:
         self.folder = Path(folder)
+        self.lock: Lock | None = None
+        """What keeps the folder ours, once it is taken."""
         self.seconds = seconds
         self.share = share
         self._best: dict[str, Any] | None = None
@@ -70,11 +75,25 @@ class Checkpoints:
         """The best classifier so far."""
         return self.folder / BEST
 
-    def prepare(self, run: Run) -> None:
+    def here(self) -> Path:
+        """Return where the folder is now: it may get another name while a run goes on in it.
+
+        Raises FolderLostError where it is gone, or another process is at work in it.
+        """
+        if self.lock is not None:
+            self.folder = self.lock.where()
+        return self.folder
+
+    def move(self, lock: Lock) -> None:
+        """Go on in another folder, which is new and ours."""
+        self.folder, self.lock, self._kept = lock.folder.path, lock, None
+
+    def prepare(self, run: Run, say: Callable[[str], None] = print) -> None:
         """Get the folder ready for a run that is new or was loaded from here.
 
         Raises ValueError where another process has written there meanwhile, OSError where there is
-        no room. A `last` that could not be read goes aside, and `previous` takes its place.
+        no room. A `last` that could not be read goes aside, and `previous` takes its place. `say`
+        is told what the file system does not know.
         """
         if self.found() != self._found:
             raise ValueError(
@@ -85,18 +104,24 @@ class Checkpoints:
         self.seconds_to_save = 2 * weights / 50e6  # a slow disk, until we know
         # Weights and velocity in `last`, `previous` and what will replace them, weights in `best`.
         needed = 7 * weights - sum(path.stat().st_size for path in files if path.exists())
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
+        free = _free(self.folder)
+        if free is None:
+            say(f"warning: {self.folder} does not say how much room there is: it may not suffice")
+        elif free < needed:
             raise OSError(
                 f"{self.folder} has {free / 1e6:,.0f} MB free, the checkpoints need "
                 f"{needed / 1e6:,.0f} MB: make room, or choose another folder with --out"
             )
-        if self._fallen_back:
-            with Folder(self.folder) as folder:
+        with self._opened() as folder:
+            if self._fallen_back:
                 if folder.status(LAST) is not None:
                     folder.put_aside(LAST)
-                os.replace(self.previous, self.last)
-                folder.sync()
+                folder.rename(PREVIOUS, LAST)
+            if not folder.sync():
+                say(
+                    f"warning: {self.folder} is on a file system that does not know fsync for "
+                    "folders: after a power failure, a checkpoint may be missing"
+                )
 
     def exist(self) -> bool:
         """Tell whether there is a run to go on with."""
@@ -104,13 +129,13 @@ class Checkpoints:
 
     def found(self) -> tuple[tuple[str, int, int], ...]:
         """Return name, time and size of all that a run has left; equal as long as none writes."""
-        paths = (self.last, self.previous, self.best, self.folder / "metrics.jsonl")
         found = []
-        for path in paths:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                stat = path.stat()
-                found.append((path.name, stat.st_mtime_ns, stat.st_size))
-        return tuple(entry for entry in found if entry[2])
+        for path in (self.last, self.previous, self.best, self.folder / METRICS):
+            with suppress(OSError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode) and status.st_size:
+                    found.append((path.name, status.st_mtime_ns, status.st_size))
+        return tuple(found)
 
     def load(self, say: Callable[[str], None] = print) -> tuple[dict[str, Any], Path]:
         """Return the content and the path of `last`, or of `previous` if `last` cannot be read.
@@ -136,7 +161,8 @@ class Checkpoints:
 
     def up_to_date(self, run: Run) -> bool:
         """Tell whether `last` is of this very state, so that a `save` would write nothing new."""
-        return self._kept == (asdict(run.settings), asdict(run.state)) and self.last.exists()
+        there = (self.here() / LAST).exists()
+        return there and self._kept == (asdict(run.settings), asdict(run.state))
 
     def keep_best(self, run: Run) -> bool:
         """Remember the network as it is now as the best one, unless that on the disk is better.
@@ -170,7 +196,7 @@ class Checkpoints:
             if wrong := not_finite(arrays):
                 raise FloatingPointError(f"{wrong} {NOT_FINITE}")
             self.save_best()
-            save({"kind": KIND, **state}, self.last, keep=self.previous)
+            self._write(LAST, state, keep=PREVIOUS)
             self._kept = state["settings"], state["state"]
         finally:  # a failure costs time as well: it is not tried again at every step
             self._written = time.monotonic()
@@ -179,8 +205,28 @@ class Checkpoints:
     def save_best(self) -> None:
         """Write the best network, if there is a new one and it is finite; OSError as in `save`."""
         if self._best is not None and not not_finite(self._best["classifier"]["weights"]):
-            save({"kind": KIND, **self._best}, self.best)
+            self._write(BEST, self._best)
             self._best = None
+
+    def _write(self, name: str, content: dict[str, Any], keep: str | None = None) -> None:
+        with self._opened() as folder:
+            folder.write(name, writer_of({"kind": KIND, **content}), keep)
+
+    def _opened(self) -> AbstractContextManager[Folder]:
+        """Return the folder to write in, which is ours at this moment."""
+        folder = self.here()
+        return Folder(folder) if self.lock is None else nullcontext(self.lock.folder)
+
+
+def _free(folder: Path) -> int | None:
+    """Return the bytes of room; None where it is not known: some mounts say 0, whatever they have.
+
+    A disk that is really full refuses the first checkpoint, before training.
+    """
+    try:
+        return shutil.disk_usage(folder).free or None
+    except OSError:
+        return None
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -172,8 +172,10 @@ class Step:
     random_state: dict[str, Any] = field(default_factory=random.get_state)
 
 
-def explain(error: Exception, step: Step, model: AlexNet, folder: Path) -> DivergedError:
-    """Return `error` with the cause and the images in its message; leave two files in `folder`.
+def explain(
+    error: Exception, step: Step, model: AlexNet, here: Callable[[], Path]
+) -> DivergedError:
+    """Return `error` with the cause and the images in its message; leave two files in `here()`.
 
     `diverged.json` is the report, for people; `diverged.safetensors` has weights, random state and
     batch, all that it takes to repeat the step. A disk that refuses them is no reason for another
@@ -209,6 +211,7 @@ def explain(error: Exception, step: Step, model: AlexNet, folder: Path) -> Diver
     }
     text = json.dumps(report, indent=1) + "\n"
     try:
+        folder = here()
         write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
         save(repeat, folder / STEP)
         where = f"{folder / REPORT} has the whole report"

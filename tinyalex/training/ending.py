@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from tinyalex.data.dataset import printable
 from tinyalex.training.checkpoint import checkpoint_path, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.loop import Trainer
-from tinyalex.training.metrics import read_metrics
+from tinyalex.training.metrics import METRICS, read_metrics, rows_of
 from tinyalex.training.pictures import failure, first_kernels, learning_curves, save_png
 from tinyalex.training.progress import duration, folded, one_sentence
 from tinyalex.training.signals import StopRequest
@@ -26,7 +29,7 @@ OUTPUTS = {
 
 def finish(trainer: Trainer, stop: StopRequest) -> None:
     """Test the network, draw the pictures, and say what there is now."""
-    run, out = trainer.run, trainer.checkpoints.folder
+    run, out = trainer.run, trainer.here()
     say = trainer.progress.say
 
     def tell(text: str) -> None:
@@ -49,13 +52,16 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
             f"test accuracy of the best epoch's network: {scores.top1:.1%} of {scores.count} "
             f"images that played no part in training (top-5 {scores.top5:.1%})"
         )
-    rows = read_metrics(trainer.metrics.path)
-    last = [row for row in rows if row["kind"] == "epoch"][-1]
+    out, rows = trainer.here(), []
+    with suppress(OSError):  # somebody has removed it
+        rows = read_metrics(out / METRICS)
+    last = max(rows_of("epoch", rows), key=lambda row: row["epoch"], default=None)
+    of_last = f"{last['val_top1']:.1%} after the last epoch, " if last else ""
     tell(
-        f"validation accuracy: {last['val_top1']:.1%} after the last epoch, {best.best_top1:.1%} "
+        f"validation accuracy: {of_last}{best.best_top1:.1%} "
         f"after the best, epoch {best.best_epoch}; guessing gets {1 / run.num_classes:.1%}"
     )
-    if last["val_loss"] >= run.chance:
+    if last and last["val_loss"] >= run.chance:
         tell(
             f"the last validation loss, {last['val_loss']:.3f}, is no better than that of guessing"
             f", {run.chance:.3f}: try more --epochs, more images, or another --lr (now "
@@ -65,14 +71,17 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
         tell(f"{left_out} images could not be read and were left out; they are named above")
 
     model = run.classifier.model
-    for name, draw in {
+    pictures: dict[str, Callable[[Path], None]] = {
         "filters.png": lambda path: save_png(first_kernels(model), path),
         "curves.png": lambda path: learning_curves(rows, run.num_classes, path),
-    }.items():
+    }
+    if last is None:  # somebody has removed the metrics
+        del pictures["curves.png"]
+    for name, draw in pictures.items():
         if error := failure(partial(draw, out / name)):
             say(f"no {name}: {one_sentence(error)}")
     say(f"in {printable(out)}:")
     for name, text in OUTPUTS.items():
-        if (out / name).exists():
+        if (out / name).is_file():
             size = (out / name).stat().st_size / 1e6
             say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))

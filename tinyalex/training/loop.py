@@ -10,21 +10,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tinyalex import random
 from tinyalex.data import Batch, DataError, Loader, WorkerError
+from tinyalex.files import FolderLostError, new_folder
 from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import Checkpoints
+from tinyalex.training.command import FAILED
 from tinyalex.training.divergence import DivergedError, Step, explain
 from tinyalex.training.evaluation import Scores, evaluate, judge
-from tinyalex.training.metrics import Average, MetricsFile
+from tinyalex.training.lock import locked
+from tinyalex.training.metrics import METRICS, Average, MetricsFile
 from tinyalex.training.pace import Pace
-from tinyalex.training.progress import Progress, duration, folded, one_sentence
+from tinyalex.training.progress import Progress, duration, folded, one_sentence, reason_of
 from tinyalex.training.run import Run
 from tinyalex.training.settings import STEPS_PER_ROW
-from tinyalex.training.signals import StopRequest
+from tinyalex.training.signals import StoppedError, StopRequest
 from tinyalex.training.steps import steps_of
 
 STUCK_WITHIN = 0.005
@@ -49,18 +54,26 @@ class Trainer:
         self._left_out: set[str] = set()
         self._latest: Step | None = None
         self._waits = False
+        self._refused = False  # the last rows of metrics, by the disk
         self.steps = steps_of(self.run)
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
 
         Raises StoppedError once `stop` asks for it, by default after a signal, and the step under
-        way is done and saved; DataError when too many images cannot be read and WorkerError when a
-        process that loads them ends, also after saving;
+        way is done and saved, and where the folder is lost and all is saved in another; DataError
+        when too many images cannot be read and WorkerError when a process that loads them ends,
+        also after saving;
         DivergedError when a loss, a gradient or a weight is not finite, which leaves the last
         checkpoint from before, the best network and a report; OSError when the final checkpoint
         cannot be written (earlier ones are tried again later).
         """
+        try:
+            self._train_or_save(stop)
+        except FolderLostError as error:
+            raise self._rescue(error) from error
+
+    def _train_or_save(self, stop: StopRequest | None) -> None:
         try:
             with StopRequest() if stop is None else stop as stop:
                 self._train(stop)
@@ -69,8 +82,45 @@ class Trainer:
             self._try(self._save, "checkpoint")
             raise
         except DivergedError:
-            self._try(self.checkpoints.save_best, "best network")
+            try:
+                self._try(self.checkpoints.save_best, "best network")
+            except FolderLostError as lost:
+                with suppress(OSError, FloatingPointError):
+                    self.progress.say(f"warning: {self._rescue(lost)}")
             raise
+
+    def here(self) -> Path:
+        """Return where the folder of the run is now, also if somebody has renamed it meanwhile.
+
+        Raises StoppedError where it is lost, and what the run knows is saved in another.
+        """
+        try:
+            return self._follow()
+        except FolderLostError as error:
+            raise self._rescue(error) from error
+
+    def _follow(self) -> Path:
+        before, now = self.metrics.path, self.checkpoints.here()
+        if now != before.parent:
+            self.metrics.path = now / METRICS
+            self.progress.say(f"{before.parent} is called {now} now, and the run goes on there")
+        return now
+
+    def _rescue(self, lost: FolderLostError) -> StoppedError:
+        """Save into a new folder beside the one that is lost; return the error that tells so.
+
+        Raises FolderLostError where that cannot be done.
+        """
+        folder = self.checkpoints.folder
+        try:
+            with locked(new_folder(folder.with_name(f"{folder.name}-rescued"))) as lock:
+                self.checkpoints.move(lock)
+                self.run.state.rows = 0  # metrics begin anew there
+                self.checkpoints.save(self.run)
+        except OSError as error:
+            why = f"nothing can be saved beside it ({one_sentence(error)})"
+            raise FolderLostError(f"{lost}, and {why}") from error
+        return StoppedError(f"the loss of its folder ({one_sentence(lost)})", FAILED)
 
     def _train(self, stop: StopRequest) -> None:
         state, epochs = self.run.state, self.run.settings.epochs
@@ -166,7 +216,7 @@ class Trainer:
         if self._latest is None:
             return DivergedError(str(error))
         self.progress.stop()
-        return explain(error, self._latest, self.run.classifier.model, self.checkpoints.folder)
+        return explain(error, self._latest, self.run.classifier.model, self.checkpoints.here)
 
     def _log_steps(self) -> None:
         """Write a row about the steps since the last; notice what is stuck, and what is slow."""
@@ -241,12 +291,8 @@ class Trainer:
                 self.progress.say(f"left out: {path}: {reason}")
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write a row of metrics, and tell who watches; a disk that refuses ends nothing."""
-        try:
-            self.metrics.append(row)
-        except OSError as error:
-            reason = error.strerror or error
-            self.progress.say(f"warning: {self.metrics.path} cannot be written now ({reason})")
+        """Write a row of metrics, and tell those that watch; what refuses it ends nothing."""
+        self._write_metrics(lambda: self.metrics.append(row))
         self.run.state.rows = self.metrics.rows
         if self.on_row is not None:
             try:
@@ -256,15 +302,31 @@ class Trainer:
                 warning = f"warning: no more goes to TensorBoard ({one_sentence(error)})"
                 self.progress.say(warning)
 
+    def _write_metrics(self, write: Callable[[], None]) -> None:
+        """Write metrics; say once, until it works again, if that cannot be."""
+        try:
+            self.checkpoints.here()
+            write()
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                where, reason = self.metrics.path, reason_of(error)
+                self.progress.say(f"warning: {where} cannot be written now ({reason})")
+            self._refused = True
+
     def _save(self) -> None:
         """Write the checkpoint, after the rows of metrics that it counts, if anything is new."""
+        self._follow()
         if self.checkpoints.up_to_date(self.run):
             return
+        self._write_metrics(self.metrics.sync)
         try:
-            self.metrics.sync()
             self.checkpoints.save(self.run)
         except FloatingPointError as error:
             raise self._explain(error) from error
+        except OSError:
+            self._follow()  # the folder may be lost by now
+            raise
 
     def _save_if_due(self, epoch_ends: bool = False) -> None:
         if self.checkpoints.due(epoch_ends):
@@ -274,8 +336,10 @@ class Trainer:
         """Save; a disk that refuses is no reason to stop now, and hides none."""
         try:
             save()
+        except FolderLostError:
+            raise
         except OSError as error:
-            when, reason = f"at step {self.run.state.step}", error.strerror or error
+            when, reason = f"at step {self.run.state.step}", reason_of(error)
             self.progress.say(f"warning: no {what} {when} ({reason}); the one from before stays")
 
     def _describe(self) -> str:

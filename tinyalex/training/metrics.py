@@ -7,14 +7,26 @@ key is dropped, whether or not one of them was interrupted on the way.
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from tinyalex.files import Folder, open_regular, sync
+
+METRICS = "metrics.jsonl"
+LONGEST_LINE = 2**16
+"""Bytes above which a line is no row of metrics, and neither is what follows."""
+NUMBERS = {
+    "step": ("loss", "top1"),
+    "epoch": ("val_loss", "val_top1", "val_top5"),
+}
+"""What the rows of a kind have, besides "epoch" and "step", that pictures are drawn from."""
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
@@ -60,49 +72,114 @@ class MetricsFile:
     """Rows appended to a file of JSON lines, which survives kills, resumes and a full disk.
 
     `keep` is the number of rows that the checkpoint in hand knows of: whatever a killed run wrote
-    after that checkpoint is cut off, because the resumed run is about to write it again. Raises
-    ValueError, and leaves the file alone, where it holds fewer rows.
+    after that checkpoint is cut off, because the resumed run is about to write it again. A file
+    that holds fewer, or loses some later because somebody removes, rotates or spoils it, is gone
+    on with as it is, and `say` is told so; no other file changes with it, through links of either
+    kind. `folder` is the one that the path is in, if it is open already.
     """
 
-    def __init__(self, path: str | os.PathLike[str], keep: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        keep: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+        folder: Folder | None = None,
+    ) -> None:
         self.path = Path(path)
         self.rows = 0
-        self._end = 0  # bytes of complete rows in the file
-        self._unwritten = b""  # rows that a full disk refused
-        with self.path.open("r+b") if self.path.exists() else io.BytesIO() as file:
-            while self.rows < keep and (line := file.readline()).endswith(b"\n"):
-                self.rows += 1
-                self._end += len(line)
-            if self.rows < keep:
-                raise ValueError(
-                    f"{self.path} has {self.rows} whole rows, the checkpoint counts {keep}: put "
-                    "the file back, or begin anew with another --out"
-                )
-            file.truncate(self._end)
-        self.path.touch()
+        self.say = say
+        self._folder = folder
+        self._keep = keep
+        self._end: int | None = None  # bytes of complete rows in the file, once it could be read
+        self._unwritten: list[bytes] = []  # rows that a full disk refused
+        try:
+            self._write()
+        except OSError as error:
+            say(f"warning: {self.path} cannot be written now ({error.strerror or error})")
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; on OSError it is kept and written with the next one."""
         self.rows += 1
-        self._unwritten += json.dumps(row).encode() + b"\n"
+        self._unwritten.append(json.dumps(row).encode() + b"\n")
         self._write()
 
     def sync(self) -> None:
         """Bring every row to the disk, so that no checkpoint counts rows that a crash can lose."""
         self._write(durable=True)
 
+    def _open(self) -> BinaryIO:
+        if self._folder is not None:
+            return self._folder.open_own(self.path.name)
+        with Folder(self.path.parent) as folder:
+            return folder.open_own(self.path.name)
+
     def _write(self, durable: bool = False) -> None:
-        with self.path.open("r+b") as file:
+        with self._open() as file:
+            if self._end is None:
+                expected = f"the checkpoint counts {self._keep}"
+                self._end = self._find_end(file, self._keep, expected)
+                file.truncate(self._end)
+            elif not _ends_a_line(file, self._end):
+                self._end = self._find_end(file, sys.maxsize, "and had more a moment ago")
             file.seek(self._end)  # over half a row, if an earlier write broke off
-            file.write(self._unwritten)
+            text = b"".join(self._unwritten)
+            file.write(text)
             file.flush()
-            self._end += len(self._unwritten)
-            self._unwritten = b""
+            self._end += len(text)
+            self._unwritten.clear()
             if durable:
-                os.fsync(file.fileno())
+                sync(file.fileno())
+
+    def _find_end(self, file: BinaryIO, keep: int, expected: str) -> int:
+        """Return where the first `keep` rows end, or the last whole line; warn of missing rows."""
+        rows = end = 0
+        file.seek(0)
+        while rows < keep and (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
+            end += len(line)
+            rows += _row_in(line) is not None
+        if rows < keep:
+            self.say(
+                f"warning: {self.path} has {rows} whole rows, {expected}: those that are missing "
+                "are missing in the curves, and the run goes on"
+            )
+        self.rows = rows + len(self._unwritten)
+        return end
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the rows of a ``metrics.jsonl``; half a row at its end is left out."""
-    text = Path(path).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """Read the rows of a ``metrics.jsonl``; what is none, as half a row at its end, is left out."""
+    rows = []
+    with open_regular(path) as file:
+        while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
+            if (row := _row_in(line)) is not None:
+                rows.append(row)
+    return rows
+
+
+def rows_of(kind: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a kind, "step" or "epoch", that have all the numbers they should have."""
+    found = []
+    for row in rows:
+        numbers: list[Any] = [row.get(name) for name in NUMBERS[kind]]
+        whole: list[Any] = [row.get(name) for name in ("step", "epoch")]
+        if (
+            row.get("kind") == kind
+            and all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers)
+            and all(type(number) is int and 1 <= number < 2**53 for number in whole)
+        ):
+            found.append(row)
+    return found
+
+
+def _row_in(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _ends_a_line(file: BinaryIO, place: int) -> bool:
+    """Tell whether a file reaches to `place`, and a line of it ends there."""
+    file.seek(max(0, place - 1))
+    return place == 0 or file.read(1) == b"\n"

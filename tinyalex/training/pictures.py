@@ -21,6 +21,7 @@ from tinyalex.data.dataset import escaped, printable
 from tinyalex.files import write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Conv2d
+from tinyalex.training.metrics import rows_of
 from tinyalex.training.optional import borrowed
 
 INK, PALE, RED, BLUE = "#222222", "#8a8a8a", "#c0392b", "#7f9cc0"
@@ -145,8 +146,7 @@ def learning_curves(
     Raises PackageError where matplotlib does not work, ValueError before the end of the first
     epoch.
     """
-    steps = [row for row in rows if row["kind"] == "step"]
-    epochs = [row for row in rows if row["kind"] == "epoch"]
+    steps, epochs = rows_of("step", rows), rows_of("epoch", rows)
     if not epochs:
         raise ValueError("there are no curves before the end of the first epoch: try again later")
     steps_per_epoch = epochs[0]["step"] / epochs[0]["epoch"]

@@ -212,6 +212,11 @@ def _tqdm() -> Any:
     return tqdm
 
 
+def reason_of(error: BaseException) -> str:
+    """Return why, without the name of the file, for sentences that have it."""
+    return getattr(error, "strerror", None) or one_sentence(error)
+
+
 def one_sentence(error: BaseException) -> str:
     """Return the message of an error on one line, an OSError's without its number.
 

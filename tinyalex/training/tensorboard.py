@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
+from tinyalex.files import Folder
+from tinyalex.training.loop import Trainer
 from tinyalex.training.optional import PackageError, borrowed
+from tinyalex.training.progress import one_sentence
 
 
 def require_tensorboard() -> Any:
@@ -28,8 +31,22 @@ def require_tensorboard() -> Any:
 
 
 @contextmanager
-def scalar_writer(folder: Path, first_step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Offer a function that writes the numbers in a row of metrics to a new file in `folder`.
+def shown_by_tensorboard(trainer: Trainer) -> Iterator[None]:
+    """Let the rows of metrics of a run go to TensorBoard as well; a folder that refuses is said."""
+    lock = trainer.checkpoints.lock
+    with ExitStack() as held:
+        try:
+            assert lock is not None
+            writer = scalar_writer(lock.folder, trainer.run.state.step)
+            trainer.on_row = held.enter_context(writer)
+        except Exception as error:  # of the disk, or of the package
+            trainer.progress.say(f"warning: nothing goes to TensorBoard ({one_sentence(error)})")
+        yield
+
+
+@contextmanager
+def scalar_writer(out: Folder, first_step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Offer a function that writes the numbers in a row of metrics to a new file below `out`.
 
     What older files there have after `first_step` is written again by a run that is resumed, and
     TensorBoard is told so. The function raises OSError where the disk refuses, and anything where
@@ -37,9 +54,10 @@ def scalar_writer(folder: Path, first_step: int) -> Iterator[Callable[[dict[str,
     whoever feeds it hangs.
     """
     board = require_tensorboard()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Or two runs that begin within a second would share a file.
-    events = board.EventsWriter(str(folder / "events"), f".from-{first_step}")
+    with out.inside("tensorboard") as folder:
+        # A name that is new: two runs may begin within a second, and nothing is written over.
+        name, new = str(folder.where().absolute() / "events"), os.urandom(4).hex()
+        events = board.EventsWriter(name, f".from-{first_step}-{new}")
     begin = board.SessionLog(status=board.SessionLog.START)
     events.write_event(board.Event(wall_time=time.time(), step=first_step + 1, session_log=begin))
 
