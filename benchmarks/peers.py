@@ -42,7 +42,9 @@ class Contestant:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    from tinyalex.threads import available_cores
+
+    return available_cores()
 
 
 def _tinyalex(case: Case, folder: Path) -> Ready:

@@ -29,6 +29,7 @@ from tinyalex.data.index import in_words
 from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
 from tinyalex.data.prepare import prepare, source_images
 from tinyalex.data.workers import WorkerError
+from tinyalex.threads import available_cores
 from tinyalex.training import Progress
 from tinyalex.training.command import (
     DONE,
@@ -107,7 +108,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--processes",
         type=whole(),
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        default=available_cores(),
         metavar="N",
         help="processes that work at the same time",
     )

@@ -1,25 +1,78 @@
 """The number of threads, in one place for Numba and BLAS.
 
-The number is ``TINYALEX_NUM_THREADS`` if set, else the number of cores this process may use;
-`set_num_threads` changes it. Results are reproducible bit for bit at a fixed number of threads.
+The number is ``TINYALEX_NUM_THREADS`` if set, else that of `available_cores`; `set_num_threads`
+changes it. Results are reproducible bit for bit at a fixed number of threads.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 
-def _available() -> int:
+def available_cores() -> int:
+    """Return how many cores this process may use, by its affinity and by its CPU quota.
+
+    A quota of 1.5 cores makes 2: two threads use it up, one would leave a third of it.
+    """
+    return math.ceil(min(_cores(), cpu_quota()))
+
+
+def cpu_quota(root: str | Path = "/") -> float:
+    """Return how many cores control groups grant, as containers have it; infinity for no limit.
+
+    The smallest ``cpu.max``, or ``cpu.cfs_quota_us`` of version 1, of the group that this process
+    is in and of those around it. `root` is the folder of /proc and /sys.
+    """
+    return min(_quotas(Path(root)), default=math.inf)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    own = {name: path for group in groups for _, names, path in [group.split(":", 2)]
+           for name in names.split(",")}  # fmt: skip
+    for mount in mounts:
+        where, _, what = mount.partition(" - ")
+        *_, top, place = where.split()[:5]
+        kind, *_, options = what.split()
+        name = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
+        if name not in own or (name and name not in options.split(",")):
+            continue
+        inside = Path(os.path.relpath(own[name], top))
+        if ".." in inside.parts:  # a namespace hides where the group lies: the mount shows it
+            inside = Path()
+        for folder in (inside, *inside.parents):
+            yield from _quota_in(root / place.lstrip("/") / folder)
+
+
+def _quota_in(group: Path) -> Iterator[float]:
+    for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):  # not this version, no such limit, or the limit "max"
+            quota, period = " ".join((group / file).read_text() for file in files).split()
+            if int(quota) > 0:
+                yield int(quota) / int(period)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # respects cpusets and taskset
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _most() -> int:
     """Return how many threads there can be: the cores at hand, or fewer if Numba starts fewer."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # respects containers and taskset
-        cores = len(os.sched_getaffinity(0))
     pool = os.environ.get("NUMBA_NUM_THREADS")
     limits = [most for _, most in _followers]
     if pool and not limits:  # Numba reads it when it is imported
         limits = [_whole(pool, "the environment variable NUMBA_NUM_THREADS")]
-    return min([cores, *limits])
+    return min([_cores(), *limits])
 
 
 def _whole(count: object, source: str) -> int:
@@ -34,9 +87,9 @@ def _whole(count: object, source: str) -> int:
 
 def _checked(count: object, source: str) -> int:
     number = _whole(count, source)
-    if number > _available():
+    if number > _most():
         raise ValueError(
-            f"{source} must be at most {_available()}, the cores at hand (or NUMBA_NUM_THREADS, "
+            f"{source} must be at most {_most()}, the cores at hand (or NUMBA_NUM_THREADS, "
             f"where that is less); got {number}"
         )
     return number
@@ -57,7 +110,7 @@ def get_num_threads() -> int:
     setting = os.environ.get("TINYALEX_NUM_THREADS")
     if setting:
         return _checked(setting, "the environment variable TINYALEX_NUM_THREADS")
-    return _available()
+    return min(_most(), available_cores())
 
 
 def set_num_threads(count: int) -> None:
@@ -87,9 +140,14 @@ def start() -> None:
 
 
 def description() -> str:
-    """Return how many threads compute and, once a kernel has run, of which pool they are."""
-    kind = f" ({', '.join(_kinds)})" if _kinds else ""
-    return f"{get_num_threads()} threads{kind}"
+    """Return how many threads compute and, once a kernel has run, of which pool they are.
+
+    A CPU quota below the number of cores is named, too.
+    """
+    notes, quota = list(_kinds), cpu_quota()
+    if quota < _cores():
+        notes.append(f"CPU quota {quota:g} of {_cores()} cores")
+    return f"{get_num_threads()} threads" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def follow(setter: Callable[[int], None], most: int, kind: str | None = None) -> None:

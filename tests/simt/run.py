@@ -23,6 +23,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from simt import build, compiler
+from tinyalex.threads import available_cores
 
 REPORTED = 66  # exit status of a process in which a sanitizer had something to report
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
@@ -75,7 +76,7 @@ def prepare(mode: str) -> None:
     from tinyalex.backends.cuda import sources
 
     files = sorted(path.name for path in sources.folder().glob("*.cu"))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(lambda file: compiler.compile_module(sources.read(file), mode), files))
 
 

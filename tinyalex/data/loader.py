@@ -17,7 +17,7 @@ from tinyalex.backends.types import Array
 from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.loader_processes import BatchProcesses
-from tinyalex.data.loader_threads import Threads, result_of
+from tinyalex.data.loader_threads import WORKERS, Threads, result_of
 from tinyalex.data.transforms import Transform
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.data.workers import WorkerError
@@ -80,7 +80,7 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool | None = None,
-        workers: int = 2,
+        workers: int = WORKERS,
         prefetch: int | None = None,
         max_bad: float = 0.01,
         cache_bytes: int = 0,

@@ -10,6 +10,10 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from tinyalex.data.workers import PATIENCE, POLL_SECONDS, WorkerError
+from tinyalex.threads import available_cores
+
+WORKERS = min(2, available_cores())
+"""Threads, or processes, that load images where no number is given."""
 
 FAREWELL = 0.5
 """Seconds for which the threads are waited for at the end: those at work finish their image."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.image import central_square
-from tinyalex.data.loader_threads import Threads, result_of
+from tinyalex.data.loader_threads import WORKERS, Threads, result_of
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.files import FileError, load, save
 
@@ -60,7 +60,7 @@ def load_statistics(path: str | os.PathLike[str]) -> tuple[PixelStatistics, dict
 def pixel_statistics(
     dataset: Dataset,
     size: int = 256,
-    workers: int = 2,
+    workers: int = WORKERS,
     progress: Callable[[int, int], None] = lambda done, total: None,
     unreadable: Unreadable | None = None,
 ) -> PixelStatistics:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyalex.backends.precision import PRECISIONS
+from tinyalex.data.loader_threads import WORKERS
 from tinyalex.models import VARIANTS
 from tinyalex.models.provenance import recipe_table
 from tinyalex.training.command import (
@@ -88,7 +89,7 @@ def make_parser(description: str | None = None) -> Parser:
         "or by standard deviations (2012 source) (default: the variant's)",
     )
     group.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="threads that load images"
+        "--workers", type=int, default=WORKERS, metavar="N", help="threads that load images"
     )
     group.add_argument(
         "--worker-processes",

@@ -10,6 +10,7 @@ from typing import Any
 from tinyalex.backends.devices import parse
 from tinyalex.backends.precision import PRECISIONS
 from tinyalex.data.colour import KINDS
+from tinyalex.data.loader_threads import WORKERS
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
 
@@ -87,7 +88,7 @@ class Settings:
     dropout: float = 0.5
     seed: int = 0
     threads: int = 1
-    workers: int = 2
+    workers: int = WORKERS
     worker_processes: bool = False
     """Whether the workers are processes, not threads."""
     image_cache: int = 1000
