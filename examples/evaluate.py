@@ -24,12 +24,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import numpy as np
 
 from tinyalex.backends.devices import check
-from tinyalex.data import DataError, Dataset, ImageFolder, loader_on
+from tinyalex.data import Dataset, loader_on
 from tinyalex.data.dataset import printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
-    Classifier,
     Progress,
     checkpoint_path,
     classifier_in,
@@ -43,12 +42,13 @@ from tinyalex.training.command import (
     Help,
     Parser,
     add_crops,
+    add_layout,
     add_network_arguments,
     check_writable,
     command,
     whole,
 )
-from tinyalex.training.datasets import open_held_out, title
+from tinyalex.training.datasets import open_folder, open_held_out, title
 from tinyalex.training.optional import PackageError
 from tinyalex.training.pictures import confusion_matrix, contact_sheet, failure, save_png
 from tinyalex.training.progress import cells, folded, one_sentence, output_width, padded, say
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.data is None:
         dataset = open_held_out(settings, classifier.classes, classifier.shorter_side)
     else:
-        dataset = open_folder(args.data, classifier)
+        dataset = open_folder(args.data, classifier.classes, classifier.shorter_side, args.layout)
     out = args.out or path.parent
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out)
@@ -100,9 +100,10 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="folder with one folder of images per class, or with train/ and val/ of such, of "
-        "which val/ is taken (default: the images that the run held out)",
+        help="folder with one folder of images per class, or with test/ or val/ of such, of which "
+        "the first is taken (default: the images that the run held out)",
     )
+    add_layout(parser)
     add_crops(parser, default=10)
     parser.add_argument(
         "--batch-size", type=whole(), default=64, metavar="N", help="crops at a time"
@@ -114,22 +115,6 @@ def make_parser() -> Parser:
         help="folder for the pictures (default: the folder that the checkpoint is in)",
     )
     return parser
-
-
-def open_folder(root: str, classifier: Classifier) -> Dataset:
-    """Open a folder of images whose classes are some or all of the classifier's."""
-    split = "val" if (Path(root) / "val").is_dir() else None
-    dataset = ImageFolder(root, split, shorter_side=classifier.shorter_side, complete=False)
-    unknown = sorted(set(dataset.classes) - set(classifier.classes))
-    if unknown:
-        raise DataError(
-            f"{printable(root)} has classes that this network does not know: "
-            f"{', '.join(map(printable, unknown[:5]))}; it knows "
-            f"{', '.join(map(printable, classifier.classes[:10]))}"
-        )
-    positions = np.array([classifier.classes.index(name) for name in dataset.classes])
-    dataset.classes, dataset.labels = classifier.classes, positions[dataset.labels]
-    return dataset
 
 
 def print_table(answers: dict[int, Answers], classes: list[str]) -> None:

@@ -3,12 +3,13 @@
 python examples/prepare_images.py photos clean     photos/cat/1.png, ... to clean/cat/1.png.jpg, ...
 python examples/prepare_images.py --verify clean   has a file changed, or gone, since then?
 
-SOURCE has one folder per class, or train/ and val/ with such: two classes or more, none without
-images. TARGET gets the same folders, every image upright, in RGB, its shorter side 256 pixels;
-manifest.jsonl with the SHA-256 of each; statistics.safetensors with the mean image, the mean colour
-and the covariance of the colours of the images in train/ (of all where there is no train/);
-left_out.jsonl with what could not be read. The same command goes on where it was interrupted, takes
-in what is new in SOURCE, and removes from TARGET what came from images that are no longer there.
+SOURCE has one folder per class, or train/ with val/, test/ or both of such: two classes or more,
+none without images. TARGET gets the same folders, every image upright, in RGB, its shorter side 256
+pixels; manifest.jsonl with the SHA-256 of each; statistics.safetensors with the mean image, the
+mean colour and the covariance of the colours of the images in train/ (of all where there is no
+train/); left_out.jsonl with what could not be read. The same command goes on where it was
+interrupted, takes in what is new in SOURCE, and removes from TARGET what came from images that are
+no longer there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tinyalex.training.command import (
     USAGE,
     Help,
     Parser,
+    add_layout,
     command,
     complain,
     whole,
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.source is None:
             parser.error("two folders are needed, SOURCE and TARGET")
         options = Options(args.size, args.format, args.quality)
-        names, passed_over = source_images(args.source, args.target)
+        found = source_images(args.source, args.target, args.layout)
         with ExitStack() as held:
             try:
                 held.enter_context(locked(args.target))
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise DataError(
                     f"cannot write to {printable(args.target)}: {one_sentence(error)}"
                 ) from error
-            result = prepare(args.source, names, args.target, options, args.processes, show)
+            result = prepare(args.source, found, args.target, options, args.processes, show)
     except (WorkerError, OSError, MemoryError) as error:
         return complain(
             f"{one_sentence(error)}; once that is mended, the same command goes on", FAILED
@@ -87,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{printable(args.target)}: {result.made} images made, {result.kept} were there, "
         f"{len(result.left_out)} left out"
     )
-    if passed_over:
-        say(in_words(passed_over))
+    if passed_over := in_words(found.passed_over):
+        say(passed_over)
     if result.removed:
         say(f"{result.removed} removed: they are no longer in {printable(args.source)}")
     if result.left_out:
@@ -112,6 +114,7 @@ def make_parser() -> Parser:
         metavar="N",
         help="processes that work at the same time",
     )
+    add_layout(parser)
     return parser
 
 

@@ -85,7 +85,7 @@ def test_made_split_depends_on_the_seed_alone(tmp_path):
     assert first[:4] != ImageFolder(tmp_path, "val", seed=1, val_fraction=0.5).paths[:4]
 
 
-@pytest.mark.parametrize("options", [{"split": "test"}, {"val_fraction": 1.0}])
+@pytest.mark.parametrize("options", [{"split": "tset"}, {"val_fraction": 1.0}, {"layout": "x"}])
 def test_folder_refuses_bad_arguments(options, tmp_path):
     with pytest.raises(ValueError, match=next(iter(options))):
         ImageFolder(tmp_path, **options)

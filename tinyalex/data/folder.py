@@ -21,6 +21,7 @@ from tinyalex.data.index import (
     is_folder,
     is_hidden,
 )
+from tinyalex.data.layout import LAYOUTS, Layout, find_layout
 
 _LAYOUT = "expected one folder for each class, with its images inside"
 
@@ -28,9 +29,11 @@ _LAYOUT = "expected one folder for each class, with its images inside"
 class ImageFolder:
     """Images in class folders: `root/daisy/1.jpg`, `root/roses/2.png`, ...
 
-    Where `root` holds `train/` and `val/`, those are the splits and must hold the same classes.
-    Otherwise `split="val"` is a share `val_fraction` of every class, drawn with `seed`, and
-    `split="train"` is the rest; `split=None` is everything.
+    Where `root` holds `train/` and `val/`, or other usual names (`layout.split_of`), those are the
+    splits and must hold the same classes; `test/` may lie beside them. Otherwise `split="val"` is a
+    share `val_fraction` of every class, drawn with `seed`, and `split="train"` is the rest, of
+    `train/` where only `test/` lies beside that; `split=None` is everything. What can be read as
+    splits and as classes is refused unless `layout` says which, "splits" or "classes".
 
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
@@ -53,25 +56,37 @@ class ImageFolder:
         shorter_side: int = 256,
         cache: bool = True,
         complete: bool = True,
+        layout: str | None = None,
     ) -> None:
-        if split not in ("train", "val", None):
-            raise ValueError(f"split must be 'train', 'val' or None, got {split!r}")
+        if split not in ("train", "val", "test", None):
+            raise ValueError(f"split must be 'train', 'val', 'test' or None, got {split!r}")
+        if layout not in (*LAYOUTS, None):
+            raise ValueError(f"layout must be 'classes', 'splits' or None, got {layout!r}")
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
         self.root = Path(root)
         self.split = split
         self.shorter_side = shorter_side
-        self._complete = complete
+        self._complete = complete and split != "test"
 
-        folder, is_split = self._split_folder()
-        self.folder = folder
-        self.classes, loose_images = self._class_names(folder)
-        index = index_images(str(folder), self.classes, cache)
-        self.passed_over = index.passed_over + Counter({"beside the class folders": loose_images})
+        splits, beside = self._layout(layout, complete)
+        self.folder = self._folder_of(splits)
+        names, loose_images = self._class_names(self.folder)
+        self.classes = names
+        if split == "test" and "train" in splits:  # of which it may lack some
+            self.classes, _ = self._class_names(self.root / splits["train"])
+        index = index_images(str(self.folder), names, cache)
+        self.passed_over = index.passed_over + Counter(
+            {
+                "beside the class folders": loose_images,
+                "beside the splits": beside if split == "train" else 0,
+            }
+        )
         self.paths = index.paths
-        self.labels = np.repeat(np.arange(len(self.classes)), index.counts)
-        self._check_counts(index.counts)
-        if split is not None and not is_split:
+        places = [self.classes.index(name) for name in names]
+        self.labels = np.repeat(np.array(places, np.int64), index.counts)
+        self._check_counts(names, index.counts)
+        if split in ("train", "val") and "val" not in splits:
             chosen = self._part(index.counts, split, val_fraction, seed)
             self.paths, self.labels = self.paths.take(chosen), self.labels[chosen]
 
@@ -94,8 +109,8 @@ class ImageFolder:
         """Return the path of image `index`, in characters that can be printed."""
         return printable(self.paths[index])
 
-    def _split_folder(self) -> tuple[Path, bool]:
-        """Return the folder that holds the class folders, and whether it is a ready split."""
+    def _layout(self, layout: str | None, complete: bool) -> Layout:
+        """Return the layout of the root, whose splits must hold the same classes."""
         try:
             if not stat.S_ISDIR(os.stat(self.root).st_mode):
                 raise DataError(f"{self.root}: expected a folder of class folders, found a file")
@@ -103,24 +118,27 @@ class ImageFolder:
             raise DataError(
                 f"{self.root}: expected a folder of class folders: {error.strerror}"
             ) from error
-        folders = {entry.name for entry in entries_of(self.root) if is_folder(entry)}
-        if not {"train", "val"} & folders:
-            return self.root, False
-        if not {"train", "val"} <= folders:
-            there, missing = ("train", "val") if "train" in folders else ("val", "train")
-            raise DataError(
-                f"{self.root} has a folder {there} but no {missing}: add it, "
-                f"or give {self.root / there} to have a split made from it"
-            )
-        if self.split is None:
-            raise DataError(f"{self.root} is split into train and val: say which, split='train'")
-        train, val = (set(self._class_names(self.root / name)[0]) for name in ("train", "val"))
-        if train != val:
-            raise DataError(
-                f"{self.root}: train and val must hold the same classes, but "
-                f"{_names(train - val)} only in train, {_names(val - train)} only in val"
-            )
-        return self.root / self.split, True
+        found = find_layout(self.root, layout, complete)
+        folders = {split: self.root / name for split, name in found.splits.items()}
+        if complete and {"train", "val"} <= folders.keys():
+            train, val = (set(self._class_names(folders[name])[0]) for name in ("train", "val"))
+            if train != val:
+                one, other = found.splits["train"], found.splits["val"]
+                raise DataError(
+                    f"{self.root}: {one} and {other} must hold the same classes, but "
+                    f"{_names(train - val)} only in {one}, {_names(val - train)} only in {other}"
+                )
+        return found
+
+    def _folder_of(self, splits: dict[str, str]) -> Path:
+        """Return the folder that holds the class folders of the split."""
+        if splits and self.split is None:
+            names = " and ".join(splits.values())
+            raise DataError(f"{self.root} is split into {names}: say which, split='train'")
+        if self.split == "test" and "test" not in splits:
+            raise DataError(f"{self.root} has no folder of test images with the classes of train")
+        name = splits.get(self.split or "", splits.get("train", ""))
+        return self.root / name
 
     def _class_names(self, folder: Path) -> tuple[list[str], int]:
         """Return the names of the class folders, sorted, and how many images lie beside them."""
@@ -140,15 +158,17 @@ class ImageFolder:
             else:
                 loose_images += has_image_name(entry.name)
         if not names and loose_images:
-            raise DataError(f"{folder}: {_LAYOUT}, found {loose_images} images and no folders")
+            way_out = "" if folder == self.root else "; if it is a class itself, --layout classes"
+            found = f"found {loose_images} images and no folders"
+            raise DataError(f"{folder}: {_LAYOUT}, {found}{way_out}")
         if not names:
             raise DataError(f"{folder}: {_LAYOUT}, found no folders")
         if len(names) == 1 and self._complete:
             raise DataError(f"{folder}: expected at least 2 classes, found only {names[0]!r}")
         return sorted(names), loose_images
 
-    def _check_counts(self, counts: np.ndarray) -> None:
-        empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
+    def _check_counts(self, names: list[str], counts: np.ndarray) -> None:
+        empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
         if empty and (self._complete or not counts.any()):
             raise DataError(
                 f"{self.folder}: no images ({' '.join(EXTENSIONS)}) in {_names(empty)}: "

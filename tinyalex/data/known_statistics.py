@@ -41,7 +41,10 @@ def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | Non
         raise FileError(f"{images.root / MANIFEST} is damaged in line {damaged[0]}")
     if notes.get("manifest_sha256") != sha256(images.root / MANIFEST):
         return None
-    listed = {entry.path: entry.size for entry in training_entries(entries)}
+    folder = os.path.relpath(images.folder, images.root).removeprefix(".")
+    if notes.get("images") != (folder or "all"):
+        return None
+    listed = {entry.path: entry.size for entry in training_entries(entries, folder)}
     if len(listed) != len(images) or len(statistics.mean_image) != size:
         return None
     there = {os.path.relpath(path, images.root): file_size(Path(path)) for path in images.paths}

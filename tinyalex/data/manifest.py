@@ -101,9 +101,13 @@ def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
     return header and header + "\n", entries, damaged
 
 
-def training_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Return those that the statistics are of: what is in train/, or all where that is nothing."""
-    return [entry for entry in entries if entry.path.startswith("train" + os.sep)] or list(entries)
+def training_entries(entries: Sequence[Entry], folder: str) -> list[Entry]:
+    """Return the entries that the statistics are of: those in the folder of the training images.
+
+    That is "" where all of them may be.
+    """
+    below = os.path.join(folder, "")
+    return [entry for entry in entries if entry.path.startswith(below)]
 
 
 def open_journal(target: Path, options: Options) -> TextIO:

@@ -21,13 +21,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from tinyalex.data.dataset import DataError, ImageError, printable
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.image import read_image
+from tinyalex.data.layout import find_layout
 from tinyalex.data.manifest import (
     JOURNAL,
     LEFT_OUT,
@@ -62,11 +63,20 @@ class Prepared:
     """(path below SOURCE, reason) of each image that could not be read, sorted."""
 
 
-def source_images(source: Path, target: Path) -> tuple[list[str], Counter[str]]:
-    """Return the paths of the images below `source`, and what is passed over there.
+class Source(NamedTuple):
+    """The images that are to be prepared, by their paths, and what is passed over beside them."""
 
-    `source` holds class folders, or train/ and val/ with such, as `ImageFolder` takes them. Raises
-    DataError if it does not, and for a `target` that it would be wrong to write to.
+    names: list[str]
+    training: str
+    """The folder of the training images, "" where they are not apart."""
+    passed_over: Counter[str]
+
+
+def source_images(source: Path, target: Path, layout: str | None = None) -> Source:
+    """Return the images below `source`.
+
+    It holds class folders, or splits with such, as `ImageFolder` takes them. Raises DataError if it
+    does not, and for a `target` that it would be wrong to write to.
     """
     here, there = source.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -75,15 +85,24 @@ def source_images(source: Path, target: Path) -> tuple[list[str], Counter[str]]:
     is_ours = files & {MANIFEST, LEFT_OUT} or (target / JOURNAL).exists()
     if not is_ours and files - OWN_FILES:
         raise DataError(f"{target} holds other files: give a folder that is empty or new")
-    splits: list[str | None] = [name for name in ("train", "val") if (source / name).is_dir()]
-    folders = [ImageFolder(source, split) for split in splits or [None]]
+    splits, beside = find_layout(source, layout)
+    if splits:
+        ImageFolder(source, "train", layout=layout)  # which compares their classes
+        folders = [
+            ImageFolder(source / name, layout="classes", complete=split != "test")
+            for split, name in splits.items()
+        ]
+    else:
+        folders = [ImageFolder(source, layout=layout)]
     names = [os.path.relpath(path, source) for folder in folders for path in folder.paths]
-    return names, sum((folder.passed_over for folder in folders), Counter())
+    passed_over = Counter({"beside the splits": beside})
+    passed_over = sum((folder.passed_over for folder in folders), passed_over)
+    return Source(names, splits.get("train", ""), passed_over)
 
 
 def prepare(
     source: Path,
-    names: Sequence[str],
+    found: Source,
     target: Path,
     options: Options,
     processes: int,
@@ -91,7 +110,7 @@ def prepare(
 ) -> Prepared:
     """Make the images in `target` that are missing, the manifest and the statistics.
 
-    `names` are the images in `source`. One is missing unless manifest or journal list it with the
+    `found` are the images in `source`. One is missing unless manifest or journal list it with the
     size that it has, and with its source and the size that this has. Those that they list and that
     come from no image in `source` any more are removed.
 
@@ -100,9 +119,9 @@ def prepare(
     machine does not play along. What was made until then stays.
     """
     result = Prepared()
-    jobs = _jobs(names, options, result)
+    jobs = _jobs(found.names, options, result)
     known = _find_known(target, options)
-    if known and {entry.source for entry in known.values()}.isdisjoint(names):
+    if known and {entry.source for entry in known.values()}.isdisjoint(found.names):
         raise DataError(
             f"{target} was prepared from other images, of which none is in {source}: give another "
             "TARGET, or empty it"
@@ -133,7 +152,7 @@ def prepare(
             raise DataError(f"none of the {len(jobs)} images in {source} could be read")
         entries = [images[path] for path in sorted(images)]
         manifest = (options.header() + "".join(entry.line() for entry in entries)).encode()
-        _write_statistics(target, entries, manifest, options, workers, show)
+        _write_statistics(target, entries, found.training, manifest, options, workers, show)
     finally:
         workers.close()
     lines = [json.dumps({"source": name, "reason": why}) + "\n" for name, why in result.left_out]
@@ -197,6 +216,7 @@ def _is_temporary(path: str) -> bool:
 def _write_statistics(
     target: Path,
     entries: Sequence[Entry],
+    training: str,
     manifest: bytes,
     options: Options,
     workers: Workers,
@@ -205,17 +225,18 @@ def _write_statistics(
     """Write the statistics of the training images, unless those of this manifest are there."""
     digest = hashlib.sha256(manifest).hexdigest()
     try:
-        if load_statistics(target / STATISTICS)[1]["manifest_sha256"] == digest:
+        notes = load_statistics(target / STATISTICS)[1]
+        if (notes["manifest_sha256"], notes["images"]) == (digest, training or "all"):
             return
     except (OSError, FileError, KeyError):
         pass
-    paths = [entry.path for entry in training_entries(entries)]
+    paths = [entry.path for entry in training_entries(entries, training)]
     sums = PixelSums(options.shorter_side)
     tasks = ((_sum_up, chunk, target, options.shorter_side) for chunk in chunks(paths))
     for part in workers.map(tasks):
         sums.merge([part])
         show("measuring", sums.count, len(paths))
-    images = "train" if paths[0].startswith("train" + os.sep) else "all"
+    images = training or "all"
     sums.statistics().save(target / STATISTICS, images=images, manifest_sha256=digest)
 
 

@@ -22,6 +22,7 @@ from tinyalex.data import ImageError, WorkerError
 from tinyalex.data.dataset import escaped, printable
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.data.index import images_below, in_words
+from tinyalex.data.layout import LAYOUTS
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
 from tinyalex.training.progress import one_sentence, open_standard_streams, show, warn
@@ -161,6 +162,16 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     """Add --device."""
     parser.add_argument(
         "--device", default="cpu", help="what computes: cpu, or a GPU: cuda, cuda:1, ..."
+    )
+
+
+def add_layout(parser: argparse._ActionsContainer) -> None:
+    """Add --layout."""
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        metavar="WORD",
+        help="what folders called train, val or test are: classes, or splits",
     )
 
 

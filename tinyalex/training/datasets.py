@@ -16,6 +16,7 @@ from tinyalex.data import (
     resize_shorter_side,
 )
 from tinyalex.data.dataset import printable
+from tinyalex.data.layout import find_layout
 from tinyalex.training.settings import Settings
 
 PATTERN_SIZES = {"train": 4000, "val": 500, "test": 1000}
@@ -28,14 +29,15 @@ def shorter_side_for(input_size: int) -> int:
 
 
 def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Dataset | None:
-    """Return the split "train", "val" or "test" of a run's data; a folder has no "test".
+    """Return the split "train", "val" or "test" of a run's data; None for no "test" in a folder.
 
     `shorter_side` is by default the usual one for the run's input size. Raises DataError for a
     folder that cannot be trained on.
     """
     shorter_side = shorter_side or shorter_side_for(settings.input_size)
     if settings.data is not None:
-        if split == "test":
+        root = Path(settings.data)
+        if split == "test" and "test" not in find_layout(root, settings.layout).splits:
             return None
         return ImageFolder(
             settings.data,
@@ -43,6 +45,7 @@ def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Datas
             seed=settings.seed,
             shorter_side=shorter_side,
             cache=settings.index_cache,
+            layout=settings.layout,
         )
     patterns = Patterns(split, PATTERN_SIZES[split], settings.seed)
     return patterns if shorter_side == 256 else _Resized(patterns, shorter_side)
@@ -65,7 +68,8 @@ def open_held_out(settings: Settings, classes: list[str], shorter_side: int = 0)
 
     Raises DataError as `open_dataset` does, and where the classes are not `classes` any more.
     """
-    dataset = open_dataset(settings, "val" if settings.data else "test", shorter_side)
+    dataset = open_dataset(settings, "test", shorter_side)
+    dataset = dataset or open_dataset(settings, "val", shorter_side)
     assert dataset is not None
     if dataset.classes != classes:
         raise DataError(
@@ -73,6 +77,32 @@ def open_held_out(settings: Settings, classes: list[str], shorter_side: int = 0)
             f"{', '.join(dataset.classes[:10])}, not {', '.join(classes[:10])}; "
             "put the folders back, or name other images"
         )
+    return dataset
+
+
+def open_folder(
+    root: str, classes: list[str], shorter_side: int, layout: str | None = None
+) -> ImageFolder:
+    """Return the images in a folder whose classes are some or all of `classes`.
+
+    Of splits, it is the test images, else those for validation. Raises DataError for a folder that
+    has other classes, or images for training alone.
+    """
+    splits = find_layout(Path(root), layout, complete=False).splits
+    split = next((name for name in ("test", "val") if name in splits), None)
+    if splits and split is None:
+        (train,) = splits.values()
+        raise DataError(f"{root} has training images alone: name {Path(root) / train} to use those")
+    dataset = ImageFolder(root, split, shorter_side=shorter_side, complete=False, layout=layout)
+    unknown = sorted(set(dataset.classes) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{printable(root)} has classes that this network does not know: "
+            f"{', '.join(map(printable, unknown[:5]))}; it knows "
+            f"{', '.join(map(printable, classes[:10]))}"
+        )
+    positions = np.array([classes.index(name) for name in dataset.classes])
+    dataset.classes, dataset.labels = classes, positions[dataset.labels]
     return dataset
 
 

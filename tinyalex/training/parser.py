@@ -16,6 +16,7 @@ from tinyalex.training.command import (
     Help,
     Parser,
     add_device,
+    add_layout,
     add_threads,
     seconds_in,
 )
@@ -66,9 +67,10 @@ def make_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--data",
         metavar="DIR",
-        help="folder with one folder of images per class, or with train/ and val/ of such "
-        "(default: ten patterns, drawn on the fly)",
+        help="folder with one folder of images per class, or with train/ and val/ of such, test/ "
+        "or both (default: ten patterns, drawn on the fly)",
     )
+    add_layout(group)
     group.add_argument(
         "--augment",
         choices=AUGMENTATIONS,
@@ -102,8 +104,7 @@ def make_parser(description: str | None = None) -> Parser:
         type=int,
         default=1000,
         metavar="MB",
-        help="memory for images that need not be decoded again in the next epoch, for training and "
-        "for validation each (default: %(default)s; 0 for none)",
+        help="memory for decoded images of each split (default: %(default)s; 0 for none)",
     )
     group.add_argument(
         "--index-cache",

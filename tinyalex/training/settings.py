@@ -10,6 +10,7 @@ from typing import Any
 from tinyalex.backends.devices import parse
 from tinyalex.backends.precision import PRECISIONS
 from tinyalex.data.colour import KINDS
+from tinyalex.data.layout import LAYOUTS
 from tinyalex.data.loader_threads import WORKERS
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
@@ -81,6 +82,8 @@ class Settings:
     input_size: int
     data: str | None = None
     """Folder of images; None is the embedded data set."""
+    layout: str | None = None
+    """How that is read, "classes" or "splits", where it can be read in two ways."""
     augment: str = "paper"
     mean: str = "colour"
     colour_noise: str = "none"
@@ -107,6 +110,8 @@ class Settings:
     def __post_init__(self) -> None:
         _one_of("variant", self.variant, VARIANTS)
         _one_of("schedule", self.schedule, SCHEDULES)
+        if self.layout is not None:
+            _one_of("layout", self.layout, LAYOUTS)
         _one_of("augment", self.augment, AUGMENTATIONS)
         _one_of("mean", self.mean, MEANS)
         _one_of("colour_noise", self.colour_noise, COLOUR_NOISES)
