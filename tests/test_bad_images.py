@@ -19,7 +19,6 @@ from tinyalex.data import (
     read_image,
     resize_shorter_side,
 )
-from tinyalex.data.image import FAULTS_OF_THE_MACHINE
 
 BOMB_WARNING = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
@@ -108,22 +107,6 @@ def test_unreadable_image(unprivileged):
     path.chmod(0)
     with pytest.raises(ImageError, match="Permission denied"):
         read_image(path)
-
-
-@pytest.mark.parametrize(
-    "fault", [MemoryError(), *(OSError(number, "") for number in FAULTS_OF_THE_MACHINE)]
-)
-def test_faults_of_the_machine_are_not_the_image_s(tmp_path, monkeypatch, fault):
-    """No test can make the disk fail, so the call that would fail is replaced."""
-
-    def fail(*args, **options):
-        raise fault
-
-    path = images.write(tmp_path / "good.png")
-    monkeypatch.setattr("PIL.Image.open", fail)
-    with pytest.raises(type(fault)) as caught:
-        read_image(path)
-    assert caught.value is fault
 
 
 def test_unreadable_class_folder(unprivileged):

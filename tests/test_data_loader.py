@@ -12,10 +12,12 @@ from helpers import run_python
 from tinyalex.data import (
     DataError,
     EvalTransform,
+    ImageError,
     Loader,
     TrainTransform,
     WorkerError,
     loader_threads,
+    mean_colour,
 )
 
 
@@ -243,20 +245,56 @@ def test_waiting_is_measured():
     batches.close()
 
 
-def test_a_stuck_thread_is_an_error_that_names_the_image(monkeypatch):
-    """The patience is for one image, and not for a batch of many."""
+@pytest.fixture
+def answer(monkeypatch):
+    """Return the event for which stuck images wait, with little patience for each."""
     assert loader_threads.PATIENCE == 8
-    monkeypatch.setattr(loader_threads, "PATIENCE", 1)
-    answer = threading.Event()
-    dataset = Noise(20, lambda index: answer.wait(60) if index == 15 else time.sleep(0.2))
-    batches = Loader(dataset, 10, EvalTransform(10), shuffle=False).epoch(0)
+    monkeypatch.setattr(loader_threads, "PATIENCE", 0.6)
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_stuck_image_is_left_out_and_named(answer):
+    """The patience is for one image, and not for a batch of many."""
+    dataset = Noise(20, lambda index: answer.wait(60) if index == 15 else time.sleep(0.1))
+    loader = Loader(dataset, 10, EvalTransform(10), shuffle=False)
+    start = time.monotonic()
+    batches = list(loader.epoch(0))
+    assert time.monotonic() - start < 6  # two batches of 1 s, one of them twice, and the patience
+    assert [index for batch in batches for index in batch.indices] == [*range(15), *range(16, 20)]
+    assert loader.bad == [("image 15", "not read within 1 s")]
+
+
+def test_a_stuck_image_is_replaced_as_an_unreadable_one_is(answer):
+    def fail(index):
+        if index == 15:
+            raise ImageError("image 15", "torn")
+
+    options = {"batch_size": 8, "transform": TrainTransform(10), "workers": 3}
+    stuck = Loader(Noise(40, lambda index: answer.wait(60) if index == 15 else None), **options)
+    assert_same(stuck.epoch(0), Loader(Noise(40, fail), **options).epoch(0))
+    assert_same(stuck.epoch(1), Loader(Noise(40, fail), **options).epoch(1))
+
+
+def test_a_disk_that_does_not_answer_is_an_error(answer):
+    """Whatever is allowed, it does not take a patience for each of its images."""
+    dataset = Noise(1000, lambda index: answer.wait(60) if index >= 10 else None)
+    batches = Loader(dataset, 10, EvalTransform(10), shuffle=False, max_bad=0.5).epoch(0)
     assert len(next(batches)) == 10
     start = time.monotonic()
-    with pytest.raises(WorkerError, match="a thread has been at one image for 1 s, image 15: "):
-        next(batches)
-    assert time.monotonic() - start < 3  # with 8 s of patience 10, as promised
-    assert running_threads()
-    answer.set()
+    with pytest.raises(WorkerError, match="4 images were not read within 1 s, the last one image"):
+        list(batches)
+    assert time.monotonic() - start < 8
+    few = Loader(Noise(10, lambda index: answer.wait(60)), 5, EvalTransform(10))
+    with pytest.raises(WorkerError, match="2 images were not read within 1 s"):  # 1 is allowed
+        list(few.epoch(0))
+
+
+def test_the_mean_colour_does_without_a_stuck_image(answer):
+    dataset = Noise(6, lambda index: answer.wait(60) if index == 2 else None)
+    expected = np.mean([dataset.load(i).mean(axis=(0, 1)) for i in (0, 1, 3, 4, 5)], axis=0)
+    np.testing.assert_allclose(mean_colour(dataset), expected)
 
 
 def test_nobody_waits_for_a_stuck_thread_at_the_end():

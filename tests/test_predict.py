@@ -204,7 +204,7 @@ def test_a_stuck_disk_is_a_failure_on_the_way(trained, monkeypatch):
     code, _, complaints = run("evaluate", trained)
     answer.set()
     assert code == 1
-    assert re.fullmatch(r"error: a thread has been at one image for 1 s, .*\n", complaints)
+    assert re.fullmatch(r"error: 2 images were not read within 1 s, the last one .*\n", complaints)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """prepare_images.py: whatever lies in the folder, the result is right."""
 
 import hashlib
+import multiprocessing
 import os
+import signal
+import threading
+import time
 
 import commands
 import images
@@ -9,6 +13,7 @@ import numpy as np
 from PIL import Image
 from preparing import GOOD, content, lines, prepare
 
+import tinyalex.data.prepare as prepare_module
 from tinyalex.data import ImageFolder, load_statistics, pixel_statistics, read_image
 from tinyalex.data.manifest import LEFT_OUT, MANIFEST, STATISTICS, Options
 from tinyalex.data.prepare import _convert_all
@@ -92,9 +97,33 @@ def test_an_unreadable_file_is_named(unprivileged):
     (unprivileged / "target/cats").mkdir(parents=True)
     jobs = [("cats/000.png", "cats/000.png.jpg"), ("cats/001.png", "cats/001.png.jpg")]
     folders = (unprivileged / "source", unprivileged / "target")
-    entries, left_out = _convert_all(jobs, *folders, Options(), alive=lambda: None)
+    entries, left_out = _convert_all(jobs, *folders, Options(), alive=lambda position: None)
     assert [entry.source for entry in entries] == ["cats/000.png"]
     assert left_out == [("cats/001.png", "Permission denied")]
+
+
+def test_a_stuck_image_is_left_out_and_named(tmp_path, monkeypatch):
+    """Its process is stopped in the middle of it, and another one makes the others."""
+    assert prepare_module.PATIENCE == 30
+    monkeypatch.setattr(prepare_module, "PATIENCE", 2.0)
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(8):
+        images.write(source / f"{'ab'[number % 2]}/{number}.png", size=(2400, 2000))
+
+    def stop():
+        while not list(target.rglob("*.jpg")):
+            time.sleep(0.005)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+
+    threading.Thread(target=stop, daemon=True).start()
+    code, out, err = prepare(source, target)
+    assert code == 0, err
+    assert "7 images made, 0 were there, 1 left out" in out
+    (line,) = lines(target / LEFT_OUT)
+    assert line["reason"] == "not read within 2 s"
+    assert err == f"left out: {line['source']}: not read within 2 s\n"
+    assert len(lines(target / MANIFEST)) == 8
+    assert multiprocessing.active_children() == []
 
 
 def test_names_that_would_meet_and_names_that_no_terminal_takes(tmp_path):

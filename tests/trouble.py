@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 
+from tinyalex.data import ImageError
+
 
 class Trouble:
     """Random images; what loading the image `at`, or "all", does is in the method `what`."""
@@ -37,6 +39,9 @@ class Trouble:
 
     def leave(self):
         os._exit(7)
+
+    def tear(self):
+        raise ImageError("it", "is torn")
 
     def fail(self):
         raise RuntimeError("the disk is gone")

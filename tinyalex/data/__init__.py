@@ -11,7 +11,7 @@ This room imports Pillow; `import tinyalex` alone does not import this room.
 
 from tinyalex.data.cached import CachedDataset
 from tinyalex.data.colour import ColourNoise
-from tinyalex.data.dataset import DataError, Dataset, ImageError, mean_colour
+from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.gpu_loader import GPULoader, loader_on
 from tinyalex.data.image import read_image, resize_shorter_side
@@ -21,6 +21,7 @@ from tinyalex.data.statistics import (
     PixelStatistics,
     PixelSums,
     load_statistics,
+    mean_colour,
     pixel_statistics,
 )
 from tinyalex.data.ten_crop import TenCropTransform

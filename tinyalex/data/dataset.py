@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the engine, its two errors, and its mean colour."""
+"""The interface of a data set, its two errors, and names as they are printed."""
 
 from __future__ import annotations
 
@@ -78,28 +78,3 @@ class Dataset(Protocol):
     def describe(self, index: int) -> str:
         """Return what to call image `index` in a message: its path, or how it was made."""
         ...
-
-
-def mean_colour(dataset: Dataset, samples: int = 256) -> tuple[float, float, float]:
-    """Return the mean red, green and blue (0..255) of `samples` images spread over the data set.
-
-    Every image counts the same, whatever its size. Unreadable images are passed over.
-    The paper subtracts the mean of every pixel (section 2); the mean colour differs from it by
-    little, survives any crop, and is what Caffe and torchvision subtract. Raises DataError if none
-    can be read.
-    """
-    if not len(dataset):
-        raise DataError("there are no images to take the mean colour of")
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(samples, len(dataset)), dtype=np.int64))
-    colours = []
-    for index in chosen:
-        try:
-            image = dataset.load(int(index))
-        except ImageError as error:
-            last = error
-            continue
-        colours.append(image.mean(axis=(0, 1), dtype=np.float64))
-    if not colours:
-        raise DataError(f"none of {len(chosen)} images could be read; the last one: {last}")
-    red, green, blue = np.mean(colours, axis=0)
-    return float(red), float(green), float(blue)

@@ -1,66 +1,101 @@
-"""One image file to one array of RGB pixels, or one ImageError that says why not."""
+"""Image files to arrays of RGB pixels, or to an ImageError that says why not."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
-import stat
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from tinyalex.data.dataset import ImageError
+from tinyalex.data.image_file import (
+    MAX_PIXELS,
+    FormatError,
+    orientation_in,
+    picture_of,
+    read_file,
+)
 
 # Pillow looks at the content, not the name, and some of its readers start other programs (EPS
 # calls Ghostscript): only these are allowed.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 
-# A small file can claim to be a very large picture and fill the memory when it is decoded.
-# The figure is Pillow's own: a quarter of a GiB at three bytes a pixel.
-MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
-
 # What is longer than this is cut to its centre before it is enlarged: a strip 20,000 x 10 would
 # otherwise grow to 512,000 x 256.
 MAX_ASPECT = 4
 
-FAULTS_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.EIO)
+FAULTS_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What has to do with no file: too many of them are open, or the memory is full."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
 
 
 def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
     """Return the image in `path` as uint8 RGB [height, width, 3].
 
     JPEG, PNG, WebP, BMP and GIF (first frame) are read, whatever the file is called. The
-    picture is turned upright as its EXIF tag says; grey, palette and CMYK become RGB; 16-bit
-    grey is divided by 257; transparent parts are laid on white.
+    picture is turned upright as its EXIF or XMP tag says; grey, palette and CMYK become RGB; 16-bit
+    grey is divided by 257; transparent parts are laid on white. All other metadata is ignored,
+    whatever is wrong with it.
 
     `shorter_side` resizes as `resize_shorter_side` does, and lets a large JPEG be decoded at
     1/2, 1/4 or 1/8 of its size where that is still large enough: several times faster, and
     within a grey level or so of decoding it whole.
 
-    Raises ImageError for anything that cannot be read in full, truncated files included: the
-    grey bands of half a photograph are not training data. What is no fault of the image stays
-    itself: MemoryError, and OSError for too many open files and for a disk that fails.
+    Raises ImageError for anything that cannot be read in full: for truncated files, as the grey
+    bands of half a photograph are not training data; for those that would take very long
+    (`image_file.MAX_WORK`); for a disk that fails. What is no fault of the image stays itself, with
+    the image's name: MemoryError, and OSError for too many open files.
     """
+    return decode_image(read_bytes(path)[0], path, shorter_side)
+
+
+def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
+    """Return the bytes of an image file and its status, for `decode_image`; raise as that does."""
     try:
-        # Opening a named pipe would wait for ever, so the kind of file is asked first.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(path, "not a regular file")
-        with open(path, "rb") as file:
-            pixels = _decode(file, shorter_side)
-        return pixels if shorter_side is None else resize_shorter_side(pixels, shorter_side)
-    except (ImageError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(path, _unidentified(path)) from None
+        return read_file(path)
+    except FormatError as error:
+        raise ImageError(path, str(error)) from None
     except OSError as error:
         if error.errno in FAULTS_OF_THE_MACHINE:
             raise
         raise ImageError(path, error.strerror or str(error)) from error
+    except MemoryError:
+        raise _out_of_memory(path) from None
+    except ValueError as error:  # a name with a NUL
+        raise ImageError(path, str(error)) from error
+
+
+def decode_image(content: bytes, path: str | Path, shorter_side: int | None = None) -> np.ndarray:
+    """Return the image in the bytes of a file as `read_image` does; `path` is for errors."""
+    try:
+        pixels = _decode(content, shorter_side)
+        return pixels if shorter_side is None else resize_shorter_side(pixels, shorter_side)
+    except MemoryError:
+        raise _out_of_memory(path) from None
+    except UnidentifiedImageError:
+        raise ImageError(path, _unidentified(content)) from None
+    except (FormatError, OSError) as error:
+        raise ImageError(path, str(error)) from error
     except Exception as error:  # decoders raise anything: SyntaxError, ValueError, struct.error
         raise ImageError(path, f"{type(error).__name__}: {error}") from error
+
+
+def _out_of_memory(path: str | Path) -> MemoryError:
+    return MemoryError(f"{path}: the memory does not suffice to decode it")
 
 
 def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
@@ -99,14 +134,18 @@ def central_square(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def _decode(file: BinaryIO, shorter_side: int | None) -> np.ndarray:
-    with Image.open(file, formats=FORMATS) as image:
+def _decode(content: bytes, shorter_side: int | None) -> np.ndarray:
+    content, exif, xmp = picture_of(content)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            raise FormatError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
         if shorter_side is not None:
             image.draft(None, (shorter_side, shorter_side))  # JPEG only; nothing for the others
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(_to_rgb(image))
+        if image.format == "WEBP":  # whose metadata does no harm
+            exif, xmp = image.info.get("exif", b""), image.info.get("xmp", b"")
+        upright = UPRIGHT.get(orientation_in(exif, xmp))
+        rgb = _to_rgb(image)
+        return np.asarray(rgb if upright is None else rgb.transpose(upright))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -119,7 +158,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _unidentified(path: str | Path) -> str:
-    if os.path.getsize(path) == 0:
+def _unidentified(content: bytes) -> str:
+    if not content:
         return "the file is empty"
     return f"not an image that can be read ({', '.join(FORMATS)})"

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from tinyalex.backends.types import Array
 from tinyalex.data.cached import CachedDataset
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.loader_processes import BatchProcesses
-from tinyalex.data.loader_threads import WORKERS, Threads, result_of
+from tinyalex.data.loader_threads import WORKERS, Task, Threads
 from tinyalex.data.transforms import Transform
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.data.workers import WorkerError
@@ -67,9 +66,11 @@ class Loader:
     waiting at any time, by default one more than there are workers. They lie in memory from
     `empty`.
 
-    WorkerError comes in the place of a batch, within 10 seconds, when a process is killed or stops,
-    or when a worker is at one image for 8 seconds (a process for 7 to 8), as on a disk that does
-    not answer. A process that says nothing while it starts is waited for longer, a minute.
+    An image that a worker is at for 8 seconds, as on a disk that does not answer, counts as
+    unreadable; another worker makes the batch anew, without it. Where there are four in an epoch,
+    or more than `max_bad` allows, WorkerError comes in the place of a batch. So it does, within 10
+    seconds, when a process is killed. A process that says nothing while it starts is waited for
+    longer, a minute.
     """
 
     def __init__(
@@ -144,28 +145,25 @@ class Loader:
             raise ValueError(f"start_batch must be 0 to {len(self)}, got {start_batch}")
         order = self._order(epoch)
         numbers = iter(range(start_batch, len(self)))
-        stop = threading.Event()
-        pending: deque[tuple[Future[Batch], list[int]]] = deque()
+        pending: deque[Task] = deque()
         if self.processes and self._batches is None:
             self._batches = self._start_processes()
+        self._unreadable.stuck = 0
         threads = Threads(self.workers)
         try:
             try:
                 while True:
                     while len(pending) < self.prefetch and (k := next(numbers, None)) is not None:
                         chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
-                        pending.append(self._submit(threads, epoch, chosen, stop))
+                        pending.append(self._submit(threads, epoch, chosen))
                     if not pending:
                         return
                     start = time.perf_counter()
-                    batch = result_of(*pending.popleft(), self.dataset.describe)
+                    batch = threads.result(pending.popleft(), self._unreadable.give_up)
                     self.wait_seconds += time.perf_counter() - start
                     if len(batch):
                         yield batch
             finally:
-                stop.set()
-                for future, _ in pending:
-                    future.cancel()
                 threads.close()
         except WorkerError:
             if self._batches is not None:
@@ -188,22 +186,12 @@ class Loader:
         """
         return np.random.default_rng((self.seed, epoch, draw))
 
-    def _submit(
-        self, threads: Threads, epoch: int, chosen: np.ndarray, stop: threading.Event
-    ) -> tuple[Future[Batch], list[int]]:
-        """Have a batch made; return it with the list of images begun, for `result_of`."""
-        begun: list[int] = []
-        if self.processes:  # which see to it by themselves that no image takes too long
-            return threads.submit(self._batch_of_process, epoch, chosen, stop), begun
-        return threads.submit(self._batch, epoch, chosen, stop, begun), begun
+    def _submit(self, threads: Threads, epoch: int, chosen: np.ndarray) -> Task:
+        if self.processes:
+            return threads.submit(self._batch_of_process, epoch, chosen, threads.stop)
+        return threads.submit(self._batch, epoch, chosen)
 
-    def _batch(
-        self, epoch: int, chosen: np.ndarray, stop: threading.Event, begun: list[int]
-    ) -> Batch:
-        def begin(index: int) -> bool:
-            begun.append(index)
-            return stop.is_set()
-
+    def _batch(self, begin: Callable[[int], object], epoch: int, chosen: np.ndarray) -> Batch:
         images = self._empty((len(chosen), *self.transform.shape), self.transform.dtype)
         return self.make_batch(epoch, chosen, begin, images)
 
@@ -220,9 +208,17 @@ class Loader:
         }
         return BatchProcesses(Loader, options, self.workers, self._empty)
 
-    def _batch_of_process(self, epoch: int, chosen: np.ndarray, stop: threading.Event) -> Batch:
+    def _batch_of_process(
+        self,
+        begin: Callable[[int], object],
+        epoch: int,
+        chosen: np.ndarray,
+        stop: threading.Event,
+    ) -> Batch:
+        """Return a batch; the processes see to it by themselves that no image takes too long."""
         assert self._batches is not None
-        images, indices, bad = self._batches.batch(epoch, chosen, stop)
+        give_up = self._unreadable.give_up
+        images, indices, bad = self._batches.batch(epoch, chosen, stop, give_up)
         for index in bad.keys() - self._unreadable.reasons.keys():
             self._unreadable.add(index, bad[index])
         return Batch(_channels_first(images), self.dataset.labels[indices], indices)
@@ -260,6 +256,10 @@ class Loader:
             except ImageError as error:
                 self._unreadable.add(index, error.reason)
         return None
+
+    def leave_out(self, reasons: dict[int, str]) -> None:
+        """Count images as unreadable from now on, for these reasons by index."""
+        self._unreadable.reasons.update(reasons)
 
     def bad_from(self, chosen: np.ndarray) -> dict[int, str]:
         """Return index and reason of the unreadable images that a batch of `chosen` came upon."""

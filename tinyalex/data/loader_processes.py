@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyalex.backends import memory
-from tinyalex.data.workers import PATIENCE, Work, Workers
+from tinyalex.data.workers import PATIENCE, StuckError, Work, Workers
 
 
 class BatchProcesses:
@@ -26,6 +26,7 @@ class BatchProcesses:
     ) -> None:
         self.shape = (options["batch_size"], *options["transform"].shape)
         self.dtype, self._empty = options["transform"].dtype, empty
+        self._stuck: dict[int, str] = {}
         try:
             self._workers = Workers(
                 workers,
@@ -41,15 +42,26 @@ class BatchProcesses:
             ) from error
 
     def batch(
-        self, epoch: int, chosen: np.ndarray, stop: threading.Event
+        self,
+        epoch: int,
+        chosen: np.ndarray,
+        stop: threading.Event,
+        give_up: Callable[[int, float], str],
     ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Return images [N, *transform.shape], their indices, and what cannot be read.
 
-        There are no images once `stop` is set. Raises WorkerError for a process that has ended or
-        says nothing.
+        There are no images once `stop` is set. Where a process is stuck at an image,
+        `give_up(index, seconds)` gives the reason, and another process makes the batch without it.
+        Raises WorkerError for a process that has ended or says nothing.
         """
         with self._workers.idle() as worker:
-            found = worker.ask((epoch, chosen), stop)
+            while True:
+                try:
+                    found = worker.ask((epoch, chosen, dict(self._stuck)), stop)
+                    break
+                except StuckError as error:
+                    self._stuck[error.position] = give_up(error.position, worker.patience)
+                    worker.replace()
             indices, bad = found if found is not None else (np.empty(0, np.int64), {})
             images = self._empty((len(indices), *self.shape[1:]), self.dtype)
             images[...] = _images(worker.memory, self.shape, self.dtype)[: len(indices)]
@@ -75,10 +87,11 @@ def _batch_maker(shared: Any, loader_class: Callable[..., Any], options: dict[st
     images = _images(shared, (options["batch_size"], *transform.shape), transform.dtype)
 
     def make(
-        task: tuple[int, np.ndarray], alive: Callable[[], object]
+        task: tuple[int, np.ndarray, dict[int, str]], alive: Callable[..., object]
     ) -> tuple[np.ndarray, dict[int, str]]:
-        epoch, chosen = task
-        batch = loader.make_batch(epoch, chosen, lambda index: alive(), images)
+        epoch, chosen, stuck = task
+        loader.leave_out(stuck)
+        batch = loader.make_batch(epoch, chosen, alive, images)
         return batch.indices, loader.bad_from(chosen)
 
     return make

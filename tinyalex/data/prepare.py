@@ -1,4 +1,4 @@
-"""A folder of images of any kind to a folder of clean ones, with a manifest and statistics.
+"""Folders of images of any kind to folders of clean ones, with a manifest and statistics.
 
     TARGET/roses/1.jpg              what SOURCE/roses/1.jpg became
     TARGET/roses/2.png.jpg          what SOURCE/roses/2.png became
@@ -27,7 +27,7 @@ from PIL import Image
 
 from tinyalex.data.dataset import DataError, ImageError, printable
 from tinyalex.data.folder import ImageFolder
-from tinyalex.data.image import read_image
+from tinyalex.data.image import decode_image, read_bytes, read_image
 from tinyalex.data.layout import find_layout
 from tinyalex.data.manifest import (
     JOURNAL,
@@ -46,8 +46,11 @@ from tinyalex.data.manifest import (
     training_entries,
 )
 from tinyalex.data.statistics import PixelSums, load_statistics
-from tinyalex.data.workers import Work, Workers
+from tinyalex.data.workers import MAX_STUCK, Work, Workers, disk_error, late
 from tinyalex.files import FileError, write_atomically
+
+PATIENCE = 30.0
+"""Seconds for one image, which it takes on no machine: then it is left out, and for good."""
 
 
 @dataclass
@@ -115,8 +118,8 @@ def prepare(
     come from no image in `source` any more are removed.
 
     Raises DataError for a `target` made with other options or from nothing that `source` holds, and
-    if no image can be read, WorkerError when a process dies, OSError and MemoryError when the
-    machine does not play along. What was made until then stays.
+    if no image can be read, WorkerError when a process dies or the disk does not answer, OSError
+    and MemoryError when the machine does not play along. What was made until then stays.
     """
     result = Prepared()
     jobs = _jobs(found.names, options, result)
@@ -134,19 +137,31 @@ def prepare(
     for folder in {os.path.dirname(path) for _, path in jobs}:  # of a class without images, too
         (target / folder).mkdir(parents=True, exist_ok=True)
 
-    workers = Workers(processes, _caller)
+    stuck: list[str] = []
+
+    def give_up(task: Any, position: int) -> Any:
+        """Return the task without an image that could not be read in time."""
+        function, chunk, *others = task
+        name = chunk[position][0]
+        stuck.append(name)
+        if len(stuck) >= MAX_STUCK:
+            raise disk_error(len(stuck), PATIENCE, printable(source / name))
+        return (function, [*chunk[:position], *chunk[position + 1 :]], *others)
+
+    workers = Workers(processes, _caller, patience=PATIENCE)
     try:
         with open_journal(target, options) as journal:
             tasks = ((_convert_all, chunk, source, target, options) for chunk in chunks(missing))
             done = 0
-            for entries, left_out in workers.map(tasks):
+            for entries, left_out in workers.map(tasks, give_up):
                 journal.writelines(entry.line() for entry in entries)
                 journal.flush()
                 images.update((entry.path, entry) for entry in entries)
                 result.left_out += left_out
                 result.made += len(entries)
                 done += len(entries) + len(left_out)
-                show("preparing", done, len(missing))
+                show("preparing", done + len(stuck), len(missing))
+        result.left_out += ((name, late(PATIENCE)) for name in stuck)
         result.left_out.sort()
         if not images:
             raise DataError(f"none of the {len(jobs)} images in {source} could be read")
@@ -253,11 +268,11 @@ def _convert_all(
     source: Path,
     target: Path,
     options: Options,
-    alive: Callable[[], object],
+    alive: Callable[[int], object],
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
     entries, left_out = [], []
-    for name, path in jobs:
-        alive()
+    for position, (name, path) in enumerate(jobs):
+        alive(position)
         try:
             entries.append(_convert(source, name, target, path, options))
         except ImageError as error:
@@ -267,7 +282,8 @@ def _convert_all(
 
 def _convert(source: Path, name: str, target: Path, path: str, options: Options) -> Entry:
     """Make one image. Raises ImageError if that is the image's fault."""
-    pixels = read_image(source / name, options.shorter_side)
+    original, status = read_bytes(source / name)
+    pixels = decode_image(original, source / name, options.shorter_side)
     encoding = {"quality": options.quality} if options.format == "jpeg" else {}
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, options.format, **encoding)
@@ -279,7 +295,7 @@ def _convert(source: Path, name: str, target: Path, path: str, options: Options)
             raise ImageError(source / name, "the name is too long") from error
         raise
     digest = hashlib.sha256(content).hexdigest()
-    return Entry(path, name, digest, len(content), os.path.getsize(source / name))
+    return Entry(path, name, digest, len(content), status.st_size)
 
 
 def _sum_up(

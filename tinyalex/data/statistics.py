@@ -1,4 +1,4 @@
-"""What a training set looks like on average, and how its colours vary: exact, in one pass.
+"""The mean of a training set and the covariance of its colours: exact, in one pass.
 
 The paper subtracts the mean of every pixel (section 2) and shifts colours along the principal
 components of all RGB values (section 4.1). Both are sums over the images. The sums are integers, so
@@ -8,17 +8,15 @@ they are exact, and equal whatever the order of the images or the number of proc
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.image import central_square
-from tinyalex.data.loader_threads import WORKERS, Threads, result_of
+from tinyalex.data.loader_threads import WORKERS, Task, Threads, readable
 from tinyalex.data.unreadable import Unreadable
 from tinyalex.files import FileError, load, save
 
@@ -69,20 +67,20 @@ def pixel_statistics(
     Every image is decoded once, by `workers` threads; memory does not grow with the data set.
     Images that cannot be read are left out and noted in `unreadable`. `progress(done, total)` is
     called now and then, in the thread that called. Raises DataError if too many images cannot be
-    read (by default more than 1 %, as in `Loader`), ValueError if one is too small, WorkerError if
-    one takes 8 seconds.
+    read (by default more than 1 %, as in `Loader`), or take 8 seconds: then WorkerError; ValueError
+    if one is too small.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     bad = Unreadable(dataset) if unreadable is None else unreadable
-    stop = threading.Event()
 
-    def sums_of(chunk: range, begun: list[int]) -> PixelSums:
+    def sums_of(begin: Callable[[int], bool], chunk: range) -> PixelSums:
         sums = PixelSums(size)
         for index in chunk:
-            if stop.is_set():
+            if index in bad.reasons:
+                continue
+            if begin(index):
                 break
-            begun.append(index)
             try:
                 image = dataset.load(index)
             except ImageError as error:
@@ -94,17 +92,13 @@ def pixel_statistics(
     total = PixelSums(size)
     everything = range(len(dataset))
     chunks = [everything[start : start + CHUNK] for start in everything[::CHUNK]]
-    pending: deque[tuple[Future[PixelSums], list[int]]] = deque()
     threads = Threads(workers)
     try:
+        pending: deque[Task] = deque(threads.submit(sums_of, chunk) for chunk in chunks)
         for chunk in chunks:
-            begun: list[int] = []
-            pending.append((threads.submit(sums_of, chunk, begun), begun))
-        for chunk in chunks:
-            total.merge([result_of(*pending.popleft(), dataset.describe)])
+            total.merge([threads.result(pending.popleft(), bad.give_up)])
             progress(chunk.stop, len(dataset))
     finally:  # after an error or Ctrl-C, nobody waits for more than the images under way
-        stop.set()
         threads.close()
     return total.statistics()
 
@@ -165,3 +159,27 @@ class PixelSums:
             mean_colour=np.array([value / pixels for value in colour]),
             colour_covariance=np.array(covariance),
         )
+
+
+def mean_colour(dataset: Dataset, samples: int = 256) -> tuple[float, float, float]:
+    """Return the mean red, green and blue (0..255) of `samples` images spread over the data set.
+
+    Every image counts the same, whatever its size. Those that cannot be read are passed over.
+    The paper subtracts the mean of every pixel (section 2); the mean colour differs from it by
+    little, survives any crop, and is what Caffe and torchvision subtract. Raises DataError if none
+    can be read, WorkerError if the disk does not answer.
+    """
+    if not len(dataset):
+        raise DataError("there are no images to take the mean colour of")
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(samples, len(dataset)), dtype=np.int64))
+    skipped: list[str] = []
+
+    def skip(index: int, reason: str) -> None:
+        skipped.append(f"{dataset.describe(index)}: {reason}")
+
+    images = readable(dataset.load, chosen.tolist(), skip, dataset.describe)
+    colours = [image.mean(axis=(0, 1), dtype=np.float64) for _, image in images]
+    if not colours:
+        raise DataError(f"none of {len(chosen)} images could be read; the last one: {skipped[-1]}")
+    red, green, blue = np.mean(colours, axis=0)
+    return float(red), float(green), float(blue)

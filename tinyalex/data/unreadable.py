@@ -1,10 +1,11 @@
-"""Which images of a data set cannot be read, and when they are too many."""
+"""The images of a data set that cannot be read, and a limit for them."""
 
 from __future__ import annotations
 
 import threading
 
 from tinyalex.data.dataset import DataError, Dataset
+from tinyalex.data.workers import MAX_STUCK, disk_error, late
 
 
 class Unreadable:
@@ -18,6 +19,8 @@ class Unreadable:
         self.max_bad = max_bad
         self.reasons: dict[int, str] = {}
         """By index."""
+        self.stuck = 0
+        """How many images took too long, since somebody set this to 0."""
         self._dataset = dataset
         self._lock = threading.Lock()
 
@@ -35,6 +38,22 @@ class Unreadable:
                 f"{count} of {size} images cannot be read, {allowed} are allowed: {listed}"
                 f"{more} (examples/prepare_images.py names all, and makes a folder without them)"
             )
+
+    def give_up(self, index: int, seconds: float) -> str:
+        """Take note of an image that was not read within some seconds; return that reason.
+
+        Raises WorkerError when they are too many: then it is the disk that does not answer.
+        """
+        with self._lock:
+            self.stuck += 1
+            count = self.stuck
+        try:
+            self.add(index, late(seconds))
+        except DataError:
+            count = max(count, MAX_STUCK)
+        if count >= MAX_STUCK:
+            raise disk_error(self.stuck, seconds, self._dataset.describe(index)) from None
+        return self.reasons[index]
 
     def listed(self) -> list[tuple[str, str]]:
         """Return (path, reason) of each, in the data set's order."""

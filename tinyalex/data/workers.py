@@ -1,4 +1,4 @@
-"""Processes that work beside this one, and that may die: that is an error then, never a wait."""
+"""Processes that work beside this one, and that are never waited for when they die or are stuck."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
 _ALIVE = "alive"
+NOWHERE = -1
+"""The position of a process that is at no image."""
 
 POLITE = tuple(
     getattr(signal, name)
@@ -37,6 +39,9 @@ SIGN_SECONDS = 1.0
 PATIENCE = 8.0
 """Seconds for which a loader's worker may be silent: at one image, or stopped."""
 
+MAX_STUCK = 4
+"""How many images may take too long before that is the disk's fault and no longer theirs."""
+
 POLL_SECONDS = 0.1
 """How long one wait for a worker is. Silence is counted in them, for no clock disturbs that: while
 the computer slept, or all of this was stopped, there was one wait."""
@@ -46,8 +51,29 @@ class WorkerError(RuntimeError):
     """A process that ended, or one or a thread that is stuck, before its work was done."""
 
 
-Work = Callable[[Any, Callable[[], object]], Any]
-"""Called as `work(task, alive)`; it calls `alive()` now and then, at least for every image."""
+class StuckError(WorkerError):
+    """A worker that has been at one image for too long; `position` says at which."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+def late(seconds: float) -> str:
+    """Return the reason of an image that could not be read in time."""
+    return f"not read within {seconds:.0f} s"
+
+
+def disk_error(count: int, seconds: float, last: str) -> WorkerError:
+    """Return the error of too many images that could not be read in time."""
+    images = "an image was" if count == 1 else f"{count} images were"
+    return WorkerError(
+        f"{images} {late(seconds)}, the last one {last}: the disk does not answer, or is very slow"
+    )
+
+
+Work = Callable[[Any, Callable[..., object]], Any]
+"""Called as `work(task, alive)`; it calls `alive()` now and then, `alive(i)` before its image i."""
 
 
 class Workers:
@@ -92,14 +118,27 @@ class Workers:
         finally:
             self._idle.put(worker)
 
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Yield the result of each task, in their order; tasks are taken as they are needed."""
+    def map(
+        self, tasks: Iterable[Any], give_up: Callable[[Any, int], Any] | None = None
+    ) -> Iterator[Any]:
+        """Yield the result of each task, in their order; tasks are taken as they are needed.
+
+        Where a process is stuck at image i of a task, another one takes its place and does the task
+        `give_up(task, i)` instead; without `give_up` that is an error.
+        """
         stop = threading.Event()
         pending: deque[Future[Any]] = deque()
 
         def ask(task: Any) -> Any:
             with self.idle() as worker:
-                return worker.ask(task, stop)
+                while True:
+                    try:
+                        return worker.ask(task, stop)
+                    except StuckError as error:
+                        if give_up is None:
+                            raise
+                        task = give_up(task, error.position)
+                        worker.replace()
 
         with ThreadPoolExecutor(len(self.all)) as pool:
             try:
@@ -127,9 +166,16 @@ class Worker:
     ) -> None:
         self.patience = patience
         self.memory = _CONTEXT.RawArray("b", shared_bytes)
+        self._make, self._arguments, self._number = make, arguments, name
+        self._start()
+
+    def _start(self) -> None:
+        self._at = _CONTEXT.RawArray("q", [NOWHERE, 0])  # the image, and how many have been begun
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(
-            target=_serve, args=(theirs, make, self.memory, arguments), daemon=True
+            target=_serve,
+            args=(theirs, self._make, self.memory, self._arguments, self._at),
+            daemon=True,
         )
         before = _mask("SIG_BLOCK", POLITE)  # in the process, too, until it ignores them
         try:
@@ -137,22 +183,30 @@ class Worker:
         finally:
             _mask("SIG_SETMASK", before)
         theirs.close()  # so that the end of the process ends the connection
-        self.name = f"worker process {self.process.pid} ({name})"
+        self.name = f"worker process {self.process.pid} ({self._number})"
         self._started = False
         self._owed = 0
+
+    def replace(self) -> None:
+        """End the process at once, whatever it does, and start another one."""
+        self.process.kill()
+        self.process.join(timeout=1)  # waiting for a broken disk, it cannot even be killed
+        self.connection.close()
+        self._start()
 
     def ask(self, task: Any, stop: threading.Event) -> Any:
         """Return the result of a task, or None as soon as `stop` is set.
 
         Raises what the task raised; WorkerError if the process has ended, or says nothing for
-        `patience` seconds.
+        `patience` seconds: StuckError if it is at an image.
         """
-        silent = 0.0
+        silent, begun = 0.0, 0
         try:
             self.connection.send(task)
             self._owed += 1
             while not stop.is_set():
-                silent += POLL_SECONDS
+                silent = silent + POLL_SECONDS if self._at[1] == begun else 0.0
+                begun = self._at[1]
                 if self.connection.poll(POLL_SECONDS):
                     kind, content = self.connection.recv()
                     silent, self._started = 0.0, True
@@ -161,10 +215,11 @@ class Worker:
                         return _result(kind, content)
                 patience = self.patience if self._started else max(START_SECONDS, self.patience)
                 if silent > patience:
-                    raise WorkerError(
+                    said = (
                         f"{self.name} has said nothing for {patience:.0f} s: it is stopped, waits "
                         "for a disk that does not answer, or is very slow"
                     )
+                    raise WorkerError(said) if self._at[0] < 0 else StuckError(said, self._at[0])
         except (EOFError, ConnectionError):
             raise WorkerError(self._obituary()) from None
         return None
@@ -211,13 +266,17 @@ def _close(workers: list[Worker]) -> None:
 
 
 def _serve(
-    connection: Connection, make: Callable[..., Work], memory: Any, arguments: tuple[Any, ...]
+    connection: Connection,
+    make: Callable[..., Work],
+    memory: Any,
+    arguments: tuple[Any, ...],
+    at: Any,
 ) -> None:
     for signum in POLITE:
         signal.signal(signum, signal.SIG_IGN)
     _mask("SIG_UNBLOCK", POLITE)
     warnings.simplefilter("ignore")  # Pillow's do not say which image they are about
-    alive = _SignOfLife(connection)
+    alive = _SignOfLife(connection, at)
     try:
         alive()
         work = make(memory, *arguments)
@@ -229,18 +288,25 @@ def _serve(
                 raise
             except Exception as error:
                 reply = ("error", (_portable(error), traceback.format_exc()))
+            at[0] = NOWHERE
             connection.send(reply)
     except (EOFError, ConnectionError):  # the parent has closed the connection, or is gone
         pass
 
 
 class _SignOfLife:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, at: Any) -> None:
+        self._connection, self._at = connection, at
         self._last = float("-inf")
 
-    def __call__(self) -> None:
-        """Tell the parent now and then that this process is at work; end it if nobody listens."""
+    def __call__(self, position: int | None = None) -> None:
+        """Tell the parent now and then that this process is at work; end it if nobody listens.
+
+        The parent sees at once which image is begun, in memory that both share.
+        """
+        if position is not None:
+            self._at[0] = position
+            self._at[1] += 1
         if time.monotonic() - self._last > SIGN_SECONDS:
             self._last = time.monotonic()
             self._connection.send((_ALIVE, None))
