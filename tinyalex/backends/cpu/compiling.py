@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from numba.core.event import Listener, register
@@ -31,15 +32,15 @@ class _Announcer(Listener):
         self._count += 1
         if self._depth == 1:
             self._started = time.perf_counter()
-        if sys.stderr.isatty():
+        if _on_a_terminal():
             name = event.data["dispatcher"].py_func.__name__.strip("_")
             seconds = self._seconds + time.perf_counter() - self._started
-            self._write(
+            _write(
                 f"{CLEAR}compiling for this processor, once: kernel {self._count}, {name} "
                 f"({seconds:.0f} s of about 30)"
             )
         elif self._count == 1:
-            self._write("compiling kernels for this processor: about 30 s, once\n")
+            _write("compiling kernels for this processor: about 30 s, once\n")
 
     def on_end(self, event: Any) -> None:
         if not self._is_ours(event):
@@ -47,19 +48,38 @@ class _Announcer(Listener):
         self._depth -= 1
         if self._depth == 0:
             self._seconds += time.perf_counter() - self._started
-            if sys.stderr.isatty():
-                self._write(CLEAR)
+            if _on_a_terminal():
+                _write(CLEAR)
 
     @staticmethod
     def _is_ours(event: Any) -> bool:
         return bool(event.data["dispatcher"].py_func.__module__.partition(".")[0] == PACKAGE)
 
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
 
 def announce() -> None:
     """From now on, say when a kernel of this package is compiled."""
     register("numba:compile", _Announcer())
+
+
+_said: set[str] = set()
+
+
+def say_once(cause: str, effect: str) -> None:
+    """Write a line, the first with this effect."""
+    if effect not in _said:
+        _said.add(effect)
+        _write(f"{CLEAR if _on_a_terminal() else ''}warning: {cause}: {effect}\n")
+
+
+def _on_a_terminal() -> bool:
+    with suppress(OSError, ValueError):
+        return sys.stderr is not None and sys.stderr.isatty()
+    return False
+
+
+def _write(text: str) -> None:
+    """Write to stderr, if there is somebody to read it: no kernel depends on that."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.write(text)
+            sys.stderr.flush()

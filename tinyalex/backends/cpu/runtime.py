@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -11,12 +10,16 @@ import numba
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that compiled code calls
 from llvmlite import binding
+from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.sigutils import normalize_signature
 from numba.np.ufunc.parallel import get_thread_count
 from numba.np.ufunc.parallel import get_thread_id as thread_id
 from threadpoolctl import ThreadpoolController
 
 from tinyalex.backends import memory
+from tinyalex.backends.cpu.compiling import say_once
+from tinyalex.backends.cpu.kernel_cache import ALWAYS, KernelCache
 from tinyalex.backends.types import Array
 
 __all__ = [
@@ -41,6 +44,7 @@ _count = MOST_THREADS
 # Additions may be reordered and fused with products, -0 may become 0. Nothing else of "fastmath":
 # the rest lets the compiler assume that there is no NaN, and a NaN must come out as a NaN.
 _EXACT_ENOUGH = {"reassoc", "contract", "nsz"}
+OPTIONS: dict[str, Any] = {"fastmath": _EXACT_ENOUGH, "error_model": "numpy", "nogil": True}
 
 
 # Addresses of the functions that ``prange`` loops of our kernels call by these names, in place of
@@ -70,7 +74,7 @@ def kernel(function: Function) -> Function:
     Numba's cache looks at the time stamp of the file that holds ``function``, not at those of the
     functions it calls: after a change to a helper in another file, delete ``__pycache__``.
     """
-    return _compiled(numba.njit, function)
+    return _compiled(function)
 
 
 def quick_kernel(function: Function) -> Function:
@@ -79,7 +83,7 @@ def quick_kernel(function: Function) -> Function:
     The processor's estimate and one step of Newton's method take half as long. On that way 0 and
     infinity become NaN: neither may come here.
     """
-    return _compiled(numba.njit, function, fastmath=_EXACT_ENOUGH | {"arcp", "afn"})
+    return _compiled(function, fastmath=_EXACT_ENOUGH | {"arcp", "afn"})
 
 
 def parallel_kernel(function: Function) -> Function:
@@ -88,7 +92,7 @@ def parallel_kernel(function: Function) -> Function:
     Numba counts such loops in unsigned integers, and unsigned with signed gives a float: a body
     that calculates with the loop's index begins with ``np.int64(index)``.
     """
-    made: Any = _compiled(numba.njit, function, parallel=True)
+    made: Any = _compiled(function, parallel=True)
     compile_or_load = made.compile
 
     def compile(signature: Any) -> Any:
@@ -101,16 +105,28 @@ def parallel_kernel(function: Function) -> Function:
 
 def callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile what C code, or other compiled code, calls by its ``address``."""
-    return lambda function: _compiled(functools.partial(numba.cfunc, signature), function)
+
+    def compiled(function: Callable[..., Any]) -> CFunc:
+        made = CFunc(function, normalize_signature(signature), {}, OPTIONS)
+        _keep(made, function)
+        made.compile()
+        return made
+
+    return compiled
 
 
-def _compiled(decorate: Callable[..., Any], function: Function, **options: Any) -> Function:
-    options = {"fastmath": _EXACT_ENOUGH, "error_model": "numpy", "nogil": True} | options
-    try:
-        made = decorate(cache=True, **options)(function)
-    except RuntimeError:  # no directory for the cache is writable: compile in every process
-        made = decorate(**options)(function)
+def _compiled(function: Function, **options: Any) -> Function:
+    made = numba.njit(**OPTIONS | options)(function)
+    _keep(made, function)
     return cast(Function, made)
+
+
+def _keep(made: Any, function: Callable[..., Any]) -> None:
+    """Do as ``cache=True``, with a cache that no file on the disk can spoil."""
+    try:
+        made._cache = KernelCache(function)
+    except RuntimeError:
+        say_once("no folder for kernels can be written (NUMBA_CACHE_DIR names one)", ALWAYS)
 
 
 def set_num_threads(count: int) -> None:
