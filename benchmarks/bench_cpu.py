@@ -1,6 +1,6 @@
 """Whole nets on the CPU against PyTorch, ONNX Runtime and OpenVINO.
 
-    python benchmarks/bench_cpu.py --table             # everything: half an hour on two cores
+    python benchmarks/bench_cpu.py --table             # everything: an hour on two cores
     python benchmarks/bench_cpu.py --mode train --variant paper --batch-size 128 --rounds 5
     python benchmarks/bench_cpu.py --idle --busy 1     # one image after pauses, and not alone
     python benchmarks/bench_cpu.py --scaling --table   # tinyalex alone, over batch and image size
