@@ -46,6 +46,7 @@ from tinyalex.training.command import (
     add_network_arguments,
     check_writable,
     command,
+    readable,
     whole,
 )
 from tinyalex.training.datasets import open_folder, open_held_out, title
@@ -183,13 +184,17 @@ def draw(answers: Answers, dataset: Dataset, out: Path) -> int:
 
 def draw_mistakes(answers: Answers, worst: np.ndarray, dataset: Dataset, path: Path) -> None:
     """Draw the images at the positions `worst` with the answers to them."""
-    places = answers.indices[worst].tolist()
+    position = dict(zip(answers.indices[worst].tolist(), worst.tolist(), strict=True))
+    again = dict(readable(dataset.load, position, [], dataset.describe))
+    if not again:
+        raise ValueError("none of these images can be read any more")
+    shown = [position[place] for place in again]
     sheet = contact_sheet(
-        [dataset.load(place) for place in places],
-        [title(dataset, place) for place in places],
-        np.exp(answers.log_probabilities[worst]),
+        list(again.values()),
+        [title(dataset, place) for place in again],
+        np.exp(answers.log_probabilities[shown]),
         dataset.classes,
-        labels=answers.labels[worst].tolist(),
+        labels=answers.labels[shown].tolist(),
     )
     save_png(sheet, path)
 

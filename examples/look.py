@@ -17,6 +17,7 @@ import inspect
 import os
 import signal
 import sys
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,7 @@ from tinyalex.training import (
 )
 from tinyalex.training.command import (
     DONE,
+    USAGE,
     Help,
     Parser,
     add_checkpoint,
@@ -76,10 +78,13 @@ class Look(NamedTuple):
     folder: Path
     classifier: Classifier
     settings: Settings
+    missing: list[str]
+    """Images that were named, and could not be read."""
 
     def images(self) -> tuple[Dataset, list[int], list[np.ndarray]]:
         """Return the images to look at: data set, positions in it, pixels."""
         what = self.args.what
+        paths: list[str] = []
         if self.args.images:
             paths = list(find_images(self.args.images))
             dataset: Dataset = self.files(paths)
@@ -90,7 +95,10 @@ class Look(NamedTuple):
             count = min(HELD_OUT[what], len(dataset))
             spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
             chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
-        found = list(islice(readable(dataset.load, chosen), AT_MOST[what]))
+        skipped: list[int] = []
+        with closing(readable(dataset.load, chosen, skipped, dataset.describe)) as images:
+            found = list(islice(images, AT_MOST[what]))
+        self.missing.extend({paths[place] for place in skipped if paths} & set(self.args.images))
         if not found:
             raise ValueError(f"none of {len(chosen)} images could be read")
         if len(chosen) > AT_MOST[what]:
@@ -112,9 +120,10 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or path.parent / f"{args.what}.png"
     check_picture(out)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-    args.draw(Look(args, path.parent, classifier, settings), out)
+    look = Look(args, path.parent, classifier, settings, [])
+    args.draw(look, out)
     say(f"drawn in {printable(out)}")
-    return DONE
+    return USAGE if look.missing else DONE
 
 
 def make_parser() -> Parser:
@@ -199,9 +208,10 @@ def neighbours(look: Look, out: Path) -> None:
         warn(f"left out: {name}: {reason}")
     rows, titles = [], []
     for place, image, near, far in zip(places, images, found, distances, strict=True):
-        rows.append([image, *(others.load(int(other)) for other in near)])
-        names = (title(others, int(other)) for other in near)
-        below = [f"{name}\ndistance {d:#.3g}" for d, name in zip(far, names, strict=True)]
+        distance = dict(zip(near.tolist(), far.tolist(), strict=True))
+        again = dict(readable(others.load, distance, [], others.describe))
+        rows.append([image, *again.values()])
+        below = (f"{title(others, other)}\ndistance {distance[other]:#.3g}" for other in again)
         titles.append([title(dataset, place), *below])
     save_png(neighbour_sheet(rows, titles), out)
 

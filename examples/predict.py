@@ -6,13 +6,14 @@ python examples/predict.py runs/flowers-torchvision holiday/ --sort sorted   cop
 
 from __future__ import annotations
 
-import filecmp
 import os
-import shutil
 import signal
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
@@ -21,14 +22,15 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import numpy as np
 
 from tinyalex.backends.devices import check
-from tinyalex.data import read_image
+from tinyalex.data.copies import NotCopiedError, SortedCopies
 from tinyalex.data.dataset import printable
-from tinyalex.files import write_atomically
+from tinyalex.data.image import decode_image, read_bytes
 from tinyalex.threads import set_num_threads
 from tinyalex.training import load_classifier
 from tinyalex.training.command import (
     DONE,
     FAILED,
+    USAGE,
     Help,
     Parser,
     add_crops,
@@ -40,9 +42,17 @@ from tinyalex.training.command import (
     readable,
 )
 from tinyalex.training.pictures import contact_sheet, failure, save_png
-from tinyalex.training.progress import one_sentence, say
+from tinyalex.training.progress import one_sentence, say, warn
 
+EXIT_CODES = (
+    "exit codes: 0 done, perhaps without images in folders that could not be read; 1 failed on the "
+    "way: a disk that is full or does not answer, no contact sheet; 2 arguments that cannot be "
+    "used, or done but for images named here that cannot be read, or that cannot be copied; 130 "
+    "stopped by Ctrl-C"
+)
 BATCH = 32
+BATCH_BYTES = 2**28
+"""Bytes of files above which a batch is not filled up."""
 ON_SHEET = 40
 """How many images the contact sheet shows at most."""
 
@@ -56,40 +66,52 @@ def main(argv: list[str] | None = None) -> int:
     set_num_threads(args.threads)
     classifier = load_classifier(args.checkpoint)
     classifier.model.to(args.device)
-    load = partial(read_image, shorter_side=classifier.shorter_side)
-    paths = list(find_images(args.images))
-    if args.sort is not None:
-        prepare(args.sort, classifier.classes, args.images)
-    named = copied = 0
-    drawn: list[tuple[str, np.ndarray]] = []
-    for start in range(0, len(paths), BATCH):
-        found = list(readable(load, paths[start : start + BATCH]))
-        results = classifier.probabilities([image for _, image in found], crops=args.crops)
-        for (path, _), result in zip(found, results, strict=True):
-            say(describe(path, result, classifier.classes))
-            named += 1
-            if len(drawn) < ON_SHEET:
-                drawn.append((path, result))
-            if args.sort is not None:
-                copied += copy_into(args.sort / classifier.classes[result.argmax()], path)
+    paths, skipped = list(find_images(args.images)), list[str]()
+    named = copied = failed = 0
+    drawn: list[tuple[str, np.ndarray, np.ndarray]] = []
+    photos = readable(partial(read, classifier.shorter_side), paths, skipped, printable)
+    with closing(photos), ExitStack() as held:
+        if args.sort is not None:
+            copies = held.enter_context(SortedCopies(args.sort, classifier.classes, args.images))
+        for batch in batches(photos):
+            images = [photo.pixels for _, photo in batch]
+            results = classifier.probabilities(images, crops=args.crops)
+            for (path, photo), result in zip(batch, results, strict=True):
+                say(describe(path, result, classifier.classes))
+                named += 1
+                if len(drawn) < ON_SHEET:
+                    drawn.append((path, decode_image(photo.content, path, 256), result))
+                if args.sort is None:
+                    continue
+                try:
+                    name = os.path.basename(path)
+                    copied += copies.add(int(result.argmax()), name, photo.content, photo.status)
+                except NotCopiedError as error:
+                    failed += 1
+                    warn(f"not copied: {printable(path)}: {one_sentence(error)}")
+                except OSError as error:
+                    whole = f"the copies made before that ({copied}) are whole"
+                    return complain(f"{one_sentence(error)}; {whole}", FAILED)
     if not named:
         raise ValueError(f"none of {len(paths)} images could be read")
-    error = failure(lambda: draw(drawn, classifier.classes, args.out))
-    code = complain(f"no contact sheet: {one_sentence(error)}", FAILED) if error else DONE
-    if error is None:
+    reason = failure(lambda: draw(drawn, classifier.classes, args.out))
+    code = complain(f"no contact sheet: {one_sentence(reason)}", FAILED) if reason else DONE
+    if reason is None:
         rest = f" (the first {ON_SHEET} of {named})" if named > ON_SHEET else ""
         say(f"drawn in {printable(args.out)}{rest}")
     if args.sort is not None:
-        left_out = len(paths) - named
-        some = f"; {left_out} could not be read and were left out" if left_out else ""
-        there = f", {named - copied} were there already" if copied < named else ""
-        say(f"copied {copied} images into the folders of {printable(args.sort)}{there}{some}")
-    return code
+        there = named - copied - failed
+        parts = [f"copied {copied} images into the folders of {printable(args.sort)}"]
+        parts += [f"{there} were there already"] if there else []
+        parts += [f"{failed} could not be copied"] if failed else []
+        some = f"; {len(skipped)} could not be read and were left out" if skipped else ""
+        say(", ".join(parts) + some)
+    return code or (USAGE if failed or set(skipped) & set(args.images) else DONE)
 
 
 def make_parser() -> Parser:
     """Return the parser."""
-    parser = Parser(description=__doc__, formatter_class=Help)
+    parser = Parser(description=__doc__, epilog=EXIT_CODES, formatter_class=Help)
     add_network_arguments(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="images, or folders of images")
     parser.add_argument(
@@ -106,46 +128,38 @@ def make_parser() -> Parser:
     return parser
 
 
-def prepare(root: Path, classes: list[str], images: list[str]) -> None:
-    """Make the folder for the classes' folders, and see that all of them can be used."""
-    for name in classes:  # they come from a file, and must not lead out of `root`
-        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
-            raise ValueError(f"images cannot be sorted: the class {name!r} is no name for a folder")
-    inside = root.resolve()
-    for path in images:
-        if os.path.isdir(path) and inside.is_relative_to(Path(path).resolve()):
-            raise ValueError(f"--sort must name a folder that is not in {path}, got {root}")
-    root.mkdir(parents=True, exist_ok=True)
-    for name in classes:  # what a process that was killed had not finished
-        for half in (root / name).glob(".*.????????.tmp"):
-            half.unlink(missing_ok=True)
+class Photo(NamedTuple):
+    """An image: all that is made of it comes from one reading of its file."""
+
+    pixels: np.ndarray
+    content: bytes
+    status: os.stat_result
 
 
-def copy_into(folder: Path, path: str) -> bool:
-    """Copy an image into a folder, under another name where its own is taken by another image.
-
-    Returns False where it was there already.
-    """
-    stem, suffix = os.path.splitext(os.path.basename(path))
-    target, number = folder / f"{stem}{suffix}", 1
-    while os.path.lexists(target):
-        if target.is_file() and filecmp.cmp(path, target, shallow=False):
-            return False  # this command was here before, or the image is given twice
-        number += 1
-        target = folder / f"{stem}-{number}{suffix}"
-    folder.mkdir(exist_ok=True)
-    with open(path, "rb") as source:
-        write_atomically(target, lambda copy: shutil.copyfileobj(source, copy), overwrite=False)
-    shutil.copystat(path, target)
-    return True
+def read(shorter_side: int, path: str) -> Photo:
+    """Read an image; ImageError where that is not possible."""
+    content, status = read_bytes(path)
+    return Photo(decode_image(content, path, shorter_side), content, status)
 
 
-def draw(drawn: list[tuple[str, np.ndarray]], classes: list[str], out: Path) -> None:
+def batches(photos: Iterable[tuple[str, Photo]]) -> Iterator[list[tuple[str, Photo]]]:
+    """Yield `BATCH` images at a time, fewer where their files are large."""
+    batch: list[tuple[str, Photo]] = []
+    for photo in photos:
+        batch.append(photo)
+        if len(batch) == BATCH or sum(len(one.content) for _, one in batch) > BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def draw(drawn: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str], out: Path) -> None:
     """Draw the contact sheet."""
     sheet = contact_sheet(
-        [read_image(path, 256) for path, _ in drawn],
-        [printable(os.path.join(*Path(path).parts[-2:])) for path, _ in drawn],
-        np.stack([result for _, result in drawn]),
+        [pixels for _, pixels, _ in drawn],
+        [printable(os.path.join(*Path(path).parts[-2:])) for path, *_ in drawn],
+        np.stack([result for *_, result in drawn]),
         classes,
     )
     save_png(sheet, out)

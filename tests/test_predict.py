@@ -7,10 +7,11 @@ import sys
 import threading
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import draw_photos, run
+from commands import draw_photos, load, run
 from PIL import Image
 
 from tinyalex.data import ImageFolder, loader_threads
@@ -90,7 +91,7 @@ def test_unreadable_images_are_named_and_skipped(photos, trained, tmp_path):
     sheet = tmp_path / "sheet.png"
     good = photos / "elm/00.png"
     code, said, complaints = run("predict", trained, bad, good, gone, "--out", sheet)
-    assert code == 0
+    assert code == 2
     assert said.count("\n") == 2
     assert complaints.splitlines()[0].startswith(f"skipped: {bad}: not an image")
     assert complaints.splitlines()[1].startswith(f"skipped: {gone}: No such file")
@@ -205,6 +206,40 @@ def test_a_stuck_disk_is_a_failure_on_the_way(trained, monkeypatch):
     answer.set()
     assert code == 1
     assert re.fullmatch(r"error: 2 images were not read within 1 s, the last one .*\n", complaints)
+
+
+def test_a_stuck_image_is_skipped_and_a_stuck_disk_ends_it(trained, photos, tmp_path, monkeypatch):
+    predict, answer = load("predict"), threading.Event()
+    stuck = {"01.png"}
+
+    def wait_for_it(path):
+        return answer.wait(60) if Path(path).name in stuck else read_bytes(path)
+
+    read_bytes = predict.read_bytes
+    monkeypatch.setattr(predict, "read_bytes", wait_for_it)
+    monkeypatch.setattr(loader_threads, "PATIENCE", 0.6)
+    arguments = [trained, photos / "elm", "--out", tmp_path / "s.png"]
+    assert predict.main([str(argument) for argument in arguments]) == 0
+    stuck.update(f"{number:02}.png" for number in range(24))
+    assert predict.main([str(argument) for argument in arguments]) == 1
+    answer.set()
+
+
+@pytest.mark.parametrize("command", ["predict", "answers"])
+def test_a_missing_image_among_several_is_an_error_at_the_end(command, trained, photos, tmp_path):
+    name, *what = {"predict": ("predict",), "answers": ("look", trained, "answers")}[command]
+    out = tmp_path / "s.png"
+    some = [photos / "elm/00.png", tmp_path / "gone.png", photos / "elm/01.png"]
+    checkpoint = () if what else (trained,)
+    code, said, complaints = run(name, *what, *checkpoint, *some, "--out", out)
+    assert code == 2
+    assert complaints == f"skipped: {tmp_path}/gone.png: No such file or directory\n"
+    assert f"drawn in {out}" in said
+    assert out.exists()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/broken.png").write_text("no image")
+    shutil.copy(photos / "elm/00.png", tmp_path / "more")
+    assert run(name, *what, *checkpoint, tmp_path / "more", "--out", out)[0] == 0  # not named
 
 
 @pytest.mark.parametrize(

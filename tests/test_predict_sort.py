@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, run
+from helpers import finished
 from PIL import Image
 
 import tinyalex as ta
-from tinyalex.training import (
-    Checkpoints,
-    load_checkpoint,
-)
+from tinyalex.data.copies import NotCopiedError, SortedCopies
+from tinyalex.files import is_temporary
+from tinyalex.training import Checkpoints, Classifier, load_checkpoint
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -63,45 +63,181 @@ def test_sorting_copies_into_the_folder_of_the_most_probable_class(photos, train
     assert Counter(again.values()) == Counter(before.values())
 
 
-def test_a_copy_that_fails_leaves_nothing(photos, trained, tmp_path, disk):
-    large = tmp_path / "large.bmp"
-    Image.new("RGB", (400, 400)).save(large)
+def test_a_full_disk_ends_it_and_leaves_whole_copies(photos, trained, tmp_path, disk):
+    for number, side in enumerate((40, 400, 40)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{number}.bmp")
     disk(100_000)
     code, _, complaints = run(
-        "predict", trained, large, "--sort", tmp_path / "sorted", "--out", tmp_path / "s.png"
+        "predict", trained, *sorted(tmp_path.glob("*.bmp")), "--sort", tmp_path / "sorted"
     )
+    assert code == 1
+    assert re.fullmatch(
+        r"error: .*/1.bmp: File too large, there is no room for the file; the copies made before "
+        r"that \(1\) are whole\n",
+        complaints,
+    )
+    (copy,) = sorted_into(tmp_path / "sorted").values()
+    assert copy == (tmp_path / "0.bmp").read_bytes()
+
+
+def test_one_copy_that_fails_is_named_and_the_others_are_made(trained, tmp_path, photos):
+    """A name that is a file, a link or too long is in the way of its class alone."""
+    target, out = tmp_path / "sorted", tmp_path / "s.png"
+    _, said, _ = run("predict", trained, photos, "--out", out)
+    answers = dict(re.findall(r"^(.*\.png): (\w+) ", said, re.MULTILINE))
+    counts = Counter(answers.values())
+    target.mkdir()
+    (target / "elm").write_text("no folder")
+    (tmp_path / "elsewhere").mkdir()
+    (target / "birch").symlink_to(tmp_path / "elsewhere")
+    code, said, complaints = run("predict", trained, photos, "--sort", target, "--out", out)
+    failed = counts["elm"] + counts["birch"]
+    assert 0 < failed < len(answers)
     assert code == 2
-    assert "large.bmp: File too large, there is no room for the file" in complaints
-    assert sorted_into(tmp_path / "sorted") == {}
-
-
-def test_a_kill_amid_a_copy_leaves_no_half_and_no_second_copy(photos, trained, tmp_path):
-    target = tmp_path / "sorted"
-    for name in ("ash", "birch", "elm"):
-        (target / name).mkdir(parents=True)
-    os.mkfifo(tmp_path / "00.png")  # an image that never ends
-    program = (
-        "import sys; sys.path.append('examples'); import pathlib, predict;"
-        "predict.copy_into(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    assert complaints.count("not copied: ") == complaints.count("\n") == failed
+    assert ": not a folder (links are not followed here)" in complaints
+    assert said.splitlines()[-1] == (
+        f"copied {counts['ash']} images into the folders of {target}, {failed} could not be copied"
     )
-    arguments = [sys.executable, "-c", program, target / "elm", tmp_path / "00.png"]
-    with open(tmp_path / "00.png", "r+b", buffering=0) as pipe:
-        pipe.write(bytes(1000))
-        process = subprocess.Popen(arguments, cwd=ROOT)
-        while not sorted_into(target):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    (half,) = sorted_into(target)
-    assert half.startswith("elm/.00.png.")
-    image = photos / "elm/00.png"
-    arguments = (trained, image, "--sort", target, "--out", tmp_path / "s.png")
-    for _ in range(2):
-        assert run("predict", *arguments)[0] == 0
-        (name,) = sorted_into(target)
-        assert Path(name).name == "00.png"
-        assert (target / name).stat().st_mtime_ns == image.stat().st_mtime_ns
+    assert len(sorted_into(target / "ash")) == counts["ash"]
+    assert sorted_into(tmp_path / "elsewhere") == {}
+
+
+def status_of(content, tmp_path):
+    """Return the status of a file with this content."""
+    path = tmp_path / "status"
+    path.write_bytes(content)
+    return path.stat()
+
+
+def test_long_names_are_cut_between_characters(tmp_path):
+    name = "é" * 125 + ".jpeg"  # 255 bytes
+    with SortedCopies(tmp_path / "sorted", ["cat"], []) as copies:
+        for content in (b"first", b"second", b"third", b"second"):
+            there = content in sorted_into(tmp_path / "sorted").values()
+            assert copies.add(0, name, content, status_of(content, tmp_path)) != there
+    assert sorted_into(tmp_path / "sorted") == {
+        f"cat/{name}": b"first",
+        f"cat/{'é' * 124}-2.jpeg": b"second",
+        f"cat/{'é' * 124}-3.jpeg": b"third",
+    }
+
+
+def test_times_and_permissions_are_copied_and_what_is_there_is_left(tmp_path):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(b"content")
+    path.chmod(0o440)
+    os.utime(path, ns=(10**18, 10**18 + 5))
+    with SortedCopies(tmp_path / "sorted", ["cat"], []) as copies:
+        assert copies.add(0, path.name, path.read_bytes(), path.stat())
+        copy = (tmp_path / "sorted/cat/image.jpg").stat()
+        assert (copy.st_mode, copy.st_mtime_ns) == (path.stat().st_mode, 10**18 + 5)
+        assert not copies.add(0, path.name, path.read_bytes(), path.stat())
+
+
+def test_a_folder_that_cannot_be_written_to(unprivileged):
+    root, status = unprivileged / "sorted", status_of(b"", unprivileged)
+    with SortedCopies(root, ["cat", "dog"], []) as copies:
+        copies.add(0, "1.jpg", b"1", status)
+        (root / "cat").chmod(0o500)
+        with pytest.raises(NotCopiedError, match="Permission denied"):
+            copies.add(0, "2.jpg", b"2", status)
+        assert copies.add(1, "2.jpg", b"2", status)
+        (root / "dog").chmod(0o500)
+        root.chmod(0o500)
+        with pytest.raises(PermissionError, match="Permission denied"):
+            copies.add(1, "3.jpg", b"3", status)
+        for folder in (root, root / "cat", root / "dog"):
+            folder.chmod(0o700)
+    assert sorted_into(root) == {"cat/1.jpg": b"1", "dog/2.jpg": b"2"}
+
+
+SORTER = """
+import pathlib, sys
+sys.path.append(sys.argv[1])
+from tinyalex.data.copies import SortedCopies
+root = pathlib.Path(sys.argv[2])
+status = pathlib.Path(sys.argv[1]).stat()
+print(flush=True)
+sys.stdin.readline()
+with SortedCopies(root, ["cat", "dog"], []) as copies:
+    for name in range(60):
+        for content in "ab":
+            copies.add(name % 2, f"{name}.jpg", (content * (1 + 500 * name)).encode(), status)
+"""
+
+
+def sorters(count, target):
+    """Start processes that copy the same 120 images, under 60 names, into the same folder."""
+    arguments = [sys.executable, "-c", SORTER, ROOT, target]
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(arguments, stdin=pipe, stdout=pipe) for _ in range(count)]
+    for process in started:
+        process.stdout.readline()
+    for process in started:
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    return started
+
+
+def test_several_at_once_and_one_killed_copy_every_image_once(tmp_path):
+    target = tmp_path / "sorted"
+    *others, killed = sorters(3, target)
+    while len(sorted_into(target)) < 10:
+        time.sleep(0.001)
+    killed.kill()
+    for process in (*others, killed):
+        process.communicate()
+    assert [process.returncode for process in others] == [0, 0]
+    expected = {}
+    for name in range(60):
+        for content in "ab":
+            number = "" if content == "a" else "-2"
+            path = f"{('cat', 'dog')[name % 2]}/{name}{number}.jpg"
+            expected[path] = (content * (1 + 500 * name)).encode()
+    found = sorted_into(target)
+    halves = {path for path in found if is_temporary(os.path.basename(path))}
+    assert len(halves) <= 1  # of the one that was killed
+    contents = {path: content for path, content in found.items() if path not in halves}
+    # Which of two images is first under its name depends on who was faster.
+    assert contents.keys() == expected.keys()
+    assert Counter(contents.values()) == Counter(expected.values())
+
+
+def test_what_a_killed_process_left_is_removed_when_nobody_is_at_work(tmp_path):
+    half = tmp_path / "sorted/cat/.1.jpg.0123abcd.tmp"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    own = half.with_name(".mine.tmp")
+    own.write_bytes(b"no half")
+    with SortedCopies(tmp_path / "sorted", ["cat"], []):
+        assert not half.exists()
+        half.write_bytes(b"half")  # of the process at work
+        with SortedCopies(tmp_path / "sorted", ["cat"], []):
+            assert half.exists()
+    assert own.read_bytes() == b"no half"
+
+
+def test_what_was_read_is_copied_and_drawn(photos, trained, tmp_path, monkeypatch):
+    """Once read, an image may be replaced by anything: by a secret, or by a pipe without an end."""
+    folder, target = tmp_path / "photos", tmp_path / "sorted"
+    shutil.copytree(photos / "elm", folder, ignore=shutil.ignore_patterns("[12]*"))
+    before = sorted_into(folder)
+    (tmp_path / "secret").write_text("secret")
+    answers = Classifier.probabilities
+
+    def swap(self, *args, **options):
+        for number, path in enumerate(sorted(folder.iterdir())):
+            path.unlink()
+            os.mkfifo(path) if number % 2 else path.symlink_to(tmp_path / "secret")
+        return answers(self, *args, **options)
+
+    monkeypatch.setattr(Classifier, "probabilities", swap)
+    code, _, complaints = finished(
+        run, "predict", trained, folder, "--sort", target, "--out", tmp_path / "s.png"
+    )
+    assert (code, complaints) == (0, "")
+    assert Counter(sorted_into(target).values()) == Counter(before.values())
 
 
 def test_sorting_into_the_folder_that_is_sorted(photos, trained, tmp_path):

@@ -197,6 +197,11 @@ class Folder:
         """Open a regular file to read and write where it is; `flags` are those of os.open."""
         return _open_regular(self._at(name), "r+b", flags | _NO_LINK, self.descriptor)
 
+    def read(self, name: str) -> bytes:
+        """Return the content of a regular file, and of no link to one."""
+        with _open_regular(self._at(name), "rb", _NO_LINK, self.descriptor) as file:
+            return file.read()
+
     def open_own(self, name: str) -> BinaryIO:
         """Open a file as `open` does, a new one where there is none that is ours alone.
 
@@ -248,11 +253,15 @@ class Folder:
         self.sync()  # only now is the new name on the disk
 
     def remove_temporaries(self, *names: str) -> None:
-        """Remove what a process killed inside ``write(name, ...)`` left of files of these names."""
+        """Remove what a process killed inside ``write(name, ...)`` left of files of these names.
+
+        Without names, of all files.
+        """
         prefixes = tuple(map(_temporary_prefix, names))
         with suppress(OSError):  # a folder that cannot be listed
             for name in os.listdir(self.path if self.descriptor is None else self.descriptor):
-                if is_temporary(name) and name[: -len("12345678.tmp")] in prefixes:
+                unwanted = not names or name[: -len("12345678.tmp")] in prefixes
+                if is_temporary(name) and unwanted:
                     with suppress(OSError):
                         if self.is_file(name):
                             self._unlink(name)

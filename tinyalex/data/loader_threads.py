@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
@@ -139,7 +139,7 @@ def readable(
     items: Iterable[Item],
     skip: Callable[[Item, str], object],
     describe: Callable[[Item], str],
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result], None, None]:
     """Yield each item with what `load` returns for it, where it can be read in time.
 
     `skip(item, reason)` is called for the others. Raises WorkerError when `MAX_STUCK` of them are

@@ -11,14 +11,12 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
-
 from tinyalex.backends.devices import DeviceError
-from tinyalex.data import ImageError, WorkerError
+from tinyalex.data import WorkerError, loader_threads
 from tinyalex.data.dataset import escaped, printable
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.data.index import images_below, in_words
@@ -232,17 +230,26 @@ def find_images(paths: list[str]) -> Iterator[str]:
 
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def readable(
-    load: Callable[[Item], np.ndarray], items: Iterable[Item]
-) -> Iterator[tuple[Item, np.ndarray]]:
-    """Yield each item with its image where `load` can read it; name the others on stderr."""
-    for item in items:
-        try:
-            yield item, load(item)
-        except ImageError as error:
-            warn(f"skipped: {error}")
+    load: Callable[[Item], Result],
+    items: Iterable[Item],
+    skipped: list[Item],
+    describe: Callable[[Item], str],
+) -> Generator[tuple[Item, Result], None, None]:
+    """Yield each item with what `load` returns, where it can be read in time.
+
+    Names the others on stderr and adds them to `skipped`. Raises WorkerError where the disk does
+    not answer.
+    """
+
+    def skip(item: Item, reason: str) -> None:
+        skipped.append(item)
+        warn(f"skipped: {describe(item)}: {escaped(reason)}")
+
+    return loader_threads.readable(load, items, skip, describe)
 
 
 def this_python() -> str:
