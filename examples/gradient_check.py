@@ -204,15 +204,8 @@ def rows(seed: int) -> Iterator[Row]:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return 0 if every gradient is right, else 1."""
-    parser = Parser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--backend", choices=("cpu", "reference"), default="cpu")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of all random inputs")
-    options = parser.parse_args(arguments)
-    try:
-        ta.threads.get_num_threads()
-    except ValueError as error:
-        parser.error(str(error))
-
+    options = make_parser().parse_args(arguments)
+    ta.threads.get_num_threads()  # refuses an environment variable that is none
     say(f"backend {options.backend}, float64, seed {options.seed}, tolerance {TOLERANCE:g}\n")
     say(f"{'operation':<30} {'inputs':<28} {'elements':>8} {'worst error':>12}")
     failed = 0
@@ -224,6 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"{row.name:<30} {row.checked:<28} {row.elements:>8} {row.error:>12.1e}  {verdict}")
     say(f"\n{failed} wrong" if failed else "\nevery gradient is right")
     return 1 if failed else 0
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(description=__doc__, formatter_class=Help)
+    parser.add_argument("--backend", choices=("cpu", "reference"), default="cpu")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of all random inputs")
+    return parser
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def make_parser() -> Parser:
     parser.add_argument("--quality", type=int, default=95, metavar="1..100", help="of a JPEG")
     parser.add_argument(
         "--processes",
-        type=whole(),
+        type=whole(most=1024),
         default=available_cores(),
         metavar="N",
         help="processes that work at the same time",

@@ -1,17 +1,29 @@
 """Pictures of kernels, predictions and curves."""
 
+import os
+import subprocess
+import sys
+from importlib.machinery import PathFinder
+
 import numpy as np
 import pytest
-from PIL import Image
+from commands import ROOT, TRAIN, load, run
+from PIL import Image, ImageDraw, ImageFont
+from PIL._util import DeferredError
 
 from tinyalex.models import VARIANTS, alexnet
 from tinyalex.training import read_metrics
+from tinyalex.training.features import feature_sheet, neighbour_sheet
+from tinyalex.training.optional import PackageError
 from tinyalex.training.pictures import (
     confusion_matrix,
     contact_sheet,
+    drawable,
     filter_grid,
     first_kernels,
+    font,
     learning_curves,
+    shorten,
 )
 
 pytest_plugins = ("trained",)
@@ -104,3 +116,149 @@ def test_there_are_no_curves_before_the_first_epoch(tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="before the end of the first epoch"):
         learning_curves([], 3, tmp_path / "curves.png")
+
+
+# --- names and packages
+
+
+def test_letters_that_the_font_has_are_drawn_and_others_escaped():
+    pytest.importorskip("matplotlib")
+    face = font(12)
+    for text in ("Käse, Ωμέγα, Ёлка, 50 €", "a b", "e\u0301"):
+        assert drawable(text, face) == text
+    assert drawable("猫\U0001f9ff", face) == r"\u732b\U0001f9ff"
+    plain = ImageFont.load_default(12)
+    assert drawable("Käse 猫", plain) == r"K\xe4se \u732b"
+
+
+def test_without_matplotlib_there_is_the_font_of_pillow(monkeypatch):
+    monkeypatch.setattr(PathFinder, "find_spec", lambda name: None)
+    font.cache_clear()
+    try:
+        assert drawable("Käse", font(12)) == r"K\xe4se"
+        monkeypatch.setattr(ImageFont, "core", DeferredError(ImportError("no FreeType")))
+        font.cache_clear()
+        assert drawable("Käse 猫", font(12)) == r"Käse \u732b"
+    finally:
+        monkeypatch.undo()
+        font.cache_clear()
+
+
+def test_a_name_of_any_length_is_cut_to_its_place():
+    draw, face = ImageDraw.Draw(Image.new("RGB", (9, 9))), font(12)
+    for text in ("a" * 100_000, "猫" * 1000, "abc", "m"):
+        for width in (5, 30, 100):
+            cut = shorten(draw, text, face, width)
+            assert draw.textlength(cut, face) <= width or len(cut) <= 2
+            assert cut == text or "…" in cut
+
+
+@pytest.mark.parametrize(
+    "names", [["a\nb", "\x1b[2J"], ["猫", "Ж"], ["  ", "$x$"], ["\udcff", "😀"]]
+)
+def test_every_picture_takes_every_name(names, tmp_path, recwarn):
+    pytest.importorskip("matplotlib")
+    image, shares = np.full((50, 80, 3), 77, np.uint8), np.array([[0.25, 0.75], [0.5, 0.5]])
+    contact_sheet([image, image], names, shares, names, labels=[0, 1])
+    neighbour_sheet([[image, image]], [names])
+    feature_sheet(image, names[0], {"conv1": np.ones((1, 3, 5, 5), np.float32)})
+    confusion_matrix(np.eye(2, dtype=np.int64), names, tmp_path / "confusion.png")
+    assert not recwarn.list
+
+
+PROGRAM = """if True:
+    import sys
+    import numpy as np
+    from tinyalex.training.pictures import confusion_matrix, failure
+    from tinyalex.training.progress import one_sentence
+    path = sys.argv[1]
+    error = failure(lambda: confusion_matrix(np.eye(2, dtype=np.int64), ["a", "猫"], path))
+    print(one_sentence(error) if error else "drawn")
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, "drawn"),
+        ({"MPLBACKEND": "nonsense"}, "drawn"),
+        ({"MPLCONFIGDIR": "/proc/nowhere"}, "drawn"),
+        ({"MPLCONFIGDIR": "{folder}"}, "drawn"),  # with a matplotlibrc
+        (
+            {"matplotlib.py": "raise AttributeError('_ARRAY_API not found')"},
+            "does not work here (At",
+        ),
+        ({"matplotlib.py": "import nowhere"}, "does not work here (ModuleNotFoundError: No module"),
+        ({"matplotlib.py": "import warnings; warnings.warn('x'); 1 / 0"}, "(ZeroDivisionError: "),
+        ({"matplotlib.py": ""}, "does not work here ("),
+        ({"kiwisolver.py": "raise ImportError('two\\nlines')"}, "(ImportError: two lines)"),
+    ],
+)
+def test_a_matplotlib_that_is_broken_costs_its_pictures_alone(tmp_path, broken, expected):
+    pytest.importorskip("matplotlib")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for name, text in broken.items():
+        if name.endswith(".py"):
+            (tmp_path / name).write_text(text)
+        else:
+            environment[name] = text.format(folder=tmp_path)
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nnonsense\nbackend: module://x\n\xff")
+    command = [sys.executable, "-c", PROGRAM, tmp_path / "confusion.png"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert expected in done.stdout
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    assert (tmp_path / "confusion.png").exists() == (expected == "drawn")
+
+
+def failing(error):
+    def draw(*arguments):
+        raise error
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PackageError("matplotlib is missing"), "matplotlib is missing"),
+        (KeyError("val_loss"), "KeyError: 'val_loss'"),
+        (OSError(28, "No space left"), "No space left, there is no room for the file"),
+        (RuntimeError("\x1b"), r"\x1b"),
+    ],
+)
+def test_a_picture_that_fails_ends_no_run(photos, tmp_path, monkeypatch, error, reason):
+    monkeypatch.setattr("tinyalex.training.ending.learning_curves", failing(error))
+    monkeypatch.setattr("tinyalex.training.ending.first_kernels", failing(error))
+    arguments = ("--variant", "tiny", "--data", photos, "--epochs", 1, "--out", tmp_path / "run")
+    code, said, complaints = run(TRAIN, *arguments)
+    assert (code, complaints) == (0, "")
+    assert f"no filters.png: {reason}\nno curves.png: {reason}\n" in said
+    assert said.splitlines()[-1].endswith("IMAGES")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(PackageError("it is missing"), 0), (OSError(28, "No space left"), 1)]
+)
+def test_each_picture_fails_alone(trained, tmp_path, monkeypatch, capsys, error, expected):
+    evaluate = load("evaluate")
+    monkeypatch.setattr(evaluate, "confusion_matrix", failing(error))
+    assert evaluate.main([str(trained), "--crops", "1", "--out", str(tmp_path)]) == expected
+    assert "\n  no confusion.png: " in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["mistakes.png"]
+
+
+def test_a_sheet_that_fails_loses_no_answer(trained, photos, tmp_path, monkeypatch, capsys):
+    predict = load("predict")
+    monkeypatch.setattr(predict, "save_png", failing(OSError(28, "No space left", "s.png")))
+    arguments = (
+        trained,
+        photos / "elm",
+        "--out",
+        tmp_path / "s.png",
+        "--sort",
+        tmp_path / "sorted",
+    )
+    assert predict.main([str(argument) for argument in arguments]) == 1
+    said, complaints = capsys.readouterr()
+    assert complaints.startswith("error: no contact sheet: s.png: No space left")
+    assert said.splitlines()[-1].startswith("copied 24 images into")

@@ -46,8 +46,10 @@ class Options:
     """Of a JPEG, in Pillow's measure."""
 
     def __post_init__(self) -> None:
-        if self.shorter_side < 1:
-            raise ValueError(f"the shorter side must be at least 1 pixel, got {self.shorter_side}")
+        if not 1 <= self.shorter_side <= 10_000:
+            raise ValueError(
+                f"the shorter side must be 1 to 10,000 pixels, got {self.shorter_side}"
+            )
         if self.format not in ENDINGS:
             raise ValueError(f"the format must be one of {', '.join(ENDINGS)}, got {self.format!r}")
         if not 1 <= self.quality <= 100:

@@ -111,7 +111,7 @@ def seconds_in(text: str) -> float:
     seconds = 0.0
     if found:
         for number, unit in zip(found.groups("0"), (3600, 60, 1), strict=True):
-            seconds += int(number) * unit
+            seconds += float(number) * unit
     if seconds == 0:
         raise argparse.ArgumentTypeError(f"expected a time like 2h, 1h30m or 90s, got {text!r}")
     return seconds

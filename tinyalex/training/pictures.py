@@ -269,10 +269,9 @@ def drawable(text: str, font: Any) -> str:
 def _has(font: Any, character: str) -> bool:
     if " " <= character <= "~":
         return True
-    try:
-        drawn, missing = font.getmask(character), font.getmask(NO_CHARACTER)
-    except UnicodeError:  # a font of Latin letters alone
-        return False
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        return character <= "\xff"
+    drawn, missing = font.getmask(character), font.getmask(NO_CHARACTER)
     return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
 
 

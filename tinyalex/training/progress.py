@@ -57,6 +57,7 @@ class Progress:
                     bar_format=BAR,
                     postfix=[""],  # what {postfix[0]} stands for
                     ncols=columns(),
+                    nrows=20,  # or none is drawn on a terminal that does not know its size
                     leave=False,
                 )
 
@@ -182,11 +183,11 @@ def folded(text: str, indent: int) -> str:
     """Break lines that are too long for a terminal between words; leave them for a pipe."""
     if (room := output_width()) is None:
         return text
-    width, further = max(room, 2 * indent), " " * indent
+    further = " " * min(indent, room // 3)
     return "\n".join(
         textwrap.fill(
             line,
-            width,
+            room,
             subsequent_indent=further,
             break_long_words=False,
             break_on_hyphens=False,

@@ -66,6 +66,10 @@ The rest it may never change: the network, the split of the data, and how steps 
 """
 
 
+MOST = {"workers": 1024, "epochs": 1_000_000_000}
+"""What a slip of the finger should not ask of a machine."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of a run, checked. Equal settings give equal bits on one machine.
@@ -119,6 +123,9 @@ class Settings:
         for name in ("epochs", "batch_size", "input_size", "threads", "workers"):
             value = getattr(self, name)
             _check(value >= 1, name, "a whole number >= 1", value)
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            _check(value <= most, name, f"at most {most:,}", value)
         _check(self.data is None or isinstance(self.data, str), "data", "a folder", self.data)
         cache = self.image_cache
         _check(cache >= 0, "image_cache", "a whole number of megabytes >= 0", cache)
