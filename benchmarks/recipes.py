@@ -45,7 +45,7 @@ from tinyalex.training import (
 )
 from tinyalex.training.beginning import old_run, prepared
 from tinyalex.training.command import EXPECTED_ERRORS, complain
-from tinyalex.training.datasets import open_held_out
+from tinyalex.training.datasets import kept_in, open_held_out
 from tinyalex.training.options import defaults_for
 
 DEFAULT = None
@@ -132,7 +132,7 @@ def measure(out: Path) -> dict[str, Any]:
     path = Checkpoints(out).last
     checkpoint = load_checkpoint(path)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-    dataset = open_held_out(settings, classifier.classes)
+    dataset = open_held_out(settings, kept_in(checkpoint, settings, path))
     loader = Loader(dataset, 8, classifier.transform_for(10), shuffle=False)
     answers = examine(classifier.model, loader, Progress())
     return {

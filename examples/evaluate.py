@@ -2,6 +2,7 @@
 
 python examples/evaluate.py runs/flowers-torchvision               on the run's held-out images
 python examples/evaluate.py best.safetensors --data more-flowers   on other images
+python examples/evaluate.py RUN --data flowers --held-out          on the run's, which have moved
 
 prints top-1 and top-5 for the centre of each image and for ten crops of it, averaged as in the
 paper (section 4.1), and draws confusion.png (what is taken for what) and mistakes.png (the images
@@ -49,10 +50,19 @@ from tinyalex.training.command import (
     readable,
     whole,
 )
-from tinyalex.training.datasets import open_folder, open_held_out, title
+from tinyalex.training.datasets import RunImages, open_folder, title
 from tinyalex.training.optional import PackageError
 from tinyalex.training.pictures import confusion_matrix, contact_sheet, failure, save_png
-from tinyalex.training.progress import cells, folded, one_sentence, output_width, padded, say
+from tinyalex.training.progress import (
+    cells,
+    command_line,
+    folded,
+    one_sentence,
+    output_width,
+    padded,
+    say,
+    warn,
+)
 
 TITLES = {1: "centre crop", 10: "ten crops"}
 CONFUSED = 10
@@ -70,21 +80,27 @@ def main(argv: list[str] | None = None) -> int:
     path = checkpoint_path(args.checkpoint)
     checkpoint = load_checkpoint(path)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+    moved, side = args.data if args.held_out else None, classifier.shorter_side
+    option = command_line(["--data", args.data or "DIR", "--held-out"])
+    images = RunImages(checkpoint, settings, path, moved, option)
     del checkpoint  # hundreds of megabytes
-    if args.data is None:
-        dataset = open_held_out(settings, classifier.classes, classifier.shorter_side)
+    warning = ""
+    if args.data is None or args.held_out:
+        dataset = images.held_out(side)
+        where = f"the {len(dataset)} images that the run held out"
+        where += f" of {printable(images.settings.data)}" if images.settings.data else ""
     else:
-        dataset = open_folder(args.data, classifier.classes, classifier.shorter_side, args.layout)
+        dataset = folder = open_folder(args.data, classifier.classes, side, args.layout)
+        where, warning = printable(folder.folder), images.warning(folder)
     out = args.out or path.parent
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out)
     size = min(max(1, args.batch_size // args.crops), len(dataset))
     transform = classifier.transform_for(args.crops)
     loader = loader_on(args.device, dataset, size, transform, shuffle=False)
-    held_out = f"the {len(dataset)} images that the run held out"
-    where = f"{held_out} of {printable(settings.data)}" if settings.data else held_out
-    where = where if args.data is None else printable(args.data)
     say(f"{printable(path)}, {settings.variant}, on {where}")
+    if warning:
+        warn(f"warning: {warning}")
     answers = examine(classifier.model.to(args.device), loader, Progress())
     print_table(answers, classifier.classes)
     for name, reason in loader.bad:
@@ -103,6 +119,12 @@ def make_parser() -> Parser:
         metavar="DIR",
         help="folder with one folder of images per class, or with test/ or val/ of such, of which "
         "the first is taken (default: the images that the run held out)",
+    )
+    parser.add_argument(
+        "--held-out",
+        action="store_true",
+        help="of --data, only the images that the run held out, by their names: where the data of "
+        "the run have moved",
     )
     add_layout(parser)
     add_crops(parser, default=10)

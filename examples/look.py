@@ -34,11 +34,9 @@ from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Classifier,
     Progress,
-    Settings,
     checkpoint_path,
     classifier_in,
     load_checkpoint,
-    open_dataset,
     read_metrics,
     settings_in,
 )
@@ -54,7 +52,7 @@ from tinyalex.training.command import (
     find_images,
     readable,
 )
-from tinyalex.training.datasets import ImageFiles, open_held_out, title
+from tinyalex.training.datasets import ImageFiles, RunImages, title
 from tinyalex.training.features import (
     feature_sheet,
     hidden_vectors,
@@ -77,7 +75,7 @@ class Look(NamedTuple):
     args: argparse.Namespace
     folder: Path
     classifier: Classifier
-    settings: Settings
+    run_images: RunImages
     missing: list[str]
     """Images that were named, and could not be read."""
 
@@ -90,8 +88,7 @@ class Look(NamedTuple):
             dataset: Dataset = self.files(paths)
             chosen = list(range(len(paths)))
         else:
-            classes, side = self.classifier.classes, self.classifier.shorter_side
-            dataset = open_held_out(self.settings, classes, side)
+            dataset = self.run_images.held_out(self.classifier.shorter_side)
             count = min(HELD_OUT[what], len(dataset))
             spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
             chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
@@ -120,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or path.parent / f"{args.what}.png"
     check_picture(out)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-    look = Look(args, path.parent, classifier, settings, [])
+    images = RunImages(checkpoint, settings, path, getattr(args, "data", None))
+    look = Look(args, path.parent, classifier, images, [])
     args.draw(look, out)
     say(f"drawn in {printable(out)}")
     return USAGE if look.missing else DONE
@@ -140,6 +138,9 @@ def make_parser() -> Parser:
         if name in AT_MOST:
             parts.add_argument(
                 "images", metavar="IMAGE", nargs="*", help="images, or folders of images"
+            )
+            parts.add_argument(
+                "--data", metavar="DIR", help="where the images of the run are, if they have moved"
             )
         if draw is neighbours:
             parts.add_argument(
@@ -191,8 +192,7 @@ def neighbours(look: Look, out: Path) -> None:
     dataset, places, images = look.images()
     model = look.classifier.model
     if look.args.among is None:
-        others = open_dataset(look.settings, "train", look.classifier.shorter_side)
-        assert others is not None
+        others = look.run_images.training(look.classifier.shorter_side)
     else:
         named = getattr(dataset, "paths", None)  # the embedded images have none
         own = {os.path.realpath(named[place]) for place in places if named is not None}

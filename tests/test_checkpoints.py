@@ -235,8 +235,8 @@ def test_what_does_not_fit_is_found_before_anything_is_touched(photos, spoil, re
         parameter.grad = np.ones_like(parameter.data)
     other.optimizer.step()
     state = other.get_state() | {"settings": asdict(tiny_settings(photos))}
-    state["data"] = new_run(tiny_settings(photos)).data_digest()
     run = new_run(tiny_settings(photos))
+    state |= {name: run.get_state()[name] for name in ("data", "split")}
     before = ta.random.get_state(), run.classifier.model.state_dict(), asdict(run.state)
     spoil(state)
     with pytest.raises(ValueError, match=re.escape(reason)):

@@ -194,7 +194,7 @@ def test_evaluation_notices_that_the_classes_have_changed(trained, tmp_path):
     (folder / "ash").rename(folder / "oak")
     code, said, complaints = run("evaluate", out)
     assert (code, said) == (2, "")
-    assert "no longer those that the network learned: birch, elm, oak, not ash" in complaints
+    assert "does not hold the classes of the run any more: ash gone, oak new" in complaints
     assert complaints.count("\n") == 1
 
 

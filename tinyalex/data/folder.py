@@ -14,14 +14,18 @@ import numpy as np
 from tinyalex.data.dataset import UNPRINTABLE, DataError, printable
 from tinyalex.data.image import EXTENSIONS, read_image
 from tinyalex.data.index import (
+    RULES,
+    Paths,
     entries_of,
     has_image_name,
+    images_below,
     in_words,
     index_images,
     is_folder,
     is_hidden,
 )
-from tinyalex.data.layout import LAYOUTS, Layout, find_layout
+from tinyalex.data.kept import Kept, composed
+from tinyalex.data.layout import LAYOUTS, Layout, find_layout, visible_folders
 
 _LAYOUT = "expected one folder for each class, with its images inside"
 
@@ -33,7 +37,9 @@ class ImageFolder:
     splits and must hold the same classes; `test/` may lie beside them. Otherwise `split="val"` is a
     share `val_fraction` of every class, drawn with `seed`, and `split="train"` is the rest, of
     `train/` where only `test/` lies beside that; `split=None` is everything. What can be read as
-    splits and as classes is refused unless `layout` says which, "splits" or "classes".
+    splits and as classes is refused unless `layout` says which, "splits" or "classes". `kept`
+    takes the place of all that: the images that a run had, wherever its data lie now, in their
+    order; `beside` says how many others lie in the same folder. `rules` is as in `Scan`.
 
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
@@ -57,6 +63,8 @@ class ImageFolder:
         cache: bool = True,
         complete: bool = True,
         layout: str | None = None,
+        rules: int = RULES,
+        kept: Kept | None = None,
     ) -> None:
         if split not in ("train", "val", "test", None):
             raise ValueError(f"split must be 'train', 'val', 'test' or None, got {split!r}")
@@ -67,15 +75,18 @@ class ImageFolder:
         self.root = Path(root)
         self.split = split
         self.shorter_side = shorter_side
-        self._complete = complete and split != "test"
-
+        self._complete, self._rules = complete and split != "test", rules
+        self._check_root()
+        if kept is not None:
+            self._open_kept(kept, cache)
+            return
         splits, beside = self._layout(layout, complete)
         self.folder = self._folder_of(splits)
         names, loose_images = self._class_names(self.folder)
         self.classes = names
         if split == "test" and "train" in splits:  # of which it may lack some
             self.classes, _ = self._class_names(self.root / splits["train"])
-        index = index_images(str(self.folder), names, cache)
+        index = index_images(str(self.folder), names, cache, rules)
         self.passed_over = index.passed_over + Counter(
             {
                 "beside the class folders": loose_images,
@@ -89,6 +100,7 @@ class ImageFolder:
         if split in ("train", "val") and "val" not in splits:
             chosen = self._part(index.counts, split, val_fraction, seed)
             self.paths, self.labels = self.paths.take(chosen), self.labels[chosen]
+        self.beside = len(index.paths) - len(self.paths)
 
     def __len__(self) -> int:
         """Return the number of image files."""
@@ -109,8 +121,43 @@ class ImageFolder:
         """Return the path of image `index`, in characters that can be printed."""
         return printable(self.paths[index])
 
-    def _layout(self, layout: str | None, complete: bool) -> Layout:
-        """Return the layout of the root, whose splits must hold the same classes."""
+    def kept(self) -> Kept:
+        """Return which images these are, for a run to keep."""
+        folder = os.path.relpath(self.folder, self.root).removeprefix(".")
+        return Kept(folder, self.classes, self.paths.text, rules=self._rules)
+
+    def new(self, known: Iterable[Kept]) -> list[bytes]:
+        """Return the images that lie in the same folder and in none of these parts of it."""
+        names = {composed(name) for part in known for name in part.names}
+        there, _ = images_below(str(self.folder))
+        found = (os.fsencode(os.path.relpath(path, self.folder)) for path in there)
+        return [name for name in found if composed(name) not in names]
+
+    def _open_kept(self, kept: Kept, cache: bool) -> None:
+        """Find the images that a run had."""
+        self.folder = self.root / kept.folder
+        if not self.folder.is_dir():  # the images of the split are all that was moved
+            self.folder = self.root
+        there = visible_folders(self.folder, kept.rules)
+        forms = {composed(os.fsencode(name)): name for name in there}
+        own = [kept.classes[label] for label in np.unique(kept.labels)]
+        if gone := {name for name in own if composed(os.fsencode(name)) not in forms}:
+            raise DataError(
+                f"{self.folder} does not hold the classes of the run any more: {_names(gone)} "
+                f"gone, {_names(there.difference(own))} new"
+            )
+        names = [forms[composed(os.fsencode(name))] for name in own]
+        index = index_images(str(self.folder), names, cache, kept.rules)
+        self.classes, self.labels, self.passed_over = kept.classes, kept.labels, index.passed_over
+        self._rules = kept.rules
+        try:
+            self.paths = Paths(str(self.folder), kept.found_in(index.paths))
+        except DataError as error:
+            raise DataError(f"{self.folder}: {error}") from error
+        self.beside = len(index.paths) - len(self.paths)
+
+    def _check_root(self) -> None:
+        """Raise DataError unless the root is a folder."""
         try:
             if not stat.S_ISDIR(os.stat(self.root).st_mode):
                 raise DataError(f"{self.root}: expected a folder of class folders, found a file")
@@ -118,7 +165,10 @@ class ImageFolder:
             raise DataError(
                 f"{self.root}: expected a folder of class folders: {error.strerror}"
             ) from error
-        found = find_layout(self.root, layout, complete)
+
+    def _layout(self, layout: str | None, complete: bool) -> Layout:
+        """Return the layout of the root, whose splits must hold the same classes."""
+        found = find_layout(self.root, layout, complete, self._rules)
         folders = {split: self.root / name for split, name in found.splits.items()}
         if complete and {"train", "val"} <= folders.keys():
             train, val = (set(self._class_names(folders[name])[0]) for name in ("train", "val"))
@@ -144,7 +194,7 @@ class ImageFolder:
         """Return the names of the class folders, sorted, and how many images lie beside them."""
         names, loose_images = [], 0
         for entry in entries_of(folder):
-            if is_hidden(entry.name):
+            if is_hidden(entry.name, self._rules):
                 continue
             if is_folder(entry):
                 if any(unicodedata.category(character) in UNPRINTABLE for character in entry.name):
@@ -156,7 +206,7 @@ class ImageFolder:
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise DataError(f"{entry.path} is a link that leads nowhere: mend or remove it")
             else:
-                loose_images += has_image_name(entry.name)
+                loose_images += has_image_name(entry.name, self._rules)
         if not names and loose_images:
             way_out = "" if folder == self.root else "; if it is a class itself, --layout classes"
             found = f"found {loose_images} images and no folders"

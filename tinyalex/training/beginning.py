@@ -9,9 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tinyalex.data.kept import listed
 from tinyalex.files import FileError, open_regular
 from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import LAST, Checkpoints, load_checkpoint
+from tinyalex.training.datasets import RunImages
 from tinyalex.training.divergence import REPORT, STEP
 from tinyalex.training.ending import OUTPUTS
 from tinyalex.training.environment import environment
@@ -20,7 +22,7 @@ from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.lock import Lock, locked
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import METRICS, MetricsFile
-from tinyalex.training.progress import Progress, one_sentence
+from tinyalex.training.progress import Progress, one_sentence, say
 from tinyalex.training.run import Run, new_run
 from tinyalex.training.settings import CHANGEABLE_ON_REQUEST, Settings
 from tinyalex.training.signals import StopRequest
@@ -37,11 +39,16 @@ def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
     """Put together the run that the checkpoint is from, and bring it to where it was."""
     try:
         mean = checkpoint["classifier"]["mean"]
-        run = new_run(settings, mean, checkpoint.get("colour_covariance"))
+        images = RunImages(checkpoint, settings, out)
+        images.check_there()
+        run = new_run(settings, mean, checkpoint.get("colour_covariance"), kept=images.kept)
         run.set_state(checkpoint)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = error if isinstance(error, ValueError) else f"no run wrote its state, {error!r}"
         raise FileError(f"the run in {out} cannot be resumed: {reason}") from error
+    if changed := run.look_at_files():
+        what = f"{len(changed)} images held out have other contents than before"
+        say(f"changed: {what}: {listed(changed)}")
     return run
 
 

@@ -112,6 +112,8 @@ class Checkpoints:
                 f"{self.folder} has {free / 1e6:,.0f} MB free, the checkpoints need "
                 f"{needed / 1e6:,.0f} MB: make room, or choose another folder with --out"
             )
+        if self._kept and self._kept[0].get("data") != run.settings.data:
+            self._tell_best(run.settings.data)
         with self._opened() as folder:
             if self._fallen_back:
                 if folder.status(LAST) is not None:
@@ -122,6 +124,14 @@ class Checkpoints:
                     f"warning: {self.folder} is on a file system that does not know fsync for "
                     "folders: after a power failure, a checkpoint may be missing"
                 )
+
+    def _tell_best(self, data: str | None) -> None:
+        """Let the best network know where the images are now."""
+        with suppress(FileNotFoundError, FileError):
+            content = load_checkpoint(self.best)
+            settings = settings_in(content, self.best)
+            self._write(BEST, {**content, "settings": {**asdict(settings), "data": data}})
+            self._found = self.found()
 
     def exist(self) -> bool:
         """Tell whether there is a run to go on with."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +21,10 @@ from tinyalex.data import (
     resize_shorter_side,
 )
 from tinyalex.data.dataset import printable
+from tinyalex.data.kept import Kept, listed, mark
 from tinyalex.data.layout import find_layout
+from tinyalex.files import FileError
+from tinyalex.training.progress import warn
 from tinyalex.training.settings import Settings
 
 PATTERN_SIZES = {"train": 4000, "val": 500, "test": 1000}
@@ -63,21 +71,188 @@ def what_changed(then: dict[str, int] | None, now: dict[str, int]) -> str:
     return ", ".join(changes[:3]) + more
 
 
-def open_held_out(settings: Settings, classes: list[str], shorter_side: int = 0) -> Dataset:
+def kept_in(
+    content: Mapping[str, Any], settings: Settings, path: str | os.PathLike[str]
+) -> dict[str, Kept]:
+    """Return which images the run had, by split, from what `load_checkpoint` read from `path`.
+
+    Nothing of the embedded data set, which is drawn anew. For a run that began before this was
+    kept, it is the images that are split so now. Raises DataError where a class has more or fewer,
+    FileError for what no run wrote.
+    """
+    if settings.data is None:
+        return {}
+    classes = content["classifier"]["classes"]
+    if "split" not in content:
+        warn(
+            f"note: {printable(path)} is from before runs kept the names of their images: whether "
+            "one was renamed or exchanged since is not known"
+        )
+        return _split_now(content, settings, classes)
+    try:
+        kept = {split: Kept.from_state(classes, state) for split, state in content["split"].items()}
+        if not {"train", "val"} <= kept.keys() <= {"train", "val", "test"}:
+            raise ValueError(f"these are the splits {sorted(kept)}")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FileError(f"the names of images in {path} cannot be used: {error!r}") from error
+    return kept
+
+
+def _split_now(
+    content: Mapping[str, Any], settings: Settings, classes: list[str]
+) -> dict[str, Kept]:
+    assert settings.data is not None
+    folders = {
+        split: ImageFolder(settings.data, split, seed=settings.seed, complete=False, rules=1)
+        for split in ("train", "val")
+    }
+    labels, found = [folder.labels for folder in folders.values()], folders["train"].classes
+    digest = data_digest(found, *labels)
+    if content.get("data", digest) != digest or found != classes:
+        changed = what_changed(content.get("images"), image_counts(found, *labels))
+        raise other_data(f"in {settings.data} {changed}")
+    return {split: folder.kept() for split, folder in folders.items()}
+
+
+def other_data(what: str) -> DataError:
+    """Return the error for a data set that is not the one that a run began with."""
+    return DataError(
+        f"the data set is not the one that this run began with: {what}; put the images back, or "
+        "say with --data where they are"
+    )
+
+
+def open_kept(
+    settings: Settings, kept: Mapping[str, Kept], split: str, shorter_side: int = 0
+) -> Dataset:
+    """Return a split of a run's data as the run had it, `kept_in` its checkpoint.
+
+    Raises DataError where an image is gone, or the folder.
+    """
+    if settings.data is None:
+        dataset = open_dataset(settings, split, shorter_side)
+        assert dataset is not None
+        return dataset
+    return ImageFolder(
+        settings.data,
+        split,
+        shorter_side=shorter_side or shorter_side_for(settings.input_size),
+        cache=settings.index_cache,
+        kept=kept[split],
+    )
+
+
+def open_held_out(settings: Settings, kept: Mapping[str, Kept], shorter_side: int = 0) -> Dataset:
     """Return the images that a run did not learn from: its test split, else its validation split.
 
-    Raises DataError as `open_dataset` does, and where the classes are not `classes` any more.
+    Raises DataError as `open_kept` does, and for files that have other contents than then.
     """
-    dataset = open_dataset(settings, "test", shorter_side)
-    dataset = dataset or open_dataset(settings, "val", shorter_side)
-    assert dataset is not None
-    if dataset.classes != classes:
+    split = "test" if "test" in kept or settings.data is None else "val"
+    dataset = open_kept(settings, kept, split, shorter_side)
+    if not isinstance(dataset, ImageFolder):
+        return dataset
+    if changed := kept[split].changed(kept[split].marked(dataset.paths)):
         raise DataError(
-            f"the classes in {settings.data} are no longer those that the network learned: "
-            f"{', '.join(dataset.classes[:10])}, not {', '.join(classes[:10])}; "
-            "put the folders back, or name other images"
+            f"{dataset.folder}: of the {len(dataset)} images that the run held out, "
+            f"{len(changed)} have other contents than then: {listed(changed)}; put them back, or "
+            "name other images"
         )
     return dataset
+
+
+class RunImages:
+    """The images that a run had, `content` being what `load_checkpoint` read from `path`.
+
+    `data` is the folder in which they are now, if they were moved; `option` says how to name it.
+    """
+
+    def __init__(
+        self,
+        content: Mapping[str, Any],
+        settings: Settings,
+        path: str | os.PathLike[str],
+        data: str | None = None,
+        option: str = "--data DIR",
+    ) -> None:
+        if data is not None and settings.data is None:
+            raise ValueError("this run drew its images itself, they lie in no folder")
+        self.settings = settings if data is None else replace(settings, data=os.path.abspath(data))
+        self._moved, self._option, self._path = data is not None, option, path
+        self._content = {
+            name: content[name] for name in ("split", "data", "images") if name in content
+        }
+        self._content["classifier"] = {"classes": content["classifier"]["classes"]}
+
+    @cached_property
+    def kept(self) -> dict[str, Kept]:
+        """Which images those are, by split."""
+        return kept_in(self._content, self.settings, self._path)
+
+    def held_out(self, shorter_side: int) -> Dataset:
+        """Open those that the run did not learn from; raises DataError as `open_held_out` does."""
+        self.check_there()
+        return open_held_out(self.settings, self.kept, shorter_side)
+
+    def training(self, shorter_side: int) -> Dataset:
+        """Open those that the run learned from; raises DataError as `open_kept` does."""
+        self.check_there()
+        return open_kept(self.settings, self.kept, "train", shorter_side)
+
+    def check_there(self) -> None:
+        """Raise DataError where the folder is gone."""
+        data = self.settings.data
+        if data is not None and not self._moved and not os.path.isdir(data):
+            raise DataError(
+                f"the images of this run were in {data}, which is no folder any more: say with "
+                f"{self._option} where they are now"
+            )
+
+    def warning(self, images: ImageFolder) -> str:
+        """Say whether the run learned from some of these images, "" if it did not.
+
+        They are known by their places, and elsewhere by their names and, where those that the run
+        learned from are still there, by their contents.
+        """
+        if self.settings.data is None:
+            return ""
+        try:
+            train = self.kept["train"]
+        except DataError as error:
+            return f"which of these images the run learned from is not known: {error}"
+        home = os.path.realpath(Path(self.settings.data, train.folder))
+        learned, names = set(train.names), images.kept().names
+        count = 0
+        for path, name in zip(images.paths, names, strict=True):
+            real = os.path.realpath(path)
+            if real.startswith(os.path.join(home, "")):
+                count += os.fsencode(os.path.relpath(real, home)) in learned
+            elif name in learned:
+                count += mark(os.path.join(home, os.fsdecode(name))) in (-1, mark(path))
+        if not count:
+            return ""
+        known = "" if os.path.isdir(home) else ", judging by their names"
+        others = set().union(*(part.names for split, part in self.kept.items() if split != "train"))
+        way_out = (
+            f"; {self._option} takes those alone that it held out" if others & set(names) else ""
+        )
+        return (
+            f"{count} of these {len(images)} images are images that the run learned from{known}: "
+            f"they say nothing about others{way_out}"
+        )
+
+
+def data_digest(classes: Sequence[str], *labels: np.ndarray) -> str:
+    """Return a fingerprint of the class names and of the labels of splits, in order."""
+    digest = hashlib.sha256("\n".join(classes).encode())
+    for part in labels:
+        digest.update(b"\n" + np.asarray(part, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def image_counts(classes: Sequence[str], *labels: np.ndarray) -> dict[str, int]:
+    """Return how many images each class has in all splits together."""
+    counts = np.bincount(np.concatenate(labels), minlength=len(classes))
+    return dict(zip(classes, counts.tolist(), strict=True))
 
 
 def open_folder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,12 +13,29 @@ import numpy as np
 from tinyalex import models, nn, random, threads
 from tinyalex.backends.devices import move, use
 from tinyalex.backends.precision import set_float32_matmul_precision
-from tinyalex.data import ColourNoise, Dataset, Loader, TrainTransform, loader_on
+from tinyalex.data import (
+    ColourNoise,
+    DataError,
+    Dataset,
+    ImageFolder,
+    Loader,
+    TrainTransform,
+    loader_on,
+)
+from tinyalex.data.kept import Kept, listed
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.tensor import Tensor
 from tinyalex.training.classifier import Classifier
-from tinyalex.training.datasets import open_dataset, what_changed
+from tinyalex.training.datasets import (
+    data_digest,
+    image_counts,
+    kept_in,
+    open_dataset,
+    open_kept,
+    other_data,
+    what_changed,
+)
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.measuring import measure
 from tinyalex.training.progress import Progress
@@ -48,6 +64,7 @@ class Run:
     colour_covariance: np.ndarray | None = None
     """That of the training set, if the colour noise needs it."""
     state: State = field(default_factory=State)
+    _kept: dict[str, Kept] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -77,7 +94,8 @@ class Run:
             "settings": asdict(self.settings),
             "state": asdict(self.state),
             "data": self.data_digest(),
-            "images": self.image_counts(),
+            "images": image_counts(self.classifier.classes, *self._labels()),
+            "split": {split: images.get_state() for split, images in self.kept().items()},
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -101,12 +119,13 @@ class Run:
         if missing := PARTS - state.keys():
             raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
         if state["data"] != self.data_digest():
-            raise ValueError(
-                "the data set is not the one that this run began with: in "
-                f"{self.settings.data or 'the patterns'} "
-                f"{what_changed(state.get('images'), self.image_counts())}; put the images back, "
-                "say with --data where they are, or begin anew with another --out"
-            )
+            now = image_counts(self.classifier.classes, *self._labels())
+            where = self.settings.data or "the patterns"
+            raise other_data(f"in {where} {what_changed(state.get('images'), now)}")
+        before = kept_in(state, self.settings, "the state") if "split" in state else {}
+        for split, images in self.kept().items() if before else ():
+            if split not in before or not np.array_equal(before[split].text, images.text):
+                raise other_data(f"in {self.settings.data} images have other names")
         self._check_arrays(state)
         position = State.from_dict(state["state"])
         if position.batch > len(self.train_data):
@@ -161,18 +180,50 @@ class Run:
         if wrong := not_finite({what: array for what, _, array in arrays}):
             raise ValueError(f"{wrong} {NOT_FINITE}")
 
-    def image_counts(self) -> dict[str, int]:
-        """Return how many images each class has, for training and for validation together."""
-        labels = [loader.dataset.labels for loader in (self.train_data, self.val_data)]
-        counts = np.bincount(np.concatenate(labels), minlength=self.num_classes)
-        return dict(zip(self.classifier.classes, counts.tolist(), strict=True))
+    def _labels(self) -> list[np.ndarray]:
+        return [loader.dataset.labels for loader in (self.train_data, self.val_data)]
 
     def data_digest(self) -> str:
         """Return a fingerprint of the class names and of the labels of both splits, in order."""
-        digest = hashlib.sha256("\n".join(self.classifier.classes).encode())
-        for loader in (self.train_data, self.val_data):
-            digest.update(b"\n" + np.asarray(loader.dataset.labels, np.int64).tobytes())
-        return digest.hexdigest()
+        return data_digest(self.classifier.classes, *self._labels())
+
+    def kept(self) -> dict[str, Kept]:
+        """Return which images of a folder each split has."""
+        if self._kept is None:
+            self._kept = {split: images.kept() for split, images in self._folders().items()}
+            self.look_at_files()
+        return self._kept
+
+    def look_at_files(self) -> list[bytes]:
+        """Note the marks of the files held out; return the names of those that have changed."""
+        changed, kept = [], self.kept()
+        for split, images in self._folders().items():
+            if split != "train":
+                before, kept[split] = kept[split], kept[split].marked(images.paths)
+                changed += before.changed(kept[split])
+        return changed
+
+    def _folders(self) -> dict[str, ImageFolder]:
+        """Return the splits that are folders."""
+        loaders = {"train": self.train_data, "val": self.val_data, "test": self.test_data}
+        images = {split: loader and loader.dataset for split, loader in loaders.items()}
+        return {split: data for split, data in images.items() if isinstance(data, ImageFolder)}
+
+
+def open_as_before(
+    settings: Settings, kept: dict[str, Kept]
+) -> tuple[Dataset, Dataset, Dataset | None]:
+    """Return the splits of a run as it had them. Raises DataError where there are others now."""
+    try:
+        opened = {split: open_kept(settings, kept, split) for split in kept}
+        for split, images in opened.items():
+            own = [part for part in kept.values() if part.folder == kept[split].folder]
+            known = sum(len(part.names) for part in own)
+            if isinstance(images, ImageFolder) and images.beside + len(images) > known:
+                raise DataError(f"in {images.folder} there are more: {listed(images.new(own))}")
+        return opened["train"], opened["val"], opened.get("test")
+    except DataError as error:
+        raise other_data(str(error)) from error
 
 
 def first_images(loader: Loader, count: int) -> Tensor:
@@ -190,20 +241,26 @@ def new_run(
     mean: Sequence[float] | np.ndarray | None = None,
     colour_covariance: np.ndarray | None = None,
     progress: Progress | None = None,
+    kept: dict[str, Kept] | None = None,
 ) -> Run:
     """Put a run together, with fresh weights drawn from the seed.
 
     `mean` and `colour_covariance` are those of an earlier part of the run, whose weights will take
     the place of the fresh ones; by default they are the variant's own, or are measured on the
-    training set where variant and settings ask for that. Raises ValueError (DataError for the
-    images) where settings and data do not fit together.
+    training set where variant and settings ask for that. `kept` says which images that part had;
+    by default they are found in the folder. Raises ValueError (DataError for the images) where
+    settings and data do not fit together.
     """
     use(settings.device)
     set_float32_matmul_precision(settings.precision)
     threads.set_num_threads(settings.threads)
     random.manual_seed(settings.seed)
     variant, recipe = models.VARIANTS[settings.variant], settings.recipe
-    train, val, test = (open_dataset(settings, split) for split in ("train", "val", "test"))
+    train, val, test = (
+        open_as_before(settings, kept)
+        if kept
+        else (open_dataset(settings, split) for split in ("train", "val", "test"))
+    )
     assert train is not None
     assert val is not None
     fresh = mean is None
@@ -253,4 +310,5 @@ def new_run(
         val_data=held_out(val, **loading),
         test_data=held_out(test, **{**loading, "cache_bytes": 0}) if test is not None else None,
         colour_covariance=colour_covariance,
+        _kept=kept or None,
     )

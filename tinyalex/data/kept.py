@@ -1,0 +1,145 @@
+"""The images that a split of a folder had when a run began: their names, which the run keeps."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.index import RULES, Paths
+from tinyalex.data.manifest import file_size
+from tinyalex.files import open_regular
+
+WORTH_READING = 10_000
+"""Images of which parts are read for their marks, in seconds; of more, the sizes have to do."""
+PART = 4096
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which images a split had. `get_state` and `from_state` carry it in a checkpoint."""
+
+    folder: str
+    """The name of the split's folder, "" where the class folders lie in the root."""
+    classes: list[str]
+    text: np.ndarray
+    """The paths below the folder, as `Paths` takes them."""
+    marks: np.ndarray | None = None
+    """int64: the mark of each file, by which other contents show; of images held out only."""
+    rules: int = RULES
+    """Which rule they were found by, as in `Scan`."""
+
+    @cached_property
+    def names(self) -> list[bytes]:
+        """The paths below the folder."""
+        return self.text.tobytes().split(b"\0")[:-1]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The class of each image, by the folder that it is in. Raises KeyError for another one."""
+        places = {os.fsencode(name): label for label, name in enumerate(self.classes)}
+        separator = os.fsencode(os.sep)
+        return np.array([places[name.partition(separator)[0]] for name in self.names], np.int64)
+
+    def found_in(self, there: Paths) -> np.ndarray:
+        """Return the paths of the same images among those that are there, in the same order.
+
+        Names that differ in nothing but the Unicode form of their accents are the same. Raises
+        DataError for images that are gone.
+        """
+        if np.array_equal(self.text, there.text):
+            return self.text
+        names = set(there.text.tobytes().split(b"\0"))
+        if missing := [name for name in self.names if name not in names]:
+            forms = {composed(name): name for name in names}
+            renamed = {name: forms[composed(name)] for name in missing if composed(name) in forms}
+            if gone := [name for name in missing if name not in renamed]:
+                raise DataError(
+                    f"of the {len(self.names)} images of the run, {len(gone)} are no longer there: "
+                    f"{listed(gone)}"
+                )
+            found = b"".join(renamed.get(name, name) + b"\0" for name in self.names)
+            return np.frombuffer(found, np.uint8)
+        return self.text
+
+    def marked(self, paths: Paths) -> Kept:
+        """Return this with the marks of the files."""
+        read = len(paths) <= WORTH_READING
+        return replace(self, marks=np.array([mark(path, read) for path in paths], np.int64))
+
+    def changed(self, now: Kept) -> list[bytes]:
+        """Return the names of the files that have other marks now."""
+        if self.marks is None or now.marks is None:
+            return []
+        return [self.names[place] for place in np.flatnonzero(self.marks != now.marks)]
+
+    def get_state(self) -> dict[str, Any]:
+        """Return everything but the classes as plain values and arrays."""
+        return {
+            "folder": self.folder,
+            "names": self._packed,
+            "marks": self.marks,
+            "rules": self.rules,
+        }
+
+    @cached_property
+    def _packed(self) -> np.ndarray:
+        return np.frombuffer(zlib.compress(self.text.tobytes(), 1), np.uint8)
+
+    @classmethod
+    def from_state(cls, classes: list[str], state: dict[str, Any]) -> Kept:
+        """Return what `get_state` took apart. Raises ValueError, LookupError or TypeError."""
+        folder, marks = state["folder"], state["marks"]
+        if (
+            not isinstance(folder, str)
+            or folder in (".", "..")
+            or os.path.basename(folder) != folder
+        ):
+            raise ValueError(f"{folder!r} is no name for the folder of a split")
+        try:
+            text = np.frombuffer(zlib.decompress(state["names"].tobytes()), np.uint8)
+        except (AttributeError, zlib.error) as error:
+            raise ValueError(f"the names of the images are damaged: {error}") from error
+        kept = cls(folder, classes, text, marks, int(state["rules"]))
+        if not len(kept.labels) or (marks is not None and marks.shape != kept.labels.shape):
+            raise ValueError("the names of the images do not fit their marks")
+        return kept
+
+
+def mark(path: str, read: bool = True) -> int:
+    """Return a number that changes with the size of a file and with two parts of its content.
+
+    With the size alone, where it is not `read`. -1 for what is no file that can be read.
+    """
+    try:
+        if not read:
+            return file_size(Path(path))
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            found = size
+            for start in (size // 2, max(size - PART, 0)):
+                file.seek(start)
+                found = zlib.crc32(file.read(PART), found & 0xFFFFFFFF)
+            return found
+    except OSError:
+        return -1
+
+
+def composed(name: bytes) -> str:
+    """Return a name in the Unicode form in which an accent belongs to its letter."""
+    return unicodedata.normalize("NFC", os.fsdecode(name))
+
+
+def listed(names: Iterable[bytes], limit: int = 3) -> str:
+    """Return the first names for a message, and how many more there are."""
+    shown = [printable(os.fsdecode(name)) for name in names]
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
