@@ -199,7 +199,8 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
             )
         return complain(
             f"the memory does not suffice: keep fewer images in it ({go_on} --image-cache 0), or "
-            f"lower --batch-size (now {run.settings.batch_size}) and begin anew with another --out",
+            f"lower --batch-size (now {run.settings.batch_size}) and begin anew with another --out "
+            f"({one_sentence(error)})",
             FAILED,
         )
     except DeviceError as error:

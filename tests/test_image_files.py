@@ -101,6 +101,7 @@ UPRIGHT = {
     "JPEG, broken profile": jpeg((0xE2, b"ICC_PROFILE\0")),
     "JPEG, filling bytes": jpeg().replace(b"\xff\xdb", b"\xff\xff\xff\xff\xdb", 1),
     "GIF, long comment": encoded("GIF", comment=LONG),
+    "GIF, bytes between blocks": encoded("GIF").replace(b",", bytes(9) + b"!\xfe\1x\0,", 1),
 }
 
 TURNED = {
@@ -195,6 +196,8 @@ COSTLY = {
     "a run over many rows": (run_lengths((10**6, 4), b"\0\2\xff\xff"), "run lengths of"),
     "tables": (jpeg(*[(0xDB, b"\0" + bytes(64))] * 16_000), "in front of the picture"),
     "segments": (b"\xff\xd8\xff" + b"\xff\xfe\0\2" * 1_000_001, "more than 1,000,000 segments"),
+    "blocks": (encoded("GIF")[:13] + b"!\xfe" + b"\1x" * 1_000_001, "more than 1,000,000 blocks"),
+    "bytes between blocks": (encoded("GIF")[:13] + b"\1" * 1_001_000, "more than 1,000,000 blocks"),
     "chunks": (png(images.chunk(b"IDAT", b"") * 1_000_001), "more than 1,000,000 chunks"),
 }
 

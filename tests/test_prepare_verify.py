@@ -1,5 +1,6 @@
 """prepare_images.py --verify: damage is named, and mended by preparing again."""
 
+import hashlib
 import json
 
 import images
@@ -7,7 +8,7 @@ import pytest
 from preparing import GOOD, content, prepare
 
 from tinyalex.data import load_statistics, read_image
-from tinyalex.data.manifest import MANIFEST, STATISTICS
+from tinyalex.data.manifest import MANIFEST, STATISTICS, _hasher
 
 pytest_plugins = ("originals",)
 
@@ -37,6 +38,18 @@ def test_verify_names_what_is_changed_missing_or_unexpected(originals, prepared,
         (prepared_copy / line.partition(": ")[2]).unlink(missing_ok=True)
     assert f"3 images made, {GOOD - 3} were there" in prepare(originals, prepared_copy)[1]
     assert content(prepared_copy) == content(prepared)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_looked_at(unprivileged):
+    for name in ("1", "2"):
+        (unprivileged / name).write_bytes(b"content")
+    (unprivileged / "1").chmod(0)
+    found = _hasher(None, unprivileged)(["1", "2", "3"], lambda position: None)
+    assert found == {
+        "1": ("", "unreadable (Permission denied)"),
+        "2": (hashlib.sha256(b"content").hexdigest(), "changed"),
+        "3": ("", "missing"),
+    }
 
 
 def cut_manifest(folder):

@@ -267,6 +267,15 @@ def test_the_images_to_learn_by_heart_are_from_every_class(photos):
     assert images.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
+def test_an_unreadable_image_to_learn_by_heart_is_replaced_by_the_next(photos, tmp_path, capsys):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    run = new_run(tiny_settings(folder))
+    dataset = run.train_data.dataset
+    Path(dataset.paths[0]).write_text("no image")
+    assert chosen_images(run, 6).indices.tolist() == [1, 11, 22, 33, 44, 56]
+    assert f"left out: {dataset.paths[0]}: not an image" in capsys.readouterr().err
+
+
 def test_the_table_of_layers(photos, tmp_path):
     code, said, _ = train_on(photos, tmp_path / "run", "--summary")
     assert code == 0

@@ -104,6 +104,8 @@ def picture_of(content: bytes) -> Picture:
         return _png(content)
     if content.startswith(b"BM"):
         _check_bmp(content)
+    if content.startswith(b"GIF8"):
+        _check_gif(content)
     return Picture(content)
 
 
@@ -248,3 +250,22 @@ def _check_bmp(content: bytes) -> None:
             f"run lengths of {abs(width)} x {abs(height)} pixels in {len(content):,} bytes, which "
             "would take too long"
         )
+
+
+def _check_gif(content: bytes) -> None:
+    """Walk to the first picture, as Pillow does, byte by byte and block by block."""
+    colours = 3 << (content[10] & 7) + 1 if len(content) > 10 and content[10] & 0x80 else 0
+    position, in_extension = 13 + colours, False
+    for _ in range(MAX_PARTS):
+        code = content[position : position + 1]
+        if in_extension and code:
+            position += 1 + code[0]
+            in_extension = code[0] > 0
+        elif code == b"!":
+            position += 2
+            in_extension = True
+        elif code in (b",", b";", b""):
+            return
+        else:
+            position += 1
+    raise FormatError(f"more than {MAX_PARTS:,} blocks in front of the picture")

@@ -223,6 +223,17 @@ class Loader:
             self._unreadable.add(index, bad[index])
         return Batch(_channels_first(images), self.dataset.labels[indices], indices)
 
+    def batch_of(self, chosen: np.ndarray) -> Batch:
+        """Return a batch of the images `chosen`, each as `epoch(0)` would show it."""
+        threads = Threads(1)
+        try:
+            batch: Batch = threads.result(
+                threads.submit(self._batch, 0, chosen), self._unreadable.give_up
+            )
+            return batch
+        finally:
+            threads.close()
+
     def make_batch(
         self, epoch: int, chosen: np.ndarray, begin: Callable[[int], object], images: np.ndarray
     ) -> Batch:

@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.image import FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import is_hidden
 from tinyalex.data.statistics import load_statistics
-from tinyalex.data.workers import Work, Workers
-from tinyalex.files import FileError, write_atomically
+from tinyalex.data.workers import MAX_STUCK, Work, Workers, disk_error, late
+from tinyalex.files import FileError, open_regular, write_atomically
 
 MANIFEST, JOURNAL = "manifest.jsonl", ".manifest-so-far.jsonl"
 STATISTICS, LEFT_OUT = "statistics.safetensors", "left_out.jsonl"
 OWN_FILES = {MANIFEST, JOURNAL, STATISTICS, LEFT_OUT, "run.lock"}
+
+PATIENCE = 30.0
+"""Seconds for one image, which it takes on no machine: then it is left out, and for good."""
 
 CHUNK = 16
 """Images in one task of a process: a second of work at most, all that an interruption costs."""
@@ -147,28 +151,41 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
         wrong.append(f"changed: {STATISTICS} ({error})")
 
     paths = [entry.path for entry in entries]
-    workers = Workers(processes, _hasher, target)
+    found: dict[str, tuple[str, str]] = {}
+    stuck: list[str] = []
+
+    def give_up(chunk: Sequence[str], position: int) -> Sequence[str]:
+        return without(chunk, position, stuck, lambda path: printable(target / path))
+
+    workers = Workers(processes, _hasher, target, patience=PATIENCE)
     try:
-        done = 0
-        for digests in workers.map(chunks(paths)):
-            for entry, digest in zip(entries[done : done + len(digests)], digests, strict=True):
-                if digest != entry.sha256:
-                    wrong.append(f"{'changed' if digest else 'missing'}: {printable(entry.path)}")
-            done += len(digests)
-            show("verifying", done, len(entries))
+        for part in workers.map(chunks(paths), give_up):
+            found.update(part)
+            show("verifying", len(found), len(entries))
     finally:
         workers.close()
+    found.update((path, ("", f"unreadable ({late(PATIENCE)})")) for path in stuck)
+    for entry in entries:
+        digest, what = found[entry.path]
+        if digest != entry.sha256:
+            wrong.append(f"{what}: {printable(entry.path)}")
     strangers = sorted(map(printable, files_below(target) - OWN_FILES.union(paths)))
     return wrong + [f"unexpected: {path}" for path in strangers]
 
 
 def _hasher(memory: Any, target: Path) -> Work:
-    def digests(paths: Sequence[str], alive: Callable[[], object]) -> list[str | None]:
-        found: list[str | None] = []
-        for path in paths:
-            alive()
-            # Only regular files: to open a named pipe would be to wait for ever.
-            found.append(sha256(target / path) if file_size(target / path) >= 0 else None)
+    def digests(paths: Sequence[str], alive: Callable[[int], object]) -> dict[str, tuple[str, str]]:
+        """Return the digest of each file, and what has happened to it where that is another one."""
+        found = {}
+        for position, path in enumerate(paths):
+            alive(position)
+            try:
+                found[path] = sha256(target / path), "changed"
+            except OSError as error:
+                if error.errno in FAULTS_OF_THE_MACHINE:
+                    raise
+                gone = file_size(target / path) < 0
+                found[path] = "", "missing" if gone else f"unreadable ({error.strerror})"
         return found
 
     return digests
@@ -201,7 +218,7 @@ def file_size(path: Path) -> int:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 
@@ -209,3 +226,16 @@ def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Yield the items, as many at a time as make a task."""
     for start in range(0, len(items), CHUNK):
         yield items[start : start + CHUNK]
+
+
+def without(
+    chunk: Sequence[T], position: int, stuck: list[T], describe: Callable[[T], str]
+) -> Sequence[T]:
+    """Return a chunk without the item that could not be read in time; add that to `stuck`.
+
+    Raises WorkerError where these are too many.
+    """
+    stuck.append(chunk[position])
+    if len(stuck) >= MAX_STUCK:
+        raise disk_error(len(stuck), PATIENCE, describe(chunk[position]))
+    return [*chunk[:position], *chunk[position + 1 :]]

@@ -34,6 +34,7 @@ from tinyalex.data.manifest import (
     LEFT_OUT,
     MANIFEST,
     OWN_FILES,
+    PATIENCE,
     STATISTICS,
     Entry,
     Options,
@@ -44,13 +45,11 @@ from tinyalex.data.manifest import (
     open_journal,
     read_manifest,
     training_entries,
+    without,
 )
 from tinyalex.data.statistics import PixelSums, load_statistics
-from tinyalex.data.workers import MAX_STUCK, Work, Workers, disk_error, late
+from tinyalex.data.workers import Work, Workers, late
 from tinyalex.files import FileError, write_atomically
-
-PATIENCE = 30.0
-"""Seconds for one image, which it takes on no machine: then it is left out, and for good."""
 
 
 @dataclass
@@ -137,16 +136,12 @@ def prepare(
     for folder in {os.path.dirname(path) for _, path in jobs}:  # of a class without images, too
         (target / folder).mkdir(parents=True, exist_ok=True)
 
-    stuck: list[str] = []
+    stuck: list[tuple[str, str]] = []
 
     def give_up(task: Any, position: int) -> Any:
-        """Return the task without an image that could not be read in time."""
         function, chunk, *others = task
-        name = chunk[position][0]
-        stuck.append(name)
-        if len(stuck) >= MAX_STUCK:
-            raise disk_error(len(stuck), PATIENCE, printable(source / name))
-        return (function, [*chunk[:position], *chunk[position + 1 :]], *others)
+        rest = without(chunk, position, stuck, lambda job: printable(source / job[0]))
+        return (function, rest, *others)
 
     workers = Workers(processes, _caller, patience=PATIENCE)
     try:
@@ -161,7 +156,7 @@ def prepare(
                 result.made += len(entries)
                 done += len(entries) + len(left_out)
                 show("preparing", done + len(stuck), len(missing))
-        result.left_out += ((name, late(PATIENCE)) for name in stuck)
+        result.left_out += ((name, late(PATIENCE)) for name, _ in stuck)
         result.left_out.sort()
         if not images:
             raise DataError(f"none of the {len(jobs)} images in {source} could be read")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyalex.data import Batch
-from tinyalex.training.progress import say
+from tinyalex.data import Batch, Loader
+from tinyalex.training.progress import say, warn
 from tinyalex.training.run import Run
 from tinyalex.training.steps import train_step
 
@@ -45,10 +45,11 @@ def chosen_images(run: Run, count: int) -> Batch:
     dataset, transform = run.train_data.dataset, run.classifier.transform
     if count > len(dataset):
         raise ValueError(f"overfit must be at most {len(dataset)}, the training images there are")
-    indices = np.linspace(0, len(dataset) - 1, count, dtype=np.int64)
-    unused = np.random.default_rng(0)
-    images = np.stack([transform(dataset.load(index), unused) for index in indices.tolist()])
-    return Batch(images.transpose(0, 3, 1, 2), dataset.labels[indices], indices)
+    loader = Loader(dataset, count, transform)  # which takes the next one for an unreadable one
+    batch = loader.batch_of(np.linspace(0, len(dataset) - 1, count, dtype=np.int64))
+    for name, reason in loader.bad:
+        warn(f"left out: {name}: {reason}")
+    return batch
 
 
 def advice(run: Run) -> str:
