@@ -51,10 +51,11 @@ def links(folder):
         "above": folder.parent.parent,
         "outside": outside.parent,
         "outside2": outside.parent,
+        "outside.png": outside.parent,
     }.items():
         (folder / link).symlink_to(target)
     (folder / "lost").symlink_to("nowhere")
-    return 3, {"linked twice": 7, "linked to nothing": 1}
+    return 3, {"linked twice": 8, "linked to nothing": 1}
 
 
 def linked_folders(folder):

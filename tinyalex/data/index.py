@@ -15,7 +15,7 @@ import time
 from array import array
 from bisect import bisect, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +35,10 @@ RULES = 2
 EXTENSIONS_BEFORE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 """`EXTENSIONS` under rule 1."""
 
-LITTER = (
+LITTER = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *("icon\r", "__macosx", "@eadir", "#recycle", "lost+found"),
-)
+}
 """What Windows, macOS, Synology and Linux leave in folders; in lower case."""
 
 OTHER_IMAGES = {
@@ -116,12 +116,14 @@ def index_images(root: str, classes: list[str], cache: bool = True, rules: int =
     index = _index_in(remembered(place), root, classes, key)
     if index is None:
         scan = Scan(root, rules)
-        found = scan.images_in(classes)
+        texts, sizes = [], []
+        for paths in scan.images_in(classes):
+            texts.append(b"".join(os.fsencode(path) + b"\0" for path in paths))
+            sizes.append(len(paths))
         if scan.unreadable:
             raise DataError(scan.unreadable[0])
-        text = b"".join(os.fsencode(path) + b"\0" for paths in found for path in paths)
-        counts = np.array([len(paths) for paths in found], np.int64)
-        index = Index(root, classes, np.frombuffer(text, np.uint8), counts, scan.passed_over)
+        text, counts = np.frombuffer(b"".join(texts), np.uint8), np.array(sizes, np.int64)
+        index = Index(root, classes, text, counts, scan.passed_over)
         if len(index.paths) >= WORTH_CACHING and scan.is_settled():
             content = {
                 **key,
@@ -155,9 +157,9 @@ class Scan:
     _has_links: bool = False
     _began: int = field(default_factory=time.time_ns)
 
-    def images_in(self, folders: Sequence[str]) -> list[list[str]]:
-        """Return the paths below the root of the images in each folder and below it, sorted."""
-        found: list[list[str]] = [[] for _ in folders]
+    def images_in(self, folders: Sequence[str]) -> Iterator[list[str]]:
+        """Read the folders, then yield the paths of the images in each and below it, sorted."""
+        found: list[list[str]] = [[] for _ in folders]  # in few strings: they may be millions
         like_images: list[tuple[str, int]] = []
         linked: list[tuple[str, int]] = []
         inodes: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
@@ -177,37 +179,42 @@ class Scan:
             except DataError as error:
                 self.unreadable.append(str(error))
                 continue
-            device, inode, *_ = self.visited[folder] = numbers
+            device, inode, *_ = numbers
             if is_link and (device, inode) in (seen if self.rules > 1 else above):
                 self.passed_over["linked twice"] += 1
                 continue
             seen.add((device, inode))
-            if has_image_name(folder, self.rules):
-                like_images.append((folder, number))
+            self.visited[folder] = numbers
+            here, images = os.path.join(folder, ""), []
             for entry in entries:
-                path, is_link = os.path.join(folder, entry.name), entry.is_symlink()
-                if is_hidden(entry.name, self.rules):
+                name, is_link = entry.name, entry.is_symlink()
+                if is_hidden(name, self.rules):
                     self.passed_over["hidden"] += 1
                 elif is_folder(entry):
-                    heapq.heappush(waiting, (is_link, path, number, above | {(device, inode)}))
-                elif not has_image_name(path, self.rules):
+                    below = above | {(device, inode)} if self.rules == 1 else above
+                    heapq.heappush(waiting, (is_link, here + name, number, below))
+                    if has_image_name(name, self.rules):
+                        like_images.append((here + name, number))
+                elif not has_image_name(name, self.rules):
                     self.passed_over[_kind(entry)] += 1
                     self._has_links |= is_link
                 elif is_link:
-                    linked.append((path, number))
+                    linked.append((here + name, number))
                 else:
-                    found[number].append(path)
+                    images.append(here + name)
                     inodes[device].append(entry.inode())
+            if images:
+                found[number].append("\0".join(images))
         self._add_linked(linked, inodes, found)
-        for paths in found:
-            paths.sort()
-        for folder, number in sorted(like_images, reverse=True):  # what lies in another comes first
-            # A folder called x.jpg with no image in it: to be named, like any broken image.
-            below, paths = folder + os.sep, found[number]
-            place = bisect(paths, below)
-            if place == len(paths) or not paths[place].startswith(below):
-                insort(paths, folder)
-        return found
+        for number, parts in enumerate(found):
+            paths = sorted("\0".join(parts).split("\0") if parts else ())
+            for folder, other in sorted(like_images, reverse=True):  # the innermost comes first
+                # A folder called x.jpg with no image in it: to be named, like any broken image.
+                place = bisect(paths, folder + os.sep)
+                is_empty = not "".join(paths[place : place + 1]).startswith(folder + os.sep)
+                if other == number and folder in self.visited and is_empty:
+                    insort(paths, folder)
+            yield paths
 
     def _folders_above(self) -> set[tuple[int, int]]:
         """Return device and inode of the root and of the folders that it lies in."""
