@@ -1,17 +1,20 @@
 """Checkpoints: when they are written, what they hold, what is refused."""
 
 import math
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import tiny_settings
+from commands import tiny_settings, train_on
 
 import tinyalex as ta
 from tinyalex.files import FileError
 from tinyalex.training import (
+    Average,
     Checkpoints,
     State,
     load_checkpoint,
@@ -225,7 +228,7 @@ def beyond_the_epoch(state):
         (no_number, "the velocity of features.0.weight has values that are not finite"),
         (too_few, "differs in the velocities"),
         (of_another_schedule, "this is a Plateau schedule, the state is of Sawtooth"),
-        (of_no_rate, "lr must be a finite number >= 0, got -1"),
+        (of_no_rate, "lr must be a finite number from 0 to 1e+38, got -1"),
         (beyond_the_epoch, "the state is 8 batches into an epoch of 7"),
     ],
 )
@@ -253,9 +256,12 @@ def test_what_does_not_fit_is_found_before_anything_is_touched(photos, spoil, re
         ({"epoch": "x"}, "epoch must be a whole number >= 0, got 'x'"),
         ({"rows": -1}, "rows must be a whole number >= 0, got -1"),
         ({"step": True}, "step must be a whole number >= 0, got True"),
-        ({"best_top1": math.nan}, "best_top1 must be a finite number, got nan"),
-        ({"since_row": 3}, "this is not where a run was"),
-        ({"since_epoch": {"count": 0.5}}, "count must be a whole number >= 0, got 0.5"),
+        ({"best_top1": math.nan}, "best_top1 must be a finite number from -1 to 1, got nan"),
+        ({"since_row": 3}, "since_row must be a dict, got 3"),
+        (
+            {"since_epoch": asdict(Average()) | {"count": 0.5}},
+            "count must be a whole number >= 0, got 0.5",
+        ),
     ],
 )
 def test_a_state_that_no_run_can_be_in_is_refused(change, reason):
@@ -270,3 +276,64 @@ def test_room_on_the_disk_is_looked_for_first(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
     with pytest.raises(OSError, match="0 MB free, the checkpoints need"):
         Checkpoints(tmp_path).prepare(new_run(tiny_settings(photos)))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "better"),
+    [
+        ((-1.0, math.inf), (0.0, 2.0), True),
+        ((0.5, 2.0), (0.5, 1.9), True),
+        ((0.5, 2.0), (0.5, 2.0), False),
+        ((0.5, 2.0), (0.6, 9.0), True),
+        ((0.5, 2.0), (0.4, 0.1), False),
+        ((0.5, math.nan), (0.5, 0.1), False),  # from before losses were remembered
+        ((0.5, math.nan), (0.6, 0.1), True),
+    ],
+)
+def test_of_equal_accuracies_the_lower_loss_is_the_best(before, now, better):
+    state = State(best_top1=before[0], best_loss=before[1])
+    assert state.is_best(*now) == better
+    values = asdict(State())
+    assert State.from_dict(values) == State()
+    del values["best_loss"]
+    assert math.isnan(State.from_dict(values).best_loss)
+
+
+def test_the_best_network_on_the_disk_is_compared_by_its_loss_as_well(photos, tmp_path):
+    run = new_run(tiny_settings(photos))
+    run.state.best_top1 = 0.5
+    for loss, kept in ((2.0, True), (2.5, False), (1.5, True)):
+        run.state.best_loss = loss
+        checkpoints = Checkpoints(tmp_path)
+        assert checkpoints.keep_best(run) == kept
+        checkpoints.save_best()
+    assert load_checkpoint(checkpoints.best)["state"]["best_loss"] == 1.5
+
+
+@pytest.mark.parametrize("free", [0, OSError(38, "Function not implemented")])
+def test_a_mount_that_does_not_say_how_much_room_it_has_is_tried(
+    photos, tmp_path, monkeypatch, free
+):
+    def usage(folder):
+        if free:
+            raise free
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    said = []
+    Checkpoints(tmp_path).prepare(new_run(tiny_settings(photos)), said.append)
+    assert said == [f"warning: {tmp_path} does not say how much room there is: it may not suffice"]
+
+
+def test_a_folder_that_cannot_be_synced_is_said_once(photos, tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise PermissionError(1, "Operation not permitted")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    code, said, complaints = train_on(photos, tmp_path / "run", "--epochs", 1)
+    assert (code, complaints) == (0, "")
+    assert said.count("does not know fsync for folders") == 1

@@ -13,7 +13,7 @@ import tinyalex.functional as F
 from tinyalex import models, nn, schedule
 from tinyalex.data.colour import STRENGTH
 from tinyalex.models import VARIANTS, Recipe
-from tinyalex.models.alexnet import smallest_input
+from tinyalex.models.alexnet import parameter_shapes, smallest_input
 from tinyalex.models.provenance import SOURCES, recipe_table
 from tinyalex.models.spec import LRN, Linear, ReLU
 from tinyalex.summary import summary
@@ -581,3 +581,10 @@ def test_a_variants_weights_do_not_fit_another():
         ValueError, match=r"classifier\.6\.weight must have shape \(7, 256\), got \(9"
     ):
         paper.load_state_dict(thin("paper", 9, input_size=67).state_dict())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_shapes_of_parameters_are_known_before_a_network_is_built(name):
+    variant = VARIANTS[name].thinner(16, VARIANTS[name].input_size)
+    built = models.alexnet(variant, 7).state_dict()
+    assert parameter_shapes(variant, 7) == {key: array.shape for key, array in built.items()}

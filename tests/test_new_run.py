@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
         ({"mean": "median"}, "mean must be one of image, colour"),
         ({"colour_noise": "loud"}, "colour-noise must be one of none, eigenvalues, deviations"),
         ({"augment": "mixup"}, "augment must be one of none"),
-        ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        ({"epochs": 0}, "epochs must be a whole number from 1 to 1000000000, got 0"),
         ({"batch_size": -8}, "batch-size must be"),
         ({"workers": 0}, "workers must be"),
         ({"threads": 0}, "threads must be"),

@@ -15,7 +15,7 @@ FLOORS = [
     {"autograd"},
     {"ops"},
     {"tensor"},
-    {"functional", "gradcheck", "files"},
+    {"functional", "gradcheck", "files", "schema"},
     {"nn"},
     {"optim"},
     {"schedule"},

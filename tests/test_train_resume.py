@@ -193,15 +193,16 @@ def truncated(run):
     os.truncate(Checkpoints(run).last, 30_000)
 
 
+WEIGHT = ("classifier", "weights", "features.0.weight")
+
+
 def of_another_network(run):
-    """Put a checkpoint whose weights are of another shape where this run's was."""
-    content = load_checkpoint(Checkpoints(run).last)
-    content["classifier"]["weights"]["features.0.weight"] = np.zeros((9, 3, 5, 5), np.float32)
-    ta.save(content, Checkpoints(run).last)
+    changed(run, *WEIGHT, value=np.zeros((9, 3, 5, 5), np.float32))
 
 
 def changed(run, *keys, value):
-    """Put another value where the keys lead to in the checkpoint."""
+    """Put another value where the keys lead to in the only checkpoint."""
+    Checkpoints(run).previous.unlink()
     content = place = load_checkpoint(Checkpoints(run).last)
     for key in keys[:-1]:
         place = place[key]
@@ -214,7 +215,7 @@ def of_another_mean(run):
 
 
 def with_weights_that_are_none(run):
-    changed(run, "classifier", "weights", "features.0.weight", value=3)
+    changed(run, *WEIGHT, value=3)
 
 
 def with_no_velocities(run):
@@ -242,12 +243,18 @@ def only_the_best(run):
     [
         (gone, "there is no checkpoint"),
         (truncated, "last.safetensors is damaged"),
-        (of_another_network, "copy cannot be resumed: these weights do not fit"),
+        (
+            of_another_network,
+            "cannot be used: these weights do not fit the network: features.0.weight must have",
+        ),
         (only_the_best, "it lacks ['optimizer', 'random', 'schedule']"),
         (of_another_mean, "the mean image has shape (31, 31, 3), expected (32, 32, 3)"),
-        (with_weights_that_are_none, "cannot be resumed: no run wrote its state, AttributeError("),
-        (with_no_velocities, "cannot be resumed: no run wrote its state, AttributeError("),
-        (with_no_state, "last.safetensors cannot be used: this is not where a run was"),
+        (
+            with_weights_that_are_none,
+            "classifier.weights.'features.0.weight' must be an array, got 3",
+        ),
+        (with_no_velocities, "optimizer.velocity.0 must be None or an array, got 1"),
+        (with_no_state, "last.safetensors cannot be used: state.epoch is missing"),
         (of_more_threads, "where that is less); got 1000000: go on with --threads "),
         (with_data_that_is_no_folder, "data must be a folder, got 5"),
         (shutil.rmtree, "copy: give --resume the folder that was the --out of a run"),

@@ -14,8 +14,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -404,6 +404,8 @@ def writer_of(obj: Any) -> Callable[[BinaryIO], None]:
     structure = json.dumps(_strip(obj, arrays, "object"), allow_nan=False)
     metadata = {"format": FORMAT, "structure": structure, "sha256": _digest(structure, arrays)}
     header = _header(arrays, metadata)
+    if len(header) > LONGEST_HEADER:
+        raise ValueError(f"cannot save: besides arrays there are {len(header):,} bytes of JSON")
 
     def write(file: BinaryIO) -> None:  # array by array: a checkpoint need not fit in memory twice
         file.write(len(header).to_bytes(8, "little"))
@@ -414,37 +416,80 @@ def writer_of(obj: Any) -> Callable[[BinaryIO], None]:
     return write
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def load(path: str | os.PathLike[str], check: Callable[[Any], None] | None = None) -> Any:
     """Return the object that `save` wrote.
 
+    `check(obj)` is called before an array is read, with the object as it will be, but for arrays of
+    the right dtypes and shapes that have no values and take no memory; ValueError refuses it.
     Raises FileError for a file that is not one of ours, is cut short or has changed by as little as
     a bit; FileNotFoundError and other OSErrors stay themselves.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
     with open_regular(path) as file:
-        content = file.read()  # read, not mapped: truncating a mapped file kills its reader
-    try:
+        with _refusing(path):
+            size = os.fstat(file.fileno()).st_size
+            metadata, structure, outlines = _read_header(file, size)
+            if metadata["format"] != FORMAT:
+                raise FileError(f"{path} has format {metadata['format']!r}, expected {FORMAT!r}")
+            outline = _fill(structure, outlines)
+        if check is not None:
+            try:
+                check(outline)
+            except FileError:
+                raise
+            except ValueError as error:
+                raise FileError(f"{path} cannot be used: {error}") from error
+        file.seek(0)  # read, not mapped: truncating a mapped file kills its reader
+        content = file.read(size) or b""
+    with _refusing(path):
         arrays = from_bytes(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise FileError(f"{path} has format {metadata['format']!r}, expected {FORMAT!r}")
-        structure = metadata["structure"]
-        if metadata["sha256"] != _digest(structure, arrays):
+        if metadata["sha256"] != _digest(metadata["structure"], arrays):
             raise FileError(f"{path} is damaged: its content does not match its SHA-256 digest")
-        return _fill(json.loads(structure), arrays)
+        return _fill(structure, arrays)
+
+
+@contextmanager
+def _refusing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn all that a spoilt file can raise into FileError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except FileError:
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileError(
             f"{path} is damaged or was not written by tinyalex.save ({reason})"
         ) from error
 
 
+def _read_header(
+    file: BinaryIO, size: int
+) -> tuple[dict[str, str], Any, dict[str, np.ndarray[Any, Any]]]:
+    """Return the notes, the structure, and the outlines of the arrays, which fill the file."""
+    length = int.from_bytes(file.read(8) or b"", "little")
+    if not 2 <= length <= min(LONGEST_HEADER, size - 8):
+        raise ValueError(f"a file of {size} bytes cannot have a header of {length}")
+    entries = json.loads(file.read(length) or b"")
+    metadata = entries.pop("__metadata__")
+    end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    if 8 + length + end != size:
+        raise ValueError(f"it has {size} bytes, its header is about {8 + length + end}")
+    outlines = {
+        name: np.broadcast_to(np.zeros((), _DTYPES[entry["dtype"]]), entry["shape"])
+        for name, entry in entries.items()
+    }
+    return metadata, json.loads(metadata["structure"]), outlines
+
+
 _KINDS = {"b": "BOOL", "i": "I", "u": "U", "f": "F"}
+_DTYPES = {"BOOL": "?"} | {
+    f"{_KINDS[kind]}{8 * size}": f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8)
+}
+LONGEST_HEADER = 100_000_000
+"""Bytes of a header that safetensors reads."""
 
 
 def _header(arrays: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> bytes:

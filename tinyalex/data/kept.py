@@ -21,6 +21,8 @@ from tinyalex.files import open_regular
 WORTH_READING = 10_000
 """Images of which parts are read for their marks, in seconds; of more, the sizes have to do."""
 PART = 4096
+MOST_TEXT = 2**30
+"""Bytes of names that are unpacked: those of twenty million images."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,14 @@ class Kept:
         ):
             raise ValueError(f"{folder!r} is no name for the folder of a split")
         try:
-            text = np.frombuffer(zlib.decompress(state["names"].tobytes()), np.uint8)
+            unpacking = zlib.decompressobj()
+            text = np.frombuffer(
+                unpacking.decompress(state["names"].tobytes(), MOST_TEXT), np.uint8
+            )
+            if not unpacking.eof:
+                raise ValueError(
+                    f"the names of the images are cut short, or above {MOST_TEXT} bytes"
+                )
         except (AttributeError, zlib.error) as error:
             raise ValueError(f"the names of the images are damaged: {error}") from error
         kept = cls(folder, classes, text, marks, int(state["rules"]))

@@ -110,6 +110,28 @@ class AlexNet(nn.Module):
         )
 
 
+def parameter_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the parameters of a network that is not built."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(layer: str, weight: tuple[int, ...]) -> None:
+        shapes.update({f"{layer}.weight": weight, f"{layer}.bias": weight[:1]})
+
+    channels, size = variant.in_channels, variant.input_size
+    for place, layer in enumerate(variant.features):
+        if isinstance(layer, spec.Conv):
+            window = (layer.kernel, layer.kernel)
+            note(f"features.{place}", (layer.channels, channels // layer.groups, *window))
+        channels, size = _output_shape(layer, channels, size)
+    inputs = channels * size * size
+    for place, last in enumerate(variant.classifier):
+        if isinstance(last, spec.Linear):
+            outputs = last.features or num_classes
+            note(f"classifier.{place}", (outputs, inputs))
+            inputs = outputs
+    return shapes
+
+
 def smallest_input(variant: Variant) -> int:
     """Return the size of the smallest image in which every window still fits."""
     size = 1

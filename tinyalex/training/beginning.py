@@ -43,9 +43,8 @@ def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
         images.check_there()
         run = new_run(settings, mean, checkpoint.get("colour_covariance"), kept=images.kept)
         run.set_state(checkpoint)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, ValueError) else f"no run wrote its state, {error!r}"
-        raise FileError(f"the run in {out} cannot be resumed: {reason}") from error
+    except ValueError as error:
+        raise FileError(f"the run in {out} cannot be resumed: {error}") from error
     if changed := run.look_at_files():
         what = f"{len(changed)} images held out have other contents than before"
         say(f"changed: {what}: {listed(changed)}")

@@ -15,18 +15,19 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tinyalex.files import FileError, Folder, load, writer_of
-from tinyalex.training.classifier import Classifier
+from tinyalex.schema import check
+from tinyalex.training.classifier import Classifier, check_state
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.lock import Lock
 from tinyalex.training.metrics import METRICS
 from tinyalex.training.run import Run
 from tinyalex.training.settings import Settings
-from tinyalex.training.state import State
+from tinyalex.training.state import CONTENT, State
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 KIND = "tinyalex checkpoint 1"
@@ -51,7 +52,7 @@ class Checkpoints:
         self.seconds = seconds
         self.share = share
         self._best: dict[str, Any] | None = None
-        self._best_top1: float | None = None  # of the network kept or, once looked at, on the disk
+        self._best_so_far: State | None = None  # of the network kept or, once read, on the disk
         self._cost = 0.0
         self.seconds_to_save = 0.0
         """How long the next `save` will take, judging by the one before."""
@@ -180,14 +181,15 @@ class Checkpoints:
         It can be: of epochs after `last`, which a resumed run may repeat at another rate. Returns
         whether the network was kept.
         """
-        if self._best_top1 is None:
+        if self._best_so_far is None:
             try:
-                self._best_top1 = state_in(load_checkpoint(self.best), self.best).best_top1
+                self._best_so_far = state_in(load_checkpoint(self.best), self.best)
             except (FileNotFoundError, FileError):
-                self._best_top1 = -1.0
-        if run.state.best_top1 < self._best_top1:
+                self._best_so_far = State()
+        mine, its = run.state, self._best_so_far
+        if mine.is_best(its.best_top1, its.best_loss):
             return False
-        self._best, self._best_top1 = run.get_result(), run.state.best_top1
+        self._best, self._best_so_far = run.get_result(), replace(mine)
         return True
 
     def due(self, epoch_ends: bool = False) -> bool:
@@ -247,12 +249,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+
+    def look(content: Any) -> None:
+        if not isinstance(content, dict) or content.get("kind") != KIND:
+            raise FileError(f"{path} is not a checkpoint of this version of tinyalex ({KIND!r})")
+        check(content, CONTENT)
+        check_state(content["classifier"])
+        velocities = content.get("optimizer", {}).get("velocity", ())
+        weights = content["classifier"]["weights"].values()
+        if sum(v.nbytes for v in velocities if v is not None) > sum(w.nbytes for w in weights):
+            raise FileError(f"{path} cannot be used: its velocities are larger than its weights")
+
     try:
-        content = load(path)
+        content: dict[str, Any] = load(path, look)
     except OSError as error:
         raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise FileError(f"{path} is not a checkpoint of this version of tinyalex ({KIND!r})")
     return content
 
 

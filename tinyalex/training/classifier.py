@@ -10,11 +10,50 @@ import numpy as np
 
 from tinyalex.data import EvalTransform, TenCropTransform, resize_shorter_side
 from tinyalex.models import VARIANTS, AlexNet, alexnet
+from tinyalex.models.alexnet import parameter_shapes
+from tinyalex.schema import ARRAY, TEXT, Each, Maybe, array, check, list_of, number, whole
 from tinyalex.training.datasets import shorter_side_for
 from tinyalex.training.evaluation import averaged, log_probabilities
 
 CROPS: dict[int, type[EvalTransform]] = {1: EvalTransform, 10: TenCropTransform}
 """How an image is cut for an answer: the centre alone, or the paper's ten views."""
+
+
+SIDE = whole(0, 4096)
+"""The shorter side of images, in pixels: four times as long, they still fit in memory."""
+
+SCHEMA = {
+    "variant": TEXT,
+    "classes": [TEXT],
+    "mean": list_of(number(-1e6, 1e6), 1, 3) | array("float32", None, None, 3),
+    "std": list_of(number(1e-6, 1e6), 1, 3),
+    "input_size": SIDE,
+    "shorter_side": Maybe(SIDE),
+    "channels": Maybe(TEXT),
+    "dropout": number(0, 1),
+    "weights": Each(ARRAY),
+}
+
+
+def check_state(state: Any) -> None:
+    """Raise ValueError for what no classifier's `get_state` returns, before anything is built.
+
+    Of arrays only the shapes are looked at, for they decide how much memory it all takes.
+    """
+    check(state, SCHEMA, "classifier")
+    classes, weights = state["classes"], state["weights"]
+    if not classes or len(set(classes)) < len(classes):
+        raise ValueError("the names of the classes must differ, and there must be one at least")
+    if state["variant"] in VARIANTS:
+        expected = parameter_shapes(VARIANTS[state["variant"]], len(classes))
+        if differing := ", ".join(sorted(expected.keys() ^ weights.keys())):
+            raise ValueError(f"these weights do not fit the network: it differs in {differing}")
+        for name, shape in expected.items():
+            if weights[name].shape != shape:
+                raise ValueError(
+                    f"these weights do not fit the network: {name} must have shape {shape} for "
+                    f"{len(classes)} classes, not {weights[name].shape}"
+                )
 
 
 @dataclass
@@ -36,6 +75,8 @@ class Classifier:
 
     def __post_init__(self) -> None:
         self.shorter_side = self.shorter_side or shorter_side_for(self.input_size)
+        sides = {"input_size": self.input_size, "shorter_side": self.shorter_side}
+        check(sides, {"input_size": whole(1, self.shorter_side), "shorter_side": SIDE})
         shape = (self.shorter_side, self.shorter_side, 3)
         if isinstance(self.mean, np.ndarray) and self.mean.shape != shape:
             raise ValueError(f"the mean image has shape {self.mean.shape}, expected {shape}")
@@ -110,10 +151,10 @@ class Classifier:
 
         A state without "shorter_side" or "channels", as they once were, has the usual ones.
         """
+        check_state(state)
         if state["variant"] not in VARIANTS:
-            raise ValueError(
-                f"the variant {state['variant']!r} is unknown here; known: {', '.join(VARIANTS)}"
-            )
+            known = ", ".join(VARIANTS)
+            raise ValueError(f"the variant {state['variant']!r} is unknown here; known: {known}")
         model = alexnet(state["variant"], len(state["classes"]), state["dropout"])
         model.load_state_dict(state["weights"])
         mean, std = state["mean"], tuple(state["std"])

@@ -255,9 +255,10 @@ class Trainer:
         learned, state.since_epoch = state.since_epoch, Average()
         state.epoch, state.batch = state.epoch + 1, 0
         run.schedule.after_epoch(1 - scores.top1)
-        kept = is_best = scores.top1 > state.best_top1
+        kept = is_best = state.is_best(scores.top1, scores.loss)
         if is_best:
-            state.best_top1, state.best_epoch = scores.top1, state.epoch
+            state.best_top1, state.best_loss = scores.top1, scores.loss
+            state.best_epoch = state.epoch
         self.append(
             {
                 "kind": "epoch",

@@ -25,6 +25,7 @@ from tinyalex.data import (
 from tinyalex.data.kept import Kept, listed
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
+from tinyalex.schema import check
 from tinyalex.tensor import Tensor
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import (
@@ -40,7 +41,7 @@ from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.measuring import measure
 from tinyalex.training.progress import Progress
 from tinyalex.training.settings import AUGMENTATIONS, Settings
-from tinyalex.training.state import State
+from tinyalex.training.state import CONTENT, State
 
 INITIAL_IMAGES = 64
 """How many images the initial weights are suited to."""
@@ -113,9 +114,9 @@ class Run:
 
         Where they are not, rates and schedule are those of this run. Raises ValueError, before
         anything is touched, if the state is of another network, optimiser or data set, or has
-        values that are not finite; AttributeError, LookupError or TypeError, before that as well,
-        for what no run's `get_state` returns.
+        values that are not finite.
         """
+        check(state, CONTENT)
         if missing := PARTS - state.keys():
             raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
         if state["data"] != self.data_digest():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +12,7 @@ from tinyalex.data.layout import LAYOUTS
 from tinyalex.data.loader_threads import WORKERS
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
+from tinyalex.schema import FLAG, NOTHING, TEXT, Rule, check, number, one_of, whole
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {"random_crop": False, "flip": False},
@@ -66,8 +65,36 @@ The rest it may never change: the network, the split of the data, and how steps 
 """
 
 
-MOST = {"workers": 1024, "epochs": 1_000_000_000}
-"""What a slip of the finger should not ask of a machine."""
+MOST_PIXELS = 3584
+"""The largest side of the square that a network sees."""
+
+SCHEMA: dict[str, Rule] = {
+    "variant": one_of(VARIANTS),
+    "epochs": whole(1, 1_000_000_000),
+    "batch_size": whole(1),
+    "lr": Rule("a finite number > 0", lambda lr: number(0).holds(lr) and lr > 0),
+    "weight_decay": number(0),
+    "schedule": one_of(SCHEDULES),
+    "input_size": whole(1, MOST_PIXELS),
+    "data": Rule("a folder", lambda data: data is None or TEXT.holds(data)),
+    "layout": NOTHING | one_of(LAYOUTS),
+    "augment": one_of(AUGMENTATIONS),
+    "mean": one_of(MEANS),
+    "colour_noise": one_of(COLOUR_NOISES),
+    "initial_weights": one_of(INITIAL_WEIGHTS),
+    "dropout": Rule("at least 0 and below 1", lambda p: number(0, 1).holds(p) and p < 1),
+    "seed": whole(0, 2**64 - 1),
+    "threads": whole(1),
+    "workers": whole(1, 1024),
+    "worker_processes": FLAG,
+    "image_cache": Rule("a whole number of megabytes >= 0", whole(0).holds),
+    "index_cache": FLAG,
+    "device": TEXT,
+    "precision": one_of(PRECISIONS),
+    "cuda_graph": FLAG,
+    "read_loss_every": whole(1, STEPS_PER_ROW),
+}
+"""What each setting may be."""
 
 
 @dataclass(frozen=True)
@@ -112,31 +139,8 @@ class Settings:
     """Steps between two looks at the loss, for each of which a GPU's work is waited for."""
 
     def __post_init__(self) -> None:
-        _one_of("variant", self.variant, VARIANTS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        if self.layout is not None:
-            _one_of("layout", self.layout, LAYOUTS)
-        _one_of("augment", self.augment, AUGMENTATIONS)
-        _one_of("mean", self.mean, MEANS)
-        _one_of("colour_noise", self.colour_noise, COLOUR_NOISES)
-        _one_of("initial_weights", self.initial_weights, INITIAL_WEIGHTS)
-        for name in ("epochs", "batch_size", "input_size", "threads", "workers"):
-            value = getattr(self, name)
-            _check(value >= 1, name, "a whole number >= 1", value)
-        for name, most in MOST.items():
-            value = getattr(self, name)
-            _check(value <= most, name, f"at most {most:,}", value)
-        _check(self.data is None or isinstance(self.data, str), "data", "a folder", self.data)
-        cache = self.image_cache
-        _check(cache >= 0, "image_cache", "a whole number of megabytes >= 0", cache)
-        _check(self.seed >= 0, "seed", "a whole number >= 0", self.seed)
-        _check(0 < self.lr < math.inf, "lr", "a finite number > 0", self.lr)
-        decay = self.weight_decay
-        _check(0 <= decay < math.inf, "weight_decay", "a finite number >= 0", decay)
-        _check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
-        _one_of("precision", self.precision, PRECISIONS)
-        every, most = self.read_loss_every, STEPS_PER_ROW
-        _check(1 <= every <= most, "read_loss_every", f"a whole number from 1 to {most}", every)
+        for name, rule in SCHEMA.items():
+            check(getattr(self, name), rule, name.replace("_", "-"))
         if parse(self.device) == "cpu":
             exact = "highest without a GPU (--device cuda)"
             _check(self.precision == "highest", "precision", exact, self.precision)
@@ -179,10 +183,6 @@ class Settings:
         """Return the names of the fields in which the two differ."""
         names = [field.name for field in fields(self)]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
-
-
-def _one_of(name: str, value: str, known: Iterable[str]) -> None:
-    _check(value in known, name, "one of " + ", ".join(known), value)
 
 
 def _check(holds: bool, name: str, expected: str, value: object) -> None:
