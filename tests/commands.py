@@ -121,10 +121,10 @@ def hear_signals():
 HEARD = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda *_: None}
 
 
-def start(name, *arguments, **options):
-    """Start a command in a process of its own."""
+def start(name, *arguments, before=(), **options):
+    """Start a command in a process of its own, perhaps by another that comes `before`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, name, *map(str, arguments)]
+    command = [*before, sys.executable, __file__, name, *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, env=environment, stdout=pipe, stderr=pipe, text=True, **options

@@ -7,6 +7,8 @@ import io
 import warnings
 from collections.abc import Iterator
 
+from tinyalex.training.signals import LeftError
+
 
 class PackageError(ImportError):
     """An optional package that is missing, or that does not work here."""
@@ -19,7 +21,9 @@ def borrowed(package: str) -> Iterator[None]:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:
+    except LeftError:
+        raise
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             raise PackageError(f"{package} is missing (pip install {package})") from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -34,6 +34,10 @@ class StoppedError(Exception):
         """
 
 
+class LeftError(SystemExit):
+    """A signal ended a command that had nothing to save."""
+
+
 class StopRequest:
     """Context manager that is true once the step under way should be the last, for `reason`.
 
@@ -97,7 +101,7 @@ class StopRequest:
 def leaving_on_signals(pause: bool = False) -> Iterator[None]:
     """Let signals leave a block as Ctrl-C does: by an exception, cleaning up.
 
-    That of SIGTERM, SIGHUP and, with `pause`, SIGUSR1 is SystemExit with the code that
+    That of SIGTERM, SIGHUP and, with `pause`, SIGUSR1 is LeftError with the code that
     `StopRequest` would give. A second signal ends the process at once. For what has nothing to
     save.
     """
@@ -111,7 +115,7 @@ def leaving_on_signals(pause: bool = False) -> Iterator[None]:
         if signum == signal.SIGINT:
             raise KeyboardInterrupt
         _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
-        raise SystemExit(_exit_code(signum))
+        raise LeftError(_exit_code(signum))
 
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in the background of a script
     besides = (PAUSE if not pause else None, signal.SIGINT if ignored else None)
