@@ -90,6 +90,7 @@ UPRIGHT = {
     "PNG, garbage in XMP": png(images.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0\xff\xfe")),
     "WebP, garbage in EXIF": encoded("WEBP", exif=GARBAGE),
     "WebP, garbage in profile and XMP": encoded("WEBP", icc_profile=b"?", xmp=b"\xff\xfe"),
+    "WebP, cut off in EXIF": encoded("WEBP", exif=bytes(100), xmp=XMP)[:-100],
     "JPEG, garbage in EXIF": jpeg((0xE1, GARBAGE)),
     "JPEG, EXIF cut short": jpeg((0xE1, b"Exif\0\0" + exif_of(6)[:12])),
     "JPEG, EXIF of 65,535 entries": jpeg((0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff")),

@@ -141,8 +141,6 @@ def _decode(content: bytes, shorter_side: int | None) -> np.ndarray:
             raise FormatError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
         if shorter_side is not None:
             image.draft(None, (shorter_side, shorter_side))  # JPEG only; nothing for the others
-        if image.format == "WEBP":  # whose metadata does no harm
-            exif, xmp = image.info.get("exif", b""), image.info.get("xmp", b"")
         upright = UPRIGHT.get(orientation_in(exif, xmp))
         rgb = _to_rgb(image)
         return np.asarray(rgb if upright is None else rgb.transpose(upright))

@@ -102,6 +102,8 @@ def picture_of(content: bytes) -> Picture:
         return _jpeg(content)
     if content.startswith(_PNG):
         return _png(content)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return _webp(content)
     if content.startswith(b"BM"):
         _check_bmp(content)
     if content.startswith(b"GIF8"):
@@ -237,6 +239,29 @@ def _from_hex(profile: bytes) -> bytes:
         return bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
     except ValueError:
         return b""
+
+
+def _webp(content: bytes) -> Picture:
+    """Keep the chunks that make the picture, or pictures."""
+    kept, exif, xmp, size = [b"WEBP"], b"", b"", 4
+    position = 12
+    for _ in range(MAX_PARTS):
+        if position >= len(content):
+            # The size is that of what should be there: a picture cut short must not pass for whole.
+            head = struct.pack("<4sI", b"RIFF", min(size, 2**32 - 2))
+            return Picture(b"".join([head, *kept]), exif, xmp)
+        kind = content[position : position + 4]
+        length = int.from_bytes(content[position + 4 : position + 8], "little")
+        end = position + 8 + length + length % 2
+        if kind == b"EXIF":
+            exif = content[position + 8 : end]
+        elif kind == b"XMP ":
+            xmp = content[position + 8 : end]
+        elif kind != b"ICCP":
+            kept.append(content[position:end])
+            size += end - position
+        position = end
+    raise FormatError(f"more than {MAX_PARTS:,} chunks")
 
 
 def _check_bmp(content: bytes) -> None:
