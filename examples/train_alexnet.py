@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
                 return DONE if overfit(run, args.overfit) else complain(advice(run), FAILED)
             steps = args.steps if args.steps and args.steps < run.total_steps else None
             stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
-            place = ("--out", f"{args.out}-again")
+            place = ("--out", Path(f"{args.out}-again"))
             again = example("train_alexnet.py", *as_arguments(settings), *place)
             trainer = held.enter_context(prepared(run, checkpoints, stop, again))
             if args.tensorboard:
@@ -211,7 +211,12 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
 def example(script: str, *arguments: object) -> str:
     """Return a command line that runs one of the examples."""
     path = shortest(Path(__file__).with_name(script))
-    return command_line([this_python(), path, *arguments])
+    # A folder called -x would be taken for an option.
+    words = [
+        f"./{word}" if str(word)[:1] == "-" and isinstance(word, Path) else word
+        for word in arguments
+    ]
+    return command_line([this_python(), path, *words])
 
 
 if __name__ == "__main__":

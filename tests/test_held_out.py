@@ -1,7 +1,9 @@
 """The images that a run held out stay those, whatever becomes of its data."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import unicodedata
 from pathlib import Path
@@ -313,6 +315,34 @@ def test_other_images_under_the_same_names_are_others(data, copy, tmp_path):
         (only / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, only / path.parent.name)
     assert evaluated(copy, "--data", only)[::2] == (0, "")
+
+
+@pytest.mark.parametrize("learned_from_prepared", [False, True])
+def test_prepared_copies_of_training_images_are_known(learned_from_prepared, data, tmp_path):
+    clean, out = tmp_path / "clean", tmp_path / "run"
+    assert run("prepare_images", data, clean, "--size", 36, "--processes", 1)[0] == 0
+    one, other = (clean, data) if learned_from_prepared else (data, clean)
+    assert train_on(one, out, "--epochs", 1)[0] == 0
+    code, _, complaints = evaluated(out, "--data", other)
+    assert code == 0
+    assert complaints.startswith("warning: 57 of these 72 images are images that the run learned")
+
+
+def test_printed_commands_run(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--variant", "tiny", "--data", photos, "--steps", 3)
+    code, said, _ = run(TRAIN, *arguments, "--out=-my run's")
+    assert code == 0
+    _, _, *resume = shlex.split(said.partition("; go on: ")[2])
+    code, said, _ = run(TRAIN, *resume)
+    assert code == 0
+    evaluate, predict = (shlex.split(line)[2:] for line in said.splitlines()[-2:])
+    assert run("evaluate", *evaluate)[0] == 0
+    assert run("predict", *predict[:-1], photos / "ash" / "00.png")[0] == 0
+    again = json.loads(Path("-my run's", "run.json").read_text())["again"]
+    assert run(TRAIN, *shlex.split(again)[2:])[0] == 0
+    code, _, complaints = run(TRAIN, *arguments, "--out=-my run's")
+    assert_refused(code, complaints, "holds a run already: go on with it by --resume ")
 
 
 def test_a_run_and_its_data_can_be_moved(data, copy, tmp_path):

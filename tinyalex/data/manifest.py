@@ -107,6 +107,17 @@ def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
     return header and header + "\n", entries, damaged
 
 
+def sources(root: Path) -> dict[bytes, bytes]:
+    """Return what each image in a prepared folder was made from, by their names; {} for others."""
+    try:
+        if file_size(root / MANIFEST) < 0:
+            return {}
+        _, entries, _ = read_manifest(root / MANIFEST)
+    except OSError:
+        return {}
+    return {os.fsencode(entry.path): os.fsencode(entry.source) for entry in entries}
+
+
 def training_entries(entries: Sequence[Entry], folder: str) -> list[Entry]:
     """Return the entries that the statistics are of: those in the folder of the training images.
 

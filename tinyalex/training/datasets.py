@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,9 @@ from tinyalex.data import (
     resize_shorter_side,
 )
 from tinyalex.data.dataset import printable
-from tinyalex.data.kept import Kept, listed, mark
+from tinyalex.data.kept import Kept, composed, listed, mark
 from tinyalex.data.layout import find_layout
+from tinyalex.data.manifest import sources
 from tinyalex.files import FileError
 from tinyalex.training.progress import warn
 from tinyalex.training.settings import Settings
@@ -210,8 +211,8 @@ class RunImages:
     def warning(self, images: ImageFolder) -> str:
         """Say whether the run learned from some of these images, "" if it did not.
 
-        They are known by their places, and elsewhere by their names and, where those that the run
-        learned from are still there, by their contents.
+        They are known by their places; elsewhere by their names and contents, and by names alone
+        where those that the run learned from are gone or either folder was prepared.
         """
         if self.settings.data is None:
             return ""
@@ -219,26 +220,42 @@ class RunImages:
             train = self.kept["train"]
         except DataError as error:
             return f"which of these images the run learned from is not known: {error}"
-        home = os.path.realpath(Path(self.settings.data, train.folder))
+        root = Path(self.settings.data)
+        home, folder = (
+            os.path.realpath(root / train.folder),
+            os.path.relpath(images.folder, images.root),
+        )
+        before, made = sources(root), sources(images.root)
         learned, names = set(train.names), images.kept().names
+        origins = {before.get(name, name) for name in _below(train.folder, train.names)}
         count = 0
-        for path, name in zip(images.paths, names, strict=True):
+        for path, name, whole in zip(images.paths, names, _below(folder, names), strict=True):
             real = os.path.realpath(path)
             if real.startswith(os.path.join(home, "")):
                 count += os.fsencode(os.path.relpath(real, home)) in learned
+            elif before or made:
+                count += made.get(whole, whole) in origins
             elif name in learned:
                 count += mark(os.path.join(home, os.fsdecode(name))) in (-1, mark(path))
         if not count:
             return ""
         known = "" if os.path.isdir(home) else ", judging by their names"
-        others = set().union(*(part.names for split, part in self.kept.items() if split != "train"))
+        others = {
+            name for split, part in self.kept.items() if split != "train" for name in part.names
+        }
         way_out = (
-            f"; {self._option} takes those alone that it held out" if others & set(names) else ""
+            ""
+            if others.isdisjoint(names)
+            else f"; {self._option} takes those alone that it held out"
         )
         return (
             f"{count} of these {len(images)} images are images that the run learned from{known}: "
             f"they say nothing about others{way_out}"
         )
+
+
+def _below(folder: str, names: Iterable[bytes]) -> list[bytes]:
+    return [os.path.normpath(os.path.join(os.fsencode(folder), name)) for name in names]
 
 
 def data_digest(classes: Sequence[str], *labels: np.ndarray) -> str:
@@ -269,15 +286,16 @@ def open_folder(
         (train,) = splits.values()
         raise DataError(f"{root} has training images alone: name {Path(root) / train} to use those")
     dataset = ImageFolder(root, split, shorter_side=shorter_side, complete=False, layout=layout)
-    unknown = sorted(set(dataset.classes) - set(classes))
+    places = {composed(os.fsencode(name)): label for label, name in enumerate(classes)}
+    found = [places.get(composed(os.fsencode(name))) for name in dataset.classes]
+    unknown = [name for name, place in zip(dataset.classes, found, strict=True) if place is None]
     if unknown:
         raise DataError(
             f"{printable(root)} has classes that this network does not know: "
             f"{', '.join(map(printable, unknown[:5]))}; it knows "
             f"{', '.join(map(printable, classes[:10]))}"
         )
-    positions = np.array([classes.index(name) for name in dataset.classes])
-    dataset.classes, dataset.labels = classes, positions[dataset.labels]
+    dataset.classes, dataset.labels = classes, np.array(found, np.int64)[dataset.labels]
     return dataset
 
 

@@ -16,7 +16,7 @@ from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
 from tinyalex.training.command import Parser
 from tinyalex.training.parser import make_parser, option
-from tinyalex.training.progress import say, warn
+from tinyalex.training.progress import command_line, say, warn
 from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
 from tinyalex.training.tensorboard import require_tensorboard
 
@@ -87,7 +87,8 @@ def read_arguments(
         check_place(args.out, settings.data)
     checkpoints = Checkpoints(args.out)
     if checkpoints.found() and not (args.overfit or args.summary):
-        go_on = f"go on with it by --resume {args.out}, or " if checkpoints.exist() else ""
+        go_on = command_line(["--resume", args.out])
+        go_on = f"go on with it by {go_on}, or " if checkpoints.exist() else ""
         raise ValueError(f"{args.out} holds a run already: {go_on}give another --out")
     return args, settings, checkpoints, None
 
