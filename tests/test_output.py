@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import tinyalex as ta
 from tinyalex.data import ImageError
 from tinyalex.data.dataset import printable
 from tinyalex.training import Checkpoints, load_checkpoint
+from tinyalex.training.command import command
 from tinyalex.training.parser import make_parser
 from tinyalex.training.progress import (
     Progress,
@@ -400,3 +402,69 @@ def test_ctrl_c_while_libraries_are_imported(path, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30) == (b"", b"")
     assert process.returncode == 130
+
+
+class Dropping:
+    def __init__(self, signum):
+        self.signum = signum
+
+    def __del__(self):
+        signal.raise_signal(self.signum)
+
+
+def convert(signum):
+    try:
+        signal.raise_signal(signum)
+    except BaseException as error:
+        raise ImportError("numpy failed to import") from error
+
+
+def drop(signum):
+    Dropping(signum)
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("act", [signal.raise_signal, convert, drop])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_a_command_wherever_it_comes(act, signum, code, capfd):
+    before = signal.signal(signum, signal.SIG_DFL)  # as it is in a terminal
+    try:
+        assert ended(command(lambda argv: act(signum))) == code
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    finally:
+        signal.signal(signum, before)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_second_signal_ends_a_command_at_once():
+    program = """if True:
+        import os, signal
+        from tinyalex.training.command import command
+
+        @command
+        def main(argv):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGINT)
+
+        main([])
+    """
+    assert subprocess.run([sys.executable, "-c", program], env=environment()).returncode == 130
+
+
+def test_what_is_ignored_in_the_background_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert command(lambda argv: signal.raise_signal(signal.SIGINT) or 5)([]) == 5
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def ended(main):
+    try:
+        return main([])
+    except SystemExit as stop:
+        return stop.code

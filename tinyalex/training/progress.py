@@ -228,13 +228,21 @@ def one_sentence(error: BaseException) -> str:
         reason = error.strerror
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             reason += ", there is no room for the file"
-        name = error.filename
-        named = isinstance(name, (str, bytes, os.PathLike))
-        return f"{printable(os.fsdecode(name))}: {reason}" if named else reason
+        if isinstance(error.filename, (str, bytes, os.PathLike)):
+            return f"{printable(os.fsdecode(error.filename))}: {reason}"
+        return f"the current folder is gone: {reason}" if _is_nowhere() else reason
     text, kind = escaped(str(error).strip()), type(error).__name__
     if isinstance(error, (LookupError, TypeError, AttributeError)):  # whose texts say too little
         return f"{kind}: {text}"
     return text or kind
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def command_line(words: Iterable[object]) -> str:

@@ -105,25 +105,40 @@ def leaving_on_signals(pause: bool = False) -> Iterator[None]:
     `StopRequest` would give. A second signal ends the process at once. For what has nothing to
     save.
     """
-    leaving = False
+    leaving: BaseException | None = None
+    received = 0
 
     def leave(signum: int, frame: FrameType | None) -> None:
-        nonlocal leaving
-        if leaving:
+        nonlocal leaving, received
+        if leaving is not None:
             os._exit(_exit_code(signum))
-        leaving = True
-        if signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
-        raise LeftError(_exit_code(signum))
+        received, leaving = signum, KeyboardInterrupt()
+        if signum != signal.SIGINT:
+            _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
+            leaving = LeftError(_exit_code(signum))
+        raise leaving
+
+    def report(dropped: sys.UnraisableHookArgs) -> None:
+        nonlocal leaving
+        if leaving is None or dropped.exc_value is not leaving:
+            report_before(dropped)
+        else:  # by a finalizer, say: once more, outside of it
+            leaving = None
+            threading.Timer(0.01, os.kill, (os.getpid(), received)).start()
 
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in the background of a script
     besides = (PAUSE if not pause else None, signal.SIGINT if ignored else None)
+    report_before, sys.unraisablehook = sys.unraisablehook, report
     previous = _answer(leave, besides)
     try:
         yield
+    except BaseException as error:
+        if leaving is not None and error is not leaving:
+            raise leaving from error  # what an interrupted import makes of it, for one
+        raise
     finally:
         _restore(previous)
+        sys.unraisablehook = report_before
 
 
 def _exit_code(signum: int) -> int:
