@@ -62,7 +62,7 @@ def threads():
     return tinyalex.threads.set_num_threads
 
 
-two_cores = pytest.mark.skipif(tinyalex.threads._available() < 2, reason="needs two cores")
+two_cores = pytest.mark.skipif(tinyalex.threads.available_cores() < 2, reason="needs two cores")
 
 
 # --- blocks ---------------------------------------------------------------------------------------
