@@ -1,4 +1,4 @@
-"""A data set that decodes no image twice while there is room to keep it."""
+"""Data set that keeps decoded images in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of images in one folder per class, made by several processes at a time or by one."""
+"""Copies of images in one folder per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files to arrays of RGB pixels, or to an ImageError that says why not."""
+"""Decoding of image files to arrays of RGB pixels."""
 
 from __future__ import annotations
 

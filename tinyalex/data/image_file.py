@@ -1,4 +1,4 @@
-"""Image files as bytes: read once, freed of metadata, bounded in what decoding them costs.
+"""Image files as bytes, without metadata, and bounded in cost.
 
 Pillow refuses some images for their texts, colour profiles or EXIF, and decodes others for minutes.
 So what it sees here is the picture alone, and only one that takes seconds at most.
@@ -61,7 +61,7 @@ class FormatError(ValueError):
 
 
 class Picture(NamedTuple):
-    """An image file without its metadata, and the two pieces of that which may say what is up."""
+    """An image file without metadata, and the two parts of that with an orientation."""
 
     content: bytes
     exif: bytes = b""
@@ -69,7 +69,7 @@ class Picture(NamedTuple):
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
-    """Return the bytes of a regular file and its status, both from one handle.
+    """Return the bytes and the status of a regular file, from one handle.
 
     Raises OSError with the name of the file, FormatError for anything but a regular file, and for
     one of more than `MAX_BYTES`. Never waits for a pipe or a device.
@@ -112,7 +112,7 @@ def picture_of(content: bytes) -> Picture:
 
 
 def orientation_in(exif: bytes, xmp: bytes) -> int:
-    """Return the orientation, 1 to 8, that EXIF or else XMP gives; 1 (upright) by default."""
+    """Return the orientation (1 to 8) in EXIF or else XMP; 1 is upright, and the default."""
     try:
         found = _exif_orientation(exif)
     except struct.error:  # cut short, or never EXIF
@@ -265,7 +265,8 @@ def _webp(content: bytes) -> Picture:
 
 
 def _check_bmp(content: bytes) -> None:
-    if int.from_bytes(content[30:34], "little") not in (1, 2):  # RLE8, RLE4
+    size, compression = (int.from_bytes(content[at : at + 4], "little") for at in (14, 30))
+    if size == 12 or compression not in (1, 2):  # of OS/2 1.x, or other than RLE8 and RLE4
         return
     width, height = struct.unpack_from("<ii", content, 18)
     # One code can jump over 255 rows.

@@ -1,4 +1,4 @@
-"""A loader's batches made by processes instead of threads: the same, bit for bit."""
+"""Batches made by processes, bit for bit those of threads."""
 
 from __future__ import annotations
 

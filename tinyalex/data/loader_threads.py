@@ -1,4 +1,4 @@
-"""Threads that read images, and that are given up where they are stuck."""
+"""Threads that read images, and are replaced when stuck."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of images of any kind to folders of clean ones, with a manifest and statistics.
+"""Preparation of a folder of images: clean copies, a manifest and statistics.
 
     TARGET/roses/1.jpg              what SOURCE/roses/1.jpg became
     TARGET/roses/2.png.jpg          what SOURCE/roses/2.png became
@@ -196,7 +196,7 @@ def _find_known(target: Path, options: Options) -> dict[str, Entry]:
                 f"{target} was prepared with other options ({header.strip()}): give the same, or "
                 "another folder"
             )
-        if header:  # else nobody knows what they were made with
+        if header:  # else it is not known what they were made with
             known.update((entry.path, entry) for entry in entries)
     return {path: entry for path, entry in known.items() if file_size(target / path) == entry.size}
 

@@ -1,4 +1,4 @@
-"""The mean of a training set and the covariance of its colours: exact, in one pass.
+"""Exact mean image and colour covariance of a training set, in one pass.
 
 The paper subtracts the mean of every pixel (section 2) and shifts colours along the principal
 components of all RGB values (section 4.1). Both are sums over the images. The sums are integers, so
@@ -98,7 +98,7 @@ def pixel_statistics(
         for chunk in chunks:
             total.merge([threads.result(pending.popleft(), bad.give_up)])
             progress(chunk.stop, len(dataset))
-    finally:  # after an error or Ctrl-C, nobody waits for more than the images under way
+    finally:  # after an error or Ctrl-C, only the images under way are waited for
         threads.close()
     return total.statistics()
 

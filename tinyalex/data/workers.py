@@ -1,4 +1,4 @@
-"""Processes that work beside this one, and that are never waited for when they die or are stuck."""
+"""Worker processes, whose death or silence is noticed."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Workers:
 
     @contextmanager
     def idle(self) -> Iterator[Worker]:
-        """Wait for a process that nobody else has, and have it."""
+        """Wait for a process that is free, and have it."""
         worker = self._idle.get()
         try:
             yield worker
@@ -251,7 +251,7 @@ def _result(kind: str, content: Any) -> Any:
 
 
 def _close(workers: list[Worker]) -> None:
-    """End the processes: they notice that the connection is gone; who does not is killed."""
+    """End the processes: they notice that the connection is gone; one that does not is killed."""
     for worker in workers:
         worker.connection.close()
     deadline = time.monotonic() + 5
@@ -300,7 +300,7 @@ class _SignOfLife:
         self._last = float("-inf")
 
     def __call__(self, position: int | None = None) -> None:
-        """Tell the parent now and then that this process is at work; end it if nobody listens.
+        """Tell the parent now and then that this process is at work; end it if that is gone.
 
         The parent sees at once which image is begun, in memory that both share.
         """
