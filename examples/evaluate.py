@@ -27,6 +27,7 @@ import numpy as np
 from tinyalex.backends.devices import check
 from tinyalex.data import Dataset, loader_on
 from tinyalex.data.dataset import printable
+from tinyalex.files import make_folder
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset = folder = open_folder(args.data, classifier.classes, side, args.layout)
         where, warning = printable(folder.folder), images.warning(folder)
     out = args.out or path.parent
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     check_writable(out)
     size = min(max(1, args.batch_size // args.crops), len(dataset))
     transform = classifier.transform_for(args.crops)

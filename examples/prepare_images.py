@@ -68,12 +68,13 @@ def main(argv: list[str] | None = None) -> int:
         found = source_images(args.source, args.target, args.layout)
         with ExitStack() as held:
             try:
-                held.enter_context(locked(args.target))
+                lock = held.enter_context(locked(args.target))
             except OSError as error:
                 raise DataError(
                     f"cannot write to {printable(args.target)}: {one_sentence(error)}"
                 ) from error
-            result = prepare(args.source, found, args.target, options, args.processes, show)
+            work = (args.source, found, args.target, options, args.processes)
+            result = prepare(*work, show, lock.where)
     except (WorkerError, OSError, MemoryError) as error:
         return complain(
             f"{one_sentence(error)}; once that is mended, the same command goes on", FAILED

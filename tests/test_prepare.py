@@ -17,6 +17,7 @@ import tinyalex.data.prepare as prepare_module
 from tinyalex.data import ImageFolder, load_statistics, pixel_statistics, read_image
 from tinyalex.data.manifest import LEFT_OUT, MANIFEST, STATISTICS, Options
 from tinyalex.data.prepare import _convert_all
+from tinyalex.files import Folder
 from tinyalex.training.lock import locked
 
 pytest_plugins = ("originals",)
@@ -96,7 +97,8 @@ def test_an_unreadable_file_is_named(unprivileged):
     (unprivileged / "source/cats/001.png").chmod(0)
     (unprivileged / "target/cats").mkdir(parents=True)
     jobs = [("cats/000.png", "cats/000.png.jpg"), ("cats/001.png", "cats/001.png.jpg")]
-    folders = (unprivileged / "source", unprivileged / "target")
+    with Folder(unprivileged / "target") as target:
+        folders = (unprivileged / "source", (target.path, target.identity))
     entries, left_out = _convert_all(jobs, *folders, Options(), alive=lambda position: None)
     assert [entry.source for entry in entries] == ["cats/000.png"]
     assert left_out == [("cats/001.png", "Permission denied")]

@@ -19,6 +19,7 @@ from tinyalex.data.manifest import (
     open_journal,
     read_manifest,
 )
+from tinyalex.files import Folder
 
 pytest_plugins = ("originals",)
 
@@ -149,7 +150,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_files(originals, prepared, 
     )
     with (target / JOURNAL).open("a") as journal:  # what a kill in the middle of a line leaves
         journal.write('{"path": "train/ash/0')
-    images.empty(target / "train/ash/.06.jpg.xyz.tmp")  # and in the middle of a file
+    images.empty(target / "train/ash/.06.jpg.12345678.tmp")  # and in the middle of a file
     code, out, _ = prepare(originals, target)
     assert code == 0
     assert f"{GOOD - made} images made, {made} were there" in out
@@ -159,13 +160,13 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_files(originals, prepared, 
 def test_a_journal_goes_on_behind_its_last_whole_line(tmp_path):
     first, second = (Entry(f"a/{i}.jpg", f"a/{i}.png", "0" * 64, 10, 20) for i in range(2))
     for text in (first.line() + second.line()[:20], second.line()):
-        with open_journal(tmp_path, Options()) as journal:
-            journal.write(text)
+        with Folder(tmp_path) as folder, open_journal(folder, Options()) as journal:
+            journal.write(text.encode())
     assert read_manifest(tmp_path / JOURNAL) == (Options().header(), [first, second], [])
     with (tmp_path / JOURNAL).open("r+b") as file:  # what it lists may be of other options
         file.write(b"x")
-    with open_journal(tmp_path, Options()) as journal:
-        journal.write(first.line())
+    with Folder(tmp_path) as folder, open_journal(folder, Options()) as journal:
+        journal.write(first.line().encode())
     assert read_manifest(tmp_path / JOURNAL) == (Options().header(), [first], [])
 
 

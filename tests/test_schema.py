@@ -11,7 +11,7 @@ import pytest
 from commands import TRAIN, run
 
 from tinyalex.files import save
-from tinyalex.schema import EXACT, Each, Maybe, Rule, array, check, list_of, number, whole
+from tinyalex.schema import EXACT, Each, Maybe, Rule, array_of, check, list_of, number, whole
 from tinyalex.training import (
     Checkpoints,
     classifier_in,
@@ -30,7 +30,7 @@ SCHEMA = {
     "x": Maybe(number(0, 1)),
     "each": Each(number()),
     "list": [list_of(whole(), 1, 2)],
-    "array": array("float32", None, 3) | Rule("zero", lambda value: type(value) is int),
+    "array": array_of("float32", None, 3) | Rule("zero", lambda value: type(value) is int),
 }
 GOOD = {
     "n": 1,

@@ -245,7 +245,7 @@ class Folder:
                 self._name_anew(temporary, name)
         except BaseException as error:
             with suppress(OSError):
-                self._unlink(temporary)
+                self.remove(temporary)
             own = (None, *map(self._at, (temporary, name)))
             if isinstance(error, OSError) and error.filename in own:
                 error.filename, error.filename2 = str(self.path / name), None
@@ -264,7 +264,7 @@ class Folder:
                 if is_temporary(name) and unwanted:
                     with suppress(OSError):
                         if self.is_file(name):
-                            self._unlink(name)
+                            self.remove(name)
 
     def sync(self) -> bool:
         """Bring the names in the folder to the disk; return False where that cannot be done."""
@@ -285,7 +285,8 @@ class Folder:
         folder = self.descriptor
         os.link(self._at(name), self._at(other), src_dir_fd=folder, dst_dir_fd=folder)
 
-    def _unlink(self, name: str) -> None:
+    def remove(self, name: str) -> None:
+        """Remove a file."""
         os.unlink(self._at(name), dir_fd=self.descriptor)
 
     def _make_way(self, name: str, keep: str | None) -> None:
@@ -297,7 +298,7 @@ class Folder:
             self.put_aside(name)
         elif keep is not None:
             if self.is_file(keep):
-                self._unlink(keep)
+                self.remove(keep)
             elif self.status(keep) is not None:
                 self.put_aside(keep)
             try:
@@ -315,7 +316,7 @@ class Folder:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
             self.rename(name, target)
         else:
-            self._unlink(name)
+            self.remove(name)
 
 
 def write_atomically(

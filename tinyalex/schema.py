@@ -137,7 +137,7 @@ def list_of(rule: Rule, least: int, most: int) -> Rule:
     )
 
 
-def array(dtype: str, *shape: int | None) -> Rule:
+def array_of(dtype: str, *shape: int | None) -> Rule:
     """Return the rule of arrays of a dtype and a shape, in which None is any size."""
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
     return Rule(

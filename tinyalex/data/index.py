@@ -25,7 +25,8 @@ import numpy as np
 
 from tinyalex.data.dataset import DataError, printable
 from tinyalex.data.image import EXTENSIONS
-from tinyalex.files import FileError, load, save
+from tinyalex.files import FileError, load, make_folder, save
+from tinyalex.schema import Each, array_of, check, whole
 
 FORMAT = "tinyalex-index-2"
 
@@ -51,6 +52,13 @@ OTHER_IMAGES = {
 
 WORTH_CACHING = 10_000
 """Images below which a list is read again each time, in a moment."""
+
+CACHED = {
+    "text": array_of("uint8", None),
+    "counts": array_of("int64", None),
+    "passed_over": Each(whole()),
+}
+"""What is taken from a remembered list."""
 
 SETTLED_SECONDS = 2.0
 """A folder that changed so shortly ago may change again without a change of its times."""
@@ -348,9 +356,9 @@ def remember(place: Path | None, content: object) -> None:
     """Write what is known; where that cannot be, the next run finds it out again."""
     try:
         if place is not None:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(place.parent)
             save(content, place)
-    except OSError:
+    except (OSError, ValueError):  # a ValueError: more folders than a file can list
         pass
 
 
@@ -372,9 +380,13 @@ def _index_in(
         for folder, numbers in content["folders"].items():
             if list(fingerprint(os.path.join(root, folder))) != numbers:
                 return None
-        passed_over = Counter[str](content["passed_over"])
-        return Index(root, classes, content["text"], content["counts"], passed_over)
-    except (DataError, KeyError, AttributeError, TypeError):  # a folder gone, or not one of ours
+        check(content, CACHED)
+        text, counts = content["text"], content["counts"]
+        ends = int(np.count_nonzero(text == 0))
+        if len(counts) != len(classes) or counts.min() < 0 or counts.sum() != ends or text[-1]:
+            return None
+        return Index(root, classes, text, counts, Counter[str](content["passed_over"]))
+    except (DataError, LookupError, AttributeError, TypeError, ValueError):  # gone, or not ours
         return None
 
 

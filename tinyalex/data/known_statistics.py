@@ -68,8 +68,8 @@ def kept_statistics(place: Path | None, digest: str) -> PixelStatistics | None:
     content = remembered(place)
     try:
         if content["images_sha256"] == digest:
-            return PixelStatistics(**content["statistics"])
-    except (KeyError, TypeError):  # none, or not one of ours
+            return PixelStatistics.of(content["statistics"])
+    except (KeyError, TypeError, ValueError):  # none, or not one of ours
         pass
     return None
 

@@ -13,14 +13,14 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from tinyalex.data.dataset import DataError, printable
 from tinyalex.data.image import FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import is_hidden
 from tinyalex.data.statistics import load_statistics
 from tinyalex.data.workers import MAX_STUCK, Work, Workers, disk_error, late
-from tinyalex.files import FileError, open_regular, write_atomically
+from tinyalex.files import FileError, Folder, open_regular
 
 MANIFEST, JOURNAL = "manifest.jsonl", ".manifest-so-far.jsonl"
 STATISTICS, LEFT_OUT = "statistics.safetensors", "left_out.jsonl"
@@ -31,6 +31,9 @@ PATIENCE = 30.0
 
 CHUNK = 16
 """Images in one task of a process: a second of work at most, all that an interruption costs."""
+
+LONGEST_LINE = 2**18
+"""Bytes above which a line is none of a manifest, and neither is what follows."""
 
 ENDINGS = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}
 
@@ -89,22 +92,25 @@ def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
     A power failure may leave such lines in a journal: what they were about is made again. Where the
     first line is damaged, "" stands in its place, and the entries of the others come all the same.
     """
-    header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    entries, damaged = [], []
-    try:
-        json.loads(header)
-    except ValueError:
-        header, damaged = "", [1]
-    for number, line in enumerate(lines, start=2):
-        try:
-            if line:
-                entry = Entry(**json.loads(line))
-                os.fspath(entry.path)
-                os.fspath(entry.source)
+    header, entries, damaged = "", [], []
+    with open_regular(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
+            if number > 1 and not line.strip():
+                continue
+            try:
+                content = json.loads(line)
+                if number == 1:
+                    header = line.decode().rstrip("\n") + "\n"
+                    continue
+                entry = Entry(**content)
+                if tuple(map(type, entry)) != (str, str, str, int, int):
+                    raise TypeError("a field of another type")
                 entries.append(entry)
-        except (ValueError, TypeError):
-            damaged.append(number)
-    return header and header + "\n", entries, damaged
+            except (ValueError, TypeError, RecursionError):
+                damaged.append(number)
+                if len(line) == LONGEST_LINE:  # and nobody knows where the next one begins
+                    break
+    return header, entries, damaged or ([] if header else [1])
 
 
 def sources(root: Path) -> dict[bytes, bytes]:
@@ -127,14 +133,15 @@ def training_entries(entries: Sequence[Entry], folder: str) -> list[Entry]:
     return [entry for entry in entries if entry.path.startswith(below)]
 
 
-def open_journal(target: Path, options: Options) -> TextIO:
+def open_journal(target: Folder, options: Options) -> BinaryIO:
     """Open the journal behind its last whole line; begin one where none has these options."""
-    path = target / JOURNAL
-    if not path.exists() or read_manifest(path)[0] != options.header():
-        write_atomically(path, lambda file: file.write(options.header().encode()))
-    with path.open("r+b") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
-    return path.open("a", encoding="utf-8")
+    header = options.header()
+    if not target.is_file(JOURNAL) or read_manifest(target.path / JOURNAL)[0] != header:
+        target.write(JOURNAL, lambda file: file.write(header.encode()))
+    file = target.open_own(JOURNAL)
+    file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+    return file
 
 
 def verify(target: Path, processes: int, show: Show = lambda what, done, total: None) -> list[str]:
@@ -230,7 +237,10 @@ def file_size(path: Path) -> int:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open_regular(path) as file:
-        return hashlib.sha256(file.read()).hexdigest()
+        digest = hashlib.sha256()
+        while piece := file.read(2**20):
+            digest.update(piece)
+        return digest.hexdigest()
 
 
 def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

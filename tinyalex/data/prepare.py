@@ -18,7 +18,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,12 +44,13 @@ from tinyalex.data.manifest import (
     files_below,
     open_journal,
     read_manifest,
+    sha256,
     training_entries,
     without,
 )
 from tinyalex.data.statistics import PixelSums, load_statistics
 from tinyalex.data.workers import Work, Workers, late
-from tinyalex.files import FileError, write_atomically
+from tinyalex.files import FileError, Folder, FolderLostError, is_temporary
 
 
 @dataclass
@@ -109,18 +110,40 @@ def prepare(
     options: Options,
     processes: int,
     show: Show = lambda what, done, total: None,
+    here: Callable[[], Path] | None = None,
 ) -> Prepared:
-    """Make the images in `target` that are missing, the manifest and the statistics.
+    """Make the images in `target`, which exists, that are missing, manifest and statistics.
 
     `found` are the images in `source`. One is missing unless manifest or journal list it with the
     size that it has, and with its source and the size that this has. Those that they list and that
-    come from no image in `source` any more are removed.
+    come from no image in `source` any more are removed, if they are still as they were made.
+
+    No link below `target` is followed. `here()` is asked for its path before it is written to, and
+    raises FolderLostError where it is gone, or not ours any more.
 
     Raises DataError for a `target` made with other options or from nothing that `source` holds, and
     if no image can be read, WorkerError when a process dies or the disk does not answer, OSError
     and MemoryError when the machine does not play along. What was made until then stays.
     """
-    result = Prepared()
+    with Folder(target) as root:
+        return _prepare(source, found, root, options, processes, show, here or root.where)
+
+
+def _prepare(
+    source: Path,
+    found: Source,
+    root: Folder,
+    options: Options,
+    processes: int,
+    show: Show,
+    here: Callable[[], Path],
+) -> Prepared:
+    target, result = root.path, Prepared()
+
+    def stay() -> None:
+        if (now := here()) != target:
+            raise FolderLostError(f"{target} is called {now} now: give it its name again")
+
     jobs = _jobs(found.names, options, result)
     known = _find_known(target, options)
     if known and {entry.source for entry in known.values()}.isdisjoint(found.names):
@@ -131,10 +154,10 @@ def prepare(
     images = {path: known[path] for name, path in jobs if _is_there(known.get(path), name, source)}
     missing = [(name, path) for name, path in jobs if path not in images]
     result.kept = len(images)
-    removed = _remove(target, known.keys() - images.keys())
+    removed = _remove(root, [known[path] for path in known.keys() - images.keys()])
     result.removed = len(removed.difference(path for _, path in jobs))
     for folder in {os.path.dirname(path) for _, path in jobs}:  # of a class without images, too
-        (target / folder).mkdir(parents=True, exist_ok=True)
+        root.inside(folder).close()
 
     stuck: list[tuple[str, str]] = []
 
@@ -145,11 +168,13 @@ def prepare(
 
     workers = Workers(processes, _caller, patience=PATIENCE)
     try:
-        with open_journal(target, options) as journal:
-            tasks = ((_convert_all, chunk, source, target, options) for chunk in chunks(missing))
+        with open_journal(root, options) as journal:
+            place = (target, root.identity)
+            tasks = ((_convert_all, chunk, source, place, options) for chunk in chunks(missing))
             done = 0
             for entries, left_out in workers.map(tasks, give_up):
-                journal.writelines(entry.line() for entry in entries)
+                stay()
+                journal.write("".join(entry.line() for entry in entries).encode())
                 journal.flush()
                 images.update((entry.path, entry) for entry in entries)
                 result.left_out += left_out
@@ -162,15 +187,20 @@ def prepare(
             raise DataError(f"none of the {len(jobs)} images in {source} could be read")
         entries = [images[path] for path in sorted(images)]
         manifest = (options.header() + "".join(entry.line() for entry in entries)).encode()
-        _write_statistics(target, entries, found.training, manifest, options, workers, show)
+        _write_statistics(root, entries, found.training, manifest, options, workers, show)
     finally:
         workers.close()
+    stay()
     lines = [json.dumps({"source": name, "reason": why}) + "\n" for name, why in result.left_out]
-    write_atomically(target / LEFT_OUT, lambda file: file.write("".join(lines).encode()))
-    write_atomically(target / MANIFEST, lambda file: file.write(manifest))
-    for path in filter(_is_temporary, files_below(target, hidden=True)):
-        (target / path).unlink(missing_ok=True)  # left by a process that was killed
-    (target / JOURNAL).unlink()
+    root.write(LEFT_OUT, lambda file: file.write("".join(lines).encode()))
+    root.write(MANIFEST, lambda file: file.write(manifest))
+    for path in files_below(target, hidden=True):
+        folder, name = os.path.split(path)
+        if is_temporary(name):  # left by a process that was killed
+            with root.inside(folder) as inside:
+                if inside.is_file(name):
+                    inside.remove(name)
+    root.remove(JOURNAL)
     return result
 
 
@@ -207,24 +237,28 @@ def _is_there(entry: Entry | None, name: str, source: Path) -> bool:
     return file_size(source / name) == entry.source_size
 
 
-def _remove(target: Path, stale: Set[str]) -> set[str]:
-    """Remove images whose source has changed or gone, and folders left empty; return which."""
-    # Only what lies below `target`, whatever a manifest from elsewhere says.
-    removed = files_below(target) & stale if stale else set()
-    for path in removed:
-        (target / path).unlink()
+def _remove(root: Folder, stale: Sequence[Entry]) -> set[str]:
+    """Remove images whose source has changed or gone, and folders left empty; return which.
+
+    Only what lies below the folder and was made there, whatever a manifest from elsewhere says.
+    """
+    removed = set()
+    there = files_below(root.path) if stale else set()
+    for entry in stale:
+        folder, name = os.path.split(entry.path)
+        if entry.path not in there or sha256(root.path / entry.path) != entry.sha256:
+            continue
+        with root.inside(folder) as inside:
+            if inside.is_file(name):
+                inside.remove(name)
+                removed.add(entry.path)
         with contextlib.suppress(OSError):  # other files are in there
-            os.removedirs((target / path).parent)
+            os.removedirs(root.path / folder)
     return removed
 
 
-def _is_temporary(path: str) -> bool:
-    name = os.path.basename(path)
-    return name.startswith(".") and name.endswith(".tmp")
-
-
 def _write_statistics(
-    target: Path,
+    root: Folder,
     entries: Sequence[Entry],
     training: str,
     manifest: bytes,
@@ -233,7 +267,7 @@ def _write_statistics(
     show: Show,
 ) -> None:
     """Write the statistics of the training images, unless those of this manifest are there."""
-    digest = hashlib.sha256(manifest).hexdigest()
+    digest, target = hashlib.sha256(manifest).hexdigest(), root.path
     try:
         notes = load_statistics(target / STATISTICS)[1]
         if (notes["manifest_sha256"], notes["images"]) == (digest, training or "all"):
@@ -247,7 +281,7 @@ def _write_statistics(
         sums.merge([part])
         show("measuring", sums.count, len(paths))
     images = training or "all"
-    sums.statistics().save(target / STATISTICS, images=images, manifest_sha256=digest)
+    root.write(STATISTICS, sums.statistics().writer(images=images, manifest_sha256=digest))
 
 
 # --- in the worker processes ----------------------------------------------------------------------
@@ -261,7 +295,7 @@ def _caller(memory: Any) -> Work:
 def _convert_all(
     jobs: Sequence[tuple[str, str]],
     source: Path,
-    target: Path,
+    target: tuple[Path, tuple[int, int]],
     options: Options,
     alive: Callable[[int], object],
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
@@ -275,8 +309,13 @@ def _convert_all(
     return entries, left_out
 
 
-def _convert(source: Path, name: str, target: Path, path: str, options: Options) -> Entry:
-    """Make one image. Raises ImageError if that is the image's fault."""
+def _convert(
+    source: Path, name: str, target: tuple[Path, tuple[int, int]], path: str, options: Options
+) -> Entry:
+    """Make one image in `target`, a path and what must lie there (`Folder.identity`).
+
+    Raises ImageError if that is the image's fault.
+    """
     original, status = read_bytes(source / name)
     pixels = decode_image(original, source / name, options.shorter_side)
     encoding = {"quality": options.quality} if options.format == "jpeg" else {}
@@ -284,7 +323,9 @@ def _convert(source: Path, name: str, target: Path, path: str, options: Options)
     Image.fromarray(pixels).save(buffer, options.format, **encoding)
     content = buffer.getvalue()
     try:
-        write_atomically(target / path, lambda file: file.write(content))
+        folder, file_name = os.path.split(path)
+        with Folder(*target) as root, root.inside(folder) as inside:
+            inside.write(file_name, lambda file: file.write(content))
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ImageError(source / name, "the name is too long") from error

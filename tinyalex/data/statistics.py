@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,12 +19,22 @@ from tinyalex.data.dataset import DataError, Dataset, ImageError
 from tinyalex.data.image import central_square
 from tinyalex.data.loader_threads import WORKERS, Task, Threads, readable
 from tinyalex.data.unreadable import Unreadable
-from tinyalex.files import FileError, load, save
+from tinyalex.files import FileError, load, write_atomically, writer_of
+from tinyalex.schema import TEXT, Each, array_of, check, whole
 
 FORMAT = "tinyalex-statistics-1"
 
 CHUNK = 64
 """How many images a thread adds up before it hands over its sums."""
+
+
+SCHEMA = {
+    "count": whole(1),
+    "mean_image": array_of("float64", None, None, 3),
+    "mean_colour": array_of("float64", 3),
+    "colour_covariance": array_of("float64", 3, 3),
+}
+"""What `PixelStatistics` is made of."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,23 @@ class PixelStatistics:
 
     def save(self, path: str | os.PathLike[str], **notes: str) -> None:
         """Write a file for `load_statistics`, with notes on where the images come from."""
-        save({"format": FORMAT, "notes": notes, **vars(self)}, path)
+        write_atomically(path, self.writer(**notes))
+
+    def writer(self, **notes: str) -> Callable[[BinaryIO], None]:
+        """Return the function that writes to a file what `save` does."""
+        return writer_of({"format": FORMAT, "notes": notes, **vars(self)})
+
+    @classmethod
+    def of(cls, content: Any) -> PixelStatistics:
+        """Return the statistics of which this was `vars`. Raises ValueError for anything else."""
+        check(content, SCHEMA)
+        found = cls(**{name: content[name] for name in SCHEMA})
+        arrays = (found.mean_image, found.mean_colour, found.colour_covariance)
+        if found.mean_image.shape[:1] != found.mean_image.shape[1:2]:
+            raise ValueError(f"the mean image is no square: {found.mean_image.shape}")
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError("some of the numbers are not finite")
+        return found
 
 
 def load_statistics(path: str | os.PathLike[str]) -> tuple[PixelStatistics, dict[str, str]]:
@@ -48,11 +75,17 @@ def load_statistics(path: str | os.PathLike[str]) -> tuple[PixelStatistics, dict
 
     Raises FileError for a file that is damaged or of another kind.
     """
-    content = load(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise FileError(f"{path} holds no statistics of images")
-    names = ("count", "mean_image", "mean_colour", "colour_covariance")
-    return PixelStatistics(*(content[name] for name in names)), content["notes"]
+
+    def look(content: Any) -> None:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise FileError(f"{path} holds no statistics of images")
+        check(content, {**SCHEMA, "notes": Each(TEXT)})
+
+    content = load(path, look)
+    try:
+        return PixelStatistics.of(content), content["notes"]
+    except ValueError as error:
+        raise FileError(f"{path} cannot be used: {error}") from error
 
 
 def pixel_statistics(

@@ -11,7 +11,7 @@ import numpy as np
 from tinyalex.data import EvalTransform, TenCropTransform, resize_shorter_side
 from tinyalex.models import VARIANTS, AlexNet, alexnet
 from tinyalex.models.alexnet import parameter_shapes
-from tinyalex.schema import ARRAY, TEXT, Each, Maybe, array, check, list_of, number, whole
+from tinyalex.schema import ARRAY, TEXT, Each, Maybe, array_of, check, list_of, number, whole
 from tinyalex.training.datasets import shorter_side_for
 from tinyalex.training.evaluation import averaged, log_probabilities
 
@@ -25,7 +25,7 @@ SIDE = whole(0, 4096)
 SCHEMA = {
     "variant": TEXT,
     "classes": [TEXT],
-    "mean": list_of(number(-1e6, 1e6), 1, 3) | array("float32", None, None, 3),
+    "mean": list_of(number(-1e6, 1e6), 1, 3) | array_of("float32", None, None, 3),
     "std": list_of(number(1e-6, 1e6), 1, 3),
     "input_size": SIDE,
     "shorter_side": Maybe(SIDE),

@@ -15,7 +15,7 @@ from tinyalex.schema import (
     Each,
     Maybe,
     Rule,
-    array,
+    array_of,
     check,
     number,
     whole,
@@ -98,8 +98,8 @@ CONTENT = {
         Each(
             {
                 "folder": TEXT,
-                "names": array("uint8", None),
-                "marks": NOTHING | array("int64", None),
+                "names": array_of("uint8", None),
+                "marks": NOTHING | array_of("int64", None),
                 "rules": whole(0, 99),
             }
         )
@@ -144,6 +144,6 @@ CONTENT = {
             "draws": whole(),
         }
     ),
-    "colour_covariance": Maybe(NOTHING | array("float64", 3, 3)),
+    "colour_covariance": Maybe(NOTHING | array_of("float64", 3, 3)),
 }
 """What `Run.get_state` returns; what only a run needs that goes on is missing in a best network."""
