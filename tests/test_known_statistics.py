@@ -52,6 +52,20 @@ def photos(tmp_path):
     return commands.draw_photos(tmp_path / "photos")
 
 
+def test_statistics_without_what_the_disk_withheld_are_not_remembered(photos, cache):
+    with open(photos / "elm/07.png", "wb") as file:
+        file.truncate(100)  # no image, which counts as one for good
+    _, said = measure(photos)
+    assert any("07.png: not an image" in line for line in said)
+    (place,) = cache.iterdir()
+    place.unlink()
+    (photos / "elm/07.png").unlink()
+    (photos / "elm/07.png").symlink_to(photos / "elm/07.png")  # too many levels of links
+    _, said = measure(photos)
+    assert any("07.png: Too many levels" in line for line in said)
+    assert not list(cache.iterdir())
+
+
 def test_measured_once_and_then_remembered(photos, cache):
     first, said = measure(photos)
     assert said == [f"{WHAT} are measured now"]

@@ -1,5 +1,6 @@
 """examples/predict.py and examples/evaluate.py: what a trained network is good for."""
 
+import errno
 import os
 import re
 import shutil
@@ -223,6 +224,18 @@ def test_a_stuck_image_is_skipped_and_a_stuck_disk_ends_it(trained, photos, tmp_
     stuck.update(f"{number:02}.png" for number in range(24))
     assert predict.main([str(argument) for argument in arguments]) == 1
     answer.set()
+
+
+def test_what_the_machine_lacks_is_a_failure_on_the_way(trained, photos, tmp_path, monkeypatch):
+    """No test can take away every file handle in the middle, so the call that fails is replaced."""
+
+    def fail(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    monkeypatch.setattr("tinyalex.data.image_file.open_regular", fail)
+    path = photos / "elm/00.png"
+    code, _, complaints = run("predict", trained, path, "--out", tmp_path / "s.png")
+    assert (code, complaints) == (1, f"error: {path}: Too many open files\n")
 
 
 @pytest.mark.parametrize("command", ["predict", "answers"])

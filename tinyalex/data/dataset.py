@@ -15,14 +15,17 @@ class DataError(ValueError):
 
 
 class ImageError(DataError):
-    """One image that cannot be read; `path` and `reason` say which and why."""
+    """One image that cannot be read; `path` and `reason` say which and why.
 
-    def __init__(self, path: str | Path, reason: str) -> None:
-        self.path, self.reason = str(path), escaped(reason)
+    Without `lasting` it may be read another time: the disk stood in the way, not its content.
+    """
+
+    def __init__(self, path: str | Path, reason: str, lasting: bool = True) -> None:
+        self.path, self.reason, self.lasting = str(path), escaped(reason), lasting
         super().__init__(f"{printable(self.path)}: {self.reason}")
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        return ImageError, (self.path, self.reason)  # what a worker process sends
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, bool]]:
+        return ImageError, (self.path, self.reason, self.lasting)  # what a worker process sends
 
 
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")

@@ -72,7 +72,7 @@ def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
     except OSError as error:
         if error.errno in FAULTS_OF_THE_MACHINE:
             raise
-        raise ImageError(path, error.strerror or str(error)) from error
+        raise ImageError(path, error.strerror or str(error), lasting=False) from error
     except MemoryError:
         raise _out_of_memory(path) from None
     except ValueError as error:  # a name with a NUL

@@ -117,7 +117,7 @@ def pixel_statistics(
             try:
                 image = dataset.load(index)
             except ImageError as error:
-                bad.add(index, error.reason)
+                bad.add(index, error.reason, error.lasting)
                 continue
             sums.add(image)
         return sums

@@ -21,12 +21,15 @@ class Unreadable:
         """By index."""
         self.stuck = 0
         """How many images took too long, since somebody set this to 0."""
+        self.lasting = True
+        """Whether all of them are unreadable for good, and none for the disk's sake."""
         self._dataset = dataset
         self._lock = threading.Lock()
 
-    def add(self, index: int, reason: str) -> None:
+    def add(self, index: int, reason: str, lasting: bool = True) -> None:
         """Take note of an image; raises DataError, which lists some, when they are too many."""
         with self._lock:
+            self.lasting = self.lasting and lasting
             self.reasons[index] = reason
             count = len(self.reasons)
         size = len(self._dataset)
@@ -48,7 +51,7 @@ class Unreadable:
             self.stuck += 1
             count = self.stuck
         try:
-            self.add(index, late(seconds))
+            self.add(index, late(seconds), lasting=False)
         except DataError:
             count = max(count, MAX_STUCK)
         if count >= MAX_STUCK:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from tinyalex.backends.devices import DeviceError
 from tinyalex.data import WorkerError, loader_threads
 from tinyalex.data.dataset import escaped, printable
-from tinyalex.data.image import EXTENSIONS
+from tinyalex.data.image import EXTENSIONS, FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import images_below, in_words
 from tinyalex.data.layout import LAYOUTS
 from tinyalex.threads import get_num_threads
@@ -247,7 +247,7 @@ def readable(
 
     def skip(item: Item, reason: str) -> None:
         skipped.append(item)
-        warn(f"skipped: {describe(item)}: {escaped(reason)}")
+        warn(f"skipped: {describe(item)}: {reason}")
 
     return loader_threads.readable(load, items, skip, describe)
 
@@ -271,6 +271,7 @@ def shortest(path: str | os.PathLike[str]) -> str:
 def complain(error: BaseException | str, code: int | None = None) -> int:
     """Print an error as one line on stderr; return the code, by default what fits the error."""
     if code is None:
-        code = FAILED if isinstance(error, WorkerError) else USAGE
+        lacks = isinstance(error, OSError) and error.errno in FAULTS_OF_THE_MACHINE
+        code = FAILED if lacks or isinstance(error, (WorkerError, MemoryError)) else USAGE
     warn(f"error: {escaped(error) if isinstance(error, str) else one_sentence(error)}")
     return code

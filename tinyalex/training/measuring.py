@@ -74,7 +74,8 @@ def _statistics(settings: Settings, train: Dataset, progress: Progress) -> Pixel
         progress.stop()
     for path, reason in unreadable.listed():
         progress.say(f"left out of the mean: {path}: {reason}")
-    keep_statistics(place, digest, found)
+    if unreadable.lasting:  # else the next run may find these images, too
+        keep_statistics(place, digest, found)
     return found
 
 
