@@ -148,7 +148,7 @@ def test_evaluation_of_other_images_is_refused(change, expected, data, copy):
         assert str(data) in complaints
 
 
-@pytest.mark.parametrize("change", [*HARMLESS[1:4], *HARMFUL])
+@pytest.mark.parametrize("change", [*HARMLESS[1:], *HARMFUL])
 def test_a_run_does_not_go_on_with_other_images(change, data, copy):
     change(data)
     code, said, complaints = run(TRAIN, "--resume", copy, "--epochs", 4)

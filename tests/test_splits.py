@@ -12,6 +12,7 @@ from tinyalex.data import DataError, ImageFolder, load_statistics
 from tinyalex.data.known_statistics import prepared_statistics
 from tinyalex.data.layout import find_layout
 from tinyalex.data.manifest import MANIFEST, STATISTICS
+from tinyalex.training.datasets import open_folder
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -130,6 +131,17 @@ def test_a_run_is_tested_on_its_test_images(tmp_path):
     shutil.rmtree(tmp_path / "photos/Test")
     code, _, complaints = run("evaluate", out, "--data", tmp_path / "photos")
     assert_refused(code, complaints, "has training images alone: name")
+
+
+def test_evaluation_takes_what_has_classes(tmp_path):
+    root = lay_out(tmp_path, "train/", "val/")
+    images.write(root / "test" / "1.png")
+    assert len(open_folder(str(root), ["ash", "elm"], 8)) == 12
+    images.write(root / "test" / "elm" / "1.png")
+    assert open_folder(str(root), ["ash", "elm"], 8).labels.tolist() == [1]
+    images.write(root / "test" / "oak" / "1.png")
+    with pytest.raises(DataError, match="classes that this network does not know: oak"):
+        open_folder(str(root), ["ash", "elm"], 8)
 
 
 @pytest.mark.parametrize("command", ["train_alexnet", "evaluate", "prepare_images"])

@@ -39,7 +39,8 @@ class ImageFolder:
     `train/` where only `test/` lies beside that; `split=None` is everything. What can be read as
     splits and as classes is refused unless `layout` says which, "splits" or "classes". `kept`
     takes the place of all that: the images that a run had, wherever its data lie now, in their
-    order; `beside` says how many others lie in the same folder. `rules` is as in `Scan`.
+    order; `beside` says how many others lie in the same class folders, and `new_classes` which
+    other folders there are. `rules` is as in `Scan`.
 
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
@@ -84,7 +85,7 @@ class ImageFolder:
         self.folder = self._folder_of(splits)
         names, loose_images = self._class_names(self.folder)
         self.classes = names
-        if split == "test" and "train" in splits:  # of which it may lack some
+        if split == "test" and complete:  # of the training images, of which it may lack some
             self.classes, _ = self._class_names(self.root / splits["train"])
         index = index_images(str(self.folder), names, cache, rules)
         self.passed_over = index.passed_over + Counter(
@@ -100,7 +101,7 @@ class ImageFolder:
         if split in ("train", "val") and "val" not in splits:
             chosen = self._part(index.counts, split, val_fraction, seed)
             self.paths, self.labels = self.paths.take(chosen), self.labels[chosen]
-        self.beside = len(index.paths) - len(self.paths)
+        self.beside, self.new_classes = len(index.paths) - len(self.paths), list[str]()
 
     def __len__(self) -> int:
         """Return the number of image files."""
@@ -147,6 +148,8 @@ class ImageFolder:
                 f"gone, {_names(there.difference(own))} new"
             )
         names = [forms[composed(os.fsencode(name))] for name in own]
+        known = {composed(os.fsencode(name)) for name in kept.classes}
+        self.new_classes = sorted(name for form, name in forms.items() if form not in known)
         index = index_images(str(self.folder), names, cache, kept.rules)
         self.classes, self.labels, self.passed_over = kept.classes, kept.labels, index.passed_over
         self._rules = kept.rules

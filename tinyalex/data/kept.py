@@ -39,9 +39,9 @@ class Kept:
     rules: int = RULES
     """Which rule they were found by, as in `Scan`."""
 
-    @cached_property
+    @property
     def names(self) -> list[bytes]:
-        """The paths below the folder."""
+        """The paths below the folder; not kept, for there may be a million."""
         return self.text.tobytes().split(b"\0")[:-1]
 
     @cached_property
@@ -59,16 +59,16 @@ class Kept:
         """
         if np.array_equal(self.text, there.text):
             return self.text
-        names = set(there.text.tobytes().split(b"\0"))
-        if missing := [name for name in self.names if name not in names]:
+        own, names = self.names, set(there.text.tobytes().split(b"\0"))
+        if missing := [name for name in own if name not in names]:
             forms = {composed(name): name for name in names}
             renamed = {name: forms[composed(name)] for name in missing if composed(name) in forms}
             if gone := [name for name in missing if name not in renamed]:
                 raise DataError(
-                    f"of the {len(self.names)} images of the run, {len(gone)} are no longer there: "
+                    f"of the {len(own)} images of the run, {len(gone)} are no longer there: "
                     f"{listed(gone)}"
                 )
-            found = b"".join(renamed.get(name, name) + b"\0" for name in self.names)
+            found = b"".join(renamed.get(name, name) + b"\0" for name in own)
             return np.frombuffer(found, np.uint8)
         return self.text
 
@@ -81,7 +81,8 @@ class Kept:
         """Return the names of the files that have other marks now."""
         if self.marks is None or now.marks is None:
             return []
-        return [self.names[place] for place in np.flatnonzero(self.marks != now.marks)]
+        names = self.names
+        return [names[place] for place in np.flatnonzero(self.marks != now.marks)]
 
     def get_state(self) -> dict[str, Any]:
         """Return everything but the classes as plain values and arrays."""

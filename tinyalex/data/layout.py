@@ -82,11 +82,10 @@ def find_layout(
         )
     if complete:
         _check_complete(root, splits, layout)
-        if "test" in splits:
-            known = visible_folders(root / splits["train"])
-            tested = visible_folders(root / splits["test"])
-            if not tested or tested - known:
-                del splits["test"]
+    if "test" in splits and len(splits) > 1:
+        tested = visible_folders(root / splits["test"])
+        if not tested or (complete and tested - visible_folders(root / splits["train"])):
+            del splits["test"]
     return Layout(splits, len(folders) - len(splits))
 
 

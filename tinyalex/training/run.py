@@ -219,8 +219,12 @@ def open_as_before(
         opened = {split: open_kept(settings, kept, split) for split in kept}
         for split, images in opened.items():
             own = [part for part in kept.values() if part.folder == kept[split].folder]
-            known = sum(len(part.names) for part in own)
-            if isinstance(images, ImageFolder) and images.beside + len(images) > known:
+            known = sum(len(part.labels) for part in own)
+            assert isinstance(images, ImageFolder)
+            if images.new_classes:
+                more = ", ".join(images.new_classes[:3])
+                raise DataError(f"in {images.folder} there are more classes: {more}")
+            if images.beside + len(images) > known:
                 raise DataError(f"in {images.folder} there are more: {listed(images.new(own))}")
         return opened["train"], opened["val"], opened.get("test")
     except DataError as error:
