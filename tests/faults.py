@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from commands import ROOT, hear_signals
+from faults_campaign import campaigns, spoilt_kernels
 from faults_code import bare_import, counted, removed_guards
 from faults_images import mutants_read_badly, mutated_images
 from faults_loader import troubled_loaders
@@ -54,6 +55,20 @@ def all_rows(scale: float, photos: Path | None) -> Iterator[Row]:
     yield counted("mistakes in arguments, data, disk: one sentence, exit code 2, before training",
                 "tests/test_train_errors.py", "tests/test_train_resume.py", "-k", refusals,
                 least=46)  # fmt: skip
+    yield counted("images that would take minutes or gigabytes to decode, and broken metadata",
+                "tests/test_image_files.py", least=66)  # fmt: skip
+    yield counted("a run's folder renamed, removed, replaced, or its files spoilt, on the way",
+                "tests/test_run_folder.py", least=47)  # fmt: skip
+    yield counted("runs and images that moved; training images that are evaluated",
+                "tests/test_held_out.py", least=40)  # fmt: skip
+    yield counted("links, pipes and folders where a file is to be written",
+                "tests/test_files_folders.py", least=33)  # fmt: skip
+    yield counted("each part of a checkpoint exchanged, the digest right; sizes that it claims",
+                "tests/test_schema.py", least=16)  # fmt: skip
+    yield counted("three processes that sort into one folder, one of them killed; full disks",
+                "tests/test_predict_sort.py", least=14)  # fmt: skip
+    yield spoilt_kernels(round(200 * scale))
+    yield from campaigns("campaign" if scale == 1 else "default")
     yield bare_import()
     yield removed_guards()
 

@@ -120,6 +120,13 @@ def test_a_file_is_never_taken_for_a_stream_that_is_closed(trained, tmp_path):
     assert (tmp_path / "k.png").read_bytes() == (trained / "filters.png").read_bytes()
 
 
+def test_streams_that_are_closed_are_opened_first():
+    code = "import os, sys; from tinyalex.training.command import command; "
+    code += "sys.exit(command(lambda argv: len([*map(os.fstat, range(3))]) - 3)())"
+    script = command_line([sys.executable, "-c", code])
+    subprocess.run(["bash", "-c", f"{script} <&- >&- 2>&-"], env=environment(), check=True)
+
+
 def environment(**changes):
     """Return the environment for a process, None for what is to be missing."""
     values = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
