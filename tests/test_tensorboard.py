@@ -1,5 +1,6 @@
 """The metrics of a run for TensorBoard."""
 
+import builtins
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,10 @@ def to_a_full_disk(row):
     Path("/dev/full").write_text("row")
 
 
+def with_a_broken_package(row):
+    raise TypeError("Descriptors cannot be created directly.\nTry again")
+
+
 def to_a_file_to_be_read(row):
     with open(os.devnull, "rb", buffering=0) as file:
         file.write(b"row")  # an OSError without a number
@@ -57,6 +62,10 @@ def to_a_file_to_be_read(row):
     [
         (to_a_full_disk, "No space left on device, there is no room for the file"),
         (to_a_file_to_be_read, "File not open for writing"),
+        (
+            with_a_broken_package,
+            r"TypeError: Descriptors cannot be created directly.\nTry again",
+        ),
     ],
 )
 def test_a_full_disk_ends_what_goes_to_tensorboard_alone(photos, tmp_path, write, reason):
@@ -72,5 +81,25 @@ def test_tensorboard_is_asked_for_by_name(photos, tmp_path, monkeypatch):
     code, _, complaints = train_on(photos, tmp_path / "run", "--tensorboard")
     assert_refused(
         code, complaints, "--tensorboard cannot be used: tensorboardX is missing (pip install"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("numpy ABI"), AttributeError("x"), TypeError("Descriptors")]
+)
+def test_a_tensorboardx_that_is_broken_is_refused_before_training(
+    photos, tmp_path, monkeypatch, error
+):
+    def fail(name, *arguments, **options):
+        if name.startswith("tensorboardX"):
+            raise error
+        return found(name, *arguments, **options)
+
+    found = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", fail)
+    code, _, complaints = train_on(photos, tmp_path / "run", "--tensorboard")
+    assert_refused(
+        code, complaints, "--tensorboard cannot be used: tensorboardX does not work here"
     )
     assert not list(tmp_path.iterdir())
