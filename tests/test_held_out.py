@@ -146,6 +146,7 @@ def test_evaluation_of_other_images_is_refused(change, expected, data, copy):
         code, _, complaints = run(*command)
         assert_refused(code, complaints, expected)
         assert str(data) in complaints
+        assert complaints.endswith("; put them back, or name other images\n")
 
 
 @pytest.mark.parametrize("change", [*HARMLESS[1:], *HARMFUL])

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinyalex.data.dataset import DataError, printable
-from tinyalex.data.index import RULES, entries_of, images_below, is_folder, is_hidden
+from tinyalex.data.index import (
+    RULES,
+    entries_of,
+    has_image_name,
+    images_below,
+    is_folder,
+    is_hidden,
+)
 
 LAYOUTS = ("classes", "splits")
 """Every folder is a class; or folders called train, val and test hold the class folders."""
@@ -57,7 +64,7 @@ def find_layout(
     others = [name for name in folders if not split_of(name)]
     if layout == "classes" or (layout is None and not named):
         return Layout({})
-    with_images = [name for name in others if images_below(str(root / name))[0]] if named else []
+    with_images = [name for name in others if _holds_images(root / name)] if named else []
     if layout is None and with_images and not any(map(visible_folders, map(root.joinpath, named))):
         return Layout({})
 
@@ -112,6 +119,15 @@ def visible_folders(root: Path, rules: int = RULES) -> set[str]:
     return {
         entry.name for entry in entries if is_folder(entry) and not is_hidden(entry.name, rules)
     }
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there are images in a folder or below it; not in one that cannot be read."""
+    try:
+        here = any(has_image_name(entry.name) for entry in entries_of(folder))
+        return here or bool(images_below(str(folder))[0])
+    except DataError:
+        return False
 
 
 def _listed(names: Iterable[str], limit: int = 5) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,7 @@ def open_held_out(settings: Settings, kept: Mapping[str, Kept], shorter_side: in
     if changed := kept[split].changed(kept[split].marked(dataset.paths)):
         raise DataError(
             f"{dataset.folder}: of the {len(dataset)} images that the run held out, "
-            f"{len(changed)} have other contents than then: {listed(changed)}; put them back, or "
-            "name other images"
+            f"{len(changed)} have other contents than then: {listed(changed)}"
         )
     return dataset
 
@@ -191,13 +190,19 @@ class RunImages:
 
     def held_out(self, shorter_side: int) -> Dataset:
         """Open those that the run did not learn from; raises DataError as `open_held_out` does."""
-        self.check_there()
-        return open_held_out(self.settings, self.kept, shorter_side)
+        return self._open(open_held_out, shorter_side)
 
     def training(self, shorter_side: int) -> Dataset:
         """Open those that the run learned from; raises DataError as `open_kept` does."""
+        return self._open(partial(open_kept, split="train"), shorter_side)
+
+    def _open(self, opening: Callable[..., Dataset], shorter_side: int) -> Dataset:
         self.check_there()
-        return open_kept(self.settings, self.kept, "train", shorter_side)
+        kept = self.kept
+        try:
+            return opening(self.settings, kept, shorter_side=shorter_side)
+        except DataError as error:
+            raise DataError(f"{error}; put them back, or name other images") from error
 
     def check_there(self) -> None:
         """Raise DataError where the folder is gone."""
