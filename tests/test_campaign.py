@@ -34,7 +34,7 @@ TWO_STEPS = ("--steps", "2", "--batch-size", "2")
 OPTIONAL = ("matplotlib", "tqdm", "tensorboardX")
 
 few = settings(
-    max_examples=max(5, settings.default.max_examples // 3),
+    max_examples=max(10, settings.default.max_examples // 5),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -497,7 +497,7 @@ VARIABLES = (
 )  # fmt: skip
 
 
-@settings(few, max_examples=few.max_examples // 2)
+@settings(few, max_examples=max(5, few.max_examples // 4))
 @given(
     st.sampled_from(["predict", "evaluate", "curves", "resume to the end", "dry run"]),
     st.sampled_from(PLACES),
