@@ -9,7 +9,6 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tinyalex.data.dataset import printable
@@ -64,12 +63,7 @@ class SortedCopies:
     def __enter__(self) -> SortedCopies:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._root.close()
 
     def add(self, label: int, name: str, content: bytes, status: os.stat_result) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +53,17 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(map(_escape, text))
+
+
+def listed(names: Iterable[str | bytes], limit: int = 5) -> str:
+    """Return the first names for a message, and how many more there are.
+
+    >>> listed(["a", b"b", "c"], limit=2), listed([])
+    ('a, b and 1 more', 'none')
+    """
+    names = list(names)
+    shown = ", ".join(printable(os.fsdecode(name)) for name in names[:limit]) or "none"
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _escape(character: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalex.data.dataset import UNPRINTABLE, DataError, printable
+from tinyalex.data.dataset import UNPRINTABLE, DataError, listed, printable
 from tinyalex.data.image import EXTENSIONS, read_image
 from tinyalex.data.index import (
     RULES,
@@ -144,8 +144,8 @@ class ImageFolder:
         own = [kept.classes[label] for label in np.unique(kept.labels)]
         if gone := {name for name in own if composed(os.fsencode(name)) not in forms}:
             raise DataError(
-                f"{self.folder} does not hold the classes of the run any more: {_names(gone)} "
-                f"gone, {_names(there.difference(own))} new"
+                f"{self.folder} does not hold the classes of the run any more: "
+                f"{listed(sorted(gone))} gone, {listed(sorted(there.difference(own)))} new"
             )
         names = [forms[composed(os.fsencode(name))] for name in own]
         known = {composed(os.fsencode(name)) for name in kept.classes}
@@ -179,7 +179,8 @@ class ImageFolder:
                 one, other = found.splits["train"], found.splits["val"]
                 raise DataError(
                     f"{self.root}: {one} and {other} must hold the same classes, but "
-                    f"{_names(train - val)} only in {one}, {_names(val - train)} only in {other}"
+                    f"{listed(sorted(train - val))} only in {one}, "
+                    f"{listed(sorted(val - train))} only in {other}"
                 )
         return found
 
@@ -224,7 +225,7 @@ class ImageFolder:
         empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
         if empty and (self._complete or not counts.any()):
             raise DataError(
-                f"{self.folder}: no images ({' '.join(EXTENSIONS)}) in {_names(empty)}: "
+                f"{self.folder}: no images ({' '.join(EXTENSIONS)}) in {listed(empty)}: "
                 "add some, or remove the folder"
                 + (f"; {passed_over}" if (passed_over := in_words(self.passed_over)) else "")
             )
@@ -245,10 +246,3 @@ class ImageFolder:
             is_val[start + rng.permutation(count)[:held_out]] = True
             start += count
         return is_val if split == "val" else ~is_val
-
-
-def _names(names: Iterable[str], limit: int = 5) -> str:
-    """Return at most `limit` names for a message."""
-    ordered = sorted(names)
-    shown = ", ".join(ordered[:limit]) or "none"
-    return shown + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")

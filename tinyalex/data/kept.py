@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import unicodedata
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.dataset import DataError, listed
 from tinyalex.data.index import RULES, Paths
 from tinyalex.data.manifest import file_size
 from tinyalex.files import open_regular
@@ -146,10 +145,3 @@ def mark(path: str, read: bool = True) -> int:
 def composed(name: bytes) -> str:
     """Return a name in the Unicode form in which an accent belongs to its letter."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
-
-
-def listed(names: Iterable[bytes], limit: int = 3) -> str:
-    """Return the first names for a message, and how many more there are."""
-    shown = [printable(os.fsdecode(name)) for name in names]
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more

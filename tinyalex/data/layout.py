@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.dataset import DataError, listed
 from tinyalex.data.index import (
     RULES,
     entries_of,
@@ -74,7 +73,7 @@ def find_layout(
         split = split_of(name) or ""
         if splits.setdefault(split, name) != name:
             raise DataError(
-                f"{root} has the folders {_listed([splits[split], name])}, and either could hold "
+                f"{root} has the folders {listed([splits[split], name])}, and either could hold "
                 f"the {_SPLITS[split]} images: rename or remove one, or {as_classes}"
             )
     if layout is None and with_images and not {"train", "val"} <= splits.keys():
@@ -84,8 +83,8 @@ def find_layout(
         else:
             way_out = "give --layout classes, or put the others into a folder train"
         raise DataError(
-            f"{root} has the folders {_listed(named)}, which may be classes beside "
-            f"{_listed(with_images)}, or hold the {hold} images: say which, {way_out}"
+            f"{root} has the folders {listed(named)}, which may be classes beside "
+            f"{listed(with_images)}, or hold the {hold} images: say which, {way_out}"
         )
     if complete:
         _check_complete(root, splits, layout)
@@ -100,7 +99,7 @@ def _check_complete(root: Path, splits: dict[str, str], layout: str | None) -> N
     """Raise DataError unless there are training images and others, or it is clear that not."""
     names = list(splits.values())
     if "train" not in splits:
-        found = f"found only {_listed(names)}" if names else "found none called train"
+        found = f"found only {listed(names)}" if names else "found none called train"
         part = f", or give {root / names[0]} to have a split made from that" if names else ""
         raise DataError(
             f"{root}: expected a folder with the training images beside the others, {found}: add "
@@ -128,9 +127,3 @@ def _holds_images(folder: Path) -> bool:
         return here or bool(images_below(str(folder))[0])
     except DataError:
         return False
-
-
-def _listed(names: Iterable[str], limit: int = 5) -> str:
-    shown = list(map(printable, names))
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more

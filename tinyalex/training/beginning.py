@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.data.kept import listed
+from tinyalex.data.dataset import listed
 from tinyalex.files import FileError, open_regular
 from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import LAST, Checkpoints, load_checkpoint

@@ -20,8 +20,8 @@ from tinyalex.data import (
     read_image,
     resize_shorter_side,
 )
-from tinyalex.data.dataset import printable
-from tinyalex.data.kept import Kept, composed, listed, mark
+from tinyalex.data.dataset import listed, printable
+from tinyalex.data.kept import Kept, composed, mark
 from tinyalex.data.layout import find_layout
 from tinyalex.data.manifest import sources
 from tinyalex.files import FileError
@@ -296,9 +296,8 @@ def open_folder(
     unknown = [name for name, place in zip(dataset.classes, found, strict=True) if place is None]
     if unknown:
         raise DataError(
-            f"{printable(root)} has classes that this network does not know: "
-            f"{', '.join(map(printable, unknown[:5]))}; it knows "
-            f"{', '.join(map(printable, classes[:10]))}"
+            f"{printable(root)} has classes that this network does not know: {listed(unknown)}; it "
+            f"knows {listed(classes, 10)}"
         )
     dataset.classes, dataset.labels = classes, np.array(found, np.int64)[dataset.labels]
     return dataset

@@ -22,7 +22,8 @@ from tinyalex.data import (
     TrainTransform,
     loader_on,
 )
-from tinyalex.data.kept import Kept, listed
+from tinyalex.data.dataset import listed
+from tinyalex.data.kept import Kept
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.schema import check

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import FrameType
 
 PAUSE = getattr(signal, "SIGUSR1", None)
 """What schedulers send some time before the end of a job that they will start again."""
@@ -74,12 +74,7 @@ class StopRequest:
         self._previous.append(_answer(self._handle))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         _restore(self._previous.pop())
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
