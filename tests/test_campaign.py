@@ -225,7 +225,7 @@ SPIES = {
     "look": {"Look.images": spy_on_look},
     TRAIN: {"train": spy_on_training},
 }
-WRITES = {"predict": ("predictions.png", "sorted"), "prepare_images": ("clean", ".clean.lock")}
+WRITES = {"predict": ("predictions.png", "sorted"), "prepare_images": ("clean",)}
 
 
 def later(ground, what, out="run", **options):
