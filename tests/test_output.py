@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import ROOT, TRAIN, load, run
 from preparing import content
@@ -22,7 +23,7 @@ from preparing import content
 import tinyalex as ta
 from tinyalex.data import ImageError
 from tinyalex.data.dataset import printable
-from tinyalex.training import Checkpoints, load_checkpoint
+from tinyalex.training import Answers, Checkpoints, load_checkpoint
 from tinyalex.training.command import command
 from tinyalex.training.parser import make_parser
 from tinyalex.training.progress import (
@@ -410,6 +411,23 @@ def test_tables_count_the_columns_of_letters():
     assert padded("漢字", 6) == "漢字  "
     assert padded("漢字漢字", 5) == "漢字…"
     assert padded("abcdef", 4) == "abc…"
+
+
+@pytest.mark.parametrize("columns", [80, 60, None])
+def test_the_table_of_classes_fits_the_terminal(rng, monkeypatch, capsys, columns):
+    names = ["漢字" * 30, "a" * 90, "b\nc", "  ", "é", "e\u0301", "k"]
+    labels = np.arange(21) % 7
+    answers = Answers(np.arange(21), labels, np.log(rng.dirichlet(np.ones(7), 21)))
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    load("evaluate").print_table({1: answers, 10: answers}, names)
+    table = [line for line in capsys.readouterr().out.splitlines() if "%" in line][:8]
+    assert len({cells(line) for line in table}) == 1  # all columns in line
+    if columns is None:
+        assert any(line.startswith(f"{'a' * 90} ") for line in table)
+    else:
+        assert cells(table[0]) <= columns
 
 
 # --- signals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -35,10 +36,8 @@ class _Announcer(Listener):
         if _on_a_terminal():
             name = event.data["dispatcher"].py_func.__name__.strip("_")
             seconds = self._seconds + time.perf_counter() - self._started
-            _write(
-                f"{CLEAR}compiling for this processor, once: kernel {self._count}, {name} "
-                f"({seconds:.0f} s of about 30)"
-            )
+            text = f"compiling, once: kernel {self._count}, {name} ({seconds:.0f} s of about 30)"
+            _write(CLEAR + text[: shutil.get_terminal_size().columns - 1])  # of one line only
         elif self._count == 1:
             _write("compiling kernels for this processor: about 30 s, once\n")
 
