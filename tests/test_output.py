@@ -1,4 +1,4 @@
-"""What the commands show: lost readers, odd names, terminals of any width, signals."""
+"""Output of the commands: lost readers, odd names, terminals of any width, signals."""
 
 import argparse
 import ast

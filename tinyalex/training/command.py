@@ -1,4 +1,4 @@
-"""What the commands in examples/ share: exit codes, arguments, errors that are one sentence."""
+"""Parts that all commands share: exit codes, arguments, signals, errors in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network makes of images: the outputs of its layers, and which images it finds alike."""
+"""Pictures of the outputs of layers, and of images that a network finds alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the command line of examples/train_alexnet.py to the settings of a run."""
+"""Settings of a run from the command line of examples/train_alexnet.py."""
 
 from __future__ import annotations
 

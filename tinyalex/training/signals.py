@@ -1,4 +1,4 @@
-"""Why a run stops before its end: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, or a limit that was set."""
+"""Signals and limits that end a run, or a command, before its end."""
 
 from __future__ import annotations
 
