@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they 
 # A process that trains a little through all kinds of parallel kernels, and knows the right bits.
 # It ends, with the place where it hangs, when it takes too long.
 BEGIN = """
-import faulthandler, os, signal, subprocess, sys, threading, time, warnings, zlib
+import contextlib, faulthandler, os, signal, subprocess, sys, threading, time, warnings, zlib
 faulthandler.dump_traceback_later(100, exit=True)
 warnings.simplefilter("ignore")  # of forks beside threads: it is they that are tested
 import numpy as np
@@ -116,11 +116,16 @@ threading.Thread(target=interrupt).start()
 while len(interrupted) < 10:
     assert is_right(1)
 assert set(interrupted) == {threading.main_thread()}
-faulthandler.cancel_dump_traceback_later()  # which has a thread of its own
-blocked = []
-for number in os.listdir("/proc/self/task"):
-    status = open(f"/proc/self/task/{number}/status").read()
-    blocked.append(int(status.split("SigBlk:")[1].split()[0], 16) >> signal.SIGINT - 1 & 1)
+faulthandler.cancel_dump_traceback_later()  # which has a thread of its own, for a moment still
+for _ in range(100):
+    time.sleep(0.01)
+    blocked = []
+    for number in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{number}/status") as status:
+            mask = int(status.read().split("SigBlk:")[1].split()[0], 16)
+            blocked.append(mask >> signal.SIGINT - 1 & 1)
+    if sum(blocked) < ta.threads.get_num_threads():
+        break
 assert sum(blocked) == ta.threads.get_num_threads() - 1, blocked  # those of the pool
 """,
     "an end in the midst of work": """
