@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from tinyalex.training import Checkpoints, load_checkpoint
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
+
+
+@pytest.fixture(autouse=True)
+def no_matplotlib(monkeypatch):
+    """Let evaluate.py and runs leave out the pictures that take most of their time here."""
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.colors"):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 def edit(folder, change):
