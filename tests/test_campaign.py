@@ -109,7 +109,7 @@ def playground(place, grown=None):
         patch.chdir(place)
         patch.setenv("HOME", str(made.root / "home"))
         patch.setenv("XDG_CACHE_HOME", str(made.cache))
-        patch.setenv("MPLCONFIGDIR", str(made.cache / "matplotlib"))
+        patch.setenv("MPLCONFIGDIR", str(place.parent / "matplotlib"))  # to list the fonts once
         patch.setenv("TMPDIR", str(made.temporary))
         patch.setattr(tempfile, "tempdir", None)
         try:
