@@ -50,12 +50,12 @@ from tinyalex.data.manifest import (
 )
 from tinyalex.data.statistics import PixelSums, load_statistics
 from tinyalex.data.workers import Work, Workers, late
-from tinyalex.files import FileError, Folder, FolderLostError, is_temporary
+from tinyalex.files import FileError, Folder, FolderLostError
 
 
 @dataclass
 class Prepared:
-    """What `prepare` did, in numbers of images."""
+    """The outcome of `prepare`, in numbers of images."""
 
     made: int = 0
     kept: int = 0
@@ -194,12 +194,9 @@ def _prepare(
     lines = [json.dumps({"source": name, "reason": why}) + "\n" for name, why in result.left_out]
     root.write(LEFT_OUT, lambda file: file.write("".join(lines).encode()))
     root.write(MANIFEST, lambda file: file.write(manifest))
-    for path in files_below(target, hidden=True):
-        folder, name = os.path.split(path)
-        if is_temporary(name):  # left by a process that was killed
-            with root.inside(folder) as inside:
-                if inside.is_file(name):
-                    inside.remove(name)
+    for folder in {os.path.dirname(path) for path in files_below(target, hidden=True)}:
+        with root.inside(folder) as inside:
+            inside.remove_temporaries()  # of a process that was killed
     root.remove(JOURNAL)
     return result
 
