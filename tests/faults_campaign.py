@@ -16,7 +16,7 @@ from faults_row import Row, progress, temporary_folder
 
 CAMPAIGN = {
     "test_any_folder": "folders with any names, links, pipes, sockets, devices, bombs, cut images, "
-    "splits of all spellings: trained on, prepared, learned by heart",
+    "splits of all spellings: trained on, prepared, memorised",
     "test_any_change_after_training": "images renamed, added, copied, swapped, spoilt or moved "
     "after training, then all commands: none that was learned from is taken for held out",
     "test_any_damage_to_a_run": "files of a run removed, cut, garbled, linked, replaced by pipes "

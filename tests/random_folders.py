@@ -1,4 +1,4 @@
-"""Folders of images as people have them, at random: names, files, links, splits and changes."""
+"""Random folders of images: names, files, links, splits and changes."""
 
 import hashlib
 import os

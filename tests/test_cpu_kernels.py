@@ -1,4 +1,4 @@
-"""What is particular to the fast backend: blocks, workspace, threads, and how it is compiled.
+"""The fast backend: blocks, workspace, threads and compilation.
 
 That its kernels compute the right thing at all shapes is tested for every backend together.
 """

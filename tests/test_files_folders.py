@@ -1,4 +1,4 @@
-"""Files in folders that others write to as well: nothing foreign is followed or touched."""
+"""Folders that others write to as well: nothing foreign is touched."""
 
 import errno
 import os

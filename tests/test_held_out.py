@@ -1,4 +1,4 @@
-"""The images that a run held out stay those, whatever becomes of its data."""
+"""The images held out by a run, whatever becomes of its data."""
 
 import json
 import os

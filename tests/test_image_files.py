@@ -1,4 +1,4 @@
-"""Image files: metadata costs no image, decoding has bounds, and nothing that is read blocks."""
+"""Image files: ignored metadata, bounded decoding, and no waiting."""
 
 import errno
 import fcntl

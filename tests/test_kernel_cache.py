@@ -1,4 +1,4 @@
-"""No file in the cache of compiled kernels fails a process, or is read where it should not be."""
+"""The cache of compiled kernels: no file in it fails a process."""
 
 import contextlib
 import importlib.util

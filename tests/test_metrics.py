@@ -1,4 +1,4 @@
-"""What a run counts, logs and shows."""
+"""Counts, logs and messages of a run."""
 
 import errno
 import io

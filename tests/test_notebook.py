@@ -1,4 +1,4 @@
-"""A Jupyter notebook: commands behind an exclamation mark, and the library in its kernel."""
+"""A Jupyter notebook: commands behind `!`, and the library in its kernel."""
 
 import os
 import sys

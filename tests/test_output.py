@@ -1,4 +1,4 @@
-"""Output of the commands: lost readers, odd names, terminals of any width, signals."""
+"""Output of the commands: lost readers, odd names, terminals, signals."""
 
 import argparse
 import ast

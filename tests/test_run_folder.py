@@ -1,4 +1,4 @@
-"""The folder of a run, while somebody else is at work on it: what is auxiliary costs no result."""
+"""The folder of a run, while others change it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files that are whole, and wrong inside: one sentence, whatever is spoilt, and little memory."""
+"""Files that are whole but wrong inside: one sentence, little memory."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The splits of a folder of images: by the usual names, and never by a guess."""
+"""Splits of a folder of images: usual names, and no guesses."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and that cannot run code: `save` and `load`.
+"""Files that are whole or absent and cannot run code: `save`, `load`.
 
 A saved object is one safetensors file: the arrays as tensors, the structure around them (dicts,
 lists, numbers, strings) as JSON in the header, and a SHA-256 digest over both, because the format

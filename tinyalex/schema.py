@@ -1,4 +1,4 @@
-"""Schemas: how that must be made which is read from a file, written down as plain data.
+"""Schemas of what is read from files, as plain data.
 
 A schema is a `Rule` for one value; a list with the schema of all items; a dict with the schemas of
 the keys, of which those in `Maybe` may be missing; or `Each`, for a dict with keys of any names.

@@ -1,4 +1,4 @@
-"""Which images lie in class folders: listed in one pass, and remembered while the folders stay.
+"""The list of the images in class folders, and its cache.
 
 A list of many images goes to a file in the user's cache folder (`$XDG_CACHE_HOME/tinyalex`, or
 `~/.cache/tinyalex`), together with the identity and the times of every folder that it was read
@@ -258,7 +258,7 @@ class Scan:
                 there.add(identity)
 
     def is_settled(self) -> bool:
-        """Whether a later change of what was read would show in the folders' times.
+        """Tell whether a later change of what was read would show in the folders' times.
 
         A link shows nothing when that changes to which it leads.
         """
@@ -284,7 +284,7 @@ def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one."""
+    """Tell whether it is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -292,12 +292,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def has_image_name(name: str, rules: int = RULES) -> bool:
-    """Whether a name ends as an image's does."""
+    """Tell whether a name ends as an image's does."""
     return name.lower().endswith(EXTENSIONS if rules > 1 else EXTENSIONS_BEFORE)
 
 
 def is_hidden(name: str, rules: int = RULES) -> bool:
-    """Whether a file or folder is hidden by its name, or left there by a system."""
+    """Tell whether a file or folder is hidden by its name, or left there by a system."""
     return name.startswith(".") or (rules > 1 and name.lower() in LITTER)
 
 

@@ -1,4 +1,4 @@
-"""The images that a split of a folder had when a run began: their names, which the run keeps."""
+"""The images that a run keeps for each split, by their names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ MOST_TEXT = 2**30
 
 @dataclass(frozen=True)
 class Kept:
-    """Which images a split had. `get_state` and `from_state` carry it in a checkpoint."""
+    """The images that a split had.
+
+    `get_state` and `from_state` carry them in a checkpoint.
+    """
 
     folder: str
     """The name of the split's folder, "" where the class folders lie in the root."""

@@ -1,4 +1,4 @@
-"""Statistics of a folder's images that need no new pass over them: prepared with them, or kept.
+"""Statistics of a folder's images that are known without a new pass.
 
 `prepare_images.py` writes them beside the images. What was measured on another large folder goes to
 the user's cache folder, as its list of images does (`index.py`), together with a digest of the

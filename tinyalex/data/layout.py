@@ -1,4 +1,4 @@
-"""The layout of a data set: class folders, or splits that hold such, by names and contents."""
+"""Layout of a data set: class folders, or splits of such."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def visible_folders(root: Path, rules: int = RULES) -> set[str]:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether there are images in a folder or below it; not in one that cannot be read."""
+    """Tell whether there are images in a folder or below it; not in one that cannot be read."""
     try:
         here = any(has_image_name(entry.name) for entry in entries_of(folder))
         return here or bool(images_below(str(folder))[0])

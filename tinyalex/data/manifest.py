@@ -1,4 +1,4 @@
-"""The list of the images in a prepared folder: what each came from, and its SHA-256.
+"""The list of images in a prepared folder, with sources and SHA-256.
 
 `manifest.jsonl` has the options in its first line and an image in each of the others. While the
 work is under way, a journal of the same form grows: a line is added once its file is there.
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """What the images become. Raises ValueError for what cannot be."""
+    """Options of the prepared images. Raises ValueError for what cannot be."""
 
     shorter_side: int = 256
     format: str = "jpeg"

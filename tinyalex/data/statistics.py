@@ -197,7 +197,7 @@ class PixelSums:
 def mean_colour(dataset: Dataset, samples: int = 256) -> tuple[float, float, float]:
     """Return the mean red, green and blue (0..255) of `samples` images spread over the data set.
 
-    Every image counts the same, whatever its size. Those that cannot be read are passed over.
+    Every image counts the same, whatever its size. Those that cannot be read are skipped.
     The paper subtracts the mean of every pixel (section 2); the mean colour differs from it by
     little, survives any crop, and is what Caffe and torchvision subtract. Raises DataError if none
     can be read, WorkerError if the disk does not answer.

@@ -1,4 +1,4 @@
-"""The images of a data set that cannot be read, and a limit for them."""
+"""Unreadable images of a data set, and a limit for them."""
 
 from __future__ import annotations
 

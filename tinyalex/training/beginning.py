@@ -1,4 +1,4 @@
-"""The beginning of a run: taking up an old one, and the first files in its folder."""
+"""Beginning of a run: a checkpoint resumed, and the first files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: `last` to go on from, `previous` in case that is damaged, `best` to use.
+"""Checkpoints of a run: `last` to resume, `previous` as its backup, `best`.
 
 Each is one file that `tinyalex.save` writes whole or not at all, so a run can be killed at any
 moment. `best` holds the classifier of the epoch with the highest validation accuracy, `last` the

@@ -1,4 +1,4 @@
-"""A trained network together with all it takes to feed it an image and to name its answer."""
+"""A trained network, with what it takes to classify images."""
 
 from __future__ import annotations
 

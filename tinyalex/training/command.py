@@ -1,4 +1,4 @@
-"""Parts that all commands share: exit codes, arguments, signals, errors in one sentence."""
+"""Exit codes, arguments, signals and errors of the commands."""
 
 from __future__ import annotations
 

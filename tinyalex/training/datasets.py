@@ -1,4 +1,4 @@
-"""Which images a run learns from, is validated on and tested on, and files to look at."""
+"""The images of a run's splits, and image files to look at."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class RunImages:
 
     @cached_property
     def kept(self) -> dict[str, Kept]:
-        """Which images those are, by split."""
+        """Those images, by split."""
         return kept_in(self._content, self.settings, self._path)
 
     def held_out(self, shorter_side: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""Where a run happens: versions, machine and threads, for its header and its run.json."""
+"""The environment of a run, for its header and its run.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers about a run: running averages, hit counts, and the file they are logged to.
+"""Numbers about a run: averages, hit counts, and their file.
 
 A row of ``metrics.jsonl`` is one JSON object on one line. Whatever depends on the clock sits
 under its key ``"time"``, so two runs that computed the same numbers have equal rows once that

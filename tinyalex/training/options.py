@@ -37,7 +37,7 @@ SMALL_DATA: dict[str, Any] = {
 
 EMBEDDED = {
     **SMALL_DATA,
-    "dropout": 0.0,  # few epochs: learning by heart is not what limits it
+    "dropout": 0.0,  # few epochs: memorising is not what limits it
     "augment": "paper",
     "epochs": 5,
     "lr": 0.0015,

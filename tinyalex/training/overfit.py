@@ -1,4 +1,4 @@
-"""Learning a few images by heart: the first thing to try where nothing is learned."""
+"""Memorisation of a few images, to try where nothing is learned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def overfit(run: Run, count: int) -> bool:
     """
     batch = chosen_images(run, count)
     say(
-        f"learning {count} images by heart, with neither augmentation nor dropout, until the loss "
+        f"memorising {count} images, with neither augmentation nor dropout, until the loss "
         f"is below {ENOUGH}"
     )
     model = run.classifier.model.train()
@@ -53,7 +53,7 @@ def chosen_images(run: Run, count: int) -> Batch:
 
 
 def advice(run: Run) -> str:
-    """Say what may be wrong with a run that cannot learn a few images by heart."""
+    """Say what may be wrong with a run that cannot memorise a few images."""
     settings = run.settings
     fit = "--initial-weights data, " if settings.initial_weights != "data" else ""
     return (

@@ -1,4 +1,4 @@
-"""How fast a run is, how well its last steps went, and how long the rest will take."""
+"""Speed of a run, results of its last steps, and time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of examples/train_alexnet.py: its options, in the order of the paper."""
+"""The command line of examples/train_alexnet.py, in the order of the paper."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--overfit",
         type=int,
         metavar="N",
-        help="learn N images by heart, without augmentation and dropout: what cannot do that has a "
+        help="memorise N images, without augmentation and dropout: what cannot do that has a "
         "mistake in it",
     )
     instead.add_argument("--summary", action="store_true", help="print the table of layers")

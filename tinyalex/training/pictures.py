@@ -1,4 +1,4 @@
-"""Pictures of a run: learned kernels and predictions (Pillow), curves and tables (matplotlib)."""
+"""Pictures of a run: kernels and predictions (Pillow), curves and tables (matplotlib)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress bars and messages of the commands, which no reader, name or disk can break."""
+"""Progress bars and messages, which no reader, name or disk can break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dress rehearsal: everything that a run does, once, before hours go into it."""
+"""Rehearsal of a run: each of its actions, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run: its parts, put together from the settings, and its state between two steps."""
+"""A training run: its parts, built from settings, and its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run is between two steps."""
+"""State of a run between two steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tinyalex.training.metrics import Average
 
 @dataclass
 class State:
-    """Where a run is: what changes besides weights, velocity, schedule and random state."""
+    """The state of a run besides weights, velocity, schedule and random state."""
 
     epoch: int = 0
     """Epochs completed."""

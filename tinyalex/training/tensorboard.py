@@ -1,4 +1,4 @@
-"""The metrics of a run for TensorBoard, which draws them while it trains."""
+"""Metrics of a run for TensorBoard, drawn while it trains."""
 
 from __future__ import annotations
 

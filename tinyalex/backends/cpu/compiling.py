@@ -1,4 +1,4 @@
-"""Say what takes so long when kernels are compiled: half a minute, once on a machine."""
+"""Messages while kernels are compiled: half a minute, once per machine."""
 
 from __future__ import annotations
 

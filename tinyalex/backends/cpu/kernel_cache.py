@@ -1,4 +1,4 @@
-"""Compiled kernels on the disk: Numba's cache, each file checked before it is read.
+"""Numba's cache of compiled kernels, each file checked before it is read.
 
 Numba keeps machine code beside the source, in ``__pycache__``; where that cannot be written, in the
 user's cache (``~/.cache/numba``), or in ``NUMBA_CACHE_DIR``. It unpickles what it finds there: a
