@@ -69,8 +69,6 @@ def test_what_is_not_is_refused_by_its_place(change, expected):
 
 # --- every part of a real checkpoint
 
-TRIED = int(os.environ.get("TRIED", 9))
-"""Of how many spoilt parts that are accepted one is trained with."""
 MISSING = object()
 WRONG = [
     MISSING,
@@ -142,7 +140,7 @@ def test_every_part_of_a_checkpoint_may_be_spoilt(copy, capsys, monkeypatch):
                 assert str(path.parent) in refused
                 assert len(refused) < 1500
     assert 60 < len(accepted) < 120
-    for place, value in list(accepted.items())[::TRIED]:
+    for place, value in list(accepted.items())[::9]:  # for each takes a second
         save(spoilt(good, place, value), path)
         commands = {"look": (path, "kernels"), TRAIN: ("--resume", copy, "--epochs", 4)}
         for command, arguments in commands.items():

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
         (["--threads", "1000000"], "the number of threads must be at most"),
         (["--schedule", "sawtooth"], "invalid choice: 'sawtooth'"),
         (["--shade", "blue"], "unrecognized arguments: --shade blue"),
-        (["--steps", "0"], "steps must be a whole number >= 1, got 0"),
+        (["--steps", "0"], "--steps: expected a whole number >= 1, got '0'"),
         (["--time-limit", "2 days"], "expected a time like 2h, 1h30m or 90s, got '2 days'"),
         (["--overfit", "58"], "overfit must be at most 57"),
         (["--overfit", "5", "--dry-run"], "not allowed with argument"),

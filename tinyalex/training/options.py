@@ -65,9 +65,6 @@ def read_arguments(
     parser = make_parser(description)
     args = parser.parse_args(argv)
     check(args.device)
-    for name in ("steps", "overfit"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value}")
     check_together(args)
     if args.tensorboard:
         require_tensorboard()

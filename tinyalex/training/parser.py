@@ -19,6 +19,7 @@ from tinyalex.training.command import (
     add_layout,
     add_threads,
     seconds_in,
+    whole,
 )
 from tinyalex.training.progress import columns, say
 from tinyalex.training.settings import (
@@ -226,7 +227,10 @@ def make_parser(description: str | None = None) -> Parser:
         help="and may change " + ", ".join(option(name)[2:] for name in CHANGEABLE_ON_REQUEST),
     )
     group.add_argument(
-        "--steps", type=int, metavar="N", help="save and stop after N steps in all, to go on later"
+        "--steps",
+        type=whole(),
+        metavar="N",
+        help="save and stop after N steps in all, to go on later",
     )
     group.add_argument(
         "--time-limit",
@@ -249,7 +253,7 @@ def make_parser(description: str | None = None) -> Parser:
     )
     instead.add_argument(
         "--overfit",
-        type=int,
+        type=whole(),
         metavar="N",
         help="memorise N images, without augmentation and dropout: what cannot do that has a "
         "mistake in it",
