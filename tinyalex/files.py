@@ -34,7 +34,7 @@ _TUPLE = "\0tuple"
 ASIDE = ".unreadable"
 """Ending of the name that something gets which is in the way and is not ours."""
 
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_TEMPORARY = re.compile(r"(\..*\.)[0-9a-f]{8}\.tmp", re.DOTALL)
 _AT_ONCE = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -62,11 +62,6 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     not end. What is opened is what was looked at.
     """
     return _open_regular(path, "rb")
-
-
-def is_temporary(name: str) -> bool:
-    """Tell by its name whether a file is one that `write_atomically` had not finished."""
-    return _TEMPORARY.fullmatch(name) is not None
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -254,8 +249,8 @@ class Folder:
         prefixes = tuple(map(_temporary_prefix, names))
         with suppress(OSError):  # a folder that cannot be listed
             for name in os.listdir(self.path if self.descriptor is None else self.descriptor):
-                unwanted = not names or name[: -len("12345678.tmp")] in prefixes
-                if is_temporary(name) and unwanted:
+                temporary = _TEMPORARY.fullmatch(name)
+                if temporary and (not names or temporary[1] in prefixes):
                     with suppress(OSError):
                         if self.is_file(name):
                             self.remove(name)

@@ -82,7 +82,9 @@ def shown(value: Any) -> str:
 
 NOTHING = Rule("None", lambda value: value is None)
 FLAG = Rule("True or False", lambda value: type(value) is bool)
-TEXT = Rule("text, not endless", lambda value: type(value) is str and len(value) <= 4096)
+TEXT = Rule(
+    "text of at most 4096 characters", lambda value: type(value) is str and len(value) <= 4096
+)
 DICT = Rule("a dict", lambda value: type(value) is dict)
 ARRAY = Rule("an array", lambda value: isinstance(value, np.ndarray))
 

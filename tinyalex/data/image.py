@@ -29,7 +29,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 MAX_ASPECT = 4
 
 FAULTS_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What has to do with no file: too many of them are open, or the memory is full."""
+"""Errors of reading that are no file's fault: too many are open, or the memory is full."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

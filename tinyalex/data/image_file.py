@@ -31,7 +31,7 @@ One takes 1 to 6 ns a pixel. An empty scan costs as much as a full one and takes
 """
 
 RLE_PASSES = 100
-"""How many scans of a JPEG take as long as a run-length BMP, which Pillow decodes in Python."""
+"""Cost of a run-length BMP in scans of a JPEG: Pillow decodes it in Python."""
 
 MAX_PARTS = 1_000_000
 """Segments or chunks of a file: one of 700 MB in the usual 8 kB each has 90,000."""
