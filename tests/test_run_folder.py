@@ -297,6 +297,29 @@ def test_a_run_whose_folder_is_lost_saves_beside_it_and_stops(
     assert "warning" not in said
 
 
+@pytest.mark.parametrize("lose", [gone, with_all_above, with_another_lock])
+@pytest.mark.parametrize(("here", "given"), [("run", "."), ("run/in", ".."), (".", "run")])
+def test_a_run_is_saved_beside_a_lost_folder_that_was_given_relatively(
+    photos, tmp_path, monkeypatch, capsys, lose, here, given
+):
+    out = tmp_path / "runs/run"
+    (out / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / here)
+    new, stop = new_run(tiny_settings(photos)), StopRequest()
+    with prepared(new, Checkpoints(given), stop, "again") as training:
+        lose(out)
+        assert load(TRAIN).train(training, stop) == 1
+    if lose is with_another_lock:
+        lose.process.kill()
+        lose.process.communicate()
+    said = capsys.readouterr().out
+    assert "stays" not in said
+    assert "stopped by the loss of its folder" in said
+    *_, place = shlex.split(said)
+    assert Path(place) == tmp_path / "runs/run-rescued"
+    assert run(TRAIN, "--resume", place)[::2] == (0, "")
+
+
 def test_a_lost_folder_beside_which_nothing_can_be_made_is_said(photos, tmp_path, capsys):
     out = tmp_path / "runs/run"
     new, stop = new_run(tiny_settings(photos)), StopRequest()

@@ -117,6 +117,7 @@ class Folder:
 
     def _take(self, path: Path, descriptor: int | None) -> Folder:
         self.path, self.descriptor = path, descriptor
+        self.absolute = Path(os.path.abspath(path))  # "." answers for a folder that is gone
         status = os.stat(path if descriptor is None else descriptor)
         self.identity = (status.st_dev, status.st_ino)
         return self
@@ -135,16 +136,17 @@ class Folder:
 
     def where(self) -> Path:
         """Return the path that leads to the folder now; FolderLostError where none is known."""
-        paths = [self.path]
+        paths = [self.absolute]
         with suppress(OSError):  # Linux knows what it is called after a `mv`
             paths.append(Path(os.readlink(f"/proc/self/fd/{self.descriptor}")))
         for path in paths:
             with suppress(OSError):
                 status = os.stat(path)
                 if (status.st_dev, status.st_ino) == self.identity:
-                    self.path = path
-                    return path
-        raise FolderLostError(f"{self.path} is gone, or another folder has its name")
+                    if path != self.absolute:
+                        self.path = self.absolute = path
+                    return self.path
+        raise FolderLostError(f"{self.absolute} is gone, or another folder has its name")
 
     def inside(self, path: str | os.PathLike[str]) -> Folder:
         """Open the folder of this relative path, made where it is missing, without any link."""

@@ -76,6 +76,11 @@ class Checkpoints:
         """The best classifier so far."""
         return self.folder / BEST
 
+    @property
+    def absolute(self) -> Path:
+        """The path of the folder that does not depend on the current one, which may be gone."""
+        return self.lock.folder.absolute if self.lock else Path(os.path.abspath(self.folder))
+
     def here(self) -> Path:
         """Return where the folder is now: it may get another name while a run goes on in it.
 

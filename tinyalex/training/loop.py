@@ -111,7 +111,7 @@ class Trainer:
 
         Raises FolderLostError where that cannot be done.
         """
-        folder = self.checkpoints.folder
+        folder = self.checkpoints.absolute
         try:
             with locked(new_folder(folder.with_name(f"{folder.name}-rescued"))) as lock:
                 self.checkpoints.move(lock)
@@ -341,7 +341,8 @@ class Trainer:
             raise
         except OSError as error:
             when, reason = f"at step {self.run.state.step}", reason_of(error)
-            self.progress.say(f"warning: no {what} {when} ({reason}); the one from before stays")
+            stays = "; the one from before stays" if self.checkpoints.exist() else ""
+            self.progress.say(f"warning: no {what} {when} ({reason}){stays}")
 
     def _describe(self) -> str:
         run, pace = self.run, self.pace
