@@ -27,7 +27,6 @@ import numpy as np
 from tinyalex.backends.devices import check
 from tinyalex.data import Dataset, loader_on
 from tinyalex.data.dataset import printable
-from tinyalex.files import make_folder
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
@@ -94,8 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset = folder = open_folder(args.data, classifier.classes, side, args.layout)
         where, warning = printable(folder.folder), images.warning(folder)
     out = args.out or path.parent
-    make_folder(out)
-    check_writable(out)
+    check_writable(out, make=True)
     size = min(max(1, args.batch_size // args.crops), len(dataset))
     transform = classifier.transform_for(args.crops)
     loader = loader_on(args.device, dataset, size, transform, shuffle=False)

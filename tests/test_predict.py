@@ -289,3 +289,36 @@ def test_a_name_that_is_no_text(photos, trained, tmp_path):
     code, said, _ = run("predict", trained, os.fsdecode(path), "--out", tmp_path / "sheet.png")
     assert code == 0
     said.encode()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["look answers photos", "look kernels", "look curves", "evaluate", "predict photos"],
+)
+def test_a_disk_that_is_full_when_the_picture_is_written_is_a_failure(
+    photos, trained, tmp_path, disk, command
+):
+    name, *words = command.split()
+    out = tmp_path if name == "evaluate" else tmp_path / "out.png"
+    disk(512)
+    words = [photos / "ash" if word == "photos" else word for word in words]
+    code, said, complaints = run(name, trained, *words, "--out", out)
+    assert code == 1
+    assert "File too large, there is no room for the file" in said + complaints
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError("it"), OSError(5, "it"), OSError(24, "it")])
+@pytest.mark.parametrize("command", ["look answers", "look neighbours", "predict"])
+def test_what_fails_on_the_way_has_code_1_in_every_command(
+    photos, trained, tmp_path, monkeypatch, command, error
+):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    name, *words = command.split()
+    arguments = (trained, *words, photos / "ash/00.png", "--out", tmp_path / "out.png")
+    code, _, complaints = run(name, *arguments)
+    assert code == 1
+    assert re.fullmatch("error: (no contact sheet: )?it\n", complaints)

@@ -47,6 +47,15 @@ _NO_SYNC = frozenset(
 """Reasons of a file system that knows no fsync, of a folder at least; EIO is none of them."""
 
 
+FAULTS_OF_THE_DISK = frozenset(
+    getattr(errno, name, None)
+    for name in (
+        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ENODEV", "ESTALE", "ENOTCONN", "ESHUTDOWN",
+    )
+)  # fmt: skip
+"""Reasons that have to do with no name: a disk that is full, gone or fails."""
+
+
 class FileError(ValueError):
     """A file that cannot be used: the message names it, says why, and what to do."""
 

@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyalex.data.dataset import printable
-from tinyalex.files import Folder, make_folder
+from tinyalex.data.image import FAULTS_OF_THE_MACHINE
+from tinyalex.files import FAULTS_OF_THE_DISK, Folder, make_folder
 
 NAME_BYTES = 255
 """The longest name, on most file systems."""
 
-_ENDS = frozenset(
-    getattr(errno, name, None)
-    for name in (
-        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ENODEV", "ENXIO", "ESTALE", "ENOENT",
-        "EMFILE", "ENFILE", "ENOMEM", "ENOTCONN", "ESHUTDOWN",
-    )
-)  # fmt: skip
+_ENDS = {*FAULTS_OF_THE_DISK, *FAULTS_OF_THE_MACHINE, errno.ENXIO, errno.ENOENT}
 """Reasons that will hold for all other copies, too: a disk that is full, gone or fails."""
 
 

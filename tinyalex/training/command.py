@@ -21,12 +21,16 @@ from tinyalex.data.dataset import escaped, printable
 from tinyalex.data.image import EXTENSIONS, FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import images_below, in_words
 from tinyalex.data.layout import LAYOUTS
+from tinyalex.files import FAULTS_OF_THE_DISK, make_folder
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
 from tinyalex.training.progress import one_sentence, open_standard_streams, show, warn
 from tinyalex.training.signals import leaving_on_signals
 
 DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
+FAULTS = {*FAULTS_OF_THE_DISK, *FAULTS_OF_THE_MACHINE}
+"""Reasons of an OSError that are nobody's mistake: the command fails with code 1."""
+
 EXIT_CODES = (
     "exit codes: 0 done, or stopped and saved at a limit or by SIGUSR1; 1 failed on the way; "
     "2 arguments or data that cannot be used; 3 the loss, a gradient or a weight was no longer a "
@@ -198,9 +202,11 @@ def check_picture(out: Path) -> None:
     check_writable(out.parent)
 
 
-def check_writable(folder: Path) -> None:
-    """See that files can go into a folder, before the work is done."""
+def check_writable(folder: Path, make: bool = False) -> None:
+    """See that files can go into a folder, before the work is done; make it where it is to be."""
     try:
+        if make:
+            make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -271,7 +277,7 @@ def shortest(path: str | os.PathLike[str]) -> str:
 def complain(error: BaseException | str, code: int | None = None) -> int:
     """Print an error as one line on stderr; return the code, by default what fits the error."""
     if code is None:
-        lacks = isinstance(error, OSError) and error.errno in FAULTS_OF_THE_MACHINE
+        lacks = isinstance(error, OSError) and error.errno in FAULTS
         code = FAILED if lacks or isinstance(error, (WorkerError, MemoryError)) else USAGE
     warn(f"error: {escaped(error) if isinstance(error, str) else one_sentence(error)}")
     return code
