@@ -20,7 +20,7 @@ from gpu_tinyalex import WORDS
 
 import tinyalex as ta
 from tinyalex.backends import cuda
-from tinyalex.backends.cuda.device import cupy, download
+from tinyalex.backends.gpu import cupy, download
 
 Call = Callable[[], Any]
 FLUSHED = 1 << 29  # bytes; the caches have a tenth of it

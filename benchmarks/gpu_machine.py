@@ -13,8 +13,8 @@ import numpy as np
 import report
 from gpu_floors import Ceilings
 
-from tinyalex.backends.cuda.device import count, cupy
 from tinyalex.backends.devices import DeviceError
+from tinyalex.backends.gpu import count, cupy
 
 LIBRARIES = ("tinyalex", "numpy", "torch", "triton")
 COPY_BYTES = 1 << 30  # of the large copy, read and written: past every cache

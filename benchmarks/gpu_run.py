@@ -19,7 +19,7 @@ from gpu_contestants import Contestant, check
 from gpu_timing import Protocol, Times
 
 from tinyalex import files
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.gpu import cupy
 
 Result = dict[str, Any]
 FINALISTS = 3  # of PyTorch's settings take turns with tinyalex; the others are timed alone

@@ -16,7 +16,7 @@ from typing import Any
 from gpu_contestants import Contestant
 from report import Ratio
 
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.gpu import cupy
 
 
 @dataclass

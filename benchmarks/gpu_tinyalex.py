@@ -13,8 +13,8 @@ from gpu_contestants import Arrays, Contestant
 
 import tinyalex as ta
 import tinyalex.functional as F
-from tinyalex.backends.cuda.device import cupy, download
 from tinyalex.backends.cuda.sgd import Piece, StepTable
+from tinyalex.backends.gpu import cupy, download
 
 WORDS = {"A": "highest", "B": "high", "C": "medium"}  # of `set_float32_matmul_precision`
 

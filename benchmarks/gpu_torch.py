@@ -20,7 +20,7 @@ import torch_twin
 from gpu_cases import LR, MOMENTUM, WEIGHT_DECAY, Case
 from gpu_contestants import Arrays, Contestant
 
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.gpu import cupy
 
 DEVICE = "cuda"
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -13,7 +13,7 @@ from helpers import run_python
 
 import tinyalex as ta
 import tinyalex.functional as F
-from tinyalex.backends.cuda import device
+from tinyalex.backends import gpu
 from tinyalex.backends.devices import DeviceError
 from tinyalex.training import new_run
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("tiny")
 @pytest.fixture(autouse=True)
 def _nothing_known():
     """Forget which GPUs there were."""
-    device.check.cache_clear()
+    gpu.check.cache_clear()
     yield
-    device.check.cache_clear()
+    gpu.check.cache_clear()
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_run_is_resumed_without_its_gpu(standin, monkeypatch, photos, tmp_path
     code, _, complaints = run(TRAIN, "--resume", out, "--precision", "high")
     assert_refused(code, complaints, "(precision highest then, high now): leave these options out ")
     without(monkeypatch, standin, 100)
-    device.check.cache_clear()
+    gpu.check.cache_clear()
     code, _, complaints = run(TRAIN, "--resume", out)
     expected = f"if there should be one; {out} can also go on with another --device"
     assert_refused(code, complaints, expected)
@@ -163,7 +163,7 @@ def test_options_that_cannot_be(photos, tmp_path, arguments, expected):
 
 def test_an_array_that_does_not_fit(standin):
     memory = importlib.import_module("simt.memory")
-    with memory.limited(1000), pytest.raises(device.OutOfMemoryError) as caught:
+    with memory.limited(1000), pytest.raises(gpu.OutOfMemoryError) as caught:
         ta.ones(500).to("cuda")
     assert "the GPU's memory is full (copying 2,000 bytes to cuda:0)" in str(caught.value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinyalex.backends import array_module
@@ -53,6 +54,8 @@ class Function:
     Options that are not differentiable travel as keywords of `apply` and `forward`.
     """
 
+    Output: ClassVar[type[Tensor]]
+    """Class of the results, set by tensor.py, which is built on this file."""
     _births: ClassVar[itertools.count[int]] = itertools.count()
 
     saved: tuple[Any, ...] = ()
@@ -92,8 +95,6 @@ class Function:
     @quiet
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Tensor:
         """Run forward on the tensors' arrays and return the result as a tensor in the graph."""
-        from tinyalex.tensor import Tensor  # here: Tensor's operators are Functions themselves
-
         try:
             arrays = tuple([None if t is None else t._values for t in inputs])
         except AttributeError:
@@ -104,7 +105,7 @@ class Function:
             ) from None
         node = cls(inputs)
         with using(same_device(cls.__name__, *arrays)):
-            output = Tensor(node.forward(*arrays, **options))
+            output = cls.Output(node.forward(*arrays, **options))
         base = owner_of(output._values, inputs)
         if base is not None:
             output._storage = base._storage
@@ -145,11 +146,8 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
     a node saved, and the gradient that reached it, are freed as the walk passes.
     """
     if not isinstance(root, Function):
-        with using(root.device):
-            _accumulate(root, gradient)
-        return
-    gradients = {root: gradient}
-    newest_first = [(-root.birth, root)]
+        return _accumulate(root, gradient)
+    gradients, newest_first = {root: gradient}, [(-root.birth, root)]
     while newest_first:
         _, node = heapq.heappop(newest_first)
         edges, grad = node.enter(retain_graph), gradients.pop(node)
@@ -160,15 +158,14 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
         if not retain_graph:
             node.saved, node.edges, node.versions = (), (), ()
         for edge, input_grad in arrived:
-            with using(edge.device):
-                if not isinstance(edge, Function):
-                    own = writable(input_grad) and not _seen_by_others(input_grad, others)
-                    _accumulate(edge, input_grad if own else input_grad.copy())
-                elif edge in gradients:
+            if not isinstance(edge, Function):
+                _accumulate(edge, input_grad, others)
+            elif edge in gradients:
+                with using(edge.device):
                     gradients[edge] = gradients[edge] + input_grad
-                else:
-                    gradients[edge] = input_grad
-                    heapq.heappush(newest_first, (-edge.birth, edge))
+            else:
+                gradients[edge] = input_grad
+                heapq.heappush(newest_first, (-edge.birth, edge))
 
 
 def _checked(
@@ -206,7 +203,7 @@ def _refuse(node: Function, expected: str, got: str) -> None:
     raise ValueError(f"{type(node).__name__}.backward must return {expected}, got {got}")
 
 
-def _seen_by_others(grad: Array, others: list[Any]) -> bool:
+def _seen_by_others(grad: Array, others: Sequence[Any]) -> bool:
     """Return whether the memory of ``grad``, itself one of ``others``, is also another's there.
 
     A leaf's .grad is its own: what others see too, or a constant, is copied.
@@ -223,10 +220,13 @@ def writable(array: Array) -> bool:
     return 0 not in array.strides  # CuPy protects nothing: see what was broadcast
 
 
-def _accumulate(leaf: Tensor, grad: Array) -> None:
+def _accumulate(leaf: Tensor, grad: Array, others: Sequence[Any] = ()) -> None:
+    """Add ``grad``, or a copy of it where ``others`` share its memory, to the leaf's .grad."""
     if not leaf.requires_grad:  # it was frozen after the forward pass
         return
-    with _turn:
+    with using(leaf.device), _turn:
+        if not writable(grad) or _seen_by_others(grad, others):
+            grad = grad.copy()
         total = grad if leaf.grad is None else leaf.grad + grad
         # Arithmetic makes scalars of arrays without axes, and nobody can write into a scalar.
         leaf._grad = array_module(leaf.data).asarray(total)

@@ -16,7 +16,7 @@ from tinyalex.backends import array_module, numerics
 from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import is_grad_enabled
-from tinyalex.ops import arithmetic, matmul, reduction, shape
+from tinyalex.ops import activation, arithmetic, matmul, reduction, shape
 from tinyalex.ops.arguments import dimension, flag, number, whole
 from tinyalex.ops.ingress import looks_like_array, plain_array
 from tinyalex.ops.promotion import number_beside, promote
@@ -575,9 +575,7 @@ class Tensor:
 
     def relu(self) -> Tensor:
         """Return max(x, 0)."""
-        from tinyalex.ops.activation import ReLU
-
-        return ReLU.apply(self)
+        return activation.ReLU.apply(self)
 
     # --- comparisons and masks: plain answers, outside the graph ----------------------------------
 
@@ -1015,3 +1013,6 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
     a, b = (side if isinstance(side, Tensor) else Tensor(like._beside(side)) for side in sides)
     same_device("where", a.data, mask)
     return arithmetic.Where.apply(a, b, condition=mask)
+
+
+Function.Output = Tensor

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex.backends.cuda import conv_hopper, sources
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.gpu import cupy
 
 FOLDER = Path(__file__).parent.parent / "golden"
 STAND_IN = "stand-in"

@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.backends import gpu
+from tinyalex.backends.gpu import DeviceError as DeviceError
 from tinyalex.backends.types import Array
 
 _NAME = re.compile(r"cpu|cuda(?::(\d+))?")
 _NOWHERE_ELSE: AbstractContextManager[Any] = nullcontext()
-
-
-class DeviceError(RuntimeError):
-    """A GPU, its driver or CuPy is missing, or has failed."""
 
 
 def parse(name: str) -> str:
@@ -32,18 +30,14 @@ def check(name: str) -> None:
     ValueError if nothing is called so.
     """
     if (device := parse(name)) != "cpu":
-        from tinyalex.backends.cuda import device as cuda
-
-        cuda.check(int(device.partition(":")[2]))
+        gpu.check(int(device.partition(":")[2]))
 
 
 def describe(name: str) -> dict[str, Any]:
     """Return a GPU's name, memory and versions, on which results may depend; nothing for "cpu"."""
     if (device := parse(name)) == "cpu":
         return {}
-    from tinyalex.backends.cuda import device as cuda
-
-    return cuda.describe(int(device.partition(":")[2]))
+    return gpu.describe(int(device.partition(":")[2]))
 
 
 def use(name: str) -> None:
@@ -54,9 +48,7 @@ def use(name: str) -> None:
     """
     check(name)
     if (device := parse(name)) != "cpu":
-        from tinyalex.backends.cuda import device as cuda
-
-        cuda.use(int(device.partition(":")[2]))
+        gpu.use(int(device.partition(":")[2]))
 
 
 def on_gpu(array: Any) -> bool:
@@ -82,10 +74,8 @@ def move(array: Array, device: str) -> Array:
     target, source = parse(device), device_of(array)
     if target == source:
         return array
-    from tinyalex.backends.cuda import device as cuda
-
-    host = array if source == "cpu" else cuda.download(array)
-    return host if target == "cpu" else cuda.upload(host, int(target.partition(":")[2]))
+    host = array if source == "cpu" else gpu.download(array)
+    return host if target == "cpu" else gpu.upload(host, int(target.partition(":")[2]))
 
 
 def host_copy(array: Array) -> Array:

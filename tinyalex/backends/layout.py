@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyalex.backends.devices import device_of, on_gpu, using
+from tinyalex.backends.gpu import contiguous
 from tinyalex.backends.types import Array
 
 
@@ -18,7 +19,6 @@ def channels_last(x: Array) -> Array:
     pixels = x.transpose(0, 2, 3, 1)
     if not on_gpu(x):
         return np.ascontiguousarray(pixels)
-    from tinyalex.backends.cuda.device import contiguous
 
     return contiguous(pixels)
 

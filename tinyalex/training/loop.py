@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyalex import random
+from tinyalex.backends.devices import parse
 from tinyalex.data import Batch, DataError, Loader, WorkerError
 from tinyalex.files import FolderLostError, new_folder
 from tinyalex.grad_mode import no_grad
@@ -30,7 +31,7 @@ from tinyalex.training.progress import Progress, duration, folded, one_sentence,
 from tinyalex.training.run import Run
 from tinyalex.training.settings import STEPS_PER_ROW
 from tinyalex.training.signals import StoppedError, StopRequest
-from tinyalex.training.steps import steps_of
+from tinyalex.training.steps import Steps
 
 STUCK_WITHIN = 0.005
 """The loss counts as stuck while it is within this share of ln(classes)."""
@@ -368,3 +369,13 @@ class Trainer:
             f"{run.settings.lr:g}; half, double) or --seed, keep the variant's own input scale, "
             "and look at whether the labels fit the images"
         )
+
+
+def steps_of(run: Run) -> Steps:
+    """Return what takes the steps of a run, on its device."""
+    settings, model = run.settings, run.classifier.model
+    if parse(settings.device) == "cpu":
+        return Steps(model, run.optimizer)
+    from tinyalex.training.gpu_steps import GPUSteps  # which loads CuPy
+
+    return GPUSteps(model, run.optimizer, settings.read_loss_every, settings.cuda_graph)

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tinyalex.backends.devices import parse
 from tinyalex.data import Batch
 from tinyalex.nn import Module
 from tinyalex.optim import SGD
 from tinyalex.training.divergence import NOT_FINITE, DivergedError, not_finite
 from tinyalex.training.evaluation import judge
 from tinyalex.training.metrics import Average, hits
-from tinyalex.training.run import Run
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for below
@@ -60,13 +58,3 @@ class Steps:
         """Yield what each step since the last reading found out."""
         results, self._results = self._results, []
         yield from results
-
-
-def steps_of(run: Run) -> Steps:
-    """Return what takes the steps of a run, on its device."""
-    settings, model = run.settings, run.classifier.model
-    if parse(settings.device) == "cpu":
-        return Steps(model, run.optimizer)
-    from tinyalex.training.gpu_steps import GPUSteps
-
-    return GPUSteps(model, run.optimizer, settings.read_loss_every, settings.cuda_graph)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.gpu import cupy
 
 
 class Exercise(NamedTuple):

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyalex.backends.cuda.device import contiguous, cupy
 from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.layout import as_nchw
 from tinyalex.backends.types import Array
 

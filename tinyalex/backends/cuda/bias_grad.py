@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
 LANES, THREADS = 32, 256  # as in kernels/bias_grad.cu

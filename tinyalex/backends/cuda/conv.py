@@ -20,9 +20,9 @@ import numpy as np
 from tinyalex.backends.cuda import conv_im2col, conv_tensor, conv_tiled
 from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.device import contiguous, cupy
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.geometry import Padding, Pair
+from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array

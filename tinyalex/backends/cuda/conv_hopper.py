@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tinyalex.backends.cuda.conv_shape import ConvShape
 from tinyalex.backends.cuda.conv_tensor import DEPTH
-from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
 TILE = 128

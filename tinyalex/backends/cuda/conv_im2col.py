@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
 THREADS = 256  # a block

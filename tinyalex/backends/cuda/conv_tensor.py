@@ -18,8 +18,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.device import cupy, most_shared_bytes, multiprocessors
 from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.gpu import cupy, most_shared_bytes, multiprocessors
 from tinyalex.backends.types import Array
 
 Pass = Literal["forward", "input_grad", "weight_grad"]

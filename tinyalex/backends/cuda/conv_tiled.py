@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.device import cupy, multiprocessors
 from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.gpu import cupy, multiprocessors
 from tinyalex.backends.types import Array
 
 TILE, THREADS = 128, 256  # as in kernels/product_tile.cuh

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tinyalex.backends.cuda.device import contiguous, cupy, multiprocessors
 from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.gpu import contiguous, cupy, multiprocessors
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
 

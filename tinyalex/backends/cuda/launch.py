@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tinyalex.backends.cuda import sources
-from tinyalex.backends.cuda.device import cupy, failure
 from tinyalex.backends.devices import on_gpu
+from tinyalex.backends.gpu import cupy, failure
 from tinyalex.backends.types import Array
 
 _DTYPES: dict[str, np.dtype[Any]] = {

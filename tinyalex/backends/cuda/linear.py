@@ -22,7 +22,7 @@ import numpy as np
 
 from tinyalex.backends.cuda import conv_tensor
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.device import contiguous
+from tinyalex.backends.gpu import contiguous
 from tinyalex.backends.precision import get_float32_matmul_precision as precision
 from tinyalex.backends.types import Array
 

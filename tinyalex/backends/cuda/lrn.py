@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import THREADS, one_thread_each, quads_by_pixels
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 

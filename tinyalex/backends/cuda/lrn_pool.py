@@ -12,10 +12,10 @@ import numpy as np
 
 from tinyalex.backends.cuda import lrn, pool
 from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
-from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import THREADS, PoolShape, one_thread_each, quads_by_pixels
 from tinyalex.backends.geometry import Pair
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 

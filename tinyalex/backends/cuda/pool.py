@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyalex.backends.cuda.device import cupy
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.geometry import Pair
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tinyalex.backends.cuda.device import cupy
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
 Item = TypeVar("Item")

@@ -1,4 +1,4 @@
-"""The one place that asks for CuPy, and what to say when it, the driver or the GPU is missing."""
+"""CuPy, asked for here alone, and errors where it, the driver or the GPU is missing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import sys
 from functools import cache
 from typing import Any
 
-from tinyalex.backends.devices import DeviceError
-from tinyalex.backends.layout import as_nchw
 from tinyalex.backends.types import Array
 
 INSTALL = 'pip install "tinyalex[cuda13]" (or [cuda12], as the driver allows)'
 _NO_GPU = 100  # cudaErrorNoDevice
 _NO_DRIVER = 35  # cudaErrorInsufficientDriver: older than CuPy needs, or none at all
 _OLDEST = 8  # major compute capability: asynchronous copies, and tensor cores that know TF32
+
+
+class DeviceError(RuntimeError):
+    """A GPU, its driver or CuPy is missing, or has failed."""
+
+
+class OutOfMemoryError(DeviceError, MemoryError):
+    """The GPU has no memory left."""
 
 
 def cupy() -> Any:
@@ -110,7 +116,7 @@ def upload(array: Array, index: int) -> Array:
     try:
         with xp.cuda.Device(index):
             if array.ndim == 4 and not array.flags.c_contiguous:
-                return as_nchw(xp.asarray(array.transpose(0, 2, 3, 1)))
+                return xp.asarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
             return xp.asarray(array)
     except Exception as error:
         raise failure(error, f"copying {array.nbytes:,} bytes to cuda:{index}") from error
@@ -155,7 +161,3 @@ def failure(error: Exception, what: str) -> Exception:
         xp.cuda.compiler.CompileException,
     )
     return DeviceError(f"{what} failed: {error}") if isinstance(error, cuda_errors) else error
-
-
-class OutOfMemoryError(DeviceError, MemoryError):
-    """The GPU has no memory left."""
