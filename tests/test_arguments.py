@@ -76,7 +76,7 @@ MAKING_AND_JOINING = {
 WITHOUT_GRADIENT = {
     *("DeviceError", "FileError", "Function", "GradcheckError", "Tensor"),
     *("arange", "ones", "rand", "randn", "tensor", "zeros"),  # make leaves
-    *("current_backend", "empty_cache", "is_grad_enabled", "no_grad", "use_backend"),
+    *("current_backend", "empty_cache", "is_grad_enabled", "no_grad", "use_backend", "use_fusion"),
     *("get_float32_matmul_precision", "set_float32_matmul_precision", "manual_seed"),
     *("gradcheck", "load", "save", "summary"),
 }

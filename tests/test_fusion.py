@@ -340,3 +340,34 @@ def test_bad_input_is_refused_as_by_the_layers_alone(backend, layers, shape, mes
 def test_gradients_by_finite_differences(rng, layers):
     network = nn.Sequential(*layers).to(np.dtype("float64"))
     assert ta.gradcheck(network, ta.Tensor(rng.standard_normal((1, 3, 5, 5)), requires_grad=True))
+
+
+def nodes_behind(y):
+    """Return the names of the functions in the graph of ``y``."""
+    names, waiting = set(), [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        names.add(type(node).__name__)
+        waiting += [edge for edge in node.edges if isinstance(edge, ta.Function)]
+    return names
+
+
+def test_use_fusion_lets_each_layer_run_its_own_op(rng):
+    network = nn.Sequential(*conv_relu(), *norm_pool())
+    x = ta.Tensor(rng.standard_normal((2, 16, 9, 9)).astype(np.float32))
+    apart = {"Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"}
+    together = {"Conv2dReLU", "LocalResponseNormMaxPool2d"}
+    with ta.use_backend("cpu"):
+        assert nodes_behind(network(x)) == together
+        with ta.use_fusion(False):
+            assert nodes_behind(network(x)) == apart
+            with ta.use_fusion(True):
+                assert nodes_behind(network(x)) == together
+            assert nodes_behind(network(x)) == apart
+        assert nodes_behind(network(x)) == together
+
+
+@pytest.mark.parametrize("value", [0, None, "no"])
+def test_use_fusion_takes_a_bool(value):
+    with pytest.raises(TypeError, match="use_fusion expects True or False, got"):
+        ta.use_fusion(value)

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "tinyalex"
 # From the ground up. What is not listed here stands on top of everything it imports.
 FLOORS = [
     {"locks"},
-    {"version", "random", "threads", "grad_mode", "storage"},
+    {"choices", "version", "random", "threads", "grad_mode", "storage"},
     {"backends"},
     {"autograd"},
     {"ops"},

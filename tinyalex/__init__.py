@@ -20,6 +20,7 @@ from tinyalex.backends.precision import (
 from tinyalex.files import FileError, load, save
 from tinyalex.grad_mode import is_grad_enabled, no_grad
 from tinyalex.gradcheck import GradcheckError, gradcheck
+from tinyalex.nn.fusion import use_fusion
 from tinyalex.random import manual_seed
 from tinyalex.summary import summary
 from tinyalex.tensor import (
@@ -71,6 +72,7 @@ __all__ = [
     "tensor",
     "threads",
     "use_backend",
+    "use_fusion",
     "where",
     "zeros",
 ]

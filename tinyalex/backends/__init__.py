@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from tinyalex import threads
 from tinyalex.backends.devices import device_of
 from tinyalex.backends.types import Array
-from tinyalex.locks import new_rlock
+from tinyalex.choices import Choice
 
 KERNELS = {
     "conv2d": "cross-correlation of NCHW images with OIHW weights, plus bias",
@@ -64,16 +64,30 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_default = _chosen = os.environ.get("TINYALEX_BACKEND") or "cpu"
-_choices: list[use_backend] = []  # that are open, the last one chosen
-_turn = new_rlock()
+class use_backend(  # noqa: N801 (reads as a verb, in a `with` statement too)
+    Choice, default=os.environ.get("TINYALEX_BACKEND") or "cpu"
+):
+    """Choose the CPU kernels, ``"cpu"`` or ``"reference"``: for good, or for a ``with`` block.
+
+    >>> import tinyalex as ta
+    >>> with ta.use_backend("reference"):
+    ...     pass  # everything in here runs on plain NumPy
+
+    It holds for all threads. Blocks may be nested, overlap, and share one object: the last choice
+    that is still open counts. Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(_checked(name, "the backend"))
+
+
 _loaded: dict[str, ModuleType] = {}
 
 
 def of(array: Array) -> ModuleType:
     """Return the module whose kernels work on ``array``. Raises TypeError if there is none."""
     on_cpu = device_of(array) == "cpu"
-    name = _chosen if on_cpu else "cuda"
+    name = use_backend.current if on_cpu else "cuda"
     # Loaded at first use: `import tinyalex` must wait for neither Numba nor CuPy.
     if name not in _loaded or (on_cpu and name == "cuda"):
         if on_cpu:
@@ -90,47 +104,4 @@ def array_module(array: Array) -> Any:
 
 def current_backend() -> str:
     """Return the name of the backend that serves arrays on the CPU."""
-    return _checked(_chosen, "the environment variable TINYALEX_BACKEND")
-
-
-class use_backend:  # noqa: N801 (reads as a verb, in a `with` statement too)
-    """Choose the CPU kernels, ``"cpu"`` or ``"reference"``: for good, or for a ``with`` block.
-
-    >>> import tinyalex as ta
-    >>> with ta.use_backend("reference"):
-    ...     pass  # everything in here runs on plain NumPy
-
-    It holds for all threads. Blocks may be nested, overlap, and share one object: the last choice
-    that is still open counts. Raises ValueError for an unknown name.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = _checked(name, "the backend")
-        self._for_good = True
-        self._open()
-
-    def __enter__(self) -> None:
-        if self._for_good:
-            self._close()
-            self._for_good = False
-        self._open()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def _open(self) -> None:
-        global _chosen
-        with _turn:
-            _choices.append(self)
-            _chosen = self._name
-
-    def _close(self) -> None:
-        global _chosen
-        with _turn:
-            del _choices[-1 - _choices[::-1].index(self)]
-            _chosen = _choices[-1]._name if _choices else _default
+    return _checked(use_backend.current, "the environment variable TINYALEX_BACKEND")

@@ -1,4 +1,4 @@
-"""Runs of layers that are computed in one pass: what `Sequential` does with its list.
+"""Runs of layers in a `Sequential` that are computed in one pass.
 
 A layer that is followed by a cheap one can apply that to each value while it still has it, and save
 a journey to memory and back. Nothing changes but the time and the last bits of some sums, and on a
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tinyalex.functional as F
+from tinyalex.choices import Choice
 from tinyalex.nn.activation import ReLU
 from tinyalex.nn.conv import Conv2d
 from tinyalex.nn.module import Module
@@ -55,11 +56,29 @@ RUNS: tuple[tuple[tuple[type[Module], ...], Callable[[Sequence[Any], Tensor], Te
 )
 
 
+class use_fusion(Choice, default=True):  # noqa: N801 (reads as a verb)
+    """Let layers in a `Sequential` run fused, or one by one: for good, or for a ``with`` block.
+
+    >>> import tinyalex as ta
+    >>> with ta.use_fusion(False):
+    ...     pass  # each layer runs its own op, whose backward a breakpoint reaches
+
+    Results differ by rounding only. It holds for all threads; of several blocks that are open, the
+    last counts. Raises TypeError for anything but a bool.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        if not isinstance(enabled, bool):
+            raise TypeError(f"use_fusion expects True or False, got {enabled!r}")
+        super().__init__(enabled)
+
+
 def run(layers: Sequence[Module], x: Tensor) -> Tensor:
     """Feed ``x`` through all layers, in as few passes as the table knows."""
     position, kinds = 0, tuple(map(type, layers))
+    runs = RUNS if use_fusion.current else ()
     while position < len(layers):
-        for types, function in RUNS:
+        for types, function in runs:
             end = position + len(types)
             if kinds[position:end] == types and all(map(_may_be_fused, layers[position:end])):
                 x = function(layers[position:end], x)
