@@ -13,7 +13,13 @@ from gpu_floors import FORWARD, INPUT, UPDATE, WEIGHT, Step, Work
 
 from tinyalex import nn
 from tinyalex.backends import cpu
-from tinyalex.backends.geometry import pool_output_size
+from tinyalex.backends.geometry import (
+    ConvOptions,
+    NormOptions,
+    PoolOptions,
+    SGDOptions,
+    pool_output_size,
+)
 
 # Of the norm: sums of products of operands that were rounded to 24, 11 and 8 bits, and for bfloat16
 # a result rounded to as many.
@@ -63,8 +69,8 @@ def _sgd(work: Work) -> Row:
     size = work.fixed // gpu_floors.SGD_BYTES
     rng = np.random.default_rng(2)
     weight, grad, velocity = (rng.standard_normal(size, np.float32) for _ in range(3))
-    numbers = (LR, MOMENTUM, 0.0, WEIGHT_DECAY, False, "torch")
-    return Row(work, "sgd_step", (weight, grad, velocity, *numbers), weight)
+    options = SGDOptions(LR, MOMENTUM, 0.0, WEIGHT_DECAY, False, "torch")
+    return Row(work, "sgd_step", (weight, grad, velocity, options), weight)
 
 
 def rows(net: Net, images: int) -> Iterator[Row]:
@@ -99,10 +105,11 @@ def _kernels(before: Step | None, step: Step, x: np.ndarray, grad: np.ndarray) -
             weight, bias = layer.weight.data, layer.bias.data
             x = np.maximum(x, 0) if before else x  # what a ReLU lets through
             top, left = layer.padding
-            options = (layer.stride, ((top, top), (left, left)), layer.dilation, layer.groups)
-            yield name, FORWARD, "conv2d", (x, weight, bias, *options)
-            yield name, INPUT, "conv2d_input_grad", (grad, weight, x.shape, *options)
-            yield name, WEIGHT, "conv2d_weight_grad", (grad, x, weight.shape, *options)
+            sides = (top, top), (left, left)
+            options = ConvOptions(layer.stride, sides, layer.dilation, layer.groups)
+            yield name, FORWARD, "conv2d", (x, weight, bias, options)
+            yield name, INPUT, "conv2d_input_grad", (grad, weight, x.shape, options)
+            yield name, WEIGHT, "conv2d_weight_grad", (grad, x, weight.shape, options)
         case nn.Linear():
             weight, bias = layer.weight.data, layer.bias.data
             x = np.maximum(x.reshape(len(x), -1), 0)
@@ -110,21 +117,20 @@ def _kernels(before: Step | None, step: Step, x: np.ndarray, grad: np.ndarray) -
             yield name, INPUT, "linear_input_grad", (grad, weight)
             yield name, WEIGHT, "linear_weight_grad", (grad, x)
         case nn.MaxPool2d():
-            kernel, stride = (layer.kernel_size,) * 2, (layer.stride,) * 2
-            size = pool_output_size(x.shape[2:], kernel, stride, (0, 0))
+            window = PoolOptions((layer.kernel_size,) * 2, (layer.stride,) * 2)
+            size = pool_output_size(x.shape[2:], window)
             if before and isinstance(before.layer, nn.LocalResponseNorm):
                 norm = before.layer
                 name = f"{before.name}+{name}"
-                numbers = (norm.size, norm.alpha, norm.beta, norm.k, norm.groups)
-                options = (*numbers, kernel, stride, (0, 0))
+                numbers = NormOptions(norm.size, norm.alpha, norm.beta, norm.k, norm.groups)
+                options = numbers, window
                 yield name, FORWARD, "norm_max_pool2d", (x, *options, size)
                 taps = cpu.norm_max_pool2d(x, *options, size)[1]
                 yield name, INPUT, "norm_max_pool2d_input_grad", (grad, taps, x, *options)
             else:
-                window = (kernel, stride, (0, 0), (1, 1))
-                yield name, FORWARD, "max_pool2d", (x, *window, size)
-                taps = cpu.max_pool2d(x, *window, size)[1]
-                yield name, INPUT, "max_pool2d_input_grad", (grad, taps, x.shape, *window)
+                yield name, FORWARD, "max_pool2d", (x, window, size)
+                taps = cpu.max_pool2d(x, window, size)[1]
+                yield name, INPUT, "max_pool2d_input_grad", (grad, taps, x.shape, window)
         case nn.ReLU() if name == "relu1":
             yield name, FORWARD, "relu", (x,)
             yield name, INPUT, "relu_input_grad", (grad, np.maximum(x, 0))

@@ -13,6 +13,8 @@ import torch.nn.functional as T
 from gpu_layer_rows import Row
 from gpu_torch import LAYOUTS
 
+from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions, SGDOptions
+
 Call = Callable[[], Any]
 aten = torch.ops.aten
 
@@ -59,12 +61,12 @@ def _call(row: Row, place: _Placer, compiled: bool) -> Call:
     match row.kernel:
         case "conv2d":
             x, weight, bias = map(place, a[:3])
-            stride, ((top, _), (left, _)), dilation, groups = a[3:]
+            stride, ((top, _), (left, _)), dilation, groups = a[3]
             return lambda: T.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
         case "conv2d_input_grad":
-            return _convolution_backward(place, a[0], a[1], a[2], a[3:], 0)
+            return _convolution_backward(place, a[0], a[1], a[2], a[3], 0)
         case "conv2d_weight_grad":
-            return _convolution_backward(place, a[0], a[2], a[1], a[3:], 1)
+            return _convolution_backward(place, a[0], a[2], a[1], a[3], 1)
         case "linear":
             x, weight, bias = map(place, a)
             return lambda: T.linear(x, weight, bias)
@@ -81,17 +83,17 @@ def _call(row: Row, place: _Placer, compiled: bool) -> Call:
             grad, y = map(place, a)
             return lambda: aten.threshold_backward(grad, y, 0)
         case "max_pool2d":
-            x, kernel, stride = place(a[0]), *a[1:3]
-            return lambda: T.max_pool2d(x, kernel, stride)
+            x, window = place(a[0]), a[1]
+            return lambda: T.max_pool2d(x, *window)
         case "norm_max_pool2d":
-            x, pass_on = place(a[0]), _norm_and_pool(*a[1:8])
+            x, pass_on = place(a[0]), _norm_and_pool(a[1], a[2])
             function = torch.compile(pass_on) if compiled else pass_on
             return lambda: function(x)
         case "max_pool2d_input_grad":
-            kernel, stride = a[3:5]
-            return _by_autograd(place, a[0], row.pooled, lambda x: T.max_pool2d(x, kernel, stride))
+            window = a[3]
+            return _by_autograd(place, a[0], row.pooled, lambda x: T.max_pool2d(x, *window))
         case "norm_max_pool2d_input_grad":
-            pass_on = _norm_and_pool(*a[3:10])
+            pass_on = _norm_and_pool(a[3], a[4])
             function = torch.compile(pass_on) if compiled else pass_on
             return _by_autograd(place, a[0], row.pooled, function)
         case "sgd_step":
@@ -100,7 +102,7 @@ def _call(row: Row, place: _Placer, compiled: bool) -> Call:
 
 
 def _convolution_backward(
-    place: _Placer, grad: Any, weight: Any, x: Any, options: tuple[Any, ...], which: int
+    place: _Placer, grad: Any, weight: Any, x: Any, options: ConvOptions, which: int
 ) -> Call:
     """Return the gradient number ``which``; of the one that is wanted only the shape is given."""
     stride, ((top, _), (left, _)), dilation, groups = options
@@ -112,10 +114,12 @@ def _convolution_backward(
 
 
 def _norm_and_pool(
-    size: int, alpha: float, beta: float, k: float, groups: int, kernel: Any, stride: Any
+    norm: NormOptions, window: PoolOptions
 ) -> Callable[[torch.Tensor], torch.Tensor]:
+    size, alpha, beta, k, _ = norm
+
     def pass_on(x: torch.Tensor) -> torch.Tensor:
-        return T.max_pool2d(T.local_response_norm(x, size, alpha, beta, k), kernel, stride)
+        return T.max_pool2d(T.local_response_norm(x, size, alpha, beta, k), *window)
 
     return pass_on
 
@@ -128,14 +132,14 @@ def _by_autograd(place: _Placer, grad: Any, x: Any, function: Callable[..., Any]
     return lambda: torch.autograd.grad(y, x, grad, retain_graph=True)[0]
 
 
-def _sgd(weight: Any, grad: Any, velocity: Any, lr: float, momentum: float, *rest: Any) -> Call:
+def _sgd(weight: Any, grad: Any, velocity: Any, options: SGDOptions) -> Call:
     """Return the fused update of one parameter, float32 in all classes; it gives the velocity."""
     tensors = (torch.tensor(a, device=gpu_torch.DEVICE) for a in (weight, grad, velocity))
     parameter, gradient, buffer = tensors
     parameter = torch.nn.Parameter(parameter)
     parameter.grad = gradient
-    decay = rest[1]
-    optimizer = torch.optim.SGD([parameter], lr, momentum, weight_decay=decay, fused=True)
+    lr, momentum, dampening, decay, *_ = options
+    optimizer = torch.optim.SGD([parameter], lr, momentum, dampening, decay, fused=True)
     optimizer.state[parameter]["momentum_buffer"] = buffer
 
     def step() -> Any:

@@ -24,14 +24,19 @@ from gpu_cases import distance
 from gpu_floors import Work
 
 from tinyalex.backends import cpu
-from tinyalex.backends.geometry import pool_output_size
+from tinyalex.backends.geometry import (
+    ConvOptions,
+    NormOptions,
+    PoolOptions,
+    pool_output_size,
+)
 
 sys.path.append(str(report.ROOT / "tests"))
 from simt import resources, standin  # the real cupy is imported first, for its NVRTC
 
 DOCUMENT = report.ROOT / "kernels" / "README.md"
 NAME, MARK = "gpu-ladder", "kernel-ladder"
-ONE, LRN, WINDOW = (1, 1), (5, 5e-4, 0.75, 2.0, 1), ((3, 3), (2, 2), (0, 0))
+LRN, WINDOW = NormOptions(5, 5e-4, 0.75, 2.0), PoolOptions((3, 3), (2, 2))
 SMALL = {"images": (2, 16, 9, 9), "filters": 24, "groups": 2}
 FULL = {"images": (128, 256, 13, 13), "filters": 384, "groups": 1}  # the paper's conv3
 SMALL_TEXT = "2 images of 9 x 9 pixels with 16 channels, 24 filters of 3 x 3 in two groups"
@@ -49,24 +54,24 @@ def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:
     x, filters, groups = normal(*sizes["images"]), sizes["filters"], sizes["groups"]
     N, C, H, W = x.shape
     weight = normal(filters, C // groups, 3, 3)
-    convolution = (ONE, (ONE, ONE), ONE, groups)
-    small = pool_output_size((H, W), *WINDOW)
-    within = (5, 1e-3, 0.75, 1.0)
+    convolution = ConvOptions(padding=((1, 1), (1, 1)), groups=groups)
+    small = pool_output_size((H, W), WINDOW)
+    within = NormOptions(5, 1e-3, 0.75, 1.0)
     pooled = normal(N, C, *small)
-    taps = cpu.max_pool2d(x, *WINDOW, ONE, small)[1]
+    taps = cpu.max_pool2d(x, WINDOW, small)[1]
     return {
-        "conv2d": (x, weight, normal(filters), *convolution),
-        "conv2d_input_grad": (normal(N, filters, H, W), weight, x.shape, *convolution),
-        "conv2d_weight_grad": (normal(N, filters, H, W), x, weight.shape, *convolution),
+        "conv2d": (x, weight, normal(filters), convolution),
+        "conv2d_input_grad": (normal(N, filters, H, W), weight, x.shape, convolution),
+        "conv2d_weight_grad": (normal(N, filters, H, W), x, weight.shape, convolution),
         "conv2d_bias_grad": (x,),
-        "local_response_norm": (x, *LRN),
-        "local_response_norm_input_grad": (normal(*x.shape), x, *LRN),
-        "max_pool2d": (x, *WINDOW, ONE, small),
-        "max_pool2d_input_grad": (pooled, taps, x.shape, *WINDOW, ONE),
-        "norm_max_pool2d": (x, *LRN, *WINDOW, small),
-        "norm_max_pool2d_input_grad": (pooled, taps, x, *LRN, *WINDOW),
-        "within_channel_response_norm": (x, *within),
-        "within_channel_response_norm_input_grad": (normal(*x.shape), x, *within),
+        "local_response_norm": (x, LRN),
+        "local_response_norm_input_grad": (normal(*x.shape), x, LRN),
+        "max_pool2d": (x, WINDOW, small),
+        "max_pool2d_input_grad": (pooled, taps, x.shape, WINDOW),
+        "norm_max_pool2d": (x, LRN, WINDOW, small),
+        "norm_max_pool2d_input_grad": (pooled, taps, x, LRN, WINDOW),
+        "within_channel_response_norm": (x, within),
+        "within_channel_response_norm_input_grad": (normal(*x.shape), x, within),
         "relu": (x,),
         "relu_input_grad": (normal(*x.shape), x),
     }[kernel]

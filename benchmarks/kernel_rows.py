@@ -14,7 +14,13 @@ from cases import Case, batch, network, walk
 from tinyalex import nn
 from tinyalex.backends import cpu, reference
 from tinyalex.backends.cpu import conv, im2col
-from tinyalex.backends.geometry import pool_output_size
+from tinyalex.backends.geometry import (
+    ConvOptions,
+    NormOptions,
+    PoolOptions,
+    SGDOptions,
+    pool_output_size,
+)
 
 if find_spec("torch"):
     import torch
@@ -89,10 +95,9 @@ def _theirs(function: Callable[..., Any], inputs: Any, *gradient: Any) -> dict[s
 def _convolution(name: str, layer: nn.Conv2d, x: np.ndarray, grad: np.ndarray) -> Iterator[Row]:
     weight, bias = layer.weight.data, layer.bias.data
     (top, left), groups = layer.padding, layer.groups
-    options = (layer.stride, ((top, top), (left, left)), layer.dilation, groups)
-    chosen = conv.algorithm(
-        conv.Problem(grad.shape, weight.shape, layer.stride, layer.dilation, groups, x.dtype)
-    )
+    sides = (top, top), (left, left)
+    options = ConvOptions(layer.stride, sides, layer.dilation, groups)
+    chosen = conv.algorithm(conv.Problem(grad.shape, weight.shape, options, x.dtype))
 
     def torch_conv(x: Any, weight: Any, bias: Any) -> Any:
         return T.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
@@ -109,13 +114,13 @@ def _convolution(name: str, layer: nn.Conv2d, x: np.ndarray, grad: np.ndarray) -
             chosen.__name__.rpartition(".")[2],
         )
 
-    yield row("forward", "conv2d", im2col.forward, lambda x, _: (x, weight, bias, *options))
+    yield row("forward", "conv2d", im2col.forward, lambda x, _: (x, weight, bias, options))
     if name != "conv1":  # nobody wants the gradient of the photograph
         yield row(
             "input gradient",
             "conv2d_input_grad",
             im2col.input_grad,
-            lambda x, grad: (grad, weight, x.shape, *options),
+            lambda x, grad: (grad, weight, x.shape, options),
             grad,
             0,
         )
@@ -123,7 +128,7 @@ def _convolution(name: str, layer: nn.Conv2d, x: np.ndarray, grad: np.ndarray) -
         "weight gradient",
         "conv2d_weight_grad",
         im2col.weight_grad,
-        lambda x, grad: (grad, x, weight.shape, *options),
+        lambda x, grad: (grad, x, weight.shape, options),
         grad,
         1,
     )
@@ -149,8 +154,8 @@ def _sgd(name: str, weight: np.ndarray) -> Row:
         parameter, velocity = weight.copy(), np.zeros_like(weight)
 
         def step() -> np.ndarray:
-            options = (LR, MOMENTUM, 0.0, WEIGHT_DECAY, False, "torch")
-            module.sgd_step(parameter, grad, velocity, *options)
+            options = SGDOptions(LR, MOMENTUM, 0.0, WEIGHT_DECAY, False, "torch")
+            module.sgd_step(parameter, grad, velocity, options)
             return parameter
 
         return step
@@ -163,31 +168,31 @@ def _sgd(name: str, weight: np.ndarray) -> Row:
 
 
 def _norm(name: str, layer: Any, x: np.ndarray, grad: np.ndarray) -> Iterator[Row]:
-    options = (layer.size, layer.alpha, layer.beta, layer.k, layer.groups)
+    options = NormOptions(layer.size, layer.alpha, layer.beta, layer.k, layer.groups)
 
     def torch_norm(x: Any) -> Any:
         return T.local_response_norm(x, *options[:4])
 
-    forward = _ours("local_response_norm", lambda x: (x, *options), x)
+    forward = _ours("local_response_norm", lambda x: (x, options), x)
     yield Row(name, "forward", {**forward, **_theirs(torch_norm, (x,))})
-    backward = _ours("local_response_norm_input_grad", lambda grad, x: (grad, x, *options), grad, x)
+    backward = _ours("local_response_norm_input_grad", lambda grad, x: (grad, x, options), grad, x)
     yield Row(name, "input gradient", {**backward, **_theirs(torch_norm, (x,), grad)})
 
 
 def _pool(name: str, layer: nn.MaxPool2d, x: np.ndarray, grad: np.ndarray) -> Iterator[Row]:
     kernel, stride = (layer.kernel_size,) * 2, (layer.stride,) * 2
-    options = (kernel, stride, (0, 0), (1, 1))
-    size = pool_output_size(x.shape[2:], *options[:3])
+    options = PoolOptions(kernel, stride)
+    size = pool_output_size(x.shape[2:], options)
 
     def torch_pool(x: Any) -> Any:
         return T.max_pool2d(x, kernel, stride)
 
-    forward = _ours("max_pool2d", lambda x: (x, *options, size), x)
+    forward = _ours("max_pool2d", lambda x: (x, options, size), x)
     yield Row(name, "forward", {**forward, **_theirs(torch_pool, (x,))})
-    _, taps = reference.max_pool2d(x, *options, size)
+    _, taps = reference.max_pool2d(x, options, size)
     backward = _ours(
         "max_pool2d_input_grad",
-        lambda grad, taps: (grad, taps, x.shape, *options),
+        lambda grad, taps: (grad, taps, x.shape, options),
         grad,
         taps,
     )

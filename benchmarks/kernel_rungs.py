@@ -53,18 +53,18 @@ def _tiles(name: str) -> tuple[str, ...]:
 # --- versions under the arguments of the table of kernels -----------------------------------------
 
 
-def _forward(version: Call, x: Any, weight: Any, bias: Any, *options: Any) -> Any:
-    shape = ConvShape.of(x.shape, weight.shape, *options)
+def _forward(version: Call, x: Any, weight: Any, bias: Any, options: Any) -> Any:
+    shape = ConvShape.of(x.shape, weight.shape, options)
     return as_nchw(version(channels_last(x), channels_last(weight), bias, shape))
 
 
-def _input_grad(version: Call, grad: Any, weight: Any, input_shape: Any, *options: Any) -> Any:
-    shape = ConvShape.of(input_shape, weight.shape, *options)
+def _input_grad(version: Call, grad: Any, weight: Any, input_shape: Any, options: Any) -> Any:
+    shape = ConvShape.of(input_shape, weight.shape, options)
     return as_nchw(version(channels_last(grad), channels_last(weight), shape))
 
 
-def _weight_grad(version: Call, grad: Any, x: Any, weight_shape: Any, *options: Any) -> Any:
-    shape = ConvShape.of(x.shape, weight_shape, *options)
+def _weight_grad(version: Call, grad: Any, x: Any, weight_shape: Any, options: Any) -> Any:
+    shape = ConvShape.of(x.shape, weight_shape, options)
     return as_nchw(version(channels_last(grad), channels_last(x), shape))
 
 

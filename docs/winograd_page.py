@@ -40,7 +40,12 @@ from tinyalex.backends.cpu.winograd_tiles import (
     output_columns,
     output_rows,
 )
-from tinyalex.backends.geometry import conv_output_size, pool_output_size
+from tinyalex.backends.geometry import (
+    ConvOptions,
+    PoolOptions,
+    conv_output_size,
+    pool_output_size,
+)
 from tinyalex.backends.layout import as_nchw
 from tinyalex.models import VARIANTS, spec
 
@@ -51,7 +56,7 @@ IMAGES = ROOT / "docs" / "images"
 BATCH = 32  # images, where a count depends on it
 M, PAIRS = transforms.TILE, transforms.PAIRS
 WHOLE = {3: (1, 2), 5: (1, 2, 3)}  # pairs to compare with ours: the smallest whole numbers
-VALID, SAME = (((1, 1), ((p, p), (p, p)), (1, 1), 1) for p in (0, 1))  # geometry of conv2d
+VALID, SAME = (ConvOptions(padding=((p, p), (p, p))) for p in (0, 1))
 
 
 def _load_report() -> Any:
@@ -188,13 +193,13 @@ def layers(variant: str = "paper") -> Iterator[Layer]:
     for layer in model.features:
         match layer:
             case spec.Conv(kernels, taps, stride, p, groups):
-                geometry = (stride, stride), ((p, p), (p, p)), (1, 1)
-                size = conv_output_size(size, (taps, taps), *geometry)
+                options = ConvOptions((stride, stride), ((p, p), (p, p)))
+                size = conv_output_size(size, (taps, taps), options)
                 name = f"conv{next(numbers)}"
                 yield Layer(name, channels // groups, kernels, groups, taps, stride, size)
                 channels = kernels
             case spec.Pool(window, step):
-                size = pool_output_size(size, (window, window), (step, step), (0, 0))
+                size = pool_output_size(size, PoolOptions((window, window), (step, step)))
 
 
 def counts_block() -> str:
@@ -335,12 +340,12 @@ def errors_at(layer: Layer) -> Iterator[Error]:
     name, taps, C, K = layer.name, layer.taps, layer.channels, 64
     x = rng.standard_normal((8, C, *(s + taps - 1 for s in layer.size)), np.float32)
     w = rng.standard_normal((K, C, taps, taps), np.float32)
-    y = im2col.forward(x.astype(float), w.astype(float), None, *VALID)
+    y = im2col.forward(x.astype(float), w.astype(float), None, VALID)
     a, b = rng.standard_normal((1024, C), np.float32), rng.standard_normal((C, K), np.float32)
     depth, _ = relative(a @ b, a.astype(float) @ b)  # what a sum over the channels costs
 
-    yield Error(name, "im2col", None, None, *relative(im2col.forward(x, w, None, *VALID), y))
-    yield Error(name, "our kernel", None, None, *relative(cpu.conv2d(x, w, None, *VALID), y))
+    yield Error(name, "im2col", None, None, *relative(im2col.forward(x, w, None, VALID), y))
+    yield Error(name, "our kernel", None, None, *relative(cpu.conv2d(x, w, None, VALID), y))
     for pairs in (PAIRS[taps], WHOLE[taps]):
         way = f"F({M}, {taps}), 0 " + " ".join(f"±{exact(a)}" for a in pairs) + " inf"
         float32 = (matrix.astype(np.float32) for matrix in matrices(taps, pairs))
@@ -430,8 +435,8 @@ def measure(batch: int, rounds: int) -> dict[str, Any]:
     x = as_nchw(rng.standard_normal((batch, *layer.size, C), np.float32))  # as the layers leave it
     w = rng.standard_normal((K, C, 3, 3), np.float32)
     calls: dict[str, Callable[[], Any]] = {
-        "im2col": lambda: im2col.forward(x, w, None, *SAME),
-        "chosen": lambda: cpu.conv2d(x, w, None, *SAME),
+        "im2col": lambda: im2col.forward(x, w, None, SAME),
+        "chosen": lambda: cpu.conv2d(x, w, None, SAME),
         **steps_of_a_task(),
     }
     results = {name: call() for name, call in calls.items()}  # compiles, too

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from tinyalex.backends import reference
+from tinyalex.backends.geometry import ConvOptions
 from tinyalex.data import Patterns
 from tinyalex.files import write_atomically
 from tinyalex.training.pictures import BLUE, INK, PALE, PALE_BLUE, PALE_RED, RED
@@ -63,8 +64,7 @@ def tile(convolve: Callable[..., np.ndarray], matrices: Any, path: Path) -> None
     B_t, A_t, G = (matrix.astype(np.float32) for matrix in matrices)
     x, w = grey_image(), EDGES
     by_tiles = convolve(x[None, None], w[None, None], B_t, A_t, G)[0, 0]
-    geometry = (1, 1), ((0, 0), (0, 0)), (1, 1), 1
-    direct = reference.conv2d(x[None, None], w[None, None], None, *geometry)[0, 0]
+    direct = reference.conv2d(x[None, None], w[None, None], None, ConvOptions())[0, 0]
     difference = by_tiles - direct
 
     figure = Figure(figsize=(11, 8.6), layout="constrained")

@@ -4,7 +4,7 @@ import numpy as np
 from helpers import normal
 
 from tinyalex.backends import reference
-from tinyalex.backends.geometry import conv_output_size
+from tinyalex.backends.geometry import ConvOptions, conv_output_size
 
 
 def padded(top, bottom=None, left=None, right=None):
@@ -15,8 +15,8 @@ def padded(top, bottom=None, left=None, right=None):
 
 def problem(rng, N, C, size, K, taps, padding, groups=1, stride=1, dtype=np.float32):
     """Return x, weight, bias, an output gradient and the geometry."""
-    geometry = (stride, stride), padding, (1, 1), groups
-    size_out = conv_output_size(size, (taps, taps), *geometry[:-1])
+    geometry = ConvOptions((stride, stride), padding, groups=groups)
+    size_out = conv_output_size(size, (taps, taps), geometry)
     shapes = (N, C, *size), (K, C // groups, taps, taps), (K,), (N, K, *size_out)
     arrays = [normal(rng, shape, dtype) for shape in shapes]
     return *arrays, geometry
@@ -33,22 +33,22 @@ def relu_output(rng, shape, dtype=np.float32):
 def run(algorithm, x, weight, bias, grad, geometry):
     """Return what the three functions of an algorithm compute."""
     if hasattr(algorithm, "weight_and_bias_grad"):
-        dweight, _ = algorithm.weight_and_bias_grad(grad, x, weight.shape, *geometry)
+        dweight, _ = algorithm.weight_and_bias_grad(grad, x, weight.shape, geometry)
     else:
-        dweight = algorithm.weight_grad(grad, x, weight.shape, *geometry)
+        dweight = algorithm.weight_grad(grad, x, weight.shape, geometry)
     return {
-        "y": algorithm.forward(x, weight, bias, *geometry),
-        "dx": algorithm.input_grad(grad, weight, x.shape, *geometry),
+        "y": algorithm.forward(x, weight, bias, geometry),
+        "dx": algorithm.input_grad(grad, weight, x.shape, geometry),
         "dweight": dweight,
     }
 
 
 def run_with_relu(algorithm, x, weight, bias, grad, geometry, mask):
     """Return what they compute with a ReLU behind the convolution, whose output is ``mask``."""
-    grads = algorithm.weight_and_bias_grad(grad, x, weight.shape, *geometry, mask=mask)
+    grads = algorithm.weight_and_bias_grad(grad, x, weight.shape, geometry, mask=mask)
     return {
-        "y": algorithm.forward(x, weight, bias, *geometry, rectify=True),
-        "dx": algorithm.input_grad(grad, weight, x.shape, *geometry, mask=mask),
+        "y": algorithm.forward(x, weight, bias, geometry, rectify=True),
+        "dx": algorithm.input_grad(grad, weight, x.shape, geometry, mask=mask),
         "dweight": grads[0],
         "dbias": grads[1],
     }
@@ -58,9 +58,9 @@ def expected(x, weight, bias, grad, geometry):
     """Return what the reference computes, in float64."""
     x, weight, bias, grad = (a.astype(np.float64) for a in (x, weight, bias, grad))
     return {
-        "y": reference.conv2d(x, weight, bias, *geometry),
-        "dx": reference.conv2d_input_grad(grad, weight, x.shape, *geometry),
-        "dweight": reference.conv2d_weight_grad(grad, x, weight.shape, *geometry),
+        "y": reference.conv2d(x, weight, bias, geometry),
+        "dx": reference.conv2d_input_grad(grad, weight, x.shape, geometry),
+        "dweight": reference.conv2d_weight_grad(grad, x, weight.shape, geometry),
     }
 
 

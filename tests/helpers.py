@@ -15,6 +15,11 @@ import tinyalex as ta
 TOLERANCE = {np.dtype(np.float64): 1e-11, np.dtype(np.float32): 1e-5}
 
 
+def spread(arguments):
+    """Return the arguments with the fields of option records in the records' places."""
+    return [each for a in arguments for each in (a if hasattr(a, "_fields") else (a,))]
+
+
 def assert_close(actual, expected, tolerance=None, what="result"):
     """Fail unless every element is within ``tolerance`` of the largest expected value."""
     actual, expected = np.asarray(actual), np.asarray(expected)

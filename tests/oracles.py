@@ -203,7 +203,7 @@ def local_response_norm_input_grad(grad, x, size, alpha, beta, k, groups=1):
     return dx
 
 
-def within_channel_response_norm(x, size, alpha, beta, k):
+def within_channel_response_norm(x, size, alpha, beta, k, groups=1):
     """As local_response_norm, over a size x size window of the same map."""
     x = _double(x)
     y = np.zeros(x.shape)
@@ -212,7 +212,7 @@ def within_channel_response_norm(x, size, alpha, beta, k):
     return y
 
 
-def within_channel_response_norm_input_grad(grad, x, size, alpha, beta, k):
+def within_channel_response_norm_input_grad(grad, x, size, alpha, beta, k, groups=1):
     """Term by term: each output depends on its own x directly, and on every x of its window."""
     grad, x = _double(grad), _double(x)
     dx = np.zeros(x.shape)

@@ -7,10 +7,11 @@ from itertools import product
 import numpy as np
 import oracles
 import pytest
-from helpers import LAYOUTS, assert_close, distinct, normal, run_python, tied
+from helpers import LAYOUTS, assert_close, distinct, normal, run_python, spread, tied
 
 import tinyalex as ta
 from tinyalex.backends import KERNELS, cpu, reference
+from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions, SGDOptions
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,16 @@ class Case:
         lay = LAYOUTS[layout]
         arrays = [None if s is None else lay(self.draw(rng, s, dtype)) for s in self.shapes]
         if self.kernel == "max_pool2d_input_grad":
-            input_shape, *window = self.options
+            input_shape, window = self.options
             output_size = arrays[0].shape[2:]
             taps = oracles.max_pool2d(tied(rng, input_shape), *window, output_size)[1]
-            taps = taps.astype(np.min_scalar_type(window[0][0] * window[0][1] - 1))
+            taps = taps.astype(np.min_scalar_type(np.prod(window.kernel_size) - 1))
             arrays.append(taps if layout == "broadcast" else lay(taps))
         return *arrays, *self.options
 
     def __str__(self):
         """Name the test."""
-        return f"{self.kernel}-{self.shapes[0]}-{self.options}".replace(" ", "")
+        return f"{self.kernel}-{self.shapes[0]}-{tuple(spread(self.options))}".replace(" ", "")
 
 
 def conv(x, weight, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1):
@@ -46,11 +47,11 @@ def conv(x, weight, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), gr
         for i in range(2)
     ]
     y, bias = (x[0], weight[0], *size), weight[:1]
-    options = stride, padding, dilation, groups
+    options = ConvOptions(stride, padding, dilation, groups)
     return [
-        Case("conv2d", (x, weight, bias), options),
-        Case("conv2d_input_grad", (y, weight), (x, *options)),
-        Case("conv2d_weight_grad", (y, x), (weight, *options)),
+        Case("conv2d", (x, weight, bias), (options,)),
+        Case("conv2d_input_grad", (y, weight), (x, options)),
+        Case("conv2d_weight_grad", (y, x), (weight, options)),
         Case("conv2d_bias_grad", (y,), ()),
     ]
 
@@ -61,29 +62,29 @@ def max_pool(x, window, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False
         oracles.pool_output_size(x[2 + i], window[i], stride[i], padding[i], dilation[i], ceil_mode)
         for i in range(2)
     )
-    options = window, stride, padding, dilation
+    options = PoolOptions(window, stride, padding, dilation)
     return [
-        Case("max_pool2d", (x,), (*options, size), distinct),
-        Case("max_pool2d", (x,), (*options, size), tied),
-        Case("max_pool2d_input_grad", ((*x[:2], *size),), (x, *options)),
+        Case("max_pool2d", (x,), (options, size), distinct),
+        Case("max_pool2d", (x,), (options, size), tied),
+        Case("max_pool2d_input_grad", ((*x[:2], *size),), (x, options)),
     ]
 
 
 def lrn(x, size, alpha=0.9, beta=0.75, k=1.0, groups=1):
     """Return forward and gradient; alpha is large, for with 1e-4 no error would show."""
-    options = size, alpha, beta, k, groups
+    options = NormOptions(size, alpha, beta, k, groups)
     return [
-        Case("local_response_norm", (x,), options),
-        Case("local_response_norm_input_grad", (x, x), options),
+        Case("local_response_norm", (x,), (options,)),
+        Case("local_response_norm_input_grad", (x, x), (options,)),
     ]
 
 
 def within(x, size, alpha=0.9, beta=0.75, k=1.0):
     """Return forward and gradient of the normalisation within each channel."""
-    options = size, alpha, beta, k
+    options = NormOptions(size, alpha, beta, k)
     return [
-        Case("within_channel_response_norm", (x,), options),
-        Case("within_channel_response_norm_input_grad", (x, x), options),
+        Case("within_channel_response_norm", (x,), (options,)),
+        Case("within_channel_response_norm_input_grad", (x, x), (options,)),
     ]
 
 
@@ -193,13 +194,14 @@ def check(kernels, case, args):
     """Compare one call with its oracle, and see that the arguments were left alone."""
     before = [np.array(a) if isinstance(a, np.ndarray) else a for a in args]
     actual = results(getattr(kernels, case.kernel)(*args))
-    for expected, got in zip(results(getattr(oracles, case.kernel)(*before)), actual, strict=True):
+    wanted = results(getattr(oracles, case.kernel)(*spread(before)))
+    for expected, got in zip(wanted, actual, strict=True):
         if expected.dtype.kind == "i":  # taps
             np.testing.assert_array_equal(got, expected)
         else:
             assert got.dtype == args[0].dtype
             assert_close(got, expected)
-    for a, b in zip(args, before, strict=True):
+    for a, b in zip(spread(args), spread(before), strict=True):
         np.testing.assert_array_equal(a, b, err_msg="the kernel changed its argument")
 
 
@@ -245,9 +247,9 @@ def test_what_is_finite(kernels, array, finite):
 def test_max_pool_propagates_nan(kernels, dtype):
     x = np.arange(36, dtype=dtype).reshape(1, 1, 6, 6)
     x[0, 0, 2, 3] = np.nan
-    args = (3, 3), (2, 2), (1, 1), (1, 1), (3, 3)
+    args = PoolOptions((3, 3), (2, 2), (1, 1)), (3, 3)
     y, taps = kernels.max_pool2d(x, *args)
-    expected, expected_taps = oracles.max_pool2d(x, *args)
+    expected, expected_taps = oracles.max_pool2d(x, *spread(args))
     assert np.isnan(expected).sum() == 2
     assert_close(y, expected)
     np.testing.assert_array_equal(taps, expected_taps)
@@ -255,11 +257,11 @@ def test_max_pool_propagates_nan(kernels, dtype):
 
 def test_max_pool_of_minus_infinity_picks_a_real_pixel(kernels, dtype):
     x = np.full((1, 1, 4, 4), -np.inf, dtype)
-    window = (3, 3), (2, 2), (1, 1), (1, 1)
-    y, taps = kernels.max_pool2d(x, *window, (2, 2))
+    window = PoolOptions((3, 3), (2, 2), (1, 1))
+    y, taps = kernels.max_pool2d(x, window, (2, 2))
     np.testing.assert_array_equal(y, np.full((1, 1, 2, 2), -np.inf))
     np.testing.assert_array_equal(taps, oracles.max_pool2d(x, *window, (2, 2))[1])
-    dx = kernels.max_pool2d_input_grad(np.ones_like(y), taps, x.shape, *window)
+    dx = kernels.max_pool2d_input_grad(np.ones_like(y), taps, x.shape, window)
     assert dx.sum() == 4, "the gradient of a window fell into the padding"
 
 
@@ -267,7 +269,8 @@ def test_max_pool_taps_are_small(kernels):
     for window, dtype in (((3, 3), np.uint8), ((16, 16), np.uint8), ((17, 16), np.uint16)):
         x = np.zeros((1, 1, 17, 17))
         size = 18 - window[0], 18 - window[1]
-        assert kernels.max_pool2d(x, window, (1, 1), (0, 0), (1, 1), size)[1].dtype == dtype
+        options = PoolOptions(window, (1, 1))
+        assert kernels.max_pool2d(x, options, size)[1].dtype == dtype
 
 
 def test_relu_at_the_edges(kernels, dtype):
@@ -282,30 +285,30 @@ def test_local_response_norm_forgets_a_spike(kernels):
     """A running sum would carry the rounding error of 1e8 along to every later channel."""
     x = np.ones((1, 12, 1, 1), np.float32)
     x[0, 2] = 1e4
-    y = kernels.local_response_norm(x, 3, 3.0, 1.0, 0.0, 1)
+    y = kernels.local_response_norm(x, NormOptions(3, 3.0, 1.0, 0.0))
     np.testing.assert_allclose(y[0, 4:11, 0, 0], 1 / 3, rtol=1e-6)
 
 
 def test_within_channel_response_norm_forgets_a_spike(kernels):
     x = np.ones((1, 1, 1, 12), np.float32)
     x[..., 2] = 1e4
-    y = kernels.within_channel_response_norm(x, 3, 9.0, 1.0, 0.0)
+    y = kernels.within_channel_response_norm(x, NormOptions(3, 9.0, 1.0, 0.0))
     np.testing.assert_allclose(y[0, 0, 0, 4:11], 1 / 3, rtol=1e-6)
 
 
 def test_conv2d_propagates_nan(kernels, dtype):
     x = np.ones((1, 2, 5, 5), dtype)
     x[0, 0, 2, 2] = np.nan
-    y = kernels.conv2d(x, np.ones((4, 1, 3, 3), dtype), None, (1, 1), ((0, 0), (0, 0)), (1, 1), 2)
+    y = kernels.conv2d(x, np.ones((4, 1, 3, 3), dtype), None, ConvOptions(groups=2))
     assert np.isnan(y[0, :2]).all()
     assert not np.isnan(y[0, 2:]).any()
 
 
 def test_conv2d_without_bias(kernels, rng, dtype):
     x, weight = normal(rng, (2, 3, 5, 5), dtype), normal(rng, (4, 3, 3, 3), dtype)
-    options = (1, 1), ((0, 0), (0, 0)), (1, 1), 1
+    options = ConvOptions()
     assert_close(
-        kernels.conv2d(x, weight, None, *options), oracles.conv2d(x, weight, None, *options)
+        kernels.conv2d(x, weight, None, options), oracles.conv2d(x, weight, None, *options)
     )
 
 
@@ -358,7 +361,7 @@ def test_sgd_step(kernels, options, shape, layout, rng, dtype):
     expected = oracles.sgd_step(param, grad, velocity, 0.1, *options)
     kept = grad.copy()
     grad = lay(grad)
-    assert kernels.sgd_step(param, grad, velocity, 0.1, *options) is None
+    assert kernels.sgd_step(param, grad, velocity, SGDOptions(0.1, *options)) is None
     assert_close(param, expected[0])
     if velocity is not None:
         assert_close(velocity, expected[1])
@@ -368,8 +371,9 @@ def test_sgd_step(kernels, options, shape, layout, rng, dtype):
 def test_sgd_by_hand(kernels):
     """The first two steps of the paper's rule with w = 1, g = 0.5, worked out on paper."""
     w, v, g = np.array([1.0]), np.array([0.0]), np.array([0.5])
+    options = SGDOptions(0.1, 0.9, 0.0, 0.01, False, "paper")
     for expected_v, expected_w in ((-0.051, 0.949), (-0.096849, 0.852151)):
-        kernels.sgd_step(w, g, v, 0.1, 0.9, 0.0, 0.01, False, "paper")
+        kernels.sgd_step(w, g, v, options)
         np.testing.assert_allclose([v[0], w[0]], [expected_v, expected_w], rtol=1e-12)
 
 

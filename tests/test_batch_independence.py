@@ -158,10 +158,10 @@ EACH_CHANGE = pytest.mark.parametrize("change", COMPANIONS.values(), ids=COMPANI
 def directions(x, weight, bias, grad, geometry, mask):
     """Return what depends on one image only."""
     return {
-        "y": winograd.forward(x, weight, bias, *geometry),
-        "relu": winograd.forward(x, weight, bias, *geometry, rectify=True),
-        "dx": winograd.input_grad(grad, weight, x.shape, *geometry),
-        "dx behind a relu": winograd.input_grad(grad, weight, x.shape, *geometry, mask=mask),
+        "y": winograd.forward(x, weight, bias, geometry),
+        "relu": winograd.forward(x, weight, bias, geometry, rectify=True),
+        "dx": winograd.input_grad(grad, weight, x.shape, geometry),
+        "dx behind a relu": winograd.input_grad(grad, weight, x.shape, geometry, mask=mask),
     }
 
 
@@ -193,10 +193,10 @@ def test_what_a_mask_hides_does_not_count(rng, shape):
     x, weight, _, grad, geometry = problem(rng, 4, *shape)
     mask = relu_output(rng, grad.shape)
     hidden = mask <= 0
-    expected = winograd.input_grad(np.where(hidden, 0, grad), weight, x.shape, *geometry)
+    expected = winograd.input_grad(np.where(hidden, 0, grad), weight, x.shape, geometry)
     for value in (1e9, np.nan):
         grad[0][hidden[0]] = value
-        dx = winograd.input_grad(grad, weight, x.shape, *geometry, mask=mask)
+        dx = winograd.input_grad(grad, weight, x.shape, geometry, mask=mask)
         assert_close(dx, expected)
 
 
@@ -206,16 +206,16 @@ def test_a_large_image_with_a_small_gradient_leaves_the_weights_to_the_others(rn
     """Their share in dweight is equal, and none is lost in another's rounding errors."""
     x, weight, _, grad, geometry = problem(rng, 4, *shape)
     grad[0], x[1] = 0, 0
-    expected = winograd.weight_and_bias_grad(grad, x, weight.shape, *geometry)
+    expected = winograd.weight_and_bias_grad(grad, x, weight.shape, geometry)
     x[0] *= factor
     grad[1] *= factor
     mask = relu_output(rng, grad.shape)
-    grads = winograd.weight_and_bias_grad(grad, x, weight.shape, *geometry)
+    grads = winograd.weight_and_bias_grad(grad, x, weight.shape, geometry)
     assert_close(grads[0], expected[0])
     assert_close(grads[1], grad.sum((0, 2, 3), np.float64))
-    behind_relu = winograd.weight_and_bias_grad(grad, x, weight.shape, *geometry, mask=mask)
+    behind_relu = winograd.weight_and_bias_grad(grad, x, weight.shape, geometry, mask=mask)
     grad = np.where(mask <= 0, 0, grad)
-    assert_close(behind_relu[0], im2col.weight_grad(grad, x, weight.shape, *geometry))
+    assert_close(behind_relu[0], im2col.weight_grad(grad, x, weight.shape, geometry))
 
 
 @EACH_SHAPE
@@ -223,7 +223,7 @@ def test_nothing_below_zero_comes_of_what_is_not(rng, shape):
     x, weight, _, _, geometry = problem(rng, 4, *shape)
     x, weight = abs(x), abs(weight)
     x *= np.float32([1, 1e9, 1e-9, 1e3])[:, None, None, None]
-    for y in winograd.forward(x, weight, None, *geometry):
+    for y in winograd.forward(x, weight, None, geometry):
         assert y.min() >= -1e-5 * y.max()
 
 
@@ -242,27 +242,27 @@ EACH_LAYER = pytest.mark.parametrize(
 
 def as_directly(algorithm, x, weight, bias, grad, geometry):
     """Compare all directions with those of im2col, and see that some of them are finite."""
-    problem = conv.Problem(grad.shape, weight.shape, geometry[0], (1, 1), geometry[3], x.dtype)
+    problem = conv.Problem(grad.shape, weight.shape, geometry, x.dtype)
     assert conv.algorithm(problem) is algorithm
     shapes = x.shape, weight.shape
     mask = np.ones_like(grad)
     with np.errstate(all="ignore"):
         for actual, expected in (
             (
-                algorithm.forward(x, weight, bias, *geometry),
-                im2col.forward(x, weight, bias, *geometry),
+                algorithm.forward(x, weight, bias, geometry),
+                im2col.forward(x, weight, bias, geometry),
             ),
             (
-                algorithm.forward(x, weight, bias, *geometry, rectify=True),
-                im2col.forward(x, weight, bias, *geometry, rectify=True),
+                algorithm.forward(x, weight, bias, geometry, rectify=True),
+                im2col.forward(x, weight, bias, geometry, rectify=True),
             ),
             (
-                algorithm.input_grad(grad, weight, shapes[0], *geometry, mask=mask),
-                im2col.input_grad(grad, weight, shapes[0], *geometry, mask=mask),
+                algorithm.input_grad(grad, weight, shapes[0], geometry, mask=mask),
+                im2col.input_grad(grad, weight, shapes[0], geometry, mask=mask),
             ),
             (
-                algorithm.weight_and_bias_grad(grad, x, shapes[1], *geometry)[0],
-                im2col.weight_grad(grad, x, shapes[1], *geometry),
+                algorithm.weight_and_bias_grad(grad, x, shapes[1], geometry)[0],
+                im2col.weight_grad(grad, x, shapes[1], geometry),
             ),
         ):
             assert_close(actual, expected, 1e-4)

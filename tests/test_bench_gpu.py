@@ -172,7 +172,9 @@ cuda.linear_weight_grad = lambda *arguments: right(*arguments) * 1.5
         """
 from tinyalex.backends.cuda.sgd import StepTable
 right = StepTable.fill
-StepTable.fill = lambda self, pieces: right(self, [p._replace(lr=p.lr / 2) for p in pieces])
+StepTable.fill = lambda self, pieces: right(self, [
+    p._replace(options=p.options._replace(lr=p.options.lr / 2)) for p in pieces
+])
 """,
         "ValueError: wrong result: update",
     ),

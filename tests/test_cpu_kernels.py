@@ -19,6 +19,7 @@ from tinyalex.backends.cpu import im2col
 from tinyalex.backends.cpu.gemm import gemm
 from tinyalex.backends.cpu.microkernel import ROWS, WIDTH
 from tinyalex.backends.cpu.vectors import LANES
+from tinyalex.backends.geometry import ConvOptions, NormOptions
 from tinyalex.backends.layout import as_nchw, channels_last
 
 # (C, H, K, kernel size, stride, padding, groups): the five convolutions of the paper
@@ -43,16 +44,16 @@ def conv_problem(rng, layer, batch, dtype=np.float32):
         weight,
         normal(rng, K, dtype),
         grad,
-        ((stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups),
+        ConvOptions((stride,) * 2, ((padding,) * 2,) * 2, groups=groups),
     )
 
 
 def conv_kernels(backend, x, weight, bias, grad, geometry):
     """Return what the three convolution kernels of ``backend`` compute."""
     return {
-        "y": backend.conv2d(x, weight, bias, *geometry),
-        "dx": backend.conv2d_input_grad(grad, weight, x.shape, *geometry),
-        "dweight": backend.conv2d_weight_grad(grad, x, weight.shape, *geometry),
+        "y": backend.conv2d(x, weight, bias, geometry),
+        "dx": backend.conv2d_input_grad(grad, weight, x.shape, geometry),
+        "dweight": backend.conv2d_weight_grad(grad, x, weight.shape, geometry),
     }
 
 
@@ -187,24 +188,24 @@ def test_convolution_needs_no_column_buffer_of_the_batch(rng, layer):
     x, grad = (as_nchw(channels_last(a)) for a in (x, grad))
     threads = tinyalex.threads.get_num_threads()
     column = weight[0].nbytes
-    columns_of_batch = grad.shape[0] * grad.shape[2] * grad.shape[3] * column * geometry[-1]
+    columns_of_batch = grad.shape[0] * grad.shape[2] * grad.shape[3] * column * geometry.groups
     bound = threads * max(im2col.BLOCK_BYTES, im2col.MIN_PIXELS * column) + 100_000
 
     assert bound < columns_of_batch / 4
     bound += weight.nbytes
-    assert extra_bytes(im2col.forward, x, weight, bias, *geometry) < bound
-    assert extra_bytes(im2col.input_grad, grad, weight, x.shape, *geometry) < bound
+    assert extra_bytes(im2col.forward, x, weight, bias, geometry) < bound
+    assert extra_bytes(im2col.input_grad, grad, weight, x.shape, geometry) < bound
     bound += weight.nbytes * max(threads, 2)
-    assert extra_bytes(im2col.weight_grad, grad, x, weight.shape, *geometry) < bound
+    assert extra_bytes(im2col.weight_grad, grad, x, weight.shape, geometry) < bound
 
 
 def test_other_kernels_allocate_their_results_only(rng):
     x = normal(rng, (4, 13, 13, 96), np.float32).transpose(0, 3, 1, 2)
-    small = 100_000
+    small, norm = 100_000, NormOptions(5, 1e-4, 0.75, 2.0)
     assert extra_bytes(cpu.relu, x) < small
     assert extra_bytes(cpu.relu_input_grad, x, x) < small
-    assert extra_bytes(cpu.local_response_norm, x, 5, 1e-4, 0.75, 2.0, 1) < small
-    assert extra_bytes(cpu.local_response_norm_input_grad, x, x, 5, 1e-4, 0.75, 2.0, 1) < small
+    assert extra_bytes(cpu.local_response_norm, x, norm) < small
+    assert extra_bytes(cpu.local_response_norm_input_grad, x, x, norm) < small
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def test_two_python_threads_may_call_kernels_at_once(rng):
 
     def work(problem, y):
         for _ in range(20):
-            if not np.array_equal(cpu.conv2d(*problem[:3], *problem[4]), y):
+            if not np.array_equal(cpu.conv2d(*problem[:3], problem[4]), y):
                 failures.append(y)
 
     workers = [
@@ -267,9 +268,10 @@ def test_two_python_threads_may_call_kernels_at_once(rng):
 CHECK = """
 import numpy as np
 from tinyalex.backends import cpu, reference
+from tinyalex.backends.geometry import ConvOptions
 rng = np.random.default_rng(0)
 x, weight = rng.standard_normal((2, 4, 7, 7)), rng.standard_normal((6, 2, 3, 3))
-arguments = (x, weight, None, (1, 1), ((1, 1), (0, 2)), (1, 1), 2)
+arguments = (x, weight, None, ConvOptions(padding=((1, 1), (0, 2)), groups=2))
 np.testing.assert_allclose(cpu.conv2d(*arguments), reference.conv2d(*arguments), atol=1e-12)
 print("agrees")
 """

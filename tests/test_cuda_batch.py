@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 
+from tinyalex.backends.geometry import BatchOptions
+
 
 def prepare(cuda, **changes):
     """Prepare one image of 7 x 9 pixels with some of the arguments changed."""
     from tinyalex.backends.cuda import batch
 
-    arguments = {"tops": [0], "lefts": [0], "flips": [0], "mean": np.zeros(1), "std": 1, "crop": 5}
-    return batch.prepare(cuda.zeros((1, 7, 9, 3), np.uint8), **(arguments | changes))
+    place = {name: changes.pop(name, [0]) for name in ("tops", "lefts", "flips")}
+    offsets = changes.pop("offsets", None)
+    options = BatchOptions(**({"mean": np.zeros(1), "std": 1, "crop": 5} | changes))
+    images = cuda.zeros((1, 7, 9, 3), np.uint8)
+    return batch.prepare(images, **place, options=options, offsets=offsets)
 
 
 @pytest.mark.parametrize(

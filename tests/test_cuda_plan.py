@@ -4,7 +4,8 @@ import pytest
 
 from tinyalex.backends.cuda import conv_tensor
 from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.conv_tensor import plan
+from tinyalex.backends.cuda.conv_tensor import Cut, plan
+from tinyalex.backends.geometry import ConvOptions
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +38,15 @@ def test_no_more_shared_memory_than_there_is(monkeypatch):
 def test_every_round_is_in_one_part():
     for reduction in (1, 31, 33, 1000, 12345):
         for splits in (1, 2, 3, 7, 100):
-            chosen, rounds = plan(64, 64, 1, reduction, 64, splits), -(-reduction // 32)
+            chosen, rounds = plan(64, 64, 1, reduction, Cut(64, splits)), -(-reduction // 32)
             assert (chosen.splits - 1) * chosen.split_rounds < rounds
             assert rounds <= chosen.splits * chosen.split_rounds
 
 
 def test_applicable_where_four_channels_lie_together():
     def shape(C, K, groups):
-        sizes = (2, C, 5, 5), (K, C // groups, 3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), groups
-        return ConvShape.of(*sizes)
+        options = ConvOptions(groups=groups)
+        return ConvShape.of((2, C, 5, 5), (K, C // groups, 3, 3), options)
 
     for which in ("input_grad", "weight_grad"):
         assert not conv_tensor.applicable(shape(8, 6, 1), which)

@@ -11,7 +11,7 @@ from helpers import LAYOUTS, assert_close, normal, tied
 from tinyalex.backends import FUSED_KERNELS, KERNELS, cpu, cuda, reference
 from tinyalex.backends.cpu import conv, im2col, strided, winograd
 from tinyalex.backends.cpu.lrn_pool import ROWS
-from tinyalex.backends.geometry import pool_output_size
+from tinyalex.backends.geometry import NormOptions, PoolOptions, pool_output_size
 
 BOTH = pytest.mark.parametrize("separate", [reference, cpu], ids=["reference", "cpu"])
 
@@ -47,17 +47,17 @@ class NormPool(NamedTuple):
     @property
     def norm(self):
         """The options of the normalisation alone."""
-        return self.size, self.alpha, self.beta, self.k, self.groups
+        return NormOptions(self.size, self.alpha, self.beta, self.k, self.groups)
 
     @property
     def pool(self):
         """The options of the pooling alone, without dilation."""
-        return self.window, self.stride, self.padding
+        return PoolOptions(self.window, self.stride, self.padding)
 
     @property
     def output_size(self):
         """The number of windows along both axes."""
-        return pool_output_size(self.shape[2:], *self.pool, (1, 1), self.ceil_mode)
+        return pool_output_size(self.shape[2:], self.pool, self.ceil_mode)
 
 
 NORM_POOLS = {
@@ -102,26 +102,26 @@ TYPICAL = NORM_POOLS["padding"]
 
 def forward(separate, case, x):
     """Return the output and the winning taps, by the two kernels of one backend."""
-    y = separate.local_response_norm(x, *case.norm)
-    return separate.max_pool2d(y, *case.pool, (1, 1), case.output_size)
+    y = separate.local_response_norm(x, case.norm)
+    return separate.max_pool2d(y, case.pool, case.output_size)
 
 
 def input_grad(separate, case, grad, taps, x):
     """Return the gradient of the input, by the two kernels of one backend."""
-    grad = separate.max_pool2d_input_grad(grad, taps, x.shape, *case.pool, (1, 1))
-    return separate.local_response_norm_input_grad(grad, x, *case.norm)
+    grad = separate.max_pool2d_input_grad(grad, taps, x.shape, case.pool)
+    return separate.local_response_norm_input_grad(grad, x, case.norm)
 
 
 def check_norm_pool(separate, case, x, grad):
     """Compare both directions, and see that the arguments were left alone."""
     before = x.copy(), grad.copy()
-    y, taps = cpu.norm_max_pool2d(x, *case.norm, *case.pool, case.output_size)
+    y, taps = cpu.norm_max_pool2d(x, case.norm, case.pool, case.output_size)
     expected, winners = forward(separate, case, before[0])
     assert y.dtype == x.dtype
     assert taps.dtype == winners.dtype
     assert_close(y, expected, what="y")
     np.testing.assert_array_equal(taps, winners)
-    dx = cpu.norm_max_pool2d_input_grad(grad, taps, x, *case.norm, *case.pool)
+    dx = cpu.norm_max_pool2d_input_grad(grad, taps, x, case.norm, case.pool)
     assert dx.dtype == x.dtype
     assert_close(dx, input_grad(separate, case, before[1], winners, before[0]), what="dx")
     for argument, kept in zip((x, grad), before, strict=True):
@@ -192,8 +192,8 @@ NEEDS = [needs for needs in product((True, False), repeat=3) if any(needs)]
 def convolution(rng, algorithm, sizes, dtype):
     """Draw a problem that this algorithm computes, if it computes float64 at all."""
     arguments = problem(rng, *sizes, dtype=dtype)
-    x, weight, _, grad, (stride, _, dilation, groups) = arguments
-    layer = conv.Problem(grad.shape, weight.shape, stride, dilation, groups, x.dtype)
+    x, weight, _, grad, options = arguments
+    layer = conv.Problem(grad.shape, weight.shape, options, x.dtype)
     assert conv.algorithm(layer) is (algorithm if dtype == np.float32 else im2col)
     return arguments
 
@@ -203,9 +203,9 @@ def convolution(rng, algorithm, sizes, dtype):
 def test_conv2d_relu(rng, dtype, algorithm, sizes, separate):
     x, weight, bias, _, geometry = convolution(rng, algorithm, sizes, dtype)
     for some_bias in (bias, None):
-        y = cpu.conv2d_relu(x, weight, some_bias, *geometry)
+        y = cpu.conv2d_relu(x, weight, some_bias, geometry)
         assert y.dtype == dtype
-        assert_close(y, separate.relu(separate.conv2d(x, weight, some_bias, *geometry)))
+        assert_close(y, separate.relu(separate.conv2d(x, weight, some_bias, geometry)))
         assert y.size == 0 or 0 < np.mean(y == 0) < 1
 
 
@@ -215,7 +215,7 @@ def test_conv2d_relu(rng, dtype, algorithm, sizes, separate):
 def test_conv2d_relu_grads(rng, dtype, algorithm, sizes, needs, separate):
     """What is not needed is not computed, and what it would take is not there."""
     x, weight, bias, grad, geometry = convolution(rng, algorithm, sizes, dtype)
-    y = cpu.conv2d_relu(x, weight, bias, *geometry)
+    y = cpu.conv2d_relu(x, weight, bias, geometry)
     need_x, need_weight, _ = needs
     grads = cpu.conv2d_relu_grads(
         grad,
@@ -223,14 +223,13 @@ def test_conv2d_relu_grads(rng, dtype, algorithm, sizes, needs, separate):
         x if need_weight else None,
         weight if need_x else None,
         needs,
-        x.shape,
-        weight.shape,
-        *geometry,
+        (x.shape, weight.shape),
+        geometry,
     )
     grad = separate.relu_input_grad(grad, y)
     expected = (
-        separate.conv2d_input_grad(grad, weight, x.shape, *geometry),
-        separate.conv2d_weight_grad(grad, x, weight.shape, *geometry),
+        separate.conv2d_input_grad(grad, weight, x.shape, geometry),
+        separate.conv2d_weight_grad(grad, x, weight.shape, geometry),
         separate.conv2d_bias_grad(grad),
     )
     for name, need, actual, result in zip(
@@ -248,12 +247,12 @@ def test_conv2d_relu_grads(rng, dtype, algorithm, sizes, needs, separate):
 def test_conv2d_relu_accepts_any_memory_layout(rng, algorithm, sizes, layout):
     *arrays, geometry = convolution(rng, algorithm, sizes, np.dtype(np.float32))
     x, weight, bias, grad = map(LAYOUTS[layout], arrays)
-    y = LAYOUTS[layout](cpu.conv2d_relu(x, weight, bias, *geometry))
+    y = LAYOUTS[layout](cpu.conv2d_relu(x, weight, bias, geometry))
     shapes = x.shape, weight.shape
-    grads = cpu.conv2d_relu_grads(grad, y, x, weight, (True,) * 3, *shapes, *geometry)
+    grads = cpu.conv2d_relu_grads(grad, y, x, weight, (True,) * 3, shapes, geometry)
     grad = reference.relu_input_grad(grad, y)
     if layout != "broadcast":  # of y, one column only would be left
-        assert_close(y, reference.relu(reference.conv2d(x, weight, bias, *geometry)))
-    assert_close(grads[0], reference.conv2d_input_grad(grad, weight, x.shape, *geometry))
-    assert_close(grads[1], reference.conv2d_weight_grad(grad, x, weight.shape, *geometry))
+        assert_close(y, reference.relu(reference.conv2d(x, weight, bias, geometry)))
+    assert_close(grads[0], reference.conv2d_input_grad(grad, weight, x.shape, geometry))
+    assert_close(grads[1], reference.conv2d_weight_grad(grad, x, weight.shape, geometry))
     assert_close(grads[2], reference.conv2d_bias_grad(grad))

@@ -6,8 +6,9 @@ import pytest
 import tinyalex as ta
 from tinyalex.backends.cpu import prepared
 from tinyalex.backends.cpu.winograd import forward
+from tinyalex.backends.geometry import ConvOptions
 
-GEOMETRY = (1, 1), ((1, 1), (1, 1)), (1, 1), 1
+OPTIONS = ConvOptions(padding=((1, 1), (1, 1)))
 
 
 @pytest.fixture
@@ -70,13 +71,13 @@ def test_a_change_of_any_bits_is_seen(rng, weight, change):
     weight.reshape(-1)[5] = 0
     x = rng.standard_normal((2, 32, 13, 13), dtype=np.float32)
     for _ in range(3):
-        before = forward(x, weight, None, *GEOMETRY)
+        before = forward(x, weight, None, OPTIONS)
     mark = prepared.fingerprint(weight)
     change(weight.reshape(-1))
     assert prepared.fingerprint(weight) != mark
-    after = forward(x, weight, None, *GEOMETRY)
+    after = forward(x, weight, None, OPTIONS)
     ta.empty_cache()
-    np.testing.assert_array_equal(after, forward(x, weight, None, *GEOMETRY))
+    np.testing.assert_array_equal(after, forward(x, weight, None, OPTIONS))
     assert change is negative_zero or not np.array_equal(after, before)
 
 

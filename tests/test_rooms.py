@@ -109,6 +109,34 @@ def imports_of(path, files, package):
     return modules & files.keys() - {name_of(path, package)}
 
 
+COMPILED = ("kernel", "quick_kernel", "parallel_kernel", "intrinsic", "callback")
+MOST_PARAMETERS = 7
+
+
+def parameters_of(function):
+    """Return the names that a function, a method or a lambda takes, without self and cls."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    return [a.arg for a in named if a and a.arg not in ("self", "cls")]
+
+
+def is_compiled(function):
+    """Return whether Numba compiles it: there a record of options is no use."""
+    names = [ast.unparse(d).partition("(")[0] for d in getattr(function, "decorator_list", ())]
+    return any(name.rpartition(".")[2] in COMPILED for name in names)
+
+
+@pytest.mark.parametrize("room", ["ops", "backends"])
+def test_options_are_passed_as_records(room):
+    """A function with many parameters repeats a list that should be a record of its own."""
+    for path in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.Lambda)) and not is_compiled(node):
+                names = parameters_of(node)
+                where = f"{path.relative_to(PACKAGE)}:{node.lineno}"
+                assert len(names) <= MOST_PARAMETERS, f"{where} takes {', '.join(names)}"
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["at the top", "inside a function"])
 def test_a_circle_is_found(tmp_path, inside):
     package = tmp_path / "house"

@@ -15,7 +15,7 @@ from helpers import LAYOUTS, assert_close
 
 from tinyalex.backends import cpu
 from tinyalex.backends.cpu import conv, im2col, strided
-from tinyalex.backends.geometry import conv_output_size
+from tinyalex.backends.geometry import ConvOptions, conv_output_size
 from tinyalex.models import VARIANTS, spec
 
 CASES = {
@@ -82,14 +82,14 @@ def test_accepts_any_memory_layout(rng, layout):
 
 def test_does_without_a_bias(rng):
     x, weight, bias, grad, geometry = draw(rng, SMALL)
-    y = strided.forward(x, weight, None, *geometry)
+    y = strided.forward(x, weight, None, geometry)
     assert_close(y, expected(x, weight, 0 * bias, grad, geometry)["y"])
 
 
 def test_a_nan_reaches_all_windows_that_see_it(rng):
     x, weight, bias, _, geometry = draw(rng, SMALL)
     x[0, 1, 7, 8] = np.nan
-    y = strided.forward(x, weight, bias, *geometry, rectify=True)
+    y = strided.forward(x, weight, bias, geometry, rectify=True)
     sees = np.isnan(expected(x, weight, bias, y, geometry)["y"])
     assert sees.any()
     assert np.isnan(y[sees]).all(), "a ReLU must let NaN pass"
@@ -105,15 +105,17 @@ def test_chosen_for_the_first_layer_of_every_variant(name):
     variant = VARIANTS[name]
     first = next(layer for layer in variant.features if isinstance(layer, spec.Conv))
     size, taps, stride = (variant.input_size,) * 2, (first.kernel,) * 2, (first.stride,) * 2
-    size = conv_output_size(size, taps, stride, padded(first.padding), (1, 1))
+    options = ConvOptions(stride, padded(first.padding))
+    size = conv_output_size(size, taps, options)
     weight_shape = first.channels, variant.in_channels, *taps
     for batch, chosen in ((0, im2col), (1, strided), (128, strided)):
         shape = batch, first.channels, *size
-        layer = conv.Problem(shape, weight_shape, stride, (1, 1), 1, np.dtype(np.float32))
+        layer = conv.Problem(shape, weight_shape, options, np.dtype(np.float32))
         assert conv.algorithm(layer) is chosen
 
 
-CONV1 = conv.Problem((8, 96, 55, 55), (96, 3, 11, 11), (4, 4), (1, 1), 1, np.dtype(np.float32))
+FOUR_APART = ConvOptions((4, 4))
+CONV1 = conv.Problem((8, 96, 55, 55), (96, 3, 11, 11), FOUR_APART, np.dtype(np.float32))
 
 
 def test_chosen_where_blocks_make_a_convolution_for_winograd():
@@ -121,12 +123,12 @@ def test_chosen_where_blocks_make_a_convolution_for_winograd():
         assert conv.algorithm(CONV1._replace(**change)) is strided, change
     for change in (
         {"dtype": np.dtype(np.float64)},
-        {"dilation": (2, 2)},
-        {"groups": 3, "weight_shape": (96, 1, 11, 11)},
-        {"stride": (4, 3)},
-        {"stride": (3, 4)},
-        {"stride": (2, 2)},  # 6 x 6 blocks
-        {"stride": (1, 1)},
+        {"options": FOUR_APART._replace(dilation=(2, 2))},
+        {"options": FOUR_APART._replace(groups=3), "weight_shape": (96, 1, 11, 11)},
+        {"options": ConvOptions((4, 3))},
+        {"options": ConvOptions((3, 4))},
+        {"options": ConvOptions((2, 2))},  # 6 x 6 blocks
+        {"options": ConvOptions()},
         {"weight_shape": (96, 3, 8, 8)},  # 2 x 2 blocks
         {"weight_shape": (96, 3, 11, 10)},
         {"weight_shape": (8, 3, 11, 11)},  # too few outputs
@@ -138,8 +140,8 @@ def test_chosen_where_blocks_make_a_convolution_for_winograd():
 def test_all_directions_use_it(rng):
     x, weight, bias, grad, geometry = problem(rng, 3, 3, (67, 67), 16, 11, padded(2), stride=4)
     results = run(strided, x, weight, bias, grad, geometry)
-    assert np.array_equal(cpu.conv2d(x, weight, bias, *geometry), results["y"])
-    dx = cpu.conv2d_input_grad(grad, weight, x.shape, *geometry)
+    assert np.array_equal(cpu.conv2d(x, weight, bias, geometry), results["y"])
+    dx = cpu.conv2d_input_grad(grad, weight, x.shape, geometry)
     assert np.array_equal(dx, results["dx"])
-    dweight = cpu.conv2d_weight_grad(grad, x, weight.shape, *geometry)
+    dweight = cpu.conv2d_weight_grad(grad, x, weight.shape, geometry)
     assert np.array_equal(dweight, results["dweight"])

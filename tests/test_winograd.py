@@ -22,6 +22,7 @@ from tinyalex.backends.cpu import conv, im2col, winograd
 from tinyalex.backends.cpu import winograd_transforms as transforms
 from tinyalex.backends.cpu.vectors import FAR, LANES
 from tinyalex.backends.cpu.winograd_tiles import lay_out
+from tinyalex.backends.geometry import ConvOptions
 
 TAPS = sorted(transforms.PAIRS)
 
@@ -120,9 +121,9 @@ def test_accepts_any_memory_layout(rng, layout):
 def test_sum_and_gradient_of_the_bias(rng):
     """The bias is added once an output, and its gradient has no rounding of tiles in it."""
     x, weight, bias, grad, geometry = problem(rng, 5, 19, (9, 10), 21, 3, padded(1))
-    y = winograd.forward(x, 0 * weight, bias, *geometry)
+    y = winograd.forward(x, 0 * weight, bias, geometry)
     np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], y.shape))
-    dbias = winograd.weight_and_bias_grad(grad, x, weight.shape, *geometry)[1]
+    dbias = winograd.weight_and_bias_grad(grad, x, weight.shape, geometry)[1]
     assert_close(dbias, grad.sum((0, 2, 3), np.float64), 1e-6)
 
 
@@ -175,9 +176,7 @@ def chosen(C=64, K=64, taps=(3, 3), groups=1, batch=8, size=13, stride=1, dilati
         conv.Problem(
             (batch, K, size, size),
             (K, C // groups, *taps),
-            (stride, stride),
-            (dilation, dilation),
-            groups,
+            ConvOptions((stride, stride), dilation=(dilation, dilation), groups=groups),
             np.dtype(dtype),
         )
     )
@@ -205,10 +204,10 @@ def test_winograd_is_chosen_where_it_pays():
 def test_all_three_directions_use_the_algorithm_chosen(rng):
     x, weight, bias, grad, geometry = problem(rng, 5, 16, (13, 13), 16, 3, padded(1))
     expected = run(winograd, x, weight, bias, grad, geometry)
-    assert np.array_equal(cpu.conv2d(x, weight, bias, *geometry), expected["y"])
-    dx = cpu.conv2d_input_grad(grad, weight, x.shape, *geometry)
+    assert np.array_equal(cpu.conv2d(x, weight, bias, geometry), expected["y"])
+    dx = cpu.conv2d_input_grad(grad, weight, x.shape, geometry)
     assert np.array_equal(dx, expected["dx"])
-    dweight = cpu.conv2d_weight_grad(grad, x, weight.shape, *geometry)
+    dweight = cpu.conv2d_weight_grad(grad, x, weight.shape, geometry)
     assert np.array_equal(dweight, expected["dweight"])
 
 
@@ -232,13 +231,13 @@ def test_outputs_that_are_written_past_the_caches(rng, taps):
     """Outputs and weights larger than FAR take other stores than small ones; NaN stays NaN."""
     x, weight, bias, _, geometry = problem(rng, 6, 16, (47, 46), 64, taps, padded(1))
     results = [
-        winograd.forward(x, weight, bias, *geometry, rectify=rectify) for rectify in (False, True)
+        winograd.forward(x, weight, bias, geometry, rectify=rectify) for rectify in (False, True)
     ]
     assert results[0].size > FAR
-    plain = im2col.forward(x, weight, bias, *geometry)
+    plain = im2col.forward(x, weight, bias, geometry)
     assert_close(results[0], plain, 1e-5)
     np.testing.assert_array_equal(results[1], np.maximum(results[0], 0))
     x[2, 3, 4, 5] = np.nan
-    spoilt = winograd.forward(x, weight, bias, *geometry, rectify=True)
-    plain[np.isnan(im2col.forward(x, weight, bias, *geometry))] = np.nan
+    spoilt = winograd.forward(x, weight, bias, geometry, rectify=True)
+    plain[np.isnan(im2col.forward(x, weight, bias, geometry))] = np.nan
     assert np.isnan(spoilt[np.isnan(plain)]).all()

@@ -13,6 +13,7 @@ from typing import Any
 from tinyalex import random
 from tinyalex.autograd import Function
 from tinyalex.backends.devices import device_of, using
+from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions
 from tinyalex.grad_mode import is_grad_enabled
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
 from tinyalex.ops.arguments import (
@@ -28,6 +29,7 @@ from tinyalex.ops.arguments import (
 from tinyalex.tensor import Tensor, as_array
 
 Size = int | Sequence[int]
+Convolution = tuple[Size, Size | str, Size, int]  # stride, padding, dilation, groups
 
 
 def _tensor(value: Any, name: str) -> Tensor:
@@ -77,7 +79,7 @@ def conv2d(
     A single image [C, H, W] works as well, here and in the poolings. Raises ValueError or TypeError
     when shapes, dtypes or numbers do not fit.
     """
-    return _conv2d(conv.Conv2d, x, weight, bias, stride, padding, dilation, groups)
+    return _conv2d(conv.Conv2d, x, weight, bias, (stride, padding, dilation, groups))
 
 
 def conv2d_relu(
@@ -94,7 +96,8 @@ def conv2d_relu(
     A `tinyalex.nn.Sequential` calls this for a Conv2d that is followed by a ReLU.
     """
     if fused.available(_tensor(x, "x").data, "conv2d_relu"):
-        return _conv2d(fused.Conv2dReLU, x, weight, bias, stride, padding, dilation, groups)
+        options = stride, padding, dilation, groups
+        return _conv2d(fused.Conv2dReLU, x, weight, bias, options)
     return relu(conv2d(x, weight, bias, stride, padding, dilation, groups))
 
 
@@ -103,15 +106,12 @@ def _conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    groups: int,
+    convolution: Convolution,
     **more: Any,
 ) -> Tensor:
     if _tensor(x, "x").ndim == 3:  # one image
-        options = weight, bias, stride, padding, dilation, groups
-        return _conv2d(function, x.unsqueeze(0), *options, **more).squeeze(0)
+        return _conv2d(function, x.unsqueeze(0), weight, bias, convolution, **more).squeeze(0)
+    stride, padding, dilation, groups = convolution
     steps, spread = pair(stride, "stride"), pair(dilation, "dilation")
     if x.ndim == _tensor(weight, "weight").ndim == 4 and x.shape[1] == weight.shape[1] == 0:
         # Without channels only the bias is left, as with one channel of zeros.
@@ -125,15 +125,19 @@ def _conv2d(
     else:
         height, width = pair(padding, "padding", minimum=0)
         border = (height, height), (width, width)
-    return function.apply(
-        x,
-        weight,
-        bias,
-        stride=steps,
-        padding=border,
-        dilation=spread,
-        groups=integer(groups, "groups", minimum=1),
-        **more,
+    options = ConvOptions(steps, border, spread, integer(groups, "groups", minimum=1))
+    return function.apply(x, weight, bias, options=options, **more)
+
+
+def _pool_options(
+    kernel_size: Size, stride: Size | None, padding: Size, dilation: Size = 1
+) -> PoolOptions:
+    kernel = pair(kernel_size, "kernel_size")
+    return PoolOptions(
+        kernel,
+        kernel if stride is None else pair(stride, "stride"),
+        pair(padding, "padding", minimum=0),
+        pair(dilation, "dilation"),
     )
 
 
@@ -153,15 +157,8 @@ def max_pool2d(
     if _tensor(x, "x").ndim == 3:
         one = x.unsqueeze(0)
         return max_pool2d(one, kernel_size, stride, padding, dilation, ceil_mode).squeeze(0)
-    kernel = pair(kernel_size, "kernel_size")
-    return pool.MaxPool2d.apply(
-        _tensor(x, "x"),
-        kernel_size=kernel,
-        stride=kernel if stride is None else pair(stride, "stride"),
-        padding=pair(padding, "padding", minimum=0),
-        dilation=pair(dilation, "dilation"),
-        ceil_mode=flag(ceil_mode, "ceil_mode"),
-    )
+    options = _pool_options(kernel_size, stride, padding, dilation)
+    return pool.MaxPool2d.apply(x, options=options, ceil_mode=flag(ceil_mode, "ceil_mode"))
 
 
 def avg_pool2d(
@@ -183,12 +180,9 @@ def avg_pool2d(
     if _tensor(x, "x").ndim == 3:
         options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return avg_pool2d(x.unsqueeze(0), *options).squeeze(0)
-    kernel = pair(kernel_size, "kernel_size")
     return pool.AvgPool2d.apply(
-        _tensor(x, "x"),
-        kernel_size=kernel,
-        stride=kernel if stride is None else pair(stride, "stride"),
-        padding=pair(padding, "padding", minimum=0),
+        x,
+        options=_pool_options(kernel_size, stride, padding),
         ceil_mode=flag(ceil_mode, "ceil_mode"),
         count_include_pad=flag(count_include_pad, "count_include_pad"),
         divisor_override=divisor_override,
@@ -231,13 +225,17 @@ def local_response_norm(
 
     Raises ValueError for a size or groups below 1, or groups that do not divide the channels.
     """
-    return normalization.LocalResponseNorm.apply(
-        _tensor(x, "x"),
-        size=integer(size, "size", minimum=1),
-        alpha=finite(alpha, "alpha"),
-        beta=finite(beta, "beta"),
-        k=finite(k, "k"),
-        groups=integer(groups, "groups", minimum=1),
+    options = _norm_options(size, alpha, beta, k, groups)
+    return normalization.LocalResponseNorm.apply(_tensor(x, "x"), options=options)
+
+
+def _norm_options(size: int, alpha: float, beta: float, k: float, groups: int = 1) -> NormOptions:
+    return NormOptions(
+        integer(size, "size", minimum=1),
+        finite(alpha, "alpha"),
+        finite(beta, "beta"),
+        finite(k, "k"),
+        integer(groups, "groups", minimum=1),
     )
 
 
@@ -260,9 +258,11 @@ def local_response_norm_max_pool2d(
     if _tensor(x, "x").ndim != 4 or x.size == 0 or not fused.available(x.data, "norm_max_pool2d"):
         y = local_response_norm(x, size, alpha, beta, k, groups)
         return max_pool2d(y, kernel_size, stride, padding, 1, ceil_mode)
-    options = _norm_and_window(size, alpha, beta, k, groups, kernel_size, stride, padding)
     return fused.LocalResponseNormMaxPool2d.apply(
-        x, **options, ceil_mode=flag(ceil_mode, "ceil_mode")
+        x,
+        norm=_norm_options(size, alpha, beta, k, groups),
+        window=_pool_options(kernel_size, stride, padding),
+        ceil_mode=flag(ceil_mode, "ceil_mode"),
     )
 
 
@@ -270,7 +270,7 @@ def conv2d_relu_norm_max_pool2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    convolution: tuple[Size, Size | str, Size, int],
+    convolution: Convolution,
     norm: tuple[int, float, float, float, int],
     window: tuple[Size, Size | None, Size, bool],
 ) -> Tensor:
@@ -284,40 +284,17 @@ def conv2d_relu_norm_max_pool2d(
     if x.ndim != 4 or x.size == 0 or bias is None or not whole:
         y = conv2d_relu(x, weight, bias, *convolution)
         return local_response_norm_max_pool2d(y, *norm, *window)
-    kernel_size, stride, border, ceil_mode = window
+    kernel_size, stride, padding, ceil_mode = window
     return _conv2d(
         fused.Conv2dReLUNormMaxPool2d,
         x,
         weight,
         bias,
-        *convolution,
-        norm=_norm_and_window(*norm, kernel_size, stride, border),
+        convolution,
+        norm=_norm_options(*norm),
+        window=_pool_options(kernel_size, stride, padding),
         ceil_mode=flag(ceil_mode, "ceil_mode"),
     )
-
-
-def _norm_and_window(
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    groups: int,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-) -> dict[str, Any]:
-    """Return the checked numbers of a normalisation and of the pooling after it."""
-    window = pair(kernel_size, "kernel_size")
-    return {
-        "size": integer(size, "size", minimum=1),
-        "alpha": finite(alpha, "alpha"),
-        "beta": finite(beta, "beta"),
-        "k": finite(k, "k"),
-        "groups": integer(groups, "groups", minimum=1),
-        "kernel_size": window,
-        "stride": window if stride is None else pair(stride, "stride"),
-        "padding": pair(padding, "padding", minimum=0),
-    }
 
 
 def within_channel_response_norm(
@@ -333,13 +310,8 @@ def within_channel_response_norm(
         raise ValueError(f"size must be odd, got {size}")
     if _tensor(x, "x").ndim == 3:
         return within_channel_response_norm(x.unsqueeze(0), size, alpha, beta, k).squeeze(0)
-    return normalization.WithinChannelResponseNorm.apply(
-        x,
-        size=size,
-        alpha=finite(alpha, "alpha"),
-        beta=finite(beta, "beta"),
-        k=finite(k, "k"),
-    )
+    options = _norm_options(size, alpha, beta, k)
+    return normalization.WithinChannelResponseNorm.apply(x, options=options)
 
 
 def relu(x: Tensor) -> Tensor:

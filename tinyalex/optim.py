@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyalex import backends
 from tinyalex.backends.devices import device_of, host_copy, move, using
+from tinyalex.backends.geometry import SGDOptions
 from tinyalex.backends.layout import for_device
 from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
@@ -18,7 +19,7 @@ from tinyalex.ops.arguments import number
 from tinyalex.tensor import Tensor, as_array
 
 Group = dict[str, Any]
-Update = tuple[Array, Array, Array | None, float, float, float, float, bool, str]
+Update = tuple[Array, Array, Array | None, SGDOptions]
 
 UPDATES = ("torch", "paper")
 _FACTORS = {"lr_factor": 1.0, "decay_factor": 1.0}
@@ -153,10 +154,7 @@ class SGD:
                 with using(p.device):
                     zeros = backends.array_module(p.data).zeros_like(p.data)
                 velocity = self._velocity[index] = zeros
-            yield (
-                p.data,
-                p.grad,
-                velocity,
+            options = SGDOptions(
                 float(group["lr"] * group["lr_factor"]),
                 float(group["momentum"]),
                 # A first velocity is the whole gradient, as in torch.
@@ -165,6 +163,7 @@ class SGD:
                 bool(group["nesterov"]),
                 group["update"],
             )
+            yield p.data, p.grad, velocity, options
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop every parameter's gradient, or fill it with zeros where ``set_to_none`` is False."""

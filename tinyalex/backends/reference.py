@@ -13,16 +13,24 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tinyalex.backends.geometry import Padding, Pair, conv_output_size, window_slice
+from tinyalex.backends.geometry import (
+    ConvOptions,
+    NormOptions,
+    Pair,
+    PoolOptions,
+    SGDOptions,
+    conv_output_size,
+    window_slice,
+)
 from tinyalex.backends.numerics import product, sum_of, total
-from tinyalex.backends.types import Array
+from tinyalex.backends.types import Array, Shape
 
 Reach = list[Pair]  # (before, after) along each axis
 
 # --- convolution ----------------------------------------------------------------------------------
 
 
-def im2col(x: Array, kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Array:
+def im2col(x: Array, kernel_size: Pair, options: ConvOptions) -> Array:
     """Copy every window of ``x`` into a column: [N, C, H, W] -> [N, C, R, S, Ho, Wo].
 
     ``columns[n,c,r,s,i,j] = padded[n, c, i * stride + r * dilation, j * stride + s * dilation]``
@@ -30,7 +38,8 @@ def im2col(x: Array, kernel_size: Pair, stride: Pair, padding: Padding, dilation
     """
     N, C = x.shape[:2]
     R, S = kernel_size
-    Ho, Wo = conv_output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    stride, padding, dilation, _ = options
+    Ho, Wo = conv_output_size(x.shape[2:], kernel_size, options)
     padded = np.pad(x, ((0, 0), (0, 0), *padding))
     columns = np.empty((N, C, R, S, Ho, Wo), x.dtype)
     for r in range(R):
@@ -40,13 +49,11 @@ def im2col(x: Array, kernel_size: Pair, stride: Pair, padding: Padding, dilation
     return columns
 
 
-def col2im(
-    columns: Array, input_shape: tuple[int, ...], stride: Pair, padding: Padding, dilation: Pair
-) -> Array:
+def col2im(columns: Array, input_shape: Shape, options: ConvOptions) -> Array:
     """Add every column back to the pixels it was copied from: the transpose of `im2col`."""
     N, C, H, W = input_shape
     R, S, Ho, Wo = columns.shape[2:]
-    (top, bottom), (left, right) = padding
+    stride, ((top, bottom), (left, right)), dilation, _ = options
     padded = np.zeros((N, C, H + top + bottom, W + left + right), columns.dtype)
     for r in range(R):
         rows = window_slice(r * dilation[0], Ho, stride[0])
@@ -55,22 +62,15 @@ def col2im(
     return padded[:, :, top : top + H, left : left + W]
 
 
-def conv2d(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def conv2d(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> Array:
     """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S]: columns, then matrix products.
 
     ``y[n, k, i, j] = bias[k] + sum over c, r, s of weight[k, c, r, s] * window(i, j)[c, r, s]``
     """
     N = x.shape[0]
     K, Cg, R, S = weight.shape
-    columns = im2col(x, (R, S), stride, padding, dilation)
+    groups = options.groups
+    columns = im2col(x, (R, S), options)
     Ho, Wo = columns.shape[4:]
     columns = columns.reshape(N, groups, Cg * R * S, Ho * Wo)
     kernels = weight.reshape(groups, K // groups, Cg * R * S)
@@ -79,37 +79,25 @@ def conv2d(
 
 
 def conv2d_input_grad(
-    grad: Array,
-    weight: Array,
-    input_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions
 ) -> Array:
     """Return dx: each output's gradient times its kernel, added back to the window it came from."""
     N, K, Ho, Wo = grad.shape
     _, Cg, R, S = weight.shape
+    groups = options.groups
     kernels = weight.reshape(groups, K // groups, Cg * R * S)
     grad = grad.reshape(N, groups, K // groups, Ho * Wo)
     columns = product(kernels.transpose(0, 2, 1), grad)
     columns = columns.reshape(N, input_shape[1], R, S, Ho, Wo)
-    return col2im(columns, input_shape, stride, padding, dilation)
+    return col2im(columns, input_shape, options)
 
 
-def conv2d_weight_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight: each output's gradient times the window it saw, summed over all outputs."""
     N, K, Ho, Wo = grad.shape
     _, Cg, R, S = weight_shape
-    columns = im2col(x, (R, S), stride, padding, dilation)
+    groups = options.groups
+    columns = im2col(x, (R, S), options)
     columns = columns.reshape(N, groups, Cg * R * S, Ho * Wo)
     grad = grad.reshape(N, groups, K // groups, Ho * Wo)
     return total(product(grad, columns.transpose(0, 1, 3, 2)), (0,)).reshape(weight_shape)
@@ -123,15 +111,14 @@ def conv2d_bias_grad(grad: Array) -> Array:
 # --- pooling --------------------------------------------------------------------------------------
 
 
-def max_pool2d(
-    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
-) -> tuple[Array, Array]:
+def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
     """Return the maximum of each window, and the number r * S + s of the tap that held it.
 
     Padding never wins, not even over minus infinity; the first of equal values wins; NaN wins over
     all.
     """
     N, C, H, W = x.shape
+    kernel_size, stride, padding, dilation = options
     (R, S), (Ho, Wo) = kernel_size, output_size
     # With ceil_mode the last windows may reach past the padding: extend it as far as they reach.
     reach = [
@@ -160,17 +147,11 @@ def max_pool2d(
 
 
 def max_pool2d_input_grad(
-    grad: Array,
-    taps: Array,
-    input_shape: tuple[int, ...],
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
     """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
     N, C, H, W = input_shape
-    R, S = kernel_size
+    (R, S), stride, padding, dilation = options
     Ho, Wo = grad.shape[2:]
     height = max(H + padding[0], (Ho - 1) * stride[0] + (R - 1) * dilation[0] + 1)
     width = max(W + padding[1], (Wo - 1) * stride[1] + (S - 1) * dilation[1] + 1)
@@ -242,22 +223,20 @@ def _across_reach(size: int) -> Reach:
     return [(0, 0), (0, 0), (size // 2, (size - 1) // 2), (0, 0), (0, 0)]
 
 
-def local_response_norm(
-    x: Array, size: int, alpha: float, beta: float, k: float, groups: int
-) -> Array:
+def local_response_norm(x: Array, options: NormOptions) -> Array:
     """Return ``x_c * s_c ** -beta`` with ``s_c = k + alpha / size * sum of x_j ** 2`` over the
     ``size`` channels j = c - size // 2 .. c + (size - 1) // 2 (paper section 3.3).
     """
+    size, alpha, beta, k, groups = options
     y = _normalise(_across(x, groups), _across_reach(size), alpha / size, beta, k)
     return y.reshape(x.shape)
 
 
-def local_response_norm_input_grad(
-    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float, groups: int
-) -> Array:
+def local_response_norm_input_grad(grad: Array, x: Array, options: NormOptions) -> Array:
     """Return dx of `local_response_norm`, whose mirrored windows are those of
     c = j - (size - 1) // 2 .. j + size // 2.
     """
+    size, alpha, beta, k, groups = options
     slopes, values = _across(grad, groups), _across(x, groups)
     dx = _normalise_grad(slopes, values, _across_reach(size), alpha / size, beta, k)
     return dx.reshape(x.shape)
@@ -267,17 +246,17 @@ def _around_reach(size: int) -> Reach:
     return [(0, 0), (0, 0), (size // 2, size // 2), (size // 2, size // 2)]
 
 
-def within_channel_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+def within_channel_response_norm(x: Array, options: NormOptions) -> Array:
     """Return ``x * s ** -beta`` with ``s = k + alpha / size ** 2 * sum of x ** 2`` over the window
     of an odd ``size`` around each pixel, in its own channel (the 2012 source's rnorm).
     """
+    size, alpha, beta, k, _ = options
     return _normalise(x, _around_reach(size), alpha / size**2, beta, k)
 
 
-def within_channel_response_norm_input_grad(
-    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
-) -> Array:
+def within_channel_response_norm_input_grad(grad: Array, x: Array, options: NormOptions) -> Array:
     """Return dx of `within_channel_response_norm`."""
+    size, alpha, beta, k, _ = options
     return _normalise_grad(grad, x, _around_reach(size), alpha / size**2, beta, k)
 
 
@@ -347,23 +326,14 @@ def all_finite(x: Array) -> bool:
     return bool(np.isfinite(x).all())
 
 
-def sgd_step(
-    param: Array,
-    grad: Array,
-    velocity: Array | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    form: str,
-) -> None:
+def sgd_step(param: Array, grad: Array, velocity: Array | None, options: SGDOptions) -> None:
     """Update ``param`` w and its ``velocity`` v in place from the gradient g.
 
     form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
     nesterov ``w -= lr (g + momentum v)``.
     form "paper" (section 5):  ``v = momentum v - decay lr w - lr g;  w += v``.
     """
+    lr, momentum, dampening, weight_decay, nesterov, form = options
     if form == "paper":
         step = -lr * (weight_decay * param + grad)
         if velocity is not None:

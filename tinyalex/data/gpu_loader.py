@@ -13,6 +13,7 @@ import numpy as np
 from tinyalex import backends
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import check, move, parse, using
+from tinyalex.backends.geometry import BatchOptions
 from tinyalex.backends.types import Array
 from tinyalex.data.dataset import Dataset
 from tinyalex.data.deferred import Deferred
@@ -80,16 +81,14 @@ class GPULoader(Loader):
         transform, shape = deferred.transform, records.dtype["pixels"].shape
         if self._mean is None:
             self._mean = move(transform.mean, self.device) if deferred.whole else transform.mean
+        std = transform.std * np.float32(transform.divisor)
         return backends.of(content).prepare(
             content[:, : math.prod(shape)].reshape(-1, *shape),
             records["top"],
             records["left"],
             records["mirrored"],
-            self._mean,
-            transform.std * np.float32(transform.divisor),
-            transform.crop,
+            BatchOptions(transform.crop, self._mean, std, transform.shape[2]),
             records["noise"],
-            transform.shape[2],
         )
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from tinyalex import nn
-from tinyalex.backends.geometry import conv_output_size, pool_output_size
+from tinyalex.backends.geometry import (
+    ConvOptions,
+    PoolOptions,
+    conv_output_size,
+    pool_output_size,
+)
 from tinyalex.models import spec
 from tinyalex.models.spec import Variant
 from tinyalex.models.variants import VARIANTS
@@ -153,10 +158,11 @@ def _output_shape(layer: spec.Layer, channels: int, size: int) -> Shape:
     match layer:
         case spec.Conv(kernels, kernel, stride, padding):
             sides = (padding, padding)
-            window, step = (kernel, kernel), (stride, stride)
-            return kernels, conv_output_size(both, window, step, (sides, sides), (1, 1))[0]
+            convolution = ConvOptions((stride, stride), (sides, sides))
+            return kernels, conv_output_size(both, (kernel, kernel), convolution)[0]
         case spec.Pool(kernel, stride):
-            return channels, pool_output_size(both, (kernel, kernel), (stride, stride), (0, 0))[0]
+            pooling = PoolOptions((kernel, kernel), (stride, stride))
+            return channels, pool_output_size(both, pooling)[0]
         case spec.AdaptivePool(cells):
             return channels, cells
         case spec.Pad(width):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.backends.geometry import Padding, Pair
+from tinyalex.backends.geometry import ConvOptions, Pair, PoolOptions
 from tinyalex.backends.types import Array
 
 MOST = 2**31 - 1
@@ -109,15 +109,14 @@ def positive_output(
     output_size: Pair,
     input_shape: tuple[int, ...],
     kernel_size: Pair,
-    dilation: Pair,
-    padding: Pair | Padding,
+    options: ConvOptions | PoolOptions,
 ) -> None:
     """Check that a sliding window fits into its input at least once."""
     if min(output_size) < 1:
         raise ValueError(
-            f"{op}: a window of {kernel_size[0]}x{kernel_size[1]} (dilation {dilation}, padding "
-            f"{padding}) does not fit into images of shape {input_shape}; use larger images, a "
-            "smaller kernel or more padding"
+            f"{op}: a window of {kernel_size[0]}x{kernel_size[1]} (dilation {options.dilation}, "
+            f"padding {options.padding}) does not fit into images of shape {input_shape}; use "
+            "larger images, a smaller kernel or more padding"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tinyalex import backends
 from tinyalex.autograd import Function
-from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.geometry import ConvOptions, Padding, Pair, conv_output_size
 from tinyalex.backends.types import Array
 from tinyalex.ops import arguments
 
@@ -27,23 +27,15 @@ class Conv2d(Function):
     """
 
     def forward(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None,
-        *,
-        stride: Pair,
-        padding: Padding,
-        dilation: Pair,
-        groups: int,
+        self, x: Array, weight: Array, bias: Array | None, *, options: ConvOptions
     ) -> Array:
         """Check the shapes, and ask the backend for the convolution."""
-        check(x, weight, bias, stride, padding, dilation, groups)
-        self.options = (stride, padding, dilation, groups)
+        check(x, weight, bias, options)
+        self.options = options
         self.input_shape, self.weight_shape = x.shape, weight.shape
         need_x, need_weight, _ = self.needs_input_grad
         self.save(x if need_weight else None, weight if need_x else None)
-        return backends.of(x).conv2d(x, weight, bias, *self.options)
+        return backends.of(x).conv2d(x, weight, bias, options)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         """Return (dx, dweight, dbias), each only if somebody wants it."""
@@ -52,29 +44,21 @@ class Conv2d(Function):
         need_x, need_weight, need_bias = self.needs_input_grad
         dx = dweight = dbias = None
         if need_x:  # not so for the first layer: nobody wants the gradient of the photograph
-            dx = kernels.conv2d_input_grad(grad, weight, self.input_shape, *self.options)
+            dx = kernels.conv2d_input_grad(grad, weight, self.input_shape, self.options)
         if need_weight:
-            dweight = kernels.conv2d_weight_grad(grad, x, self.weight_shape, *self.options)
+            dweight = kernels.conv2d_weight_grad(grad, x, self.weight_shape, self.options)
         if need_bias:
             dbias = kernels.conv2d_bias_grad(grad)
         return dx, dweight, dbias
 
 
-def check(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> None:
+def check(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> None:
     """Raise ValueError or TypeError unless the shapes and dtypes fit together."""
     arguments.images(x, "conv2d")
     arguments.floating("conv2d", x, weight, bias)
     if weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d expects weights of shape [K, C/groups, R, S], got {weight.shape}")
-    channels, kernels = x.shape[1], weight.shape[0]
+    channels, kernels, groups = x.shape[1], weight.shape[0], options.groups
     if groups < 1 or channels % groups or kernels % groups:
         raise ValueError(
             f"conv2d: groups must divide the input channels ({channels}) and the output channels "
@@ -87,8 +71,8 @@ def check(
         )
     if bias is not None and bias.shape != (kernels,):
         raise ValueError(f"conv2d expects a bias of shape ({kernels},), got {bias.shape}")
-    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    arguments.positive_output("conv2d", size, x.shape, weight.shape[2:], dilation, padding)
+    size = conv_output_size(x.shape[2:], weight.shape[2:], options)
+    arguments.positive_output("conv2d", size, x.shape, weight.shape[2:], options)
 
 
 def resolve_padding(padding: str, kernel_size: Pair, stride: Pair, dilation: Pair) -> Padding:

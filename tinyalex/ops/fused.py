@@ -6,11 +6,9 @@ The mathematics is that of the two ops; only a backend that names the kernels in
 
 from __future__ import annotations
 
-from typing import Any
-
 from tinyalex import backends
 from tinyalex.autograd import Function
-from tinyalex.backends.geometry import Padding, Pair
+from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions
 from tinyalex.backends.types import Array
 from tinyalex.ops import conv, normalization, pool
 
@@ -24,29 +22,19 @@ class Conv2dReLU(Function):
     """``max(conv2d(x, weight, bias), 0)``; see `conv.Conv2d`. Kept: the input, the output."""
 
     def forward(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None,
-        *,
-        stride: Pair,
-        padding: Padding,
-        dilation: Pair,
-        groups: int,
+        self, x: Array, weight: Array, bias: Array | None, *, options: ConvOptions
     ) -> Array:
-        conv.check(x, weight, bias, stride, padding, dilation, groups)
-        self.options = (stride, padding, dilation, groups)
-        self.input_shape, self.weight_shape = x.shape, weight.shape
+        conv.check(x, weight, bias, options)
+        self.options, self.shapes = options, (x.shape, weight.shape)
         need_x, need_weight, _ = self.needs_input_grad
-        y = backends.of(x).conv2d_relu(x, weight, bias, *self.options)
+        y = backends.of(x).conv2d_relu(x, weight, bias, options)
         self.save(x if need_weight else None, weight if need_x else None, y)
         return y
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         x, weight, y = self.saved
-        shapes = self.input_shape, self.weight_shape
         kernel = backends.of(grad).conv2d_relu_grads
-        return kernel(grad, y, x, weight, self.needs_input_grad, *shapes, *self.options)
+        return kernel(grad, y, x, weight, self.needs_input_grad, self.shapes, self.options)
 
 
 class LocalResponseNormMaxPool2d(Function):
@@ -56,23 +44,12 @@ class LocalResponseNormMaxPool2d(Function):
     """
 
     def forward(
-        self,
-        x: Array,
-        *,
-        size: int,
-        alpha: float,
-        beta: float,
-        k: float,
-        groups: int,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        ceil_mode: bool,
+        self, x: Array, *, norm: NormOptions, window: PoolOptions, ceil_mode: bool
     ) -> Array:
-        normalization.check(x, groups)
-        windows = pool.output_size("max_pool2d", x, kernel_size, stride, padding, (1, 1), ceil_mode)
-        self.options = (size, alpha, beta, k, groups, kernel_size, stride, padding)
-        y, taps = backends.of(x).norm_max_pool2d(x, *self.options, windows)
+        normalization.check(x, norm.groups)
+        size = pool.output_size("max_pool2d", x, window, ceil_mode)
+        self.options = norm, window
+        y, taps = backends.of(x).norm_max_pool2d(x, norm, window, size)
         self.save(x, taps)
         return y
 
@@ -94,23 +71,19 @@ class Conv2dReLUNormMaxPool2d(Function):
         weight: Array,
         bias: Array,
         *,
-        stride: Pair,
-        padding: Padding,
-        dilation: Pair,
-        groups: int,
-        norm: dict[str, Any],
+        options: ConvOptions,
+        norm: NormOptions,
+        window: PoolOptions,
         ceil_mode: bool,
     ) -> Array:
-        conv.check(x, weight, bias, stride, padding, dilation, groups)
-        self.options = (stride, padding, dilation, groups)
+        conv.check(x, weight, bias, options)
+        self.options, self.norm_and_pool = options, (norm, window)
         self.input_shape, self.weight_shape = x.shape, weight.shape
         kernels = backends.of(x)
-        y = kernels.conv2d_relu(x, weight, bias, *self.options)
-        normalization.check(y, norm["groups"])
-        size, steps, border = norm["kernel_size"], norm["stride"], norm["padding"]
-        windows = pool.output_size("max_pool2d", y, size, steps, border, (1, 1), ceil_mode)
-        self.norm = tuple(norm.values())
-        z, taps = kernels.norm_max_pool2d(y, *self.norm, windows)
+        y = kernels.conv2d_relu(x, weight, bias, options)
+        normalization.check(y, norm.groups)
+        size = pool.output_size("max_pool2d", y, window, ceil_mode)
+        z, taps = kernels.norm_max_pool2d(y, norm, window, size)
         need_x, need_weight, _ = self.needs_input_grad
         self.save(x if need_weight else None, weight if need_x else None, y, taps)
         return z
@@ -119,10 +92,10 @@ class Conv2dReLUNormMaxPool2d(Function):
         x, weight, y, taps = self.saved
         kernels = backends.of(grad)
         need_x, need_weight, _ = self.needs_input_grad
-        dy, dbias = kernels.norm_max_pool2d_relu_bias_grad(grad, taps, y, *self.norm)
+        dy, dbias = kernels.norm_max_pool2d_relu_bias_grad(grad, taps, y, *self.norm_and_pool)
         dx = dweight = None
         if need_x:
-            dx = kernels.conv2d_input_grad(dy, weight, self.input_shape, *self.options)
+            dx = kernels.conv2d_input_grad(dy, weight, self.input_shape, self.options)
         if need_weight:
-            dweight = kernels.conv2d_weight_grad(dy, x, self.weight_shape, *self.options)
+            dweight = kernels.conv2d_weight_grad(dy, x, self.weight_shape, self.options)
         return dx, dweight, dbias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinyalex import backends
 from tinyalex.autograd import Function
+from tinyalex.backends.geometry import NormOptions
 from tinyalex.backends.types import Array
 from tinyalex.ops import arguments
 
@@ -15,22 +16,20 @@ class LocalResponseNorm(Function):
     them back from memory. Inputs are [N, C, ...] with any number of further axes.
     """
 
-    def forward(
-        self, x: Array, *, size: int, alpha: float, beta: float, k: float, groups: int
-    ) -> Array:
-        check(x, groups)
-        self.options = (size, alpha, beta, k, groups)
+    def forward(self, x: Array, *, options: NormOptions) -> Array:
+        check(x, options.groups)
+        self.options = options
         self.save(x)
         if x.size == 0:  # in whatever axis: no energy to sum
             return x
-        return backends.of(x).local_response_norm(_as_images(x), *self.options).reshape(x.shape)
+        return backends.of(x).local_response_norm(_as_images(x), options).reshape(x.shape)
 
     def backward(self, grad: Array) -> Array:
         (x,) = self.saved
         if x.size == 0:
             return grad
         kernel = backends.of(grad).local_response_norm_input_grad
-        return kernel(_as_images(grad), _as_images(x), *self.options).reshape(x.shape)
+        return kernel(_as_images(grad), _as_images(x), self.options).reshape(x.shape)
 
 
 class WithinChannelResponseNorm(Function):
@@ -39,21 +38,21 @@ class WithinChannelResponseNorm(Function):
     As with `LocalResponseNorm`, only the input is kept.
     """
 
-    def forward(self, x: Array, *, size: int, alpha: float, beta: float, k: float) -> Array:
+    def forward(self, x: Array, *, options: NormOptions) -> Array:
         arguments.floating("within_channel_response_norm", x)
         if x.ndim != 4:
             raise ValueError(
                 "within_channel_response_norm expects shape [N, C, H, W] or [C, H, W], got "
                 f"{x.shape}"
             )
-        self.options = (size, alpha, beta, k)
+        self.options = options
         self.save(x)
-        return backends.of(x).within_channel_response_norm(x, *self.options)
+        return backends.of(x).within_channel_response_norm(x, options)
 
     def backward(self, grad: Array) -> Array:
         (x,) = self.saved
         kernel = backends.of(grad).within_channel_response_norm_input_grad
-        return kernel(grad, x, *self.options)
+        return kernel(grad, x, self.options)
 
 
 def check(x: Array, groups: int) -> None:

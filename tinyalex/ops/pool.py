@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from tinyalex import backends
 from tinyalex.autograd import Function
-from tinyalex.backends.geometry import Pair, pool_output_size, window_slice
+from tinyalex.backends.geometry import Pair, PoolOptions, pool_output_size, window_slice
 from tinyalex.backends.numerics import mean, quotient, sum_of
 from tinyalex.backends.types import Array
 from tinyalex.ops import arguments
 
 
-def output_size(
-    op: str,
-    x: Array,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
-) -> Pair:
+def output_size(op: str, x: Array, options: PoolOptions, ceil_mode: bool) -> Pair:
     """Return the size of the pooled images; raise ValueError if no window fits."""
     arguments.images(x, op)
-    arguments.half_at_most(padding, kernel_size)
-    size = pool_output_size(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    arguments.positive_output(op, size, x.shape, kernel_size, dilation, padding)
+    arguments.half_at_most(options.padding, options.kernel_size)
+    size = pool_output_size(x.shape[2:], options, ceil_mode)
+    arguments.positive_output(op, size, x.shape, options.kernel_size, options)
     return size
 
 
@@ -38,25 +31,17 @@ class MaxPool2d(Function):
     of the window won, one small integer an output.
     """
 
-    def forward(
-        self,
-        x: Array,
-        *,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        ceil_mode: bool,
-    ) -> Array:
-        size = output_size("max_pool2d", x, kernel_size, stride, padding, dilation, ceil_mode)
-        self.options = (x.shape, kernel_size, stride, padding, dilation)
-        y, taps = backends.of(x).max_pool2d(x, kernel_size, stride, padding, dilation, size)
+    def forward(self, x: Array, *, options: PoolOptions, ceil_mode: bool) -> Array:
+        size = output_size("max_pool2d", x, options, ceil_mode)
+        self.input_shape, self.options = x.shape, options
+        y, taps = backends.of(x).max_pool2d(x, options, size)
         self.save(taps)
         return y
 
     def backward(self, grad: Array) -> Array:
         (taps,) = self.saved
-        return backends.of(grad).max_pool2d_input_grad(grad, taps, *self.options)
+        kernel = backends.of(grad).max_pool2d_input_grad
+        return kernel(grad, taps, self.input_shape, self.options)
 
 
 class AvgPool2d(Function):
@@ -70,21 +55,18 @@ class AvgPool2d(Function):
         self,
         x: Array,
         *,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
+        options: PoolOptions,
         ceil_mode: bool,
         count_include_pad: bool,
         divisor_override: int | None,
     ) -> Array:
-        size = output_size("avg_pool2d", x, kernel_size, stride, padding, (1, 1), ceil_mode)
-        self.input_shape, self.options = x.shape, (kernel_size, stride, padding, size)
+        self.size = output_size("avg_pool2d", x, options, ceil_mode)
+        self.input_shape, self.options = x.shape, options
         xp = backends.array_module(x)
         self.divisor = divisor_override or self._counts(xp, x.dtype, count_include_pad)
         padded = self._padded(xp, x.dtype)
         padded[self._inner()] = x
-        taps = kernel_size[0] * kernel_size[1]
-        return quotient(self._sums_of_windows, padded, taps, self.divisor)
+        return quotient(self._sums_of_windows, padded, math.prod(options.kernel_size), self.divisor)
 
     def _sums_of_windows(self, padded: Array) -> Array:
         return sum_of(padded[window] for window in self._taps())
@@ -98,32 +80,31 @@ class AvgPool2d(Function):
 
     def _padded(self, xp: Any, dtype: Any) -> Array:
         """Return zeros for the images, their padding and what the last windows reach beyond it."""
-        (R, S), stride, padding, size = self.options
+        ((R, S), stride, padding, _), size = self.options, self.size
         height = max(self.input_shape[2] + 2 * padding[0], (size[0] - 1) * stride[0] + R)
         width = max(self.input_shape[3] + 2 * padding[1], (size[1] - 1) * stride[1] + S)
         return xp.zeros((*self.input_shape[:2], height, width), dtype)
 
     def _inner(self) -> tuple[Any, ...]:
-        (top, left), (H, W) = self.options[2], self.input_shape[2:]
+        (top, left), (H, W) = self.options.padding, self.input_shape[2:]
         return ..., slice(top, top + H), slice(left, left + W)
 
     def _taps(self) -> Iterator[tuple[Any, ...]]:
         """Yield, for each tap of the window, the elements that it reads at all output positions."""
-        (R, S), stride, _, (Ho, Wo) = self.options
+        ((R, S), stride, _, _), (Ho, Wo) = self.options, self.size
         for r in range(R):
             for s in range(S):
                 yield ..., window_slice(r, Ho, stride[0]), window_slice(s, Wo, stride[1])
 
     def _counts(self, xp: Any, dtype: Any, count_include_pad: bool) -> Array:
         """Return how many elements each window divides by, as an array [Ho, Wo]."""
-        border = self.options[2] if count_include_pad else (0, 0)
+        border = self.options.padding if count_include_pad else (0, 0)
         spans = []
         for i in range(2):
-            kernel, stride, padding, size = (option[i] for option in self.options)
+            kernel, stride, padding, _ = (option[i] for option in self.options)
             first, last = padding - border[i], padding + self.input_shape[2 + i] + border[i]
-            spans.append(
-                [min(o * stride + kernel, last) - max(o * stride, first) for o in range(size)]
-            )
+            starts = range(0, self.size[i] * stride, stride)
+            spans.append([min(start + kernel, last) - max(start, first) for start in starts])
         rows, columns = (xp.asarray(span, dtype) for span in spans)
         return rows[:, None] * columns[None, :]
 

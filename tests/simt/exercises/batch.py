@@ -5,6 +5,7 @@ from helpers import assert_close
 
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends.cuda import batch
+from tinyalex.backends.geometry import BatchOptions
 from tinyalex.data import EvalTransform
 
 N, H, W, CROP = 2, 28, 31, 22  # 22 x 3 numbers are more than the 64 threads of a block
@@ -24,11 +25,9 @@ def on_host(images, transform, noise=None):
     return np.stack(views).transpose(0, 3, 1, 2)
 
 
-def on_device(images, transform, **options):
-    place = TOPS, LEFTS, FLIPS
-    y = batch.prepare(
-        to_device(images), *place, transform.mean, transform.std, transform.crop, **options
-    )
+def on_device(images, transform, offsets=None, **channels):
+    options = BatchOptions(transform.crop, transform.mean, transform.std, **channels)
+    y = batch.prepare(to_device(images), TOPS, LEFTS, FLIPS, options, offsets)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous
     return to_host(y)
 
@@ -86,5 +85,6 @@ def a_batch_with_a_channel_of_zeros(rng):
 def a_batch_of_nothing(rng):
     nothing = np.zeros((0, H, W, 3), np.uint8)
     transform = EvalTransform(CROP)
-    y = batch.prepare(to_device(nothing), (), (), (), transform.mean, transform.std, CROP)
+    options = BatchOptions(CROP, transform.mean, transform.std)
+    y = batch.prepare(to_device(nothing), (), (), (), options)
     assert y.shape == (0, 3, CROP, CROP)

@@ -11,6 +11,7 @@ from helpers import assert_close, normal
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends.cuda import bias_grad, conv_im2col, conv_naive, conv_tiled
 from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.layout import as_nchw, channels_last
 
 NO_PADDING = (0, 0), (0, 0)
@@ -37,11 +38,11 @@ class Problem(NamedTuple):
 
     @property
     def options(self):
-        return self.stride, self.padding, self.dilation, self.groups
+        return ConvOptions(self.stride, self.padding, self.dilation, self.groups)
 
     @property
     def shape(self):
-        return ConvShape.of((self.N, self.C, *self.size), self.weight_shape, *self.options)
+        return ConvShape.of((self.N, self.C, *self.size), self.weight_shape, self.options)
 
 
 # One element at a time: nothing is divisible by four.

@@ -12,6 +12,8 @@ from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends import reference
 from tinyalex.backends.cuda import conv_hopper, conv_tensor
 from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv_tensor import Cut
+from tinyalex.backends.geometry import ConvOptions
 
 # Norm of the error over norm of the result. Rounding a factor to 10 bits (TF32) errs by at most
 # 2^-11: 2.9e-4 in products of normal numbers; cutting the bits off would give 7e-4. To 7 bits
@@ -51,24 +53,25 @@ class Case:
     """A convolution's inputs, and its three passes held against float64."""
 
     def __init__(self, rng, sizes):
-        self.options = (sizes.stride, sizes.padding, sizes.dilation, sizes.groups)
-        self.shape = ConvShape.of(sizes.x, sizes.weight, *self.options)
+        self.options = ConvOptions(sizes.stride, sizes.padding, sizes.dilation, sizes.groups)
+        self.shape = ConvShape.of(sizes.x, sizes.weight, self.options)
         self.x, self.weight = normal(rng, *sizes.x), normal(rng, *sizes.weight)
         self.bias = normal(rng, self.shape.K)
         self.grad = normal(rng, self.shape.N, self.shape.K, self.shape.Ho, self.shape.Wo)
 
-    def forward(self, precision, bias=None, **cut):
+    def forward(self, precision, bias=None, relu=False, **cut):
         return conv_tensor.conv_forward_tensor(
             nhwc(self.x),
             nhwc(self.weight),
             None if bias is None else to_device(bias),
             self.shape,
             precision,
-            **cut,
+            relu,
+            Cut(**cut),
         )
 
     def expected(self, bias, relu):
-        y = reference.conv2d(double(self.x), double(self.weight), bias, *self.options)
+        y = reference.conv2d(double(self.x), double(self.weight), bias, self.options)
         return reference.relu(y) if relu else y
 
     def check_forward(self, precision, bias=None, relu=False, **cut):
@@ -77,19 +80,19 @@ class Case:
 
     def check_input_grad(self, precision, **cut):
         dx = conv_tensor.conv_input_grad_tensor(
-            nhwc(self.grad), nhwc(self.weight), self.shape, precision, **cut
+            nhwc(self.grad), nhwc(self.weight), self.shape, precision, Cut(**cut)
         )
         expected = reference.conv2d_input_grad(
-            double(self.grad), double(self.weight), self.x.shape, *self.options
+            double(self.grad), double(self.weight), self.x.shape, self.options
         )
         close(dx, expected, TOLERANCE[precision])
 
     def check_weight_grad(self, precision, **cut):
         dweight = conv_tensor.conv_weight_grad_tensor(
-            nhwc(self.grad), nhwc(self.x), self.shape, precision, **cut
+            nhwc(self.grad), nhwc(self.x), self.shape, precision, Cut(**cut)
         )
         expected = reference.conv2d_weight_grad(
-            double(self.grad), double(self.x), self.weight.shape, *self.options
+            double(self.grad), double(self.x), self.weight.shape, self.options
         )
         close(dweight, expected, TOLERANCE[precision])
 

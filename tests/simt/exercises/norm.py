@@ -9,7 +9,7 @@ from helpers import assert_close, normal, tied
 
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends.cuda import lrn, lrn_pool, within_norm
-from tinyalex.backends.geometry import pool_output_size
+from tinyalex.backends.geometry import NormOptions, PoolOptions, pool_output_size
 
 FLOAT, DOUBLE = np.float32, np.float64
 PAPER = 5, 0.9, 0.75, 2.0  # size, alpha, beta, k; only alpha is larger than the paper's
@@ -26,10 +26,11 @@ def check(rng, versions, shape, dtype, numbers, groups):
     """Compare both directions."""
     forward, input_grad = versions
     x, grad = normal(rng, shape, dtype), normal(rng, shape, dtype)
-    y = forward(to_device(x), *numbers, groups)
-    assert_close(to_host(y), oracles.local_response_norm(x, *numbers, groups))
-    dx = input_grad(to_device(grad), to_device(x), *numbers, groups)
-    assert_close(to_host(dx), oracles.local_response_norm_input_grad(grad, x, *numbers, groups))
+    options = NormOptions(*numbers, groups)
+    y = forward(to_device(x), options)
+    assert_close(to_host(y), oracles.local_response_norm(x, *options))
+    dx = input_grad(to_device(grad), to_device(x), options)
+    assert_close(to_host(dx), oracles.local_response_norm_input_grad(grad, x, *options))
     assert y.dtype == dx.dtype == dtype
 
 
@@ -65,9 +66,10 @@ def infinite_energy_and_nan(rng):
     x = normal(rng, (1, 16, 1, 3), FLOAT)
     x[0, 4, 0, 0] = 1e25  # its square is infinite: it and its neighbours become 0
     x[0, 8, 0, 1] = np.nan
-    expected = oracles.local_response_norm(x, *PAPER, 1)
+    options = NormOptions(*PAPER)
+    expected = oracles.local_response_norm(x, *options)
     for forward in lrn.local_response_norm_naive, lrn.local_response_norm_quads:
-        assert_close(to_host(forward(to_device(x), *PAPER, 1)), expected)
+        assert_close(to_host(forward(to_device(x), options)), expected)
 
 
 @exercise("local_response_norm.cu")
@@ -81,27 +83,27 @@ def no_images(rng):
 NAIVE_POOL = lrn_pool.norm_max_pool2d_naive, lrn_pool.norm_max_pool2d_input_grad_naive
 QUADS_POOL = lrn_pool.norm_max_pool2d_quads, lrn_pool.norm_max_pool2d_input_grad_quads
 CHOSEN_POOL = lrn_pool.norm_max_pool2d, lrn_pool.norm_max_pool2d_input_grad
-OVERLAPPING = (3, 3), (2, 2), (0, 0)  # kernel size, stride, padding: the paper's
+OVERLAPPING = PoolOptions((3, 3), (2, 2))  # the paper's
 
 
 def check_pooled(rng, versions, x, numbers, groups, window, ceil_mode=False):
     """Compare both directions, the gradient at the taps of the oracle."""
     forward, input_grad = versions
-    numbers = *numbers, groups
-    size = pool_output_size(x.shape[2:], *window, ceil_mode=ceil_mode)
-    y, taps = forward(to_device(x), *numbers, *window, size)
-    normed = oracles.local_response_norm(x, *numbers)
-    pooled, winners = oracles.max_pool2d(normed, *window, (1, 1), size)
+    norm = NormOptions(*numbers, groups)
+    size = pool_output_size(x.shape[2:], window, ceil_mode)
+    y, taps = forward(to_device(x), norm, window, size)
+    normed = oracles.local_response_norm(x, *norm)
+    pooled, winners = oracles.max_pool2d(normed, *window, size)
     assert_close(to_host(y), pooled)
     np.testing.assert_array_equal(to_host(taps), winners)
 
     grad = normal(rng, pooled.shape, x.dtype)
-    dx = input_grad(to_device(grad), taps, to_device(x), *numbers, *window)
-    slope = oracles.max_pool2d_input_grad(grad, winners, x.shape, *window, (1, 1))
-    expected = oracles.local_response_norm_input_grad(slope, x, *numbers)
+    dx = input_grad(to_device(grad), taps, to_device(x), norm, window)
+    slope = oracles.max_pool2d_input_grad(grad, winners, x.shape, *window)
+    expected = oracles.local_response_norm_input_grad(slope, x, *norm)
     assert_close(to_host(dx), expected)
     assert y.dtype == dx.dtype == x.dtype
-    assert taps.dtype == np.min_scalar_type(window[0][0] * window[0][1] - 1)
+    assert taps.dtype == np.min_scalar_type(np.prod(window.kernel_size) - 1)
     return grad, taps, expected
 
 
@@ -136,7 +138,8 @@ def pooled_in_tiles(rng):
 def pooled_with_padding_and_windows_cut_at_the_end(rng):
     for versions, channels in ((NAIVE_POOL, 3), (QUADS_POOL, 8)):
         x = -1 - np.abs(normal(rng, (1, channels, 8, 10), FLOAT))
-        check_pooled(rng, versions, x, PAPER, 1, ((3, 5), (2, 3), (1, 2)), ceil_mode=True)
+        window = PoolOptions((3, 5), (2, 3), (1, 2))
+        check_pooled(rng, versions, x, PAPER, 1, window, ceil_mode=True)
 
 
 @exercise("norm_pool.cu")
@@ -144,10 +147,10 @@ def pooled_with_other_windows(rng):
     for numbers, window in zip(
         SIZES,
         (
-            ((2, 1), (3, 2), (0, 0)),  # gaps between the windows
-            ((1, 1), (1, 1), (0, 0)),
-            ((5, 3), (1, 2), (2, 1)),
-            ((2, 2), (2, 2), (1, 0)),
+            PoolOptions((2, 1), (3, 2)),  # gaps between the windows
+            PoolOptions((1, 1), (1, 1)),
+            PoolOptions((5, 3), (1, 2), (2, 1)),
+            PoolOptions((2, 2), (2, 2), (1, 0)),
         ),
         strict=True,
     ):
@@ -158,12 +161,12 @@ def pooled_with_other_windows(rng):
 @exercise("norm_pool.cu", "local_response_norm.cu", "max_pool.cu")
 def pooled_with_large_windows(rng):
     x = normal(rng, (1, 4, 18, 17), FLOAT)
-    check_pooled(rng, QUADS_POOL, x, PAPER, 1, ((16, 16), (1, 1), (0, 0)))
-    check_pooled(rng, CHOSEN_POOL, x, PAPER, 1, ((17, 17), (1, 1), (0, 0)))
+    check_pooled(rng, QUADS_POOL, x, PAPER, 1, PoolOptions((16, 16), (1, 1)))
+    check_pooled(rng, CHOSEN_POOL, x, PAPER, 1, PoolOptions((17, 17), (1, 1)))
     x = normal(rng, (1, 128, 12, 11), FLOAT)  # one window's pixels are too many for all channels
-    check_pooled(rng, QUADS_POOL, x, PAPER, 1, ((12, 11), (1, 1), (0, 0)))
+    check_pooled(rng, QUADS_POOL, x, PAPER, 1, PoolOptions((12, 11), (1, 1)))
     x = normal(rng, (1, 4, 3, 43), FLOAT)  # more columns under a window than threads walk down
-    check_pooled(rng, QUADS_POOL, x, PAPER, 1, ((2, 37), (1, 3), (0, 0)))
+    check_pooled(rng, QUADS_POOL, x, PAPER, 1, PoolOptions((2, 37), (1, 3)))
 
 
 @exercise("norm_pool.cu")
@@ -181,7 +184,8 @@ def pooled_with_no_images(rng):
         check_pooled(rng, versions, normal(rng, (0, 8, 5, 5), FLOAT), PAPER, 1, OVERLAPPING)
     grad, x = (to_device(np.zeros(shape, FLOAT)) for shape in ((0, 8, 2, 2), (0, 8, 5, 5)))
     taps = to_device(np.zeros(grad.shape, np.uint8))
-    dx, bias_grad = lrn_pool.norm_max_pool2d_relu_bias_grad(grad, taps, x, *PAPER, 1, *OVERLAPPING)
+    options = NormOptions(*PAPER), OVERLAPPING
+    dx, bias_grad = lrn_pool.norm_max_pool2d_relu_bias_grad(grad, taps, x, *options)
     assert dx.shape == x.shape
     np.testing.assert_array_equal(to_host(bias_grad), np.zeros(8))
 
@@ -192,7 +196,7 @@ def pooled_with_no_images(rng):
 def check_relu_bias_grad(rng, x, groups, window):
     """Compare what goes below the ReLU whose output ``x`` is, and do it twice."""
     grad, taps, dx = check_pooled(rng, CHOSEN_POOL, x, PAPER, groups, window)
-    arguments = to_device(grad), taps, to_device(x), *PAPER, groups, *window
+    arguments = to_device(grad), taps, to_device(x), NormOptions(*PAPER, groups), window
     below, bias_grad = map(to_host, lrn_pool.norm_max_pool2d_relu_bias_grad(*arguments))
     expected = np.where(x <= 0, 0, dx)
     assert_close(below, expected)
@@ -212,7 +216,7 @@ def relu_and_bias_before_it(rng):
 def bias_of_many_rows(rng):
     for channels, dtype in ((4, FLOAT), (3, DOUBLE)):  # more rows than one launch adds up
         x = np.maximum(normal(rng, (3, channels, 87, 1), dtype), 0)
-        check_relu_bias_grad(rng, x, 1, ((3, 1), (2, 1), (0, 0)))
+        check_relu_bias_grad(rng, x, 1, PoolOptions((3, 1), (2, 1)))
 
 
 @exercise("norm_pool.cu")
@@ -226,7 +230,7 @@ def nan_goes_through_the_relu(rng):
 @exercise("norm_pool.cu", "local_response_norm.cu", "max_pool.cu")
 def relu_below_large_windows(rng):
     x = np.maximum(normal(rng, (1, 4, 18, 17), FLOAT), 0)
-    check_relu_bias_grad(rng, x, 1, ((17, 17), (1, 1), (0, 0)))
+    check_relu_bias_grad(rng, x, 1, PoolOptions((17, 17), (1, 1)))
 
 
 # --- within each channel --------------------------------------------------------------------------
@@ -245,9 +249,10 @@ def check_within(rng, versions, shape, dtype, numbers):
     """Compare both directions."""
     forward, input_grad = versions
     x, grad = normal(rng, shape, dtype), normal(rng, shape, dtype)
-    y = forward(to_device(x), *numbers)
+    options = NormOptions(*numbers)
+    y = forward(to_device(x), options)
     assert_close(to_host(y), oracles.within_channel_response_norm(x, *numbers))
-    dx = input_grad(to_device(grad), to_device(x), *numbers)
+    dx = input_grad(to_device(grad), to_device(x), options)
     assert_close(to_host(dx), oracles.within_channel_response_norm_input_grad(grad, x, *numbers))
     assert y.dtype == dx.dtype == dtype
 

@@ -7,7 +7,7 @@ from helpers import assert_close, normal, tied
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends import reference
 from tinyalex.backends.cuda import pool
-from tinyalex.backends.geometry import pool_output_size
+from tinyalex.backends.geometry import PoolOptions, pool_output_size
 
 FLOAT, DOUBLE = np.float32, np.float64
 
@@ -19,9 +19,9 @@ CHOSEN = pool.max_pool2d, pool.max_pool2d_input_grad
 def check(rng, versions, x, kernel_size, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
     """Compare both directions on ``x``, the gradient at the taps that the oracle chose."""
     forward, input_grad = versions
-    window = kernel_size, stride, padding, dilation
-    size = pool_output_size(x.shape[2:], *window, ceil_mode)
-    y, taps = forward(to_device(x), *window, size)
+    window = PoolOptions(kernel_size, stride, padding, dilation)
+    size = pool_output_size(x.shape[2:], window, ceil_mode)
+    y, taps = forward(to_device(x), window, size)
     expected, winners = oracles.max_pool2d(x, *window, size)
     np.testing.assert_array_equal(to_host(y), expected)
     np.testing.assert_array_equal(to_host(taps), winners)
@@ -29,7 +29,7 @@ def check(rng, versions, x, kernel_size, stride, padding=(0, 0), dilation=(1, 1)
     assert taps.dtype == np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1)
 
     grad = normal(rng, expected.shape, x.dtype)
-    dx = input_grad(to_device(grad), taps, x.shape, *window)
+    dx = input_grad(to_device(grad), taps, x.shape, window)
     assert_close(to_host(dx), oracles.max_pool2d_input_grad(grad, winners, x.shape, *window))
     assert dx.dtype == x.dtype
 
@@ -70,10 +70,11 @@ def dilated_windows(rng):
 @exercise("max_pool.cu")
 def windows_that_see_only_padding(rng):
     x = normal(rng, (1, 4, 1, 5), FLOAT)
-    window = (2, 3), (1, 2), (1, 1), (2, 1)  # in each column of windows, taps at rows -1 and 1
-    expected = reference.max_pool2d(x, *window, (1, 3))
+    # In each column of windows there are taps at rows -1 and 1.
+    window = PoolOptions((2, 3), (1, 2), (1, 1), (2, 1))
+    expected = reference.max_pool2d(x, window, (1, 3))
     for forward in pool.max_pool2d_naive, pool.max_pool2d_quads:
-        for result, wanted in zip(forward(to_device(x), *window, (1, 3)), expected, strict=True):
+        for result, wanted in zip(forward(to_device(x), window, (1, 3)), expected, strict=True):
             np.testing.assert_array_equal(to_host(result), wanted)
 
 

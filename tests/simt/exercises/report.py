@@ -6,6 +6,7 @@ from helpers import normal
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends.cuda.report import StepReport
 from tinyalex.backends.cuda.sgd import Piece, StepTable
+from tinyalex.backends.geometry import SGDOptions
 
 MOST = 3
 
@@ -62,7 +63,7 @@ def nothing_is_updated_once_halted(rng):
     for dtype in (np.float32, np.float64):
         w, g, v = (to_device(normal(rng, 1000, dtype)) for _ in range(3))
         before = to_host(w), to_host(v)
-        table = StepTable([Piece(w, g, v, 0.1, 0.9, 0.0, 0.01, False, "torch")])
+        table = StepTable([Piece(w, g, v, SGDOptions(0.1, 0.9, 0.0, 0.01, False, "torch"))])
         table.launch(to_device(np.array([1, 0, 0, 0], np.int32)))
         assert np.array_equal(to_host(w), before[0])
         assert np.array_equal(to_host(v), before[1])

@@ -8,6 +8,7 @@ from helpers import LAYOUTS, assert_close, normal
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends.cuda import sgd
 from tinyalex.backends.cuda.sgd import Piece, StepTable
+from tinyalex.backends.geometry import SGDOptions
 
 OPTIONS = [
     # momentum, dampening, weight_decay, nesterov, form
@@ -46,7 +47,7 @@ def every_form_of_one_step(rng):
         for dtype in (np.float32, np.float64):
             arrays = draw(rng, (5, 13), options, dtype)
             device = on_device(arrays)
-            assert sgd.sgd_step(*device, 0.1, *options) is None
+            assert sgd.sgd_step(*device, SGDOptions(0.1, *options)) is None
             check(device, arrays, 0.1, options)
             np.testing.assert_array_equal(to_host(device[1]), arrays[1])
 
@@ -59,7 +60,8 @@ def many_parameters_with_rates_of_their_own(rng):
         for dtype in (np.float32, np.float64)
     ]
     devices = [on_device(arrays) for arrays, _, _ in cases]
-    sgd.sgd_steps([Piece(*d, lr, *o) for d, (_, lr, o) in zip(devices, cases, strict=True)])
+    options = [SGDOptions(lr, *o) for _, lr, o in cases]
+    sgd.sgd_steps([Piece(*d, o) for d, o in zip(devices, options, strict=True)])
     for device, case in zip(devices, cases, strict=True):
         check(device, *case)
 
@@ -69,12 +71,12 @@ def a_table_that_is_filled_again(rng):
     """What a recorded graph does: the same launch, other rates and gradients."""
     arrays = [draw(rng, shape, OPTIONS[1], np.float32) for shape in ((11,), (1031,))]
     device = [on_device(a) for a in arrays]
-    table = StepTable([Piece(*d, 0.5, *OPTIONS[1]) for d in device])
+    table = StepTable([Piece(*d, SGDOptions(0.5, *OPTIONS[1])) for d in device])
     for lr in (0.1, 0.2):
         grads = [normal(rng, a[0].shape, np.float32) for a in arrays]
         before = [(to_host(d[0]), g, to_host(d[2])) for d, g in zip(device, grads, strict=True)]
         device = [(w, to_device(g), v) for (w, _, v), g in zip(device, grads, strict=True)]
-        table.fill([Piece(*d, lr, *OPTIONS[1]) for d in device])
+        table.fill([Piece(*d, SGDOptions(lr, *OPTIONS[1])) for d in device])
         table.launch()
         for d, b in zip(device, before, strict=True):
             check(d, b, lr, OPTIONS[1])
@@ -99,25 +101,25 @@ def parameters_and_gradients_of_any_layout(rng):
             w, v = (strided(a, layout) for a in arrays[::2])
             assert not w.flags.c_contiguous
             device = (w, strided(arrays[1], grad_layout), v)
-            sgd.sgd_step(*device, 0.1, *options)
+            sgd.sgd_step(*device, SGDOptions(0.1, *options))
             check(device, arrays, 0.1, options)
 
 
 @exercise("sgd.cu")
 def a_table_is_for_parameters_of_one_kind(rng):
     (w, v), other = (to_device(np.ones(5, np.float32)) for _ in range(2)), to_device(np.ones(5))
-    table = StepTable([Piece(w, w, v, 0.1, *OPTIONS[1])])
+    table = StepTable([Piece(w, w, v, SGDOptions(0.1, *OPTIONS[1]))])
     shorter = w[:4]
     for piece in ((w, other, v), (other, other, other), (shorter, shorter, shorter)):
         with pytest.raises(ValueError, match=r"made for float32 parameters of \[5\]"):
-            table.fill([Piece(*piece, 0.1, *OPTIONS[1])])
+            table.fill([Piece(*piece, SGDOptions(0.1, *OPTIONS[1]))])
 
 
 @exercise("sgd.cu")
 def parameters_without_elements(rng):
     empty, full = (draw(rng, shape, OPTIONS[1], np.float32) for shape in ((0, 3), (5,)))
     device = [on_device(a) for a in (empty, full, empty)]
-    sgd.sgd_steps([Piece(*d, 0.1, *OPTIONS[1]) for d in device])
+    sgd.sgd_steps([Piece(*d, SGDOptions(0.1, *OPTIONS[1])) for d in device])
     check(device[1], full, 0.1, OPTIONS[1])
-    sgd.sgd_step(*device[0], 0.1, *OPTIONS[1])
+    sgd.sgd_step(*device[0], SGDOptions(0.1, *OPTIONS[1]))
     sgd.sgd_steps([])

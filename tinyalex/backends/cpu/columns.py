@@ -6,30 +6,9 @@ order (tap row r, tap column s, channel). Pixels are numbered n * Ho * Wo + i * 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from tinyalex.backends.cpu.runtime import kernel
-from tinyalex.backends.geometry import Padding, Pair
-
-
-class Window(NamedTuple):
-    """Where the taps of a kernel fall: row ``i * stride_h + r * dilation_h - top`` of the image."""
-
-    height: int
-    width: int
-    stride_h: int
-    stride_w: int
-    top: int
-    left: int
-    dilation_h: int
-    dilation_w: int
-
-
-def window(kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Window:
-    """Pack the arguments of a convolution into the one tuple that the kernels take."""
-    return Window(*kernel_size, *stride, padding[0][0], padding[1][0], *dilation)
 
 
 @kernel

@@ -18,41 +18,43 @@ from numba import prange
 from tinyalex.backends.cpu import im2col, strided, winograd
 from tinyalex.backends.cpu.elementwise import relu_input_grad
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
-from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.geometry import ConvOptions, conv_output_size
 from tinyalex.backends.layout import channels_last
 from tinyalex.backends.numerics import total
-from tinyalex.backends.types import Array
+from tinyalex.backends.types import Array, Shape
 
 
 class Problem(NamedTuple):
     """What the choice of an algorithm depends on."""
 
-    output_shape: tuple[int, ...]
-    weight_shape: tuple[int, ...]
-    stride: Pair
-    dilation: Pair
-    groups: int
+    output_shape: Shape
+    weight_shape: Shape
+    options: ConvOptions
     dtype: np.dtype[Any]
 
 
 MIN_CHANNELS, MIN_PIXELS = 16, 100  # for Winograd; channels of a group, pixels of the batch
 
 
-def _suits_winograd(p: Problem, taps: tuple[int, ...], channels: int) -> bool:
+def _suits_winograd(p: Problem, taps: Shape, channels: int) -> bool:
     return (
         p.dtype == np.float32
-        and p.dilation == (1, 1)
+        and p.options.dilation == (1, 1)
         and taps in ((3, 3), (5, 5))
-        and min(p.weight_shape[0] // p.groups, channels) >= MIN_CHANNELS
+        and min(p.weight_shape[0] // p.options.groups, channels) >= MIN_CHANNELS
         and p.output_shape[0] * p.output_shape[2] * p.output_shape[3] >= MIN_PIXELS
     )
 
 
+def _suits_unstrided(p: Problem) -> bool:
+    return p.options.stride == (1, 1) and _suits_winograd(p, p.weight_shape[2:], p.weight_shape[1])
+
+
 def _suits_strided(p: Problem) -> bool:
     R, S = p.weight_shape[2:]
-    s = p.stride[0]
-    blocks = strided.taps_as_blocks(p.weight_shape, p.stride)
-    square = R == S and p.stride == (s, s) and s > 1 and p.groups == 1
+    s = p.options.stride[0]
+    blocks = strided.taps_as_blocks(p.weight_shape, s)
+    square = R == S and p.options.stride == (s, s) and s > 1 and p.options.groups == 1
     return square and _suits_winograd(p, (blocks, blocks), s * s * p.weight_shape[1])
 
 
@@ -60,7 +62,7 @@ def _suits_strided(p: Problem) -> bool:
 ALGORITHMS: tuple[tuple[ModuleType, Callable[[Problem], bool], str], ...] = (
     (
         winograd,
-        lambda p: p.stride == (1, 1) and _suits_winograd(p, p.weight_shape[2:], p.weight_shape[1]),
+        _suits_unstrided,
         "a quarter of the products, where there are enough of them to pay for the transforms",
     ),
     (
@@ -79,75 +81,42 @@ def algorithm(problem: Problem) -> ModuleType:
     return next(module for module, suits, _ in ALGORITHMS if suits(problem))
 
 
-def _choose(
-    x: Array, weight: Array, stride: Pair, padding: Padding, dilation: Pair, groups: int
-) -> ModuleType:
-    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    shape = (x.shape[0], weight.shape[0], *size)
-    return algorithm(Problem(shape, weight.shape, stride, dilation, groups, x.dtype))
-
-
-def conv2d(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+def _forward(
+    x: Array, weight: Array, bias: Array | None, options: ConvOptions, rectify: bool
 ) -> Array:
-    """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S] and add ``bias`` [K]."""
-    kernels = _choose(x, weight, stride, padding, dilation, groups)
-    y: Array = kernels.forward(x, weight, bias, stride, padding, dilation, groups)
+    size = conv_output_size(x.shape[2:], weight.shape[2:], options)
+    shape = (x.shape[0], weight.shape[0], *size)
+    kernels = algorithm(Problem(shape, weight.shape, options, x.dtype))
+    y: Array = kernels.forward(x, weight, bias, options, rectify)
     return y
+
+
+def conv2d(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> Array:
+    """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S] and add ``bias`` [K]."""
+    return _forward(x, weight, bias, options, rectify=False)
+
+
+def conv2d_relu(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> Array:
+    """Return max(y, 0) of `conv2d`: what is negative becomes 0 before it is stored."""
+    return _forward(x, weight, bias, options, rectify=True)
 
 
 def conv2d_input_grad(
-    grad: Array,
-    weight: Array,
-    input_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions
 ) -> Array:
     """Return dx: each output's gradient times its kernel, added back to the window it came from."""
-    kernels = algorithm(Problem(grad.shape, weight.shape, stride, dilation, groups, grad.dtype))
-    dx: Array = kernels.input_grad(grad, weight, input_shape, stride, padding, dilation, groups)
+    kernels = algorithm(Problem(grad.shape, weight.shape, options, grad.dtype))
+    dx: Array = kernels.input_grad(grad, weight, input_shape, options)
     return dx
 
 
-def conv2d_weight_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
-    kernels = algorithm(Problem(grad.shape, weight_shape, stride, dilation, groups, grad.dtype))
-    options = stride, padding, dilation, groups
+    kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
     if kernels is im2col:
-        return im2col.weight_grad(grad, x, weight_shape, *options)
-    dw: Array = kernels.weight_and_bias_grad(grad, x, weight_shape, *options)[0]
+        return im2col.weight_grad(grad, x, weight_shape, options)
+    dw: Array = kernels.weight_and_bias_grad(grad, x, weight_shape, options)[0]
     return dw
-
-
-def conv2d_relu(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
-    """Return max(y, 0) of `conv2d`: what is negative becomes 0 before it is stored."""
-    kernels = _choose(x, weight, stride, padding, dilation, groups)
-    y: Array = kernels.forward(x, weight, bias, stride, padding, dilation, groups, rectify=True)
-    return y
 
 
 def conv2d_relu_grads(
@@ -156,30 +125,29 @@ def conv2d_relu_grads(
     x: Array | None,
     weight: Array | None,
     needs: tuple[bool, ...],
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    *options: Any,
+    shapes: tuple[Shape, Shape],
+    options: ConvOptions,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Return (dx, dweight, dbias) of `conv2d_relu`, each only if it is needed.
 
-    Where y is 0, ``grad`` counts as 0. That is seen to where ``grad`` is read anyway.
+    ``shapes`` are those of x and weight. Where y is 0, ``grad`` counts as 0. That is seen to where
+    ``grad`` is read anyway.
     """
     need_x, need_weight, need_bias = needs
-    stride, _, dilation, groups = options
-    problem = Problem(grad.shape, weight_shape, stride, dilation, groups, grad.dtype)
-    kernels = algorithm(problem)
+    input_shape, weight_shape = shapes
+    kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
     dx = dweight = dbias = None
     if kernels is im2col:
         grad = relu_input_grad(grad, y)
         if need_x:
-            dx = im2col.input_grad(grad, weight, input_shape, *options)
+            dx = im2col.input_grad(grad, weight, input_shape, options)
         if need_weight:
-            dweight = im2col.weight_grad(grad, x, weight_shape, *options)
+            dweight = im2col.weight_grad(grad, x, weight_shape, options)
         return dx, dweight, conv2d_bias_grad(grad) if need_bias else None
     if need_x:
-        dx = kernels.input_grad(grad, weight, input_shape, *options, mask=y)
+        dx = kernels.input_grad(grad, weight, input_shape, options, mask=y)
     if need_weight:
-        dweight, dbias = kernels.weight_and_bias_grad(grad, x, weight_shape, *options, y)
+        dweight, dbias = kernels.weight_and_bias_grad(grad, x, weight_shape, options, mask=y)
     elif need_bias:
         dbias = conv2d_bias_grad(relu_input_grad(grad, y))
     return dx, dweight, dbias if need_bias else None

@@ -19,7 +19,7 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.columns import clear, gather, scatter_add, window
+from tinyalex.backends.cpu.columns import clear, gather, scatter_add
 from tinyalex.backends.cpu.elementwise import relu, relu_input_grad
 from tinyalex.backends.cpu.gemm import gemm
 from tinyalex.backends.cpu.runtime import (
@@ -30,9 +30,9 @@ from tinyalex.backends.cpu.runtime import (
     thread_id,
     workspace,
 )
-from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.geometry import ConvOptions, conv_output_size, conv_window
 from tinyalex.backends.layout import as_nchw, channels_last
-from tinyalex.backends.types import Array
+from tinyalex.backends.types import Array, Shape
 
 BLOCK_BYTES = 1 << 20  # half of a usual second-level cache: the weights pass through the rest
 PARTIAL_BYTES = 1 << 26
@@ -52,7 +52,7 @@ class Blocks(NamedTuple):
 
 
 def cut(
-    pixels: int, weight_shape: tuple[int, ...], itemsize: int, workers: int, depth: int = DEPTH
+    pixels: int, weight_shape: Shape, itemsize: int, workers: int, depth: int = DEPTH
 ) -> Blocks:
     """Choose the blocks for the columns of ``pixels`` pixels.
 
@@ -154,7 +154,7 @@ def _workers(groups: int) -> int:
     return num_threads() // math.gcd(num_threads(), groups)
 
 
-def _space(blocks: Blocks, weight_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _space(blocks: Blocks, weight_shape: Shape, dtype: np.dtype[Any]) -> Array:
     _, Cg, _, S = weight_shape
     return workspace(blocks.pixels * blocks.tap_rows * S * Cg, dtype)
 
@@ -165,19 +165,12 @@ def _lines(weight: Array) -> Array:
 
 
 def forward(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    rectify: bool = False,
+    x: Array, weight: Array, bias: Array | None, options: ConvOptions, rectify: bool = False
 ) -> Array:
     """Return y, or max(y, 0): gather columns, multiply with the weights."""
     K, _, R, S = weight.shape
-    N, _, H, W = x.shape
-    Ho, Wo = conv_output_size((H, W), (R, S), stride, padding, dilation)
+    Ho, Wo = conv_output_size(x.shape[2:], (R, S), options)
+    N, groups = x.shape[0], options.groups
     y = memory.empty((N, Ho, Wo, K), x.dtype)
     blocks = cut(N * Ho * Wo, weight.shape, x.itemsize, _workers(groups))
     _forward(
@@ -185,7 +178,7 @@ def forward(
         _lines(weight),
         np.zeros(K, x.dtype) if bias is None else plain(bias),
         y,
-        window((R, S), stride, padding, dilation),
+        conv_window((R, S), options),
         blocks,
         groups,
         _space(blocks, weight.shape, x.dtype),
@@ -194,14 +187,7 @@ def forward(
 
 
 def input_grad(
-    grad: Array,
-    weight: Array,
-    input_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    mask: Array | None = None,
+    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> Array:
     """Return dx: multiply with the weights, add the columns back into the image.
 
@@ -210,7 +196,7 @@ def input_grad(
     N, C, H, W = input_shape
     if mask is not None:
         grad = relu_input_grad(grad, mask)
-    pixels = grad.shape[2] * grad.shape[3]
+    pixels, groups = grad.shape[2] * grad.shape[3], options.groups
     dx = memory.empty((N, H, W, C), grad.dtype)
     blocks = cut(N * pixels, weight.shape, grad.itemsize, _workers(groups))
     images = max(1, blocks.pixels // max(1, pixels))
@@ -219,7 +205,7 @@ def input_grad(
         plain(channels_last(grad)),
         _lines(weight),
         dx,
-        window(weight.shape[2:], stride, padding, dilation),
+        conv_window(weight.shape[2:], options),
         blocks,
         images,
         groups,
@@ -228,15 +214,7 @@ def input_grad(
     return as_nchw(dx)
 
 
-def weight_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight: gather columns, multiply with the gradient, in partial sums.
 
     The parts are added in order, so the result depends on the number of threads, but not on which
@@ -245,6 +223,7 @@ def weight_grad(
     K, Cg, R, S = weight_shape
     N, _, Ho, Wo = grad.shape
     size = K * Cg * R * S * grad.itemsize
+    groups = options.groups
     workers = _workers(groups)
     parts = workers * max(1, -(-N * Ho * Wo // (workers * PARTIAL_PIXELS)))
     parts = max(1, min(parts, PARTIAL_BYTES // max(1, size)))
@@ -254,7 +233,7 @@ def weight_grad(
         plain(channels_last(grad)),
         plain(channels_last(x)),
         partial,
-        window((R, S), stride, padding, dilation),
+        conv_window((R, S), options),
         blocks,
         groups,
         _space(blocks, weight_shape, grad.dtype),

@@ -17,6 +17,7 @@ from numba import prange
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain, quick_kernel
+from tinyalex.backends.geometry import NormOptions
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
@@ -37,8 +38,9 @@ class Norm(NamedTuple):
     limit: Any
 
 
-def norm(size: int, alpha: float, beta: float, k: float, dtype: np.dtype[Any]) -> Norm:
+def numbers(options: NormOptions, dtype: np.dtype[Any]) -> Norm:
     """Return the numbers as kernels take them."""
+    size, alpha, beta, k, _ = options
     real, ratio = dtype.type, alpha / size
     return Norm(size, real(ratio), real(beta), real(k), real(_limit(size, ratio, beta, k, dtype)))
 
@@ -227,29 +229,25 @@ def _lines(x: Array, groups: int) -> Array:
     return plain(channels_last(x)).reshape(-1, x.shape[1] // groups)
 
 
-def local_response_norm(
-    x: Array, size: int, alpha: float, beta: float, k: float, groups: int
-) -> Array:
+def local_response_norm(x: Array, options: NormOptions) -> Array:
     """Return ``x_c * (k + alpha / size * sum of x_j ** 2) ** -beta``, the sum over the ``size``
     channels j = c - size // 2 .. c + (size - 1) // 2 that are in c's group.
     """
-    lines = _lines(x, groups)
+    lines = _lines(x, options.groups)
     y = memory.empty_like(lines)
-    _forward(lines, norm(size, alpha, beta, k, x.dtype), y)
+    _forward(lines, numbers(options, x.dtype), y)
     N, C, H, W = x.shape
     return as_nchw(y.reshape(N, H, W, C))
 
 
-def local_response_norm_input_grad(
-    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float, groups: int
-) -> Array:
+def local_response_norm_input_grad(grad: Array, x: Array, options: NormOptions) -> Array:
     """Return dx of `local_response_norm`.
 
     ``dx_j = dy_j s_j ** -beta - 2 beta alpha / size * x_j * sum of dy_c x_c s_c ** (-beta - 1)``
     over all c whose window holds j.
     """
-    lines = _lines(x, groups)
+    lines = _lines(x, options.groups)
     dx = memory.empty_like(lines)
-    _input_grad(_lines(grad, groups), lines, norm(size, alpha, beta, k, x.dtype), dx)
+    _input_grad(_lines(grad, options.groups), lines, numbers(options, x.dtype), dx)
     N, C, H, W = x.shape
     return as_nchw(dx.reshape(N, H, W, C))

@@ -13,10 +13,10 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.lrn import norm, normalise, normalise_grad, scratch
-from tinyalex.backends.cpu.pool import collect, pool_row, pooling_window
+from tinyalex.backends.cpu.lrn import normalise, normalise_grad, numbers, scratch
+from tinyalex.backends.cpu.pool import collect, outputs, pool_row
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
-from tinyalex.backends.geometry import Pair
+from tinyalex.backends.geometry import NormOptions, Pair, PoolOptions, pool_window
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
@@ -59,44 +59,20 @@ def _input_grad(grad, taps, x, norm, groups, window, dx):
 
 
 def norm_max_pool2d(
-    x: Array,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    groups: int,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    output_size: Pair,
+    x: Array, norm: NormOptions, pool: PoolOptions, output_size: Pair
 ) -> tuple[Array, Array]:
     """Return what `max_pool2d` makes of the output of `local_response_norm`."""
-    y = memory.empty((x.shape[0], *output_size, x.shape[1]), x.dtype)
-    taps = memory.empty(y.shape, np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1))
-    numbers = norm(size, alpha, beta, k, x.dtype)
-    window = pooling_window(kernel_size, stride, padding, (1, 1))
-    _forward(plain(channels_last(x)), numbers, groups, window, y, taps)
+    images, window = plain(channels_last(x)), pool_window(pool)
+    y, taps = outputs(x, pool, output_size)
+    _forward(images, numbers(norm, x.dtype), norm.groups, window, y, taps)
     return as_nchw(y), as_nchw(taps)
 
 
 def norm_max_pool2d_input_grad(
-    grad: Array,
-    taps: Array,
-    x: Array,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    groups: int,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
+    grad: Array, taps: Array, x: Array, norm: NormOptions, pool: PoolOptions
 ) -> Array:
     """Return dx of `norm_max_pool2d`."""
-    images = plain(channels_last(x))
-    dx = memory.empty_like(images)
-    numbers = norm(size, alpha, beta, k, x.dtype)
-    window = pooling_window(kernel_size, stride, padding, (1, 1))
-    gradients, winners = plain(channels_last(grad)), plain(channels_last(taps))
-    _input_grad(gradients, winners, images, numbers, groups, window, dx)
+    gradients, winners, images = (plain(channels_last(array)) for array in (grad, taps, x))
+    dx, window = memory.empty_like(images), pool_window(pool)
+    _input_grad(gradients, winners, images, numbers(norm, x.dtype), norm.groups, window, dx)
     return as_nchw(dx)

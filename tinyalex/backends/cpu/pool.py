@@ -6,15 +6,16 @@ collects from the windows that cover it, so every row is written by one task, wh
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.columns import Window, window
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
-from tinyalex.backends.geometry import Pair
+from tinyalex.backends.geometry import Pair, PoolOptions, pool_window
 from tinyalex.backends.layout import as_nchw, channels_last
-from tinyalex.backends.types import Array
+from tinyalex.backends.types import Array, Shape
 
 
 @kernel
@@ -116,40 +117,28 @@ def _max_pool_input_grad(grad, taps, window, dx):
         collect(grad[n], taps[n], window, h, dx[n, h])
 
 
-def pooling_window(kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Window:
-    """Return the geometry; padding is equal on opposite sides."""
-    return window(kernel_size, stride, ((padding[0],) * 2, (padding[1],) * 2), dilation)
+def outputs(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
+    """Return new arrays [N, Ho, Wo, C] for the maxima and the taps."""
+    y = memory.empty((x.shape[0], *output_size, x.shape[1]), x.dtype)
+    return y, memory.empty(y.shape, np.min_scalar_type(math.prod(options.kernel_size) - 1))
 
 
-def max_pool2d(
-    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
-) -> tuple[Array, Array]:
+def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
     """Return the maximum of each window, and the number r * S + s of the tap that held it.
 
     Padding never wins; the first of equal values wins; NaN wins over all.
     """
-    N, C = x.shape[:2]
-    y = memory.empty((N, *output_size, C), x.dtype)
-    taps = memory.empty(y.shape, np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1))
-    _max_pool(
-        plain(channels_last(x)), pooling_window(kernel_size, stride, padding, dilation), y, taps
-    )
+    y, taps = outputs(x, options, output_size)
+    _max_pool(plain(channels_last(x)), pool_window(options), y, taps)
     return as_nchw(y), as_nchw(taps)
 
 
 def max_pool2d_input_grad(
-    grad: Array,
-    taps: Array,
-    input_shape: tuple[int, ...],
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
     """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
     N, C, H, W = input_shape
     dx = memory.empty((N, H, W, C), grad.dtype)
-    winners = plain(channels_last(taps))
-    shape = pooling_window(kernel_size, stride, padding, dilation)
-    _max_pool_input_grad(plain(channels_last(grad)), winners, shape, dx)
+    gradients, winners = plain(channels_last(grad)), plain(channels_last(taps))
+    _max_pool_input_grad(gradients, winners, pool_window(options), dx)
     return as_nchw(dx)

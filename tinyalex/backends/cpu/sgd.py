@@ -6,6 +6,7 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends.cpu.runtime import parallel_kernel, plain
+from tinyalex.backends.geometry import SGDOptions
 from tinyalex.backends.types import Array
 
 
@@ -30,23 +31,14 @@ def _paper_step(w, g, v, lr, momentum, decay):
         w[i] += v[i]
 
 
-def sgd_step(
-    param: Array,
-    grad: Array,
-    velocity: Array | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    form: str,
-) -> None:
+def sgd_step(param: Array, grad: Array, velocity: Array | None, options: SGDOptions) -> None:
     """Update ``param`` w and its ``velocity`` v in place from the gradient g.
 
     form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
     nesterov ``w -= lr (g + momentum v)``.
     form "paper" (section 5):  ``v = momentum v - decay lr w - lr g;  w += v``.
     """
+    lr, momentum, dampening, weight_decay, nesterov, form = options
     real = param.dtype.type
     w, g = plain(param), plain(grad)  # contiguous parameters, the rule, are not copied
     if velocity is None:

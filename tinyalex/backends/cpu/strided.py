@@ -20,11 +20,9 @@ from tinyalex.backends.cpu import im2col, winograd
 from tinyalex.backends.cpu.prepared import reuse
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel
 from tinyalex.backends.cpu.winograd_weights import points
-from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.geometry import ConvOptions, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
-from tinyalex.backends.types import Array
-
-NO_PADDING = ((0, 0), (0, 0))
+from tinyalex.backends.types import Array, Shape
 
 
 @kernel
@@ -60,17 +58,18 @@ def _to_blocks(x, stride, top, left, blocks):
                                 (a * stride + b) * C + c)  # fmt: skip
 
 
-def taps_as_blocks(weight_shape: tuple[int, ...], stride: Pair) -> int:
+def taps_as_blocks(weight_shape: Shape, stride: int) -> int:
     """Return how many blocks a kernel covers along each axis."""
-    return -(-weight_shape[2] // stride[0])
+    return -(-weight_shape[2] // stride)
 
 
-def _blocks(x: Array, output_size: Pair, taps: int, stride: int, padding: Padding) -> Array:
+def _blocks(x: Array, output_size: Pair, taps: int, options: ConvOptions) -> Array:
     N, C = x.shape[:2]
+    (stride, _), ((top, _), (left, _)), _, _ = options
     rows, columns = (size + taps - 1 for size in output_size)
     blocks = memory.empty((N, rows, columns, stride * stride * C), np.float32)
     images = x if x.flags.writeable else x.copy()  # as in `runtime.plain`
-    _to_blocks(images.transpose(0, 2, 3, 1), stride, padding[0][0], padding[1][0], blocks)
+    _to_blocks(images.transpose(0, 2, 3, 1), stride, top, left, blocks)
     return as_nchw(blocks)
 
 
@@ -83,7 +82,7 @@ def _weight_blocks(weight: Array, stride: int, taps: int) -> Array:
     return cells.reshape(K, stride * stride * C, taps, taps)
 
 
-def _from_weight_blocks(cells: Array, weight_shape: tuple[int, ...], stride: int) -> Array:
+def _from_weight_blocks(cells: Array, weight_shape: Shape, stride: int) -> Array:
     """Undo `_weight_blocks`; what stood for taps that are not there is dropped."""
     K, C, R, S = weight_shape
     taps = cells.shape[2]
@@ -93,75 +92,53 @@ def _from_weight_blocks(cells: Array, weight_shape: tuple[int, ...], stride: int
 
 
 def forward(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    rectify: bool = False,
+    x: Array, weight: Array, bias: Array | None, options: ConvOptions, rectify: bool = False
 ) -> Array:
     """Return y, or max(y, 0): blocks, then Winograd's convolution."""
-    taps, s = taps_as_blocks(weight.shape, stride), stride[0]
-    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    cells = _blocks(x, size, taps, s, padding)
+    s = options.stride[0]
+    taps = taps_as_blocks(weight.shape, s)
+    size = conv_output_size(x.shape[2:], weight.shape[2:], options)
+    cells = _blocks(x, size, taps, options)
     U = reuse(weight, ("strided", s), lambda: points(_weight_blocks(weight, s, taps), 1, False))
     shape = (x.shape[0], weight.shape[0], *size)
-    y, spoilt = winograd.convolve(cells, None, U, bias, rectify, (0, 0), shape, 1)
+    y, spoilt = winograd.convolve(cells, None, U, bias, rectify, (0, 0), shape)
     if spoilt.size:
-        options = stride, padding, dilation, groups
-        y[spoilt] = im2col.forward(x[spoilt], weight, bias, *options, rectify)
+        y[spoilt] = im2col.forward(x[spoilt], weight, bias, options, rectify)
     return y
 
 
 def input_grad(
-    grad: Array,
-    weight: Array,
-    input_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    mask: Array | None = None,
+    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> Array:
     """Return dx: the gradient of the blocks, put back where their pixels came from."""
-    taps, s = taps_as_blocks(weight.shape, stride), stride[0]
+    (s, _), ((top, _), (left, _)), _, _ = options
+    taps = taps_as_blocks(weight.shape, s)
     N, C, H, W = input_shape
     rows, columns = (size + taps - 1 for size in grad.shape[2:])
     U = points(_weight_blocks(weight, s, taps), 1, True)
     shape = (N, s * s * C, rows, columns)
     edge = taps - 1, taps - 1
-    cells, spoilt = winograd.convolve(grad, mask, U, None, False, edge, shape, 1)
+    cells, spoilt = winograd.convolve(grad, mask, U, None, False, edge, shape)
     pixels = channels_last(cells).reshape(N, rows, columns, s, s, C).transpose(0, 1, 3, 2, 4, 5)
     pixels = pixels.reshape(N, rows * s, columns * s, C)
-    top, left = padding[0][0], padding[1][0]
     dx = np.zeros((N, H, W, C), np.float32)
     seen = pixels[:, top : top + H, left : left + W]
     dx[:, : seen.shape[1], : seen.shape[2]] = seen
     dx = as_nchw(dx)
     if spoilt.size:
-        shape, options = (spoilt.size, C, H, W), (stride, padding, dilation, groups)
         masks = None if mask is None else mask[spoilt]
-        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, *options, masks)
+        shape = (spoilt.size, C, H, W)
+        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, options, masks)
     return dx
 
 
 def weight_and_bias_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    mask: Array | None = None,
+    grad: Array, x: Array, weight_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> tuple[Array, Array]:
     """Return dweight and dbias, from blocks as in `forward`."""
-    taps, s = taps_as_blocks(weight_shape, stride), stride[0]
-    cells = _blocks(x, grad.shape[2:], taps, s, padding)
+    s = options.stride[0]
+    taps = taps_as_blocks(weight_shape, s)
+    cells = _blocks(x, grad.shape[2:], taps, options)
     shape = (weight_shape[0], s * s * weight_shape[1], taps, taps)
-    dw, dbias = winograd.weight_and_bias_grad(
-        grad, cells, shape, (1, 1), NO_PADDING, (1, 1), 1, mask
-    )
+    dw, dbias = winograd.weight_and_bias_grad(grad, cells, shape, ConvOptions(), mask)
     return _from_weight_blocks(dw, weight_shape, s), dbias

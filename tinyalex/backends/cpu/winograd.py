@@ -50,10 +50,10 @@ from tinyalex.backends.cpu.winograd_weights import (
     points,
     strip,
 )
-from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.geometry import ConvOptions, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.numerics import total
-from tinyalex.backends.types import Array
+from tinyalex.backends.types import Array, Shape
 
 # A task has about so many tiles, in whole lines. Every task reads all transformed weights (14 MB in
 # the paper's conv3): few large tasks share the reading. But V and M (0.3 and 0.45 MB there) must
@@ -148,14 +148,19 @@ def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
 
 
 def convolve(
-    x: Array, mask: Array | None, U: Array, bias: Array | None, rectify: bool, padding: Pair,
-    y_shape: tuple[int, ...], groups: int,
-) -> tuple[Array, Array]:  # fmt: skip
+    x: Array,
+    mask: Array | None,
+    U: Array,
+    bias: Array | None,
+    rectify: bool,
+    padding: Pair,
+    y_shape: Shape,
+) -> tuple[Array, Array]:
     """Return y, where ``U`` are the `points` of the weights.
 
     The second result are the numbers of the images whose y is not finite, and not to be used.
     """
-    taps = U.shape[0] - TILE + 1
+    taps, groups = U.shape[0] - TILE + 1, U.shape[2]
     N, K, Ho, Wo = y_shape
     canvas = lay_out(N, (Ho, Wo), taps)
     lines = lines_of(canvas, N)
@@ -184,61 +189,39 @@ def convolve(
 
 
 def forward(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    rectify: bool = False,
+    x: Array, weight: Array, bias: Array | None, options: ConvOptions, rectify: bool = False
 ) -> Array:
     """Return y, or max(y, 0): transform the input, multiply point by point, transform back."""
-    size = conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = conv_output_size(x.shape[2:], weight.shape[2:], options)
     shape = (x.shape[0], weight.shape[0], *size)
-    edge = padding[0][0], padding[1][0]
+    _, ((top, _), (left, _)), _, groups = options
     U = reuse(weight, ("winograd", groups), lambda: points(weight, groups, False))
-    y, spoilt = convolve(x, None, U, bias, rectify, edge, shape, groups)
+    y, spoilt = convolve(x, None, U, bias, rectify, (top, left), shape)
     if spoilt.size:
-        options = stride, padding, dilation, groups
-        y[spoilt] = im2col.forward(x[spoilt], weight, bias, *options, rectify)
+        y[spoilt] = im2col.forward(x[spoilt], weight, bias, options, rectify)
     return y
 
 
 def input_grad(
-    grad: Array,
-    weight: Array,
-    input_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    mask: Array | None = None,
+    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> Array:
     """Return dx: the convolution of ``grad`` (where ``mask`` > 0) with the rotated kernels.
 
     A padding of p in the forward direction is one of r - 1 - p here, or cuts off if p is larger.
     """
+    _, ((top, _), (left, _)), _, groups = options
     edge = weight.shape[2] - 1
-    edges = edge - padding[0][0], edge - padding[1][0]
     U = reuse(weight, ("winograd of dx", groups), lambda: points(weight, groups, True))
-    dx, spoilt = convolve(grad, mask, U, None, False, edges, input_shape, groups)
+    dx, spoilt = convolve(grad, mask, U, None, False, (edge - top, edge - left), input_shape)
     if spoilt.size:
-        shape, options = (spoilt.size, *input_shape[1:]), (stride, padding, dilation, groups)
         masks = None if mask is None else mask[spoilt]
-        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, *options, masks)
+        shape = (spoilt.size, *input_shape[1:])
+        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, options, masks)
     return dx
 
 
 def weight_and_bias_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    mask: Array | None = None,
+    grad: Array, x: Array, weight_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> tuple[Array, Array]:
     """Return dweight and dbias: transformed inputs times transformed gradients, over all tiles.
 
@@ -246,6 +229,7 @@ def weight_and_bias_grad(
     image's scale and that of its gradient cancel in the products.
     """
     K, C, taps, _ = weight_shape
+    _, ((top, _), (left, _)), _, groups = options
     n = TILE + taps - 1
     Kg, Cg = padded(K, groups), padded(C, 1)
     canvas = lay_out(grad.shape[0], grad.shape[2:], taps)
@@ -267,7 +251,7 @@ def weight_and_bias_grad(
         sums,
         canvas,
         np.ones((2, grad.shape[0]), np.float32),
-        (padding[0][0], padding[1][0]),
+        (top, left),
         lines,
         per_task,
         _space(per_task, canvas, taps, groups * (Kg + Cg)),
@@ -276,6 +260,6 @@ def weight_and_bias_grad(
     dw = strip(strip(dw.reshape(groups * Kg, Cg, taps, taps), groups, 0, K), 1, 1, C)
     if not all_finite(dw):
         masked = grad if mask is None else relu_input_grad(grad, mask)
-        dw = im2col.weight_grad(masked, x, weight_shape, stride, padding, dilation, groups)
+        dw = im2col.weight_grad(masked, x, weight_shape, options)
     dbias = total(sums.reshape(-1, groups * Kg), (0,))
     return dw, strip(dbias, groups, 0, K)

@@ -14,8 +14,9 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.lrn import norm, powers_of_sums, unit
+from tinyalex.backends.cpu.lrn import Norm, numbers, powers_of_sums, unit
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel, plain
+from tinyalex.backends.geometry import NormOptions
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
@@ -150,19 +151,22 @@ def _input_grad(grad, x, norm, products, dx):
                 target[start + i] -= factor * source[start + i] * total[i]
 
 
-def within_channel_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+def _numbers(x: Array, options: NormOptions) -> Norm:
+    """Return the numbers of windows of size x size places."""
+    return numbers(options._replace(alpha=options.alpha / options.size), x.dtype)
+
+
+def within_channel_response_norm(x: Array, options: NormOptions) -> Array:
     """Return ``x * (k + alpha / size ** 2 * sum of x ** 2 over the window) ** -beta``."""
     pixels = plain(channels_last(x))
     y = memory.empty_like(pixels)
-    _forward(pixels, norm(size, alpha / size, beta, k, x.dtype), y)
+    _forward(pixels, _numbers(x, options), y)
     return as_nchw(y)
 
 
-def within_channel_response_norm_input_grad(
-    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
-) -> Array:
+def within_channel_response_norm_input_grad(grad: Array, x: Array, options: NormOptions) -> Array:
     """Return dx of `within_channel_response_norm`; the formula is in `reference`."""
     pixels, slopes = plain(channels_last(x)), plain(channels_last(grad))
     products, dx = memory.empty_like(pixels), memory.empty_like(pixels)
-    _input_grad(slopes, pixels, norm(size, alpha / size, beta, k, x.dtype), products, dx)
+    _input_grad(slopes, pixels, _numbers(x, options), products, dx)
     return as_nchw(dx)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.geometry import BatchOptions
 from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.layout import as_nchw
 from tinyalex.backends.types import Array
@@ -30,12 +31,8 @@ def prepare(
     tops: np.ndarray,
     lefts: np.ndarray,
     flips: np.ndarray,
-    mean: np.ndarray,
-    std: np.ndarray,
-    crop: int,
+    options: BatchOptions,
     offsets: np.ndarray | None = None,
-    channels: int | None = None,
-    stored: int | None = None,
 ) -> Array:
     """Return float32 [N, stored, crop, crop], channels last in memory, as the transforms make it.
 
@@ -43,9 +40,8 @@ def prepare(
     begins at row ``tops[n]`` and column ``lefts[n]``. The numbers are those of `TrainTransform` in
     `tinyalex.data`, bit for bit, except for lumas, which a host adds up in another order.
 
-    ``images``: device array uint8 [N, H, W, 1 or 3]. All else is on the host: ``mean`` one number,
-    one a channel, or an image [H, W, channels] of means of the same pixels as the images';
-    ``std`` one number or one a channel; ``offsets`` [N, channels], the colour noise. With
+    ``images``: device array uint8 [N, H, W, 1 or 3]. All else is on the host: ``offsets``
+    [N, channels] is the colour noise; a mean image is one of the same pixels as the images'. With
     ``channels=1`` three colours become their luma. ``stored`` channels, where more than
     ``channels``, are filled up with zeros. A mean image is uploaded at every call: pass it as a
     device array to keep it there.
@@ -53,6 +49,7 @@ def prepare(
     Raises ValueError for shapes that do not fit, and for a crop that leaves its image.
     """
     N, H, W, C = images.shape
+    crop, mean, std, channels, stored = options
     channels = channels or C
     shape = BatchShape(H, W, C, crop, channels, stored or channels)
     places = _places(shape, N, tops, lefts, flips)

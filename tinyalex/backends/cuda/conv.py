@@ -21,68 +21,36 @@ from tinyalex.backends.cuda import conv_im2col, conv_tensor, conv_tiled
 from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.conv_shape import ConvShape
 from tinyalex.backends.cuda.launch import launch
-from tinyalex.backends.geometry import Padding, Pair
+from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.precision import get_float32_matmul_precision
-from tinyalex.backends.types import Array
+from tinyalex.backends.types import Array, Shape
 
 THREADS = 256  # a block
 
 
-def conv2d(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def conv2d(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> Array:
     """Correlate ``x`` [N, C, H, W] with ``weight`` [K, C/G, R, S] and add ``bias`` [K]."""
-    shape = ConvShape.of(x.shape, weight.shape, stride, padding, dilation, groups)
-    return _forward(x, weight, bias, shape, relu=False)
+    return _forward(x, weight, bias, ConvShape.of(x.shape, weight.shape, options), relu=False)
 
 
-def conv2d_relu(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def conv2d_relu(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> Array:
     """Return max(y, 0) of `conv2d`: what is negative becomes 0 before it is stored."""
-    shape = ConvShape.of(x.shape, weight.shape, stride, padding, dilation, groups)
-    return _forward(x, weight, bias, shape, relu=True)
+    return _forward(x, weight, bias, ConvShape.of(x.shape, weight.shape, options), relu=True)
 
 
 def conv2d_input_grad(
-    grad: Array,
-    weight: Array,
-    input_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions
 ) -> Array:
     """Return dx: each output's gradient times its kernel, added back to the window it came from."""
-    shape = ConvShape.of(input_shape, weight.shape, stride, padding, dilation, groups)
+    shape = ConvShape.of(input_shape, weight.shape, options)
     return _input_grad(channels_last(grad), weight, shape)
 
 
-def conv2d_weight_grad(
-    grad: Array,
-    x: Array,
-    weight_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
-    shape = ConvShape.of(x.shape, weight_shape, stride, padding, dilation, groups)
+    shape = ConvShape.of(x.shape, weight_shape, options)
     return _weight_grad(channels_last(grad), x, shape)
 
 
@@ -97,16 +65,16 @@ def conv2d_relu_grads(
     x: Array | None,
     weight: Array | None,
     needs: tuple[bool, ...],
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    *options: Any,
+    shapes: tuple[Shape, Shape],
+    options: ConvOptions,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Return (dx, dweight, dbias) of `conv2d_relu`, each only if it is needed.
 
-    Where y is 0, ``grad`` counts as 0. The pass that sees to that sums the bias's gradient too.
+    ``shapes`` are those of x and weight. Where y is 0, ``grad`` counts as 0. The pass that sees to
+    that sums the bias's gradient too.
     """
     need_x, need_weight, need_bias = needs
-    shape = ConvShape.of(input_shape, weight_shape, *options)
+    shape = ConvShape.of(*shapes, options)
     grad, dbias = relu_bias_grad(channels_last(grad), channels_last(y))
     dx = _input_grad(grad, weight, shape) if need_x else None
     dweight = _weight_grad(grad, x, shape) if need_weight else None

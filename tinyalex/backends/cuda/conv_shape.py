@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tinyalex.backends.geometry import Padding, Pair, conv_output_size
+from tinyalex.backends.geometry import ConvOptions, conv_output_size
+from tinyalex.backends.types import Shape
 
 
 class ConvShape(NamedTuple):
@@ -28,18 +29,10 @@ class ConvShape(NamedTuple):
     groups: int
 
     @classmethod
-    def of(
-        cls,
-        input_shape: tuple[int, ...],
-        weight_shape: tuple[int, ...],
-        stride: Pair,
-        padding: Padding,
-        dilation: Pair,
-        groups: int,
-    ) -> ConvShape:
+    def of(cls, input_shape: Shape, weight_shape: Shape, options: ConvOptions) -> ConvShape:
         """Return the sizes for images [N, C, H, W] and weights [K, C/groups, R, S]."""
         N, C, H, W = input_shape
         K, _, R, S = weight_shape
-        Ho, Wo = conv_output_size((H, W), (R, S), stride, padding, dilation)
-        (top, _), (left, _) = padding
+        Ho, Wo = conv_output_size((H, W), (R, S), options)
+        stride, ((top, _), (left, _)), dilation, groups = options
         return cls(N, H, W, C, K, R, S, Ho, Wo, *stride, top, left, *dilation, groups)

@@ -30,6 +30,16 @@ STAGES = {128: 3, 64: 4}  # of the ring, by the side of a tile; as there
 LEAST_ROUNDS = 8  # of a part, lest its beginning and end outweigh them
 
 
+class Cut(NamedTuple):
+    """How to cut up a product; None leaves the choice to `plan`."""
+
+    tile: int | None = None  # side of the square that a block computes
+    splits: int | None = None  # parts of the reduction
+
+
+CHOSEN = Cut()
+
+
 def applicable(shape: ConvShape, which: Pass) -> bool:
     """Return whether the kernels can do it: they copy four channels (or filters) at once."""
     whole_channels = shape.C // shape.groups % 4 == 0
@@ -44,16 +54,12 @@ def conv_forward_tensor(
     shape: ConvShape,
     precision: str,
     relu: bool = False,
-    tile: int | None = None,
-    splits: int | None = None,
+    cut: Cut = CHOSEN,
 ) -> Array:
-    """Return ``y = x * weight + bias``, or ``max(y, 0)``: [N, H, W, C] -> [N, Ho, Wo, K].
-
-    ``tile`` and ``splits`` are chosen unless given, see `plan`.
-    """
+    """Return ``y = x * weight + bias``, or ``max(y, 0)``: [N, H, W, C] -> [N, Ho, Wo, K]."""
     rows, columns = shape.N * shape.Ho * shape.Wo, shape.K // shape.groups
     depth = shape.R * shape.S * (shape.C // shape.groups)
-    chosen = plan(rows, columns, shape.groups, depth, tile, splits)
+    chosen = plan(rows, columns, shape.groups, depth, cut)
     parts = _product(
         f"conv_forward_{PRECISIONS[precision]}",
         chosen,
@@ -67,12 +73,7 @@ def conv_forward_tensor(
 
 
 def conv_input_grad_tensor(
-    grad: Array,
-    weight: Array,
-    shape: ConvShape,
-    precision: str,
-    tile: int | None = None,
-    splits: int | None = None,
+    grad: Array, weight: Array, shape: ConvShape, precision: str, cut: Cut = CHOSEN
 ) -> Array:
     """Return dx: [N, Ho, Wo, K] -> [N, H, W, C].
 
@@ -80,7 +81,7 @@ def conv_input_grad_tensor(
     """
     rows, columns = shape.N * shape.H * shape.W, shape.C // shape.groups
     depth = shape.R * shape.S * (shape.K // shape.groups)
-    chosen = plan(rows, columns, shape.groups, depth, tile, splits)
+    chosen = plan(rows, columns, shape.groups, depth, cut)
     parts = _product(
         f"conv_input_grad_{PRECISIONS[precision]}",
         chosen,
@@ -93,17 +94,12 @@ def conv_input_grad_tensor(
 
 
 def conv_weight_grad_tensor(
-    grad: Array,
-    x: Array,
-    shape: ConvShape,
-    precision: str,
-    tile: int | None = None,
-    splits: int | None = None,
+    grad: Array, x: Array, shape: ConvShape, precision: str, cut: Cut = CHOSEN
 ) -> Array:
     """Return dweight: [N, Ho, Wo, K] and [N, H, W, C] -> [K, R, S, C/G]."""
     rows, channels = shape.K // shape.groups, shape.C // shape.groups
     columns, pixels = shape.R * shape.S * channels, shape.N * shape.Ho * shape.Wo
-    chosen = plan(rows, columns, shape.groups, pixels, tile, splits)
+    chosen = plan(rows, columns, shape.groups, pixels, cut)
     parts = _product(
         f"conv_weight_grad_{PRECISIONS[precision]}",
         chosen,
@@ -123,22 +119,14 @@ class Plan(NamedTuple):
     split_rounds: int  # rounds of `DEPTH` in each part
 
 
-def plan(
-    rows: int,
-    columns: int,
-    groups: int,
-    reduction: int,
-    tile: int | None = None,
-    splits: int | None = None,
-) -> Plan:
-    """Choose the larger tile unless it leaves multiprocessors idle; ``tile`` and ``splits`` force.
+def plan(rows: int, columns: int, groups: int, reduction: int, cut: Cut = CHOSEN) -> Plan:
+    """Choose the larger tile unless it leaves multiprocessors idle.
 
     Where there are fewer tiles than two for each multiprocessor, the reduction is split, as far as
     every part keeps `LEAST_ROUNDS`. The larger tile wants more shared memory than GPUs outside of
     data centres have (99 KB).
     """
-    device = multiprocessors(), most_shared_bytes()
-    return _plan(rows, columns, groups, reduction, tile, splits, *device)
+    return _plan(rows, columns, groups, reduction, cut, multiprocessors(), most_shared_bytes())
 
 
 @lru_cache(maxsize=1024)
@@ -147,17 +135,16 @@ def _plan(
     columns: int,
     groups: int,
     reduction: int,
-    tile: int | None,
-    splits: int | None,
+    cut: Cut,
     multiprocessors: int,
     most_shared: int,
 ) -> Plan:
-    sides = [tile] if tile else [s for s in STAGES if shared_bytes(s) <= most_shared]
+    sides = [cut.tile] if cut.tile else [s for s in STAGES if shared_bytes(s) <= most_shared]
     rounds = -(-reduction // DEPTH)
     wanted = 2 * multiprocessors
     for side in sides:
         blocks = max(1, _blocks(rows, columns, side) * groups)
-        parts = splits or max(1, min(wanted // blocks, rounds // LEAST_ROUNDS))
+        parts = cut.splits or max(1, min(wanted // blocks, rounds // LEAST_ROUNDS))
         wastes_half = min(rows, columns) <= side // 2
         if not wastes_half and 2 * blocks * parts >= wanted:
             break

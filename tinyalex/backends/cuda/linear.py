@@ -22,6 +22,7 @@ import numpy as np
 
 from tinyalex.backends.cuda import conv_tensor
 from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous
 from tinyalex.backends.precision import get_float32_matmul_precision as precision
 from tinyalex.backends.types import Array
@@ -65,8 +66,7 @@ def _suits(x: Array, shape: ConvShape, which: conv_tensor.Pass) -> bool:
 
 
 def _shape(N: int, inputs: int, outputs: int) -> ConvShape:
-    one = (1, 1)
-    return ConvShape.of((N, inputs, *one), (outputs, inputs, *one), one, ((0, 0), (0, 0)), one, 1)
+    return ConvShape.of((N, inputs, 1, 1), (outputs, inputs, 1, 1), ConvOptions())
 
 
 def _pixels(matrix: Array) -> Array:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyalex.backends.cuda.launch import launch, type_name
-from tinyalex.backends.geometry import Pair
+from tinyalex.backends.geometry import Pair, PoolOptions
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.layout import as_nchw, channels_last
-from tinyalex.backends.types import Array
+from tinyalex.backends.types import Array, Shape
 
 THREADS = 256  # a block, as in all kernels of pooling and normalisation
 
@@ -34,17 +34,10 @@ class PoolShape(NamedTuple):
     dilation_w: int
 
     @classmethod
-    def of(
-        cls,
-        input_shape: tuple[int, ...],
-        output_size: Pair,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair = (1, 1),
-    ) -> PoolShape:
+    def of(cls, input_shape: Shape, options: PoolOptions, output_size: Pair) -> PoolShape:
         """Return the sizes for images [N, C, H, W]."""
         N, C, H, W = input_shape
+        kernel_size, stride, padding, dilation = options
         return cls(N, H, W, C, *output_size, *kernel_size, *stride, *padding, *dilation)
 
 
@@ -77,74 +70,58 @@ def _entry(operation: str, dtype: Any, taps: Any) -> str:
     return f"{operation}{large}_{type_name(dtype)}"
 
 
-def max_pool2d(
-    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
-) -> tuple[Array, Array]:
+def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
     """Return the maximum of each window, and the number r * S + s of the tap that held it.
 
     Padding never wins; the first of equal values wins; NaN wins over all. Raises ValueError for
     windows of more than 65,536 taps.
     """
-    quads = x.dtype == np.float32 and x.shape[1] % 4 == 0 and taps_dtype(kernel_size).itemsize == 1
+    four_channels = x.dtype == np.float32 and x.shape[1] % 4 == 0
+    quads = four_channels and taps_dtype(options.kernel_size).itemsize == 1
     version = max_pool2d_quads if quads else max_pool2d_naive
-    return version(x, kernel_size, stride, padding, dilation, output_size)
+    return version(x, options, output_size)
 
 
-def max_pool2d_naive(
-    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
-) -> tuple[Array, Array]:
-    """`max_pool2d`, version 1: one thread an output."""
-    shape = PoolShape.of(x.shape, output_size, kernel_size, stride, padding, dilation)
-    y, taps = _outputs(x, kernel_size, output_size)
+def max_pool2d_naive(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
+    """`max_pool2d`, version 1: one thread per output."""
+    shape = PoolShape.of(x.shape, options, output_size)
+    y, taps = outputs(x, options, output_size)
     entry = _entry("max_pool", x.dtype, taps.dtype)
     launch("max_pool.cu", entry, *one_thread_each(y.size), (channels_last(x), y, taps, shape))
     return as_nchw(y), as_nchw(taps)
 
 
-def max_pool2d_quads(
-    x: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair
-) -> tuple[Array, Array]:
-    """`max_pool2d`, version 2: four channels a thread, for float32 and channels divisible by 4."""
-    shape = PoolShape.of(x.shape, output_size, kernel_size, stride, padding, dilation)
-    y, taps = _outputs(x, kernel_size, output_size)
+def max_pool2d_quads(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
+    """`max_pool2d`, version 2: four channels per thread; float32, channels divisible by 4."""
+    shape = PoolShape.of(x.shape, options, output_size)
+    y, taps = outputs(x, options, output_size)
     block = quads_by_pixels(shape.C // 4, shape.Wo)
     arguments = channels_last(x), y, taps, shape
     launch("max_pool.cu", "max_pool_quads", (shape.N * shape.Ho,), block, arguments)
     return as_nchw(y), as_nchw(taps)
 
 
-def _outputs(x: Array, kernel_size: Pair, output_size: Pair) -> tuple[Array, Array]:
+def outputs(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
+    """Return new arrays [N, Ho, Wo, C] for the maxima and the taps."""
     y = cupy().empty((x.shape[0], *output_size, x.shape[1]), x.dtype)
-    return y, cupy().empty(y.shape, taps_dtype(kernel_size))
+    return y, cupy().empty(y.shape, taps_dtype(options.kernel_size))
 
 
 def max_pool2d_input_grad(
-    grad: Array,
-    taps: Array,
-    input_shape: tuple[int, ...],
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
     """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
     four_channels = grad.dtype == np.float32 and grad.shape[1] % 4 == 0
-    quads = four_channels and taps.dtype == np.uint8 and dilation == (1, 1)
+    quads = four_channels and taps.dtype == np.uint8 and options.dilation == (1, 1)
     version = max_pool2d_input_grad_quads if quads else max_pool2d_input_grad_naive
-    return version(grad, taps, input_shape, kernel_size, stride, padding, dilation)
+    return version(grad, taps, input_shape, options)
 
 
 def max_pool2d_input_grad_naive(
-    grad: Array,
-    taps: Array,
-    input_shape: tuple[int, ...],
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
-    """`max_pool2d_input_grad`, version 1: one thread a pixel and channel."""
-    shape = PoolShape.of(input_shape, grad.shape[2:], kernel_size, stride, padding, dilation)
+    """`max_pool2d_input_grad`, version 1: one thread per pixel and channel."""
+    shape = PoolShape.of(input_shape, options, grad.shape[2:])
     dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
     entry = _entry("max_pool_grad", grad.dtype, taps.dtype)
     arguments = channels_last(grad), channels_last(taps), dx, shape
@@ -153,18 +130,12 @@ def max_pool2d_input_grad_naive(
 
 
 def max_pool2d_input_grad_quads(
-    grad: Array,
-    taps: Array,
-    input_shape: tuple[int, ...],
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
-    """`max_pool2d_input_grad`, version 2: four channels a thread, for float32, channels divisible
+    """`max_pool2d_input_grad`, version 2: four channels per thread, for float32, channels divisible
     by 4, windows of at most 256 taps and without dilation.
     """
-    shape = PoolShape.of(input_shape, grad.shape[2:], kernel_size, stride, padding, dilation)
+    shape = PoolShape.of(input_shape, options, grad.shape[2:])
     dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
     block = quads_by_pixels(shape.C // 4, shape.W)
     arguments = channels_last(grad), channels_last(taps), dx, shape

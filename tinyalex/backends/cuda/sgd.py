@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.geometry import SGDOptions
 from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.types import Array
 
@@ -22,12 +23,7 @@ class Piece(NamedTuple):
     param: Array
     grad: Array
     velocity: Array | None
-    lr: float
-    momentum: float
-    dampening: float
-    weight_decay: float
-    nesterov: bool
-    form: str
+    options: SGDOptions
 
 
 @cache
@@ -85,10 +81,10 @@ class StepTable:
         """Return what `_row_type` has room for, in its order."""
         order = _memory_order(piece.param)
         pointers = [self._pointer(piece, name, order) for name in ("param", "grad", "velocity")]
+        lr, momentum, dampening, weight_decay, nesterov, form = piece.options
         plain = piece.velocity is None
-        momentum, share = (0, 1) if plain else (piece.momentum, 1 - piece.dampening)
-        rates = piece.lr, momentum, share, piece.weight_decay
-        forms = piece.nesterov and not plain, piece.form == "paper"
+        rates = lr, *((0, 1) if plain else (momentum, 1 - dampening)), weight_decay
+        forms = nesterov and not plain, form == "paper"
         return (*pointers, *rates, piece.param.size, self._blocks, *forms)
 
     def _pointer(self, piece: Piece, name: str, order: tuple[int, ...]) -> int:
@@ -119,25 +115,14 @@ def sgd_steps(updates: Sequence[tuple[Any, ...]]) -> None:
         StepTable([piece for piece in pieces if piece.param.dtype == dtype]).launch()
 
 
-def sgd_step(
-    param: Array,
-    grad: Array,
-    velocity: Array | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    form: str,
-) -> None:
+def sgd_step(param: Array, grad: Array, velocity: Array | None, options: SGDOptions) -> None:
     """Update ``param`` w and its ``velocity`` v in place from the gradient g.
 
     form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
     nesterov ``w -= lr (g + momentum v)``.
     form "paper" (section 5):  ``v = momentum v - decay lr w - lr g;  w += v``.
     """
-    rates = lr, momentum, dampening, weight_decay
-    sgd_steps([(param, grad, velocity, *rates, nesterov, form)])
+    sgd_steps([(param, grad, velocity, options)])
 
 
 def _memory_order(array: Array) -> tuple[int, ...]:

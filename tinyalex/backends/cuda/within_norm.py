@@ -11,6 +11,7 @@ import numpy as np
 
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import one_thread_each, quads_by_pixels
+from tinyalex.backends.geometry import NormOptions
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
@@ -39,7 +40,8 @@ def _launch(operation: str, version: str, shape: Images, *arguments: Any) -> Non
     launch(FILE, f"{operation}_{version}", grid, block, (*arguments, shape))
 
 
-def _norm(version: str, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+def _norm(version: str, x: Array, options: NormOptions) -> Array:
+    size, alpha, beta, k, _ = options
     images = channels_last(x)
     y = cupy().empty(images.shape, x.dtype)
     shape = Images(*images.shape)
@@ -47,21 +49,18 @@ def _norm(version: str, x: Array, size: int, alpha: float, beta: float, k: float
     return as_nchw(y)
 
 
-def within_channel_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+def within_channel_response_norm(x: Array, options: NormOptions) -> Array:
     """Return ``x * (k + alpha / size ** 2 * sum of x ** 2 over the window) ** -beta``."""
-    return _norm(_version(x), x, size, alpha, beta, k)
+    return _norm(_version(x), x, options)
 
 
-def within_channel_response_norm_naive(
-    x: Array, size: int, alpha: float, beta: float, k: float
-) -> Array:
-    """`within_channel_response_norm`, version 1: one thread a value."""
-    return _norm(type_name(x.dtype), x, size, alpha, beta, k)
+def within_channel_response_norm_naive(x: Array, options: NormOptions) -> Array:
+    """`within_channel_response_norm`, version 1: one thread per value."""
+    return _norm(type_name(x.dtype), x, options)
 
 
-def _grad(
-    version: str, grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
-) -> Array:
+def _grad(version: str, grad: Array, x: Array, options: NormOptions) -> Array:
+    size, alpha, beta, k, _ = options
     images, slopes = channels_last(x), channels_last(grad)
     products, dx = (cupy().empty(images.shape, x.dtype) for _ in range(2))
     shape, ratio = Images(*images.shape), alpha / size**2
@@ -71,15 +70,13 @@ def _grad(
     return as_nchw(dx)
 
 
-def within_channel_response_norm_input_grad(
-    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
-) -> Array:
+def within_channel_response_norm_input_grad(grad: Array, x: Array, options: NormOptions) -> Array:
     """Return dx of `within_channel_response_norm`; the formula is in `reference`."""
-    return _grad(_version(x), grad, x, size, alpha, beta, k)
+    return _grad(_version(x), grad, x, options)
 
 
 def within_channel_response_norm_input_grad_naive(
-    grad: Array, x: Array, size: int, alpha: float, beta: float, k: float
+    grad: Array, x: Array, options: NormOptions
 ) -> Array:
-    """`within_channel_response_norm_input_grad`, version 1: one thread a value."""
-    return _grad(type_name(x.dtype), grad, x, size, alpha, beta, k)
+    """`within_channel_response_norm_input_grad`, version 1: one thread per value."""
+    return _grad(type_name(x.dtype), grad, x, options)
