@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 from tinyalex.backends.cpu import compiling
 
@@ -124,6 +125,24 @@ def test_a_kernel_of_other_types_or_another_source_is_not_taken(kept, begin):
     assert begin("*")(1.5) == 2.25
     shutil.copy(other, kept["code"])  # as if the process had been killed after the index
     assert begin("*")(1.5) == 2.25
+
+
+def test_an_index_of_types_that_are_gone_is_as_none(tmp_path):
+    """As after an update in place, where a record of options has another name, or another file."""
+    source = """
+from typing import NamedTuple
+from tinyalex.backends.cpu.runtime import kernel
+class {}(NamedTuple):
+    size: int
+@kernel
+def double(options):
+    return 2 * options.size
+print(double({}(21)))
+"""
+    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport small"
+    for name in ("Before", "After"):
+        (tmp_path / "small.py").write_text(source.replace("{}", name))
+        assert run_python(code) == "42\n"
 
 
 def test_a_full_disk_costs_the_cache_alone(begin, disk, capsys, tmp_path):

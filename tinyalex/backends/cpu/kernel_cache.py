@@ -80,7 +80,12 @@ class _SealedFile(IndexDataCacheFile):
             file.write(content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
 
     def _load_index(self) -> dict[Any, str]:
-        return super()._load_index() if self._may_be_read(self._index_path) else {}
+        if not self._may_be_read(self._index_path):
+            return {}
+        try:
+            return super()._load_index()
+        except Exception:  # whole, but it names types of another version, which are gone
+            return {}
 
     def _load_data(self, name: str) -> Any:
         path = self._data_path(name)
