@@ -32,14 +32,10 @@ def relu_output(rng, shape, dtype=np.float32):
 
 def run(algorithm, x, weight, bias, grad, geometry):
     """Return what the three functions of an algorithm compute."""
-    if hasattr(algorithm, "weight_and_bias_grad"):
-        dweight, _ = algorithm.weight_and_bias_grad(grad, x, weight.shape, geometry)
-    else:
-        dweight = algorithm.weight_grad(grad, x, weight.shape, geometry)
     return {
         "y": algorithm.forward(x, weight, bias, geometry),
         "dx": algorithm.input_grad(grad, weight, x.shape, geometry),
-        "dweight": dweight,
+        "dweight": algorithm.weight_grad(grad, x, weight.shape, geometry),
     }
 
 

@@ -4,10 +4,10 @@ It computes in float32 and float64. The kernels are those of `tinyalex.backends.
 computes is written out most plainly in `tinyalex.backends.reference`.
 """
 
+from tinyalex.backends.cpu.bias_grad import conv2d_bias_grad
 from tinyalex.backends.cpu.compiling import announce
 from tinyalex.backends.cpu.conv import (
     conv2d,
-    conv2d_bias_grad,
     conv2d_input_grad,
     conv2d_relu,
     conv2d_relu_grads,

@@ -1,9 +1,9 @@
 """Convolution: which algorithm computes which shape.
 
 An algorithm is a module with the functions ``forward``, ``input_grad`` and ``weight_grad``, which
-take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`, and for a ReLU
-behind the convolution ``rectify`` or ``mask``. Those that do it on the way have in place of
-``weight_grad`` ``weight_and_bias_grad``, which sums the gradient that it reads anyway.
+take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`. For a ReLU behind the
+convolution ``forward`` takes ``rectify``; ``input_grad`` and a fourth, ``weight_and_bias_grad``,
+take ``mask``, the ReLU's output.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from tinyalex.backends.cpu import im2col, strided, winograd
+from tinyalex.backends.cpu.bias_grad import conv2d_bias_grad
 from tinyalex.backends.cpu.elementwise import relu_input_grad
-from tinyalex.backends.cpu.runtime import parallel_kernel, plain
 from tinyalex.backends.geometry import ConvOptions, conv_output_size
-from tinyalex.backends.layout import channels_last
-from tinyalex.backends.numerics import total
 from tinyalex.backends.types import Array, Shape
 
 
@@ -73,8 +70,6 @@ ALGORITHMS: tuple[tuple[ModuleType, Callable[[Problem], bool], str], ...] = (
     (im2col, lambda p: True, "any shape, at the speed of GEMM"),
 )
 
-BIAS_BLOCK = 64  # pixels that are summed in one go: short sums keep the rounding error small
-
 
 def algorithm(problem: Problem) -> ModuleType:
     """Return the module that computes this convolution."""
@@ -113,10 +108,8 @@ def conv2d_input_grad(
 def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
     kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
-    if kernels is im2col:
-        return im2col.weight_grad(grad, x, weight_shape, options)
-    dw: Array = kernels.weight_and_bias_grad(grad, x, weight_shape, options)[0]
-    return dw
+    dweight: Array = kernels.weight_grad(grad, x, weight_shape, options)
+    return dweight
 
 
 def conv2d_relu_grads(
@@ -137,13 +130,6 @@ def conv2d_relu_grads(
     input_shape, weight_shape = shapes
     kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
     dx = dweight = dbias = None
-    if kernels is im2col:
-        grad = relu_input_grad(grad, y)
-        if need_x:
-            dx = im2col.input_grad(grad, weight, input_shape, options)
-        if need_weight:
-            dweight = im2col.weight_grad(grad, x, weight_shape, options)
-        return dx, dweight, conv2d_bias_grad(grad) if need_bias else None
     if need_x:
         dx = kernels.input_grad(grad, weight, input_shape, options, mask=y)
     if need_weight:
@@ -151,23 +137,3 @@ def conv2d_relu_grads(
     elif need_bias:
         dbias = conv2d_bias_grad(relu_input_grad(grad, y))
     return dx, dweight, dbias if need_bias else None
-
-
-@parallel_kernel
-def _sum_blocks(pixels, sums):
-    for block in prange(sums.shape[0]):
-        sum_of_block = sums[block]
-        first = np.int64(block) * BIAS_BLOCK
-        for p in range(first, min(pixels.shape[0], first + BIAS_BLOCK)):
-            line = pixels[p]
-            for k in range(sum_of_block.size):
-                sum_of_block[k] += line[k]
-
-
-def conv2d_bias_grad(grad: Array) -> Array:
-    """Return dbias: the gradient summed over images and pixels."""
-    N, K, P, Q = grad.shape
-    pixels = plain(channels_last(grad)).reshape(N * P * Q, K)
-    sums = np.zeros((-(-pixels.shape[0] // BIAS_BLOCK), K), grad.dtype)
-    _sum_blocks(pixels, sums)
-    return total(sums, (0,))

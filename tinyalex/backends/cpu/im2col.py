@@ -19,6 +19,7 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
+from tinyalex.backends.cpu.bias_grad import conv2d_bias_grad
 from tinyalex.backends.cpu.columns import clear, gather, scatter_add
 from tinyalex.backends.cpu.elementwise import relu, relu_input_grad
 from tinyalex.backends.cpu.gemm import gemm
@@ -242,3 +243,12 @@ def weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions
     for part in partial[1:]:
         total += part
     return np.ascontiguousarray(as_nchw(total.reshape(K, R, S, Cg)))
+
+
+def weight_and_bias_grad(
+    grad: Array, x: Array, weight_shape: Shape, options: ConvOptions, mask: Array | None = None
+) -> tuple[Array, Array]:
+    """Return dweight and dbias; ``grad`` counts where ``mask`` > 0."""
+    if mask is not None:
+        grad = relu_input_grad(grad, mask)
+    return weight_grad(grad, x, weight_shape, options), conv2d_bias_grad(grad)

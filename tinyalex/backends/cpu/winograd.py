@@ -220,6 +220,11 @@ def input_grad(
     return dx
 
 
+def weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
+    """Return dweight."""
+    return weight_and_bias_grad(grad, x, weight_shape, options)[0]
+
+
 def weight_and_bias_grad(
     grad: Array, x: Array, weight_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> tuple[Array, Array]:
