@@ -22,7 +22,7 @@ from numba import njit
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex.backends import memory
-from tinyalex.backends.cpu import conv, winograd
+from tinyalex.backends.cpu.conv import choose, winograd
 from tinyalex.backends.cpu.gemm import gemm
 from tinyalex.backends.cpu.microkernel import WIDTH, View, multiply
 from tinyalex.nn import fusion
@@ -31,8 +31,8 @@ TILES, CHANNELS, KERNELS, POINTS = 49, 256, 384, 36  # a task of conv3 of `paper
 
 
 def _without(*names: str) -> Any:
-    rows = tuple(row for row in conv.ALGORITHMS if row[0].__name__.rpartition(".")[2] not in names)
-    return mock.patch.object(conv, "ALGORITHMS", rows)
+    kept = [row for row in choose.ALGORITHMS if row[0].__name__.rpartition(".")[2] not in names]
+    return mock.patch.object(choose, "ALGORITHMS", tuple(kept))
 
 
 @contextlib.contextmanager

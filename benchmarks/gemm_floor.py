@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tinyalex import Tensor, nn
-from tinyalex.backends.cpu.winograd_tiles import lay_out, lines_of
-from tinyalex.backends.cpu.winograd_transforms import TILE
+from tinyalex.backends.cpu.conv.winograd_tiles import lay_out, lines_of
+from tinyalex.backends.cpu.conv.winograd_transforms import TILE
 
 SIZE = 2048  # of the large matrices
 SIZE_OPERATIONS = 2 * SIZE**3  # a multiplication and an addition for each product

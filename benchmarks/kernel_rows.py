@@ -13,7 +13,7 @@ from cases import Case, batch, network, walk
 
 from tinyalex import nn
 from tinyalex.backends import cpu, reference
-from tinyalex.backends.cpu import conv, im2col
+from tinyalex.backends.cpu.conv import choose, im2col
 from tinyalex.backends.geometry import (
     ConvOptions,
     NormOptions,
@@ -97,7 +97,7 @@ def _convolution(name: str, layer: nn.Conv2d, x: np.ndarray, grad: np.ndarray) -
     (top, left), groups = layer.padding, layer.groups
     sides = (top, top), (left, left)
     options = ConvOptions(layer.stride, sides, layer.dilation, groups)
-    chosen = conv.algorithm(conv.Problem(grad.shape, weight.shape, options, x.dtype))
+    chosen = choose.algorithm(choose.Problem(grad.shape, weight.shape, options, x.dtype))
 
     def torch_conv(x: Any, weight: Any, bias: Any) -> Any:
         return T.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)

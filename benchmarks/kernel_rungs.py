@@ -8,18 +8,9 @@ from functools import partial
 from typing import Any
 
 from tinyalex.backends import cuda
-from tinyalex.backends.cuda import (
-    conv_hopper,
-    conv_im2col,
-    conv_naive,
-    conv_tensor,
-    conv_tiled,
-    lrn,
-    lrn_pool,
-    pool,
-    within_norm,
-)
-from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda import lrn, lrn_pool, pool, within_norm
+from tinyalex.backends.cuda.conv import hopper, im2col, naive, tensor_cores, tiled
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.layout import as_nchw, channels_last
 
 Call = Callable[..., Any]
@@ -69,9 +60,9 @@ def _weight_grad(version: Call, grad: Any, x: Any, weight_shape: Any, options: A
 
 
 PASSES = (
-    ("forward", "conv2d", _forward, conv_tensor.conv_forward_tensor),
-    ("input_grad", "conv2d_input_grad", _input_grad, conv_tensor.conv_input_grad_tensor),
-    ("weight_grad", "conv2d_weight_grad", _weight_grad, conv_tensor.conv_weight_grad_tensor),
+    ("forward", "conv2d", _forward, tensor_cores.conv_forward_tensor),
+    ("input_grad", "conv2d_input_grad", _input_grad, tensor_cores.conv_input_grad_tensor),
+    ("weight_grad", "conv2d_weight_grad", _weight_grad, tensor_cores.conv_weight_grad_tensor),
 )
 TENSOR = (
     ("highest", "tf32x3", "A", "each float32 as the sum of two TF32 numbers, three products each"),
@@ -93,14 +84,14 @@ def _convolution(name: str, kernel: str, wrap: Call, tensor: Call) -> list[Rung]
             _typed(f"conv_{name}_naive"),
             "one thread an element, the formula and nothing else",
             kernel,
-            partial(wrap, getattr(conv_naive, name)),
+            partial(wrap, getattr(naive, name)),
         ),
         Rung(
             file,
             (f"conv_{name}_tiled_vector", f"conv_{name}_tiled"),
             TILED[name],
             kernel,
-            partial(wrap, getattr(conv_tiled, name)),
+            partial(wrap, getattr(tiled, name)),
         ),
     ]
     for precision, word, letter, idea in TENSOR:
@@ -135,7 +126,7 @@ FAMILIES: dict[str, list[Rung]] = {
             ("conv_forward_hopper",),
             "`wgmma`: four warps multiply from shared memory; TF32 by cutting bits off",
             "conv2d",
-            partial(_forward, conv_hopper.forward),
+            partial(_forward, hopper.forward),
             "B",
         ),
     ],
@@ -147,7 +138,7 @@ FAMILIES: dict[str, list[Rung]] = {
             _typed("im2col", "col2im"),
             "windows as rows of a matrix, for cuBLAS: the way of float64",
             "conv2d",
-            partial(_forward, conv_im2col.forward),
+            partial(_forward, im2col.forward),
         ),
         Rung("split_sum.cu", ("split_sum",), "adds up the parts of a split reduction, in order"),
         Rung("pad_channels.cu", ("pad_channels",), "photographs of three channels get a fourth"),

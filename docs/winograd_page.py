@@ -27,19 +27,19 @@ from numba import njit
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tinyalex.backends import cpu
-from tinyalex.backends.cpu import im2col, winograd
-from tinyalex.backends.cpu import winograd_transforms as transforms
-from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
-from tinyalex.backends.cpu.runtime import num_threads
-from tinyalex.backends.cpu.vectors import LANES
-from tinyalex.backends.cpu.winograd_scales import find_scales
-from tinyalex.backends.cpu.winograd_tiles import (
+from tinyalex.backends.cpu.conv import im2col, winograd
+from tinyalex.backends.cpu.conv import winograd_transforms as transforms
+from tinyalex.backends.cpu.conv.winograd_scales import find_scales
+from tinyalex.backends.cpu.conv.winograd_tiles import (
     input_columns,
     input_rows,
     lay_out,
     output_columns,
     output_rows,
 )
+from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.runtime import num_threads
+from tinyalex.backends.cpu.vectors import LANES
 from tinyalex.backends.geometry import (
     ConvOptions,
     PoolOptions,

@@ -8,8 +8,8 @@ from helpers import assert_close, normal
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models
-from tinyalex.backends.cpu import conv, im2col, strided, winograd
-from tinyalex.backends.cpu.winograd_tiles import lay_out
+from tinyalex.backends.cpu.conv import choose, im2col, strided, winograd
+from tinyalex.backends.cpu.conv.winograd_tiles import lay_out
 
 LARGEST = np.float32(3e38)
 
@@ -242,8 +242,8 @@ EACH_LAYER = pytest.mark.parametrize(
 
 def as_directly(algorithm, x, weight, bias, grad, geometry):
     """Compare all directions with those of im2col, and see that some of them are finite."""
-    problem = conv.Problem(grad.shape, weight.shape, geometry, x.dtype)
-    assert conv.algorithm(problem) is algorithm
+    problem = choose.Problem(grad.shape, weight.shape, geometry, x.dtype)
+    assert choose.algorithm(problem) is algorithm
     shapes = x.shape, weight.shape
     mask = np.ones_like(grad)
     with np.errstate(all="ignore"):

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 import tinyalex.threads
 from tinyalex.backends import cpu, reference
-from tinyalex.backends.cpu import im2col
+from tinyalex.backends.cpu.conv import im2col
 from tinyalex.backends.cpu.gemm import gemm
 from tinyalex.backends.cpu.microkernel import ROWS, WIDTH
 from tinyalex.backends.cpu.vectors import LANES

@@ -12,8 +12,8 @@ from helpers import normal
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import nn, optim, random
-from tinyalex.backends.cuda.keys import KeySlots
 from tinyalex.backends.cuda.sgd import Piece, StepTable
+from tinyalex.backends.cuda.step_state import KeySlots
 
 
 @contextmanager

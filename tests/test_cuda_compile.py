@@ -8,9 +8,9 @@ import subprocess
 import pytest
 from simt import resources
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
-FILES = sorted(path.name for path in sources.folder().glob("*.cu"))
+FILES = sorted(path.name for path in launch.source_folder().glob("*.cu"))
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,11 @@ def nvrtc():
 
 @pytest.mark.parametrize("file", FILES)
 def test_kernels_keep_to_the_budget(file):
-    code = sources.read(file)
+    code = launch.read_source(file)
     for architecture in resources.architectures(code):
         rows = resources.usage(code, file, architecture)
         print(resources.table(rows))
-        assert {row.entry for row in rows} == set(sources.parameters(file))
+        assert {row.entry for row in rows} == set(launch.parameters(file))
         assert all(row.registers and row.architecture == architecture for row in rows)
         assert not [fault for row in rows for fault in row.faults]
 
@@ -79,7 +79,7 @@ def test_what_does_not_compile_is_named():
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs NVIDIA's toolkit")
 @pytest.mark.parametrize("file", FILES)
 def test_nvcc_compiles_them_too(file, tmp_path):
-    code = sources.read(file)
+    code = launch.read_source(file)
     (tmp_path / file).write_text(code)
     target = resources.architectures(code)[-1]
     command = ["nvcc", f"-arch={target}", "-std=c++17", "-Werror", "all-warnings", "--cubin"]

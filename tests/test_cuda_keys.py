@@ -36,7 +36,7 @@ def test_an_error_ends_the_given_keys():
 
 def test_both_directions_read_the_slot_when_they_run(cuda):
     """The second layer has the second slot; backward sees what was filled in since forward."""
-    from tinyalex.backends.cuda.keys import KeySlots
+    from tinyalex.backends.cuda.step_state import KeySlots
 
     def dropped(key):
         return ta.Tensor(F.dropout(ta.ones(64).to("cuda")).data).cpu().numpy() == 0
@@ -59,7 +59,7 @@ def test_both_directions_read_the_slot_when_they_run(cuda):
 
 
 def test_as_many_keys_as_slots(cuda):
-    from tinyalex.backends.cuda.keys import KeySlots
+    from tinyalex.backends.cuda.step_state import KeySlots
 
     for keys in ([], [1, 2, 3]):
         with pytest.raises(ValueError, match=rf"2 slots for keys, got {len(keys)} keys"):

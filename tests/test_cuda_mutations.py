@@ -6,7 +6,7 @@ import shutil
 import pytest
 from simt import mutations
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
 pytestmark = pytest.mark.usefixtures("standin")
 
@@ -18,14 +18,14 @@ def survivors(results):
 def test_every_barrier_is_missed():
     results = mutations.run_all()
     print(mutations.table(results))
-    text = "\n".join(path.read_text() for path in sources.folder().glob("*.cu"))
+    text = "\n".join(path.read_text() for path in launch.source_folder().glob("*.cu"))
     assert len(results) >= text.count("__syncthreads();") > 0
     assert not survivors(results), f"nobody missed\n{mutations.table(results)}"
 
 
 def test_a_barrier_that_nobody_needs_is_found(tmp_path):
     folder = tmp_path / "kernels"
-    shutil.copytree(sources.folder(), folder)
+    shutil.copytree(launch.source_folder(), folder)
     code = (folder / "relu.cu").read_text()
     entry = re.search(r'extern "C"[^{]*relu_float\([^{]*\{\n', code)
     needless = f"{code[: entry.end()]}  __syncthreads();  // in vain\n{code[entry.end() :]}"

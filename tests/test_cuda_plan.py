@@ -2,16 +2,16 @@
 
 import pytest
 
-from tinyalex.backends.cuda import conv_tensor
-from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.conv_tensor import Cut, plan
+from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tensor_cores import Cut, plan
 from tinyalex.backends.geometry import ConvOptions
 
 
 @pytest.fixture(autouse=True)
 def h100(monkeypatch):
-    monkeypatch.setattr(conv_tensor, "multiprocessors", lambda: 132)
-    monkeypatch.setattr(conv_tensor, "most_shared_bytes", lambda: 227 << 10)
+    monkeypatch.setattr(tensor_cores, "multiprocessors", lambda: 132)
+    monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 227 << 10)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_plan(rows, columns, groups, reduction, expected):
 
 
 def test_no_more_shared_memory_than_there_is(monkeypatch):
-    monkeypatch.setattr(conv_tensor, "most_shared_bytes", lambda: 99 << 10)
+    monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 99 << 10)
     assert plan(93312, 256, 1, 2400) == (64, 1, 75)
 
 
@@ -49,8 +49,8 @@ def test_applicable_where_four_channels_lie_together():
         return ConvShape.of((2, C, 5, 5), (K, C // groups, 3, 3), options)
 
     for which in ("input_grad", "weight_grad"):
-        assert not conv_tensor.applicable(shape(8, 6, 1), which)
-        assert conv_tensor.applicable(shape(8, 8, 2), which)
-    assert conv_tensor.applicable(shape(8, 6, 1), "forward")
-    assert not conv_tensor.applicable(shape(8, 8, 4), "forward")
-    assert not conv_tensor.applicable(shape(3, 8, 1), "weight_grad")
+        assert not tensor_cores.applicable(shape(8, 6, 1), which)
+        assert tensor_cores.applicable(shape(8, 8, 2), which)
+    assert tensor_cores.applicable(shape(8, 6, 1), "forward")
+    assert not tensor_cores.applicable(shape(8, 8, 4), "forward")
+    assert not tensor_cores.applicable(shape(3, 8, 1), "weight_grad")

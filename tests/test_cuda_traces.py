@@ -12,7 +12,7 @@ import pytest
 from simt import build, run, traces
 from simt.trying import kernel
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
 pytestmark = pytest.mark.usefixtures("standin")
 
@@ -48,9 +48,8 @@ def test_kernels_waste_little():
     run.prepare("trace")
     tracer = traces.trace_exercises()
     lines = tracer.lines()
-    entries = {
-        entry for path in sources.folder().glob("*.cu") for entry in sources.parameters(path.name)
-    }
+    files = launch.source_folder().glob("*.cu")
+    entries = {entry for path in files for entry in launch.parameters(path.name)}
     assert {line.kernel for line in lines} == entries  # the exercises launch every one
     wasteful = [
         f"{line.kernel}, {line.space}: {line.ratio:.2f} times the least, bound "

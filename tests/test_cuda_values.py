@@ -6,7 +6,7 @@ from simt import build
 from simt.exercises import all_exercises
 from simt.trying import in_every_way
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
 EXERCISES = all_exercises()
 
@@ -23,5 +23,5 @@ def test_values(cuda, exercise):
 
 
 def test_every_file_is_exercised():
-    files = {path.name for path in sources.folder().glob("*.cu")}
+    files = {path.name for path in launch.source_folder().glob("*.cu")}
     assert files == {file for exercise in EXERCISES for file in exercise.files}

@@ -9,7 +9,7 @@ from convolution import padded, problem
 from helpers import LAYOUTS, assert_close, normal, tied
 
 from tinyalex.backends import FUSED_KERNELS, KERNELS, cpu, cuda, reference
-from tinyalex.backends.cpu import conv, im2col, strided, winograd
+from tinyalex.backends.cpu.conv import choose, im2col, strided, winograd
 from tinyalex.backends.cpu.lrn_pool import ROWS
 from tinyalex.backends.geometry import NormOptions, PoolOptions, pool_output_size
 
@@ -193,8 +193,8 @@ def convolution(rng, algorithm, sizes, dtype):
     """Draw a problem that this algorithm computes, if it computes float64 at all."""
     arguments = problem(rng, *sizes, dtype=dtype)
     x, weight, _, grad, options = arguments
-    layer = conv.Problem(grad.shape, weight.shape, options, x.dtype)
-    assert conv.algorithm(layer) is (algorithm if dtype == np.float32 else im2col)
+    layer = choose.Problem(grad.shape, weight.shape, options, x.dtype)
+    assert choose.algorithm(layer) is (algorithm if dtype == np.float32 else im2col)
     return arguments
 
 

@@ -7,7 +7,7 @@ import pytest
 from simt import fragments
 from simt.fragments import FOLDER, FRAGMENTS
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
 BY_NAME = {fragment.name: fragment for fragment in FRAGMENTS}
 RECORDED = [f for f in FRAGMENTS if (FOLDER / f"{f.name}.npz").exists()]
@@ -25,14 +25,14 @@ WRAPPER = re.compile(r"__device__ __forceinline__ [\w ]+?(\w+)\(")
 
 @pytest.mark.parametrize("header", ["ptx.cuh", "wgmma.cuh"])
 def test_every_wrapper_has_a_fragment(header):
-    text = (sources.folder() / header).read_text(encoding="utf-8")
+    text = (launch.source_folder() / header).read_text(encoding="utf-8")
     wrappers = set(WRAPPER.findall(text.split("#else")[0]))
     assert wrappers
     assert wrappers == {name for f in FRAGMENTS if f.header == header for name in f.covers}
 
 
 def test_inline_ptx_is_in_these_headers_only():
-    files = [p for p in sources.folder().iterdir() if p.suffix in (".cu", ".cuh")]
+    files = [p for p in launch.source_folder().iterdir() if p.suffix in (".cu", ".cuh")]
     with_asm = {p.name for p in files if re.search(r"\basm\b", p.read_text(encoding="utf-8"))}
     assert with_asm == {fragment.header for fragment in FRAGMENTS}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "kernels" / "README.md"
@@ -36,8 +36,8 @@ def test_every_entry_is_on_one_rung(rungs):
     assert len(entries) == len(set(entries))
     assert set(entries) == {
         (path.name, entry)
-        for path in sources.folder().glob("*.cu")
-        for entry in sources.parameters(path.name)
+        for path in launch.source_folder().glob("*.cu")
+        for entry in launch.parameters(path.name)
     }
 
 

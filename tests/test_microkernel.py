@@ -143,7 +143,8 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from convolution import expected, padded, problem, run
 from helpers import assert_close
-from tinyalex.backends.cpu import im2col, linear_weight_grad, microkernel, winograd
+from tinyalex.backends.cpu import linear_weight_grad, microkernel
+from tinyalex.backends.cpu.conv import im2col, winograd
 from tinyalex.backends.cpu.vectors import FAR
 assert (microkernel.LANES, microkernel.ROWS) == (8, (6, 4, 2))
 arguments = problem(np.random.default_rng(1), 5, 19, (9, 13), 35, 3, padded(1))

@@ -14,7 +14,7 @@ from convolution import (
 from helpers import LAYOUTS, assert_close
 
 from tinyalex.backends import cpu
-from tinyalex.backends.cpu import conv, im2col, strided
+from tinyalex.backends.cpu.conv import choose, im2col, strided
 from tinyalex.backends.geometry import ConvOptions, conv_output_size
 from tinyalex.models import VARIANTS, spec
 
@@ -110,17 +110,17 @@ def test_chosen_for_the_first_layer_of_every_variant(name):
     weight_shape = first.channels, variant.in_channels, *taps
     for batch, chosen in ((0, im2col), (1, strided), (128, strided)):
         shape = batch, first.channels, *size
-        layer = conv.Problem(shape, weight_shape, options, np.dtype(np.float32))
-        assert conv.algorithm(layer) is chosen
+        layer = choose.Problem(shape, weight_shape, options, np.dtype(np.float32))
+        assert choose.algorithm(layer) is chosen
 
 
 FOUR_APART = ConvOptions((4, 4))
-CONV1 = conv.Problem((8, 96, 55, 55), (96, 3, 11, 11), FOUR_APART, np.dtype(np.float32))
+CONV1 = choose.Problem((8, 96, 55, 55), (96, 3, 11, 11), FOUR_APART, np.dtype(np.float32))
 
 
 def test_chosen_where_blocks_make_a_convolution_for_winograd():
     for change in ({}, {"weight_shape": (96, 3, 17, 17)}):
-        assert conv.algorithm(CONV1._replace(**change)) is strided, change
+        assert choose.algorithm(CONV1._replace(**change)) is strided, change
     for change in (
         {"dtype": np.dtype(np.float64)},
         {"options": FOUR_APART._replace(dilation=(2, 2))},
@@ -134,7 +134,7 @@ def test_chosen_where_blocks_make_a_convolution_for_winograd():
         {"weight_shape": (8, 3, 11, 11)},  # too few outputs
         {"output_shape": (1, 96, 9, 9)},  # too few pixels
     ):
-        assert conv.algorithm(CONV1._replace(**change)) is im2col, change
+        assert choose.algorithm(CONV1._replace(**change)) is im2col, change
 
 
 def test_all_directions_use_it(rng):

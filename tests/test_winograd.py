@@ -18,10 +18,10 @@ from helpers import LAYOUTS, assert_close
 
 import tinyalex.threads
 from tinyalex.backends import cpu
-from tinyalex.backends.cpu import conv, im2col, winograd
-from tinyalex.backends.cpu import winograd_transforms as transforms
+from tinyalex.backends.cpu.conv import choose, im2col, winograd
+from tinyalex.backends.cpu.conv import winograd_transforms as transforms
+from tinyalex.backends.cpu.conv.winograd_tiles import lay_out
 from tinyalex.backends.cpu.vectors import FAR, LANES
-from tinyalex.backends.cpu.winograd_tiles import lay_out
 from tinyalex.backends.geometry import ConvOptions
 
 TAPS = sorted(transforms.PAIRS)
@@ -172,8 +172,8 @@ def test_the_number_of_images_on_a_canvas():
 
 def chosen(C=64, K=64, taps=(3, 3), groups=1, batch=8, size=13, stride=1, dilation=1, dtype="f4"):
     """Return the algorithm for one convolution."""
-    return conv.algorithm(
-        conv.Problem(
+    return choose.algorithm(
+        choose.Problem(
             (batch, K, size, size),
             (K, C // groups, *taps),
             ConvOptions((stride, stride), dilation=(dilation, dilation), groups=groups),

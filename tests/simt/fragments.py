@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalex.backends.cuda import conv_hopper, sources
+from tinyalex.backends.cuda import launch
+from tinyalex.backends.cuda.conv import hopper
 from tinyalex.backends.gpu import cupy
 
 FOLDER = Path(__file__).parent.parent / "golden"
@@ -63,7 +64,7 @@ class Fragment:
         """Return the whole CUDA source."""
         numbers = {"taken": self.taken, "given": self.given, "threads": self.threads}
         body = KERNEL.format(body=self.body, **numbers)
-        return sources.read(self.header) + '\n#line 1 "fragment"' + body
+        return launch.read_source(self.header) + '\n#line 1 "fragment"' + body
 
     @property
     def hopper(self) -> bool:
@@ -186,7 +187,7 @@ def record(folder: Path) -> list[Path]:
     properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.get_device_id())
     written = []
     for number, fragment in enumerate(FRAGMENTS):
-        if fragment.hopper and not conv_hopper.available():
+        if fragment.hopper and not hopper.available():
             continue
         registers = draw(fragment, np.random.default_rng(number))
         path = folder / f"{fragment.name}.npz"

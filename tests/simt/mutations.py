@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from simt import run
 from simt.compiler import without_comments
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
 # A barrier, or a wait for copies (cp_async_wait) or products (work.wait) under way: a call that
 # stands alone. Where such waits are defined they call names of the shim, which are in a namespace.
@@ -106,7 +106,7 @@ def _race(report: str) -> str:
 
 def run_all(folder: Path | None = None, files: Sequence[str] = ()) -> list[Result]:
     """Delete each barrier (of `files`, if some are named) in turn."""
-    folder = folder or sources.folder()
+    folder = folder or launch.source_folder()
     chosen = [b for b in barriers(folder) if not files or b.file in files]
     used = {user for barrier in chosen for user in users(barrier.file, folder)}
     status, output = run.run("quick", *(f"--file={file}" for file in sorted(used)), **_at(folder))

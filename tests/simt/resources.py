@@ -13,7 +13,7 @@ from typing import NamedTuple
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from tinyalex.backends.cuda import sources
+from tinyalex.backends.cuda import launch
 
 MOST_THREADS = 1024  # of a block that says nothing of its size
 REGISTERS = 65536  # of a multiprocessor, for all the threads of a block at least
@@ -108,8 +108,8 @@ def usage(code: str, name: str, architecture: str) -> list[Usage]:
 def all_usage() -> list[Usage]:
     """Return what every entry in ``kernels/`` takes, for all that it is compiled for."""
     found = []
-    for path in sorted(sources.folder().glob("*.cu")):
-        code = sources.read(path.name)
+    for path in sorted(launch.source_folder().glob("*.cu")):
+        code = launch.read_source(path.name)
         for architecture in architectures(code):
             found += usage(code, path.name, architecture)
     return found

@@ -73,11 +73,11 @@ def python(mode: str, *arguments: str, timeout: float = 600, **more: str) -> tup
 
 def prepare(mode: str) -> None:
     """Compile all kernels, several at once, so that a process that runs them finds them ready."""
-    from tinyalex.backends.cuda import sources
+    from tinyalex.backends.cuda import launch
 
-    files = sorted(path.name for path in sources.folder().glob("*.cu"))
+    files = sorted(path.name for path in launch.source_folder().glob("*.cu"))
     with ThreadPoolExecutor(available_cores()) as pool:
-        list(pool.map(lambda file: compiler.compile_module(sources.read(file), mode), files))
+        list(pool.map(lambda file: compiler.compile_module(launch.read_source(file), mode), files))
 
 
 def run(mode: str, *options: str, **more: str) -> tuple[int, str]:
@@ -91,12 +91,12 @@ def exercise_all(schedules, files) -> None:
     Those whose kernels copy asynchronously run twice, with lazy and with eager copies.
     """
     from simt.exercises import all_exercises
-    from tinyalex.backends.cuda import sources
+    from tinyalex.backends.cuda import launch
 
     for schedule, exercise in itertools.product(schedules, all_exercises()):
         if files and not set(files) & set(exercise.files):
             continue
-        asynchronous = any("cp_async" in sources.read(file) for file in exercise.files)
+        asynchronous = any("cp_async" in launch.read_source(file) for file in exercise.files)
         for copies in build.COPIES if asynchronous else ("lazy",):
             with build.using(schedule=schedule, copies=copies):
                 try:

@@ -23,8 +23,8 @@ from contextlib import suppress
 from typing import Any
 
 from tinyalex import random
-from tinyalex.backends.cuda.keys import KeySlots
 from tinyalex.backends.cuda.sgd import Piece, StepTable
+from tinyalex.backends.cuda.step_state import KeySlots
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 from tinyalex.nn import Module

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from tinyalex.backends.cuda.elementwise import all_finite_many
-from tinyalex.backends.cuda.report import StepReport
 from tinyalex.backends.cuda.sgd import Piece, StepTable
+from tinyalex.backends.cuda.step_state import StepReport
 from tinyalex.backends.devices import device_of, move
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch

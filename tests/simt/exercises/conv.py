@@ -9,8 +9,9 @@ import oracles
 from helpers import assert_close, normal
 
 from simt.exercises import exercise, to_device, to_host
-from tinyalex.backends.cuda import bias_grad, conv_im2col, conv_naive, conv_tiled
-from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda import bias_grad
+from tinyalex.backends.cuda.conv import im2col, naive, tiled
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.layout import as_nchw, channels_last
 
@@ -120,22 +121,22 @@ def check(actual, expected, problem):
 @exercise("conv_forward.cu")
 def naive_forward(rng):
     for problem in (*ODD, FOURS[0], *NO_IMAGES):
-        check_forward(rng, conv_naive.forward, problem, np.float32)
-        check_forward(rng, conv_naive.forward, problem, np.float64, with_bias=False)
+        check_forward(rng, naive.forward, problem, np.float32)
+        check_forward(rng, naive.forward, problem, np.float64, with_bias=False)
 
 
 @exercise("conv_input_grad.cu")
 def naive_input_grad(rng):
     for problem in (*ODD, FOURS[0], *NO_IMAGES):
-        check_input_grad(rng, conv_naive.input_grad, problem, np.float32)
-        check_input_grad(rng, conv_naive.input_grad, problem, np.float64)
+        check_input_grad(rng, naive.input_grad, problem, np.float32)
+        check_input_grad(rng, naive.input_grad, problem, np.float64)
 
 
 @exercise("conv_weight_grad.cu")
 def naive_weight_grad(rng):
     for problem in (*ODD, FOURS[0], *NO_IMAGES):
-        check_weight_grad(rng, conv_naive.weight_grad, problem, np.float32)
-        check_weight_grad(rng, conv_naive.weight_grad, problem, np.float64)
+        check_weight_grad(rng, naive.weight_grad, problem, np.float32)
+        check_weight_grad(rng, naive.weight_grad, problem, np.float64)
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -145,21 +146,21 @@ def naive_weight_grad(rng):
 def columns(rng):
     for problem in (*ODD, *NO_IMAGES):
         for dtype in (np.float32, np.float64):
-            check_forward(rng, conv_im2col.forward, problem, dtype)
-            check_input_grad(rng, conv_im2col.input_grad, problem, dtype)
-            check_weight_grad(rng, conv_im2col.weight_grad, problem, dtype)
+            check_forward(rng, im2col.forward, problem, dtype)
+            check_input_grad(rng, im2col.input_grad, problem, dtype)
+            check_weight_grad(rng, im2col.weight_grad, problem, dtype)
 
 
 @exercise("im2col.cu")
 def columns_of_four_images_at_a_time(rng):
-    whole, conv_im2col.ELEMENTS = conv_im2col.ELEMENTS, 1
+    whole, im2col.ELEMENTS = im2col.ELEMENTS, 1
     try:
         problem = Problem(9, 3, (3, 3), 2, (2, 2))
-        check_forward(rng, conv_im2col.forward, problem, with_bias=False)
-        check_input_grad(rng, conv_im2col.input_grad, problem)
-        check_weight_grad(rng, conv_im2col.weight_grad, problem)
+        check_forward(rng, im2col.forward, problem, with_bias=False)
+        check_input_grad(rng, im2col.input_grad, problem)
+        check_weight_grad(rng, im2col.weight_grad, problem)
     finally:
-        conv_im2col.ELEMENTS = whole
+        im2col.ELEMENTS = whole
 
 
 # --- version 2 ------------------------------------------------------------------------------------
@@ -168,16 +169,16 @@ def columns_of_four_images_at_a_time(rng):
 @exercise("conv_forward.cu")
 def tiled_forward(rng):
     for problem in (*PROBLEMS, *NO_IMAGES):
-        check_forward(rng, conv_tiled.forward, problem)
+        check_forward(rng, tiled.forward, problem)
     for problem in (ODD[0], FOURS[0]):
-        check_forward(rng, conv_tiled.forward, problem, with_bias=False)
-        check_forward(rng, conv_tiled.forward, problem, relu=True)
+        check_forward(rng, tiled.forward, problem, with_bias=False)
+        check_forward(rng, tiled.forward, problem, relu=True)
 
 
 @exercise("conv_input_grad.cu")
 def tiled_input_grad(rng):
     for problem in (*PROBLEMS, *NO_IMAGES):
-        check_input_grad(rng, conv_tiled.input_grad, problem)
+        check_input_grad(rng, tiled.input_grad, problem)
 
 
 @exercise("conv_forward.cu", "conv_input_grad.cu")
@@ -186,10 +187,10 @@ def nan_goes_no_further_than_its_windows(rng):
     for problem in (Problem(2, 3, (5, 4), 5, (3, 2)), Problem(2, 4, (5, 4), 4, (3, 3))):
         x, weight, _, grad = arrays(rng, problem)
         x[0, 1, 1, 1] = weight[2] = grad[1, 3, 0, 0] = np.nan
-        y = conv_tiled.forward(memory(x), memory(weight), None, problem.shape)
+        y = tiled.forward(memory(x), memory(weight), None, problem.shape)
         check(y, oracles.conv2d(x, weight, None, *problem.options), problem)
         weight[2] = 1  # a NaN in a filter reaches all of dx
-        dx = conv_tiled.input_grad(memory(grad), memory(weight), problem.shape)
+        dx = tiled.input_grad(memory(grad), memory(weight), problem.shape)
         expected = oracles.conv2d_input_grad(grad, weight, x.shape, *problem.options)
         check(dx, expected, problem)
 
@@ -197,7 +198,7 @@ def nan_goes_no_further_than_its_windows(rng):
 @exercise("conv_weight_grad.cu")
 def tiled_weight_grad(rng):
     for problem in (*PROBLEMS, *NO_IMAGES):
-        check_weight_grad(rng, conv_tiled.weight_grad, problem)
+        check_weight_grad(rng, tiled.weight_grad, problem)
 
 
 @exercise("conv_weight_grad.cu", "split_sum.cu")
@@ -205,7 +206,7 @@ def tiled_weight_grad_split(rng):
     """35 pixels in 2 ranges, of 18 and 17; in 13, of 3 each but for the last, which is empty."""
     for problem in (Problem(1, 3, (7, 5), 5, (1, 1)), Problem(1, 8, (7, 5), 8, (1, 1), groups=2)):
         for splits in (2, 13):
-            check_weight_grad(rng, conv_tiled.weight_grad, problem, splits=splits)
+            check_weight_grad(rng, tiled.weight_grad, problem, splits=splits)
 
 
 @exercise("conv_weight_grad.cu")
@@ -213,7 +214,7 @@ def the_same_bits_twice(rng):
     problem = Problem(2, 8, (17, 17), 8, (3, 3))
     x, _, _, grad = arrays(rng, problem)
     grad, x = memory(grad), memory(x)
-    results = [conv_tiled.weight_grad(grad, x, problem.shape, splits=5) for _ in range(2)]
+    results = [tiled.weight_grad(grad, x, problem.shape, splits=5) for _ in range(2)]
     assert to_host(results[0]).tobytes() == to_host(results[1]).tobytes()
 
 

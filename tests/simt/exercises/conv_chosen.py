@@ -9,7 +9,7 @@ from helpers import assert_close, normal
 from simt.exercises import exercise, to_device, to_host
 from simt.exercises.conv import FOURS, NO_IMAGES, ODD, UNEVEN, Problem, arrays, memory
 from tinyalex.backends import precision
-from tinyalex.backends.cuda import conv
+from tinyalex.backends.cuda.conv import choose
 from tinyalex.backends.layout import as_nchw, channels_last
 
 PHOTOGRAPHS = Problem(2, 3, (9, 8), 8, (5, 4), stride=(4, 3), padding=UNEVEN)
@@ -30,9 +30,9 @@ def chosen_forward(rng):
         x, weight, bias, _ = arrays(rng, problem, dtype)
         expected = oracles.conv2d(x, weight, bias, *problem.options)
         on_device = to_device(x), as_nchw(memory(weight)), to_device(np.repeat(bias, 2))[::2]
-        y = conv.conv2d(*on_device, problem.options)
+        y = choose.conv2d(*on_device, problem.options)
         assert_close(to_host(y), expected, what=str(problem))
-        y = conv.conv2d_relu(*on_device, problem.options)
+        y = choose.conv2d_relu(*on_device, problem.options)
         assert_close(to_host(y), np.maximum(expected, 0), what=str(problem))
 
 
@@ -44,12 +44,12 @@ def chosen_gradients(rng):
         masked = oracles.relu_input_grad(grad, y)
         inputs = [to_device(array) for array in (grad, y, x, weight)]
         shapes = x.shape, weight.shape
-        grads = conv.conv2d_relu_grads(*inputs, (True, True, True), shapes, problem.options)
+        grads = choose.conv2d_relu_grads(*inputs, (True, True, True), shapes, problem.options)
         check_gradients(grads, masked, x, weight, problem)
         grads = (
-            conv.conv2d_input_grad(inputs[0], inputs[3], x.shape, problem.options),
-            conv.conv2d_weight_grad(inputs[0], inputs[2], weight.shape, problem.options),
-            conv.conv2d_bias_grad(inputs[0]),
+            choose.conv2d_input_grad(inputs[0], inputs[3], x.shape, problem.options),
+            choose.conv2d_weight_grad(inputs[0], inputs[2], weight.shape, problem.options),
+            choose.conv2d_bias_grad(inputs[0]),
         )
         check_gradients(grads, grad, x, weight, problem)
 
@@ -74,7 +74,7 @@ def gradients_that_nobody_wants(rng):
     for wanted in range(3):
         needs = tuple(i == wanted for i in range(3))
         arguments = grad, grad, x if needs[1] else None, weight if needs[0] else None
-        grads = conv.conv2d_relu_grads(*arguments, needs, shapes, problem.options)
+        grads = choose.conv2d_relu_grads(*arguments, needs, shapes, problem.options)
         assert tuple(each is not None for each in grads) == needs
 
 
@@ -91,9 +91,9 @@ def as_exact_as_asked_for(rng):
 
     def compute():
         return (
-            conv.conv2d(x, weight, None, options),
-            conv.conv2d_input_grad(grad, weight, x.shape, options),
-            conv.conv2d_weight_grad(grad, x, weight.shape, options),
+            choose.conv2d(x, weight, None, options),
+            choose.conv2d_input_grad(grad, weight, x.shape, options),
+            choose.conv2d_weight_grad(grad, x, weight.shape, options),
         )
 
     check_rounding(compute, expected)

@@ -10,9 +10,9 @@ import numpy as np
 
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends import reference
-from tinyalex.backends.cuda import conv_hopper, conv_tensor
-from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.conv_tensor import Cut
+from tinyalex.backends.cuda.conv import hopper, tensor_cores
+from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tensor_cores import Cut
 from tinyalex.backends.geometry import ConvOptions
 
 # Norm of the error over norm of the result. Rounding a factor to 10 bits (TF32) errs by at most
@@ -60,7 +60,7 @@ class Case:
         self.grad = normal(rng, self.shape.N, self.shape.K, self.shape.Ho, self.shape.Wo)
 
     def forward(self, precision, bias=None, relu=False, **cut):
-        return conv_tensor.conv_forward_tensor(
+        return tensor_cores.conv_forward_tensor(
             nhwc(self.x),
             nhwc(self.weight),
             None if bias is None else to_device(bias),
@@ -79,7 +79,7 @@ class Case:
         close(y, self.expected(bias, relu), TOLERANCE[precision])
 
     def check_input_grad(self, precision, **cut):
-        dx = conv_tensor.conv_input_grad_tensor(
+        dx = tensor_cores.conv_input_grad_tensor(
             nhwc(self.grad), nhwc(self.weight), self.shape, precision, Cut(**cut)
         )
         expected = reference.conv2d_input_grad(
@@ -88,7 +88,7 @@ class Case:
         close(dx, expected, TOLERANCE[precision])
 
     def check_weight_grad(self, precision, **cut):
-        dweight = conv_tensor.conv_weight_grad_tensor(
+        dweight = tensor_cores.conv_weight_grad_tensor(
             nhwc(self.grad), nhwc(self.x), self.shape, precision, Cut(**cut)
         )
         expected = reference.conv2d_weight_grad(
@@ -175,11 +175,11 @@ def nan_stays_visible_where_it_belongs(rng):
 
 @exercise("conv_forward_hopper.cu")
 def forward_on_hopper(rng):
-    if not conv_hopper.available():  # a GPU of another generation
+    if not hopper.available():  # a GPU of another generation
         return
     for sizes, bias, relu in ((TWO_GROUPS, True, True), (LARGE, False, False), (ODD, True, False)):
         case = Case(rng, sizes)
-        y = conv_hopper.forward(
+        y = hopper.forward(
             nhwc(case.x),
             nhwc(case.weight),
             to_device(case.bias) if bias else None,
@@ -234,7 +234,7 @@ def empty_batches(rng):
     case = Case(rng, Sizes((0, 4, 3, 3), (8, 4, 2, 2)))
     for precision in TOLERANCE:
         assert case.forward(precision, case.bias).shape == (0, 2, 2, 8)
-        dweight = conv_tensor.conv_weight_grad_tensor(
+        dweight = tensor_cores.conv_weight_grad_tensor(
             nhwc(case.grad), nhwc(case.x), case.shape, precision
         )
         np.testing.assert_array_equal(to_host(dweight), np.zeros((8, 2, 2, 4)))

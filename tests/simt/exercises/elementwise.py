@@ -11,7 +11,7 @@ from helpers import assert_close, normal
 from simt.exercises import exercise, to_device, to_host
 from tinyalex import random
 from tinyalex.backends.cuda import elementwise
-from tinyalex.backends.cuda.keys import KeySlots
+from tinyalex.backends.cuda.step_state import KeySlots
 
 SHAPES = (2053,), (2, 3, 5, 7), (1,), (), (0, 3)
 DTYPES = np.float32, np.float64

@@ -4,8 +4,8 @@ import numpy as np
 from helpers import normal
 
 from simt.exercises import exercise, to_device, to_host
-from tinyalex.backends.cuda.report import StepReport
 from tinyalex.backends.cuda.sgd import Piece, StepTable
+from tinyalex.backends.cuda.step_state import StepReport
 from tinyalex.backends.geometry import SGDOptions
 
 MOST = 3

@@ -4,9 +4,9 @@ It computes in float32 and float64. The kernels are those of `tinyalex.backends.
 computes is written out most plainly in `tinyalex.backends.reference`.
 """
 
-from tinyalex.backends.cpu.bias_grad import conv2d_bias_grad
 from tinyalex.backends.cpu.compiling import announce
-from tinyalex.backends.cpu.conv import (
+from tinyalex.backends.cpu.conv.bias_grad import conv2d_bias_grad
+from tinyalex.backends.cpu.conv.choose import (
     conv2d,
     conv2d_input_grad,
     conv2d_relu,

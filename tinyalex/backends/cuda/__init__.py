@@ -5,7 +5,7 @@ in `tinyalex.backends.reference`, and how, in ``kernels/*.cu``.
 """
 
 from tinyalex.backends.cuda.batch import prepare
-from tinyalex.backends.cuda.conv import (
+from tinyalex.backends.cuda.conv.choose import (
     conv2d,
     conv2d_bias_grad,
     conv2d_input_grad,

@@ -3,17 +3,23 @@
 A GPU reads arguments as the bytes they are: a float64 array under a ``float*``, or a Python number
 of eight bytes under an ``int``, computes garbage without a word. So every argument is held against
 the parameter list in the source first.
+
+CuPy keeps compiled kernels by the text that it was given, and does not look into headers: with
+``#include`` left to the compiler, an edited header would go unnoticed. So it gets the text with all
+includes put in place.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyalex.backends.cuda import sources
 from tinyalex.backends.devices import on_gpu
 from tinyalex.backends.gpu import cupy, failure
 from tinyalex.backends.types import Array
@@ -26,6 +32,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "unsigned short": np.dtype(np.uint16),
     "unsigned long long": np.dtype(np.uint64),
 }
+_INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*\n', re.MULTILINE)
+_ENTRY = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{'
+)
 _NULL = np.uint64(0)
 MOST_ELEMENTS = 2**31 - 1  # kernels index with int
 MOST_STATIC_SHARED = 48 * 1024  # bytes; more must be asked for
@@ -61,7 +71,7 @@ def launch(
     TypeError or ValueError for arguments that the kernel would misread, DeviceError with the
     kernel's name when compiling or launching fails.
     """
-    types = sources.parameters(file).get(entry)
+    types = parameters(file).get(entry)
     if types is None:
         raise ValueError(f"kernels/{file} has no entry {entry}")
     if len(types) != len(args):
@@ -90,7 +100,7 @@ def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
 
 @cache
 def _module(file: str, device: int) -> Any:
-    text = sources.read(file)
+    text = read_source(file)
     # Instructions of one generation only (wgmma) want to be asked for by that generation's name.
     # CuPy adds -arch=sm_90; of the two NVRTC takes this one (12.9 and 13; 12.4 refuses a second).
     options = ("-arch=sm_90a",) if "wgmma" in text else ()
@@ -139,3 +149,59 @@ def _checked(where: str, dtype: Any, array: Array) -> Array:
     if array.size and array.data.ptr % ALIGNMENT:
         raise ValueError(f"{where} expects memory at a multiple of {ALIGNMENT} bytes")
     return array
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+def source_folder() -> Path:
+    """Return the folder of the kernels: the environment's TINYALEX_KERNELS, that of an installed
+    package, or that of the source tree. Raises FileNotFoundError if there is none.
+    """
+    package = Path(__file__).parents[2]
+    chosen = os.environ.get("TINYALEX_KERNELS")
+    candidates = [Path(chosen)] if chosen else [package / "kernels", package.parent / "kernels"]
+    for candidate in candidates:
+        if any(candidate.glob("*.cu")):
+            return candidate
+    looked = " and ".join(map(str, candidates))
+    raise FileNotFoundError(f"found no CUDA sources (*.cu) in {looked}; install tinyalex again")
+
+
+@lru_cache
+def read_source(file: str) -> str:
+    """Return the text of ``file``, each ``#include "header"`` replaced by the header, once."""
+    done: set[str] = set()
+
+    def expand(name: str) -> str:
+        done.add(name)
+        text = (source_folder() / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+
+        def replace(match: re.Match[str]) -> str:
+            header = "" if match[1] in done else expand(match[1]) + "\n"
+            return header + _line(name, 1 + text.count("\n", 0, match.end()))
+
+        return _line(name, 1) + _INCLUDE.sub(replace, text)
+
+    return expand(file)
+
+
+def _line(file: str, number: int) -> str:
+    """Say what the next line is, so that messages name the line of the file itself."""
+    return f'#line {number} "{file}"\n'
+
+
+@lru_cache
+def parameters(file: str) -> dict[str, tuple[str, ...]]:
+    """Return the parameter types of every entry of ``file``, such as ``("float*", "int")``."""
+    text = re.sub(r"//[^\n]*", "", read_source(file))
+    return {
+        name: tuple(_type(item) for item in re.sub(r"\s+", " ", items).split(",") if item.strip())
+        for name, items in _ENTRY.findall(text)
+    }
+
+
+def _type(parameter: str) -> str:
+    """Return the type of ``const float* __restrict__ x`` as ``float*``."""
+    words = re.sub(r"\b(const|__restrict__)\b", " ", parameter.replace("*", " * ")).split()
+    return " ".join(word for word in words[:-1] if word != "*") + ("*" if "*" in words else "")

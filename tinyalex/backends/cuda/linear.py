@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyalex.backends.cuda import conv_tensor
-from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous
 from tinyalex.backends.precision import get_float32_matmul_precision as precision
@@ -35,7 +35,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     shape = _shape(len(x), weight.shape[1], len(weight))
     if _suits(x, shape, "forward"):
         bias = None if bias is None else contiguous(bias)
-        y = conv_tensor.conv_forward_tensor(_pixels(x), _pixels(weight), bias, shape, precision())
+        y = tensor_cores.conv_forward_tensor(_pixels(x), _pixels(weight), bias, shape, precision())
         return y.reshape(shape.N, shape.K)
     y = x @ weight.T
     if bias is not None:
@@ -47,7 +47,7 @@ def linear_input_grad(grad: Array, weight: Array) -> Array:
     """Return dx = grad @ weight: [N, O] @ [O, I]."""
     shape = _shape(len(grad), weight.shape[1], len(weight))
     if _suits(grad, shape, "input_grad"):
-        dx = conv_tensor.conv_input_grad_tensor(_pixels(grad), _pixels(weight), shape, precision())
+        dx = tensor_cores.conv_input_grad_tensor(_pixels(grad), _pixels(weight), shape, precision())
         return dx.reshape(shape.N, shape.C)
     return grad @ weight
 
@@ -56,13 +56,14 @@ def linear_weight_grad(grad: Array, x: Array) -> Array:
     """Return dweight = grad.T @ x: [O, N] @ [N, I]."""
     shape = _shape(len(x), x.shape[1], grad.shape[1])
     if _suits(grad, shape, "weight_grad"):
-        dweight = conv_tensor.conv_weight_grad_tensor(_pixels(grad), _pixels(x), shape, precision())
+        pixels = _pixels(grad), _pixels(x)
+        dweight = tensor_cores.conv_weight_grad_tensor(*pixels, shape, precision())
         return dweight.reshape(shape.K, shape.C)
     return grad.T @ x
 
 
-def _suits(x: Array, shape: ConvShape, which: conv_tensor.Pass) -> bool:
-    return x.dtype == np.float32 and shape.N > FEW and conv_tensor.applicable(shape, which)
+def _suits(x: Array, shape: ConvShape, which: tensor_cores.Pass) -> bool:
+    return x.dtype == np.float32 and shape.N > FEW and tensor_cores.applicable(shape, which)
 
 
 def _shape(N: int, inputs: int, outputs: int) -> ConvShape:

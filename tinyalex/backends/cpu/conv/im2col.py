@@ -19,8 +19,8 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.bias_grad import conv2d_bias_grad
-from tinyalex.backends.cpu.columns import clear, gather, scatter_add
+from tinyalex.backends.cpu.conv.bias_grad import conv2d_bias_grad
+from tinyalex.backends.cpu.conv.columns import clear, gather, scatter_add
 from tinyalex.backends.cpu.elementwise import relu, relu_input_grad
 from tinyalex.backends.cpu.gemm import gemm
 from tinyalex.backends.cpu.runtime import (

@@ -1,9 +1,9 @@
 """Convolution on the GPU: which rung of the ladder computes which shape.
 
 A rung is a module with a function for each pass, on arrays as they lie in memory: images
-[N, H, W, C], weights [K, R, S, C/G]. From the first to the last: `conv_naive`, `conv_im2col`,
-`conv_tiled`, `conv_tensor`. Each can be called by name. The functions here take the arrays that
-users have, and choose:
+[N, H, W, C], weights [K, R, S, C/G]. From the first to the last: `naive`, `im2col`, `tiled`,
+`tensor_cores`. Each can be called by name. The functions here take the arrays that users have, and
+choose:
 
 - float64: columns and cuBLAS;
 - float32 with a multiple of four channels (and, for gradients, of filters) in each group: tensor
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.backends.cuda import conv_im2col, conv_tensor, conv_tiled
 from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
-from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv import im2col, tensor_cores, tiled
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
@@ -85,7 +85,7 @@ def conv2d_relu_grads(
 
 
 def _tensor_shape(
-    shape: ConvShape, dtype: np.dtype[Any], which: conv_tensor.Pass
+    shape: ConvShape, dtype: np.dtype[Any], which: tensor_cores.Pass
 ) -> ConvShape | None:
     """Return the convolution to ask the tensor cores for; None if they cannot do it.
 
@@ -93,7 +93,7 @@ def _tensor_shape(
     """
     if shape.groups == 1:
         shape = shape._replace(C=-(-shape.C // 4) * 4)
-    suits = dtype == np.float32 and conv_tensor.applicable(shape, which)
+    suits = dtype == np.float32 and tensor_cores.applicable(shape, which)
     return shape if suits else None
 
 
@@ -104,11 +104,11 @@ def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu
     if padded:
         x, weight = _widened(x, padded.C), _widened(weight, padded.C // padded.groups)
         precision = get_float32_matmul_precision()
-        y = conv_tensor.conv_forward_tensor(x, weight, bias, padded, precision, relu)
+        y = tensor_cores.conv_forward_tensor(x, weight, bias, padded, precision, relu)
     elif x.dtype == np.float32:
-        y = conv_tiled.forward(x, weight, bias, shape, relu)
+        y = tiled.forward(x, weight, bias, shape, relu)
     else:
-        y = conv_im2col.forward(x, weight, bias, shape)
+        y = im2col.forward(x, weight, bias, shape)
         y = cupy().maximum(y, 0) if relu else y
     return as_nchw(y)
 
@@ -119,12 +119,12 @@ def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
     if padded:
         weight = _widened(weight, padded.C // padded.groups)
         precision = get_float32_matmul_precision()
-        dx = conv_tensor.conv_input_grad_tensor(grad, weight, padded, precision)
+        dx = tensor_cores.conv_input_grad_tensor(grad, weight, padded, precision)
         dx = dx[..., : shape.C]
     elif grad.dtype == np.float32:
-        dx = conv_tiled.input_grad(grad, weight, shape)
+        dx = tiled.input_grad(grad, weight, shape)
     else:
-        dx = conv_im2col.input_grad(grad, weight, shape)
+        dx = im2col.input_grad(grad, weight, shape)
     return as_nchw(dx)
 
 
@@ -133,12 +133,12 @@ def _weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
     padded = _tensor_shape(shape, grad.dtype, "weight_grad")
     if padded:
         x, precision = _widened(x, padded.C), get_float32_matmul_precision()
-        dweight = conv_tensor.conv_weight_grad_tensor(grad, x, padded, precision)
+        dweight = tensor_cores.conv_weight_grad_tensor(grad, x, padded, precision)
         dweight = contiguous(dweight[..., : shape.C // shape.groups])
     elif grad.dtype == np.float32:
-        dweight = conv_tiled.weight_grad(grad, x, shape)
+        dweight = tiled.weight_grad(grad, x, shape)
     else:
-        dweight = conv_im2col.weight_grad(grad, x, shape)
+        dweight = im2col.weight_grad(grad, x, shape)
     return as_nchw(dweight)
 
 

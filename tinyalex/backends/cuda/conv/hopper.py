@@ -5,8 +5,8 @@ It is not chosen by itself; call `forward` where `available`.
 
 from __future__ import annotations
 
-from tinyalex.backends.cuda.conv_shape import ConvShape
-from tinyalex.backends.cuda.conv_tensor import DEPTH
+from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tensor_cores import DEPTH
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyalex.backends.cpu import im2col, strided, winograd
-from tinyalex.backends.cpu.bias_grad import conv2d_bias_grad
+from tinyalex.backends.cpu.conv import im2col, strided, winograd
+from tinyalex.backends.cpu.conv.bias_grad import conv2d_bias_grad
 from tinyalex.backends.cpu.elementwise import relu_input_grad
 from tinyalex.backends.geometry import ConvOptions, conv_output_size
 from tinyalex.backends.types import Array, Shape

@@ -6,15 +6,15 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu.microkernel import WIDTH
-from tinyalex.backends.cpu.runtime import parallel_kernel, plain
-from tinyalex.backends.cpu.vectors import FAR, LANES, fence
-from tinyalex.backends.cpu.winograd_tiles import add
-from tinyalex.backends.cpu.winograd_transforms import (
+from tinyalex.backends.cpu.conv.winograd_tiles import add
+from tinyalex.backends.cpu.conv.winograd_transforms import (
     TILE,
     weight_gradient_transform,
     weight_transform,
 )
+from tinyalex.backends.cpu.microkernel import WIDTH
+from tinyalex.backends.cpu.runtime import parallel_kernel, plain
+from tinyalex.backends.cpu.vectors import FAR, LANES, fence
 from tinyalex.backends.types import Array
 
 

@@ -23,14 +23,9 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu import im2col
-from tinyalex.backends.cpu.elementwise import all_finite, relu_input_grad
-from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
-from tinyalex.backends.cpu.prepared import reuse
-from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, thread_id, workspace
-from tinyalex.backends.cpu.vectors import LANES, fence
-from tinyalex.backends.cpu.winograd_scales import find_scales
-from tinyalex.backends.cpu.winograd_tiles import (
+from tinyalex.backends.cpu.conv import im2col
+from tinyalex.backends.cpu.conv.winograd_scales import find_scales
+from tinyalex.backends.cpu.conv.winograd_tiles import (
     Canvas,
     gradient_columns,
     gradient_rows,
@@ -42,14 +37,19 @@ from tinyalex.backends.cpu.winograd_tiles import (
     output_rows,
     take,
 )
-from tinyalex.backends.cpu.winograd_transforms import TILE
-from tinyalex.backends.cpu.winograd_weights import (
+from tinyalex.backends.cpu.conv.winograd_transforms import TILE
+from tinyalex.backends.cpu.conv.winograd_weights import (
     fill,
     gather_weight_grad,
     padded,
     points,
     strip,
 )
+from tinyalex.backends.cpu.elementwise import all_finite, relu_input_grad
+from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, thread_id, workspace
+from tinyalex.backends.cpu.vectors import LANES, fence
+from tinyalex.backends.cpu.weight_cache import reuse
 from tinyalex.backends.geometry import ConvOptions, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.numerics import total

@@ -16,10 +16,10 @@ import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
-from tinyalex.backends.cpu import im2col, winograd
-from tinyalex.backends.cpu.prepared import reuse
+from tinyalex.backends.cpu.conv import im2col, winograd
+from tinyalex.backends.cpu.conv.winograd_weights import points
 from tinyalex.backends.cpu.runtime import kernel, parallel_kernel
-from tinyalex.backends.cpu.winograd_weights import points
+from tinyalex.backends.cpu.weight_cache import reuse
 from tinyalex.backends.geometry import ConvOptions, Pair, conv_output_size
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array, Shape

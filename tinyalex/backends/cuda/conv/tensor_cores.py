@@ -17,7 +17,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.gpu import cupy, most_shared_bytes, multiprocessors
 from tinyalex.backends.types import Array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import tinyalex as ta
-from tinyalex.backends.cpu import prepared
-from tinyalex.backends.cpu.winograd import forward
+from tinyalex.backends.cpu import weight_cache
+from tinyalex.backends.cpu.conv.winograd import forward
 from tinyalex.backends.geometry import ConvOptions
 
 OPTIONS = ConvOptions(padding=((1, 1), (1, 1)))
@@ -18,18 +18,18 @@ def weight(rng):
 
 
 def test_made_anew_twice_and_then_kept(weight):
-    made = [prepared.reuse(weight, "name", lambda: np.ones(3)) for _ in range(4)]
+    made = [weight_cache.reuse(weight, "name", lambda: np.ones(3)) for _ in range(4)]
     assert made[0] is not made[1]
     assert made[1] is made[2] is made[3]
 
 
 def test_kept_for_these_weights_alone(weight):
-    kept = [prepared.reuse(weight, "name", lambda: np.ones(3)) for _ in range(2)][1]
+    kept = [weight_cache.reuse(weight, "name", lambda: np.ones(3)) for _ in range(2)][1]
     others = weight.copy(), weight.reshape(32, 48, 3, 3)
     for other, name in (*((other, "name") for other in others), (weight, "other name")):
         for _ in range(2):
-            assert prepared.reuse(other, name, lambda: np.ones(3)) is not kept
-    assert prepared.reuse(weight[:], "name", lambda: np.ones(3)) is kept
+            assert weight_cache.reuse(other, name, lambda: np.ones(3)) is not kept
+    assert weight_cache.reuse(weight[:], "name", lambda: np.ones(3)) is kept
 
 
 def negate_one(w):
@@ -37,15 +37,15 @@ def negate_one(w):
 
 
 def negate_two_of_one_stream(w):
-    w[[1, 1 + 2 * prepared.STREAMS]] *= -1
+    w[[1, 1 + 2 * weight_cache.STREAMS]] *= -1
 
 
 def double_two_of_one_stream(w):
-    w[[1, 1 + 2 * prepared.STREAMS]] *= 2
+    w[[1, 1 + 2 * weight_cache.STREAMS]] *= 2
 
 
 def swap_two(w):
-    w[[0, 2 * prepared.STREAMS]] = w[[2 * prepared.STREAMS, 0]]
+    w[[0, 2 * weight_cache.STREAMS]] = w[[2 * weight_cache.STREAMS, 0]]
 
 
 def next_number(w):
@@ -72,42 +72,42 @@ def test_a_change_of_any_bits_is_seen(rng, weight, change):
     x = rng.standard_normal((2, 32, 13, 13), dtype=np.float32)
     for _ in range(3):
         before = forward(x, weight, None, OPTIONS)
-    mark = prepared.fingerprint(weight)
+    mark = weight_cache.fingerprint(weight)
     change(weight.reshape(-1))
-    assert prepared.fingerprint(weight) != mark
+    assert weight_cache.fingerprint(weight) != mark
     after = forward(x, weight, None, OPTIONS)
     ta.empty_cache()
     np.testing.assert_array_equal(after, forward(x, weight, None, OPTIONS))
     assert change is negative_zero or not np.array_equal(after, before)
 
 
-ROUND = 2 * prepared.STREAMS
+ROUND = 2 * weight_cache.STREAMS
 
 
 @pytest.mark.parametrize("size", [1, ROUND - 1, ROUND, ROUND + 1, ROUND * 128, ROUND * 128 + 1])
 def test_every_number_counts_whatever_the_size(rng, size):
     numbers = rng.standard_normal(size, dtype=np.float32)
-    mark = prepared.fingerprint(numbers)
+    mark = weight_cache.fingerprint(numbers)
     for index in {0, size // 2, size - 1}:
         changed = numbers.copy()
         changed[index] += 1
-        assert prepared.fingerprint(changed) != mark
+        assert weight_cache.fingerprint(changed) != mark
 
 
 def test_dropped_when_not_wanted_for_long(weight, monkeypatch):
-    monkeypatch.setattr(prepared, "STALE", 3)
+    monkeypatch.setattr(weight_cache, "STALE", 3)
     for _ in range(2):
-        kept = prepared.reuse(weight, "name", lambda: np.ones(3))
+        kept = weight_cache.reuse(weight, "name", lambda: np.ones(3))
     for number in range(4):
-        prepared.reuse(weight + number + 1, "name", lambda: np.ones(3))
-    assert prepared.reuse(weight, "name", lambda: np.ones(3)) is not kept
+        weight_cache.reuse(weight + number + 1, "name", lambda: np.ones(3))
+    assert weight_cache.reuse(weight, "name", lambda: np.ones(3)) is not kept
 
 
 def test_a_call_in_the_midst_of_another_does_not_wait(weight):
     """As in a handler of signals, which may calculate."""
-    with prepared._lock:
-        assert prepared.reuse(weight, "name", lambda: np.ones(3)).sum() == 3
-    assert len(prepared._kept) == 0
+    with weight_cache._lock:
+        assert weight_cache.reuse(weight, "name", lambda: np.ones(3)).sum() == 3
+    assert len(weight_cache._kept) == 0
 
 
 @pytest.mark.parametrize("stride", [1, 4])
@@ -122,7 +122,7 @@ def test_dropped_with_the_weights(rng, stride):
             with ta.no_grad():
                 model(x)
     for left in (4, 3, 2, 1, 0):
-        kept = sum(len(entry.made) for entry in prepared._kept.values())
+        kept = sum(len(entry.made) for entry in weight_cache._kept.values())
         assert kept == left
         model = None
         if left:
@@ -141,4 +141,4 @@ def test_training_keeps_nothing_of_weights_that_were(evaluations):
         optimizer.zero_grad()
         layer(ta.randn(2, 32, 13, 13)).sum().backward()
         optimizer.step()
-    assert sum(len(entry.made) for entry in prepared._kept.values()) == min(evaluations, 1)
+    assert sum(len(entry.made) for entry in weight_cache._kept.values()) == min(evaluations, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinyalex.backends.cuda.conv_shape import ConvShape
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array

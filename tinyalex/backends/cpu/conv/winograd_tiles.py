@@ -24,6 +24,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tinyalex.backends.cpu.conv.winograd_transforms import (
+    TILE,
+    gradient_transform,
+    input_transform,
+    output_transform,
+)
 from tinyalex.backends.cpu.runtime import kernel
 from tinyalex.backends.cpu.vectors import (
     FAR,
@@ -38,12 +44,6 @@ from tinyalex.backends.cpu.vectors import (
     spread,
     store,
     stream,
-)
-from tinyalex.backends.cpu.winograd_transforms import (
-    TILE,
-    gradient_transform,
-    input_transform,
-    output_transform,
 )
 from tinyalex.backends.geometry import Pair
 

@@ -1,0 +1,1 @@
+"""Convolutions of the CPU backend: `choose` picks the algorithm for a shape."""

@@ -1,0 +1,1 @@
+"""Convolutions of the GPU backend: `choose` picks the version for a shape."""
