@@ -2,8 +2,8 @@
 
 An algorithm is a module with the functions ``forward``, ``input_grad`` and ``weight_grad``, which
 take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`. For a ReLU behind the
-convolution ``forward`` takes ``rectify``; ``input_grad`` and a fourth, ``weight_and_bias_grad``,
-take ``mask``, the ReLU's output.
+convolution ``forward`` takes ``rectify``; ``input_grad`` and ``weight_and_bias_grad`` take the
+gradient and the mask that ``masked`` makes of a gradient and the ReLU's output.
 """
 
 from __future__ import annotations
@@ -130,10 +130,11 @@ def conv2d_relu_grads(
     input_shape, weight_shape = shapes
     kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
     dx = dweight = dbias = None
+    grad, mask = kernels.masked(grad, y)
     if need_x:
-        dx = kernels.input_grad(grad, weight, input_shape, options, mask=y)
+        dx = kernels.input_grad(grad, weight, input_shape, options, mask)
     if need_weight:
-        dweight, dbias = kernels.weight_and_bias_grad(grad, x, weight_shape, options, mask=y)
+        dweight, dbias = kernels.weight_and_bias_grad(grad, x, weight_shape, options, mask)
     elif need_bias:
         dbias = conv2d_bias_grad(relu_input_grad(grad, y))
     return dx, dweight, dbias if need_bias else None

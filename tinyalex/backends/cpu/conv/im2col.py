@@ -245,6 +245,11 @@ def weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions
     return np.ascontiguousarray(as_nchw(total.reshape(K, R, S, Cg)))
 
 
+def masked(grad: Array, y: Array) -> tuple[Array, None]:
+    """Return the gradient of a ReLU's input, y its output; no mask is left, as it is read twice."""
+    return relu_input_grad(grad, y), None
+
+
 def weight_and_bias_grad(
     grad: Array, x: Array, weight_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> tuple[Array, Array]:

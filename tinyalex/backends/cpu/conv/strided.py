@@ -132,6 +132,9 @@ def input_grad(
     return dx
 
 
+masked = winograd.masked
+
+
 def weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight."""
     return weight_and_bias_grad(grad, x, weight_shape, options)[0]

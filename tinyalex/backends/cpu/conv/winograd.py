@@ -220,6 +220,11 @@ def input_grad(
     return dx
 
 
+def masked(grad: Array, y: Array) -> tuple[Array, Array]:
+    """Return the gradient and its mask as they are: it is masked where it is read anyway."""
+    return grad, y
+
+
 def weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight."""
     return weight_and_bias_grad(grad, x, weight_shape, options)[0]
