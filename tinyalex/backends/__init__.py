@@ -1,11 +1,11 @@
-"""The kernels behind the ops, in one table with several implementations.
+"""Kernels of the ops, in several backends of equal signatures.
 
 A kernel is a plain function on arrays: no Tensor, no autograd, no state. ``reference`` is the text
 of this project (NumPy only, written to be studied); ``cpu`` computes the same with Numba and BLAS
 and is the default; ``cuda`` launches the project's own CUDA kernels on CuPy's arrays. All modules
 hold the functions named in `KERNELS`, with equal signatures.
 
-An array decides by where it lies which backend serves it. For NumPy's arrays
+The device of an array selects the backend. For NumPy's arrays
 ``TINYALEX_BACKEND=reference`` in the environment, or `use_backend`, chooses between the two.
 """
 

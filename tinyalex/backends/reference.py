@@ -1,4 +1,6 @@
-"""Every kernel in plain NumPy: the text of this project. Slow is fine, obscure is not.
+"""Every kernel in plain NumPy: the specification of the other backends.
+
+Written for clarity: slow is fine, obscure is not.
 
 The names are those of the paper's mathematics: N images, C channels, H x W pixels, K output
 channels, and a kernel of R x S taps. G is the number of groups that a convolution splits its

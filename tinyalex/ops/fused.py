@@ -1,4 +1,4 @@
-"""Two ops as one, where the backend can do both in a single pass over memory.
+"""Fused ops: several in one pass over memory, where the backend can.
 
 The mathematics is that of the two ops; only a backend that names the kernels in
 `tinyalex.backends.FUSED_KERNELS` can run these.

@@ -1,4 +1,4 @@
-"""Local response normalisation and the max-pooling after it, in one pass each way.
+"""Local response normalisation fused with max-pooling.
 
 The normalised images are as large as all that a layer of the paper keeps otherwise, and pooling
 throws most of them away. Forward, a task normalises rows into a ring of as many as a window has,

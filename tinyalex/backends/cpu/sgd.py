@@ -1,4 +1,4 @@
-"""Stochastic gradient descent: parameter, gradient and velocity pass through the core once."""
+"""Stochastic gradient descent, in one pass over memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors of numbers in compiled code: what LLVM knows and Python's loops cannot say.
+"""LLVM vector instructions for Numba kernels.
 
 Numba compiles loops over single numbers and leaves it to LLVM to find vectors in them. That works
 for simple loops. Where it does not, or not well, a kernel's vector instructions are written by

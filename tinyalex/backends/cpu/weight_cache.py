@@ -1,4 +1,4 @@
-"""A cache of transformed weights.
+"""Cache of transformed weights, keyed by a fingerprint of their bytes.
 
 Nobody tells a kernel that weights have changed: they are plain arrays, and anyone may write into
 them. So it looks: a fingerprint of all their bytes takes a fraction of the time of making anew what

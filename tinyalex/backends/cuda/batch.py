@@ -1,4 +1,4 @@
-"""A batch of photographs, as bytes, to what the network sees: crop, mirror and normalise."""
+"""Crop, mirror and normalise a batch of uint8 images."""
 
 from __future__ import annotations
 

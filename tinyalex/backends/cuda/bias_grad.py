@@ -1,4 +1,4 @@
-"""The gradient of a bias, alone or with the ReLU's mask."""
+"""Gradient of a bias, alone or with a ReLU's mask."""
 
 from __future__ import annotations
 

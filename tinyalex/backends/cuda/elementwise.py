@@ -1,4 +1,4 @@
-"""ReLU, dropout and a look for NaN, in one pass over memory."""
+"""ReLU, dropout and the finiteness check, for any memory layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launch a kernel of ours: find it, compile it once, check every argument against its source.
+"""Compile and launch CUDA kernels; check every argument against the source.
 
 A GPU reads arguments as the bytes they are: a float64 array under a ``float*``, or a Python number
 of eight bytes under an ``int``, computes garbage without a word. So every argument is held against

@@ -1,4 +1,4 @@
-"""Local response normalisation on the GPU: memory, and which kernel to launch.
+"""Local response normalisation on the GPU.
 
 The kernels are in ``kernels/local_response_norm.cu``.
 """

@@ -1,4 +1,4 @@
-"""Local response normalisation and the max-pooling after it, in one pass each way, on the GPU.
+"""Local response normalisation fused with max-pooling, on the GPU.
 
 The kernels are in ``kernels/norm_pool.cu``. Windows of more than 256 taps, which no network has,
 are left to the two kernels that these fuse.
@@ -27,7 +27,7 @@ from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
 FILE = "norm_pool.cu"
-TILE_BYTES = 40 << 10  # of shared memory for a block's tile: five blocks a multiprocessor
+TILE_BYTES = 40 << 10  # of shared memory for a block's tile: five blocks per multiprocessor
 SLICE = 8  # quads of channels that a block takes, as in the CUDA source
 
 

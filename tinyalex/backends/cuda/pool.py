@@ -1,4 +1,4 @@
-"""Max-pooling on the GPU: shapes, memory, and which kernel of ``kernels/max_pool.cu`` to launch."""
+"""Max-pooling on the GPU, by the kernels in ``kernels/max_pool.cu``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinyalex.backends.gpu import cupy
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array, Shape
 
-THREADS = 256  # a block, as in all kernels of pooling and normalisation
+THREADS = 256  # per block, as in all kernels of pooling and normalisation
 
 
 class PoolShape(NamedTuple):
@@ -42,7 +42,7 @@ class PoolShape(NamedTuple):
 
 
 def one_thread_each(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return grid and block for ``count`` elements, one a thread."""
+    """Return grid and block for ``count`` elements, one per thread."""
     return (-(-count // THREADS),), (THREADS,)
 
 

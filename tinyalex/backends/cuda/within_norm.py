@@ -1,4 +1,4 @@
-"""Response normalisation within each channel on the GPU: memory, and which kernels to launch.
+"""Response normalisation within each channel, on the GPU.
 
 The kernels are in ``kernels/within_channel_norm.cu``.
 """

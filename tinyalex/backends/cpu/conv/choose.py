@@ -1,4 +1,4 @@
-"""Convolution: which algorithm computes which shape.
+"""Convolution on the CPU: an algorithm chosen by shape and dtype.
 
 An algorithm is a module with the functions ``forward``, ``input_grad`` and ``weight_grad``, which
 take the arguments of `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad`. For a ReLU behind the

@@ -1,4 +1,4 @@
-"""im2col and col2im for a block of pixels: the part of a convolution that is not a matrix product.
+"""im2col and col2im for a block of pixels.
 
 The column of an output pixel is the window of the image that it sees, laid out as one line in the
 order (tap row r, tap column s, channel). Pixels are numbered n * Ho * Wo + i * Wo + j.

@@ -1,4 +1,4 @@
-"""Convolution with a stride, as Winograd's: space to depth.
+"""Convolution with a stride: space to depth, then Winograd's algorithm.
 
 A window that moves by s pixels sees blocks of s x s pixels. With a block as one pixel of s * s * C
 channels, 11 x 11 taps at stride 4 become 3 x 3 taps at stride 1, over 16 times as many channels:

@@ -1,6 +1,6 @@
-"""Convolution on the GPU: which rung of the ladder computes which shape.
+"""Convolution on the GPU: a version chosen by shape, dtype and precision.
 
-A rung is a module with a function for each pass, on arrays as they lie in memory: images
+A version is a module with a function for each pass, on arrays as they lie in memory: images
 [N, H, W, C], weights [K, R, S, C/G]. From the first to the last: `naive`, `im2col`, `tiled`,
 `tensor_cores`. Each can be called by name. The functions here take the arrays that users have, and
 choose:
@@ -27,7 +27,7 @@ from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array, Shape
 
-THREADS = 256  # a block
+THREADS = 256  # per block
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> Array:

@@ -1,4 +1,4 @@
-"""Convolution on Hopper's own tensor-core instructions: the last rung, forward only.
+"""Convolution with Hopper's tensor-core instructions (wgmma), forward only.
 
 It is not chosen by itself; call `forward` where `available`.
 """

@@ -1,4 +1,4 @@
-"""Convolution by way of columns and cuBLAS: float64, exact, and the rung that everyone knows.
+"""Convolution by im2col and cuBLAS, float32 and float64.
 
 The columns of a few images are made at a time, so that they take little memory however large the
 batch is.
@@ -13,7 +13,7 @@ from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
-THREADS = 256  # a block
+THREADS = 256  # per block
 ELEMENTS = 1 << 25  # of columns at a time: 256 MB in float64
 
 

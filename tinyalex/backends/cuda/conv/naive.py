@@ -1,4 +1,4 @@
-"""Convolution's first rung: one thread an element, float32 and float64."""
+"""Convolution, version 1: one thread per element, float32 and float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
-THREADS = 256  # a block
+THREADS = 256  # per block
 
 
 def forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape) -> Array:

@@ -1,4 +1,4 @@
-"""All the sizes of one convolution: the Python twin of ``struct ConvShape``."""
+"""Sizes of a convolution: the Python twin of ``struct ConvShape``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolution and linear layers on tensor cores: shapes, the choice of a tile, launches.
+"""Convolution and linear layers on tensor cores (mma.sync).
 
 The kernels take arrays as they lie in memory, channels last: x [N, H, W, C], weight [K, R, S, C/G],
 y [N, Ho, Wo, K], all float32, C-contiguous and on the device. A linear layer is a convolution with

@@ -1,4 +1,4 @@
-"""Convolution's second rung: tiles of an implicit matrix product, float32, any shape."""
+"""Convolution, version 2: implicit matrix product in tiles, float32, any shape."""
 
 from __future__ import annotations
 
