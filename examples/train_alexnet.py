@@ -27,7 +27,7 @@ from tinyalex.backends.devices import DeviceError
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.data.dataset import printable
 from tinyalex.data.index import in_words
-from tinyalex.files import FileError, FolderLostError
+from tinyalex.files import FolderLostError
 from tinyalex.models import VARIANTS
 from tinyalex.training import (
     DivergedError,
@@ -178,8 +178,6 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
             f"--lr {run.settings.lr / 2:g}",
             DIVERGED,
         )
-    except FileError as error:
-        return complain(f"{error}; remove it, and the last network takes its place: {go_on}")
     except DataError as error:
         return complain(
             f"{one_sentence(error)}; replace them under the same names and go on: {go_on}; or "

@@ -5,9 +5,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,32 @@ def test_curves_of_what_is_no_file_of_metrics(copy, spoil):
     assert code == 2
     assert complaints.count("\n") == 1
     assert "metrics.jsonl" in complaints or "before the end of the first epoch" in complaints
+
+
+@pytest.mark.parametrize("spoil", [removed, emptied, a_folder, a_pipe, garbage, a_device, a_link])
+def test_a_run_ends_without_its_best_network(photos, tmp_path, copy, spoil, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "keep_best", lambda self, run: False)  # no better epoch
+    spoil(copy / "best.safetensors")
+    code, said, complaints = run(TRAIN, "--resume", copy, "--epochs", 4)
+    assert (code, complaints) == (0, "")
+    assert said.count("; the network of the last epoch takes its place") == (spoil is not removed)
+    assert not (copy / "best.safetensors").exists()
+    assert (copy / "curves.png").exists()
+    assert run("evaluate", copy)[0] == 0
+
+
+def test_a_signal_while_the_pictures_are_drawn_finishes_them(copy, monkeypatch, capfd):
+    (copy / "curves.png").unlink()
+    kill = partial(os.kill, os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr("tinyalex.training.ending.first_kernels", lambda model: kill())
+    code, said, _ = run(TRAIN, "--resume", copy)
+    assert code == 143
+    assert (
+        capfd.readouterr().err
+        == "\nall is saved: finishing the pictures (once more to stop at once)\n"
+    )
+    assert "stopped by SIGTERM and saved at step 21 of 21; go on: " in said
+    assert (copy / "curves.png").exists()
 
 
 def test_rows_that_are_spoilt_or_of_another_time_are_left_out_of_the_curves(copy):

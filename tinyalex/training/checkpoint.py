@@ -225,6 +225,11 @@ class Checkpoints:
             self._write(BEST, self._best)
             self._best = None
 
+    def put_best_aside(self) -> None:
+        """Give another name to what is called `best` and is none, if that can be done."""
+        with suppress(OSError), self._opened() as folder:
+            folder.put_aside(BEST)
+
     def _write(self, name: str, content: dict[str, Any], keep: str | None = None) -> None:
         with self._opened() as folder:
             folder.write(name, writer_of({"kind": KIND, **content}), keep)

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from tinyalex.data.dataset import printable
-from tinyalex.training.checkpoint import checkpoint_path, classifier_in, load_checkpoint, state_in
+from tinyalex.files import FileError
+from tinyalex.training.checkpoint import BEST, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import METRICS, read_metrics, rows_of
@@ -28,7 +29,10 @@ OUTPUTS = {
 
 
 def finish(trainer: Trainer, stop: StopRequest) -> None:
-    """Test the network, draw the pictures, and say what there is now."""
+    """Test the network, draw the pictures, and say what there is now.
+
+    Raises StoppedError after a signal.
+    """
     run, out = trainer.run, trainer.here()
     say = trainer.progress.say
 
@@ -38,18 +42,25 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     say(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
     for loader in (run.train_data, run.val_data):  # their processes have done their work
         loader.close()
-    path = checkpoint_path(out)
-    content = load_checkpoint(path)
-    best = state_in(content, path)
+    classifier, best, whose = run.classifier, run.state, "last"
+    try:
+        content, path = load_checkpoint(out / BEST), out / BEST
+        classifier, best, whose = classifier_in(content, path), state_in(content, path), "best"
+    except FileNotFoundError:  # somebody has removed it
+        pass
+    except FileError as error:
+        trainer.checkpoints.put_best_aside()
+        say(f"warning: {one_sentence(error)}; the network of the last epoch takes its place")
     if run.test_data is not None:
-        model = classifier_in(content, path).model.to(run.settings.device)
+        stop.under_way = "all is saved: ending the test"
+        model = classifier.model.to(run.settings.device)
         scores = evaluate(model, run.test_data, trainer.progress, stop, "testing")
         if scores is None:
             raise stop.error()
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
         trainer.append({"kind": "test", "step": run.state.step, **results})
         tell(
-            f"test accuracy of the best epoch's network: {scores.top1:.1%} of {scores.count} "
+            f"test accuracy of the {whose} epoch's network: {scores.top1:.1%} of {scores.count} "
             f"images that played no part in training (top-5 {scores.top5:.1%})"
         )
     out, rows = trainer.here(), []
@@ -77,11 +88,14 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     }
     if last is None:  # somebody has removed the metrics
         del pictures["curves.png"]
+    stop.under_way = "all is saved: finishing the pictures"
     for name, draw in pictures.items():
-        if error := failure(partial(draw, out / name)):
-            say(f"no {name}: {one_sentence(error)}")
+        if reason := failure(partial(draw, out / name)):
+            say(f"no {name}: {one_sentence(reason)}")
     say(f"in {printable(out)}:")
     for name, text in OUTPUTS.items():
         if (out / name).is_file():
             size = (out / name).stat().st_size / 1e6
             say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))
+    if stop.reason is not None:  # a signal
+        raise stop.error()

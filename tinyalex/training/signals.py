@@ -43,7 +43,8 @@ class StopRequest:
 
     That is so after a first SIGINT, SIGTERM, SIGHUP or SIGUSR1, once `step` has come to `steps`,
     and when fewer than `reserve` seconds are left until `deadline`, in the time of
-    `time.monotonic`; whoever trains keeps `step` and `reserve` up to date. A second SIGINT or
+    `time.monotonic`; training keeps `step`, `reserve` and `under_way`, the answer to a
+    signal, up to date. A second SIGINT or
     SIGTERM kills. Outside the main thread, where Python cannot set handlers, signals do what they
     did before.
     """
@@ -53,6 +54,7 @@ class StopRequest:
         self.exit_code = 0
         self.step = 0
         self.reserve = 0.0
+        self.under_way = "finishing this step, then saving"
         self._steps = math.inf if steps is None else steps
         self._deadline = math.inf if deadline is None else deadline
         self._previous: list[dict[int, Handler]] = []  # one for each `with` under way
@@ -89,7 +91,7 @@ class StopRequest:
             self._insistent = True
             again = b" (once more to stop at once)"
         self.reason, self.exit_code = signal.Signals(signum).name, _exit_code(signum)
-        _tell(b"finishing this step, then saving" + again)
+        _tell(self.under_way.encode() + again)
 
 
 @contextmanager
