@@ -47,6 +47,8 @@ from tinyalex.training.command import (
     add_network_arguments,
     check_writable,
     command,
+    name_in,
+    path_in,
     readable,
     whole,
 )
@@ -115,6 +117,7 @@ def make_parser() -> Parser:
     add_network_arguments(parser)
     parser.add_argument(
         "--data",
+        type=name_in,
         metavar="DIR",
         help="folder with one folder of images per class, or with test/ or val/ of such, of which "
         "the first is taken (default: the images that the run held out)",
@@ -132,7 +135,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_in,
         metavar="DIR",
         help="folder for the pictures (default: the folder that the checkpoint is in)",
     )

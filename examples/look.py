@@ -50,6 +50,8 @@ from tinyalex.training.command import (
     check_picture,
     command,
     find_images,
+    name_in,
+    path_in,
     readable,
 )
 from tinyalex.training.datasets import ImageFiles, RunImages, title
@@ -137,20 +139,28 @@ def make_parser() -> Parser:
         parts.set_defaults(draw=draw)
         if name in AT_MOST:
             parts.add_argument(
-                "images", metavar="IMAGE", nargs="*", help="images, or folders of images"
+                "images",
+                type=name_in,
+                metavar="IMAGE",
+                nargs="*",
+                help="images, or folders of images",
             )
             parts.add_argument(
-                "--data", metavar="DIR", help="where the images of the run are, if they have moved"
+                "--data",
+                type=name_in,
+                metavar="DIR",
+                help="where the images of the run are, if they have moved",
             )
         if draw is neighbours:
             parts.add_argument(
                 "--among",
+                type=name_in,
                 metavar="DIR",
                 help="where to look for neighbours (default: the images that the run learned from)",
             )
         parts.add_argument(
             "--out",
-            type=Path,
+            type=path_in,
             metavar="PNG",
             help=f"the picture (default: {name}.png in the folder of the checkpoint)",
         )

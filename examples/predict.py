@@ -39,6 +39,8 @@ from tinyalex.training.command import (
     command,
     complain,
     find_images,
+    name_in,
+    path_in,
     readable,
 )
 from tinyalex.training.pictures import contact_sheet, failure, save_png
@@ -113,13 +115,15 @@ def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(description=__doc__, epilog=EXIT_CODES, formatter_class=Help)
     add_network_arguments(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="images, or folders of images")
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions.png"), metavar="PNG", help="contact sheet"
+        "images", type=name_in, metavar="IMAGE", nargs="+", help="images, or folders of images"
+    )
+    parser.add_argument(
+        "--out", type=path_in, default=Path("predictions.png"), metavar="PNG", help="contact sheet"
     )
     parser.add_argument(
         "--sort",
-        type=Path,
+        type=path_in,
         metavar="DIR",
         help="copy each image into the folder in DIR that has the name of its most probable class; "
         "nothing is moved or overwritten",

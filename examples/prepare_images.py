@@ -41,6 +41,7 @@ from tinyalex.training.command import (
     add_layout,
     command,
     complain,
+    path_in,
     whole,
 )
 from tinyalex.training.lock import locked
@@ -102,8 +103,10 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(description=__doc__, epilog=EXIT_CODES, formatter_class=Help)
-    parser.add_argument("source", metavar="SOURCE", nargs="?", type=Path, help="folder of images")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="folder to be made")
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="?", type=path_in, help="folder of images"
+    )
+    parser.add_argument("target", metavar="TARGET", type=path_in, help="folder to be made")
     parser.add_argument("--verify", action="store_true", help="check TARGET against its manifest")
     parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="shorter side")
     parser.add_argument("--format", choices=ENDINGS, default="jpeg", help="of the files made")

@@ -1,5 +1,6 @@
 """examples/predict.py --sort: copies in the folders of their classes, whatever happens."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -10,13 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from commands import ROOT, run
+from commands import ROOT, assert_refused, run
 from helpers import finished
 from PIL import Image
 
 import tinyalex as ta
 from tinyalex.data.copies import NotCopiedError, SortedCopies
+from tinyalex.files import Folder
 from tinyalex.training import Checkpoints, Classifier, load_checkpoint
+from tinyalex.training.lock import locked
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -215,6 +218,35 @@ def test_what_a_killed_process_left_is_removed_when_nobody_is_at_work(tmp_path):
         with SortedCopies(tmp_path / "sorted", ["cat"], []):
             assert half.exists()
     assert own.read_bytes() == b"no half"
+
+
+def test_another_kind_of_work_in_the_folder_is_an_error_at_once(photos, trained, tmp_path):
+    target = tmp_path / "sorted"
+    with locked(target):
+        code, _, complaints = finished(run, "predict", trained, photos, "--sort", target)
+    assert_refused(code, complaints, f"another process is at work in {target}: wait for it")
+    assert [path.name for path in target.iterdir()] == ["run.lock"]
+
+
+def test_work_that_begins_while_a_sorter_looks_whether_it_is_alone(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def slip_in(descriptor, kind):
+        if kind & fcntl.LOCK_SH:
+            flock(descriptor, fcntl.LOCK_UN)  # which changing a lock does for an instant
+            flock(other, fcntl.LOCK_EX)
+        flock(descriptor, kind)
+
+    (tmp_path / "cat").mkdir()
+    half = tmp_path / "cat/.1.jpg.0123abcd.tmp"
+    half.touch()
+    monkeypatch.setattr(fcntl, "flock", slip_in)
+    with Folder(tmp_path) as folder:
+        other = folder.descriptor
+        error = finished(SortedCopies, tmp_path, ["cat"], [])
+    assert isinstance(error, ValueError)
+    assert "another process is at work" in str(error)
+    assert half.exists()
 
 
 def test_what_was_read_is_copied_and_drawn(photos, trained, tmp_path, monkeypatch):

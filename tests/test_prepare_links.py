@@ -91,6 +91,18 @@ def test_a_target_that_is_replaced_meanwhile_is_left_alone(source, tmp_path, mon
     assert not list(target.iterdir())
 
 
+def test_a_journal_that_is_gone_at_the_end_is_not_missed(source, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+
+    def show(what, done, total):
+        (target / JOURNAL).unlink(missing_ok=True)
+
+    work = (source, source_images(source, target), target, Options(32), 1)
+    assert prepare_in_steps(*work, show).made == 18
+    assert prepare("--verify", target)[0] == 0
+
+
 WRONG = [None, 5, "x" * 300_000, [], -1.5, {}]
 
 

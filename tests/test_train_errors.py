@@ -57,13 +57,32 @@ pytestmark = pytest.mark.usefixtures("tiny")
         (["--dry-run", "--steps", "5"], "--dry-run does not train: leave --steps out"),
         (["--summary", "--tensorboard"], "does not train: leave --tensorboard out"),
         (["--allow-change"], "--allow-change is for --resume alone: leave it out"),
-        (["--data", ""], "--data must name a folder, got nothing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_arguments_that_cannot_be(photos, tmp_path, arguments, expected):
     code, _, complaints = train_on(photos, tmp_path / "out", *arguments)
     assert_refused(code, complaints, expected)
+    assert not list(tmp_path.iterdir())
+
+
+NAMES = {
+    "train_alexnet": (["--data"], ["--out"], ["--resume"]),
+    "prepare_images": (["--verify"], ["photos"]),
+    "predict": ([], ["run"], ["run", "photos", "--out"], ["run", "photos", "--sort"]),
+    "evaluate": ([], ["run", "--data"], ["run", "--out"]),
+    "look": ([], ["run", "answers"], ["run", "neighbours", "--among"], ["run", "curves", "--out"]),
+}
+"""Of each command, what comes before the names that it takes."""
+
+
+@pytest.mark.parametrize(
+    ("command", "before"), [(name, before) for name in NAMES for before in NAMES[name]]
+)
+def test_an_empty_name_is_not_the_current_folder(command, before, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, complaints = run(command, *before, "")
+    assert_refused(code, complaints, "expected a name, got nothing")
     assert not list(tmp_path.iterdir())
 
 

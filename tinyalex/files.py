@@ -14,7 +14,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -252,19 +252,29 @@ class Folder:
             raise
         self.sync()  # only now is the new name on the disk
 
-    def remove_temporaries(self, *names: str) -> None:
-        """Remove what a process killed inside ``write(name, ...)`` left of files of these names.
+    def temporaries(self, *names: str) -> list[str]:
+        """List what a process killed inside ``write(name, ...)`` left of files of these names.
 
-        Without names, of all files.
+        Without names, of all files; nothing of a folder that cannot be listed.
         """
-        prefixes = tuple(map(_temporary_prefix, names))
-        with suppress(OSError):  # a folder that cannot be listed
+        prefixes, found = tuple(map(_temporary_prefix, names)), []
+        with suppress(OSError):
             for name in os.listdir(self.path if self.descriptor is None else self.descriptor):
                 temporary = _TEMPORARY.fullmatch(name)
                 if temporary and (not names or temporary[1] in prefixes):
-                    with suppress(OSError):
-                        if self.is_file(name):
-                            self.remove(name)
+                    found.append(name)
+        return found
+
+    def remove_temporaries(self, *names: str) -> None:
+        """Remove the files that `temporaries` lists."""
+        self.remove_files(self.temporaries(*names))
+
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Remove the regular files among these, as far as that can be done."""
+        for name in names:
+            with suppress(OSError):
+                if self.is_file(name):
+                    self.remove(name)
 
     def sync(self) -> bool:
         """Bring the names in the folder to the disk; return False where that cannot be done."""
@@ -286,8 +296,9 @@ class Folder:
         os.link(self._at(name), self._at(other), src_dir_fd=folder, dst_dir_fd=folder)
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
-        os.unlink(self._at(name), dir_fd=self.descriptor)
+        """Remove a file, if it is still there."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._at(name), dir_fd=self.descriptor)
 
     def _make_way(self, name: str, keep: str | None) -> None:
         """Let `keep` name the file `name`; what is no file, under either name, goes aside."""

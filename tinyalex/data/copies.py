@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ from tinyalex.files import FAULTS_OF_THE_DISK, Folder, make_folder
 
 NAME_BYTES = 255
 """The longest name, on most file systems."""
+
+INSTANT = 1.0
+"""Seconds in which another process that copies has seen whether it is alone."""
 
 _ENDS = {*FAULTS_OF_THE_DISK, *FAULTS_OF_THE_MACHINE, errno.ENXIO, errno.ENOENT}
 """Reasons that will hold for all other copies, too: a disk that is full, gone or fails."""
@@ -31,8 +35,8 @@ class SortedCopies:
 
     Nothing is overwritten, no link is followed below `root`, and a copy is whole or not there.
     Several processes may copy into the same `root`. Raises ValueError for classes that are no names
-    of folders, and for a `root` that lies in one of the folders that the images come from; OSError
-    where it cannot be made.
+    of folders, for a `root` that lies in one of the folders that the images come from, and while
+    another kind of work goes on in it; OSError where it cannot be made.
     """
 
     def __init__(self, root: Path, classes: Sequence[str], sources: Sequence[str]) -> None:
@@ -51,9 +55,11 @@ class SortedCopies:
         make_folder(root)
         self._classes = classes
         self._root = Folder(root)
-        if self._lock("LOCK_EX", "LOCK_NB"):  # else there are others, at work on what is unfinished
-            self._clean()
-        self._lock("LOCK_SH")
+        try:
+            self._share()
+        except BaseException:
+            self._root.close()
+            raise
 
     def __enter__(self) -> SortedCopies:
         return self
@@ -99,28 +105,50 @@ class SortedCopies:
         options = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
         return not os.access(self._root.path, os.W_OK | os.X_OK, **options)
 
-    def _lock(self, *kinds: str) -> bool:
-        """Lock `root` for this process, however that ends; False where others hold it, or no lock.
+    def _share(self) -> None:
+        """Lock `root` beside others that copy, and remove what killed processes had not finished.
 
-        Systems and file systems without such locks (Windows, some networks) do without.
+        That was there before, and others are not at work on it: this process was alone.
+        """
+        unfinished = {name: self._temporaries(name) for name in self._classes}
+        alone = self._lock("LOCK_EX")
+        deadline = time.monotonic() + INSTANT
+        while self._lock("LOCK_SH") is False:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"another process is at work in {printable(self._root.path)}: wait for it, or "
+                    "give another folder"
+                )
+            time.sleep(0.01)
+        if alone:
+            for name in filter(unfinished.get, unfinished):
+                with suppress(OSError), self._root.inside(name) as folder:
+                    folder.remove_files(unfinished[name])
+
+    def _lock(self, kind: str) -> bool | None:
+        """Lock `root` for this process, however that ends; False where others hold it.
+
+        None on systems and file systems without such locks (Windows, some networks).
         """
         try:
             import fcntl
 
             assert self._root.descriptor is not None
-            fcntl.flock(self._root.descriptor, sum(getattr(fcntl, kind) for kind in kinds))
-        except (ImportError, OSError, AssertionError):
+            fcntl.flock(self._root.descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
+        except BlockingIOError:
             return False
+        except (ImportError, OSError, AssertionError):
+            return None
         return True
 
-    def _clean(self) -> None:
-        """Remove what processes that were killed had not finished."""
-        for name in self._classes:
-            with suppress(OSError):
-                status = self._root.status(name)
-                if status is not None and stat.S_ISDIR(status.st_mode):
-                    with self._root.inside(name) as folder:
-                        folder.remove_temporaries()
+    def _temporaries(self, name: str) -> list[str]:
+        """List what is unfinished in the folder of a class."""
+        with suppress(OSError):
+            status = self._root.status(name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                with self._root.inside(name) as folder:
+                    return folder.temporaries()
+        return []
 
 
 def _numbered(name: str, number: int) -> str:

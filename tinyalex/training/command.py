@@ -137,6 +137,18 @@ def whole(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
     return number_in
 
 
+def name_in(text: str) -> str:
+    """Return the name of a file or folder: any but none, which would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got nothing (this folder is called '.')")
+    return text
+
+
+def path_in(text: str) -> Path:
+    """Return the path of a file or folder, which has a name."""
+    return Path(name_in(text))
+
+
 def add_network_arguments(parser: Parser) -> None:
     """Add what the commands that use a trained network begin with: it, and what computes it."""
     add_checkpoint(parser)
@@ -148,6 +160,7 @@ def add_checkpoint(parser: Parser) -> None:
     """Add CHECKPOINT."""
     parser.add_argument(
         "checkpoint",
+        type=name_in,
         metavar="CHECKPOINT",
         help="a .safetensors file of a run, or the run's folder, of which the best is taken",
     )

@@ -100,8 +100,6 @@ def check_together(args: argparse.Namespace) -> None:
         raise ValueError("--overfit begins with fresh weights: leave --resume out")
     if args.allow_change and args.resume is None:
         raise ValueError("--allow-change is for --resume alone: leave it out")
-    if args.data == "":
-        raise ValueError("--data must name a folder, got nothing (the current one is '.')")
 
 
 def check_place(out: Path, data: str | None) -> None:

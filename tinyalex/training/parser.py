@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from tinyalex.backends.precision import PRECISIONS
@@ -18,6 +17,8 @@ from tinyalex.training.command import (
     add_device,
     add_layout,
     add_threads,
+    name_in,
+    path_in,
     seconds_in,
     whole,
 )
@@ -67,6 +68,7 @@ def make_parser(description: str | None = None) -> Parser:
     group = parser.add_argument_group("data (paper sections 2 and 4.1)")
     group.add_argument(
         "--data",
+        type=name_in,
         metavar="DIR",
         help="folder with one folder of images per class, or with train/ and val/ of such, test/ "
         "or both (default: ten patterns, drawn on the fly)",
@@ -210,13 +212,13 @@ def make_parser(description: str | None = None) -> Parser:
     place = group.add_mutually_exclusive_group()
     place.add_argument(
         "--out",
-        type=Path,
+        type=path_in,
         metavar="DIR",
         help="where checkpoints, metrics and pictures go (default: runs/DATA-VARIANT)",
     )
     place.add_argument(
         "--resume",
-        type=Path,
+        type=path_in,
         metavar="DIR",
         help="go on with the run in DIR and with its settings, bit for bit; may change "
         + ", ".join(option(name)[2:] for name in CHANGEABLE),
