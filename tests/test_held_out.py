@@ -115,6 +115,12 @@ def rename_a_class(data):
     (data / "ash").rename(data / "oak")
 
 
+def exchange_two_classes(data):
+    (data / "ash").rename(data / "x")
+    (data / "birch").rename(data / "ash")
+    (data / "x").rename(data / "birch")
+
+
 def split_into_folders(data):
     places = [(path, "train") for path in learned(data)] + [
         (path, "val") for path in held_out(data)
@@ -134,6 +140,7 @@ HARMFUL = {
     move_to_another_class: "1 are no longer there: ash/",
     exchange: "of the 15 images that the run held out, 1 have other contents than then: ash/",
     number_anew: "have other contents than then: ash/",
+    exchange_two_classes: "of the 15 images that the run held out, 10 have other contents",
     rename_a_class: "does not hold the classes of the run any more: ash gone, oak new",
     split_into_folders: "ash, birch, elm gone, train, val new",
 }
@@ -160,13 +167,27 @@ def test_evaluation_of_other_images_is_refused(change, expected, data, copy):
 @pytest.mark.parametrize("change", [*HARMLESS[1:], *HARMFUL])
 def test_a_run_does_not_go_on_with_other_images(change, data, copy):
     change(data)
-    code, said, complaints = run(TRAIN, "--resume", copy, "--epochs", 4)
-    if change in (exchange, number_anew):  # an image may be replaced, under its name
-        assert code == 0
-        assert "images held out have other contents than before: ash/" in said
-        assert evaluated(Checkpoints(copy).last)[0] == 0  # the images that it has now
-    else:
-        assert_refused(code, complaints, "the data set is not the one that this run began with: ")
+    code, _, complaints = run(TRAIN, "--resume", copy, "--epochs", 4)
+    assert_refused(code, complaints, "the data set is not the one that this run began with: ")
+    assert "put the images back, or say with --data where they are" in complaints
+
+
+def test_a_run_does_not_go_on_with_other_images_elsewhere(data, copy, tmp_path):
+    other = shutil.copytree(data, tmp_path / "other")
+    for path in other.glob("*/*.png"):
+        path.write_bytes(path.read_bytes() + b"x")
+    code, _, complaints = run(TRAIN, "--resume", copy, "--data", other, "--epochs", 4)
+    assert_refused(code, complaints, f"held out in {other}, 15 have other contents than then: ash/")
+
+
+def test_an_image_held_out_that_cannot_be_read_is_none_exchanged(data, copy):
+    before = held_out(data)[1]
+    before.rename(data / "x")
+    before.symlink_to(before.name)
+    assert run(TRAIN, "--resume", copy, "--epochs", 4)[0] == 0
+    before.unlink()
+    (data / "x").rename(before)
+    assert run(TRAIN, "--resume", copy, "--epochs", 5)[0] == 0
 
 
 def test_neighbours_are_those_that_the_run_learned_from(data, copy, tmp_path):
@@ -211,6 +232,81 @@ def test_names_in_another_unicode_form_are_the_same(tmp_path):
     assert evaluated(out) == before
     assert run(TRAIN, "--resume", out, "--epochs", 2)[0] == 0
     assert result(out) == result(same)
+
+
+@pytest.mark.parametrize("twins", ["images", "classes"])
+def test_two_unicode_forms_of_a_name_are_two_images(twins, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "run"
+    forms = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    if twins == "images":
+        images.folder(data, ash=16, birch=16)
+        for folder in data.iterdir():
+            for number, path in enumerate(sorted(folder.iterdir())):
+                path.rename(path.with_name(f"{forms[number % 2]}{number // 2}.png"))
+    else:
+        images.folder(data, **{"ash": 6, "x": 6, "y": 6})
+        (data / "x").rename(data / forms[0])
+        (data / "y").rename(data / forms[1])
+    assert train_on(data, out, "--epochs", 1)[0] == 0
+    assert evaluated(out)[::2] == (0, "")
+    if twins == "images":
+        others = {unicodedata.normalize("NFC", str(path)) for path in held_out(data)}
+        twin = next(p for p in learned(data) if unicodedata.normalize("NFC", str(p)) in others)
+        twin.unlink()
+    else:
+        shutil.rmtree(data / forms[0])
+    code, _, complaints = run(TRAIN, "--resume", out, "--epochs", 2)
+    assert_refused(code, complaints, "gone" if twins == "classes" else "1 are no longer there: ")
+
+
+# --- splits that share files
+
+
+def link_to_folder(train, val):
+    val.symlink_to(train.name)
+
+
+def link_class_folders(train, val):
+    shutil.copytree(train, val)
+    shutil.rmtree(val / "elm")
+    (val / "elm").symlink_to(train / "elm")
+
+
+def link_images(train, val):
+    val.mkdir()
+    for path in train.glob("*/*0.png"):
+        (val / path.parent.name).mkdir()
+        (val / path.parent.name / "x.png").symlink_to(path)
+
+
+def link_hard(train, val):
+    shutil.copytree(train, val, copy_function=os.link)
+
+
+SHARED = {link_to_folder: 24, link_class_folders: 8, link_images: 3, link_hard: 24}
+
+
+@pytest.mark.parametrize(("link", "count"), SHARED.items())
+def test_splits_that_share_files_are_refused(link, count, tmp_path, monkeypatch):
+    data, out = tmp_path / "data", tmp_path / "run"
+    link(draw_photos(data / "train", 8), data / "val")
+    code, _, complaints = train_on(data, out, "--epochs", 1)
+    assert_refused(code, complaints, f"{count} image files belong to train and to val, by links")
+    assert f"{data}/train/" in complaints
+    assert f" is {data}/val/" in complaints
+    monkeypatch.setattr("tinyalex.training.run.in_both", lambda splits: "")
+    assert train_on(data, out, "--epochs", 1)[0] == 0  # as runs did before this was noticed
+    monkeypatch.undo()
+    _, _, complaints = evaluated(out)
+    assert f"warning: {count} of these" in complaints
+    assert "images are images that the run learned from: they say nothing" in complaints
+
+
+def test_an_image_linked_into_a_drawn_split_is_in_one_part_alone(photos, tmp_path):
+    data = shutil.copytree(photos, tmp_path / "data")
+    shutil.copytree(data / "ash", data / "oak", copy_function=os.link)
+    code, _, complaints = train_on(data, tmp_path / "run", "--epochs", 1)
+    assert_refused(code, complaints, "image files belong to train and to val, by links")
 
 
 # --- runs from before
@@ -292,7 +388,21 @@ def copy_after_all_is_gone(data, other):
     return other
 
 
+def copy_below(data, other):
+    shutil.copytree(data, other)
+    return other.rename(data / "backup")
+
+
+def hard_links(data, other):
+    (other / "ash").mkdir(parents=True)
+    for path in learned(data)[:5]:
+        os.link(path, other / "ash" / f"x{path.name}")
+    return other
+
+
 LEARNED = {
+    copy_below: (57, 72, True),
+    hard_links: (5, 5, False),
     folder_itself: (57, 72, True),
     one_class: (19, 24, True),
     links: (5, 5, False),
@@ -335,6 +445,46 @@ def test_prepared_copies_of_training_images_are_known(learned_from_prepared, dat
     code, _, complaints = evaluated(out, "--data", other)
     assert code == 0
     assert complaints.startswith("warning: 57 of these 72 images are images that the run learned")
+
+
+def test_a_copy_with_names_in_another_unicode_form_is_known(tmp_path):
+    data, out = draw_photos(tmp_path / "data", 8), tmp_path / "run"
+    for path in data.glob("*/*.png"):
+        path.rename(path.with_name(f"é{path.name}"))
+    (data / "elm").rename(data / "frêne")
+    assert train_on(data, out, "--epochs", 1)[0] == 0
+    other = shutil.copytree(data, tmp_path / "other")
+    for path in [*other.glob("*/*"), *other.glob("*")]:
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    code, _, complaints = evaluated(out, "--data", other)
+    assert code == 0
+    assert complaints.startswith("warning: 18 of these 24 images are images that the run learned")
+
+
+def test_the_files_that_links_lead_to_are_known(photos, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "run"
+    for path in photos.glob("*/*.png"):
+        (data / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (data / path.parent.name / f"x{path.name}").symlink_to(path)
+    assert train_on(data, out, "--epochs", 1)[0] == 0
+    _, _, complaints = evaluated(out, "--data", photos)
+    assert complaints.startswith("warning: 57 of these 72 images are images that the run learned")
+
+
+@pytest.mark.parametrize("root", ["all", "train"])
+@pytest.mark.parametrize("learned_from_prepared", [False, True])
+def test_a_part_of_a_prepared_folder_is_known(root, learned_from_prepared, tmp_path):
+    data, clean, out = tmp_path / "data", tmp_path / "clean", tmp_path / "run"
+    for split, count in (("train", 8), ("val", 5)):
+        draw_photos(data / split, count)
+    assert run("prepare_images", data, clean, "--size", 36, "--processes", 1)[0] == 0
+    one, other = (clean, data) if learned_from_prepared else (data, clean)
+    assert train_on(one if root == "all" else one / "train", out, "--epochs", 1)[0] == 0
+    code, _, complaints = evaluated(out, "--data", other / "train")
+    assert code == 0
+    count = 24 if root == "all" else 18
+    assert complaints.startswith(f"warning: {count} of these 24 images are images that the run ")
+    assert evaluated(out, "--data", other / "val")[::2] == (0, "")
 
 
 def test_printed_commands_run(photos, tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ from tinyalex.data.dataset import UNPRINTABLE, DataError, listed, printable
 from tinyalex.data.image import EXTENSIONS, read_image
 from tinyalex.data.index import (
     RULES,
-    Paths,
     entries_of,
     has_image_name,
     images_below,
@@ -24,7 +23,7 @@ from tinyalex.data.index import (
     is_folder,
     is_hidden,
 )
-from tinyalex.data.kept import Kept, composed
+from tinyalex.data.kept import Kept, same_names
 from tinyalex.data.layout import LAYOUTS, Layout, find_layout, visible_folders
 
 _LAYOUT = "expected one folder for each class, with its images inside"
@@ -37,10 +36,10 @@ class ImageFolder:
     splits and must hold the same classes; `test/` may lie beside them. Otherwise `split="val"` is a
     share `val_fraction` of every class, drawn with `seed`, and `split="train"` is the rest, of
     `train/` where only `test/` lies beside that; `split=None` is everything. What can be read as
-    splits and as classes is refused unless `layout` says which, "splits" or "classes". `kept`
-    takes the place of all that: the images that a run had, wherever its data lie now, in their
-    order; `beside` says how many others lie in the same class folders, and `new_classes` which
-    other folders there are. `rules` is as in `Scan`.
+    splits and as classes is refused unless `layout` says which, "splits" or "classes". `kept` takes
+    the place of all that: the images that a run had, wherever its data lie now, in their order,
+    where `others` are those of its other splits; `beside` says how many others lie in the same
+    class folders, and `new_classes` which other folders there are. `rules` is as in `Scan`.
 
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
@@ -51,7 +50,7 @@ class ImageFolder:
 
     Raises DataError for a folder that cannot be trained on: one with a single class, or with a
     class without images. With `complete=False` such a one is taken, too, unless it is empty, as an
-    evaluation wants.
+    evaluation wants; of `kept`, those that are still there.
     """
 
     def __init__(
@@ -66,6 +65,7 @@ class ImageFolder:
         layout: str | None = None,
         rules: int = RULES,
         kept: Kept | None = None,
+        others: Iterable[Kept] = (),
     ) -> None:
         if split not in ("train", "val", "test", None):
             raise ValueError(f"split must be 'train', 'val', 'test' or None, got {split!r}")
@@ -76,10 +76,10 @@ class ImageFolder:
         self.root = Path(root)
         self.split = split
         self.shorter_side = shorter_side
-        self._complete, self._rules = complete and split != "test", rules
+        self._complete, self._rules = complete and (split != "test" or kept is not None), rules
         self._check_root()
         if kept is not None:
-            self._open_kept(kept, cache)
+            self._open_kept(kept, cache, others)
             return
         splits, beside = self._layout(layout, complete)
         self.folder = self._folder_of(splits)
@@ -94,13 +94,14 @@ class ImageFolder:
                 "beside the splits": beside if split == "train" else 0,
             }
         )
-        self.paths = index.paths
+        self.paths, self.identities = index.paths, index.identities
         places = [self.classes.index(name) for name in names]
         self.labels = np.repeat(np.array(places, np.int64), index.counts)
         self._check_counts(names, index.counts)
         if split in ("train", "val") and "val" not in splits:
             chosen = self._part(index.counts, split, val_fraction, seed)
             self.paths, self.labels = self.paths.take(chosen), self.labels[chosen]
+            self.identities = self.identities[chosen]
         self.beside, self.new_classes = len(index.paths) - len(self.paths), list[str]()
 
     def __len__(self) -> int:
@@ -129,34 +130,46 @@ class ImageFolder:
 
     def new(self, known: Iterable[Kept]) -> list[bytes]:
         """Return the images that lie in the same folder and in none of these parts of it."""
-        names = {composed(name) for part in known for name in part.names}
+        names = [name for part in known for name in part.names]
         there, _ = images_below(str(self.folder))
-        found = (os.fsencode(os.path.relpath(path, self.folder)) for path in there)
-        return [name for name in found if composed(name) not in names]
+        found = [os.fsencode(os.path.relpath(path, self.folder)) for path in there]
+        own = set(same_names(names, found).values())
+        return [name for name in found if name not in own]
 
-    def _open_kept(self, kept: Kept, cache: bool) -> None:
+    def _open_kept(self, kept: Kept, cache: bool, others: Iterable[Kept]) -> None:
         """Find the images that a run had."""
         self.folder = self.root / kept.folder
         if not self.folder.is_dir():  # the images of the split are all that was moved
             self.folder = self.root
         there = visible_folders(self.folder, kept.rules)
-        forms = {composed(os.fsencode(name)): name for name in there}
+        called = {
+            os.fsdecode(name): os.fsdecode(same)
+            for name, same in same_names(
+                map(os.fsencode, kept.classes), map(os.fsencode, there)
+            ).items()
+        }
         own = [kept.classes[label] for label in np.unique(kept.labels)]
-        if gone := {name for name in own if composed(os.fsencode(name)) not in forms}:
+        gone = [name for name in own if name not in called]
+        if gone and (self._complete or len(gone) == len(own)):
             raise DataError(
                 f"{self.folder} does not hold the classes of the run any more: "
                 f"{listed(sorted(gone))} gone, {listed(sorted(there.difference(own)))} new"
             )
-        names = [forms[composed(os.fsencode(name))] for name in own]
-        known = {composed(os.fsencode(name)) for name in kept.classes}
-        self.new_classes = sorted(name for form, name in forms.items() if form not in known)
+        names = [called[name] for name in own if name in called]
+        self.new_classes = sorted(there.difference(called.values()))
         index = index_images(str(self.folder), names, cache, kept.rules)
-        self.classes, self.labels, self.passed_over = kept.classes, kept.labels, index.passed_over
-        self._rules = kept.rules
-        try:
-            self.paths = Paths(str(self.folder), kept.found_in(index.paths))
-        except DataError as error:
-            raise DataError(f"{self.folder}: {error}") from error
+        self.classes, self.passed_over, self._rules = kept.classes, index.passed_over, kept.rules
+        same_folder = (other for other in others if other.folder == kept.folder)
+        places = kept.found_in(index.paths, same_folder)
+        is_there = places >= 0
+        if self._complete and not is_there.all():
+            missing = [name for name, here in zip(kept.names, is_there, strict=True) if not here]
+            raise DataError(
+                f"{self.folder}: of the {len(places)} images of the run, {len(missing)} are no "
+                f"longer there: {listed(missing)}"
+            )
+        places, self.labels = places[is_there], kept.labels[is_there]
+        self.paths, self.identities = index.paths.at(places), index.identities[places]
         self.beside = len(index.paths) - len(self.paths)
 
     def _check_root(self) -> None:

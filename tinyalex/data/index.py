@@ -14,10 +14,11 @@ import os
 import time
 from array import array
 from bisect import bisect, insort
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -28,7 +29,7 @@ from tinyalex.data.image import EXTENSIONS
 from tinyalex.files import FileError, load, make_folder, save
 from tinyalex.schema import Each, array_of, check, whole
 
-FORMAT = "tinyalex-index-2"
+FORMAT = "tinyalex-index-3"
 
 RULES = 2
 """The number of the rule for what is an image of a folder; a run keeps the one it began with."""
@@ -56,6 +57,7 @@ WORTH_CACHING = 10_000
 CACHED = {
     "text": array_of("uint8", None),
     "counts": array_of("int64", None),
+    "identities": array_of("int64", None),
     "passed_over": Each(whole()),
 }
 """What is taken from a remembered list."""
@@ -94,6 +96,14 @@ class Paths(Sequence[str]):
         lengths = self._ends + 1 - self._starts
         return Paths(self._root, self.text[np.repeat(chosen, lengths)])
 
+    def at(self, places: np.ndarray) -> Paths:
+        """Return those at the places, in their order."""
+        if np.array_equal(places, np.arange(len(self))):
+            return self
+        names = self.text.tobytes().split(b"\0")
+        found = b"".join(names[place] + b"\0" for place in places.tolist())
+        return Paths(self._root, np.frombuffer(found, np.uint8))
+
 
 @dataclass
 class Index:
@@ -105,6 +115,8 @@ class Index:
     """As `Paths` takes it."""
     counts: np.ndarray
     """int64: how many images each class has."""
+    identities: np.ndarray
+    """int64: the `identity` of each image's file."""
     passed_over: Counter[str]
     """As in `Scan`."""
 
@@ -131,13 +143,15 @@ def index_images(root: str, classes: list[str], cache: bool = True, rules: int =
         if scan.unreadable:
             raise DataError(scan.unreadable[0])
         text, counts = np.frombuffer(b"".join(texts), np.uint8), np.array(sizes, np.int64)
-        index = Index(root, classes, text, counts, scan.passed_over)
+        identities = np.array(scan.identities, np.int64)
+        index = Index(root, classes, text, counts, identities, scan.passed_over)
         if len(index.paths) >= WORTH_CACHING and scan.is_settled():
             content = {
                 **key,
                 "folders": {folder: list(numbers) for folder, numbers in scan.visited.items()},
                 "text": index.text,
                 "counts": index.counts,
+                "identities": index.identities,
                 "passed_over": dict(index.passed_over),
             }
             remember(place, content)
@@ -162,15 +176,17 @@ class Scan:
     """A sentence for each folder that cannot be read."""
     visited: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     """By path below the root: what `fingerprint` says of a folder that was read."""
+    identities: array[int] = field(default_factory=lambda: array("q"))
+    """The `identity` of each image's file, as far as they were yielded."""
     _has_links: bool = False
     _began: int = field(default_factory=time.time_ns)
 
     def images_in(self, folders: Sequence[str]) -> Iterator[list[str]]:
         """Read the folders, then yield the paths of the images in each and below it, sorted."""
         found: list[list[str]] = [[] for _ in folders]  # in few strings: they may be millions
+        files = [array("q") for _ in folders]
         like_images: list[tuple[str, int]] = []
         linked: list[tuple[str, int]] = []
-        inodes: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
         seen = self._folders_above()
         # Links come after all other folders, in the order of their paths.
         waiting = [
@@ -210,18 +226,22 @@ class Scan:
                     linked.append((here + name, number))
                 else:
                     images.append(here + name)
-                    inodes[device].append(entry.inode())
+                    files[number].append(identity(device, entry.inode()))
             if images:
                 found[number].append("\0".join(images))
-        self._add_linked(linked, inodes, found)
+        self._add_linked(linked, files, found)
         for number, parts in enumerate(found):
-            paths = sorted("\0".join(parts).split("\0") if parts else ())
+            paths = "\0".join(parts).split("\0") if parts else []
+            order = sorted(range(len(paths)), key=paths.__getitem__)
+            paths, own = [paths[i] for i in order], array("q", [files[number][i] for i in order])
             for folder, other in sorted(like_images, reverse=True):  # the innermost comes first
                 # A folder called x.jpg with no image in it: to be named, like any broken image.
                 place = bisect(paths, folder + os.sep)
                 is_empty = not "".join(paths[place : place + 1]).startswith(folder + os.sep)
                 if other == number and folder in self.visited and is_empty:
+                    own.insert(bisect(paths, folder), 0)
                     insort(paths, folder)
+            self.identities.extend(own)
             yield paths
 
     def _folders_above(self) -> set[tuple[int, int]]:
@@ -237,25 +257,25 @@ class Scan:
     def _add_linked(
         self,
         linked: list[tuple[str, int]],
-        inodes: Mapping[int, Iterable[int]],
+        files: list[array[int]],
         found: list[list[str]],
     ) -> None:
         """Add the images that are links to files, each file once."""
         if not linked:
             return
         self._has_links = True
-        there = {(device, inode) for device in inodes for inode in inodes[device]}
+        there = set(chain.from_iterable(files))
         for path, number in sorted(linked):
             try:
-                identity = fingerprint(os.path.join(self.root, path))[:2]
+                file = identity(*fingerprint(os.path.join(self.root, path))[:2])
             except DataError:  # it leads nowhere: to be named, like any broken image
-                found[number].append(path)
-                continue
-            if identity in there and self.rules > 1:
+                file = 0
+            if file and file in there and self.rules > 1:
                 self.passed_over["linked twice"] += 1
             else:
                 found[number].append(path)
-                there.add(identity)
+                files[number].append(file)
+                there.add(file)
 
     def is_settled(self) -> bool:
         """Tell whether a later change of what was read would show in the folders' times.
@@ -333,6 +353,13 @@ def fingerprint(path: str) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
+def identity(device: int, inode: int) -> int:
+    """Return a number that files share only if they are one file; 0 where that is not known."""
+    if inode in (0, 0xFFFFFFFF):  # of file systems that do not number their files
+        return 0
+    return (inode ^ device * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF
+
+
 def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(f"{printable(str(path))}: the folder cannot be read: {error.strerror}")
 
@@ -381,11 +408,14 @@ def _index_in(
             if list(fingerprint(os.path.join(root, folder))) != numbers:
                 return None
         check(content, CACHED)
-        text, counts = content["text"], content["counts"]
+        text, counts, identities = (content[name] for name in ("text", "counts", "identities"))
         ends = int(np.count_nonzero(text == 0))
         if len(counts) != len(classes) or counts.min() < 0 or counts.sum() != ends or text[-1]:
             return None
-        return Index(root, classes, text, counts, Counter[str](content["passed_over"]))
+        if len(identities) != ends:
+            return None
+        passed_over = Counter[str](content["passed_over"])
+        return Index(root, classes, text, counts, identities, passed_over)
     except (DataError, LookupError, AttributeError, TypeError, ValueError):  # gone, or not ours
         return None
 

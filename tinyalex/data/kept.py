@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.data.dataset import DataError, listed
 from tinyalex.data.index import RULES, Paths
 from tinyalex.data.manifest import file_size
 from tinyalex.files import open_regular
@@ -53,26 +53,18 @@ class Kept:
         separator = os.fsencode(os.sep)
         return np.array([places[name.partition(separator)[0]] for name in self.names], np.int64)
 
-    def found_in(self, there: Paths) -> np.ndarray:
-        """Return the paths of the same images among those that are there, in the same order.
+    def found_in(self, there: Paths, others: Iterable[Kept] = ()) -> np.ndarray:
+        """Return where among the paths that are there the same images are, -1 for those gone.
 
-        Names that differ in nothing but the Unicode form of their accents are the same. Raises
-        DataError for images that are gone.
+        Names that differ in nothing but the Unicode form of their accents are the same, if no other
+        image has such a name, nor is one of the `others`.
         """
         if np.array_equal(self.text, there.text):
-            return self.text
-        own, names = self.names, set(there.text.tobytes().split(b"\0"))
-        if missing := [name for name in own if name not in names]:
-            forms = {composed(name): name for name in names}
-            renamed = {name: forms[composed(name)] for name in missing if composed(name) in forms}
-            if gone := [name for name in missing if name not in renamed]:
-                raise DataError(
-                    f"of the {len(own)} images of the run, {len(gone)} are no longer there: "
-                    f"{listed(gone)}"
-                )
-            found = b"".join(renamed.get(name, name) + b"\0" for name in own)
-            return np.frombuffer(found, np.uint8)
-        return self.text
+            return np.arange(len(there))
+        own, names = self.names, there.text.tobytes().split(b"\0")[:-1]
+        called = same_names(own, names, (name for other in others for name in other.names))
+        places = {name: place for place, name in enumerate(names)}
+        return np.array([places[called[name]] if name in called else -1 for name in own], np.int64)
 
     def marked(self, paths: Paths) -> Kept:
         """Return this with the marks of the files."""
@@ -80,11 +72,11 @@ class Kept:
         return replace(self, marks=np.array([mark(path, read) for path in paths], np.int64))
 
     def changed(self, now: Kept) -> list[bytes]:
-        """Return the names of the files that have other marks now."""
+        """Return the names of the files that have other marks now, if they can be read at all."""
         if self.marks is None or now.marks is None:
             return []
-        names = self.names
-        return [names[place] for place in np.flatnonzero(self.marks != now.marks)]
+        names, known = self.names, (self.marks != -1) & (now.marks != -1)
+        return [names[place] for place in np.flatnonzero((self.marks != now.marks) & known)]
 
     def get_state(self) -> dict[str, Any]:
         """Return everything but the classes as plain values and arrays."""
@@ -148,3 +140,28 @@ def mark(path: str, read: bool = True) -> int:
 def composed(name: bytes) -> str:
     """Return a name in the Unicode form in which an accent belongs to its letter."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
+
+
+def same_names(
+    names: Iterable[bytes], there: Iterable[bytes], taken: Iterable[bytes] = ()
+) -> dict[bytes, bytes]:
+    """Return what is there under each of the names; those of which nothing is there are left out.
+
+    That is the same name, or the only one that differs in nothing but its Unicode form, unless it
+    is `taken`.
+    """
+    own, found = set(names), set(there)
+    same = {name: name for name in own & found}
+    if missing := own.difference(found):
+        forms, wanted = _by_form(found.difference(own, taken)), _by_form(missing)
+        for form, (name, *more) in wanted.items():
+            if not more and len(forms.get(form, ())) == 1:
+                same[name] = forms[form][0]
+    return same
+
+
+def _by_form(names: Iterable[bytes]) -> dict[str, list[bytes]]:
+    forms: dict[str, list[bytes]] = {}
+    for name in names:
+        forms.setdefault(composed(name), []).append(name)
+    return forms

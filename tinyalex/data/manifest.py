@@ -113,15 +113,20 @@ def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
     return header, entries, damaged or ([] if header else [1])
 
 
-def sources(root: Path) -> dict[bytes, bytes]:
-    """Return what each image in a prepared folder was made from, by their names; {} for others."""
+def sources(root: Path) -> dict[bytes, tuple[bytes, int]]:
+    """Return name and size of what each image in a prepared folder was made from, by its name.
+
+    {} for a folder that was not prepared.
+    """
     try:
         if file_size(root / MANIFEST) < 0:
             return {}
         _, entries, _ = read_manifest(root / MANIFEST)
     except OSError:
         return {}
-    return {os.fsencode(entry.path): os.fsencode(entry.source) for entry in entries}
+    return {
+        os.fsencode(entry.path): (os.fsencode(entry.source), entry.source_size) for entry in entries
+    }
 
 
 def training_entries(entries: Sequence[Entry], folder: str) -> list[Entry]:

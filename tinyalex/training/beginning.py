@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.data.dataset import listed
 from tinyalex.files import FileError, open_regular
 from tinyalex.grad_mode import no_grad
 from tinyalex.training.checkpoint import LAST, Checkpoints, load_checkpoint
@@ -22,7 +21,7 @@ from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.lock import Lock, locked
 from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import METRICS, MetricsFile
-from tinyalex.training.progress import Progress, one_sentence, say
+from tinyalex.training.progress import Progress, one_sentence
 from tinyalex.training.run import Run, new_run
 from tinyalex.training.settings import CHANGEABLE_ON_REQUEST, Settings
 from tinyalex.training.signals import StopRequest
@@ -43,11 +42,9 @@ def old_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
         images.check_there()
         run = new_run(settings, mean, checkpoint.get("colour_covariance"), kept=images.kept)
         run.set_state(checkpoint)
+        run.look_at_files()
     except ValueError as error:
         raise FileError(f"the run in {out} cannot be resumed: {error}") from error
-    if changed := run.look_at_files():
-        what = f"{len(changed)} images held out have other contents than before"
-        say(f"changed: {what}: {listed(changed)}")
     return run
 
 

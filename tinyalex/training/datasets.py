@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from tinyalex.data import (
     resize_shorter_side,
 )
 from tinyalex.data.dataset import listed, printable
-from tinyalex.data.kept import Kept, composed, mark
-from tinyalex.data.layout import find_layout
-from tinyalex.data.manifest import sources
+from tinyalex.data.kept import Kept, composed, mark, same_names
+from tinyalex.data.layout import find_layout, split_of
+from tinyalex.data.manifest import file_size, sources
 from tinyalex.files import FileError
 from tinyalex.training.progress import warn
 from tinyalex.training.settings import Settings
@@ -115,6 +117,32 @@ def _split_now(
     return {split: folder.kept() for split, folder in folders.items()}
 
 
+def in_both(splits: Mapping[str, Dataset | None]) -> str:
+    """Return a sentence about image files that belong to two splits by links, "" without any."""
+    folders = {name: data for name, data in splits.items() if isinstance(data, ImageFolder)}
+    for (one, images), (other, others) in combinations(folders.items(), 2):
+        shared, here, there = np.intersect1d(
+            images.identities, others.identities, return_indices=True
+        )
+        pairs = [(images.paths[i], others.paths[j]) for i, j in zip(here, there, strict=True)]
+        if pairs := [
+            pair for pair, file in zip(pairs, shared, strict=True) if file and _same(pair)
+        ]:
+            first, second = (printable(path) for path in pairs[0])
+            return (
+                f"{len(pairs)} image files belong to {one} and to {other}, by links or as the same "
+                f"folder: {first} is {second}"
+            )
+    return ""
+
+
+def _same(paths: tuple[str, str]) -> bool:
+    try:
+        return os.path.samefile(*paths)
+    except OSError:
+        return False
+
+
 def other_data(what: str) -> DataError:
     """Return the error for a data set that is not the one that a run began with."""
     return DataError(
@@ -124,11 +152,15 @@ def other_data(what: str) -> DataError:
 
 
 def open_kept(
-    settings: Settings, kept: Mapping[str, Kept], split: str, shorter_side: int = 0
+    settings: Settings,
+    kept: Mapping[str, Kept],
+    split: str,
+    shorter_side: int = 0,
+    complete: bool = True,
 ) -> Dataset:
     """Return a split of a run's data as the run had it, `kept_in` its checkpoint.
 
-    Raises DataError where an image is gone, or the folder.
+    Raises DataError where an image is gone, if it is to be `complete`, or the folder.
     """
     if settings.data is None:
         dataset = open_dataset(settings, split, shorter_side)
@@ -140,6 +172,8 @@ def open_kept(
         shorter_side=shorter_side or shorter_side_for(settings.input_size),
         cache=settings.index_cache,
         kept=kept[split],
+        others=[part for name, part in kept.items() if name != split],
+        complete=complete,
     )
 
 
@@ -189,8 +223,14 @@ class RunImages:
         return kept_in(self._content, self.settings, self._path)
 
     def held_out(self, shorter_side: int) -> Dataset:
-        """Open those that the run did not learn from; raises DataError as `open_held_out` does."""
-        return self._open(open_held_out, shorter_side)
+        """Open those that the run did not learn from; raises DataError as `open_held_out` does.
+
+        A warning says if some are files that it learned from, by links.
+        """
+        images = self._open(open_held_out, shorter_side)
+        if isinstance(images, ImageFolder) and (count := self._learned_from(images).sum()):
+            warn(f"warning: {self._say(count, images)}")
+        return images
 
     def training(self, shorter_side: int) -> Dataset:
         """Open those that the run learned from; raises DataError as `open_kept` does."""
@@ -216,8 +256,9 @@ class RunImages:
     def warning(self, images: ImageFolder) -> str:
         """Say whether the run learned from some of these images, "" if it did not.
 
-        They are known by their places; elsewhere by their names and contents, and by names alone
-        where those that the run learned from are gone or either folder was prepared.
+        They are known by their files; elsewhere by their names and contents, and by names alone
+        where those that the run learned from are gone. Of a prepared image, they are those of the
+        image that it was made from, whose size stands for the contents.
         """
         if self.settings.data is None:
             return ""
@@ -225,26 +266,27 @@ class RunImages:
             train = self.kept["train"]
         except DataError as error:
             return f"which of these images the run learned from is not known: {error}"
-        root = Path(self.settings.data)
-        home, folder = (
-            os.path.realpath(root / train.folder),
-            os.path.relpath(images.folder, images.root),
-        )
-        before, made = sources(root), sources(images.root)
-        learned, names = set(train.names), images.kept().names
-        origins = {before.get(name, name) for name in _below(train.folder, train.names)}
-        count = 0
-        for path, name, whole in zip(images.paths, names, _below(folder, names), strict=True):
-            real = os.path.realpath(path)
-            if real.startswith(os.path.join(home, "")):
-                count += os.fsencode(os.path.relpath(real, home)) in learned
-            elif before or made:
-                count += made.get(whole, whole) in origins
-            elif name in learned:
-                count += mark(os.path.join(home, os.fsdecode(name))) in (-1, mark(path))
+        home = self._home()
+        before, made = _origins(home), _origins(images.folder)
+        known = {composed(name): name for name in train.names}
+        origins = {composed(before[name][0]): name for name in train.names if name in before}
+        splits = {split_of(os.path.basename(folder)) for folder in (home, str(images.folder))}
+        other_split = len(splits - {None}) > 1
+        count, names = 0, images.kept().names
+        is_file = self._learned_from(images)
+        for path, name, same_file in zip(images.paths, names, is_file, strict=True):
+            own = known.get(composed(name))
+            if same_file or (own and mark(_below(home, own)) in (-1, mark(path))):
+                count += 1
+            elif (before or made) and not other_split:
+                source, size = made.get(name, (name, file_size(Path(path))))
+                form = composed(source)
+                own = origins.get(form) or known.get(form)
+                if own and (before or name in made):
+                    there = before[own][1] if own in before else file_size(Path(_below(home, own)))
+                    count += there in (-1, size)
         if not count:
             return ""
-        known = "" if os.path.isdir(home) else ", judging by their names"
         others = {
             name for split, part in self.kept.items() if split != "train" for name in part.names
         }
@@ -253,14 +295,51 @@ class RunImages:
             if others.isdisjoint(names)
             else f"; {self._option} takes those alone that it held out"
         )
+        return self._say(count, images) + way_out
+
+    def _say(self, count: int, images: ImageFolder) -> str:
+        known = "" if os.path.isdir(self._home()) else ", judging by their names"
         return (
             f"{count} of these {len(images)} images are images that the run learned from{known}: "
-            f"they say nothing about others{way_out}"
+            "they say nothing about others"
         )
 
+    def _home(self) -> str:
+        """Return the folder in which the class folders of the training images lie."""
+        assert self.settings.data is not None
+        root = os.path.realpath(self.settings.data)
+        return os.path.normpath(os.path.join(root, self.kept["train"].folder))
 
-def _below(folder: str, names: Iterable[bytes]) -> list[bytes]:
-    return [os.path.normpath(os.path.join(os.fsencode(folder), name)) for name in names]
+    def _learned_from(self, images: ImageFolder) -> np.ndarray:
+        """Return which of the images are files that the run learned from."""
+        train = None
+        if os.path.isdir(self._home()):  # else the images held out would be taken for these
+            with suppress(DataError):
+                train = open_kept(self.settings, self.kept, "train", complete=False)
+        if not isinstance(train, ImageFolder):
+            return np.zeros(len(images), bool)
+        return np.isin(images.identities, train.identities) & (images.identities != 0)
+
+
+def _below(folder: str, name: bytes) -> str:
+    return os.path.join(folder, os.fsdecode(name))
+
+
+def _origins(folder: str | Path) -> dict[bytes, tuple[bytes, int]]:
+    """Return name and size of what each image in a prepared folder, or part of it, was made from.
+
+    Names are those below the folder.
+    """
+    real = Path(os.path.realpath(folder))
+    for root in (real, *real.parents):
+        if made := sources(root):
+            part = os.fsencode(os.path.join(real.relative_to(root), "")) if real != root else b""
+            return {
+                name.removeprefix(part): (source.removeprefix(part), size)
+                for name, (source, size) in made.items()
+                if name.startswith(part) and source.startswith(part)
+            }
+    return {}
 
 
 def data_digest(classes: Sequence[str], *labels: np.ndarray) -> str:
@@ -291,15 +370,16 @@ def open_folder(
         (train,) = splits.values()
         raise DataError(f"{root} has training images alone: name {Path(root) / train} to use those")
     dataset = ImageFolder(root, split, shorter_side=shorter_side, complete=False, layout=layout)
-    places = {composed(os.fsencode(name)): label for label, name in enumerate(classes)}
-    found = [places.get(composed(os.fsencode(name))) for name in dataset.classes]
-    unknown = [name for name, place in zip(dataset.classes, found, strict=True) if place is None]
+    own, there = (list(map(os.fsencode, names)) for names in (classes, dataset.classes))
+    called = same_names(there, own)
+    unknown = [os.fsdecode(name) for name in there if name not in called]
     if unknown:
         raise DataError(
             f"{printable(root)} has classes that this network does not know: {listed(unknown)}; it "
             f"knows {listed(classes, 10)}"
         )
-    dataset.classes, dataset.labels = classes, np.array(found, np.int64)[dataset.labels]
+    found = np.array([own.index(called[name]) for name in there], np.int64)
+    dataset.classes, dataset.labels = classes, found[dataset.labels]
     return dataset
 
 

@@ -32,6 +32,7 @@ from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import (
     data_digest,
     image_counts,
+    in_both,
     kept_in,
     open_dataset,
     open_kept,
@@ -40,7 +41,7 @@ from tinyalex.training.datasets import (
 )
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.measuring import measure
-from tinyalex.training.progress import Progress
+from tinyalex.training.progress import Progress, warn
 from tinyalex.training.settings import AUGMENTATIONS, Settings
 from tinyalex.training.state import CONTENT, State
 
@@ -196,14 +197,19 @@ class Run:
             self.look_at_files()
         return self._kept
 
-    def look_at_files(self) -> list[bytes]:
-        """Note the marks of the files held out; return the names of those that have changed."""
-        changed, kept = [], self.kept()
+    def look_at_files(self) -> None:
+        """Note the marks of the files held out; raise DataError where they have others by now."""
+        kept = self.kept()
         for split, images in self._folders().items():
             if split != "train":
-                before, kept[split] = kept[split], kept[split].marked(images.paths)
-                changed += before.changed(kept[split])
-        return changed
+                now = kept[split].marked(images.paths)
+                if changed := kept[split].changed(now):
+                    raise other_data(
+                        f"of the {len(images)} images that it held out in {images.folder}, "
+                        f"{len(changed)} have other contents than then: {listed(changed)}"
+                    )
+                if kept[split].marks is None:
+                    kept[split] = now
 
     def _folders(self) -> dict[str, ImageFolder]:
         """Return the splits that are folders."""
@@ -269,6 +275,10 @@ def new_run(
     )
     assert train is not None
     assert val is not None
+    if shared := in_both({"train": train, "val": val, "test": test}):
+        if not kept:
+            raise DataError(f"{settings.data}: {shared}; give each split files of its own")
+        warn(f"warning: {shared}: what is held out says nothing about those that are learned from")
     fresh = mean is None
     if mean is None:
         mean, colour_covariance = measure(settings, train, progress or Progress(silent=True))
