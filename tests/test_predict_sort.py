@@ -289,3 +289,48 @@ def test_class_names_that_lead_elsewhere(name, photos, trained, tmp_path):
     assert code == 2
     assert f"the class {name!r} is no name for a folder" in complaints
     assert not (tmp_path / "sorted").exists()
+
+
+def test_a_class_name_that_no_file_can_have_is_refused_by_the_checkpoint(photos, trained, tmp_path):
+    crafted = load_checkpoint(Checkpoints(trained).best)
+    crafted["classifier"]["classes"][1] = "\ud800"
+    ta.save(crafted, tmp_path / "odd.safetensors")
+    for option in ((), ("--sort", tmp_path / "sorted")):
+        arguments = (tmp_path / "odd.safetensors", photos / "ash", *option)
+        assert_refused(
+            *run("predict", *arguments, "--out", tmp_path / "s.png")[::2],
+            "odd.safetensors cannot be used: classifier.classes.1 must be text of at most 4096 characters, got",
+        )
+    assert os.listdir(tmp_path) == ["odd.safetensors"]
+
+
+def test_names_are_utf_8_whatever_the_locale_is(tmp_path):
+    """Its encoding is ASCII in the process: other letters are as bytes that are no text."""
+    (tmp_path / "photos/Ä").mkdir(parents=True)
+    program = r"""if True:
+        import os, sys
+        from pathlib import Path
+        from tinyalex.data import DataError, ImageFolder
+        from tinyalex.data.copies import SortedCopies
+        assert sys.getfilesystemencoding() == "ascii"
+        with SortedCopies(Path("sorted"), ["\xc4", "b\udcff"], []) as copies:
+            for label in (0, 1):
+                assert copies.add(label, os.fsdecode(b"\xc3\x96.png"), b"it", os.stat("photos"))
+        try:
+            ImageFolder("photos")
+        except DataError as error:
+            print(ascii(str(error)))
+    """
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **ascii_only, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert sorted(os.listdir(os.fsencode(tmp_path / "sorted"))) == [b"b\xff", "Ä".encode()]
+    assert (tmp_path / "sorted/Ä/Ö.png").read_bytes() == b"it"
+    assert "that the locale (ascii) does not have: choose another one, LC_ALL=C.UTF-8" in said
+    assert "UTF-8: rename it" not in said

@@ -16,11 +16,13 @@ from tinyalex.training import (
     Checkpoints,
     classifier_in,
     load_checkpoint,
+    new_run,
     settings_in,
 )
 from tinyalex.training.beginning import old_run
-from tinyalex.training.checkpoint import state_in
+from tinyalex.training.checkpoint import KIND, state_in
 from tinyalex.training.options import read_arguments
+from tinyalex.training.state import SCHEMA as STATE
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -47,6 +49,26 @@ def test_what_is_made_as_the_schema_says_passes():
     check({**{name: GOOD[name] for name in SCHEMA if name != "x"}, "array": 0}, SCHEMA)
     check(math.inf, Rule("a float", lambda value: type(value) is float))
     assert whole(most=EXACT).expected == "a whole number >= 0"
+
+
+@pytest.mark.parametrize("name", ["epoch", "batch", "step", "rows", "stuck_steps", "seconds"])
+def test_what_a_run_counts_has_room_to_grow_when_it_goes_on(trained, name):
+    content = load_checkpoint(Checkpoints(trained).last)
+    most = 1e12 if name == "seconds" else EXACT
+    content["state"][name] = most
+    check(content["state"], STATE)  # an evaluation needs no room
+    run = new_run(settings_in(content, trained))
+    with pytest.raises(ValueError, match=f"state.{name} must be .* to .*, got"):
+        run.set_state(content)
+
+
+def test_a_checkpoint_of_a_run_that_counts_far_can_be_read_again(copy):
+    checkpoints = Checkpoints(copy)
+    content = load_checkpoint(checkpoints.last)
+    content["state"]["stuck_steps"] = content["state"]["rows"] = EXACT // 2
+    save({"kind": KIND, **content}, checkpoints.last)
+    assert run(TRAIN, "--resume", copy, "--epochs", 4)[0] == 0
+    assert load_checkpoint(checkpoints.last)["state"]["epoch"] == 4
 
 
 @pytest.mark.parametrize(

@@ -390,7 +390,9 @@ def sync(descriptor: int) -> bool:
 
 def _temporary_prefix(name: str) -> str:
     """Return how the names of temporary neighbours begin: with room for the rest in 255 bytes."""
-    return f".{os.fsencode(name)[:200].decode(errors='ignore')}."
+    while len(os.fsencode(name)) > 200:
+        name = name[:-1]
+    return f".{name}."
 
 
 def _pour(source: BinaryIO, target: BinaryIO) -> None:

@@ -80,11 +80,19 @@ def shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
+def _is_text(value: Any) -> bool:
+    if type(value) is not str or len(value) > 4096:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")  # as the names of files
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 NOTHING = Rule("None", lambda value: value is None)
 FLAG = Rule("True or False", lambda value: type(value) is bool)
-TEXT = Rule(
-    "text of at most 4096 characters", lambda value: type(value) is str and len(value) <= 4096
-)
+TEXT = Rule("text of at most 4096 characters", _is_text)
 DICT = Rule("a dict", lambda value: type(value) is dict)
 ARRAY = Rule("an array", lambda value: isinstance(value, np.ndarray))
 

@@ -53,7 +53,8 @@ class SortedCopies:
                     f"{printable(root)}"
                 )
         make_folder(root)
-        self._classes = classes
+        # In UTF-8, whatever the locale calls file names in.
+        self._classes = [os.fsdecode(name.encode("utf-8", "surrogateescape")) for name in classes]
         self._root = Folder(root)
         try:
             self._share()

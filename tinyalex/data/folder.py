@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -215,10 +217,7 @@ class ImageFolder:
                 continue
             if is_folder(entry):
                 if any(unicodedata.category(character) in UNPRINTABLE for character in entry.name):
-                    raise DataError(
-                        f"{folder}: the folder {entry.name!r} has control characters in its name, "
-                        "or is not valid UTF-8: rename it"
-                    )
+                    raise DataError(f"{folder}: the folder {_refusal(entry.name)}")
                 names.append(entry.name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise DataError(f"{entry.path} is a link that leads nowhere: mend or remove it")
@@ -259,3 +258,15 @@ class ImageFolder:
             is_val[start + rng.permutation(count)[:held_out]] = True
             start += count
         return is_val if split == "val" else ~is_val
+
+
+def _refusal(name: str) -> str:
+    """Return why a name is not that of a class, and what to do."""
+    with suppress(UnicodeDecodeError):
+        readable, encoding = os.fsencode(name).decode(), sys.getfilesystemencoding()
+        if readable != name:
+            return (
+                f"{readable!r} has letters in its name that the locale ({encoding}) does not have: "
+                "choose another one, LC_ALL=C.UTF-8, or set PYTHONUTF8=1"
+            )
+    return f"{name!r} has control characters in its name, or is not valid UTF-8: rename it"

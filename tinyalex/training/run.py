@@ -43,7 +43,7 @@ from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.measuring import measure
 from tinyalex.training.progress import Progress, warn
 from tinyalex.training.settings import AUGMENTATIONS, Settings
-from tinyalex.training.state import CONTENT, State
+from tinyalex.training.state import CONTENT, RESUMABLE, State
 
 INITIAL_IMAGES = 64
 """How many images the initial weights are suited to."""
@@ -118,7 +118,7 @@ class Run:
         anything is touched, if the state is of another network, optimiser or data set, or has
         values that are not finite.
         """
-        check(state, CONTENT)
+        check(state, {**CONTENT, "state": RESUMABLE})
         if missing := PARTS - state.keys():
             raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
         if state["data"] != self.data_digest():

@@ -43,10 +43,9 @@ class StopRequest:
 
     That is so after a first SIGINT, SIGTERM, SIGHUP or SIGUSR1, once `step` has come to `steps`,
     and when fewer than `reserve` seconds are left until `deadline`, in the time of
-    `time.monotonic`; training keeps `step`, `reserve` and `under_way`, the answer to a
-    signal, up to date. A second SIGINT or
-    SIGTERM kills. Outside the main thread, where Python cannot set handlers, signals do what they
-    did before.
+    `time.monotonic`; training keeps `step`, `reserve` and `under_way`, the answer to a signal, up
+    to date. A second SIGINT or SIGTERM kills. Outside the main thread, where Python cannot set
+    handlers, signals do what they did before.
     """
 
     def __init__(self, steps: int | None = None, deadline: float | None = None) -> None:

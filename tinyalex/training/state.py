@@ -9,12 +9,14 @@ from typing import Any
 from tinyalex.schema import (
     ARRAY,
     DICT,
+    EXACT,
     FLAG,
     NOTHING,
     TEXT,
     Each,
     Maybe,
     Rule,
+    Schema,
     array_of,
     check,
     number,
@@ -71,21 +73,23 @@ class State:
             raise ValueError(f"this is not where a run was: {error}") from error
 
 
-_AVERAGE = {"loss_sum": number(), "correct": whole(), "count": whole()}
-SCHEMA = {
-    "epoch": whole(),
-    "batch": whole(),
-    "step": whole(),
-    "since_row": _AVERAGE,
-    "since_epoch": _AVERAGE,
-    "best_top1": number(-1, 1),
-    "best_loss": Maybe(Rule("a number", lambda value: type(value) is float)),
-    "best_epoch": whole(),
-    "stuck_steps": whole(),
-    "rows": whole(),
-    "seconds": number(0, 1e12),
-}
+def _schema(share: float) -> dict[str, Schema]:
+    count = whole(0, int(share * EXACT))
+    average = {"loss_sum": number(), "correct": count, "count": count}
+    return {
+        **dict.fromkeys(("epoch", "batch", "step", "stuck_steps", "rows", "best_epoch"), count),
+        **dict.fromkeys(("since_row", "since_epoch"), average),
+        "best_top1": number(-1, 1),
+        "best_loss": Maybe(Rule("a number", lambda value: type(value) is float)),
+        "seconds": number(0, share * 1e12),
+    }
+
+
+SCHEMA = _schema(1)
 """What a state must have. Before best_loss was remembered, the first of equals was the best."""
+
+RESUMABLE = _schema(0.5)
+"""What a state must have to go on from: room for all that a run will count."""
 
 _RATE, _WORD = number(0, 1e38), whole(0, 2**128 - 1)
 CONTENT = {
