@@ -299,7 +299,7 @@ def test_a_class_name_that_no_file_can_have_is_refused_by_the_checkpoint(photos,
         arguments = (tmp_path / "odd.safetensors", photos / "ash", *option)
         assert_refused(
             *run("predict", *arguments, "--out", tmp_path / "s.png")[::2],
-            "odd.safetensors cannot be used: classifier.classes.1 must be text of at most 4096 characters, got",
+            "odd.safetensors cannot be used: classifier.classes.1 must be text of at most",
         )
     assert os.listdir(tmp_path) == ["odd.safetensors"]
 
