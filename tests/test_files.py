@@ -5,6 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import tinyalex as ta
 
@@ -159,6 +161,26 @@ def test_any_changed_byte_is_noticed(path):
             bad[place] ^= flip
             path.write_bytes(bad)
             assert_refused(path)
+
+
+@pytest.mark.parametrize("blank", [b"\t", b"\n", b"\r"])
+def test_a_changed_blank_of_the_header_is_noticed(path, blank):
+    ta.save(CHECKPOINT, path)
+    good = path.read_bytes()
+    header = good[: 8 + int.from_bytes(good[:8], "little")]
+    for place in (place for place in range(8, len(header)) if header[place] == ord(" ")):
+        path.write_bytes(good[:place] + blank + good[place + 1 :])
+        assert_refused(path)
+
+
+def test_files_of_safetensors_own_writer_are_read(path):
+    """As the first versions wrote them."""
+    ta.save(CHECKPOINT, path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(arrays, path, metadata)
+    assert ta.load(path).keys() == CHECKPOINT.keys()
 
 
 def test_any_truncation_is_noticed(path):

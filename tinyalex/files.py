@@ -486,7 +486,12 @@ def _read_header(
     length = int.from_bytes(file.read(8) or b"", "little")
     if not 2 <= length <= min(LONGEST_HEADER, size - 8):
         raise ValueError(f"a file of {size} bytes cannot have a header of {length}")
-    entries = json.loads(file.read(length) or b"")
+    text = file.read(length) or b""
+    entries = json.loads(text)
+    # Also what changes nothing but blanks is damage. Old files are from safetensors, without any.
+    dense = json.dumps(entries, separators=(",", ":"), ensure_ascii=False)
+    if text.rstrip(b" ") not in (json.dumps(entries).encode(), dense.encode()):
+        raise ValueError("its header is not written as a header is")
     metadata = entries.pop("__metadata__")
     end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     if 8 + length + end != size:
