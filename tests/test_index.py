@@ -11,6 +11,7 @@ import pytest
 
 from tinyalex.data import DataError, ImageFolder, index
 from tinyalex.data.index import Paths, cache_file
+from tinyalex.files import load, save
 
 FILES = ("cats/1.jpg", "cats/more/2.png", "cats/.hidden", "dogs/3.JPG", "dogs/x.txt", "dogs/4.gif")
 
@@ -157,6 +158,35 @@ def test_a_damaged_cache_is_ignored_and_mended(content, folder, read):
     assert len(read) == 6
     assert facts(ImageFolder(folder)) == expected
     assert len(read) == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": 5},
+        {"text": np.zeros(3)},
+        {
+            "text": np.frombuffer(
+                b"cats/1.jpg\0cats/../../x.jpg\0dogs/3.JPG\0dogs/4.gif\0", np.uint8
+            )
+        },
+        {"text": np.frombuffer(b"cats/1.jpg\0dogs/2.png\0dogs/3.JPG\0dogs/4.gif\0", np.uint8)},
+        {"text": np.frombuffer(b"cats/1.jpg\0cats/..\0dogs/3.JPG\0dogs/4.gif\0", np.uint8)},
+        {"counts": np.array([99, 1])},
+        {"counts": np.array([0.5, 0.5])},
+        {"counts": np.array([1, 3])},
+        {"passed_over": [1]},
+        {"passed_over": {"x": "y"}},
+        {"folders": [1]},
+    ],
+)
+def test_a_list_that_cannot_be_is_made_anew(change, folder, read):
+    expected = facts(ImageFolder(folder))
+    place = cache_file(str(folder))
+    save({**load(place), **change}, place)
+    for _ in range(2):
+        assert facts(ImageFolder(folder)) == expected
+        assert len(read) == 6
 
 
 def test_a_list_made_by_other_rules_is_ignored(folder, monkeypatch):

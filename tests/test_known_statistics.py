@@ -8,11 +8,13 @@ import commands
 import images
 import numpy as np
 import pytest
+from helpers import finished
 
 from tinyalex.data import DataError, ImageFolder, load_statistics, pixel_statistics
 from tinyalex.data.index import cache_file
 from tinyalex.data.known_statistics import prepared_statistics
-from tinyalex.data.manifest import MANIFEST, STATISTICS, sha256
+from tinyalex.data.manifest import MANIFEST, STATISTICS, sha256, verify
+from tinyalex.files import FileError, load, save
 from tinyalex.training import measuring, new_run
 from tinyalex.training.measuring import WHAT
 
@@ -238,6 +240,57 @@ def test_prepared_statistics_of_another_size_are_not_used(copy):
     train = ImageFolder(copy, "train")
     assert prepared_statistics(train, SIZE) is not None
     assert prepared_statistics(train, 256) is None
+
+
+def skewed(array):
+    """Return no covariance: one that is not symmetric."""
+    return np.triu(np.ones_like(array))
+
+
+SPOILT = [
+    ("notes", lambda value: 5),
+    ("count", lambda value: "x"),
+    ("count", lambda value: 0),
+    ("mean_image", lambda array: 5),
+    ("mean_image", lambda array: array[:, 1:]),
+    *((name, lambda array: array + 1e30) for name in ("mean_image", "mean_colour")),
+    *((name, lambda array: array * np.nan) for name in ("mean_image", "colour_covariance")),
+    ("mean_image", lambda array: -array),
+    ("colour_covariance", skewed),
+    ("colour_covariance", lambda array: array + 1e9),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil"), SPOILT)
+def test_statistics_that_cannot_be_are_named_and_not_used(name, spoil, copy):
+    content = load(copy / STATISTICS)
+    save({**content, name: spoil(content[name])}, copy / STATISTICS)
+    with pytest.raises(FileError, match=f"{copy / STATISTICS} cannot be used: "):
+        load_statistics(copy / STATISTICS)
+    found, said = measure(copy)
+    assert said[0].startswith(f"warning: {copy / STATISTICS} is not used: ")
+    np.testing.assert_array_equal(found, true_mean(copy))
+    assert any(STATISTICS in sentence for sentence in verify(copy, 1))
+
+
+@pytest.mark.parametrize(("name", "spoil"), SPOILT[1:])
+def test_remembered_statistics_that_cannot_be_are_measured_anew(name, spoil, photos, cache):
+    expected, _ = measure(photos)
+    (place,) = cache.iterdir()
+    content = load(place)
+    content["statistics"][name] = spoil(content["statistics"][name])
+    save(content, place)
+    found, said = measure(photos)
+    assert said == [f"{WHAT} are measured now"]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", [STATISTICS, MANIFEST])
+def test_a_pipe_beside_the_images_does_not_keep_it_waiting(name, copy):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    _, said = finished(measure, copy)
+    assert said[0].startswith(f"warning: {copy / STATISTICS} is not used: ")
 
 
 @pytest.mark.parametrize("name", [STATISTICS, MANIFEST])

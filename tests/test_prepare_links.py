@@ -6,12 +6,21 @@ import shutil
 
 import commands
 import pytest
+from helpers import finished
 from preparing import content, lines, prepare
 
-from tinyalex.data.manifest import JOURNAL, MANIFEST, STATISTICS, Options, read_manifest
+from tinyalex.data.manifest import (
+    JOURNAL,
+    MANIFEST,
+    STATISTICS,
+    Entry,
+    Options,
+    open_journal,
+    read_manifest,
+)
 from tinyalex.data.prepare import prepare as prepare_in_steps
 from tinyalex.data.prepare import source_images
-from tinyalex.files import FolderLostError
+from tinyalex.files import Folder, FolderLostError
 
 
 @pytest.fixture
@@ -103,19 +112,81 @@ def test_a_journal_that_is_gone_at_the_end_is_not_missed(source, tmp_path):
     assert prepare("--verify", target)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "names", [[MANIFEST], [JOURNAL], [MANIFEST, "left_out.jsonl", "ash/00.png.jpg"], [STATISTICS]]
+)
+def test_what_has_the_names_of_ours_and_is_not_ours_is_not_touched(source, tmp_path, names):
+    target = tmp_path / "target"
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text("mine\n")
+    before = content(target)
+    result = prepare(source, target, "--size", 32)
+    commands.assert_refused(result[0], result[2], f"{target} holds other files")
+    assert content(target) == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST, JOURNAL])
+def test_a_pipe_does_not_keep_it_waiting(source, tmp_path, name):
+    target = made(source, tmp_path / "target")
+    (target / name).unlink(missing_ok=True)
+    os.mkfifo(target / name)
+    code, _, complaints = finished(prepare, source, target, "--size", 32)
+    assert code == 1
+    assert f"{target / name}: not a regular file" in complaints
+
+
+@pytest.mark.parametrize("link", ["ash", "ash/deep"])
+@pytest.mark.parametrize("place", ["pool/clean", "pool", "."])
+def test_no_target_inside_what_the_source_links_to(source, tmp_path, link, place):
+    pool = tmp_path / "real/pool"
+    pool.mkdir(parents=True)
+    shutil.copy(source / "ash/00.png", pool / "1.png")
+    if link == "ash":
+        shutil.rmtree(source / "ash")
+    (source / link).symlink_to(pool)
+    target = tmp_path / "real" / place
+    before = content(tmp_path)
+    code, _, complaints = prepare(source, target, "--size", 32)
+    if place == "pool/clean":
+        commands.assert_refused(code, complaints, "must not lie in one another")
+    assert code == 2
+    assert content(tmp_path) == before
+
+
+def test_what_follows_the_last_whole_line_of_a_journal_is_not_read_at_once(tmp_path):
+    line = Entry("a.jpg", "a.png", "0" * 64, 1, 1).line()
+    (tmp_path / JOURNAL).write_text(Options().header() + line)
+    os.truncate(tmp_path / JOURNAL, 10**11)  # which would fill the memory
+    with Folder(tmp_path) as folder, open_journal(folder, Options()):
+        pass
+    assert (tmp_path / JOURNAL).read_text() == Options().header() + line
+
+
 WRONG = [None, 5, "x" * 300_000, [], -1.5, {}]
 
 
 def test_lines_of_a_manifest_that_cannot_be(tmp_path):
-    good = {"path": "a", "source": "b", "sha256": "c", "size": 1, "source_size": 2}
+    good = {"path": "a", "source": "b", "sha256": "0" * 64, "size": 1, "source_size": 2}
     wrong = [{**good, name: value} for name in good for value in WRONG if type(value) is not int]
+    paths = ("", ".", "..", "/a", "a/../../b", "a//b", "a/", "a\0b", "a\ud800b")
+    wrong += [{**good, name: path} for name in ("path", "source") for path in paths]
+    wrong += [{**good, "sha256": text} for text in ("0" * 63, "g" * 64, "0" * 64 + "\n")]
+    wrong += [{**good, "size": -1}, {**good, "size": 10**400}, {**good, "more": 1}]
     wrong += [{}, [], 3, None]
     text = Options().header() + "".join(json.dumps(line) + "\n" for line in [good, *wrong])
+    deep = "[" * 100_000 + "\n"
+    (tmp_path / MANIFEST).write_text(deep + json.dumps(good) + "\n" + deep)
+    assert read_manifest(tmp_path / MANIFEST)[::2] == ("", [1, 3])
     path = tmp_path / MANIFEST
     path.write_text(text)
     header, entries, damaged = read_manifest(path)
     assert (header, len(entries)) == (Options().header(), 1)
-    assert damaged[0] == 3
+    assert damaged == list(range(3, 3 + len(damaged)))
+    shorter = [line for line in wrong if len(json.dumps(line)) < 300_000]
+    path.write_text(Options().header() + "".join(json.dumps(line) + "\n" for line in shorter))
+    assert read_manifest(path)[1:] == ([], list(range(2, 2 + len(shorter))))
+    path.write_text(text)
     with path.open("r+b") as file:
         file.truncate(10**11)  # which would fill the memory
     assert read_manifest(path)[1] == entries

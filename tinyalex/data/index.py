@@ -412,12 +412,26 @@ def _index_in(
         ends = int(np.count_nonzero(text == 0))
         if len(counts) != len(classes) or counts.min() < 0 or counts.sum() != ends or text[-1]:
             return None
-        if len(identities) != ends:
+        if len(identities) != ends or not _lists_classes(text, counts, classes):
             return None
         passed_over = Counter[str](content["passed_over"])
         return Index(root, classes, text, counts, identities, passed_over)
     except (DataError, LookupError, AttributeError, TypeError, ValueError):  # gone, or not ours
         return None
+
+
+def _lists_classes(text: np.ndarray, counts: np.ndarray, classes: list[str]) -> bool:
+    """Tell whether the paths are those of files in the folders of their classes."""
+    step, whole_text = os.fsencode(os.sep), text.tobytes()
+    if step + b".." + step in whole_text or step + b"..\0" in whole_text:
+        return False
+    begin, lasts = 0, np.flatnonzero(text == 0)[np.cumsum(counts) - 1] if len(text) else []
+    for name, count, last in zip(classes, counts, lasts, strict=False):
+        own = b"\0" + whole_text[begin : last + 1] if count else b""
+        if own.count(b"\0" + os.fsencode(name) + step) != count:
+            return False
+        begin = last + 1 if count else begin
+    return True
 
 
 def _key(root: str, classes: Iterable[str], rules: int) -> dict[str, object]:

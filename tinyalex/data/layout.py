@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,6 +119,13 @@ def visible_folders(root: Path, rules: int = RULES) -> set[str]:
     return {
         entry.name for entry in entries if is_folder(entry) and not is_hidden(entry.name, rules)
     }
+
+
+def image_folders(root: Path) -> Iterator[Path]:
+    """Yield the root and the folders that are linked to as splits or as classes."""
+    yield root
+    for folder in (root, *(path for path in root.glob("*") if split_of(path.name))):
+        yield from (path for path in folder.glob("*") if path.is_symlink() and path.is_dir())
 
 
 def _holds_images(folder: Path) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -21,10 +23,13 @@ from tinyalex.data.index import is_hidden
 from tinyalex.data.statistics import load_statistics
 from tinyalex.data.workers import MAX_STUCK, Work, Workers, disk_error, late
 from tinyalex.files import FileError, Folder, open_regular
+from tinyalex.schema import Rule, check, whole
 
 MANIFEST, JOURNAL = "manifest.jsonl", ".manifest-so-far.jsonl"
 STATISTICS, LEFT_OUT = "statistics.safetensors", "left_out.jsonl"
 OWN_FILES = {MANIFEST, JOURNAL, STATISTICS, LEFT_OUT, "run.lock"}
+
+FORMAT = "tinyalex-manifest-1"
 
 PATIENCE = 30.0
 """Seconds for one image, which it takes on no machine: then it is left out, and for good."""
@@ -64,7 +69,7 @@ class Options:
 
     def header(self) -> str:
         """Return the first line of a manifest."""
-        return json.dumps({"format": "tinyalex-manifest-1", **asdict(self)}) + "\n"
+        return json.dumps({"format": FORMAT, **asdict(self)}) + "\n"
 
     def name_for(self, name: str) -> str:
         """Return what the file `name` is called afterwards: it keeps an ending that fits."""
@@ -86,6 +91,52 @@ class Entry(NamedTuple):
         return json.dumps(self._asdict()) + "\n"
 
 
+def _leads_inside(path: Any) -> bool:
+    """Tell whether a path is that of a file below the folder from which it leads."""
+    try:
+        os.fsencode(path)
+    except (TypeError, ValueError):  # no text, or a surrogate that stands for no byte
+        return False
+    parts = path.replace(os.altsep or os.sep, os.sep).split(os.sep)
+    return "\0" not in path and {"", ".", ".."}.isdisjoint(parts)
+
+
+_INSIDE = Rule("the path of a file below the folder", _leads_inside)
+_DIGEST = Rule(
+    "a SHA-256 in hexadecimal",
+    lambda value: type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None,
+)
+LINE = {
+    "path": _INSIDE,
+    "source": _INSIDE,
+    "sha256": _DIGEST,
+    "size": whole(),
+    "source_size": whole(),
+}
+"""What is in a line of a manifest."""
+
+_NO_LINE = (ValueError, TypeError, LookupError, RecursionError)
+"""What something else in the place of a line can raise."""
+
+
+def _entry_in(line: bytes) -> Entry:
+    content = json.loads(line)
+    check(content, LINE)
+    return Entry(**content)
+
+
+def is_manifest(path: Path) -> bool:
+    """Tell whether a file is a manifest or a journal, perhaps with a damaged first line."""
+    with suppress(OSError), open_regular(path) as file:
+        first, second = (file.readline(LONGEST_LINE) for _ in range(2))
+        with suppress(*_NO_LINE):
+            if json.loads(first)["format"] == FORMAT:
+                return True
+        with suppress(*_NO_LINE):
+            return bool(_entry_in(second))
+    return False
+
+
 def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
     """Return the first line, the entries, and which lines are damaged, counted from 1.
 
@@ -98,15 +149,12 @@ def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
             if number > 1 and not line.strip():
                 continue
             try:
-                content = json.loads(line)
                 if number == 1:
+                    json.loads(line)
                     header = line.decode().rstrip("\n") + "\n"
-                    continue
-                entry = Entry(**content)
-                if tuple(map(type, entry)) != (str, str, str, int, int):
-                    raise TypeError("a field of another type")
-                entries.append(entry)
-            except (ValueError, TypeError, RecursionError):
+                else:
+                    entries.append(_entry_in(line))
+            except _NO_LINE:
                 damaged.append(number)
                 if len(line) == LONGEST_LINE:  # and nobody knows where the next one begins
                     break
@@ -144,8 +192,13 @@ def open_journal(target: Folder, options: Options) -> BinaryIO:
     if not target.is_file(JOURNAL) or read_manifest(target.path / JOURNAL)[0] != header:
         target.write(JOURNAL, lambda file: file.write(header.encode()))
     file = target.open_own(JOURNAL)
-    file.truncate(file.read().rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
+    end = 0
+    for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+    file.truncate(end)
+    file.seek(end)
     return file
 
 

@@ -18,7 +18,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from PIL import Image
 from tinyalex.data.dataset import DataError, ImageError, printable
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.image import decode_image, read_bytes, read_image
-from tinyalex.data.layout import find_layout
+from tinyalex.data.layout import find_layout, image_folders
 from tinyalex.data.manifest import (
     JOURNAL,
     LEFT_OUT,
@@ -42,6 +42,7 @@ from tinyalex.data.manifest import (
     chunks,
     file_size,
     files_below,
+    is_manifest,
     open_journal,
     read_manifest,
     sha256,
@@ -81,13 +82,13 @@ def source_images(source: Path, target: Path, layout: str | None = None) -> Sour
     It holds class folders, or splits with such, as `ImageFolder` takes them. Raises DataError if it
     does not, and for a `target` that it would be wrong to write to.
     """
-    here, there = source.resolve(), target.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise DataError(f"{source} and {target} must not lie in one another")
-    files = files_below(target)
-    is_ours = files & {MANIFEST, LEFT_OUT} or (target / JOURNAL).exists()
-    if not is_ours and files - OWN_FILES:
-        raise DataError(f"{target} holds other files: give a folder that is empty or new")
+    _check_apart(image_folders(source), target)
+    if not _is_ours(target):
+        journal = {JOURNAL} if os.path.lexists(target / JOURNAL) else set()
+        if (files_below(target) | journal) - {
+            name for name in OWN_FILES if file_size(target / name) == 0
+        }:
+            raise DataError(f"{target} holds other files: give a folder that is empty or new")
     splits, beside = find_layout(source, layout)
     if splits:
         ImageFolder(source, "train", layout=layout)  # which compares their classes
@@ -98,9 +99,35 @@ def source_images(source: Path, target: Path, layout: str | None = None) -> Sour
     else:
         folders = [ImageFolder(source, layout=layout)]
     names = [os.path.relpath(path, source) for folder in folders for path in folder.paths]
+    _check_apart(_folders_of(names, source), target)
     passed_over = Counter({"beside the splits": beside})
     passed_over = sum((folder.passed_over for folder in folders), passed_over)
     return Source(names, splits.get("train", ""), passed_over)
+
+
+def _folders_of(names: Sequence[str], source: Path) -> set[Path]:
+    """Return the folders below `source` in which these files lie, and those above them."""
+    inner = map(Path, {os.path.dirname(name) for name in names})
+    return {source / folder for path in inner for folder in (path, *path.parents)}
+
+
+def _check_apart(folders: Iterable[Path], target: Path) -> None:
+    """Raise DataError for a target inside a folder of images, or the other way round."""
+    there = target.resolve()
+    for folder in folders:
+        here = folder.resolve()
+        if here.is_relative_to(there) or there.is_relative_to(here):
+            raise DataError(f"{folder} and {target} must not lie in one another")
+
+
+def _is_ours(target: Path) -> bool:
+    """Tell whether a folder was prepared, or begun, by its manifest, journal or statistics."""
+    if is_manifest(target / MANIFEST) or is_manifest(target / JOURNAL):
+        return True
+    try:
+        return "manifest_sha256" in load_statistics(target / STATISTICS)[1]
+    except (OSError, FileError):
+        return False
 
 
 def prepare(

@@ -67,6 +67,11 @@ class PixelStatistics:
             raise ValueError(f"the mean image is no square: {found.mean_image.shape}")
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("some of the numbers are not finite")
+        if not all(((array >= 0) & (array <= 255)).all() for array in arrays[:2]):
+            raise ValueError("the means are not in 0..255")
+        covariance = found.colour_covariance
+        if (abs(covariance) > 255**2).any() or not np.allclose(covariance, covariance.T):
+            raise ValueError("the covariance is not one of colours in 0..255")
         return found
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinyalex.backends.devices import DeviceError, check, parse
-from tinyalex.data.layout import split_of
+from tinyalex.data.layout import image_folders
 from tinyalex.models import VARIANTS
 from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
@@ -104,19 +103,12 @@ def check_together(args: argparse.Namespace) -> None:
 
 def check_place(out: Path, data: str | None) -> None:
     """Raise ValueError for an output folder that would be taken for a class of images."""
-    for folder in _image_folders(Path(data)) if data else ():
+    for folder in image_folders(Path(data)) if data else ():
         if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 f"{out} lies in the folder of images {folder} and would be taken for a class: "
                 "give an --out elsewhere (a run that is there can be moved)"
             )
-
-
-def _image_folders(root: Path) -> Iterator[Path]:
-    """Yield the root and the folders that are linked to as splits or as classes."""
-    yield root
-    for folder in (root, *(path for path in root.glob("*") if split_of(path.name))):
-        yield from (path for path in folder.glob("*") if path.is_symlink() and path.is_dir())
 
 
 def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
