@@ -82,7 +82,13 @@ def test_only_what_was_made_there_is_removed(source, tmp_path):
         assert (target / path).exists()
 
 
-@pytest.mark.parametrize("lose", [shutil.rmtree, lambda path: path.rename(f"{path}-moved")])
+def remove(folder):
+    """Remove a folder in which a process is at work."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("lose", [remove, lambda path: path.rename(f"{path}-moved")])
 def test_a_target_that_is_replaced_meanwhile_is_left_alone(source, tmp_path, monkeypatch, lose):
     target, begun = tmp_path / "target", []
     target.mkdir()
