@@ -477,6 +477,8 @@ def test_a_part_of_a_prepared_folder_is_known(root, learned_from_prepared, tmp_p
     data, clean, out = tmp_path / "data", tmp_path / "clean", tmp_path / "run"
     for split, count in (("train", 8), ("val", 5)):
         draw_photos(data / split, count)
+    for path in data.glob("val/*/*"):  # which would be copies of training images
+        path.write_bytes(path.read_bytes() + b"x")
     assert run("prepare_images", data, clean, "--size", 36, "--processes", 1)[0] == 0
     one, other = (clean, data) if learned_from_prepared else (data, clean)
     assert train_on(one if root == "all" else one / "train", out, "--epochs", 1)[0] == 0
@@ -485,6 +487,23 @@ def test_a_part_of_a_prepared_folder_is_known(root, learned_from_prepared, tmp_p
     count = 24 if root == "all" else 18
     assert complaints.startswith(f"warning: {count} of these 24 images are images that the run ")
     assert evaluated(out, "--data", other / "val")[::2] == (0, "")
+    again = tmp_path / "test"
+    if learned_from_prepared:
+        shutil.copytree(data / "train", again)
+    else:
+        arguments = ("--size", 36, "--processes", 1)
+        assert run("prepare_images", data / "train", again, *arguments)[0] == 0
+    _, _, complaints = evaluated(out, "--data", again)
+    assert complaints.startswith(f"warning: {count} of these 24 images are images that the run ")
+
+
+def test_names_that_no_file_has_cost_no_evaluation(data, copy, tmp_path):
+    other = shutil.copytree(data, tmp_path / "other")
+    entry = {"path": "\ud800", "source": "\ud800", "sha256": "", "size": 1, "source_size": 1}
+    (tmp_path / "manifest.jsonl").write_text("{}\n" + json.dumps(entry) + "\n")
+    code, _, complaints = evaluated(copy, "--data", other)
+    assert code == 0
+    assert complaints.startswith("warning: 57 of these 72 images are images that the run learned")
 
 
 def test_printed_commands_run(photos, tmp_path, monkeypatch):

@@ -172,9 +172,11 @@ def sources(root: Path) -> dict[bytes, tuple[bytes, int]]:
         _, entries, _ = read_manifest(root / MANIFEST)
     except OSError:
         return {}
-    return {
-        os.fsencode(entry.path): (os.fsencode(entry.source), entry.source_size) for entry in entries
-    }
+    found = {}
+    for entry in entries:
+        with suppress(UnicodeEncodeError):  # such names no file has
+            found[os.fsencode(entry.path)] = os.fsencode(entry.source), entry.source_size
+    return found
 
 
 def training_entries(entries: Sequence[Entry], folder: str) -> list[Entry]:

@@ -267,10 +267,10 @@ class RunImages:
         except DataError as error:
             return f"which of these images the run learned from is not known: {error}"
         home = self._home()
-        before, made = _origins(home), _origins(images.folder)
+        (before, learned_part), (made, part) = _origins(home), _origins(images.folder)
         known = {composed(name): name for name in train.names}
         origins = {composed(before[name][0]): name for name in train.names if name in before}
-        splits = {split_of(os.path.basename(folder)) for folder in (home, str(images.folder))}
+        splits = {split_of(learned_part if before else os.path.basename(home)), split_of(part)}
         other_split = len(splits - {None}) > 1
         count, names = 0, images.kept().names
         is_file = self._learned_from(images)
@@ -325,21 +325,23 @@ def _below(folder: str, name: bytes) -> str:
     return os.path.join(folder, os.fsdecode(name))
 
 
-def _origins(folder: str | Path) -> dict[bytes, tuple[bytes, int]]:
+def _origins(folder: str | Path) -> tuple[dict[bytes, tuple[bytes, int]], str]:
     """Return name and size of what each image in a prepared folder, or part of it, was made from.
 
-    Names are those below the folder.
+    Names are those below the folder; beside them stands the name of the part, "" for the whole.
     """
     real = Path(os.path.realpath(folder))
     for root in (real, *real.parents):
         if made := sources(root):
-            part = os.fsencode(os.path.join(real.relative_to(root), "")) if real != root else b""
-            return {
+            below = "" if real == root else os.path.join(real.relative_to(root), "")
+            part = os.fsencode(below)
+            found = {
                 name.removeprefix(part): (source.removeprefix(part), size)
                 for name, (source, size) in made.items()
                 if name.startswith(part) and source.startswith(part)
             }
-    return {}
+            return found, os.path.basename(os.path.dirname(below))
+    return {}, ""
 
 
 def data_digest(classes: Sequence[str], *labels: np.ndarray) -> str:

@@ -277,7 +277,7 @@ def new_run(
     assert val is not None
     if shared := in_both({"train": train, "val": val, "test": test}):
         if not kept:
-            raise DataError(f"{settings.data}: {shared}; give each split files of its own")
+            raise DataError(f"{settings.data}: {shared}; keep each file in one of them")
         warn(f"warning: {shared}: what is held out says nothing about those that are learned from")
     fresh = mean is None
     if mean is None:
