@@ -293,3 +293,52 @@ except MemoryError as error:
     print(error)
 """
     assert run_python(code) == f"{tmp_path}/large.png: the memory does not suffice to decode it\n"
+
+
+def keyed(depth, kind, raw, *key):
+    """Return a PNG of 2 x 1 pixels of a depth and a colour type, and one colour transparent."""
+    header = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    chunks = {
+        b"IHDR": header,
+        b"tRNS": struct.pack(f">{len(key)}H", *key),
+        b"IDAT": zlib.compress(b"\0" + raw),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(images.chunk(*one) for one in chunks.items())
+
+
+KEYED = {
+    "grey, 1 bit, black": (keyed(1, 0, b"\x40", 0), 255),
+    "grey, 1 bit, white": (keyed(1, 0, b"\x80", 1), 0),
+    "grey, 2 bits": (keyed(2, 0, b"\x60", 1), 170),
+    "grey, 4 bits": (keyed(4, 0, b"\x5a", 5), 170),
+    "grey, 8 bits": (keyed(8, 0, b"\x10\xaa", 16), 170),
+    "grey, 16 bits": (keyed(16, 0, b"\x03\xe8\xaa\xaa", 1000), 170),
+    "grey, 16 bits, one apart": (keyed(16, 0, b"\x03\xe8\x03\xe9", 1000), 4),
+    "colour, 8 bits": (keyed(8, 2, b"\x10\x20\x30\xaa\xaa\xaa", 16, 32, 48), 170),
+    "colour, 16 bits": (keyed(16, 2, b"\x10\1\x20\2\x30\3" + b"\xaa" * 6, 4097, 8194, 12291), 170),
+}
+
+
+@pytest.mark.parametrize("name", KEYED)
+def test_the_transparent_colour_is_laid_on_white_at_every_depth(name, tmp_path):
+    content, other = KEYED[name]
+    assert read(content, tmp_path).tolist() == [[[255] * 3, [other] * 3]]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("WEBP", 18), ("PNG", 15)])
+def test_what_decoding_takes_for_each_pixel(kind, most, tmp_path):
+    """Four bytes are a picture, and libwebp keeps two besides; of small ones little is seen."""
+    path = tmp_path / "image"
+    Image.new("RGBA", (4000, 4000), (9, 9, 9, 99)).save(path, kind, lossless=True, method=0)
+    program = rf"""if True:
+        import re
+        from pathlib import Path
+        from tinyalex.data import read_image
+        def peak():
+            return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        before = peak()
+        read_image({str(path)!r}, 256)
+        print((peak() - before) / 16_000 * 1.024)
+    """
+    assert float(run_python(program)) < most

@@ -142,6 +142,8 @@ def _decode(content: bytes, shorter_side: int | None) -> np.ndarray:
         if shorter_side is not None:
             image.draft(None, (shorter_side, shorter_side))  # JPEG only; nothing for the others
         upright = UPRIGHT.get(orientation_in(exif, xmp))
+        image.load()
+        vars(image).pop("_decoder", None)  # of WebP, which holds two more pictures
         rgb = _to_rgb(image)
         return np.asarray(rgb if upright is None else rgb.transpose(upright))
 
@@ -149,9 +151,10 @@ def _decode(content: bytes, shorter_side: int | None) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255
         wide = np.asarray(image).astype(np.int64)
+        wide[wide == image.info.get("transparency")] = 65535
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 

@@ -202,7 +202,9 @@ def _png(content: bytes) -> Picture:
     for _ in range(MAX_PARTS):
         kind = content[position + 4 : position + 8]
         end = position + 12 + int.from_bytes(content[position : position + 4], "big")
-        if kind in _PNG_PICTURE:
+        if kind == b"tRNS":
+            kept.append(_as_decoded(content[position:end], *content[24:26]))
+        elif kind in _PNG_PICTURE:
             kept.append(content[position:end])
         elif kind == b"eXIf":
             exif = content[position + 8 : end - 4]
@@ -216,6 +218,26 @@ def _png(content: bytes) -> Picture:
             return Picture(b"".join(kept), exif, xmp)
         position = end
     raise FormatError(f"more than {MAX_PARTS:,} chunks")
+
+
+def _as_decoded(chunk: bytes, depth: int, kind: int) -> bytes:
+    """Return a tRNS chunk with the transparent colour as Pillow decodes it: in 8 bits.
+
+    Of 16 bits of a colour that keeps the upper 8, also of the colours beside it. Grey of 16 bits
+    stays.
+    """
+    values = chunk[8:-4]
+    if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:] or len(values) % 2:
+        return chunk
+    numbers = struct.unpack(f">{len(values) // 2}H", values)
+    if kind == 0 and depth in (2, 4):
+        numbers = tuple(value % 2**depth * 255 // (2**depth - 1) for value in numbers)
+    elif kind == 2 and depth == 16:
+        numbers = tuple(value >> 8 for value in numbers)
+    else:
+        return chunk
+    body = b"tRNS" + struct.pack(f">{len(numbers)}H", *numbers)
+    return chunk[:4] + body + zlib.crc32(body).to_bytes(4, "big")
 
 
 def _text(kind: bytes, text: bytes) -> bytes:
