@@ -321,7 +321,9 @@ def test_a_run_whose_folder_is_lost_saves_beside_it_and_stops(
     *_, option, place = shlex.split(found[3])
     assert (option, Path(place)) == ("--resume", rescued)
     code, said, complaints = run(TRAIN, "--resume", place)
-    assert (code, complaints) == (0, "")
+    assert code == 0
+    # The images to test this one on are those of the validation.
+    assert complaints == "" or (at == "testing" and "belong to val and to test" in complaints)
     assert "warning" not in said
 
 
