@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ import tinyalex as ta
 from tinyalex.data import ImageError
 from tinyalex.data.dataset import printable
 from tinyalex.training import Answers, Checkpoints, load_checkpoint
-from tinyalex.training.command import command
+from tinyalex.training.command import command, name_in, path_in
 from tinyalex.training.parser import make_parser
 from tinyalex.training.progress import (
     Progress,
@@ -274,7 +273,11 @@ def numeric_options():
             else:
                 actions = [action]
             for one in actions:
-                if one.option_strings and one.type not in (None, Path) and not one.choices:
+                if (
+                    one.option_strings
+                    and one.type not in (None, name_in, path_in)
+                    and not one.choices
+                ):
                     yield name, one.option_strings[0]
 
 

@@ -20,7 +20,7 @@ from tinyalex.data.manifest import (
 )
 from tinyalex.data.prepare import prepare as prepare_in_steps
 from tinyalex.data.prepare import source_images
-from tinyalex.files import Folder, FolderLostError
+from tinyalex.files import Folder
 
 
 @pytest.fixture
@@ -101,7 +101,8 @@ def test_a_target_that_is_replaced_meanwhile_is_left_alone(source, tmp_path, mon
             target.mkdir()
 
     work = (source, source_images(source, target), target, Options(32), 1)
-    with pytest.raises(FolderLostError, match="target is "):
+    # A worker in the middle of an image may find it out first.
+    with pytest.raises(OSError, match=r"target is |No such file"):
         prepare_in_steps(*work, show)
     assert not list(target.iterdir())
 
