@@ -65,7 +65,7 @@ IMAGE_SHARE = {"paper": 1.0, "torchvision": 0.4}  # about, of a contestant's `mi
 def compare(
     case: Case, conditions: list[Condition], rounds: int, steps: int | None, only: list[str]
 ) -> dict[Condition, dict[str, Any]]:
-    """Let the contestants take turns under each condition and return all that they measured."""
+    """Measure all contestants in turns, under each condition."""
     contestants, left_out = choose(case, only)
     extra = [LARGE_PRODUCT] if QUIET in conditions else []
     extra += [ON_A_FREE_CORE] if any(condition.busy for condition in conditions) else []
@@ -122,7 +122,7 @@ def compare(
 
 
 def choose(case: Case, only: list[str]) -> tuple[list[Contestant], dict[str, str]]:
-    """Return the contestants, and the reason for each peer that is left out."""
+    """Return the contestants, and why each other peer is left out."""
     contestants = [c for c in CONTESTANTS[case.mode] if not only or c.name in (*only, TINYALEX)]
     left_out = {
         c.name: f"{' and '.join(c.missing())} not installed" for c in contestants if c.missing()
@@ -133,7 +133,7 @@ def choose(case: Case, only: list[str]) -> tuple[list[Contestant], dict[str, str
 
 
 def too_large(case: Case, contestants: list[Contestant]) -> dict[str, str]:
-    """Return the last contestants, for which the memory does not suffice, with that reason.
+    """Return the last contestants that do not fit into memory, with the reason.
 
     All processes stay alive until the end, so together they need the memory of all.
     """
@@ -172,7 +172,7 @@ def check_agreement(case: Case, workers: list[Worker]) -> None:
 def take_turns(
     case: Case, workers: list[Worker], condition: Condition, rounds: int, steps: int
 ) -> dict[int, dict[str, list[dict[str, Any]]]]:
-    """Return what every worker measured in every round, after every length of pause."""
+    """Return the measurements per pause and worker, one per round."""
     # Some take their turn before the busy processes begin: they tell of the machine.
     of_machine = (LARGE_PRODUCT.name, ONE_THREAD)
     first = [w for w in workers if w.name == of_machine[condition.busy > 0] and condition != idle()]
@@ -218,7 +218,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def conditions(arguments: argparse.Namespace, case: Case) -> list[Condition]:
-    """Return the conditions that were asked for, or all that the tables have of this case."""
+    """Return the conditions asked for, by default those of the tables."""
     asked = [QUIET] if arguments.quiet else []
     asked += [idle()] if arguments.idle else []
     asked += [busy(processes, case.training) for processes in arguments.busy]

@@ -82,7 +82,7 @@ def cases(variant: str) -> dict[str, Callable[[], None]]:
 
 
 def products() -> dict[str, Callable[[], None]]:
-    """Return the products of a task of conv3, by register tiles and by BLAS, on one core."""
+    """Return the products of one conv3 task, by register tiles and BLAS."""
     rng = np.random.default_rng(0)
     left = rng.standard_normal((POINTS, TILES + 16, CHANNELS), np.float32)
     right = rng.standard_normal((POINTS, CHANNELS, KERNELS), np.float32)

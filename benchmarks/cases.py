@@ -31,7 +31,7 @@ def idle() -> Condition:
 
 
 def busy(processes: int, training: bool) -> Condition:
-    """Return the condition of calls beside busy processes, for predictions also after a pause."""
+    """Return the condition of calls beside busy processes."""
     return Condition(f"busy{processes}", processes, (0,) if training else (0, 100))
 
 
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Return the name of the file that holds the result on a quiet machine."""
+        """Return the file name of the result on a quiet machine."""
         return f"cpu-{self.mode}-{self.variant}-{self.batch_size}"
 
     @property
@@ -79,7 +79,7 @@ def network(variant: str) -> ta.models.AlexNet:
 def walk(
     model: ta.models.AlexNet, images: np.ndarray
 ) -> Iterator[tuple[str, nn.Module, ta.Tensor, ta.Tensor]]:
-    """Yield name, layer, input and output of every layer, one after the other.
+    """Yield name, layer, input and output of each layer.
 
     Layers are numbered as everybody does: pool2 and relu2 are what follows conv2.
     """

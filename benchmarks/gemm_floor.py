@@ -1,4 +1,4 @@
-"""The speed of a net if its matrix products were all of its work.
+"""Speed of a net whose only work is its matrix products.
 
 The operations of all products, divided by the speed of one large product, are a time that a step
 cannot go below by much. They are counted twice: with every convolution done directly, and done by

@@ -74,7 +74,7 @@ def _sgd(work: Work) -> Row:
 
 
 def rows(net: Net, images: int) -> Iterator[Row]:
-    """Yield every pass of a training step that has a floor, and the ReLU of conv1 beside them."""
+    """Yield each pass of a training step that has a floor."""
     works = {(w.layer, w.part): w for w in gpu_floors.works(net, images, training=True)}
     steps = list(gpu_floors.shapes(net, images))
     rng = np.random.default_rng(1)

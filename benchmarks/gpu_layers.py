@@ -146,7 +146,7 @@ def _poison(count: int) -> None:
 
 
 def cold(call: Call, flush: Any, count: int) -> list[float]:
-    """Return the seconds of each of ``count`` calls, with nothing of theirs in the caches."""
+    """Return the seconds of ``count`` calls, each with cold caches."""
     xp = cupy()
     stream = xp.cuda.Stream.null
     pairs = []
