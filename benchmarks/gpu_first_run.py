@@ -8,7 +8,7 @@ on any machine, from the project's folder:
 
     cp FOLDER/golden/*.npz tests/golden/ && cp FOLDER/gpu-*.json benchmarks/results/
     python benchmarks/bench_gpu.py --table-only && python benchmarks/kernel_ladder.py --table
-    python -m pytest tests/test_golden.py
+    python -m pytest tests/cuda/test_golden.py
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def run(part: Part, folder: Path, seconds: float) -> str:
     """Run a part for at most so many seconds and return how it ended."""
     if not shutil.which(part.needs):
         return f"left out: there is no {part.needs}"
-    path = os.pathsep.join(filter(None, [str(ROOT), "tests", os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(ROOT), "tests", "tests/support", os.environ.get("PYTHONPATH")])
+    )
     began = time.monotonic()
     with open(folder / f"{part.name}.log", "w", encoding="utf-8") as log:
         try:

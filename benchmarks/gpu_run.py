@@ -18,7 +18,7 @@ from gpu_cases import Case
 from gpu_contestants import Contestant, check
 from gpu_timing import Protocol, Times
 
-from tinyalex import files
+from tinyalex import folders
 from tinyalex.backends.gpu import cupy
 
 Result = dict[str, Any]
@@ -210,7 +210,7 @@ def save(folder: Path, name: str, result: Result) -> None:
     """Write a result, whole or not at all: the machine may be taken away at any moment."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"
-    files.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
+    folders.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
 
 
 def load(folder: Path, name: str) -> Result:

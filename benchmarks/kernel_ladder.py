@@ -31,7 +31,7 @@ from tinyalex.backends.geometry import (
     pool_output_size,
 )
 
-sys.path.append(str(report.ROOT / "tests"))
+sys.path += [str(report.ROOT / "tests"), str(report.ROOT / "tests/support")]
 from simt import resources, standin  # the real cupy is imported first, for its NVRTC
 
 DOCUMENT = report.ROOT / "kernels" / "README.md"

@@ -26,6 +26,8 @@ import report
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tinyalex.cli.common import EXPECTED_ERRORS, complain
+from tinyalex.cli.train_options import defaults_for
 from tinyalex.data import Loader
 from tinyalex.models import VARIANTS
 from tinyalex.models.spec import LRN, Gaussian, Layer, Linear, ReLU
@@ -43,10 +45,9 @@ from tinyalex.training import (
     read_metrics,
     settings_in,
 )
-from tinyalex.training.beginning import old_run, prepared
-from tinyalex.training.command import EXPECTED_ERRORS, complain
+from tinyalex.training.build import resumed_run
 from tinyalex.training.datasets import kept_in, open_held_out
-from tinyalex.training.options import defaults_for
+from tinyalex.training.run_folder import open_run_folder
 
 DEFAULT = None
 FEW_IMAGES = {"lr": 0.002, "batch_size": 32}
@@ -118,12 +119,12 @@ def train(settings: Settings, out: Path) -> None:
         checkpoint, path = checkpoints.load()
         if settings_in(checkpoint, path) != settings:
             raise ValueError(f"{out} was trained with other settings: remove it, or name another")
-        run = old_run(settings, checkpoint, out)
+        run = resumed_run(settings, checkpoint, out)
         del checkpoint
     else:
         run = new_run(settings, progress=Progress())
     stop = StopRequest()
-    with prepared(run, checkpoints, stop, shlex.join(["python", *sys.argv])) as trainer:
+    with open_run_folder(run, checkpoints, stop, shlex.join(["python", *sys.argv])) as trainer:
         trainer.train(stop)
 
 

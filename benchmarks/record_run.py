@@ -16,8 +16,8 @@ from typing import Any
 
 import report
 
+from tinyalex.progress import duration
 from tinyalex.training import read_metrics
-from tinyalex.training.progress import duration
 
 MILESTONES = (1, 2, 5, 10, 20, 30, 60, 90)  # epochs worth a row, besides the last
 

@@ -16,8 +16,8 @@ from PIL import Image
 from tinyalex.backends import reference
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.data import Patterns
-from tinyalex.files import write_atomically
-from tinyalex.training.pictures import BLUE, INK, PALE, PALE_BLUE, PALE_RED, RED
+from tinyalex.folders import write_atomically
+from tinyalex.pictures.sheets import BLUE, INK, PALE, PALE_BLUE, PALE_RED, RED
 
 SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "white", "#e0796d"])
 PALE_TO_RED = LinearSegmentedColormap.from_list("amount", ["white", PALE_RED, RED])

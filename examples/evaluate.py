@@ -25,21 +25,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import numpy as np
 
 from tinyalex.backends.devices import check
-from tinyalex.data import Dataset, loader_on
-from tinyalex.data.dataset import printable
-from tinyalex.threads import set_num_threads
-from tinyalex.training import (
-    Answers,
-    Progress,
-    checkpoint_path,
-    classifier_in,
-    examine,
-    load_checkpoint,
-    settings_in,
-)
-from tinyalex.training.command import (
-    DONE,
-    FAILED,
+from tinyalex.cli.common import (
     Help,
     Parser,
     add_crops,
@@ -52,10 +38,12 @@ from tinyalex.training.command import (
     readable,
     whole,
 )
-from tinyalex.training.datasets import RunImages, open_folder, title
-from tinyalex.training.optional import PackageError
-from tinyalex.training.pictures import confusion_matrix, contact_sheet, failure, save_png
-from tinyalex.training.progress import (
+from tinyalex.data import Dataset, loader_on
+from tinyalex.interrupts import DONE, FAILED
+from tinyalex.optional import PackageError
+from tinyalex.pictures.charts import confusion_matrix
+from tinyalex.pictures.sheets import contact_sheet, failure, save_png
+from tinyalex.progress import (
     cells,
     command_line,
     folded,
@@ -65,6 +53,18 @@ from tinyalex.training.progress import (
     say,
     warn,
 )
+from tinyalex.text import printable
+from tinyalex.threads import set_num_threads
+from tinyalex.training import (
+    Answers,
+    Progress,
+    checkpoint_path,
+    classifier_in,
+    examine,
+    load_checkpoint,
+    settings_in,
+)
+from tinyalex.training.datasets import RunImages, open_folder, title
 
 TITLES = {1: "centre crop", 10: "ten crops"}
 CONFUSED = 10

@@ -25,9 +25,9 @@ import numpy as np
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models
+from tinyalex.cli.common import Help, Parser, command, whole
 from tinyalex.models.alexnet import smallest_input
-from tinyalex.training.command import Help, Parser, command, whole
-from tinyalex.training.progress import say
+from tinyalex.progress import say
 
 EPS = 1e-6
 TOLERANCE = 1e-5  # rounding costs about 1e-9; anything wrong in the mathematics costs far more

@@ -28,21 +28,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import numpy as np
 
-from tinyalex.data import Dataset, EvalTransform, Loader
-from tinyalex.data.dataset import printable
-from tinyalex.threads import set_num_threads
-from tinyalex.training import (
-    Classifier,
-    Progress,
-    checkpoint_path,
-    classifier_in,
-    load_checkpoint,
-    read_metrics,
-    settings_in,
-)
-from tinyalex.training.command import (
-    DONE,
-    USAGE,
+from tinyalex.cli.common import (
     Help,
     Parser,
     add_checkpoint,
@@ -54,16 +40,30 @@ from tinyalex.training.command import (
     path_in,
     readable,
 )
-from tinyalex.training.datasets import ImageFiles, RunImages, title
-from tinyalex.training.features import (
+from tinyalex.data import Dataset, EvalTransform, Loader
+from tinyalex.interrupts import DONE, USAGE
+from tinyalex.pictures.charts import learning_curves
+from tinyalex.pictures.features import (
     feature_sheet,
     hidden_vectors,
     layer_outputs,
     nearest,
     neighbour_sheet,
 )
-from tinyalex.training.pictures import contact_sheet, first_kernels, learning_curves, save_png
-from tinyalex.training.progress import say, warn
+from tinyalex.pictures.sheets import contact_sheet, first_kernels, save_png
+from tinyalex.progress import say, warn
+from tinyalex.text import printable
+from tinyalex.threads import set_num_threads
+from tinyalex.training import (
+    Classifier,
+    Progress,
+    checkpoint_path,
+    classifier_in,
+    load_checkpoint,
+    read_metrics,
+    settings_in,
+)
+from tinyalex.training.datasets import ImageFiles, RunImages, title
 
 AT_MOST = {"answers": 40, "neighbours": 20, "features": 1}
 """How many images there is room for."""

@@ -22,15 +22,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import numpy as np
 
 from tinyalex.backends.devices import check
-from tinyalex.data.copies import NotCopiedError, SortedCopies
-from tinyalex.data.dataset import printable
-from tinyalex.data.image import decode_image, read_bytes
-from tinyalex.threads import set_num_threads
-from tinyalex.training import load_classifier
-from tinyalex.training.command import (
-    DONE,
-    FAILED,
-    USAGE,
+from tinyalex.cli.common import (
     Help,
     Parser,
     add_crops,
@@ -43,8 +35,14 @@ from tinyalex.training.command import (
     path_in,
     readable,
 )
-from tinyalex.training.pictures import contact_sheet, failure, save_png
-from tinyalex.training.progress import one_sentence, say, warn
+from tinyalex.data.copies import NotCopiedError, SortedCopies
+from tinyalex.data.image import decode_image, read_bytes
+from tinyalex.interrupts import DONE, FAILED, USAGE
+from tinyalex.pictures.sheets import contact_sheet, failure, save_png
+from tinyalex.progress import one_sentence, say, warn
+from tinyalex.text import printable
+from tinyalex.threads import set_num_threads
+from tinyalex.training import load_classifier
 
 EXIT_CODES = (
     "exit codes: 0 done, perhaps without images in folders that could not be read; 1 failed on the "

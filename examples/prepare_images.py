@@ -25,27 +25,18 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # What is imported from here on takes a second: Ctrl-C ends that without a traceback.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
-from tinyalex.data.dataset import DataError, printable
+from tinyalex.cli.common import Help, Parser, add_layout, command, complain, path_in, whole
+from tinyalex.data.dataset import DataError
 from tinyalex.data.index import in_words
 from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
 from tinyalex.data.prepare import prepare, source_images
-from tinyalex.data.workers import WorkerError
+from tinyalex.data.worker_processes import WorkerError
+from tinyalex.folders import locked
+from tinyalex.interrupts import DONE, FAILED, USAGE
+from tinyalex.progress import duration, one_sentence, say, warn
+from tinyalex.text import printable
 from tinyalex.threads import available_cores
 from tinyalex.training import Progress
-from tinyalex.training.command import (
-    DONE,
-    FAILED,
-    USAGE,
-    Help,
-    Parser,
-    add_layout,
-    command,
-    complain,
-    path_in,
-    whole,
-)
-from tinyalex.training.lock import locked
-from tinyalex.training.progress import duration, one_sentence, say, warn
 
 EXIT_CODES = (
     "exit codes: 0 done, perhaps without images that could not be read; 1 failed on the way; "

@@ -24,11 +24,19 @@ import numpy as np
 
 from tinyalex import summary
 from tinyalex.backends.devices import DeviceError
+from tinyalex.cli.common import command, complain, shortest, this_python
+from tinyalex.cli.dry_run import rehearse
+from tinyalex.cli.finish import finish
+from tinyalex.cli.overfit import advice, overfit
+from tinyalex.cli.tensorboard import shown_by_tensorboard
+from tinyalex.cli.train_options import as_arguments, read_arguments
 from tinyalex.data import DataError, ImageFolder, WorkerError
-from tinyalex.data.dataset import printable
 from tinyalex.data.index import in_words
-from tinyalex.files import FolderLostError
+from tinyalex.folders import FolderLostError
+from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.models import VARIANTS
+from tinyalex.progress import command_line, folded, one_sentence, say
+from tinyalex.text import printable
 from tinyalex.training import (
     DivergedError,
     Progress,
@@ -38,25 +46,9 @@ from tinyalex.training import (
     Trainer,
     new_run,
 )
-from tinyalex.training.beginning import old_run, prepared
-from tinyalex.training.command import (
-    DIVERGED,
-    DONE,
-    FAILED,
-    USAGE,
-    command,
-    complain,
-    shortest,
-    this_python,
-)
-from tinyalex.training.ending import finish
+from tinyalex.training.build import resumed_run
 from tinyalex.training.environment import environment
-from tinyalex.training.options import as_arguments, read_arguments
-from tinyalex.training.overfit import advice, overfit
-from tinyalex.training.progress import command_line, folded, one_sentence, say
-from tinyalex.training.rehearsal import rehearse
-from tinyalex.training.signals import leaving_on_signals
-from tinyalex.training.tensorboard import shown_by_tensorboard
+from tinyalex.training.run_folder import open_run_folder
 
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
@@ -76,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             elif checkpoint is None:
                 run = new_run(settings, progress=Progress())
             else:
-                run = old_run(settings, checkpoint, args.out)
+                run = resumed_run(settings, checkpoint, args.out)
             del checkpoint  # hundreds of megabytes
             print_header(run, args.out)
             if args.summary:
@@ -92,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
             place = ("--out", Path(f"{args.out}-again"))
             again = example("train_alexnet.py", *as_arguments(settings), *place)
-            trainer = held.enter_context(prepared(run, checkpoints, stop, again))
+            trainer = held.enter_context(open_run_folder(run, checkpoints, stop, again))
             if args.tensorboard:
                 held.enter_context(shown_by_tensorboard(trainer))
         except WorkerError as error:

@@ -5,7 +5,7 @@ misreading would be in both. So each wrapper runs on random registers, in a tiny
 on a GPU; inputs and outputs are kept in tests/golden/ with the GPU's name, and the twins must give
 the same. On a machine with a GPU, from the project's folder:
 
-    PYTHONPATH=tests python -m simt.fragments tests/golden
+    PYTHONPATH=tests:tests/support python -m simt.fragments tests/golden
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    tests = Path(__file__).parents[1]
+    sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
 from tinyalex.backends.cuda import launch
 

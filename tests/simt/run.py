@@ -20,14 +20,16 @@ from pathlib import Path
 import numpy as np
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    tests = Path(__file__).parents[1]
+    sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
 from simt import build, compiler
 from tinyalex.threads import available_cores
 
 REPORTED = 66  # exit status of a process in which a sanitizer had something to report
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
-PATHS = os.pathsep.join(str(Path(__file__).parents[i]) for i in (1, 2))
+TESTS = Path(__file__).parents[1]
+PATHS = os.pathsep.join(map(str, (TESTS, TESTS / "support", TESTS.parent)))
 
 
 @cache

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    tests = Path(__file__).parents[1]
+    sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
 from simt import build
 

@@ -9,9 +9,8 @@
 This room imports Pillow; `import tinyalex` alone does not import this room.
 """
 
-from tinyalex.data.cached import CachedDataset
-from tinyalex.data.colour import ColourNoise
-from tinyalex.data.dataset import DataError, Dataset, ImageError
+from tinyalex.data.augment import ColourNoise
+from tinyalex.data.dataset import CachedDataset, DataError, Dataset, ImageError, Unreadable
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.gpu_loader import GPULoader, loader_on
 from tinyalex.data.image import read_image, resize_shorter_side
@@ -24,10 +23,8 @@ from tinyalex.data.statistics import (
     mean_colour,
     pixel_statistics,
 )
-from tinyalex.data.ten_crop import TenCropTransform
-from tinyalex.data.transforms import EvalTransform, TrainTransform, Transform
-from tinyalex.data.unreadable import Unreadable
-from tinyalex.data.workers import WorkerError
+from tinyalex.data.transforms import EvalTransform, TenCropTransform, TrainTransform, Transform
+from tinyalex.data.worker_processes import WorkerError
 
 __all__ = [
     "Batch",

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tinyalex.data.dataset import printable
 from tinyalex.data.image import FAULTS_OF_THE_MACHINE
-from tinyalex.files import FAULTS_OF_THE_DISK, Folder, make_folder
+from tinyalex.folders import FAULTS_OF_THE_DISK, Folder, make_folder
+from tinyalex.text import printable
 
 NAME_BYTES = 255
 """The longest name, on most file systems."""

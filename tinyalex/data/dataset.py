@@ -1,14 +1,15 @@
-"""The interface of a data set, its two errors, and names as they are printed."""
+"""Interface of a data set, its errors, its cache, and unreadable images."""
 
 from __future__ import annotations
 
-import os
-import unicodedata
-from collections.abc import Iterable
+import threading
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from tinyalex.data.worker_processes import MAX_STUCK, disk_error, late
+from tinyalex.text import escaped, printable
 
 
 class DataError(ValueError):
@@ -29,52 +30,6 @@ class ImageError(DataError):
         return ImageError, (self.path, self.reason, self.lasting)  # what a worker process sends
 
 
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories of what steers terminals, breaks lines or stands for bytes that are no UTF-8.
-
-Others that str.isprintable() refuses are parts of real names: joiners, wide spaces.
-"""
-_REVERSING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Bidirectional classes of what changes the order of the characters around it."""
-
-
-def printable(name: str | os.PathLike[str]) -> str:
-    r"""Return a name or a path as it is shown: on one line, in quotes where its ends are not seen.
-
-    >>> printable("a\nb.png"), printable("caf\udce9"), printable("  ")
-    ('a\\nb.png', 'caf\\xe9', "'  '")
-    """
-    text = escaped(os.fspath(name))
-    return text if text and text == text.strip() else f"'{text}'"
-
-
-def escaped(text: str) -> str:
-    """Return text with an escape for each character that moves the cursor or is no character."""
-    if text.isprintable():
-        return text
-    return "".join(map(_escape, text))
-
-
-def listed(names: Iterable[str | bytes], limit: int = 5) -> str:
-    """Return the first names for a message, and how many more there are.
-
-    >>> listed(["a", b"b", "c"], limit=2), listed([])
-    ('a, b and 1 more', 'none')
-    """
-    names = list(names)
-    shown = ", ".join(printable(os.fsdecode(name)) for name in names[:limit]) or "none"
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _escape(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    steers = unicodedata.category(character) in UNPRINTABLE
-    if steers or unicodedata.bidirectional(character) in _REVERSING:
-        return character.encode("unicode_escape").decode()
-    return character
-
-
 class Dataset(Protocol):
     """Images with labels. `ImageFolder` and `Patterns` are two; the loader needs nothing more."""
 
@@ -93,3 +48,104 @@ class Dataset(Protocol):
     def describe(self, index: int) -> str:
         """Return what to call image `index` in a message: its path, or how it was made."""
         ...
+
+
+class Unreadable:
+    """The images of ``dataset`` that turned out to be unreadable; threads may share it.
+
+    More of them than the share ``max_bad`` of the data set (where that is above 0, one is always
+    allowed), or nothing else, are too many.
+    """
+
+    def __init__(self, dataset: Dataset, max_bad: float = 0.01) -> None:
+        self.max_bad = max_bad
+        self.reasons: dict[int, str] = {}
+        """By index."""
+        self.stuck = 0
+        """How many images took too long, since somebody set this to 0."""
+        self.lasting = True
+        """Whether all of them are unreadable for good, and none for the disk's sake."""
+        self._dataset = dataset
+        self._lock = threading.Lock()
+
+    def add(self, index: int, reason: str, lasting: bool = True) -> None:
+        """Take note of an image; raises DataError, which lists some, when they are too many."""
+        with self._lock:
+            self.lasting = self.lasting and lasting
+            self.reasons[index] = reason
+            count = len(self.reasons)
+        size = len(self._dataset)
+        allowed = max(1, int(self.max_bad * size)) if self.max_bad > 0 else 0
+        if count > allowed or count == size:
+            listed = "; ".join(f"{path}: {reason}" for path, reason in self.listed()[:10])
+            more = f"; and {count - 10} more" if count > 10 else ""
+            raise DataError(
+                f"{count} of {size} images cannot be read, {allowed} are allowed: {listed}"
+                f"{more} (examples/prepare_images.py names all, and makes a folder without them)"
+            )
+
+    def give_up(self, index: int, seconds: float) -> str:
+        """Take note of an image that was not read within some seconds; return that reason.
+
+        Raises WorkerError when they are too many: then it is the disk that does not answer.
+        """
+        with self._lock:
+            self.stuck += 1
+            count = self.stuck
+        try:
+            self.add(index, late(seconds), lasting=False)
+        except DataError:
+            count = max(count, MAX_STUCK)
+        if count >= MAX_STUCK:
+            raise disk_error(self.stuck, seconds, self._dataset.describe(index)) from None
+        return self.reasons[index]
+
+    def listed(self) -> list[tuple[str, str]]:
+        """Return (path, reason) of each, in the data set's order."""
+        with self._lock:
+            return [(self._dataset.describe(i), self.reasons[i]) for i in sorted(self.reasons)]
+
+
+class CachedDataset:
+    """``dataset``, with its first decoded images kept in memory, up to ``max_bytes`` of them.
+
+    Decoding a JPEG takes several times as long as cropping and scaling its pixels, and training
+    asks for every image once an epoch, so that any image is as good to keep as any other. Raises
+    ValueError if ``max_bytes`` is negative.
+    """
+
+    def __init__(self, dataset: Dataset, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes must be at least 0, got {max_bytes}")
+        self.max_bytes = max_bytes
+        self.classes, self.labels, self.describe = dataset.classes, dataset.labels, dataset.describe
+        self._dataset = dataset
+        self._images: dict[int, np.ndarray] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._dataset)
+
+    def __repr__(self) -> str:
+        """Return what the data set says of itself."""
+        return repr(self._dataset)
+
+    @property
+    def cached_bytes(self) -> int:
+        """How many bytes of pixels are kept."""
+        return self._bytes
+
+    def load(self, index: int) -> np.ndarray:
+        """Return image ``index`` as the data set does; what is kept cannot be written to."""
+        image = self._images.get(index)
+        if image is None:
+            image = self._dataset.load(index)
+            with self._lock:
+                if index not in self._images and self._bytes + image.nbytes <= self.max_bytes:
+                    image = image.view()  # the data set may go on writing into its own array
+                    image.flags.writeable = False
+                    self._images[index] = image
+                    self._bytes += image.nbytes
+        return image

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalex.data.dataset import UNPRINTABLE, DataError, listed, printable
+from tinyalex.data.dataset import DataError
 from tinyalex.data.image import EXTENSIONS, read_image
 from tinyalex.data.index import (
     RULES,
@@ -27,6 +27,7 @@ from tinyalex.data.index import (
 )
 from tinyalex.data.kept import Kept, same_names
 from tinyalex.data.layout import LAYOUTS, Layout, find_layout, visible_folders
+from tinyalex.text import UNPRINTABLE, listed, printable
 
 _LAYOUT = "expected one folder for each class, with its images inside"
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from tinyalex.files import open_regular
+from tinyalex.folders import open_regular
 
 # A small file can claim to be a very large picture and fill the memory when it is decoded.
 # The figure is Pillow's own: a quarter of a GiB at three bytes a pixel.

@@ -24,10 +24,12 @@ from typing import Any, overload
 
 import numpy as np
 
-from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.dataset import DataError
 from tinyalex.data.image import EXTENSIONS
-from tinyalex.files import FileError, load, make_folder, save
+from tinyalex.files import FileError, load, save
+from tinyalex.folders import make_folder
 from tinyalex.schema import Each, array_of, check, whole
+from tinyalex.text import printable
 
 FORMAT = "tinyalex-index-3"
 

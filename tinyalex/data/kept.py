@@ -15,7 +15,7 @@ import numpy as np
 
 from tinyalex.data.index import RULES, Paths
 from tinyalex.data.manifest import file_size
-from tinyalex.files import open_regular
+from tinyalex.folders import open_regular
 
 WORTH_READING = 10_000
 """Images of which parts are read for their marks, in seconds; of more, the sizes have to do."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyalex.data.dataset import DataError, listed
+from tinyalex.data.dataset import DataError
 from tinyalex.data.index import (
     RULES,
     entries_of,
@@ -16,6 +16,7 @@ from tinyalex.data.index import (
     is_folder,
     is_hidden,
 )
+from tinyalex.text import listed
 
 LAYOUTS = ("classes", "splits")
 """Every folder is a class; or folders called train, val and test hold the class folders."""

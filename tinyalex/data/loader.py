@@ -13,13 +13,11 @@ import numpy as np
 
 from tinyalex.backends import memory
 from tinyalex.backends.types import Array
-from tinyalex.data.cached import CachedDataset
-from tinyalex.data.dataset import DataError, Dataset, ImageError
-from tinyalex.data.loader_processes import BatchProcesses
-from tinyalex.data.loader_threads import WORKERS, Task, Threads
+from tinyalex.data.batch_processes import BatchProcesses
+from tinyalex.data.dataset import CachedDataset, DataError, Dataset, ImageError, Unreadable
 from tinyalex.data.transforms import Transform
-from tinyalex.data.unreadable import Unreadable
-from tinyalex.data.workers import WorkerError
+from tinyalex.data.worker_processes import WorkerError
+from tinyalex.data.worker_threads import WORKERS, Task, Threads
 
 Empty = Callable[[tuple[int, ...], Any], np.ndarray]
 """What returns uninitialised memory of a shape and a dtype."""

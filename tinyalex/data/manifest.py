@@ -17,13 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from tinyalex.data.dataset import DataError, printable
+from tinyalex.data.dataset import DataError
 from tinyalex.data.image import FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import is_hidden
 from tinyalex.data.statistics import load_statistics
-from tinyalex.data.workers import MAX_STUCK, Work, Workers, disk_error, late
-from tinyalex.files import FileError, Folder, open_regular
+from tinyalex.data.worker_processes import MAX_STUCK, Work, Workers, disk_error, late
+from tinyalex.files import FileError
+from tinyalex.folders import Folder, open_regular
 from tinyalex.schema import Rule, check, whole
+from tinyalex.text import printable
 
 MANIFEST, JOURNAL = "manifest.jsonl", ".manifest-so-far.jsonl"
 STATISTICS, LEFT_OUT = "statistics.safetensors", "left_out.jsonl"

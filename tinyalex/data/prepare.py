@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from tinyalex.data.dataset import DataError, ImageError, printable
+from tinyalex.data.dataset import DataError, ImageError
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.image import decode_image, read_bytes, read_image
 from tinyalex.data.layout import find_layout, image_folders
@@ -50,8 +50,10 @@ from tinyalex.data.manifest import (
     without,
 )
 from tinyalex.data.statistics import PixelSums, load_statistics
-from tinyalex.data.workers import Work, Workers, late
-from tinyalex.files import FileError, Folder, FolderLostError
+from tinyalex.data.worker_processes import Work, Workers, late
+from tinyalex.files import FileError
+from tinyalex.folders import Folder, FolderLostError
+from tinyalex.text import printable
 
 
 @dataclass

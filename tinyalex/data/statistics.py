@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tinyalex.data.dataset import DataError, Dataset, ImageError
+from tinyalex.data.dataset import DataError, Dataset, ImageError, Unreadable
 from tinyalex.data.image import central_square
-from tinyalex.data.loader_threads import WORKERS, Task, Threads, readable
-from tinyalex.data.unreadable import Unreadable
-from tinyalex.files import FileError, load, write_atomically, writer_of
+from tinyalex.data.worker_threads import WORKERS, Task, Threads, readable
+from tinyalex.files import FileError, load, writer_of
+from tinyalex.folders import write_atomically
 from tinyalex.schema import TEXT, Each, array_of, check, whole
 
 FORMAT = "tinyalex-statistics-1"

@@ -12,9 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from tinyalex.data.colour import ColourNoise
+from tinyalex.data.augment import LUMA, ColourNoise, jittered, random_box, resized
 from tinyalex.data.image import central_square, spare
-from tinyalex.data.pixels import LUMA, jittered, random_box, resized
 
 
 class Transform(Protocol):
@@ -262,3 +261,40 @@ def _for_channels(value: Mean, channels: int, name: str) -> np.ndarray:
     if array.shape not in ((1,), (channels,)):
         raise ValueError(f"{name} must be one number or {channels}, got {array.tolist()}")
     return array
+
+
+class TenCropTransform(EvalTransform):
+    """The ten views whose answers the paper averages (section 4.1), [10, crop, crop, channels].
+
+    The four corners (top left, top right, bottom left, bottom right) and the centre of the image's
+    central square, then the same five reflected. View `CENTRE` is that of `EvalTransform`.
+    Arguments as there.
+    """
+
+    CENTRE = 4
+
+    def __init__(
+        self,
+        crop: int,
+        mean: Mean = 0.0,
+        std: float | Sequence[float] = 1.0,
+        channels: int = 3,
+    ) -> None:
+        super().__init__(crop, mean, std, channels)
+        self.shape = (10, crop, crop, channels)
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the views of `image`; `rng` is not used."""
+        down, across = spare(self.region(image), self.crop)
+        room = min(down, across)  # by how much the central square is larger than a crop
+        (top, bottom), (left, right) = (
+            ((extent - room) // 2, (extent - room) // 2 + room) for extent in (down, across)
+        )
+        places = [(top, left), (top, right), (bottom, left), (bottom, right)]
+        out = np.empty(self.shape, np.float32) if out is None else out
+        for i, place in enumerate([*places, (down // 2, across // 2)]):
+            self.view(image, *place, out=out[i])
+            self.view(image, *place, mirrored=True, out=out[5 + i])
+        return out

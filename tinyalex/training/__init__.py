@@ -5,6 +5,9 @@ A `Run` is put together from `Settings` by `new_run`; a `Trainer` trains it, and
 examples/train_alexnet.py shows all of it.
 """
 
+from tinyalex.interrupts import StoppedError, StopRequest
+from tinyalex.progress import Progress
+from tinyalex.training.build import new_run
 from tinyalex.training.checkpoint import (
     Checkpoints,
     checkpoint_path,
@@ -17,14 +20,11 @@ from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import Answers, Scores, evaluate, examine
-from tinyalex.training.loop import Trainer
 from tinyalex.training.metrics import Average, MetricsFile, hits, read_metrics
-from tinyalex.training.progress import Progress
-from tinyalex.training.run import Run, new_run
+from tinyalex.training.run import Run, State
 from tinyalex.training.settings import CHANGEABLE, Settings
-from tinyalex.training.signals import StoppedError, StopRequest
-from tinyalex.training.state import State
-from tinyalex.training.steps import train_step
+from tinyalex.training.step import train_step
+from tinyalex.training.trainer import Trainer
 
 __all__ = [
     "CHANGEABLE",

@@ -19,15 +19,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, Folder, load, writer_of
+from tinyalex.files import FileError, load, writer_of
+from tinyalex.folders import Folder, Lock
 from tinyalex.schema import check
 from tinyalex.training.classifier import Classifier, check_state
 from tinyalex.training.divergence import NOT_FINITE, not_finite
-from tinyalex.training.lock import Lock
 from tinyalex.training.metrics import METRICS
-from tinyalex.training.run import Run
+from tinyalex.training.run import CONTENT, Run, State
 from tinyalex.training.settings import Settings
-from tinyalex.training.state import CONTENT, State
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 KIND = "tinyalex checkpoint 1"

@@ -22,12 +22,12 @@ from tinyalex.data import (
     read_image,
     resize_shorter_side,
 )
-from tinyalex.data.dataset import listed, printable
 from tinyalex.data.kept import Kept, composed, mark, same_names
 from tinyalex.data.layout import find_layout, split_of
 from tinyalex.data.manifest import file_size, sources
 from tinyalex.files import FileError
-from tinyalex.training.progress import warn
+from tinyalex.progress import warn
+from tinyalex.text import listed, printable
 from tinyalex.training.settings import Settings
 
 PATTERN_SIZES = {"train": 4000, "val": 500, "test": 1000}

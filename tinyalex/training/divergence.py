@@ -22,11 +22,12 @@ from tinyalex.backends import array_module
 from tinyalex.backends.devices import move
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Dataset
-from tinyalex.files import save, write_atomically
+from tinyalex.files import save
+from tinyalex.folders import write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Module
 from tinyalex.tensor import Tensor
-from tinyalex.training.evaluation import judge
+from tinyalex.training.evaluation import logits_and_loss
 
 REPORT, STEP = "diverged.json", "diverged.safetensors"
 NOT_FINITE = "has values that are not finite"
@@ -118,7 +119,7 @@ def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[Passage
         for module in model.modules():
             if not any(module.children()):
                 hooks.enter_context(module.register_forward_hook(look))
-        _, loss = judge(model, batch)
+        _, loss = logits_and_loss(model, batch)
         if loss.requires_grad:
             loss.backward()
     for module, passage in zip(modules, passages, strict=True):

@@ -12,11 +12,11 @@ import tinyalex.functional as F
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Loader, TenCropTransform
 from tinyalex.grad_mode import no_grad
+from tinyalex.interrupts import StopRequest
 from tinyalex.nn import Module
+from tinyalex.progress import Progress
 from tinyalex.tensor import Tensor
 from tinyalex.training.metrics import hits
-from tinyalex.training.progress import Progress
-from tinyalex.training.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _answered(
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller sees the loss
-def judge(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def logits_and_loss(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the logits [N, C] of a batch and its loss, the mean cross-entropy.
 
     Both are on the model's device, wherever the batch is.

@@ -10,7 +10,7 @@ from tinyalex import random
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import parse, using
 from tinyalex.data import Batch
-from tinyalex.training.evaluation import judge
+from tinyalex.training.evaluation import logits_and_loss
 from tinyalex.training.run import Run
 
 PLACES = 4
@@ -65,5 +65,5 @@ def _try_step(run: Run, count: int) -> None:
     others += [xp.empty_like(images) for _ in range(OTHERS)]
     others += [xp.empty(sent, "uint8") for _ in range(PLACES)]
     with random.keys_from(itertools.repeat(0)):
-        _, loss = judge(model.train(), Batch(xp.moveaxis(images, -1, 1), labels, labels))
+        _, loss = logits_and_loss(model.train(), Batch(xp.moveaxis(images, -1, 1), labels, labels))
     loss.backward()

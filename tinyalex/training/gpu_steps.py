@@ -1,23 +1,104 @@
-"""Steps on a GPU that the host does not wait for: what they find out is read now and then."""
+"""Training steps on a GPU, read now and then, perhaps as a CUDA graph."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
+from tinyalex import random
 from tinyalex.backends.cuda.elementwise import all_finite_many
 from tinyalex.backends.cuda.sgd import Piece, StepTable
-from tinyalex.backends.cuda.step_state import StepReport
+from tinyalex.backends.cuda.step_state import KeySlots, StepReport
 from tinyalex.backends.devices import device_of, move
+from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch
 from tinyalex.nn import Module
 from tinyalex.optim import SGD
-from tinyalex.training.cuda_graph import StepGraph
 from tinyalex.training.divergence import NOT_FINITE, DivergedError
-from tinyalex.training.evaluation import judge
+from tinyalex.training.evaluation import logits_and_loss
 from tinyalex.training.metrics import Average
-from tinyalex.training.steps import Steps
+from tinyalex.training.step import Steps
+
+WARM_UP = 2
+"""Steps before the recording: the first begins the velocities, the second is like all others."""
+
+
+class StepGraph:
+    """Takes steps on batches of one size, from the third one on by replaying a graph.
+
+    `learn(images, labels)` computes gradients, `pieces()` says how to update the parameters by
+    them, `update(table)` does so. Batches of another size are learned from without the graph. For
+    each step `random.start_step` must have been called; the current stream must not be CUDA's
+    default one, which cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        learn: Callable[[Array, Array], None],
+        pieces: Callable[[], list[Piece]],
+        update: Callable[[StepTable], None],
+    ) -> None:
+        self._model = model
+        self._learn, self._pieces, self._update = learn, pieces, update
+        self._pool = cupy().cuda.MemoryPool()
+        self._shape: tuple[int, ...] = ()
+        self._seen = 0  # steps on batches of this shape
+        self._graph: Any = None
+
+    def take(self, images: Array, labels: Array) -> None:
+        """Take a step on images [N, C, H, W] and labels int64 [N]."""
+        if not self._seen:
+            self._shape = images.shape
+        if images.shape != self._shape:
+            self._take(images, labels)
+            return
+        self._seen += 1
+        if self._seen <= WARM_UP:
+            with cupy().cuda.using_allocator(self._pool.malloc):
+                self._take(images, labels)
+            return
+        if self._graph is None:
+            self._record(images, labels)
+        self._replay(images, labels)
+
+    def _take(self, images: Array, labels: Array) -> None:
+        self._learn(images, labels)
+        self._update(StepTable(self._pieces()))
+        self._keys = random.get_state()["draws"]  # of this step
+
+    def _record(self, images: Array, labels: Array) -> None:
+        xp = cupy()
+        self._images, self._labels = xp.empty_like(images), xp.empty_like(labels)
+        self._slots = KeySlots(self._keys)
+        # As large as those to come. With a gradient in it, that would stay, and take up the room.
+        self._table = StepTable([piece._replace(grad=piece.param) for piece in self._pieces()])
+        stream = xp.cuda.get_current_stream()
+        with xp.cuda.using_allocator(self._pool.malloc):
+            stream.begin_capture()
+            try:
+                with random.keys_from(self._slots):
+                    self._learn(self._images, self._labels)
+                self._update(self._table)
+            except BaseException:
+                with suppress(xp.cuda.runtime.CUDARuntimeError):  # it may be spoilt already
+                    stream.end_capture()
+                raise
+            self._graph = stream.end_capture()
+        # Where the graph writes its gradients: others may lie in `.grad` between two replays.
+        self._gradients = [(p, p.grad) for p in self._model.parameters()]
+
+    def _replay(self, images: Array, labels: Array) -> None:
+        self._images[...], self._labels[...] = images, labels
+        if len(self._slots):
+            self._slots.fill([random.next_key() for _ in range(len(self._slots))])
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        self._table.fill(self._pieces())
+        self._graph.launch()
 
 
 class GPUSteps(Steps):
@@ -66,7 +147,7 @@ class GPUSteps(Steps):
     def learn(self, images: Array, labels: Array) -> None:
         """Compute the gradients, and note what is to be read."""
         self._optimizer.zero_grad()
-        logits, loss = judge(self._model, Batch(images, labels, labels))
+        logits, loss = logits_and_loss(self._model, Batch(images, labels, labels))
         loss.backward()
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         self._report.note(loss.data, logits.data, labels, all_finite_many(gradients))

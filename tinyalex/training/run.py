@@ -1,52 +1,180 @@
-"""A training run: its parts, built from settings, and its state."""
+"""Training run: its parts, and their state in a checkpoint."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tinyalex import models, nn, random, threads
-from tinyalex.backends.devices import move, use
-from tinyalex.backends.precision import set_float32_matmul_precision
+from tinyalex import random
 from tinyalex.data import (
-    ColourNoise,
-    DataError,
-    Dataset,
     ImageFolder,
     Loader,
-    TrainTransform,
-    loader_on,
 )
-from tinyalex.data.dataset import listed
 from tinyalex.data.kept import Kept
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
-from tinyalex.schema import check
+from tinyalex.schema import (
+    ARRAY,
+    DICT,
+    EXACT,
+    FLAG,
+    NOTHING,
+    TEXT,
+    Each,
+    Maybe,
+    Rule,
+    Schema,
+    array_of,
+    check,
+    number,
+    whole,
+)
 from tinyalex.tensor import Tensor
+from tinyalex.text import listed
+from tinyalex.training.classifier import SCHEMA as CLASSIFIER
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import (
     data_digest,
     image_counts,
-    in_both,
     kept_in,
-    open_dataset,
-    open_kept,
     other_data,
     what_changed,
 )
 from tinyalex.training.divergence import NOT_FINITE, not_finite
-from tinyalex.training.measuring import measure
-from tinyalex.training.progress import Progress, warn
-from tinyalex.training.settings import AUGMENTATIONS, Settings
-from tinyalex.training.state import CONTENT, RESUMABLE, State
+from tinyalex.training.metrics import Average
+from tinyalex.training.settings import Settings
 
-INITIAL_IMAGES = 64
-"""How many images the initial weights are suited to."""
+
+@dataclass
+class State:
+    """The state of a run besides weights, velocity, schedule and random state."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    batch: int = 0
+    """Batches learned from in the epoch under way."""
+    step: int = 0
+    """Batches learned from since the beginning."""
+    since_row: Average = field(default_factory=Average)
+    since_epoch: Average = field(default_factory=Average)
+    best_top1: float = -1.0
+    best_loss: float = math.inf
+    """The validation loss of the best epoch; NaN, beside which no other is lower, if not known."""
+    best_epoch: int = 0
+    stuck_steps: int = 0
+    """For how many steps the loss has been that of guessing."""
+    rows: int = 0
+    """How many rows of metrics.jsonl belong to this state."""
+    seconds: float = 0.0
+    """Time spent training, interruptions left out."""
+
+    def is_best(self, top1: float, loss: float) -> bool:
+        """Tell whether the network of an epoch is better: more images right, else a lower loss."""
+        if top1 == self.best_top1:
+            return loss < self.best_loss
+        return top1 > self.best_top1
+
+    def count(self, result: Average) -> None:
+        """Take note of a batch that was learned from."""
+        self.step += 1
+        self.batch += 1
+        self.since_row += result
+        self.since_epoch += result
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> State:
+        """Rebuild what `dataclasses.asdict` took apart. Raises ValueError for anything else."""
+        check(values, SCHEMA)
+        averages = {name: Average(**values[name]) for name in ("since_row", "since_epoch")}
+        try:
+            return cls(**{"best_loss": math.nan, **values, **averages})
+        except TypeError as error:
+            raise ValueError(f"this is not where a run was: {error}") from error
+
+
+def _schema(share: float) -> dict[str, Schema]:
+    count = whole(0, int(share * EXACT))
+    average = {"loss_sum": number(), "correct": count, "count": count}
+    return {
+        **dict.fromkeys(("epoch", "batch", "step", "stuck_steps", "rows", "best_epoch"), count),
+        **dict.fromkeys(("since_row", "since_epoch"), average),
+        "best_top1": number(-1, 1),
+        "best_loss": Maybe(Rule("a number", lambda value: type(value) is float)),
+        "seconds": number(0, share * 1e12),
+    }
+
+
+SCHEMA = _schema(1)
+"""What a state must have. Before best_loss was remembered, the first of equals was the best."""
+
+RESUMABLE = _schema(0.5)
+"""What a state must have to go on from: room for all that a run will count."""
+
+_RATE, _WORD = number(0, 1e38), whole(0, 2**128 - 1)
+
+CONTENT = {
+    "classifier": CLASSIFIER,
+    "settings": DICT,
+    "state": SCHEMA,
+    "data": TEXT,
+    "images": Maybe(Each(whole())),
+    "split": Maybe(
+        Each(
+            {
+                "folder": TEXT,
+                "names": array_of("uint8", None),
+                "marks": NOTHING | array_of("int64", None),
+                "rules": whole(0, 99),
+            }
+        )
+    ),
+    "optimizer": Maybe(
+        {
+            "velocity": [NOTHING | ARRAY],
+            "param_groups": [
+                {
+                    **dict.fromkeys(("lr", "momentum", "weight_decay"), _RATE),
+                    **dict.fromkeys(("lr_factor", "decay_factor"), _RATE),
+                    "dampening": number(-1e38, 1e38),
+                    "nesterov": FLAG,
+                    "update": TEXT,
+                    "params": whole(),
+                }
+            ],
+        }
+    ),
+    "schedule": Maybe(
+        {
+            "schedule": TEXT,
+            "base_lrs": [_RATE],
+            **dict.fromkeys(("step_size", "total_steps", "num_steps"), Maybe(whole(1))),
+            **dict.fromkeys(("reduction", "gamma", "threshold"), Maybe(number(0, 1))),
+            **dict.fromkeys(("patience", "max_reductions"), Maybe(whole())),
+            **dict.fromkeys(("waited", "reductions"), Maybe(whole())),
+            "best": Maybe(Rule("a number", lambda best: type(best) is float and best >= 0)),
+            "target_factor": Maybe(number(1e-9, 1e300)),
+        }
+    ),
+    "random": Maybe(
+        {
+            "generator": {
+                "bit_generator": TEXT,
+                "state": {"state": _WORD, "inc": _WORD},
+                "has_uint32": whole(0, 1),
+                "uinteger": whole(0, 2**32 - 1),
+            },
+            "seed": whole(-(2**63), 2**64 - 1),
+            "step": Maybe(NOTHING | whole()),
+            "draws": whole(),
+        }
+    ),
+    "colour_covariance": Maybe(NOTHING | array_of("float64", 3, 3)),
+}
+"""What `Run.get_state` returns; what only a run needs that goes on is missing in a best network."""
 
 PARTS = {"classifier", "settings", "state", "data", "optimizer", "schedule", "random"}
 """What a state consists of."""
@@ -216,115 +344,3 @@ class Run:
         loaders = {"train": self.train_data, "val": self.val_data, "test": self.test_data}
         images = {split: loader and loader.dataset for split, loader in loaders.items()}
         return {split: data for split, data in images.items() if isinstance(data, ImageFolder)}
-
-
-def open_as_before(
-    settings: Settings, kept: dict[str, Kept]
-) -> tuple[Dataset, Dataset, Dataset | None]:
-    """Return the splits of a run as it had them. Raises DataError where there are others now."""
-    try:
-        opened = {split: open_kept(settings, kept, split) for split in kept}
-        for split, images in opened.items():
-            own = [part for part in kept.values() if part.folder == kept[split].folder]
-            known = sum(len(part.labels) for part in own)
-            assert isinstance(images, ImageFolder)
-            if images.new_classes:
-                more = ", ".join(images.new_classes[:3])
-                raise DataError(f"in {images.folder} there are more classes: {more}")
-            if images.beside + len(images) > known:
-                raise DataError(f"in {images.folder} there are more: {listed(images.new(own))}")
-        return opened["train"], opened["val"], opened.get("test")
-    except DataError as error:
-        raise other_data(str(error)) from error
-
-
-def first_images(loader: Loader, count: int) -> Tensor:
-    """Return the first `count` images of the first epoch, or all if there are fewer."""
-    parts: list[np.ndarray] = []
-    for batch in loader.epoch(0):
-        parts.append(move(batch.images, "cpu"))
-        if sum(map(len, parts)) >= count:
-            break
-    return Tensor(np.concatenate(parts)[:count])
-
-
-def new_run(
-    settings: Settings,
-    mean: Sequence[float] | np.ndarray | None = None,
-    colour_covariance: np.ndarray | None = None,
-    progress: Progress | None = None,
-    kept: dict[str, Kept] | None = None,
-) -> Run:
-    """Put a run together, with fresh weights drawn from the seed.
-
-    `mean` and `colour_covariance` are those of an earlier part of the run, whose weights will take
-    the place of the fresh ones; by default they are the variant's own, or are measured on the
-    training set where variant and settings ask for that. `kept` says which images that part had;
-    by default they are found in the folder. Raises ValueError (DataError for the images) where
-    settings and data do not fit together.
-    """
-    use(settings.device)
-    set_float32_matmul_precision(settings.precision)
-    threads.set_num_threads(settings.threads)
-    random.manual_seed(settings.seed)
-    variant, recipe = models.VARIANTS[settings.variant], settings.recipe
-    train, val, test = (
-        open_as_before(settings, kept)
-        if kept
-        else (open_dataset(settings, split) for split in ("train", "val", "test"))
-    )
-    assert train is not None
-    assert val is not None
-    if shared := in_both({"train": train, "val": val, "test": test}):
-        if not kept:
-            raise DataError(f"{settings.data}: {shared}; keep each file in one of them")
-        warn(f"warning: {shared}: what is held out says nothing about those that are learned from")
-    fresh = mean is None
-    if mean is None:
-        mean, colour_covariance = measure(settings, train, progress or Progress(silent=True))
-    elif not isinstance(mean, np.ndarray):
-        mean = tuple(mean)
-    noise = None
-    if settings.colour_noise != "none":
-        if colour_covariance is None:
-            raise ValueError("the colour noise of an earlier part of the run needs its covariance")
-        noise = ColourNoise.of_kind(settings.colour_noise, colour_covariance)
-
-    model = models.alexnet(settings.variant, len(train.classes), settings.dropout)
-    classifier = Classifier(model, train.classes, mean, variant.pixels.std, settings.input_size)
-    augment = TrainTransform(
-        settings.input_size,
-        mean,
-        variant.pixels.std,
-        variant.in_channels,
-        colour_noise=noise,
-        **AUGMENTATIONS[settings.augment],
-    )
-    loading: dict[str, Any] = {
-        "workers": settings.workers,
-        "processes": settings.worker_processes,
-        "cache_bytes": settings.image_cache * 1_000_000,
-    }
-    device, size, seed = settings.device, settings.batch_size, settings.seed
-    train_data = loader_on(device, train, size, augment, seed=seed, **loading)
-
-    def held_out(dataset: Dataset, **loading: Any) -> Loader:
-        size = min(settings.batch_size, len(dataset))
-        transform = classifier.transform
-        return loader_on(device, dataset, size, transform, shuffle=False, **loading)
-
-    if settings.initial_weights == "data" and fresh:
-        nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))
-
-    optimizer = recipe.optimizer(model.to(device))
-    return Run(
-        settings,
-        classifier,
-        optimizer,
-        recipe.make_schedule(optimizer, steps_per_epoch=len(train_data)),
-        train_data,
-        val_data=held_out(val, **loading),
-        test_data=held_out(test, **{**loading, "cache_bytes": 0}) if test is not None else None,
-        colour_covariance=colour_covariance,
-        _kept=kept or None,
-    )

@@ -7,9 +7,9 @@ from typing import Any
 
 from tinyalex.backends.devices import parse
 from tinyalex.backends.precision import PRECISIONS
-from tinyalex.data.colour import KINDS
+from tinyalex.data.augment import KINDS
 from tinyalex.data.layout import LAYOUTS
-from tinyalex.data.loader_threads import WORKERS
+from tinyalex.data.worker_threads import WORKERS
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
 from tinyalex.schema import FLAG, NOTHING, TEXT, Rule, check, number, one_of, whole

@@ -1,0 +1,391 @@
+"""The GPU's benchmark without a GPU: at toy sizes on the stand-in, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+START = """
+import sys
+from simt import standin
+standin.install()
+import bench_gpu
+{fault}
+bench_gpu.main(sys.argv[1:])
+"""
+TOY = "--thin 32 --pixels 63 --classes 4 --groups 1 --norm on --rounds 2 --window 0 --warm-up 1"
+MARKS = ("gpu-goals", "gpu-floors", "gpu-nets", "gpu-errors", "gpu-layers")
+CASE = "gpu-{}-g1-lrn-thin32-63-1-{}"
+
+pytestmark = pytest.mark.usefixtures("standin")  # for its word on a missing g++
+
+
+def bench(folder, words, fault=""):
+    """Run the benchmark with results and documents in ``folder``; return what it printed."""
+    for name in ("gpu.md", "README.md"):
+        if not (folder / name).exists():
+            empty = "\n".join(f"<!-- {mark} -->\n<!-- /{mark} -->" for mark in MARKS)
+            (folder / name).write_text(empty)
+    places = [
+        "--results",
+        folder,
+        "--document",
+        folder / "gpu.md",
+        "--readme",
+        folder / "README.md",
+    ]
+    path = os.pathsep.join(map(str, (ROOT, BENCHMARKS, ROOT / "tests", ROOT / "tests/support")))
+    done = subprocess.run(
+        [sys.executable, "-c", START.format(fault=fault), *f"{TOY} {words}".split(), *places],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def result(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def between(path, mark):
+    return path.read_text().split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The folder of a run over both modes and two classes, and what the run printed."""
+    folder = tmp_path_factory.mktemp("gpu")
+    return folder, bench(folder, "--images 1 --precision A --precision C --calls 1 --table")
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """Let the tests import the benchmark's modules, as its own process does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield
+
+
+def test_everybody_is_checked_and_timed(measured):
+    folder, _ = measured
+    for precision, limit in (("A", 1e-5), ("C", 1e-2)):
+        found = result(folder, CASE.format("train", precision))["contestants"]
+        assert set(found) == {"tinyalex", "tinyalex CUDA graph"}
+        for contestant in found.values():
+            assert 0 < contestant["errors"]["gradient"] < limit
+            assert contestant["errors"]["update"] < 0.01
+            assert contestant["peak_bytes"] > 0
+            assert [len(turn["device"]) for turn in contestant["turns"]] == [3, 3]
+
+
+def test_classes_compute_in_other_precisions(measured):
+    folder, _ = measured
+    fine, coarse = (
+        result(folder, CASE.format("infer", p))["contestants"]["tinyalex"]["errors"]["result"]
+        for p in ("A", "C")
+    )
+    assert coarse > 100 * fine
+
+
+def test_switches_and_what_is_missing_are_printed(measured):
+    folder, printed = measured
+    assert "'float32_matmul_precision': 'highest'" in printed
+    assert "'float32_matmul_precision': 'medium'" in printed
+    assert "without PyTorch: " in printed
+    assert result(folder, CASE.format("train", "A"))["failed"]["torch"]
+    assert "cupy stand-in" in printed
+    assert "commit" in printed
+
+
+def test_percentages_are_of_measured_ceilings(measured, modules):
+    import gpu_floors
+    from gpu_cases import Net
+    from gpu_timing import Times
+
+    folder, _ = measured
+    case = result(folder, CASE.format("train", "A"))
+    ceilings = gpu_floors.Ceilings(**case["ceilings"])
+    # A laptop's at the most: nothing was taken from a data sheet.
+    assert 0 < ceilings.operations["A"] < gpu_floors.H100.operations["A"] / 10
+    floor = gpu_floors.floor(Net(**case["case"]["net"]), 1, True, ceilings, "A")
+    assert case["floor_seconds"] == pytest.approx(floor)
+    share = floor / Times.of(case["contestants"]["tinyalex"]["turns"]).median
+    row = next(
+        line
+        for line in between(folder / "gpu.md", "gpu-nets").splitlines()
+        if line.startswith("| g1-lrn-thin32-63 | 1 | tinyalex | ")
+    )
+    assert f"| {share:.0%} | " in row
+    # Of bfloat16 no rate was measured here, so that there is no percentage.
+    assert result(folder, CASE.format("train", "C"))["floor_seconds"] is None
+
+
+def test_every_pass_of_every_layer_has_a_row(measured, modules):
+    folder, _ = measured
+    rows = result(folder, "gpu-layers-g1-lrn-thin32-63-1")["rows"]
+    assert not [row for row in rows if row["failed"]]
+    assert {row["precision"] for row in rows} == {"A", "C"}
+    names = {(row["layer"], row["part"]) for row in rows}
+    for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
+        assert {p for name, p in names if name == layer} == {
+            "forward",
+            "input gradient",
+            "weight gradient",
+        }
+    assert ("conv1", "input gradient") not in names
+    assert ("norm1+pool1", "input gradient") in names
+    assert ("all weights", "SGD step") in names
+    assert "| conv2 forward | A | " in between(folder / "gpu.md", "gpu-layers")
+
+
+def test_what_was_measured_is_not_measured_again(measured):
+    folder, _ = measured
+    name = CASE.format("infer", "C")
+    before = result(folder, name)
+    words = "--mode infer --images 1 --precision C --no-layers"
+    # A tree with changes may be any program: then everything is measured again.
+    dirty = "dirty" in (before["facts"]["commit"] or "")
+    assert (f"{name}: measured already" in bench(folder, words)) == (not dirty)
+    assert f"{name}: measured already" not in bench(folder, f"{words} --again")
+
+
+FAULTS = {
+    "a wrong gradient": (
+        """
+from tinyalex.backends import cuda
+right = cuda.linear_weight_grad
+cuda.linear_weight_grad = lambda *arguments: right(*arguments) * 1.5
+""",
+        "ValueError: wrong result: gradient",
+    ),
+    "a wrong update": (
+        """
+from tinyalex.backends.cuda.sgd import StepTable
+right = StepTable.fill
+StepTable.fill = lambda self, pieces: right(self, [
+    p._replace(options=p.options._replace(lr=p.options.lr / 2)) for p in pieces
+])
+""",
+        "ValueError: wrong result: update",
+    ),
+    "a result that was not written": (
+        """
+from tinyalex.backends import cuda
+right = cuda.conv2d_relu
+def unwritten(*arguments):
+    y = right(*arguments)
+    y[0, 0, 0, 0] = float("nan")
+    return y
+cuda.conv2d_relu = unwritten
+""",
+        "ValueError: wrong result: result is off by inf",
+    ),
+    "an error": (
+        """
+from gpu_tinyalex import Tinyalex
+def fail(self):
+    raise MemoryError("no room")
+Tinyalex._train = fail
+""",
+        "MemoryError: no room",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_who_fails_is_refused(tmp_path, fault):
+    code, reason = FAULTS[fault]
+    printed = bench(tmp_path, "--mode train --images 1 --precision C --no-layers", code)
+    assert f"tinyalex: {reason}" in printed
+    assert not list(tmp_path.glob("gpu-train*.json")), "nobody was left, so there is no result"
+
+
+def test_the_rest_goes_on_without_who_fails(tmp_path):
+    fault = """
+from gpu_tinyalex import TinyalexGraph
+def fail(self, table):
+    raise RuntimeError("no graph today")
+TinyalexGraph._recorded = fail
+"""
+    bench(tmp_path, "--mode infer --images 2 --precision B --no-layers", fault)
+    found = result(tmp_path, "gpu-infer-g1-lrn-thin32-63-2-B")
+    assert list(found["contestants"]) == ["tinyalex"]
+    assert found["contestants"]["tinyalex"]["turns"]
+    assert found["failed"]["tinyalex CUDA graph"] == "RuntimeError: no graph today"
+
+
+def test_without_results_the_tables_say_so(tmp_path):
+    bench(tmp_path, "--table-only")
+    for mark in ("gpu-nets", "gpu-errors", "gpu-layers"):
+        assert between(tmp_path / "gpu.md", mark) == "Not yet measured on hardware.\n"
+    assert between(tmp_path / "README.md", "gpu-goals").count("not yet measured") == 12
+
+
+def test_time_that_is_up_begins_nothing(tmp_path):
+    words = "--images 1 --precision C --minutes 1e-9"
+    assert "not begun, the time is up" in bench(tmp_path, words)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("words", [["bench_gpu.py"], ["kernel_ladder.py", "--measure"]])
+def test_without_a_gpu_it_says_what_is_missing(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / words[0], *words[1:], "--results", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("there is nothing to measure: ")
+    assert done.stdout.count("\n") == 1
+
+
+# --- floors, ratios, PyTorch ----------------------------------------------------------------------
+
+
+def test_floors_are_those_calculated_by_hand(modules):
+    import gpu_floors
+    from gpu_cases import Net
+
+    works = {(w.layer, w.part): w for w in gpu_floors.works(Net(), 128, True)}
+    # 256 filters of 5 x 5 x 96 on 27 x 27 pixels of 128 images; x, w, y in float32.
+    conv2 = works["conv2", "forward"]
+    assert conv2.operations == 2 * 256 * 5 * 5 * 96 * 27 * 27 * 128
+    numbers = 128 * 96 * 27 * 27 + 256 * 5 * 5 * 96 + 128 * 256 * 27 * 27
+    assert conv2.bytes("B") == 4 * numbers
+    assert conv2.bytes("C") == 2 * numbers
+    assert conv2.seconds(gpu_floors.H100, "B") == conv2.operations / 495e12
+    # Weights, 151 MB, are most of fc6: memory is the limit.
+    fc6 = works["fc6", "weight gradient"]
+    assert fc6.seconds(gpu_floors.H100, "B") == fc6.bytes("B") / 3.35e12
+    assert works["all weights", "SGD step"].bytes("C") == 20 * 62_378_344
+    assert ("conv1", "input gradient") not in works
+    towers = {(w.layer, w.part): w for w in gpu_floors.works(Net(groups=2), 128, True)}
+    assert towers["conv2", "forward"].operations == conv2.operations / 2
+
+
+def test_class_a_may_use_the_tensor_cores(modules):
+    from gpu_floors import Ceilings
+
+    assert Ceilings({"A": 60e12, "B": 300e12}, 3e12).rate("A") == 100e12
+    assert Ceilings({"A": 60e12, "B": 150e12}, 3e12).rate("A") == 60e12
+    assert Ceilings({"A": 60e12}, 3e12).rate("B") is None
+
+
+def turns(*milliseconds):
+    return [{"device": [t / 1e3], "wall": [t / 1e3]} for t in milliseconds]
+
+
+def case_result(precision, ours, theirs):
+    """Return a result as of a GPU, with made-up times of three rounds."""
+    return {
+        "case": {
+            "net": {"groups": 1, "norm": True},
+            "mode": "train",
+            "images": 128,
+            "precision": precision,
+        },
+        "contestants": {"tinyalex": {"turns": ours}, "torch NCHW eager": {"turns": theirs}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        ((6, 6, 6), "2.00\N{MULTIPLICATION SIGN} (2.00 .. 2.00), torch NCHW eager: **met**"),
+        ((2, 6, 2.5), "equal (0.67 .. 2.00), torch NCHW eager: **missed**"),
+        ((2, 2, 2), "0.67\N{MULTIPLICATION SIGN} (0.67 .. 0.67), torch NCHW eager: **missed**"),
+    ],
+)
+def test_goals_are_met_only_ahead_in_every_round(modules, theirs, expected):
+    import gpu_tables
+
+    table = gpu_tables.goals_table([case_result("B", turns(3, 3, 3), turns(*theirs))])
+    row = next(line for line in table.splitlines() if line.startswith("| training step, class B"))
+    assert row.endswith(f"goal: more than 1.2\N{MULTIPLICATION SIGN}<br>{expected} |")
+    quick = case_result("B", turns(3, 3, 3), turns(*theirs)) | {"quick": True}
+    assert "eager (without PyTorch's search for kernels): **" in gpu_tables.goals_table([quick])
+    # What was measured in one class says nothing about the others.
+    assert table.count("not yet measured on hardware") == 11
+
+
+def test_only_the_fastest_settings_go_on_to_other_sizes(modules):
+    import gpu_run
+
+    campaign = gpu_run.Campaign(Path(), {}, None, None, quick=False)
+    alone = {"torch a": 5, "torch b": 1, "torch c": 3, "torch d": 2, "tinyalex": 0.5}
+    found = case_result("B", turns(1), turns(1))
+    found["contestants"] = {name: {"alone": time} for name, time in alone.items()}
+    gpu_run.remember_favourites(found, campaign)
+    assert campaign.favourites == {("train", "B"): ["torch b", "torch d", "torch c"]}
+    found["contestants"]["torch a"]["alone"] = 0  # at another size: the choice is made
+    gpu_run.remember_favourites(found, campaign)
+    assert campaign.favourites["train", "B"][0] == "torch b"
+
+
+def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
+    import gpu_run
+
+    facts = {"commit": "c", "gpu": "g", "driver": "d", "versions": {}}
+    gpu_run.save(tmp_path, "case", {"facts": facts, "quick": True})
+    for quick in (True, False):
+        campaign = gpu_run.Campaign(tmp_path, facts, None, None, quick)
+        assert gpu_run.measured_already(tmp_path, "case", campaign) == quick
+    other = gpu_run.Campaign(tmp_path, {**facts, "gpu": "another"}, None, None, True)
+    assert not gpu_run.measured_already(tmp_path, "case", other)
+
+
+def test_pytorch_in_every_setting_that_a_cpu_can_run(modules, standin, monkeypatch):
+    torch = pytest.importorskip("torch")
+    import gpu_torch
+    from gpu_cases import Case, Net, expected, objection
+    from gpu_contestants import check
+
+    monkeypatch.setattr(gpu_torch, "DEVICE", "cpu")
+    stream = type("Stream", (), {"cuda_stream": 0})
+    for name, value in {"current_stream": stream, "memory_allocated": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for name in ("reset_peak_memory_stats", "synchronize", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    before = gpu_torch.flags()
+    net = Net(thin=32, pixels=63, classes=4)
+    want = expected(net, 2, training=True)
+    seen = []
+    try:
+        for precision in ("A", "C", "as shipped"):
+            case = Case(net, "train", 2, precision)
+            for setting in gpu_torch.settings(case, quick=False):
+                # A CPU has no graphs, and cannot pool the norm's squares in bfloat16.
+                if setting.run != gpu_torch.EAGER or setting.bfloat16 == gpu_torch.PURE:
+                    continue
+                contestant = gpu_torch.Torch(case, setting)
+                assert objection(check(contestant, case, want), precision) is None, setting
+                seen.append((setting.name, contestant.settings["cudnn.conv.fp32_precision"]))
+                contestant.close()
+    finally:
+        gpu_torch.set_flags("as shipped")
+    assert gpu_torch.flags() == before
+    assert ("torch channels_last eager foreach", "ieee") in seen
+    assert ("torch NCHW eager fused autocast bf16", "tf32") in seen
+    assert ("torch NCHW eager foreach as shipped", before["cudnn.conv.fp32_precision"]) in seen
+    assert len(seen) == 9
+
+
+def test_distance_counts_what_was_not_written(modules):
+    from gpu_cases import distance
+
+    assert distance(np.array([3.0, 4.5]), np.array([3.0, 4.0])) == pytest.approx(0.1)
+    assert distance(np.array([np.nan, 4.0]), np.array([3.0, 4.0])) == np.inf
+    assert distance(np.zeros((2, 1)), np.ones(2)) == np.inf

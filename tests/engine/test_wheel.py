@@ -1,0 +1,58 @@
+"""A wheel, built and installed elsewhere, has everything: the package, its types, the kernels."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("tinyalex", "kernels", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build from a copy: a build leaves folders behind."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, source / part, ignore=ignore)
+        else:
+            shutil.copy(ROOT / part, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", target, source], check=True, timeout=120)
+    (path,) = target.glob("*.whl")
+    return path
+
+
+def test_holds_every_source_file(wheel):
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "tinyalex").rglob("*.py")}
+    kernels = {f"tinyalex/kernels/{p.name}" for p in (ROOT / "kernels").iterdir() if p.is_file()}
+    assert kernels
+    assert modules | kernels | {"tinyalex/py.typed"} <= packed
+    assert not [name for name in packed if name.startswith(("tests", "benchmarks", "examples"))]
+
+
+def test_works_where_it_is_installed(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    program = """
+import importlib.resources, tinyalex as ta
+assert "site" in ta.__file__, ta.__file__
+assert importlib.resources.files("tinyalex.kernels").joinpath("README.md").is_file()
+x = ta.randn(1, 3, 63, 63)
+assert ta.models.alexnet("torchvision", num_classes=5)(x).shape == (1, 5)
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path / "site"),
+        "TINYALEX_BACKEND": "reference",
+    }
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment, timeout=120
+    )

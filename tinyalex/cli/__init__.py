@@ -1,0 +1,1 @@
+"""Command line `tinyalex`, one module per command."""

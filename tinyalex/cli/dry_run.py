@@ -1,0 +1,103 @@
+"""Rehearsal of a run: each of its actions, once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tinyalex import random
+from tinyalex.data import Batch
+from tinyalex.grad_mode import no_grad
+from tinyalex.progress import duration, say
+from tinyalex.text import printable
+from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
+from tinyalex.training.divergence import DivergedError
+from tinyalex.training.evaluation import logits_and_loss
+from tinyalex.training.gpu_memory import check_memory
+from tinyalex.training.run import Run
+from tinyalex.training.step import train_step
+
+T = TypeVar("T")
+
+
+def rehearse(run: Run, out: Path) -> None:
+    """Read batches, take two steps, validate one, write and read a checkpoint; leave no file.
+
+    The steps are those that the run would take next. The checkpoint goes where it would write, to
+    a temporary folder in `out` or in the nearest folder above it that exists. Raises what the run
+    would raise. `run` has learned a little afterwards and should not be used.
+    """
+    check_memory(run)
+    model, state, steps_per_epoch = run.classifier.model, run.state, len(run.train_data)
+    later = (run.train_data.epoch(epoch) for epoch in itertools.count(state.epoch + 1))
+    now = run.train_data.epoch(state.epoch, state.batch % steps_per_epoch)
+    batches = itertools.chain(now, itertools.chain.from_iterable(later))
+    first, second = next(batches), next(batches)
+    workers = run.settings.workers  # each makes a batch of its own, while the network computes
+    pass_over(batches, workers - 2)  # the first of each include the start of its process
+    _, seconds = timed(pass_over, batches, workers)
+    loading = seconds / workers
+    say(
+        f"ok  {len(first)} training images read, "
+        f"values from {float(first.images.min()):.1f} to {float(first.images.max()):.1f}"
+    )
+    model.train()
+    for number, batch in enumerate((first, second)):
+        run.schedule.before_step(state.step + number)
+        random.start_step(state.step + number)
+        result, step_seconds = timed(train_step, model, run.optimizer, batch)
+        say(
+            f"ok  step {number + 1} in {step_seconds:.1f} s: loss {result.loss:.3f} (guess: "
+            f"{run.chance:.3f}), lr {run.optimizer.param_groups[0]['lr']:.2g}"
+        )
+
+    held_out = next(run.val_data.epoch(0))
+    model.eval()
+    with no_grad():
+        (_, loss), judge_seconds = timed(logits_and_loss, model, held_out)
+    if not math.isfinite(loss.item()):
+        raise DivergedError(f"the validation loss is {loss.item()}")
+    say(f"ok  {len(held_out)} validation images judged: loss {loss.item():.3f}")
+
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=place) as temporary:
+        checkpoints = Checkpoints(temporary)
+        checkpoints.prepare(run)
+        checkpoints.save(run)
+        size = checkpoints.last.stat().st_size
+        written = load_checkpoint(checkpoints.last)
+    for name, array in model.state_dict().items():
+        found = written["classifier"]["weights"][name]
+        np.testing.assert_array_equal(array, found, err_msg=f"{name} came back changed")
+    run.set_state(written)
+    where = printable(place)
+    say(f"ok  trial checkpoint of {size / 1e6:.0f} MB written to {where}, read back and removed")
+    bad = run.train_data.bad + run.val_data.bad
+    for path, reason in bad:
+        say(f"left out: {path}: {reason}")
+
+    left = (run.total_steps - state.step) * max(step_seconds, loading)
+    epochs_left = run.settings.epochs - state.epoch
+    left += epochs_left * len(run.val_data) * max(judge_seconds, loading)
+    going_on = "going on to the end" if state.step else "training"
+    but = f" but for {len(bad)} of the images looked at, which cannot be read" if bad else ""
+    say(f"all is well{but}; {going_on} would take about {duration(left)}")
+
+
+def pass_over(batches: Iterator[Batch], count: int) -> None:
+    """Load so many batches."""
+    for _ in range(count):
+        next(batches)
+
+
+def timed(work: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    """Return the result of some work, and the seconds that it took."""
+    started = time.perf_counter()
+    return work(*arguments), time.perf_counter() - started

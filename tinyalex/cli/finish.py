@@ -1,0 +1,93 @@
+"""The end of a run: the test, the pictures, and what there is now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from tinyalex.files import FileError
+from tinyalex.interrupts import StopRequest
+from tinyalex.pictures.charts import learning_curves
+from tinyalex.pictures.sheets import failure, first_kernels, save_png
+from tinyalex.progress import duration, folded, one_sentence
+from tinyalex.text import printable
+from tinyalex.training.checkpoint import BEST, classifier_in, load_checkpoint, state_in
+from tinyalex.training.evaluation import evaluate
+from tinyalex.training.metrics import METRICS, read_metrics, rows_of
+from tinyalex.training.run_folder import OUTPUTS
+from tinyalex.training.trainer import Trainer
+
+
+def finish(trainer: Trainer, stop: StopRequest) -> None:
+    """Test the network, draw the pictures, and say what there is now.
+
+    Raises StoppedError after a signal.
+    """
+    run, out = trainer.run, trainer.here()
+    say = trainer.progress.say
+
+    def tell(text: str) -> None:
+        say(folded(text, 2))
+
+    say(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
+    for loader in (run.train_data, run.val_data):  # their processes have done their work
+        loader.close()
+    classifier, best, whose = run.classifier, run.state, "last"
+    try:
+        content, path = load_checkpoint(out / BEST), out / BEST
+        classifier, best, whose = classifier_in(content, path), state_in(content, path), "best"
+    except FileNotFoundError:  # somebody has removed it
+        pass
+    except FileError as error:
+        trainer.checkpoints.put_best_aside()
+        say(f"warning: {one_sentence(error)}; the network of the last epoch takes its place")
+    if run.test_data is not None:
+        stop.under_way = "all is saved: ending the test"
+        model = classifier.model.to(run.settings.device)
+        scores = evaluate(model, run.test_data, trainer.progress, stop, "testing")
+        if scores is None:
+            raise stop.error()
+        results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
+        trainer.append({"kind": "test", "step": run.state.step, **results})
+        tell(
+            f"test accuracy of the {whose} epoch's network: {scores.top1:.1%} of {scores.count} "
+            f"images that played no part in training (top-5 {scores.top5:.1%})"
+        )
+    out, rows = trainer.here(), []
+    with suppress(OSError):  # somebody has removed it
+        rows = read_metrics(out / METRICS)
+    last = max(rows_of("epoch", rows), key=lambda row: row["epoch"], default=None)
+    of_last = f"{last['val_top1']:.1%} after the last epoch, " if last else ""
+    tell(
+        f"validation accuracy: {of_last}{best.best_top1:.1%} "
+        f"after the best, epoch {best.best_epoch}; guessing gets {1 / run.num_classes:.1%}"
+    )
+    if last and last["val_loss"] >= run.chance:
+        tell(
+            f"the last validation loss, {last['val_loss']:.3f}, is no better than that of guessing"
+            f", {run.chance:.3f}: try more --epochs, more images, or another --lr (now "
+            f"{run.settings.lr:g})"
+        )
+    if left_out := len(run.train_data.bad + run.val_data.bad):
+        tell(f"{left_out} images could not be read and were left out; they are named above")
+
+    model = run.classifier.model
+    pictures: dict[str, Callable[[Path], None]] = {
+        "filters.png": lambda path: save_png(first_kernels(model), path),
+        "curves.png": lambda path: learning_curves(rows, run.num_classes, path),
+    }
+    if last is None:  # somebody has removed the metrics
+        del pictures["curves.png"]
+    stop.under_way = "all is saved: finishing the pictures"
+    for name, draw in pictures.items():
+        if reason := failure(partial(draw, out / name)):
+            say(f"no {name}: {one_sentence(reason)}")
+    say(f"in {printable(out)}:")
+    for name, text in OUTPUTS.items():
+        if (out / name).is_file():
+            size = (out / name).stat().st_size / 1e6
+            say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))
+    if stop.reason is not None:  # a signal
+        raise stop.error()

@@ -1,0 +1,62 @@
+"""Memorisation of a few images, to try where nothing is learned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyalex.data import Batch, Loader
+from tinyalex.progress import say, warn
+from tinyalex.training.run import Run
+from tinyalex.training.step import train_step
+
+ENOUGH = 0.1
+"""A loss at which the images count as learned: their classes have 90 % on average."""
+MOST_STEPS = 500
+STEPS_PER_LINE = 25
+
+
+def overfit(run: Run, count: int) -> bool:
+    """Train on one batch of `count` images, their central crops, at the run's full rate.
+
+    The images are spread evenly over the training set, hence over its classes. Tells whether the
+    loss fell below 0.1 within 500 steps. Raises DataError for an image that cannot be read,
+    ValueError for more images than there are, DivergedError from `train_step`. `run` should have
+    no dropout, and not be used afterwards.
+    """
+    batch = chosen_images(run, count)
+    say(
+        f"memorising {count} images, with neither augmentation nor dropout, until the loss "
+        f"is below {ENOUGH}"
+    )
+    model = run.classifier.model.train()
+    for step in range(1, MOST_STEPS + 1):
+        result = train_step(model, run.optimizer, batch)
+        done = result.loss < ENOUGH
+        if done or step == 1 or step % STEPS_PER_LINE == 0:
+            say(f"step {step}/{MOST_STEPS}  loss {result.loss:.3f}  top-1 {result.top1:.1%}")
+        if done:
+            say("learned: data, labels, network and recipe work together")
+            return True
+    return False
+
+
+def chosen_images(run: Run, count: int) -> Batch:
+    """Return `count` training images as evaluation sees them, from all over the training set."""
+    dataset, transform = run.train_data.dataset, run.classifier.transform
+    if count > len(dataset):
+        raise ValueError(f"overfit must be at most {len(dataset)}, the training images there are")
+    loader = Loader(dataset, count, transform)  # which takes the next one for an unreadable one
+    batch = loader.batch_of(np.linspace(0, len(dataset) - 1, count, dtype=np.int64))
+    for name, reason in loader.bad:
+        warn(f"left out: {name}: {reason}")
+    return batch
+
+
+def advice(run: Run) -> str:
+    """Say what may be wrong with a run that cannot memorise a few images."""
+    settings = run.settings
+    fit = "--initial-weights data, " if settings.initial_weights != "data" else ""
+    return (
+        f"the loss did not fall below {ENOUGH} in {MOST_STEPS} steps: try {fit}another --lr (now "
+        f"{settings.lr:g}; half, double), fewer images, and look for images that are in two classes"
+    )

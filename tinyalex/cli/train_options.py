@@ -1,0 +1,197 @@
+"""Settings of a run from the command line of examples/train_alexnet.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tinyalex.backends.devices import DeviceError, check, parse
+from tinyalex.cli.common import Parser
+from tinyalex.cli.tensorboard import require_tensorboard
+from tinyalex.cli.train_parser import make_parser, option
+from tinyalex.data.layout import image_folders
+from tinyalex.models import VARIANTS
+from tinyalex.progress import command_line, say, warn
+from tinyalex.threads import get_num_threads, set_num_threads
+from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
+from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
+
+SMALL_DATA: dict[str, Any] = {
+    "variant": "torchvision",
+    "initial_weights": "data",
+    "dropout": 0.5,
+    "augment": "strong",
+    "mean": "colour",
+    "colour_noise": "none",
+    "epochs": 30,
+    "batch_size": 32,
+    "lr": 0.001,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+}
+"""What runs without --variant: made for thousands of photographs, not for ImageNet's million."""
+
+EMBEDDED = {
+    **SMALL_DATA,
+    "dropout": 0.0,  # few epochs: memorising is not what limits it
+    "augment": "paper",
+    "epochs": 5,
+    "lr": 0.0015,
+}
+"""What runs with neither --variant nor --data: less than 10 minutes on 2 cores."""
+
+LONGER = {
+    "step": "the schedule keeps the length that it was made for",
+    "discrete_exponential": "the schedule keeps the length that it was made for",
+    "cosine": "the cosine is stretched to the new length, so the rate jumps",
+}
+"""What other --epochs do to a run that is resumed; the other schedules have no length."""
+
+
+def read_arguments(
+    argv: list[str] | None, description: str | None = None
+) -> tuple[argparse.Namespace, Settings, Checkpoints, dict[str, Any] | None]:
+    """Return the arguments, the settings that follow, the checkpoints, and what to resume in them.
+
+    The last is None for a new run. Exits with code 2 for options that do not exist. Raises
+    ValueError for values that cannot be, for an output folder in use and for a resumed run with
+    other settings; FileNotFoundError where there is nothing to resume, ModuleNotFoundError where
+    tensorboardX is missing, DeviceError where the device is.
+    """
+    parser = make_parser(description)
+    args = parser.parse_args(argv)
+    check(args.device)
+    check_together(args)
+    if args.tensorboard:
+        require_tensorboard()
+    if args.resume is not None:
+        args.out = args.resume
+        checkpoints = Checkpoints(args.out)
+        settings, checkpoint = read_resumed(parser, argv, args, checkpoints)
+        check_place(args.out, settings.data)
+        return args, settings, checkpoints, checkpoint
+
+    defaults = defaults_for(args.variant, args.data)
+    variant = VARIANTS[args.variant or defaults["variant"]]
+    settings = to_settings(args, {**defaults, "input_size": variant.input_size})
+    if args.out is None:
+        args.out = Path("runs") / f"{Path(settings.data or 'patterns').name}-{settings.variant}"
+    if not (args.overfit or args.summary):
+        check_place(args.out, settings.data)
+    checkpoints = Checkpoints(args.out)
+    if checkpoints.found() and not (args.overfit or args.summary):
+        go_on = command_line(["--resume", args.out])
+        go_on = f"go on with it by {go_on}, or " if checkpoints.exist() else ""
+        raise ValueError(f"{args.out} holds a run already: {go_on}give another --out")
+    return args, settings, checkpoints, None
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that would be ignored beside the others."""
+    instead = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
+    for name in ("steps", "time_limit", "tensorboard"):
+        if instead and getattr(args, name):
+            raise ValueError(f"{option(instead[0])} does not train: leave {option(name)} out")
+    if args.overfit and args.resume is not None:
+        raise ValueError("--overfit begins with fresh weights: leave --resume out")
+    if args.allow_change and args.resume is None:
+        raise ValueError("--allow-change is for --resume alone: leave it out")
+
+
+def check_place(out: Path, data: str | None) -> None:
+    """Raise ValueError for an output folder that would be taken for a class of images."""
+    for folder in image_folders(Path(data)) if data else ():
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{out} lies in the folder of images {folder} and would be taken for a class: "
+                "give an --out elsewhere (a run that is there can be moved)"
+            )
+
+
+def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
+    """Return the settings of a run whose command line names this variant and this data only."""
+    if variant is None:
+        return EMBEDDED if data is None else SMALL_DATA
+    pixels, recipe = VARIANTS[variant].pixels, VARIANTS[variant].recipe
+    own = {"initial_weights": "variant", "dropout": 0.5, "augment": "paper"}
+    own["mean"] = pixels.measured
+    rest = SMALL_DATA.keys() - own.keys() - {"variant"}
+    return {**own, **{name: getattr(recipe, name) for name in rest}}
+
+
+def read_resumed(
+    parser: Parser, argv: list[str] | None, args: argparse.Namespace, checkpoints: Checkpoints
+) -> tuple[Settings, dict[str, Any]]:
+    """Return the settings and what the checkpoints hold of the run in `args.resume`.
+
+    Its settings take the place of the defaults, so what differs was given on the command line.
+    """
+    folder = args.resume
+    if not checkpoints.exist():
+        which = f"{folder} is a file" if folder.is_file() else f"there is no checkpoint in {folder}"
+        raise FileNotFoundError(f"{which}: give --resume the folder that was the --out of a run")
+    checkpoint, path = checkpoints.load(warn)
+    old = settings_in(checkpoint, path)
+    parser.set_defaults(**asdict(old))
+    new = to_settings(parser.parse_args(argv), {})
+    changed = old.differences(new)
+    listed = ", ".join(f"{n} {getattr(old, n)} then, {getattr(new, n)} now" for n in changed)
+    on_request = set(changed) - set(CHANGEABLE)
+    never = on_request - set(CHANGEABLE_ON_REQUEST)
+    if never or (on_request and not args.allow_change):
+        way_out = "start a new run with another --out" if never else "add --allow-change"
+        raise ValueError(
+            f"{folder} was started with other settings ({listed}): leave these options out to go "
+            f"on with it, or {way_out}"
+        )
+    behind = state_in(checkpoint, path)
+    if on_request and behind.epoch == new.epochs:
+        raise ValueError(
+            f"{folder} is finished, with other settings ({listed}): add --epochs, more than "
+            f"{behind.epoch}, to go on with these"
+        )
+    if new.epochs < behind.epoch:
+        raise ValueError(f"{folder} has {behind.epoch} epochs behind it already")
+    if args.steps is not None and args.steps <= behind.step:
+        raise ValueError(f"{folder} has {behind.step} steps behind it already")
+    try:
+        check(new.device)
+    except DeviceError as error:
+        raise DeviceError(f"{error}; {folder} can also go on with another --device") from error
+    try:
+        set_num_threads(new.threads)
+    except ValueError as error:
+        raise ValueError(f"{error}: go on with --threads {get_num_threads()}") from error
+    rounding = "the last digits may differ from those of an uninterrupted run"
+    notes = {"threads": rounding, "device": rounding}
+    if new.schedule in LONGER:
+        notes["epochs"] = LONGER[new.schedule]
+    if changed:
+        say("; ".join([f"changed: {listed}", *(notes[n] for n in changed if n in notes)]))
+    return new, checkpoint
+
+
+def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
+    """Return the settings in `args`, with `defaults` where an option was left out."""
+    names = Settings.__dataclass_fields__
+    values = {name: getattr(args, name) for name in names}
+    values = {name: defaults.get(name) if v is None else v for name, v in values.items()}
+    if values["data"] is not None:
+        values["data"] = os.path.abspath(values["data"])
+    values["device"] = parse(values["device"])
+    return Settings(**values)
+
+
+def as_arguments(settings: Settings) -> list[str]:
+    """Return the command-line arguments that spell out all of `settings`."""
+    values = {name: value for name, value in asdict(settings).items() if value is not None}
+    arguments = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            arguments.append(option(name if value else f"no_{name}"))
+        else:
+            arguments += [option(name), str(value)]
+    return arguments

@@ -1,0 +1,269 @@
+"""The command line of examples/train_alexnet.py, in the order of the paper."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any
+
+from tinyalex.backends.precision import PRECISIONS
+from tinyalex.cli.common import (
+    EXIT_CODES,
+    Help,
+    Parser,
+    add_device,
+    add_layout,
+    add_threads,
+    name_in,
+    path_in,
+    seconds_in,
+    whole,
+)
+from tinyalex.data.worker_threads import WORKERS
+from tinyalex.models import VARIANTS
+from tinyalex.models.provenance import recipe_table
+from tinyalex.progress import columns, say
+from tinyalex.training.settings import (
+    AUGMENTATIONS,
+    CHANGEABLE,
+    CHANGEABLE_ON_REQUEST,
+    COLOUR_NOISES,
+    INITIAL_WEIGHTS,
+    MEANS,
+    SCHEDULES,
+    STEPS_PER_ROW,
+)
+
+
+class ShowRecipe(argparse.Action):
+    """An option that prints the recipe of the variant it is given, and exits."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Print the table and exit with code 0."""
+        variant = VARIANTS[values]
+        rows = [("setting", "value", "from"), *recipe_table(variant)]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        say(f"{variant.name}: {variant.title}\n")
+        for setting, value, source in rows:
+            say(f"{setting:{widths[0]}}  {value:{widths[1]}}  {source}")
+        say(textwrap.fill(variant.provenance, min(99, columns()), initial_indent="\n"))
+        parser.exit()
+
+
+def make_parser(description: str | None = None) -> Parser:
+    """Return the parser; its groups are in the order of the paper's sections."""
+    parser = Parser(
+        usage="%(prog)s [OPTION ...]",
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=Help,
+    )
+
+    group = parser.add_argument_group("data (paper sections 2 and 4.1)")
+    group.add_argument(
+        "--data",
+        type=name_in,
+        metavar="DIR",
+        help="folder with one folder of images per class, or with train/ and val/ of such, test/ "
+        "or both (default: ten patterns, drawn on the fly)",
+    )
+    add_layout(group)
+    group.add_argument(
+        "--augment",
+        choices=AUGMENTATIONS,
+        help="none: the centre of each image; paper: random crops and reflections; strong: crops "
+        "of random size and shape, and random colours (default: strong for --data without "
+        "--variant, else paper)",
+    )
+    group.add_argument(
+        "--mean",
+        choices=MEANS,
+        help="what is subtracted: the mean image of the training set, or a colour (default: image "
+        "for variants made for raw pixels)",
+    )
+    group.add_argument(
+        "--colour-noise",
+        choices=COLOUR_NOISES,
+        help="one shift of all colours per image, along principal axes: by eigenvalues (the paper) "
+        "or by standard deviations (2012 source) (default: the variant's)",
+    )
+    group.add_argument(
+        "--workers", type=int, default=WORKERS, metavar="N", help="threads that load images"
+    )
+    group.add_argument(
+        "--worker-processes",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="load images in processes instead of threads",
+    )
+    group.add_argument(
+        "--image-cache",
+        type=int,
+        default=1000,
+        metavar="MB",
+        help="memory for decoded images of each split (default: %(default)s; 0 for none)",
+    )
+    group.add_argument(
+        "--index-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep a large folder's list and statistics for later",
+    )
+
+    group = parser.add_argument_group("model (paper sections 3 and 4.2)")
+    group.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        help="which AlexNet, with its initial weights and input scale; naming one brings its own "
+        "recipe as well, made for ImageNet (default: torchvision, with a recipe for thousands "
+        "of images)",
+    )
+    group.add_argument(
+        "--show-recipe",
+        choices=VARIANTS,
+        action=ShowRecipe,
+        metavar="VARIANT",
+        help="print a variant's settings and where each is from, then stop",
+    )
+    group.add_argument(
+        "--initial-weights",
+        choices=INITIAL_WEIGHTS,
+        help="data: scaled to suit a few training images, so that small data sets suffice "
+        "(default without --variant); variant: as the variant draws them",
+    )
+    group.add_argument(
+        "--dropout",
+        type=float,
+        metavar="P",
+        help="share of fully connected inputs dropped (default: 0.5; 0 without --data)",
+    )
+    group.add_argument(
+        "--input-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the square that the network sees; only torchvision takes others than its own",
+    )
+
+    group = parser.add_argument_group(
+        "recipe (paper section 5; defaults without --variant, which brings its own)"
+    )
+    group.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the training images (default: 30; 5 without --data)",
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per step (default: 32)")
+    group.add_argument(
+        "--lr",
+        type=float,
+        metavar="RATE",
+        help="learning rate at the start (default: 0.001; 0.0015 without --data)",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        help="how the rate falls: plateau is the paper's, discrete_exponential the 2012 source's, "
+        "cosine for small data sets (default)",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=float,
+        metavar="RATE",
+        help="pull of the weights towards zero (default: 5e-4)",
+    )
+
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="equal seeds, equal results, bit for bit, with equal threads",
+    )
+    add_threads(group)
+    add_device(group)
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="highest",
+        metavar="WORD",
+        help="products on a GPU: %(default)s (float32), high (TF32) or medium (bfloat16)",
+    )
+    group.add_argument(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="record a step on a GPU once, then replay it: quicker, and the same bits",
+    )
+    group.add_argument(
+        "--read-loss-every",
+        type=int,
+        default=STEPS_PER_ROW,
+        metavar="K",
+        help="steps that a GPU takes without being waited for, 1 to %(default)s",
+    )
+    place = group.add_mutually_exclusive_group()
+    place.add_argument(
+        "--out",
+        type=path_in,
+        metavar="DIR",
+        help="where checkpoints, metrics and pictures go (default: runs/DATA-VARIANT)",
+    )
+    place.add_argument(
+        "--resume",
+        type=path_in,
+        metavar="DIR",
+        help="go on with the run in DIR and with its settings, bit for bit; may change "
+        + ", ".join(option(name)[2:] for name in CHANGEABLE),
+    )
+    group.add_argument(
+        "--allow-change",
+        action="store_true",
+        help="and may change " + ", ".join(option(name)[2:] for name in CHANGEABLE_ON_REQUEST),
+    )
+    group.add_argument(
+        "--steps",
+        type=whole(),
+        metavar="N",
+        help="save and stop after N steps in all, to go on later",
+    )
+    group.add_argument(
+        "--time-limit",
+        type=seconds_in,
+        metavar="TIME",
+        help="save and stop before 2h, 30m, 90s or the like are over, to go on later",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write metrics for TensorBoard to DIR/tensorboard (needs tensorboardX)",
+    )
+    instead = parser.add_argument_group(
+        "instead of training; nothing stays on the disk but what --index-cache remembers"
+    ).add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check data, network, two steps, a validation batch and a checkpoint",
+    )
+    instead.add_argument(
+        "--overfit",
+        type=whole(),
+        metavar="N",
+        help="memorise N images, without augmentation and dropout: what cannot do that has a "
+        "mistake in it",
+    )
+    instead.add_argument("--summary", action="store_true", help="print the table of layers")
+    return parser
+
+
+def option(name: str) -> str:
+    """Return the option for a setting: "--batch-size" for "batch_size"."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,171 @@
+"""Signals and limits that end a run, or a command, before its end."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
+"""Exit codes of commands that no signal ended."""
+
+PAUSE = getattr(signal, "SIGUSR1", None)
+"""What schedulers send some time before the end of a job that they will start again."""
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends that is closed, and its shell perhaps once more."""
+STOP_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, HANGUP, PAUSE)))
+
+
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+
+class StoppedError(Exception):
+    """Training stopped before its end, after it had saved its state."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(f"stopped by {reason}")
+        self.reason = reason
+        self.exit_code = exit_code
+        """What shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP,
+        else 0.
+        """
+
+
+class LeftError(SystemExit):
+    """A signal ended a command that had nothing to save."""
+
+
+class StopRequest:
+    """Context manager that is true once the step under way should be the last, for `reason`.
+
+    That is so after a first SIGINT, SIGTERM, SIGHUP or SIGUSR1, once `step` has come to `steps`,
+    and when fewer than `reserve` seconds are left until `deadline`, in the time of
+    `time.monotonic`; training keeps `step`, `reserve` and `under_way`, the answer to a signal, up
+    to date. A second SIGINT or SIGTERM kills. Outside the main thread, where Python cannot set
+    handlers, signals do what they did before.
+    """
+
+    def __init__(self, steps: int | None = None, deadline: float | None = None) -> None:
+        self.reason: str | None = None
+        self.exit_code = 0
+        self.step = 0
+        self.reserve = 0.0
+        self.under_way = "finishing this step, then saving"
+        self._steps = math.inf if steps is None else steps
+        self._deadline = math.inf if deadline is None else deadline
+        self._previous: list[dict[int, Handler]] = []  # one for each `with` under way
+        self._insistent = False
+
+    def __bool__(self) -> bool:
+        if self.reason is None:  # and once there is one, it stays
+            if self.step >= self._steps:
+                self.reason = f"the limit of {self._steps} steps"
+            elif time.monotonic() + self.reserve >= self._deadline:
+                self.reason = "the time limit"
+        return self.reason is not None
+
+    def error(self) -> StoppedError:
+        """Return the error that tells those above."""
+        return StoppedError(str(self.reason), self.exit_code)
+
+    def __enter__(self) -> StopRequest:
+        self._previous.append(_answer(self._handle))
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        _restore(self._previous.pop())
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = b""
+        if signum in (PAUSE, HANGUP):
+            if self.reason is not None:
+                return
+        elif self._insistent:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        else:
+            self._insistent = True
+            again = b" (once more to stop at once)"
+        self.reason, self.exit_code = signal.Signals(signum).name, _exit_code(signum)
+        _tell(self.under_way.encode() + again)
+
+
+@contextmanager
+def leaving_on_signals(pause: bool = False) -> Iterator[None]:
+    """Let signals leave a block as Ctrl-C does: by an exception, cleaning up.
+
+    That of SIGTERM, SIGHUP and, with `pause`, SIGUSR1 is LeftError with the code that
+    `StopRequest` would give. A second signal ends the process at once. For what has nothing to
+    save.
+    """
+    leaving: BaseException | None = None
+    received = 0
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        nonlocal leaving, received
+        if leaving is not None:
+            os._exit(_exit_code(signum))
+        received, leaving = signum, KeyboardInterrupt()
+        if signum != signal.SIGINT:
+            _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
+            leaving = LeftError(_exit_code(signum))
+        raise leaving
+
+    def report(dropped: sys.UnraisableHookArgs) -> None:
+        nonlocal leaving
+        if leaving is None or dropped.exc_value is not leaving:
+            report_before(dropped)
+        else:  # by a finalizer, say: once more, outside of it
+            leaving = None
+            threading.Timer(0.01, os.kill, (os.getpid(), received)).start()
+
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in the background of a script
+    besides = (PAUSE if not pause else None, signal.SIGINT if ignored else None)
+    report_before, sys.unraisablehook = sys.unraisablehook, report
+    previous = _answer(leave, besides)
+    try:
+        yield
+    except BaseException as error:
+        if leaving is not None and error is not leaving:
+            raise leaving from error  # what an interrupted import makes of it, for one
+        raise
+    finally:
+        _restore(previous)
+        sys.unraisablehook = report_before
+
+
+def _exit_code(signum: int) -> int:
+    return 0 if signum == PAUSE else 128 + signum
+
+
+def _tell(what: bytes) -> None:
+    if sys.stderr is None:  # closed: the number may be that of another file by now
+        return
+    with suppress(OSError):  # nobody reads it
+        # os.write, not print: a handler may run in the middle of another print.
+        os.write(2, b"\n" + what + b"\n")
+
+
+def _answer(handle: Handler, besides: Sequence[int | None] = ()) -> dict[int, Handler]:
+    """Let `handle` answer the signals; return what did before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    previous = {
+        signum: signal.getsignal(signum) for signum in STOP_SIGNALS if signum not in besides
+    }
+    if previous.get(HANGUP) == signal.SIG_IGN:  # by nohup, to go on
+        del previous[HANGUP]
+    for signum in previous:
+        signal.signal(signum, handle)
+    return previous
+
+
+def _restore(previous: dict[int, Handler]) -> None:
+    for signum, handler in previous.items():
+        signal.signal(signum, signal.SIG_DFL if handler is None else handler)

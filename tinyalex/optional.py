@@ -1,0 +1,30 @@
+"""Optional packages, none of which costs a result, however broken it is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+
+from tinyalex.interrupts import LeftError
+
+
+class PackageError(ImportError):
+    """An optional package that is missing, or that does not work here."""
+
+
+@contextlib.contextmanager
+def borrowed(package: str) -> Iterator[None]:
+    """Turn all that an optional package raises into PackageError, and keep its warnings quiet."""
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    except LeftError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise PackageError(f"{package} is missing (pip install {package})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PackageError(f"{package} does not work here ({reason})") from error

@@ -1,0 +1,1 @@
+"""Pictures of networks, images and runs, with Pillow and matplotlib."""

@@ -1,0 +1,202 @@
+"""Pictures of the outputs of layers, and of images that a network finds alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from tinyalex import nn
+from tinyalex.backends.devices import host_copy
+from tinyalex.data import Loader
+from tinyalex.grad_mode import no_grad
+from tinyalex.models import AlexNet
+from tinyalex.pictures.sheets import INK, PALE, fit, font, shorten
+from tinyalex.progress import Progress
+from tinyalex.tensor import Tensor
+
+NAMES = {
+    nn.Conv2d: "conv",
+    nn.Linear: "fc",
+    nn.ReLU: "relu",
+    nn.LocalResponseNorm: "norm",
+    nn.WithinChannelResponseNorm: "rnorm",
+    nn.MaxPool2d: "pool",
+    nn.AdaptiveAvgPool2d: "avgpool",
+}
+
+
+def layer_outputs(model: AlexNet, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what every layer makes of the images, in the order in which the layers run.
+
+    images [N, C, H, W] as the network takes them. The names are conv1, relu1, norm1, pool1 ... fc8:
+    a layer without weights has the number of the last one with weights before it. Dropout and
+    padding, which add nothing, are left out.
+    """
+    names: dict[nn.Module, str] = {}
+    number = 0
+    for layer in model.modules():
+        if kind := next((name for kind, name in NAMES.items() if isinstance(layer, kind)), None):
+            number += isinstance(layer, (nn.Conv2d, nn.Linear))
+            names[layer] = f"{kind}{number}"
+    outputs: dict[str, np.ndarray] = {}
+    device = next(model.parameters()).device
+
+    def keep(layer: nn.Module, args: Any, output: Tensor) -> None:
+        outputs[names[layer]] = host_copy(output.data)
+
+    with ExitStack() as hooks, no_grad():
+        for layer in names:
+            hooks.enter_context(layer.register_forward_hook(keep))
+        model.eval()
+        model(Tensor(images).to(device))
+    return outputs
+
+
+def hidden_vectors(model: AlexNet, images: np.ndarray) -> np.ndarray:
+    """Return the activations of the last hidden layer (fc7), [N, D]: what the last layer is fed.
+
+    images [N, C, H, W] as the network takes them.
+    """
+    found: list[np.ndarray] = []
+
+    def keep(layer: nn.Module, args: Any, output: Tensor) -> None:
+        found.append(host_copy(args[0].data))
+
+    *_, last = model.weight_layers.values()
+    device = last.weight.device
+    with no_grad(), last.register_forward_hook(keep):
+        model.eval()
+        model(Tensor(images).to(device))
+    return found[0]
+
+
+def nearest(
+    model: AlexNet,
+    queries: np.ndarray,
+    loader: Loader,
+    count: int = 6,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images of the loader are nearest to each query, the nearest first.
+
+    queries [Q, D] are `hidden_vectors`; near is by Euclidean distance between them (paper, section
+    6.1). Returns positions in the data set, int64 [Q, count], and distances; fewer where there are
+    fewer images.
+    """
+    places = np.empty((len(queries), 0), np.int64)
+    distances = np.empty((len(queries), 0), np.float32)
+    progress = progress or Progress(silent=True)
+    progress.start("comparing", len(loader))
+    try:
+        for number, batch in enumerate(loader.epoch(0), start=1):
+            vectors = hidden_vectors(model, batch.images)
+            new = [np.linalg.norm(vectors - query, axis=1) for query in queries]
+            distances = np.concatenate([distances, new], axis=1)
+            places = np.concatenate([places, np.tile(batch.indices, (len(queries), 1))], axis=1)
+            best = np.argsort(distances, axis=1, kind="stable")[:, :count]
+            distances = np.take_along_axis(distances, best, axis=1)
+            places = np.take_along_axis(places, best, axis=1)
+            progress.update(number, "")
+    finally:
+        progress.stop()
+    return places, distances
+
+
+def neighbour_sheet(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: int = 140
+) -> Image.Image:
+    """Draw each query and, to its right, its neighbours (paper, Figure 4 right).
+
+    rows: for each query the uint8 RGB images, first its own; titles: one or two lines for each.
+    """
+    margin, apart, title_height = 10, 24, 34
+    cell_w, cell_h = size + margin, size + title_height + margin
+    columns = max(map(len, rows))
+    width = columns * cell_w + margin + apart
+    sheet = Image.new("RGB", (width, len(rows) * cell_h + margin), "white")
+    draw, small = ImageDraw.Draw(sheet), font(12)
+    for row, (images, names) in enumerate(zip(rows, titles, strict=True)):
+        top = margin + row * cell_h
+        for column, (image, name) in enumerate(zip(images, names, strict=True)):
+            left = margin + column * cell_w + (apart if column else 0)
+            sheet.paste(fit(image, size), (left, top))
+            for line, text in enumerate(name.split("\n")):
+                place = left, top + size + 3 + 15 * line
+                draw.text(place, shorten(draw, text, small, size), PALE if line else INK, small)
+    x = margin + cell_w + (apart - margin) // 2
+    draw.line((x, margin, x, sheet.height - margin), PALE)
+    return sheet
+
+
+def feature_sheet(
+    seen: np.ndarray, title: str, outputs: dict[str, np.ndarray], width: int = 976
+) -> Image.Image:
+    """Draw the outputs of all layers for one image, a band for each, and on top what was seen.
+
+    seen: uint8 RGB, the part of the image that the network is shown, and what to write above it;
+    outputs: of `layer_outputs` for this one image. White are the largest outputs of a layer, one in
+    a thousand, black is 0, blue is negative; the shade grows with the square root. Of a layer with
+    many maps the first ones are shown, as its title says.
+    """
+    margin, title_height = 12, 22
+    bands = [(title, Image.fromarray(seen))]
+    for name, (output,) in outputs.items():
+        bands.append((_maps if output.ndim == 3 else _units)(name, output, width))
+    heights = [title_height + picture.height + margin for _, picture in bands]
+    sheet = Image.new("RGB", (width + 2 * margin, sum(heights) + margin), "white")
+    draw, small = ImageDraw.Draw(sheet), font(13)
+    legend = (
+        "white: the largest outputs of a layer, one in a thousand\nblack: 0\nblue: below 0\n"
+        "between: shades by the square root"
+    )
+    draw.text((margin + len(seen[0]) + 16, margin + title_height), legend, INK, small)
+    top = margin
+    for (above, picture), height in zip(bands, heights, strict=True):
+        draw.text((margin, top), shorten(draw, above, small, width), INK, small)
+        sheet.paste(picture, (margin, top + title_height))
+        top += height
+    return sheet
+
+
+def _maps(name: str, maps: np.ndarray, width: int) -> tuple[str, Image.Image]:
+    """Return the title and the picture of the first maps of a layer, [C, H, W]."""
+    columns, rows = 16, 2
+    count, shown = len(maps), maps[: columns * rows]
+    cell = width // columns
+    picture = Image.new("RGB", (columns * cell, math.ceil(len(shown) / columns) * cell), "white")
+    for i, tile in enumerate(_colours(shown)):
+        row, column = divmod(i, columns)
+        size = (cell - 2, cell - 2)
+        tile = Image.fromarray(tile).resize(size, Image.Resampling.NEAREST)
+        picture.paste(tile, (column * cell, row * cell))
+    some = f", the first {len(shown)}" if len(shown) < count else ""
+    return f"{name}: {count} maps of {maps.shape[1]} x {maps.shape[2]}{some}", picture
+
+
+def _units(name: str, values: np.ndarray, width: int) -> tuple[str, Image.Image]:
+    """Return the title and the picture of the outputs of a fully connected layer, [D]."""
+    side = min(max(width // len(values), 5), 40)
+    columns = min(len(values), (width - 2) // side)
+    padded = np.zeros(math.ceil(len(values) / columns) * columns, values.dtype)
+    padded[: len(values)] = values
+    pixels = _colours(padded.reshape(-1, columns))
+    picture = Image.fromarray(pixels)
+    size = (picture.width * side, picture.height * side)
+    picture = ImageOps.expand(picture.resize(size, Image.Resampling.NEAREST), 1, PALE)
+    return f"{name}: {len(values)} units", picture
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """Return a colour for each value, uint8 [..., 3]: black is 0, white high, blue negative."""
+    size = np.abs(values)
+    # One glaring value would darken the rest; of a layer that is all but silent it is the one.
+    largest = np.quantile(size, 0.999) or size.max() or 1
+    share = np.sqrt(np.clip(size / largest, 0, 1))
+    white, blue = np.array([255.0, 255.0, 255.0]), np.array([60.0, 110.0, 255.0])
+    colour = np.where(values[..., None] > 0, white, blue)
+    return np.rint(share[..., None] * colour).astype(np.uint8)

@@ -1,0 +1,189 @@
+"""Pictures of a run: kernels and predictions (Pillow), curves and tables (matplotlib)."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from tinyalex.backends.devices import move
+from tinyalex.folders import write_atomically
+from tinyalex.models import AlexNet
+from tinyalex.nn import Conv2d
+from tinyalex.text import escaped, printable
+
+INK, PALE, RED, BLUE = "#222222", "#8a8a8a", "#c0392b", "#7f9cc0"
+
+PALE_GREEN, PALE_BLUE = "#b5dcab", "#d3deec"
+
+DEJAVU = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+"""A font with Latin, Greek, Cyrillic and more letters, where matplotlib has it."""
+
+NO_CHARACTER = "\U0010fffe"
+"""A character that no font has."""
+
+
+def first_kernels(model: AlexNet) -> Image.Image:
+    """Draw the kernels of conv1 as the paper's Figure 3 does: one tower above the other."""
+    towers = max(layer.groups for layer in model.modules() if isinstance(layer, Conv2d))
+    weight = move(model.weight_layers["conv1"].weight.data, "cpu")
+    return filter_grid(weight, towers=towers)
+
+
+def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2, towers: int = 1) -> Image.Image:
+    """Draw the kernels of a first convolution side by side, as in Figure 3 of the 2012 paper.
+
+    weight [K, 3 or 1, R, S]. Each kernel is stretched to the full contrast by its own largest
+    magnitude, with 0 at mid-grey, and enlarged `scale` times without smoothing. The first
+    K / `towers` kernels are those of the first tower, and so on: a white line parts the towers.
+    """
+    count, channels, height, width = weight.shape
+    if channels not in (1, 3):
+        raise ValueError(f"expected kernels over 1 or 3 colours to draw, got shape {weight.shape}")
+    if count % towers:
+        raise ValueError(f"{count} kernels cannot be divided among {towers} towers")
+    largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
+    stretched = 0.5 + 0.5 * weight / np.where(largest > 0, largest, 1)
+    pixels = np.rint(255 * stretched).astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels = np.broadcast_to(pixels, (count, height, width, 3))
+
+    each = count // towers
+    columns = 16 if each % 16 == 0 else math.ceil(math.sqrt(2 * count))
+    rows = math.ceil(each / columns)
+    cell_w, cell_h = width * scale + gap, height * scale + gap
+    size = columns * cell_w + gap, rows * cell_h + gap
+    apart = size[1] + 4 * gap
+    grid = Image.new("RGB", (size[0], towers * apart - 4 * gap), "white")
+    for tower in range(towers):
+        grid.paste("black", (0, tower * apart, size[0], tower * apart + size[1]))
+    for i, kernel in enumerate(pixels):
+        tower, place = divmod(i, each)
+        row, column = divmod(place, columns)
+        tile = Image.fromarray(np.ascontiguousarray(kernel))
+        tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        grid.paste(tile, (gap + column * cell_w, tower * apart + gap + row * cell_h))
+    return grid
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    columns: int = 5,
+    size: int = 208,
+    labels: Sequence[int] | None = None,
+) -> Image.Image:
+    """Draw images with a bar for each of their five most probable classes (paper, Figure 4).
+
+    images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar of the right class is green
+    where `labels` are given (-1: not known), and a line below all images says so.
+    """
+    margin, title_height, bar_height = 14, 22, 21
+    shown = min(5, len(classes))
+    columns = max(1, min(columns, len(images)))
+    rows = math.ceil(len(images) / columns)
+    cell_w, cell_h = size + margin, size + title_height + shown * bar_height + margin + 6
+    known = labels is not None and max(labels) >= 0
+    height = rows * cell_h + margin + (title_height if known else 0)
+    sheet = Image.new("RGB", (columns * cell_w + margin, height), "white")
+    draw, small = ImageDraw.Draw(sheet), font(12)
+    if known:
+        draw.text(
+            (margin, height - margin - title_height // 2), "green: the right class", PALE, small
+        )
+
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(i, columns)
+        left, top = margin + column * cell_w, margin + row * cell_h
+        sheet.paste(fit(image, size), (left, top))
+        draw.text((left, top + size + 4), shorten(draw, title, small, size), PALE, small)
+        order = np.argsort(-probabilities[i], kind="stable")[:shown]
+        for rank, label in enumerate(order):
+            y = top + size + title_height + rank * bar_height
+            share = float(probabilities[i, label])
+            bar = (left, y + 2, left + round(share * (size - 1)), y + bar_height - 3)
+            right = labels is not None and label == labels[i]
+            draw.rectangle(bar, PALE_GREEN if right else PALE_BLUE)
+            percent = f"{share:.0%}"
+            percent_width = round(draw.textlength(percent, small))
+            name = shorten(draw, printable(classes[label]), small, size - percent_width - 14)
+            draw.text((left + 4, y + 3), name, INK, small)
+            draw.text((left + size - percent_width - 4, y + 3), percent, INK, small)
+    return sheet
+
+
+def failure(draw: Callable[[], None]) -> Exception | None:
+    """Draw a picture; return what stood in its way, for that is the end of nothing else."""
+    try:
+        draw()
+    except Exception as error:
+        return error
+    return None
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture, whole or not at all."""
+    write_atomically(path, lambda file: picture.save(file, "PNG"))
+
+
+@functools.cache
+def font(size: int) -> Any:
+    """Return DejaVu Sans, where matplotlib has it, else the font that comes with Pillow."""
+    found = PathFinder.find_spec("matplotlib")  # without importing it
+    for folder in (found and found.submodule_search_locations) or ():
+        try:
+            return ImageFont.truetype(Path(folder, DEJAVU), size)
+        except (OSError, ImportError):  # or Pillow cannot read fonts
+            pass
+    try:
+        return ImageFont.load_default(size)
+    except (OSError, ImportError):
+        return ImageFont.load_default()
+
+
+def drawable(text: str, font: Any) -> str:
+    """Return text with an escape for each character that the font does not have."""
+    return "".join(c if _has(font, c) else ascii(c)[1:-1] for c in escaped(text))
+
+
+@functools.cache
+def _has(font: Any, character: str) -> bool:
+    if " " <= character <= "~":
+        return True
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        return character <= "\xff"
+    drawn, missing = font.getmask(character), font.getmask(NO_CHARACTER)
+    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+
+
+def fit(image: np.ndarray, size: int) -> Image.Image:
+    """Scale and cut an image to a square of `size` pixels around its centre."""
+    return ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
+
+
+def shorten(draw: Any, text: str, font: Any, width: int) -> str:
+    """Cut `text` so that it is at most `width` pixels wide, an ellipsis in place of its middle.
+
+    Characters that the font does not have are escaped before.
+    """
+    text = drawable(text, font)
+
+    def cut(kept: int) -> str:
+        head = (kept + 1) // 2
+        return text[:head] + dots + text[len(text) - (kept - head) :]
+
+    if draw.textlength(text, font) <= width:
+        return text
+    dots = drawable("…", font)
+    # By halves, for a name may have any length.
+    longest = bisect.bisect(range(1, len(text)), width, key=lambda k: draw.textlength(cut(k), font))
+    return cut(max(1, longest))

@@ -1,0 +1,53 @@
+"""Names and text as they are printed: on one line, with escapes."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of what steers terminals, breaks lines or stands for bytes that are no UTF-8.
+
+Others that str.isprintable() refuses are parts of real names: joiners, wide spaces.
+"""
+
+_REVERSING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of what changes the order of the characters around it."""
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""Return a name or a path as it is shown: on one line, in quotes where its ends are not seen.
+
+    >>> printable("a\nb.png"), printable("caf\udce9"), printable("  ")
+    ('a\\nb.png', 'caf\\xe9', "'  '")
+    """
+    text = escaped(os.fspath(name))
+    return text if text and text == text.strip() else f"'{text}'"
+
+
+def escaped(text: str) -> str:
+    """Return text with an escape for each character that moves the cursor or is no character."""
+    if text.isprintable():
+        return text
+    return "".join(map(_escape, text))
+
+
+def listed(names: Iterable[str | bytes], limit: int = 5) -> str:
+    """Return the first names for a message, and how many more there are.
+
+    >>> listed(["a", b"b", "c"], limit=2), listed([])
+    ('a, b and 1 more', 'none')
+    """
+    names = list(names)
+    shown = ", ".join(printable(os.fsdecode(name)) for name in names[:limit]) or "none"
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    steers = unicodedata.category(character) in UNPRINTABLE
+    if steers or unicodedata.bidirectional(character) in _REVERSING:
+        return character.encode("unicode_escape").decode()
+    return character

@@ -1,0 +1,60 @@
+"""One step of training: forward, loss, backward, update (the paper's section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from tinyalex.data import Batch
+from tinyalex.nn import Module
+from tinyalex.optim import SGD
+from tinyalex.training.divergence import NOT_FINITE, DivergedError, not_finite
+from tinyalex.training.evaluation import logits_and_loss
+from tinyalex.training.metrics import Average, hits
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for below
+def train_step(model: Module, optimizer: SGD, batch: Batch) -> Average:
+    """Learn from one batch; return its loss and how many images were classified right before.
+
+    Raises DivergedError, before any weight is touched, if the loss or a gradient is not finite.
+    """
+    optimizer.zero_grad()
+    logits, loss = logits_and_loss(model, batch)
+    value = float(loss.item())
+    if not math.isfinite(value):
+        raise DivergedError(f"the loss is {value}")
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if wrong := not_finite(gradients):
+        raise DivergedError(f"the gradient of {wrong} {NOT_FINITE}")
+    optimizer.step()
+    correct = int(hits(logits.detach().cpu().numpy(), batch.labels).sum())
+    return Average(value * len(batch), correct, len(batch))
+
+
+class Steps:
+    """Takes steps; what each found out is known at once."""
+
+    every: int = 1
+    """How many steps may be taken between two readings."""
+
+    def __init__(self, model: Module, optimizer: SGD) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._results: list[Average] = []
+
+    @property
+    def unread(self) -> int:
+        """How many steps have been taken since the last reading."""
+        return len(self._results)
+
+    def take(self, batch: Batch) -> None:
+        """Take a step; DivergedError as from `train_step`."""
+        self._results.append(train_step(self._model, self._optimizer, batch))
+
+    def read(self) -> Iterator[Average]:
+        """Yield what each step since the last reading found out."""
+        results, self._results = self._results, []
+        yield from results

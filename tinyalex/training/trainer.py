@@ -1,0 +1,378 @@
+"""The training loop.
+
+For every batch of every epoch: forward, loss, backward, update; that is `steps.train_step`, the
+paper's section 5. Around it `Trainer.train` logs, saves and validates. All that it remembers is in
+`run.state`, so it goes on from a checkpoint as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyalex import random
+from tinyalex.backends.devices import parse
+from tinyalex.data import Batch, DataError, Loader, WorkerError
+from tinyalex.folders import FolderLostError, locked, new_folder
+from tinyalex.grad_mode import no_grad
+from tinyalex.interrupts import FAILED, StoppedError, StopRequest
+from tinyalex.progress import Progress, duration, folded, one_sentence, reason_of
+from tinyalex.training.checkpoint import Checkpoints
+from tinyalex.training.divergence import DivergedError, Step, explain
+from tinyalex.training.evaluation import Scores, evaluate, logits_and_loss
+from tinyalex.training.metrics import METRICS, Average, MetricsFile, Throughput
+from tinyalex.training.run import Run
+from tinyalex.training.settings import STEPS_PER_ROW
+from tinyalex.training.step import Steps
+
+STUCK_WITHIN = 0.005
+"""The loss counts as stuck while it is within this share of ln(classes)."""
+
+
+@dataclass
+class Trainer:
+    """A run, and where it keeps its checkpoints, its metrics and those who watch up to date.
+
+    `on_row` is called with each row of metrics as well.
+    """
+
+    run: Run
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    progress: Progress
+    on_row: Callable[[dict[str, Any]], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.pace = Throughput(self.run.total_steps, self.run.settings.epochs)
+        self._left_out: set[str] = set()
+        self._latest: Step | None = None
+        self._waits = False
+        self._refused = False  # the last rows of metrics, by the disk
+        self.steps = steps_of(self.run)
+
+    def train(self, stop: StopRequest | None = None) -> None:
+        """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
+
+        Raises StoppedError once `stop` asks for it, by default after a signal, and the step under
+        way is done and saved, and where the folder is lost and all is saved in another; DataError
+        when too many images cannot be read and WorkerError when a process that loads them ends,
+        also after saving;
+        DivergedError when a loss, a gradient or a weight is not finite, which leaves the last
+        checkpoint from before, the best network and a report; OSError when the final checkpoint
+        cannot be written (earlier ones are tried again later).
+        """
+        try:
+            self._train_or_save(stop)
+        except FolderLostError as error:
+            raise self._rescue(error) from error
+
+    def _train_or_save(self, stop: StopRequest | None) -> None:
+        try:
+            with StopRequest() if stop is None else stop as stop:
+                self._train(stop)
+        except (DataError, WorkerError):
+            self._read()
+            self._try(self._save, "checkpoint")
+            raise
+        except DivergedError:
+            try:
+                self._try(self.checkpoints.save_best, "best network")
+            except FolderLostError as lost:
+                with suppress(OSError, FloatingPointError):
+                    self.progress.say(f"warning: {self._rescue(lost)}")
+            raise
+
+    def here(self) -> Path:
+        """Return where the folder of the run is now, also if somebody has renamed it meanwhile.
+
+        Raises StoppedError where it is lost, and what the run knows is saved in another.
+        """
+        try:
+            return self._follow()
+        except FolderLostError as error:
+            raise self._rescue(error) from error
+
+    def _follow(self) -> Path:
+        before, now = self.metrics.path, self.checkpoints.here()
+        if now != before.parent:
+            self.metrics.path = now / METRICS
+            self.progress.say(f"{before.parent} is called {now} now, and the run goes on there")
+        return now
+
+    def _rescue(self, lost: FolderLostError) -> StoppedError:
+        """Save into a new folder beside the one that is lost; return the error that tells so.
+
+        Raises FolderLostError where that cannot be done.
+        """
+        folder = self.checkpoints.absolute
+        try:
+            with locked(new_folder(folder.with_name(f"{folder.name}-rescued"))) as lock:
+                self.checkpoints.move(lock)
+                self.run.state.rows = 0  # metrics begin anew there
+                self.checkpoints.save(self.run)
+        except OSError as error:
+            why = f"nothing can be saved beside it ({one_sentence(error)})"
+            raise FolderLostError(f"{lost}, and {why}") from error
+        return StoppedError(f"the loss of its folder ({one_sentence(lost)})", FAILED)
+
+    def _train(self, stop: StopRequest) -> None:
+        state, epochs = self.run.state, self.run.settings.epochs
+        while state.epoch < epochs:
+            self._learn(stop)
+            scores = None if stop else self._validate(stop)
+            if scores is None:
+                break
+            self._end_epoch(scores)
+            self._save_if_due(epoch_ends=True)
+        self._save()
+        if stop:
+            raise stop.error()
+
+    def _learn(self, stop: StopRequest) -> None:
+        """Go through the batches of an epoch, or through what is left of it."""
+        run, state, data = self.run, self.run.state, self.run.train_data
+        batches, steps = len(data), self.steps
+        run.classifier.model.train()
+        self.pace.start_epoch()
+        self.progress.start(f"epoch {state.epoch + 1}/{run.settings.epochs}", batches, state.batch)
+        started, waited_before = time.perf_counter(), data.wait_seconds
+        for batch in data.epoch(state.epoch, state.batch):
+            step = state.step + steps.unread
+            run.schedule.before_step(step)
+            random.start_step(step)
+            self._remember(step + 1, batch, data)
+            stop.step = step + 1
+            try:
+                steps.take(batch)
+            except DivergedError as error:
+                raise self._explain(error) from error
+            if not (self._reads_now(step + 1) or self.checkpoints.due() or stop):
+                continue
+            results = self._read()
+            if state.step % STEPS_PER_ROW == 0 or state.batch == batches:
+                self._log_steps()
+            self._save_if_due()
+            waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
+            seconds, started = time.perf_counter() - started, time.perf_counter()
+            state.seconds += seconds
+            self.pace.add(waited, seconds - waited, results)
+            self.progress.update(state.batch, self._describe())
+            # Twice what they take: the next step or save may be a slow one.
+            stop.reserve = 2 * (self.pace.typical_step + self.checkpoints.seconds_to_save)
+            if stop:
+                break
+        self.progress.stop()
+
+    def _reads_now(self, step: int) -> bool:
+        """Tell whether what the steps up to `step` found out is wanted now, for a row at least."""
+        unread, left = self.steps.unread, len(self.run.train_data) - self.run.state.batch
+        return unread in (self.steps.every, left) or step % STEPS_PER_ROW == 0
+
+    def _read(self) -> list[Average]:
+        """Count what the steps since the last reading found out, and return it."""
+        run, state, data = self.run, self.run.state, self.run.train_data
+        results = []
+        try:
+            for result in self.steps.read():
+                state.count(result)
+                results.append(result)
+        except DivergedError as error:  # in a step that may not be the last: back to where it began
+            run.schedule.before_step(state.step)
+            random.start_step(state.step)
+            self._remember(state.step + 1, next(data.epoch(state.epoch, state.batch)), data)
+            raise self._explain(error) from error
+        return results
+
+    def _validate(self, stop: StopRequest) -> Scores | None:
+        started = time.perf_counter()
+        model, data = self.run.classifier.model, self.run.val_data
+        scores = evaluate(model, data, self.progress, stop, "validating")
+        self.pace.validation_seconds = time.perf_counter() - started
+        self.run.state.seconds += self.pace.validation_seconds
+        if scores is not None and not math.isfinite(scores.loss):
+            error = DivergedError(f"the validation loss is {scores.loss}")
+            for batch in data.epoch(0):
+                with no_grad():
+                    loss = logits_and_loss(model, batch)[1].item()
+                if not math.isfinite(loss):
+                    self._remember(self.run.state.step, batch, data)
+                    raise self._explain(error)
+            raise error
+        return scores
+
+    def _remember(self, step: int, batch: Batch, data: Loader) -> None:
+        rate = self.run.optimizer.param_groups[0]["lr"]
+        self._latest = Step(step, self.run.state.epoch + 1, rate, batch, data.dataset)
+
+    def _explain(self, error: Exception) -> DivergedError:
+        """Return the error with its cause, which the step remembered last brings to light again."""
+        if self._latest is None:
+            return DivergedError(str(error))
+        self.progress.stop()
+        return explain(error, self._latest, self.run.classifier.model, self.checkpoints.here)
+
+    def _log_steps(self) -> None:
+        """Write a row about the steps since the last; notice what is stuck, and what is slow."""
+        run, state = self.run, self.run.state
+        recent, state.since_row = state.since_row, Average()
+        self.append(
+            {
+                "kind": "step",
+                "epoch": state.epoch + 1,
+                "step": state.step,
+                "loss": recent.loss,
+                "top1": recent.top1,
+                "lr": run.optimizer.param_groups[0]["lr"],
+                "time": {"seconds": round(state.seconds, 3), **self.pace.as_row()},
+            }
+        )
+        limit = min(1000, max(100, run.total_steps // 10))
+        before = state.stuck_steps
+        if abs(recent.loss / run.chance - 1) < STUCK_WITHIN:
+            state.stuck_steps += recent.count // run.settings.batch_size
+        else:
+            state.stuck_steps = 0
+        if before < limit <= state.stuck_steps:
+            self.progress.say(self._stuck_advice())
+        if not self._waits and self.pace.waits(epoch_ends=state.batch == len(run.train_data)):
+            self._waits = True
+            self.progress.say(
+                f"{self.pace.data_share(whole_epoch=True):.0%} of the time goes by waiting for "
+                "images: raise --workers, try --worker-processes, or shrink the images once, with "
+                "examples/prepare_images.py"
+            )
+
+    def _end_epoch(self, scores: Scores) -> None:
+        """Count the epoch, log it, keep the network if it is the best so far."""
+        run, state, pace = self.run, self.run.state, self.pace
+        learned, state.since_epoch = state.since_epoch, Average()
+        state.epoch, state.batch = state.epoch + 1, 0
+        run.schedule.after_epoch(1 - scores.top1)
+        kept = is_best = state.is_best(scores.top1, scores.loss)
+        if is_best:
+            state.best_top1, state.best_loss = scores.top1, scores.loss
+            state.best_epoch = state.epoch
+        self.append(
+            {
+                "kind": "epoch",
+                "epoch": state.epoch,
+                "step": state.step,
+                "loss": learned.loss,
+                "top1": learned.top1,
+                "val_loss": scores.loss,
+                "val_top1": scores.top1,
+                "val_top5": scores.top5,
+                "time": {
+                    "seconds": round(state.seconds, 3),
+                    "validation_seconds": round(pace.validation_seconds, 3),
+                    **pace.as_row(whole_epoch=True),
+                },
+            }
+        )
+        if is_best and not (kept := self.checkpoints.keep_best(run)):
+            self.progress.say(f"{self.checkpoints.best} stays: its network was better than this")
+        ended = (
+            f"epoch {state.epoch}/{run.settings.epochs} in {duration(pace.epoch_seconds)}:  "
+            f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
+            f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}"
+            + (f", top-5 {scores.top5:.1%}" if run.num_classes > 5 else "")
+            + (" (best so far)" if kept else "")
+        )
+        self.progress.say(folded(ended, 2))
+        for path, reason in run.train_data.bad + run.val_data.bad:
+            if path not in self._left_out:
+                self._left_out.add(path)
+                self.progress.say(f"left out: {path}: {reason}")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write a row of metrics, and tell those that watch; what refuses it ends nothing."""
+        self._write_metrics(lambda: self.metrics.append(row))
+        self.run.state.rows = self.metrics.rows
+        if self.on_row is not None:
+            try:
+                self.on_row(row)
+            except Exception as error:  # of a package that training does without
+                self.on_row = None
+                warning = f"warning: no more goes to TensorBoard ({one_sentence(error)})"
+                self.progress.say(warning)
+
+    def _write_metrics(self, write: Callable[[], None]) -> None:
+        """Write metrics; say once, until it works again, if that cannot be."""
+        try:
+            self.checkpoints.here()
+            write()
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                where, reason = self.metrics.path, reason_of(error)
+                self.progress.say(f"warning: {where} cannot be written now ({reason})")
+            self._refused = True
+
+    def _save(self) -> None:
+        """Write the checkpoint, after the rows of metrics that it counts, if anything is new."""
+        self._follow()
+        if self.checkpoints.up_to_date(self.run):
+            return
+        self._write_metrics(self.metrics.sync)
+        try:
+            self.checkpoints.save(self.run)
+        except FloatingPointError as error:
+            raise self._explain(error) from error
+        except OSError:
+            self._follow()  # the folder may be lost by now
+            raise
+
+    def _save_if_due(self, epoch_ends: bool = False) -> None:
+        if self.checkpoints.due(epoch_ends):
+            self._try(self._save, "checkpoint")
+
+    def _try(self, save: Callable[[], None], what: str) -> None:
+        """Save; a disk that refuses is no reason to stop now, and hides none."""
+        try:
+            save()
+        except FolderLostError:
+            raise
+        except OSError as error:
+            when, reason = f"at step {self.run.state.step}", reason_of(error)
+            stays = "; the one from before stays" if self.checkpoints.exist() else ""
+            self.progress.say(f"warning: no {what} {when} ({reason}){stays}")
+
+    def _describe(self) -> str:
+        run, pace = self.run, self.pace
+        left = pace.seconds_left(run.state.step, run.state.epoch)
+        parts = [
+            f"loss {pace.average.loss:.3f}",
+            f"top-1 {pace.average.top1:.1%}",
+            *([] if left is None else [f"eta {duration(left)}"]),
+            f"{pace.images_per_second():.0f} img/s",
+            f"data {pace.data_share():.0%}",
+            f"lr {run.optimizer.param_groups[0]['lr']:.2g}",
+        ]
+        return "  ".join(parts)
+
+    def _stuck_advice(self) -> str:
+        run, weights = self.run, "--initial-weights data, "
+        if run.settings.initial_weights == "data":
+            weights = ""
+        return (
+            f"the loss has been ln(classes) = {run.chance:.3f} for {run.state.stuck_steps} steps: "
+            "the network gives the same answer to every image. With 1,000 classes the first 1,000 "
+            f"steps may look like this. If it lasts, try {weights}another --lr (now "
+            f"{run.settings.lr:g}; half, double) or --seed, keep the variant's own input scale, "
+            "and look at whether the labels fit the images"
+        )
+
+
+def steps_of(run: Run) -> Steps:
+    """Return what takes the steps of a run, on its device."""
+    settings, model = run.settings, run.classifier.model
+    if parse(settings.device) == "cpu":
+        return Steps(model, run.optimizer)
+    from tinyalex.training.gpu_steps import GPUSteps  # which loads CuPy
+
+    return GPUSteps(model, run.optimizer, settings.read_loss_every, settings.cuda_graph)
