@@ -121,7 +121,11 @@ async def _asynchronous_generator():
     yield 1
 
 
-@pytest.mark.parametrize("what", [dict, 3, property(recording), _asynchronous_generator], ids=repr)
+@pytest.mark.parametrize(
+    "what",
+    [dict, 3, property(recording), _asynchronous_generator],
+    ids=["class", "number", "property", "asynchronous generator"],
+)
 @pytest.mark.parametrize("decorate", [ta.no_grad, lambda what: ta.no_grad()(what)], ids="01")
 def test_what_cannot_be_decorated_is_refused(decorate, what):
     with pytest.raises(TypeError, match="no_grad"):
