@@ -377,7 +377,7 @@ def test_a_run_that_is_renamed_goes_on_under_the_new_name(photos, tmp_path, caps
         training.progress.update = lambda done, text: move(training.progress._title, done)
         assert load(TRAIN).train(training, stop) == 0
     said = capsys.readouterr().out
-    assert said.count(f"{out} is called {moved} now, and the run goes on there\n") == 1
+    assert said.count(f"{out} is called {moved} now, and the run continues there\n") == 1
     assert f"in {moved}:\n" in said
     assert str(moved) in said.partition("next:")[2]
     assert not list(out.iterdir())

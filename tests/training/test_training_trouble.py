@@ -125,8 +125,8 @@ def test_waiting_for_images_is_remarked_on(photos, tmp_path):
     watcher = Watcher()
     training = trainer(run, tmp_path, watcher)
     for _ in range(20):
-        training.pace.add(waited=1000.0, worked=1.0, results=[Average(1.0, 1, 1)])
-    training.pace.start_epoch = lambda: None  # keep the above
+        training.throughput.add(waited=1000.0, worked=1.0, results=[Average(1.0, 1, 1)])
+    training.throughput.start_epoch = lambda: None  # keep the above
     training.train()
     remarks = [line for line in watcher.said if "waiting for images: raise --workers" in line]
     assert len(remarks) == 1

@@ -1,8 +1,8 @@
 """The training loop.
 
-For every batch of every epoch: forward, loss, backward, update; that is `steps.train_step`, the
+For every batch of every epoch: forward, loss, backward, update; that is `step.train_step`, the
 paper's section 5. Around it `Trainer.train` logs, saves and validates. All that it remembers is in
-`run.state`, so it goes on from a checkpoint as if it had never stopped.
+`run.state`, so a checkpoint resumes as if training had never stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STUCK_WITHIN = 0.005
 
 @dataclass
 class Trainer:
-    """A run, and where it keeps its checkpoints, its metrics and those who watch up to date.
+    """Trains a run; writes checkpoints and metrics, and reports progress.
 
     `on_row` is called with each row of metrics as well.
     """
@@ -48,7 +48,7 @@ class Trainer:
     on_row: Callable[[dict[str, Any]], None] | None = None
 
     def __post_init__(self) -> None:
-        self.pace = Throughput(self.run.total_steps, self.run.settings.epochs)
+        self.throughput = Throughput(self.run.total_steps, self.run.settings.epochs)
         self._left_out: set[str] = set()
         self._latest: Step | None = None
         self._waits = False
@@ -101,7 +101,7 @@ class Trainer:
         before, now = self.metrics.path, self.checkpoints.here()
         if now != before.parent:
             self.metrics.path = now / METRICS
-            self.progress.say(f"{before.parent} is called {now} now, and the run goes on there")
+            self.progress.say(f"{before.parent} is called {now} now, and the run continues there")
         return now
 
     def _rescue(self, lost: FolderLostError) -> StoppedError:
@@ -134,39 +134,48 @@ class Trainer:
             raise stop.error()
 
     def _learn(self, stop: StopRequest) -> None:
-        """Go through the batches of an epoch, or through what is left of it."""
+        """Train on the batches of an epoch, or on what is left of it."""
         run, state, data = self.run, self.run.state, self.run.train_data
-        batches, steps = len(data), self.steps
-        run.classifier.model.train()
-        self.pace.start_epoch()
-        self.progress.start(f"epoch {state.epoch + 1}/{run.settings.epochs}", batches, state.batch)
-        started, waited_before = time.perf_counter(), data.wait_seconds
+        self._start_epoch()
         for batch in data.epoch(state.epoch, state.batch):
-            step = state.step + steps.unread
-            run.schedule.before_step(step)
-            random.start_step(step)
-            self._remember(step + 1, batch, data)
-            stop.step = step + 1
-            try:
-                steps.take(batch)
-            except DivergedError as error:
-                raise self._explain(error) from error
-            if not (self._reads_now(step + 1) or self.checkpoints.due() or stop):
-                continue
-            results = self._read()
-            if state.step % STEPS_PER_ROW == 0 or state.batch == batches:
-                self._log_steps()
-            self._save_if_due()
-            waited, waited_before = data.wait_seconds - waited_before, data.wait_seconds
-            seconds, started = time.perf_counter() - started, time.perf_counter()
-            state.seconds += seconds
-            self.pace.add(waited, seconds - waited, results)
-            self.progress.update(state.batch, self._describe())
-            # Twice what they take: the next step or save may be a slow one.
-            stop.reserve = 2 * (self.pace.typical_step + self.checkpoints.seconds_to_save)
-            if stop:
-                break
+            step = stop.step = state.step + self.steps.unread + 1
+            run.schedule.before_step(step - 1)
+            random.start_step(step - 1)
+            self._take(step, batch)
+            if self._reads_now(step) or self.checkpoints.due() or stop:
+                self._after_reading(self._read(), stop)
+                if stop:
+                    break
         self.progress.stop()
+
+    def _start_epoch(self) -> None:
+        run, state = self.run, self.run.state
+        run.classifier.model.train()
+        self.throughput.start_epoch()
+        title = f"epoch {state.epoch + 1}/{run.settings.epochs}"
+        self.progress.start(title, len(run.train_data), state.batch)
+        self._since, self._waited = time.perf_counter(), run.train_data.wait_seconds
+
+    def _take(self, step: int, batch: Batch) -> None:
+        self._remember(step, batch, self.run.train_data)
+        try:
+            self.steps.take(batch)
+        except DivergedError as error:
+            raise self._explain(error) from error
+
+    def _after_reading(self, results: list[Average], stop: StopRequest) -> None:
+        """Log, save and show what the steps just read have brought, and time them."""
+        state, data = self.run.state, self.run.train_data
+        if state.step % STEPS_PER_ROW == 0 or state.batch == len(data):
+            self._log_steps()
+        self._save_if_due()
+        waited, self._waited = data.wait_seconds - self._waited, data.wait_seconds
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        state.seconds += seconds
+        self.throughput.add(waited, seconds - waited, results)
+        self.progress.update(state.batch, self._describe())
+        # Twice what they take: the next step or save may be a slow one.
+        stop.reserve = 2 * (self.throughput.typical_step + self.checkpoints.seconds_to_save)
 
     def _reads_now(self, step: int) -> bool:
         """Tell whether what the steps up to `step` found out is wanted now, for a row at least."""
@@ -192,8 +201,8 @@ class Trainer:
         started = time.perf_counter()
         model, data = self.run.classifier.model, self.run.val_data
         scores = evaluate(model, data, self.progress, stop, "validating")
-        self.pace.validation_seconds = time.perf_counter() - started
-        self.run.state.seconds += self.pace.validation_seconds
+        self.throughput.validation_seconds = time.perf_counter() - started
+        self.run.state.seconds += self.throughput.validation_seconds
         if scores is not None and not math.isfinite(scores.loss):
             error = DivergedError(f"the validation loss is {scores.loss}")
             for batch in data.epoch(0):
@@ -228,7 +237,7 @@ class Trainer:
                 "loss": recent.loss,
                 "top1": recent.top1,
                 "lr": run.optimizer.param_groups[0]["lr"],
-                "time": {"seconds": round(state.seconds, 3), **self.pace.as_row()},
+                "time": {"seconds": round(state.seconds, 3), **self.throughput.as_row()},
             }
         )
         limit = min(1000, max(100, run.total_steps // 10))
@@ -239,17 +248,17 @@ class Trainer:
             state.stuck_steps = 0
         if before < limit <= state.stuck_steps:
             self.progress.say(self._stuck_advice())
-        if not self._waits and self.pace.waits(epoch_ends=state.batch == len(run.train_data)):
+        if not self._waits and self.throughput.waits(epoch_ends=state.batch == len(run.train_data)):
             self._waits = True
             self.progress.say(
-                f"{self.pace.data_share(whole_epoch=True):.0%} of the time goes by waiting for "
-                "images: raise --workers, try --worker-processes, or shrink the images once, with "
+                f"{self.throughput.data_share(whole_epoch=True):.0%} of the time goes by waiting "
+                "for images: raise --workers, try --worker-processes, or shrink the images once, with "
                 "examples/prepare_images.py"
             )
 
     def _end_epoch(self, scores: Scores) -> None:
         """Count the epoch, log it, keep the network if it is the best so far."""
-        run, state, pace = self.run, self.run.state, self.pace
+        run, state, throughput = self.run, self.run.state, self.throughput
         learned, state.since_epoch = state.since_epoch, Average()
         state.epoch, state.batch = state.epoch + 1, 0
         run.schedule.after_epoch(1 - scores.top1)
@@ -269,15 +278,15 @@ class Trainer:
                 "val_top5": scores.top5,
                 "time": {
                     "seconds": round(state.seconds, 3),
-                    "validation_seconds": round(pace.validation_seconds, 3),
-                    **pace.as_row(whole_epoch=True),
+                    "validation_seconds": round(throughput.validation_seconds, 3),
+                    **throughput.as_row(whole_epoch=True),
                 },
             }
         )
         if is_best and not (kept := self.checkpoints.keep_best(run)):
             self.progress.say(f"{self.checkpoints.best} stays: its network was better than this")
         ended = (
-            f"epoch {state.epoch}/{run.settings.epochs} in {duration(pace.epoch_seconds)}:  "
+            f"epoch {state.epoch}/{run.settings.epochs} in {duration(throughput.epoch_seconds)}:  "
             f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
             f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}"
             + (f", top-5 {scores.top5:.1%}" if run.num_classes > 5 else "")
@@ -343,14 +352,14 @@ class Trainer:
             self.progress.say(f"warning: no {what} {when} ({reason}){stays}")
 
     def _describe(self) -> str:
-        run, pace = self.run, self.pace
-        left = pace.seconds_left(run.state.step, run.state.epoch)
+        run, throughput = self.run, self.throughput
+        left = throughput.seconds_left(run.state.step, run.state.epoch)
         parts = [
-            f"loss {pace.average.loss:.3f}",
-            f"top-1 {pace.average.top1:.1%}",
+            f"loss {throughput.average.loss:.3f}",
+            f"top-1 {throughput.average.top1:.1%}",
             *([] if left is None else [f"eta {duration(left)}"]),
-            f"{pace.images_per_second():.0f} img/s",
-            f"data {pace.data_share():.0%}",
+            f"{throughput.images_per_second():.0f} img/s",
+            f"data {throughput.data_share():.0%}",
             f"lr {run.optimizer.param_groups[0]['lr']:.2g}",
         ]
         return "  ".join(parts)
