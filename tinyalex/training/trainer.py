@@ -251,9 +251,9 @@ class Trainer:
         if not self._waits and self.throughput.waits(epoch_ends=state.batch == len(run.train_data)):
             self._waits = True
             self.progress.say(
-                f"{self.throughput.data_share(whole_epoch=True):.0%} of the time goes by waiting "
-                "for images: raise --workers, try --worker-processes, or shrink the images once, with "
-                "examples/prepare_images.py"
+                f"{self.throughput.data_share(whole_epoch=True):.0%} of the time goes by "
+                "waiting for images: raise --workers, try --worker-processes, or shrink the images "
+                "once, with examples/prepare_images.py"
             )
 
     def _end_epoch(self, scores: Scores) -> None:
