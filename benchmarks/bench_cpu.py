@@ -30,14 +30,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import cpu_chart
-import cpu_tables
-import gemm_floor
 import numpy as np
-import report
-import scaling
-from cases import QUIET, Case, Condition, busy, idle, prepare
-from peers import (
+
+from cpu import chart, gemm_floor, scaling, tables
+from cpu.cases import QUIET, Case, Condition, busy, idle, prepare
+from cpu.peers import (
     CONTESTANTS,
     LARGE_PRODUCT,
     ON_A_FREE_CORE,
@@ -45,13 +42,14 @@ from peers import (
     TINYALEX,
     Contestant,
 )
-from workers import (
+from cpu.workers import (
     ContestantError,
     Worker,
     busy_processes,
     run_alone,
     stop_cleanly_on_sigterm,
 )
+from shared import report
 
 PIXELS = 224  # of both variants
 FIRST_STEPS = 3  # whose losses must agree
@@ -208,11 +206,11 @@ def take_turns(
 def cases(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that were asked for, or all."""
     all_sizes = arguments.quiet or not (arguments.idle or arguments.busy)
-    sizes = cpu_tables.BATCH_SIZES if all_sizes else cpu_tables.SIZES_BESIDE_OTHERS
+    sizes = tables.BATCH_SIZES if all_sizes else tables.SIZES_BESIDE_OTHERS
     return [
         Case(mode, variant, size, PIXELS)
-        for mode in arguments.mode or (cpu_tables.MODES if all_sizes else ("infer",))
-        for variant in arguments.variant or cpu_tables.VARIANTS
+        for mode in arguments.mode or (tables.MODES if all_sizes else ("infer",))
+        for variant in arguments.variant or tables.VARIANTS
         for size in arguments.batch_size or sizes[mode]
     ]
 
@@ -226,8 +224,8 @@ def conditions(arguments: argparse.Namespace, case: Case) -> list[Condition]:
         return asked
     if case.name == "cpu-train-paper-32":
         return [QUIET, busy(1, training=True)]
-    if case.batch_size in cpu_tables.SIZES_BESIDE_OTHERS[case.mode] and not case.training:
-        return [QUIET, idle(), *(busy(n, training=False) for n in cpu_tables.BUSY)]
+    if case.batch_size in tables.SIZES_BESIDE_OTHERS[case.mode] and not case.training:
+        return [QUIET, idle(), *(busy(n, training=False) for n in tables.BUSY)]
     return [QUIET]
 
 
@@ -238,10 +236,10 @@ def measure_cases(arguments: argparse.Namespace) -> None:
         asked = conditions(arguments, case)
         results = compare(case, asked, arguments.rounds, arguments.steps, arguments.only)
         for condition, result in results.items():
-            text = cpu_tables.table_of(result)
+            text = tables.table_of(result)
             print("\n" + text.replace("<br>", "; ") + "\n", flush=True)
             if not arguments.only:
-                report.save(cpu_tables.file_name(condition.name, case), result)
+                report.save(tables.file_name(condition.name, case), result)
     if arguments.only:
         print("not saved, since not all took part\n", flush=True)
 
@@ -252,8 +250,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     several: dict[str, Any] = {"action": "append", "default": []}
-    parser.add_argument("--mode", choices=cpu_tables.MODES, **several)
-    parser.add_argument("--variant", choices=cpu_tables.VARIANTS, **several)
+    parser.add_argument("--mode", choices=tables.MODES, **several)
+    parser.add_argument("--variant", choices=tables.VARIANTS, **several)
     parser.add_argument("--batch-size", type=int, **several)
     parser.add_argument("--rounds", type=int, default=3, help="turns of every contestant")
     parser.add_argument("--steps", type=int, help="timed calls per turn (default: 2 to 32)")
@@ -279,9 +277,9 @@ def main() -> None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
             measure_cases(arguments)
     if arguments.table or arguments.table_only:
-        cpu_tables.write()
+        tables.write()
         scaling.write()
-        cpu_chart.draw()
+        chart.draw()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ same batch, so that its clock and its heat hit all of them. What they calculate 
 float64 before any time counts. Three classes of precision are never mixed: A (float32), B (TF32),
 C (bfloat16); and every switch is read back and printed. A contestant that fails is listed with its
 error, and the rest goes on. The speed of a large copy and of large products is measured in the same
-run; no net can be faster than its floor (gpu_floors.py) at those.
+run; no net can be faster than its floor (gpu/floors.py) at those.
 
 Writes benchmarks/results/gpu-*.json, a file when a case is done; a case that the same program has
 measured on the same GPU is left out the next time (--again measures it anew).
@@ -25,14 +25,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import gpu_layers
-import gpu_machine
-import gpu_run
-import gpu_tables
-import report
-from gpu_cases import CLASSES, Case, Net
-from gpu_run import Campaign
-from gpu_timing import Protocol
+from gpu import layers, machine, run, tables
+from gpu.cases import CLASSES, Case, Net
+from gpu.run import Campaign
+from gpu.timing import Protocol
+from shared import report
 
 SIZES = (128, 1, 256, 64, 16, 512)
 QUICK_SIZES = (128, 1)
@@ -61,15 +58,15 @@ def prepare(arguments: argparse.Namespace) -> Campaign:
     """Find out about the machine, measure its ceilings and print both."""
     minutes = arguments.minutes or (QUICK_MINUTES if arguments.quick else float("inf"))
     until = time.monotonic() + minutes * 60
-    facts = gpu_machine.facts()
-    print(gpu_machine.one_line(facts), flush=True)
-    if reason := gpu_machine.why_no_torch():
+    facts = machine.facts()
+    print(machine.one_line(facts), flush=True)
+    if reason := machine.why_no_torch():
         print(f"without PyTorch: {reason}", flush=True)
-    ceilings = gpu_machine.ceilings(arguments.thin)
-    gpu_run.tidy()
+    ceilings = machine.ceilings(arguments.thin)
+    run.tidy()
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.operations.items())
     print(f"copy {ceilings.bandwidth / 1e12:.3g} TB/s; products, TFLOP/s: {rates}", flush=True)
-    print(f"environment: {facts['environment']}; clock {gpu_machine.clock()}", flush=True)
+    print(f"environment: {facts['environment']}; clock {machine.clock()}", flush=True)
     protocol = Protocol(
         rounds=arguments.rounds,
         window=arguments.window,
@@ -85,9 +82,9 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure and save one case after the other, then the single layers."""
     campaign = prepare(arguments)
     if arguments.profile:
-        import gpu_profile
+        from gpu import profile
 
-        gpu_profile.run(campaign, Net(thin=arguments.thin, pixels=arguments.pixels))
+        profile.run(campaign, Net(thin=arguments.thin, pixels=arguments.pixels))
         return
     if not arguments.layers_only:
         for case in cases(arguments):
@@ -95,26 +92,26 @@ def measure(arguments: argparse.Namespace) -> None:
     if not arguments.no_layers:
         images = (arguments.images or SIZES)[0]
         nets = [case.net for case in cases(arguments)]
-        gpu_layers.measure(nets[0], images, arguments.precision or ["A", "B", "C"], campaign)
+        layers.measure(nets[0], images, arguments.precision or ["A", "B", "C"], campaign)
 
 
 def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
     """Measure one case, unless it was measured before or the time is up."""
-    if not again and gpu_run.measured_already(campaign.folder, case.name, campaign):
+    if not again and run.measured_already(campaign.folder, case.name, campaign):
         print(f"{case.name}: measured already", flush=True)
-        gpu_run.remember_favourites(gpu_run.load(campaign.folder, case.name), campaign)
+        run.remember_favourites(run.load(campaign.folder, case.name), campaign)
         return
     if campaign.time_is_up():
         print(f"{case.name}: not begun, the time is up", flush=True)
         return
     print(f"{case.name}: {CLASSES[case.precision]}", flush=True)
-    result = gpu_run.run(case, campaign)
-    gpu_run.show(result)
-    gpu_run.remember_favourites(result, campaign)
+    result = run.run(case, campaign)
+    run.show(result)
+    run.remember_favourites(result, campaign)
     if campaign.only:
         print("  not saved, since not all took part", flush=True)
     elif result["contestants"]:
-        gpu_run.save(campaign.folder, case.name, result)
+        run.save(campaign.folder, case.name, result)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -145,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     add("--no-layers", action="store_true", help="whole nets only")
     add("--layers-only", action="store_true", help="single layers only")
     add("--results", type=Path, default=report.RESULTS, metavar="FOLDER")
-    add("--document", type=Path, default=gpu_tables.DOCUMENT, help="where the tables go")
+    add("--document", type=Path, default=tables.DOCUMENT, help="where the tables go")
     add("--readme", type=Path, default=report.ROOT / "README.md")
     add("--table", action="store_true", help="rewrite the tables at the end")
     add("--table-only", action="store_true", help="rewrite them without measuring")
@@ -161,7 +158,7 @@ def main(words: list[str] | None = None) -> None:
     if not arguments.table_only:
         measure(arguments)
     if arguments.table or arguments.table_only:
-        gpu_tables.write(arguments.results, arguments.document, arguments.readme)
+        tables.write(arguments.results, arguments.document, arguments.readme)
 
 
 if __name__ == "__main__":

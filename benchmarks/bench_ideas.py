@@ -16,11 +16,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import report
 from numba import njit
 
 import tinyalex as ta
 import tinyalex.functional as F
+from shared import report
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.conv import choose, winograd
 from tinyalex.backends.cpu.gemm import gemm

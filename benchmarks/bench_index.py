@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import report
+from shared import report
 
 INDEX = """
 import json, re, sys, time

@@ -19,9 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import report
-from kernel_rows import Row, rows
-from report import Ratio, median
+
+from cpu.kernel_rows import Row, rows
+from shared import report
+from shared.report import Ratio, median
 
 DOCUMENT = report.ROOT / "docs" / "cpu.md"
 TOLERANCE = 1e-4  # of the largest value

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
 import torch
 from PIL import Image, ImageEnhance
 
+from shared import report
 from tinyalex.data import ImageFolder, Loader, TrainTransform
 from tinyalex.training.settings import AUGMENTATIONS
 

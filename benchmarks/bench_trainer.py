@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
 
 import tinyalex as ta
 import tinyalex.functional as F
+from shared import report
 from tinyalex.data import Batch, CachedDataset, ImageFolder, Loader, Patterns, TrainTransform
 from tinyalex.training import train_step
 

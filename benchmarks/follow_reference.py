@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
 
 import tinyalex as ta
 import tinyalex.functional as F
+from shared import report
 from tinyalex import nn
 from tinyalex.data import Batch, ImageFolder, Loader, Patterns, TrainTransform
 

@@ -11,7 +11,8 @@ import sys
 import traceback
 
 import numpy as np
-from report import ROOT
+
+from shared.report import ROOT
 
 
 def main(words: list[str]) -> int:

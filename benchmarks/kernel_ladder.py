@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
-from gpu_cases import distance
-from gpu_floors import Work
 
+from gpu.cases import distance
+from gpu.floors import Work
+from shared import report
 from tinyalex.backends import cpu
 from tinyalex.backends.geometry import (
     ConvOptions,
@@ -126,17 +126,15 @@ def errors() -> dict[str, float]:
 
     Which of a version's entries runs is its own choice; all of them compute the same way.
     """
-    import gpu_layers
-    from kernel_rungs import RUNGS
+    from gpu import layers
+    from gpu.rungs import RUNGS
 
     found = {}
     for rung in RUNGS:
         if rung.call is not None:
             values = arguments(rung.kernel, SMALL)
-            got = rung.call(*map(gpu_layers.placed, values))
-            found[rung.entries[0]] = distance(
-                gpu_layers.host(_first(got)), exact(rung.kernel, values)
-            )
+            got = rung.call(*map(layers.placed, values))
+            found[rung.entries[0]] = distance(layers.host(_first(got)), exact(rung.kernel, values))
     return found
 
 
@@ -147,37 +145,34 @@ def usage() -> dict[str, resources.Usage]:
 
 def measure(folder: Path, rounds: int) -> None:
     """Time every version on the GPU at the large size, with cold caches, and save the times."""
-    import gpu_layers
-    import gpu_machine
-    import gpu_run
-    from kernel_rungs import RUNGS
+    from gpu import layers, machine, run
+    from gpu.rungs import RUNGS
 
-    facts = gpu_machine.facts()
-    ceilings = gpu_machine.ceilings()
+    facts = machine.facts()
+    ceilings = machine.ceilings()
     result: dict[str, Any] = {
         "facts": facts,
         "ceilings": {"operations": ceilings.operations, "bandwidth": ceilings.bandwidth},
         "rungs": {},
     }
-    flush = gpu_machine.cupy().empty(gpu_layers.FLUSHED // 4, np.float32)
+    flush = machine.cupy().empty(layers.FLUSHED // 4, np.float32)
     for rung in RUNGS:
         if rung.call is None:
             continue
         try:
             values = arguments(rung.kernel, FULL)
-            placed = [gpu_layers.placed(v) for v in values]
+            placed = [layers.placed(v) for v in values]
             expected = exact(rung.kernel, values)
             times = [
-                gpu_layers.cold(lambda r=rung, p=placed: r.call(*p), flush, 10)
-                for _ in range(rounds)
+                layers.cold(lambda r=rung, p=placed: r.call(*p), flush, 10) for _ in range(rounds)
             ]
-            off = distance(gpu_layers.host(_first(rung.call(*placed))), expected)
+            off = distance(layers.host(_first(rung.call(*placed))), expected)
             floor = work(rung.kernel, values, expected).seconds(ceilings, rung.precision)
             found = {"times": times, "off": off, "floor_seconds": floor}
         except Exception as error:  # a version that fails does not hide the others
             found = {"failed": f"{type(error).__name__}: {error}"[:300]}
         result["rungs"][rung.entries[0]] = found
-        gpu_run.save(folder, NAME, result)
+        run.save(folder, NAME, result)
         print(f"{rung.entries[0]}: {_time(found)}", flush=True)
 
 
@@ -211,7 +206,7 @@ def table(folder: Path) -> str:
     """Return the ladder, family by family."""
     used = usage()
     with played():
-        from kernel_rungs import FAMILIES
+        from gpu.rungs import FAMILIES
 
         off = errors()
     path = folder / f"{NAME}.json"
@@ -235,9 +230,9 @@ def table(folder: Path) -> str:
         f"first. Times: {FULL_TEXT}, with cold caches"
     )
     if "facts" in measured:
-        import gpu_machine
+        from gpu import machine
 
-        lines[-1] += f"; {gpu_machine.one_line(measured['facts'])}."
+        lines[-1] += f"; {machine.one_line(measured['facts'])}."
     else:
         lines[-1] += ", when they are measured."
     return "\n".join(lines)

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import report
 
 import tinyalex
 import tinyalex.functional as F
+from shared import report
 
 Array = np.ndarray[Any, Any]
 POWERS = (10, 18, 25, 26)

@@ -22,10 +22,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import report
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from shared import report
 from tinyalex.cli.common import EXPECTED_ERRORS, complain
 from tinyalex.cli.train_options import defaults_for
 from tinyalex.data import Loader

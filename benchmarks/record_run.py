@@ -14,8 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import report
-
+from shared import report
 from tinyalex.progress import duration
 from tinyalex.training import read_metrics
 

@@ -10,10 +10,10 @@ kept in benchmarks/results/winograd-time.json.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -50,6 +50,9 @@ from tinyalex.backends.layout import as_nchw
 from tinyalex.models import VARIANTS, spec
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+from shared import report  # noqa: E402
+
 PAGE = ROOT / "docs" / "winograd.md"
 IMAGES = ROOT / "docs" / "images"
 
@@ -57,20 +60,6 @@ BATCH = 32  # images, where a count depends on it
 M, PAIRS = transforms.TILE, transforms.PAIRS
 WHOLE = {3: (1, 2), 5: (1, 2, 3)}  # pairs to compare with ours: the smallest whole numbers
 VALID, SAME = (ConvOptions(padding=((p, p), (p, p))) for p in (0, 1))
-
-
-def _load_report() -> Any:
-    """Import benchmarks/report.py, which belongs to no package."""
-    path = ROOT / "benchmarks" / "report.py"
-    description = importlib.util.spec_from_file_location("report", path)
-    assert description is not None
-    assert description.loader is not None
-    module = importlib.util.module_from_spec(description)
-    description.loader.exec_module(module)
-    return module
-
-
-report = _load_report()
 
 
 def _machine() -> dict[str, Any]:

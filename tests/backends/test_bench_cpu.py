@@ -14,7 +14,7 @@ BENCHMARKS = ROOT / "benchmarks"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
 HOLD = """
 import time
-from workers import busy_processes, stop_cleanly_on_sigterm
+from cpu.workers import busy_processes, stop_cleanly_on_sigterm
 if __name__ == "__main__":
     stop_cleanly_on_sigterm()
     with busy_processes(2) as processes:
@@ -76,7 +76,8 @@ def test_busy_processes_work_and_end_however_the_benchmark_does(then, end, tmp_p
 
 
 BROKEN = """
-import bench_cpu, peers
+import bench_cpu
+from cpu import peers
 def fail(case, folder):
     raise RuntimeError("no compiler was found")
 if __name__ == "__main__":
@@ -131,17 +132,17 @@ def result(ours, **theirs):
 def test_a_goal_counts_the_best_peer_and_says_what_compiling_changes(
     compiled, goal, measured, moved, modules
 ):
-    import cpu_tables
+    from cpu import tables
 
     times = result([2.0] * 3, OpenVINO=[3.0, 3.1, 2.9], torch_compiled=[compiled] * 3)
-    text = cpu_tables._speed_goal(times, cpu_tables.PREDICTORS, goal)
-    assert f"{measured}<br>{moved}" in text.replace(cpu_tables.TIMES, "x")
+    text = tables._speed_goal(times, tables.PREDICTORS, goal)
+    assert f"{measured}<br>{moved}" in text.replace(tables.TIMES, "x")
 
 
 @pytest.mark.parametrize(("goal", "verdict"), [(1.0, "met"), (1.05, "missed")])
 def test_a_difference_inside_the_spread_is_equal(goal, verdict, modules):
-    import cpu_tables
+    from cpu import tables
 
     times = result([2.0, 2.2, 2.1], OpenVINO=[2.1, 1.9, 2.1])
-    text = cpu_tables._speed_goal(times, ("OpenVINO",), goal)
+    text = tables._speed_goal(times, ("OpenVINO",), goal)
     assert f"equal (0.86 .. 1.05), OpenVINO: **{verdict}**" in text

@@ -109,16 +109,16 @@ def test_switches_and_what_is_missing_are_printed(measured):
 
 
 def test_percentages_are_of_measured_ceilings(measured, modules):
-    import gpu_floors
-    from gpu_cases import Net
-    from gpu_timing import Times
+    from gpu import floors
+    from gpu.cases import Net
+    from gpu.timing import Times
 
     folder, _ = measured
     case = result(folder, CASE.format("train", "A"))
-    ceilings = gpu_floors.Ceilings(**case["ceilings"])
+    ceilings = floors.Ceilings(**case["ceilings"])
     # A laptop's at the most: nothing was taken from a data sheet.
-    assert 0 < ceilings.operations["A"] < gpu_floors.H100.operations["A"] / 10
-    floor = gpu_floors.floor(Net(**case["case"]["net"]), 1, True, ceilings, "A")
+    assert 0 < ceilings.operations["A"] < floors.H100.operations["A"] / 10
+    floor = floors.floor(Net(**case["case"]["net"]), 1, True, ceilings, "A")
     assert case["floor_seconds"] == pytest.approx(floor)
     share = floor / Times.of(case["contestants"]["tinyalex"]["turns"]).median
     row = next(
@@ -193,7 +193,7 @@ cuda.conv2d_relu = unwritten
     ),
     "an error": (
         """
-from gpu_tinyalex import Tinyalex
+from gpu.contestant_tinyalex import Tinyalex
 def fail(self):
     raise MemoryError("no room")
 Tinyalex._train = fail
@@ -213,7 +213,7 @@ def test_who_fails_is_refused(tmp_path, fault):
 
 def test_the_rest_goes_on_without_who_fails(tmp_path):
     fault = """
-from gpu_tinyalex import TinyalexGraph
+from gpu.contestant_tinyalex import TinyalexGraph
 def fail(self, table):
     raise RuntimeError("no graph today")
 TinyalexGraph._recorded = fail
@@ -257,28 +257,28 @@ def test_without_a_gpu_it_says_what_is_missing(words, tmp_path):
 
 
 def test_floors_are_those_calculated_by_hand(modules):
-    import gpu_floors
-    from gpu_cases import Net
+    from gpu import floors
+    from gpu.cases import Net
 
-    works = {(w.layer, w.part): w for w in gpu_floors.works(Net(), 128, True)}
+    works = {(w.layer, w.part): w for w in floors.works(Net(), 128, True)}
     # 256 filters of 5 x 5 x 96 on 27 x 27 pixels of 128 images; x, w, y in float32.
     conv2 = works["conv2", "forward"]
     assert conv2.operations == 2 * 256 * 5 * 5 * 96 * 27 * 27 * 128
     numbers = 128 * 96 * 27 * 27 + 256 * 5 * 5 * 96 + 128 * 256 * 27 * 27
     assert conv2.bytes("B") == 4 * numbers
     assert conv2.bytes("C") == 2 * numbers
-    assert conv2.seconds(gpu_floors.H100, "B") == conv2.operations / 495e12
+    assert conv2.seconds(floors.H100, "B") == conv2.operations / 495e12
     # Weights, 151 MB, are most of fc6: memory is the limit.
     fc6 = works["fc6", "weight gradient"]
-    assert fc6.seconds(gpu_floors.H100, "B") == fc6.bytes("B") / 3.35e12
+    assert fc6.seconds(floors.H100, "B") == fc6.bytes("B") / 3.35e12
     assert works["all weights", "SGD step"].bytes("C") == 20 * 62_378_344
     assert ("conv1", "input gradient") not in works
-    towers = {(w.layer, w.part): w for w in gpu_floors.works(Net(groups=2), 128, True)}
+    towers = {(w.layer, w.part): w for w in floors.works(Net(groups=2), 128, True)}
     assert towers["conv2", "forward"].operations == conv2.operations / 2
 
 
 def test_class_a_may_use_the_tensor_cores(modules):
-    from gpu_floors import Ceilings
+    from gpu.floors import Ceilings
 
     assert Ceilings({"A": 60e12, "B": 300e12}, 3e12).rate("A") == 100e12
     assert Ceilings({"A": 60e12, "B": 150e12}, 3e12).rate("A") == 60e12
@@ -311,73 +311,73 @@ def case_result(precision, ours, theirs):
     ],
 )
 def test_goals_are_met_only_ahead_in_every_round(modules, theirs, expected):
-    import gpu_tables
+    from gpu import tables
 
-    table = gpu_tables.goals_table([case_result("B", turns(3, 3, 3), turns(*theirs))])
+    table = tables.goals_table([case_result("B", turns(3, 3, 3), turns(*theirs))])
     row = next(line for line in table.splitlines() if line.startswith("| training step, class B"))
     assert row.endswith(f"goal: more than 1.2\N{MULTIPLICATION SIGN}<br>{expected} |")
     quick = case_result("B", turns(3, 3, 3), turns(*theirs)) | {"quick": True}
-    assert "eager (without PyTorch's search for kernels): **" in gpu_tables.goals_table([quick])
+    assert "eager (without PyTorch's search for kernels): **" in tables.goals_table([quick])
     # What was measured in one class says nothing about the others.
     assert table.count("not yet measured on hardware") == 11
 
 
 def test_only_the_fastest_settings_go_on_to_other_sizes(modules):
-    import gpu_run
+    from gpu import run
 
-    campaign = gpu_run.Campaign(Path(), {}, None, None, quick=False)
+    campaign = run.Campaign(Path(), {}, None, None, quick=False)
     alone = {"torch a": 5, "torch b": 1, "torch c": 3, "torch d": 2, "tinyalex": 0.5}
     found = case_result("B", turns(1), turns(1))
     found["contestants"] = {name: {"alone": time} for name, time in alone.items()}
-    gpu_run.remember_favourites(found, campaign)
+    run.remember_favourites(found, campaign)
     assert campaign.favourites == {("train", "B"): ["torch b", "torch d", "torch c"]}
     found["contestants"]["torch a"]["alone"] = 0  # at another size: the choice is made
-    gpu_run.remember_favourites(found, campaign)
+    run.remember_favourites(found, campaign)
     assert campaign.favourites["train", "B"][0] == "torch b"
 
 
 def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
-    import gpu_run
+    from gpu import run
 
     facts = {"commit": "c", "gpu": "g", "driver": "d", "versions": {}}
-    gpu_run.save(tmp_path, "case", {"facts": facts, "quick": True})
+    run.save(tmp_path, "case", {"facts": facts, "quick": True})
     for quick in (True, False):
-        campaign = gpu_run.Campaign(tmp_path, facts, None, None, quick)
-        assert gpu_run.measured_already(tmp_path, "case", campaign) == quick
-    other = gpu_run.Campaign(tmp_path, {**facts, "gpu": "another"}, None, None, True)
-    assert not gpu_run.measured_already(tmp_path, "case", other)
+        campaign = run.Campaign(tmp_path, facts, None, None, quick)
+        assert run.measured_already(tmp_path, "case", campaign) == quick
+    other = run.Campaign(tmp_path, {**facts, "gpu": "another"}, None, None, True)
+    assert not run.measured_already(tmp_path, "case", other)
 
 
 def test_pytorch_in_every_setting_that_a_cpu_can_run(modules, standin, monkeypatch):
     torch = pytest.importorskip("torch")
-    import gpu_torch
-    from gpu_cases import Case, Net, expected, objection
-    from gpu_contestants import check
+    from gpu import contestant_torch as peer
+    from gpu.cases import Case, Net, expected, objection
+    from gpu.contestants import check
 
-    monkeypatch.setattr(gpu_torch, "DEVICE", "cpu")
+    monkeypatch.setattr(peer, "DEVICE", "cpu")
     stream = type("Stream", (), {"cuda_stream": 0})
     for name, value in {"current_stream": stream, "memory_allocated": 0}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     for name in ("reset_peak_memory_stats", "synchronize", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
-    before = gpu_torch.flags()
+    before = peer.flags()
     net = Net(thin=32, pixels=63, classes=4)
     want = expected(net, 2, training=True)
     seen = []
     try:
         for precision in ("A", "C", "as shipped"):
             case = Case(net, "train", 2, precision)
-            for setting in gpu_torch.settings(case, quick=False):
+            for setting in peer.settings(case, quick=False):
                 # A CPU has no graphs, and cannot pool the norm's squares in bfloat16.
-                if setting.run != gpu_torch.EAGER or setting.bfloat16 == gpu_torch.PURE:
+                if setting.run != peer.EAGER or setting.bfloat16 == peer.PURE:
                     continue
-                contestant = gpu_torch.Torch(case, setting)
+                contestant = peer.Torch(case, setting)
                 assert objection(check(contestant, case, want), precision) is None, setting
                 seen.append((setting.name, contestant.settings["cudnn.conv.fp32_precision"]))
                 contestant.close()
     finally:
-        gpu_torch.set_flags("as shipped")
-    assert gpu_torch.flags() == before
+        peer.set_flags("as shipped")
+    assert peer.flags() == before
     assert ("torch channels_last eager foreach", "ieee") in seen
     assert ("torch NCHW eager fused autocast bf16", "tf32") in seen
     assert ("torch NCHW eager foreach as shipped", before["cudnn.conv.fp32_precision"]) in seen
@@ -385,7 +385,7 @@ def test_pytorch_in_every_setting_that_a_cpu_can_run(modules, standin, monkeypat
 
 
 def test_distance_counts_what_was_not_written(modules):
-    from gpu_cases import distance
+    from gpu.cases import distance
 
     assert distance(np.array([3.0, 4.5]), np.array([3.0, 4.0])) == pytest.approx(0.1)
     assert distance(np.array([np.nan, 4.0]), np.array([3.0, 4.0])) == np.inf

@@ -26,9 +26,9 @@ def ladder(standin, monkeypatch):
 
 @pytest.fixture
 def rungs(ladder):
-    import kernel_rungs
+    from gpu.rungs import RUNGS
 
-    return kernel_rungs.RUNGS
+    return RUNGS
 
 
 def test_every_entry_is_on_one_rung(rungs):

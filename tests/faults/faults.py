@@ -10,7 +10,6 @@ What is done here in numbers is done once or a few times by the tests, which hol
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from collections.abc import Iterator
@@ -99,21 +98,14 @@ def main() -> int:
         )
     minutes = (time.monotonic() - began) / 60
     if not args.quick:
-        report = load_report()
+        sys.path.append(str(ROOT / "benchmarks"))
+        from shared import report
+
         lines = ["| fault | what happened | held |", "|---|---|---|"]
         lines += [f"| {r.fault} | {r.result} | {'yes' if r.held else '**no**'} |" for r in rows]
         lines += ["", f"{report.one_line(report.machine())}; {minutes:.1f} minutes."]
         report.replace_table(PAGE, "faults", "\n".join(lines))
     return 0 if all(row.held for row in rows) else 1
-
-
-def load_report():
-    """Import benchmarks/report.py, which belongs to no package."""
-    path = ROOT / "benchmarks" / "report.py"
-    description = importlib.util.spec_from_file_location("report", path)
-    module = importlib.util.module_from_spec(description)
-    description.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

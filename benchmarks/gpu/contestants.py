@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
-from gpu_cases import LR, MOMENTUM, WEIGHT_DECAY, Case, errors
+
+from gpu.cases import LR, MOMENTUM, WEIGHT_DECAY, Case, errors
 
 Arrays = dict[str, np.ndarray]
 

@@ -6,10 +6,10 @@ import json
 import statistics
 from typing import Any
 
-import report
-from cases import Case
-from peers import COMPILED_TORCH, CONTESTANTS, ONE_THREAD, TINYALEX, TORCH, TUNED_TORCH
-from report import TIMES, Ratio, median
+from cpu.cases import Case
+from cpu.peers import COMPILED_TORCH, CONTESTANTS, ONE_THREAD, TINYALEX, TORCH, TUNED_TORCH
+from shared import report
+from shared.report import TIMES, Ratio, median
 
 DOCUMENT = report.ROOT / "docs" / "cpu.md"
 MODES = {"train": "training step", "infer": "inference"}

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import gpu_machine
-import gpu_run
-from gpu_cases import Case, Net
-from gpu_contestants import Contestant
-from gpu_run import Campaign
+from gpu import machine
+from gpu.cases import Case, Net
+from gpu.contestants import Contestant
+from gpu.run import Campaign, save
 
 STEPS = 5
 WARM_UP = 10
@@ -24,20 +23,18 @@ IMAGES = 128
 
 def run(campaign: Campaign, net: Net) -> None:
     """Profile a training step of each layout and class, and write gpu-profile-*.json."""
-    if reason := gpu_machine.why_no_torch():
+    if reason := machine.why_no_torch():
         print(f"no profile: {reason}", flush=True)
         return
-    import gpu_torch
-    from gpu_tinyalex import Tinyalex
+    from gpu.contestant_tinyalex import Tinyalex
+    from gpu.contestant_torch import AUTOCAST, EAGER, LAYOUTS, Setting, Torch
 
     for precision in ("B", "C", "A"):
         case = Case(net, "train", IMAGES, precision)
-        cast = gpu_torch.AUTOCAST if precision == "C" else ""
+        cast = AUTOCAST if precision == "C" else ""
         builders: dict[str, Callable[[], Contestant]] = {
-            layout: partial(
-                gpu_torch.Torch, case, gpu_torch.Setting(layout, gpu_torch.EAGER, "fused", cast)
-            )
-            for layout in gpu_torch.LAYOUTS
+            layout: partial(Torch, case, Setting(layout, EAGER, "fused", cast))
+            for layout in LAYOUTS
         }
         builders["tinyalex"] = partial(Tinyalex, case)
         for who, build in builders.items():
@@ -52,7 +49,7 @@ def run(campaign: Campaign, net: Net) -> None:
                 print(f"{who}, class {precision}: {type(error).__name__}: {error}", flush=True)
                 continue
             name = f"gpu-profile-{who}-{IMAGES}-{precision}"
-            gpu_run.save(campaign.folder, name, {"facts": campaign.facts, **found})
+            save(campaign.folder, name, {"facts": campaign.facts, **found})
             _show(name, found)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import report
-from gpu_floors import Ceilings
 
+from gpu.floors import Ceilings
+from shared import report
 from tinyalex.backends.devices import DeviceError
 from tinyalex.backends.gpu import count, cupy
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import gpu_cases
 import torch
-import torch_twin
-from gpu_cases import LR, MOMENTUM, WEIGHT_DECAY, Case
-from gpu_contestants import Arrays, Contestant
 
+from gpu import cases
+from gpu.cases import LR, MOMENTUM, WEIGHT_DECAY, Case
+from gpu.contestants import Arrays, Contestant
+from shared import torch_twin
 from tinyalex.backends.gpu import cupy
 
 DEVICE = "cuda"
@@ -132,7 +132,7 @@ class Torch(Contestant):
         case, setting = self.case, self.setting
         model = case.net.build()
         self._names = [name for name, _ in model.named_parameters()]
-        images, labels = gpu_cases.batch(case.net, case.images)
+        images, labels = cases.batch(case.net, case.images)
         layout = LAYOUTS[setting.layout]
         kind = torch.bfloat16 if setting.bfloat16 == PURE else torch.float32
         net = torch_twin.twin(model).to(DEVICE).to(memory_format=layout).train(case.training)

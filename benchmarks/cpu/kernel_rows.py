@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from cases import Case, batch, network, walk
 
+from cpu.cases import Case, batch, network, walk
 from tinyalex import nn
 from tinyalex.backends import cpu, reference
 from tinyalex.backends.cpu.conv import choose, im2col
@@ -25,7 +25,8 @@ from tinyalex.backends.geometry import (
 if find_spec("torch"):
     import torch
     import torch.nn.functional as T
-    import torch_kernels
+
+    from shared import torch_kernels
 else:
     torch_kernels = None
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-import gpu_cases
-
 import tinyalex as ta
+from gpu import cases
 from tinyalex import nn
 
 BYTES = {"A": 4, "B": 4, "C": 2}  # of a number in memory, in the best case that a class admits
@@ -76,7 +75,7 @@ WEIGHTED = (nn.Conv2d, nn.Linear)
 FORWARD, INPUT, WEIGHT, UPDATE = "forward", "input gradient", "weight gradient", "SGD step"
 
 
-def works(net: gpu_cases.Net, images: int, training: bool) -> list[Work]:
+def works(net: cases.Net, images: int, training: bool) -> list[Work]:
     """Return all the work of one step or of one prediction."""
     steps = sizes(net)
     found = [work for index in range(len(steps)) for work in _works(steps, index, images, training)]
@@ -87,7 +86,7 @@ def works(net: gpu_cases.Net, images: int, training: bool) -> list[Work]:
 
 
 def floor(
-    net: gpu_cases.Net, images: int, training: bool, ceilings: Ceilings, precision: str
+    net: cases.Net, images: int, training: bool, ceilings: Ceilings, precision: str
 ) -> float | None:
     """Return the seconds that one step or prediction takes at least, None where not known."""
     seconds = [w.seconds(ceilings, precision) for w in works(net, images, training)]
@@ -104,7 +103,7 @@ class Step:
     y: tuple[int, ...]
 
 
-def shapes(net: gpu_cases.Net, images: int) -> Iterator[Step]:
+def shapes(net: cases.Net, images: int) -> Iterator[Step]:
     """Yield the layers in the order in which they run, as `tinyalex.summary` finds them."""
     model = net.build()
     layers = dict(model.named_modules())
@@ -138,7 +137,7 @@ class Size:
 
 
 @lru_cache
-def sizes(net: gpu_cases.Net) -> tuple[Size, ...]:
+def sizes(net: cases.Net) -> tuple[Size, ...]:
     """Return the sizes of all layers, without the net that they are read from."""
     return tuple(
         Size(

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import gemm_floor
 import numpy as np
 
 import tinyalex as ta
+from cpu import gemm_floor
 from tinyalex import nn
 
 
@@ -105,11 +105,12 @@ def prepare(case: Case, folder: Path, libraries: Collection[str]) -> dict[str, f
     ta.save(model.state_dict(), folder / "weights")
     if "torch" in libraries:
         import torch
-        from torch_twin import twin
+
+        from shared.torch_twin import twin
 
         torch.save(twin(model), folder / "twin.pt")
     if "onnx" in libraries:
-        from onnx_twin import write_onnx
+        from cpu.onnx_twin import write_onnx
 
         write_onnx(model, case.batch_size, folder / "twin.onnx")
     with ta.use_backend("reference"):  # for the shapes of one image Numba need not be woken

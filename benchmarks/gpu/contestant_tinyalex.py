@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import gpu_cases
 import numpy as np
-from gpu_cases import LR, MOMENTUM, WEIGHT_DECAY, Case
-from gpu_contestants import Arrays, Contestant
 
 import tinyalex as ta
 import tinyalex.functional as F
+from gpu import cases
+from gpu.cases import LR, MOMENTUM, WEIGHT_DECAY, Case
+from gpu.contestants import Arrays, Contestant
 from tinyalex.backends.cuda.sgd import Piece, StepTable
 from tinyalex.backends.gpu import cupy, download
 
@@ -35,7 +35,7 @@ class Tinyalex(Contestant):
         # A pool of its own: what it holds is this contestant's, and a graph's memory is safe.
         self._pool = _watched_pool()
         self.stream = xp.cuda.Stream(non_blocking=True)
-        images, labels = gpu_cases.batch(case.net, case.images)
+        images, labels = cases.batch(case.net, case.images)
         with self._here():
             self._model = case.net.build().to("cuda")
             self._x, self._labels = ta.Tensor(images).to("cuda"), ta.Tensor(labels).to("cuda")

@@ -10,15 +10,14 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import gpu_machine
-import gpu_run
 import numpy as np
-from gpu_cases import Net, distance
-from gpu_layer_rows import Row, rows
-from gpu_run import Campaign
-from gpu_tinyalex import WORDS
 
 import tinyalex as ta
+from gpu import machine, run
+from gpu.cases import Net, distance
+from gpu.contestant_tinyalex import WORDS
+from gpu.layer_rows import Row, rows
+from gpu.run import Campaign
 from tinyalex.backends import cuda
 from tinyalex.backends.gpu import cupy, download
 
@@ -34,7 +33,7 @@ def name_of(net: Net, images: int) -> str:
 def measure(net: Net, images: int, classes: list[str], campaign: Campaign) -> None:
     """Measure all rows in all classes; the file grows with every row."""
     name = name_of(net, images)
-    if gpu_run.measured_already(campaign.folder, name, campaign):
+    if run.measured_already(campaign.folder, name, campaign):
         print(f"{name}: measured already", flush=True)
         return
     result: dict[str, Any] = {
@@ -58,9 +57,9 @@ def measure(net: Net, images: int, classes: list[str], campaign: Campaign) -> No
             measured = _row(row, precision, expected, campaign, flush)
             result["rows"].append(measured)
             _show(measured)
-        gpu_run.tidy()
+        run.tidy()
         if not campaign.only:
-            gpu_run.save(campaign.folder, name, result)
+            run.save(campaign.folder, name, result)
 
 
 def _row(
@@ -69,12 +68,11 @@ def _row(
     ta.set_float32_matmul_precision(WORDS[precision])
     builders: dict[str, Callable[[], Call]] = {"tinyalex": lambda: ours(row)}
     flags: dict[str, Any] = {}
-    if gpu_machine.usable_torch() is not None:
-        import gpu_torch
-        import gpu_torch_layers
+    if machine.usable_torch() is not None:
+        from gpu import contestant_torch, torch_layers
 
-        flags = gpu_torch.set_flags(precision)
-        builders |= gpu_torch_layers.calls(row, precision)
+        flags = contestant_torch.set_flags(precision)
+        builders |= torch_layers.calls(row, precision)
     calls: dict[str, Call] = {}
     errors: dict[str, float] = {}
     failed: dict[str, str] = {}
@@ -139,7 +137,7 @@ def _poison(count: int) -> None:
     spoiled = xp.empty(count, np.float32)
     spoiled[...] = np.nan
     del spoiled
-    torch = gpu_machine.usable_torch()
+    torch = machine.usable_torch()
     if torch:
         for kind in (torch.float32, torch.bfloat16):
             torch.full((count,), float("nan"), device="cuda", dtype=kind)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gpu_torch
 import numpy as np
 import torch
 import torch._functorch.config
 import torch.nn.functional as T
-from gpu_layer_rows import Row
-from gpu_torch import LAYOUTS
 
+from gpu.contestant_torch import DEVICE, LAYOUTS
+from gpu.layer_rows import Row
 from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions, SGDOptions
 
 Call = Callable[[], Any]
@@ -47,13 +46,11 @@ class _Placer:
         self.kind = torch.bfloat16 if precision == "C" else torch.float32
 
     def __call__(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(gpu_torch.DEVICE, self.kind)
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE, self.kind)
         return tensor.contiguous(memory_format=self.layout) if tensor.ndim == 4 else tensor
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.empty(
-            shape, device=gpu_torch.DEVICE, dtype=self.kind, memory_format=self.layout
-        )
+        return torch.empty(shape, device=DEVICE, dtype=self.kind, memory_format=self.layout)
 
 
 def _call(row: Row, place: _Placer, compiled: bool) -> Call:
@@ -134,7 +131,7 @@ def _by_autograd(place: _Placer, grad: Any, x: Any, function: Callable[..., Any]
 
 def _sgd(weight: Any, grad: Any, velocity: Any, options: SGDOptions) -> Call:
     """Return the fused update of one parameter, float32 in all classes; it gives the velocity."""
-    tensors = (torch.tensor(a, device=gpu_torch.DEVICE) for a in (weight, grad, velocity))
+    tensors = (torch.tensor(a, device=DEVICE) for a in (weight, grad, velocity))
     parameter, gradient, buffer = tensors
     parameter = torch.nn.Parameter(parameter)
     parameter.grad = gradient

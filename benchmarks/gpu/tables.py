@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import gpu_floors
-import gpu_machine
-import report
-from gpu_cases import CLASSES, Net
-from gpu_run import OURS
-from gpu_timing import Times, compare
-from report import TIMES, Ratio
+from gpu import floors
+from gpu.cases import CLASSES, Net
+from gpu.machine import one_line
+from gpu.run import OURS
+from gpu.timing import Times, compare
+from shared import report
+from shared.report import TIMES, Ratio
 
 DOCUMENT = report.ROOT / "docs" / "gpu.md"
 QUICK = "without PyTorch's search for kernels"
@@ -230,21 +230,20 @@ def floors_table() -> str:
         "| layer and pass | GFLOP | MB (A, B) | A, us | B, us | C, us | B, two towers |",
         "|---" * 7 + "|",
     ]
-    pairs = zip(gpu_floors.works(net, 128, True), gpu_floors.works(tower, 128, True), strict=True)
+    pairs = zip(floors.works(net, 128, True), floors.works(tower, 128, True), strict=True)
     for work, other in pairs:
-        times = [_us(work.seconds(gpu_floors.H100, precision)) for precision in "ABC"]
+        times = [_us(work.seconds(floors.H100, precision)) for precision in "ABC"]
         lines.append(
             f"| {work.layer} {work.part} | {work.operations / 1e9:.1f} | "
             f"{work.bytes('B') / 1e6:.1f} | {' | '.join(times)} | "
-            f"{_us(other.seconds(gpu_floors.H100, 'B'))} |"
+            f"{_us(other.seconds(floors.H100, 'B'))} |"
         )
     for training, what in ((True, "**training step**"), (False, "**inference**")):
-        gigaflop = sum(w.operations for w in gpu_floors.works(net, 128, training)) / 1e9
-        megabytes = sum(w.bytes("B") for w in gpu_floors.works(net, 128, training)) / 1e6
+        gigaflop = sum(w.operations for w in floors.works(net, 128, training)) / 1e9
+        megabytes = sum(w.bytes("B") for w in floors.works(net, 128, training)) / 1e6
         columns = ((net, "A"), (net, "B"), (net, "C"), (tower, "B"))
         times = [
-            _us(gpu_floors.floor(n, 128, training, gpu_floors.H100, precision))
-            for n, precision in columns
+            _us(floors.floor(n, 128, training, floors.H100, precision)) for n, precision in columns
         ]
         lines.append(f"| {what} | {gigaflop:.1f} | {megabytes:.0f} | {' | '.join(times)} |")
     return "\n".join(lines)
@@ -257,7 +256,7 @@ def _feet(results: list[Result]) -> list[str]:
         copy = f"copy {r['ceilings']['bandwidth'] / 1e12:.2f} TB/s"
         clocks = f"; clock {' to '.join(map(str, r['clock']))}" if "clock" in r else ""
         quick = f"; {QUICK}" if r.get("quick") else ""
-        machine = gpu_machine.one_line(r["facts"])
+        machine = one_line(r["facts"])
         line = f"{machine}; {copy}, products in TFLOP/s {rates}{clocks}{quick}."
         feet.setdefault(line, None)
     return [text for line in feet for text in (line, "")][:-1]

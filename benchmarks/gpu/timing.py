@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpu_contestants import Contestant
-from report import Ratio
-
+from gpu.contestants import Contestant
+from shared.report import Ratio
 from tinyalex.backends.gpu import cupy
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tinyalex.threads import available_cores
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 TIMES = "\N{MULTIPLICATION SIGN}"
 OWN_LIBRARIES = ("tinyalex", "numpy", "numba", "scipy")

@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gemm_floor
 import numpy as np
-from cases import Case, batch
+
+from cpu import gemm_floor
+from cpu.cases import Case, batch
 
 LR, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 5e-4  # a rate at which no variant diverges
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import Case
-from peers import Contestant
+
+from cpu.cases import Case
+from cpu.peers import Contestant
 
 CONTEXT = multiprocessing.get_context("spawn")  # a process from scratch: nothing is inherited
 PR_SET_PDEATHSIG = 1  # of Linux's prctl

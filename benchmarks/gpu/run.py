@@ -10,14 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import gpu_cases
-import gpu_floors
-import gpu_machine
-import gpu_timing
-from gpu_cases import Case
-from gpu_contestants import Contestant, check
-from gpu_timing import Protocol, Times
-
+from gpu import cases, floors, machine, timing
+from gpu.cases import Case
+from gpu.contestants import Contestant, check
+from gpu.timing import Protocol, Times
 from tinyalex import folders
 from tinyalex.backends.gpu import cupy
 
@@ -41,7 +37,7 @@ class Campaign:
 
     folder: Path
     facts: dict[str, Any]
-    ceilings: gpu_floors.Ceilings
+    ceilings: floors.Ceilings
     protocol: Protocol
     quick: bool
     only: list[str] = field(default_factory=list)
@@ -58,29 +54,29 @@ class Campaign:
 def candidates(case: Case, campaign: Campaign) -> Iterator[Candidate]:
     """Yield all who could take part, in the order in which they are tried."""
     if case.precision != "as shipped":
-        from gpu_tinyalex import Tinyalex, TinyalexGraph
+        from gpu.contestant_tinyalex import Tinyalex, TinyalexGraph
 
         for ours in (Tinyalex, TinyalexGraph):
             yield Candidate(ours.name, lambda ours=ours: ours(case), final=True)
-    if gpu_machine.usable_torch() is not None:
-        import gpu_torch
+    if machine.usable_torch() is not None:
+        from gpu.contestant_torch import Torch, settings
 
         favourites = campaign.favourites.get((case.mode, case.precision))
-        for setting in gpu_torch.settings(case, campaign.quick):
+        for setting in settings(case, campaign.quick):
             if favourites and setting.name not in favourites:
                 continue
-            yield Candidate(setting.name, lambda setting=setting: gpu_torch.Torch(case, setting))
+            yield Candidate(setting.name, lambda setting=setting: Torch(case, setting))
 
 
 def run(case: Case, campaign: Campaign) -> Result:
     """Check, time alone and then in turns; whoever fails is listed with the reason."""
     expected = reference(case.net, case.images, case.training)
     failed: dict[str, str] = {}
-    if reason := gpu_machine.why_no_torch():
+    if reason := machine.why_no_torch():
         failed["torch"] = reason
     alive: dict[str, Contestant] = {}
     found: dict[str, dict[str, Any]] = {}
-    before = gpu_machine.clock()
+    before = machine.clock()
     for candidate in candidates(case, campaign):
         if campaign.only and not any(word in candidate.name for word in campaign.only):
             continue
@@ -100,19 +96,19 @@ def run(case: Case, campaign: Campaign) -> Result:
             continue
         print(f"  {candidate.name}: {_line(found[candidate.name])}", flush=True)
         _drop_slow(alive, found)
-    turns = gpu_timing.take_turns(list(alive.values()), campaign.protocol) if alive else {}
+    turns = timing.take_turns(list(alive.values()), campaign.protocol) if alive else {}
     for name, contestant in alive.items():
         found[name]["turns"] = turns[name]
         _close(contestant)
     tidy()
     work = case.net, case.images, case.training
-    floor = gpu_floors.floor(*work, campaign.ceilings, case.floor_class)
+    floor = floors.floor(*work, campaign.ceilings, case.floor_class)
     return {
         "facts": campaign.facts,
         "quick": campaign.quick,
         "case": asdict(case),
         "ceilings": asdict(campaign.ceilings),
-        "clock": [before, gpu_machine.clock()],
+        "clock": [before, machine.clock()],
         "protocol": campaign.protocol.facts(),
         "floor_seconds": floor,
         "contestants": found,
@@ -125,10 +121,10 @@ def admit(
 ) -> dict[str, Any]:
     """Return what is known of a contestant before the turns. Raises ValueError if it is wrong."""
     errors = check(contestant, case, expected)
-    if wrong := gpu_cases.objection(errors, case.precision):
+    if wrong := cases.objection(errors, case.precision):
         raise ValueError(wrong)
-    steps = gpu_timing.steps_for(contestant, protocol)
-    alone = gpu_timing.turn(contestant, steps, replace(protocol, windows=1))
+    steps = timing.steps_for(contestant, protocol)
+    alone = timing.turn(contestant, steps, replace(protocol, windows=1))
     return {
         "settings": contestant.settings,
         "errors": errors,
@@ -138,10 +134,10 @@ def admit(
 
 
 @lru_cache(maxsize=1)
-def reference(net: gpu_cases.Net, images: int, training: bool) -> dict[str, Any]:
-    """Return `gpu_cases.expected`, kept for the next case, which differs in the class only."""
+def reference(net: cases.Net, images: int, training: bool) -> dict[str, Any]:
+    """Return `cases.expected`, kept for the next case, which differs in the class only."""
     print(f"  float64 on the CPU: {net.name}, {images} images", flush=True)
-    return gpu_cases.expected(net, images, training)
+    return cases.expected(net, images, training)
 
 
 def _drop_slow(alive: dict[str, Contestant], found: dict[str, dict[str, Any]]) -> None:
@@ -162,11 +158,11 @@ def _close(contestant: Contestant) -> None:
 def tidy() -> None:
     """Give back what allocators keep, and forget what was compiled."""
     cupy().get_default_memory_pool().free_all_blocks()
-    if gpu_machine.usable_torch() is not None:
-        import gpu_torch
+    if machine.usable_torch() is not None:
+        from gpu import contestant_torch
 
-        gpu_torch.tidy()
-        gpu_torch.forget_compiled()
+        contestant_torch.tidy()
+        contestant_torch.forget_compiled()
 
 
 def _reason(error: Exception) -> str:
@@ -199,7 +195,7 @@ def show(result: Result) -> None:
         if floor:
             text += f", {floor / times.median:4.0%} of the floor's speed"
         if ours and name != ours:
-            text += f", {gpu_timing.compare(turns, final[ours])}"
+            text += f", {timing.compare(turns, final[ours])}"
         print(text, flush=True)
 
 

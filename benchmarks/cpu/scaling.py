@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import report
-from cases import Case, prepare
-from cpu_tables import DOCUMENT
-from peers import CONTESTANTS
-from report import median
-from workers import Worker, run_alone
+from cpu.cases import Case, prepare
+from cpu.peers import CONTESTANTS
+from cpu.tables import DOCUMENT
+from cpu.workers import Worker, run_alone
+from shared import report
+from shared.report import median
 
 NAME = "cpu-scaling"
 BATCH_SIZES = (8, 16, 31, 32, 33, 64, 127, 128, 256, 512)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gpu_floors
 import numpy as np
-from gpu_cases import LR, MOMENTUM, TOLERANCES, WEIGHT_DECAY, Net
-from gpu_floors import FORWARD, INPUT, UPDATE, WEIGHT, Step, Work
 
+from gpu import floors
+from gpu.cases import LR, MOMENTUM, TOLERANCES, WEIGHT_DECAY, Net
+from gpu.floors import FORWARD, INPUT, UPDATE, WEIGHT, Step, Work
 from tinyalex import nn
 from tinyalex.backends import cpu
 from tinyalex.backends.geometry import (
@@ -66,7 +66,7 @@ def _double(argument: Any) -> Any:
 
 def _sgd(work: Work) -> Row:
     """Return the update of all weights, as if they were one array."""
-    size = work.fixed // gpu_floors.SGD_BYTES
+    size = work.fixed // floors.SGD_BYTES
     rng = np.random.default_rng(2)
     weight, grad, velocity = (rng.standard_normal(size, np.float32) for _ in range(3))
     options = SGDOptions(LR, MOMENTUM, 0.0, WEIGHT_DECAY, False, "torch")
@@ -75,8 +75,8 @@ def _sgd(work: Work) -> Row:
 
 def rows(net: Net, images: int) -> Iterator[Row]:
     """Yield each pass of a training step that has a floor."""
-    works = {(w.layer, w.part): w for w in gpu_floors.works(net, images, training=True)}
-    steps = list(gpu_floors.shapes(net, images))
+    works = {(w.layer, w.part): w for w in floors.works(net, images, training=True)}
+    steps = list(floors.shapes(net, images))
     rng = np.random.default_rng(1)
     for before, step in zip([None, *steps], steps, strict=False):
         x = rng.standard_normal(step.x, np.float32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import cpu_tables
-import report
-from peers import CONTESTANTS, TINYALEX
+from cpu import tables
+from cpu.peers import CONTESTANTS, TINYALEX
+from shared import report
 
 OURS, THEIRS, INK = "#c8451b", "#b9bfc7", "#30343a"
 BAR_INCHES, HEAD_INCHES = 0.19, 0.75  # height of a bar; of a panel's title and axis
@@ -22,21 +22,19 @@ def draw() -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = [
-        [_bars(mode, variant) for variant in cpu_tables.VARIANTS] for mode in cpu_tables.MODES
-    ]
+    panels = [[_bars(mode, variant) for variant in tables.VARIANTS] for mode in tables.MODES]
     heights = [max(map(len, row)) * BAR_INCHES + HEAD_INCHES for row in panels]
     figure, axes = plt.subplots(
         len(panels),
-        len(cpu_tables.VARIANTS),
+        len(tables.VARIANTS),
         figsize=(WIDTH_INCHES, sum(heights)),
         height_ratios=heights,
         squeeze=False,
         layout="constrained",
     )
-    for mode, row, bars_of_row in zip(cpu_tables.MODES, axes, panels, strict=True):
-        for variant, axis, bars in zip(cpu_tables.VARIANTS, row, bars_of_row, strict=True):
-            _panel(axis, f"{cpu_tables.MODES[mode]}, {variant}", bars, max(map(len, bars_of_row)))
+    for mode, row, bars_of_row in zip(tables.MODES, axes, panels, strict=True):
+        for variant, axis, bars in zip(tables.VARIANTS, row, bars_of_row, strict=True):
+            _panel(axis, f"{tables.MODES[mode]}, {variant}", bars, max(map(len, bars_of_row)))
     figure.suptitle("images per second", color=INK)
     target = report.ROOT / "docs" / "images" / "cpu-speed.png"
     figure.savefig(target, dpi=110)
@@ -45,14 +43,14 @@ def draw() -> None:
 
 def _bars(mode: str, variant: str) -> Bars:
     bars: Bars = []
-    for size, result in cpu_tables.load(mode, variant).items():
+    for size, result in tables.load(mode, variant).items():
         if bars:
             bars.append(("", 0.0, THEIRS))
         for name in (contestant.name for contestant in CONTESTANTS[mode]):
             if name in result["runs"]:
                 label = f"batch {size}   {name}" if name == TINYALEX else name
                 colour = OURS if name == TINYALEX else THEIRS
-                bars.append((label, cpu_tables.rate(result, name), colour))
+                bars.append((label, tables.rate(result, name), colour))
     return bars
 
 

@@ -1,0 +1,1 @@
+"""The benchmark of whole nets and kernels on the CPU."""

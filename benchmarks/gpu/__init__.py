@@ -1,0 +1,1 @@
+"""The benchmark of whole nets, layers and kernels on a GPU."""

@@ -1,0 +1,1 @@
+"""The report and the PyTorch twins, for the benchmarks of both devices."""
