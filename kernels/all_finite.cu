@@ -4,7 +4,7 @@
 // NaN, and writes one flag: 1 or 0. Every flag has one writer, so nothing has to be zero before,
 // and what to do with the few flags (are they all 0?) is left to the caller.
 //
-// 4 bytes an element, read once: the paper's 60,965,224 parameters, or their gradients, are 244 MB.
+// 4 bytes per element, read once: the paper's 60,965,224 parameters, or gradients, are 244 MB.
 // One version.
 #include "four.cuh"
 

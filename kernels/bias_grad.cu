@@ -16,7 +16,7 @@
 // warps takes every eighth pixel. Each block writes its sums, [ranges, K]; the same kernel, run
 // once more with these as its pixels and one range, adds them up. Every addition has its fixed
 // place in that order, so the same input gives the same bits, and short sums of short sums round
-// less than one long sum. There is one version: at one addition a value, there is nothing to climb.
+// less than one long sum. There is one version: at one addition per value, nothing can be gained.
 
 constexpr int LANES = 32;  // channels of a block
 constexpr int WARPS = 8;   // pixels that it reads at a time

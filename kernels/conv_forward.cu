@@ -15,7 +15,7 @@
 // them (float32, without tensor cores, by its data sheet): it is arithmetic that takes the time, if
 // each byte is fetched from memory about once. All of the craft here goes into that "if".
 //
-// Version 1, `conv_forward_naive`: one thread an output element, the formula and nothing else.
+// Version 1, `conv_forward_naive`: one thread per output element, the formula and nothing else.
 // Version 2, `conv_forward_tiled`: the same sums as a tiled matrix product, without ever writing
 // down the matrix of windows (the "implicit GEMM").
 // The next rung, on tensor cores, is in conv_forward_tensor.cu.
@@ -23,7 +23,7 @@
 #include "convolution.cuh"
 #include "product_tile.cuh"
 
-// --- version 1: one thread an output element -----------------------------------------------------
+// --- version 1: one thread per output element ----------------------------------------------------
 //
 // Every product needs two values from memory: 2 * 4 bytes for 2 operations. The caches catch many
 // of these reads, but not the instructions that make them. And neighbouring threads, which have

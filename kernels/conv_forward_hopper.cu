@@ -5,7 +5,7 @@
 // threads, and no registers for factors. The rest (the gather, the ring, the result) is the same.
 //
 // What it costs: TF32 by cutting bits off instead of rounding, an error about 2.6 times as large
-// (7e-4 of the result, in norm), for nobody has the factors in registers to round them; and it runs
+// (7e-4 of the result, in norm), for no thread has the factors in registers to round; and it runs
 // on Hopper only (sm_90a). It is not chosen by itself: its speed is not yet measured on hardware.
 #include "tensor_fetch.cuh"
 #include "wgmma.cuh"
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     cp_async_wait<AHEAD - 1>();
     make_visible();
     work.wait();
-    // Everybody's copies have arrived, and the tensor cores are done with the stage before.
+    // All threads' copies have arrived, and the tensor cores are done with the stage before.
     __syncthreads();
     const float* a = hopper_stage(reading);
     work.begin();

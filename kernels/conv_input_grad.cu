@@ -17,7 +17,7 @@
 //   2 * 128*27*27 pixels * 96 channels * 5*5*128 terms = 57.3 GFLOP, as in the forward pass
 //   dy 128*27*27*256*4 = 95.6 MB, weight 256*5*5*48*4 = 1.2 MB, dx 128*27*27*96*4 = 35.8 MB
 //
-// Version 1, `conv_input_grad_naive`: one thread an element of dx.
+// Version 1, `conv_input_grad_naive`: one thread per element of dx.
 // Version 2, `conv_input_grad_tiled`: the same sums as a tiled matrix product.
 // The next rung, on tensor cores, is in conv_input_grad_tensor.cu.
 
@@ -31,7 +31,7 @@ __device__ __forceinline__ int output_at(int at, int offset, int stride, int out
   return distance < 0 || distance % stride || output >= outputs ? -1 : output;
 }
 
-// --- version 1: one thread an element of dx ------------------------------------------------------
+// --- version 1: one thread per element of dx -----------------------------------------------------
 //
 // Neighbouring threads have neighbouring channels c: they read the same gradient, and weights that
 // lie side by side. What is left to gain is reuse: two reads for every product.
@@ -82,7 +82,7 @@ conv_input_grad_naive_double(const double* grad, const double* weight, double* d
 //
 // With a stride, most taps of a pixel belong to no output, and the products with those zeros are
 // computed all the same: stride 2 wastes three of four. In AlexNet only conv1 has a stride, and
-// nobody asks for the gradient of the photographs.
+// the gradient of the photographs is not needed.
 
 template <int WIDTH>
 __device__ void tiled(const float* grad, const float* weight, float* dx, ConvShape p) {

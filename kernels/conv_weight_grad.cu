@@ -13,7 +13,7 @@
 //   dy 128*27*27*256*4 = 95.6 MB, x 128*27*27*96*4 = 35.8 MB, dweight 256*5*5*48*4 = 1.2 MB
 // The shape is what differs: few results, each the sum of 128*27*27 = 93312 products.
 //
-// Version 1, `conv_weight_grad_naive`: one thread a weight.
+// Version 1, `conv_weight_grad_naive`: one thread per weight.
 // Version 2, `conv_weight_grad_tiled`: a tiled matrix product, its sums split among many blocks,
 // whose parts split_sum.cu adds up.
 // The next rung, on tensor cores, is in conv_weight_grad_tensor.cu.
@@ -21,7 +21,7 @@
 #include "convolution.cuh"
 #include "product_tile.cuh"
 
-// --- version 1: one thread a weight --------------------------------------------------------------
+// --- version 1: one thread per weight ------------------------------------------------------------
 //
 // conv2 has 307200 weights, so 307200 threads: about what one GPU runs at a time (an H100 has 132
 // multiprocessors for 2048 threads each: 270336). But each reads 2 * 93312 values, most of them

@@ -8,13 +8,13 @@
 // gradient, and the mean does not count them. An index that is no class makes loss and gradients
 // NaN: the host cannot look at it without waiting for the GPU.
 //
-// Three small kernels, where a chain of element-wise ones would take ten: a loss a row; their
-// total; and, later, the gradient. Forward keeps m and the logarithm of the sum, two numbers a row, from
+// Three small kernels, where a chain of element-wise ones would take ten: a loss per row; their
+// total; and, later, the gradient. Forward keeps m and the logarithm of the sum per row, from
 // which backward has p by one exponential. (Their sum alone would do in exact arithmetic, but for
 // logits about 10,000 it is rounded to 0.001.)
 //
 // At the paper's 128 x 1000 the logits are 512 KB, read by forward and backward, dx 512 KB: 1.5 MB,
-// less time than the launches take. One version; a warp a row keeps it short.
+// less time than the launches take. One version; a warp per row keeps it short.
 
 constexpr int WARP = 32;
 constexpr int THREADS = 128;  // of the kernels in which a whole block has one task

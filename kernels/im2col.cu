@@ -35,8 +35,8 @@ __device__ void im2col(const T* x, T* columns, ConvShape p) {
   columns[index] = inside ? x[((n * p.H + h) * p.W + w) * p.C + group * channels + c] : T(0);
 }
 
-// A thread a pixel's channel: it collects what im2col scattered. The other way round, one thread a
-// column's element that adds to its pixel, several threads would add to one place at once.
+// One thread per channel of a pixel: it collects what im2col scattered. With one thread per element
+// of a column, several threads would add to one pixel at once.
 template <typename T>
 __device__ void col2im(const T* columns, T* dx, ConvShape p) {
   const int index = blockIdx.x * blockDim.x + threadIdx.x;

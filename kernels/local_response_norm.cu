@@ -8,26 +8,26 @@
 //
 // Bytes, float32, N = 128:
 //
-//   norm 1: 55 x 55 x 96 = 290,400 values an image, 128 * 4 * 290,400 = 148.7 MB an array
+//   norm 1: 55 x 55 x 96 = 290,400 values per image, 128 * 4 * 290,400 = 148.7 MB per array
 //     forward:  x read, y written:      2 * 148.7 = 297.4 MB
 //     gradient: dy, x read, dx written: 3 * 148.7 = 446.1 MB
-//   norm 2: 27 x 27 x 256 = 186,624 values, 95.6 MB an array: 191.1 MB and 286.7 MB
+//   norm 2: 27 x 27 x 256 = 186,624 values, 95.6 MB per array: 191.1 MB and 286.7 MB
 //
 // An H100's memory moves 3.35 TB/s by its data sheet: at the least 89 and 133 us for norm 1. With
-// some 15 operations a value forward, 37.2 million values are 0.6 GFLOP, and at 67 TFLOP/s 8 us:
+// some 15 operations per value forward, 37.2 million values are 0.6 GFLOP, and at 67 TFLOP/s 8 us:
 // time is bytes. Keeping s would move 148.7 MB more each way. Not yet measured on hardware.
 //
-// v1  One thread a value: it reads its window from memory, where the caches mostly serve it, as
+// v1  One thread per value: it reads its window from memory, where the caches mostly serve it, as
 //     the window's channels are neighbours. Forward reads each value `size` times. The gradient
 //     needs s of each channel of the window, and computes it from that channel's window: size^2.
-// v2  Four channels a thread (float, width a multiple of 4), several lines a block. Values are read
+// v2  Four channels per thread (float, width a multiple of 4), several lines per block; values come
 //     from memory once, into shared memory, and the windows from there. The gradient keeps
 //     dy x s^(-beta-1) there too, so that each thread computes s of its own channels only.
 #include "response_norm.cuh"
 
 constexpr int THREADS = 256;
 
-// --- v1: one thread a value ----------------------------------------------------------------------
+// --- v1: one thread per value --------------------------------------------------------------------
 
 template <typename T>
 __device__ void local_response_norm(const T* x, T* y, int values, const Norm<T>& norm) {
@@ -70,7 +70,7 @@ local_response_norm_grad_double(const double* grad, const double* x, double* dx,
   local_response_norm_grad(grad, x, dx, values, Norm<double>{width, size, ratio, beta, k});
 }
 
-// --- v2: four channels a thread, lines in shared memory ------------------------------------------
+// --- v2: four channels per thread, lines in shared memory ----------------------------------------
 //
 // threadIdx.x is the quad of the line, threadIdx.y the line; the block's lines lie in shared memory
 // one behind the other, so that neighbouring threads read and write neighbouring 16 bytes.

@@ -12,7 +12,7 @@
 //
 // Bytes, float32, N = 128. Nothing but comparisons is computed: time is bytes.
 //
-//   pool 1: x 55 x 55 x 96 = 290,400 values an image, y 27 x 27 x 96 = 69,984
+//   pool 1: x 55 x 55 x 96 = 290,400 values per image, y 27 x 27 x 96 = 69,984
 //     forward:  128 * (4 * 290,400 read + (4 + 1) * 69,984 written) = 193.5 MB
 //     gradient: 128 * ((4 + 1) * 69,984 read + 4 * 290,400 written) = 193.5 MB
 //   pool 2: x 27 x 27 x 256 = 186,624, y 13 x 13 x 256 = 43,264: likewise 123.2 MB each way
@@ -20,8 +20,8 @@
 // An H100's memory moves 3.35 TB/s by its data sheet: at the least 58 us and 37 us each way. Not
 // yet measured on hardware.
 //
-// v1  One thread an element of the result; it finds its place by division and looks at each tap.
-// v2  Four channels a thread (float only, C a multiple of 4, taps of one byte, in the gradient no
+// v1  One thread per element of the result; it finds its place by division and looks at each tap.
+// v2  Four channels per thread (float only, C a multiple of 4, taps of one byte, in the gradient no
 //     dilation). What is the same for all channels of a pixel (place, border, windows over it) is
 //     worked out once for four, and loads are 16 bytes wide. A block works on one row of the
 //     result, so that the row's share of that is worked out once for all the pixels of a thread.
@@ -29,7 +29,7 @@
 
 constexpr int THREADS = 256;
 
-// --- v1: one thread an element -------------------------------------------------------------------
+// --- v1: one thread per element ------------------------------------------------------------------
 
 template <typename T, typename Tap>
 __device__ void max_pool(const T* x, T* y, Tap* taps, const PoolShape& shape) {
@@ -96,7 +96,7 @@ max_pool_grad_large_double(const double* grad, const unsigned short* taps, doubl
   max_pool_grad(grad, taps, dx, shape);
 }
 
-// --- v2: four channels a thread, one row of the result a block -----------------------------------
+// --- v2: four channels per thread, one row of the result per block -------------------------------
 //
 // threadIdx.x counts the quads of a pixel, threadIdx.y the pixels of the row.
 

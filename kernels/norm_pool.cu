@@ -9,7 +9,7 @@
 //
 // Formulas: window.cuh and response_norm.cuh. Neither z nor dz ever goes to memory.
 //
-// Bytes, float32, N = 128, layer 1 (x 55 x 55 x 96 = 290,400 values an image, 148.7 MB in all;
+// Bytes, float32, N = 128, layer 1 (x 55 x 55 x 96 = 290,400 values per image, 148.7 MB in all;
 // y 27 x 27 x 96, 35.8 MB; taps one byte each, 9.0 MB):
 //
 //   forward:   x read, y and taps written:           148.7 + 35.8 + 9.0         = 193.5 MB
@@ -24,10 +24,10 @@
 //
 // s is computed anew everywhere, from x, which is read anyway: see response_norm.cuh.
 //
-// v1  One thread an element of the result. Forward, it normalises each pixel of its window: a pixel
+// v1  One thread per element of the result. Forward, it normalises its window's pixels: a pixel
 //     in four windows is normalised four times. The gradient asks, for each of `size` channels, the
 //     windows that hold it, and computes s from that channel's neighbours.
-// v2  Four channels a thread (float, channels of a group a multiple of 4), shared memory between
+// v2  Four channels per thread (float, channels of a group a multiple of 4), shared memory between
 //     the two operations. Forward: a block normalises the pixels under a tile of windows into
 //     shared memory, and pools from there; only pixels at the tile's rim are normalised again, by
 //     the next block. A tile of 5 x 14 of the paper's windows lies on 11 * 29 pixels, where
@@ -38,7 +38,7 @@
 
 constexpr int THREADS = 256;
 
-// --- v1: one thread an element -------------------------------------------------------------------
+// --- v1: one thread per element ------------------------------------------------------------------
 
 template <typename T>
 __device__ void norm_max_pool(const T* x, T* y, unsigned char* taps, const Norm<T>& norm,
@@ -87,7 +87,7 @@ norm_max_pool_grad_float(const float* grad, const unsigned char* taps, const flo
   norm_max_pool_grad(grad, taps, x, dx, Norm<float>{width, size, ratio, beta, k}, shape);
 }
 
-// Asked for no more than 4 blocks a multiprocessor, the compiler keeps everything in registers.
+// Asked for no more than 4 blocks per multiprocessor, the compiler keeps everything in registers.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 norm_max_pool_grad_double(const double* grad, const unsigned char* taps, const double* x,
                           double* dx, int width, int size, double ratio, double beta, double k,

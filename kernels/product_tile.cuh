@@ -60,7 +60,7 @@ __device__ __forceinline__ void keep_lines(float (*tile)[TILE + 4], int depth, i
 
 __device__ __forceinline__ void add_products(const Tiles& tiles, float (&sum)[OWN][OWN]) {
   const int row = threadIdx.x / 16, column = threadIdx.x % 16;
-#pragma unroll 2  // all eight at once need more registers than two blocks a multiprocessor leave
+#pragma unroll 2  // all eight at once need more registers than two blocks per multiprocessor leave
   for (int d = 0; d < DEPTH; ++d) {
     float a[OWN], b[OWN];
     for (int half = 0; half < OWN; half += 4) {

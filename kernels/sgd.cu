@@ -4,7 +4,7 @@
 //                       w = w - lr v,   with nesterov   w = w - lr (g + momentum v)
 //   paper (section 5):  v = momentum v - lr (decay w + grad);  w = w + v
 //
-// Three numbers in and two out for a handful of additions: 20 bytes an element, 1.22 GB for the
+// Three numbers in and two out for a handful of additions: 20 bytes per element, 1.22 GB for the
 // paper's 60,965,224 parameters. Memory decides; what can be lost is time between launches, and in
 // kernels too small to fill the GPU: of the paper's 16 parameters the smallest is a bias of 96. So
 // a table lists the parameters, each with its own rates, and one grid runs over all of them: every

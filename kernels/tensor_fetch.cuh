@@ -1,7 +1,6 @@
-// What the tiles of tensor_tile.cuh hold: five ways to look at an array as a matrix, each an object
-// that copies one tile after the other. Nobody builds the matrix itself (im2col): where an element
-// lies is computed when it is fetched, and what does not exist (padding, or beyond the matrix) is
-// zero.
+// Views of arrays as matrices for the tiles of tensor_tile.cuh: five objects, each of which copies
+// one tile after the other. The matrix itself (im2col) is never built: the address of an element is
+// computed when it is fetched; padding, and what is beyond the matrix, is zero.
 //
 //   WindowRows     [windows, (r, s, channel)]   pixels under windows                   y, dx
 //   MatrixRows     [rows, k]                    an ordinary matrix                     y
@@ -63,7 +62,7 @@ struct AlongRows {
   }
 };
 
-// Which window a row of the tile is, is worked out once, a row a thread, and kept in shared memory:
+// The window of each row of the tile is computed once, one row per thread, into shared memory:
 // in registers it would be in the way of the sums.
 template <class T, Layout L = K_INSIDE>
 struct WindowRows : AlongK<T, L> {

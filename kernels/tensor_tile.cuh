@@ -173,8 +173,8 @@ __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns&
   for (int left = rounds; left > 0; --left) {
     // A group is closed in every round, empty or not: so the newest AHEAD - 1 are of later rounds.
     cp_async_wait<AHEAD - 1>();
-    // Now everybody's copies have arrived; and everybody is done with the stage read last round,
-    // which is the one to be written next.
+    // Now all threads' copies have arrived, and all are done with the stage read last round, which
+    // is the one to be written next.
     __syncthreads();
     if (left > AHEAD) {
       const int writing = reading == 0 ? AHEAD : reading - 1;

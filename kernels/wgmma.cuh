@@ -4,8 +4,8 @@
 // Four warps, a warpgroup, multiply D[64 x 128] += A[64 x 8] B[8 x 128] together, and the factors
 // come from shared memory directly: no loads, no registers for A and B. There they lie in tiles of
 // lines of 32 floats, a row of A or a column of B in each, K_SWIZZLED (tensor_tile.cuh), at a
-// multiple of 1024 bytes. TF32 factors are floats whose lower 13 bits are not looked at: unless
-// somebody rounded them before, they are cut off.
+// multiple of 1024 bytes. TF32 factors are floats whose lower 13 bits are ignored: cut off, unless
+// they were rounded before.
 //
 // D in registers: warp w of the four has rows 16 w .. 16 w + 15, in fragments as in ptx.cuh:
 //
@@ -13,7 +13,7 @@
 //   m = 16 w + g     d[j][0]      d[j][1]
 //   m = 16 w + g + 8 d[j][2]      d[j][3]
 //
-// The multiplication goes on while the threads do something else, until they wait for it:
+// The multiplication runs while the threads do something else, until they wait for it:
 //
 //   make_visible(); __syncthreads();     what threads copied, the tensor cores shall see
 //   Multiplication work;
@@ -95,7 +95,7 @@ struct Multiplication {
   void commit() {}
 
   void multiply_add(Row64x128& d, const float* a, const float* b) {
-    if (count == 16) simt::fail("multiplications that nobody waits for");
+    if (count == 16) simt::fail("multiplications that no thread waits for");
     pending[count++] = {&d, a, b};
   }
 

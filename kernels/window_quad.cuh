@@ -1,4 +1,4 @@
-// The functions of window.cuh for four channels at once: as few instructions a channel as can be.
+// The functions of window.cuh for four channels at once: as few instructions per channel as can be.
 #pragma once
 #include "quad.cuh"
 #include "window.cuh"

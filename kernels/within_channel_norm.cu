@@ -5,11 +5,11 @@
 //          over all i whose window holds j, which are the pixels of the window around j
 //
 // `size` is odd, pixels outside the image count as zero. The gradient's sum needs s of all pixels
-// around, and so does each of theirs: computing those anew would take size^4 reads a value. Instead
+// around, and so does each of theirs: to compute those anew takes size^4 reads per value. Instead
 // there are two kernels. The first leaves dy x s^(-beta-1) in memory, and the first term in dx; the
 // second subtracts the sum.
 //
-// Bytes, float32, N = 128, x 27 x 27 x 256 (95.6 MB an array):
+// Bytes, float32, N = 128, x 27 x 27 x 256 (95.6 MB per array):
 //
 //   forward:  x read, y written                                    2 * 95.6 = 191.1 MB
 //   gradient: dy, x read, products, dx written; products, x, dx read, dx written
@@ -19,8 +19,8 @@
 // once: a value is read size^2 times, by the threads of the pixels around it, mostly from caches.
 // Not yet measured on hardware.
 //
-// v1  One thread a value.
-// v2  Four channels a thread (float, C a multiple of 4): a quarter of the loads, of 16 bytes each,
+// v1  One thread per value.
+// v2  Four channels per thread (float, C a multiple of 4): a quarter of the loads, 16 bytes each,
 //     and a block does one row of an image, so that places are not found by division. The network
 //     of the paper does not have this layer, so here the climb ends.
 #include "response_norm.cuh"
@@ -44,7 +44,7 @@ __device__ __forceinline__ void for_pixels_around(const Images& images, int n, i
   }
 }
 
-// --- v1: one thread a value ----------------------------------------------------------------------
+// --- v1: one thread per value --------------------------------------------------------------------
 
 // The sum over the window around value `index` of `values`, or of their squares.
 template <bool SQUARES, typename T>
@@ -124,7 +124,7 @@ within_channel_grad_double(const double* products, const double* x, double* dx, 
   within_channel_grad(products, x, dx, size, factor, images);
 }
 
-// --- v2: four channels a thread, one row of an image a block -------------------------------------
+// --- v2: four channels per thread, one row of an image per block ---------------------------------
 //
 // threadIdx.x counts the quads of a pixel, threadIdx.y the pixels of the row.
 

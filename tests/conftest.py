@@ -1,4 +1,4 @@
-"""Fixtures: a seeded generator, and every test that asks for a backend runs on each of them."""
+"""Fixtures: a seeded generator, and one run per backend."""
 
 import importlib
 import os

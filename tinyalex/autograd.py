@@ -28,7 +28,7 @@ _turn = new_rlock()
 
 
 class Function:
-    """One differentiable operation on arrays and, once applied, one node of the graph.
+    """One differentiable operation on arrays; once applied, one node of the graph.
 
     A subclass writes the mathematics of both directions::
 
@@ -43,13 +43,13 @@ class Function:
 
         y = Square.apply(x)
 
-    What is saved of the inputs and the output must stay as it is: backward refuses to go on where
-    an operation of this library has written into it since. What else the caller may write into
-    later, such as an array among the options, is to be copied.
+    Saved inputs and outputs must not change: backward raises an error where an operation of this
+    library has written into them since. Copy whatever else the caller may write into later, such
+    as an array among the options.
 
-    What backward returns is new, or ``grad`` itself or something saved, or a view of these: it may
-    become a leaf's ``.grad``, which nobody else may see. With several inputs, it returns a tuple
-    with one entry per input; an entry may be None where ``self.needs_input_grad[i]`` is False, and
+    Keep no reference to what backward returns: it may become a leaf's ``.grad``. It is new, or
+    ``grad``, or something saved, or a view of these. With several inputs, it returns a tuple with
+    one entry per input; an entry may be None where ``self.needs_input_grad[i]`` is False, and
     should be when it costs something to compute.
     Options that are not differentiable travel as keywords of `apply` and `forward`.
     """
@@ -68,7 +68,7 @@ class Function:
     def __init__(self, inputs: tuple[Tensor | None, ...]) -> None:
         wanted = is_grad_enabled()
         # An edge leads to the node that made the input or, for a leaf, to the leaf itself. It never
-        # leads to an interior tensor: its array is free to go as soon as nobody else needs it.
+        # leads to an interior tensor: its array is freed as soon as nothing else needs it.
         self.edges: tuple[Function | Tensor | None, ...] = tuple(
             [
                 (t._grad_fn or t) if t is not None and wanted and t._requires_grad else None
@@ -79,7 +79,7 @@ class Function:
         self.birth = next(self._births)
 
     def save(self, *values: Any) -> None:
-        """Keep ``values`` for backward; where no gradient is wanted they are not kept."""
+        """Keep ``values`` for backward, where a gradient is wanted."""
         if True in self.needs_input_grad:
             self.saved = values
 
@@ -94,7 +94,7 @@ class Function:
     @classmethod
     @quiet
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Tensor:
-        """Run forward on the tensors' arrays and return the result as a tensor in the graph."""
+        """Run forward on the tensors' arrays; return a tensor in the graph."""
         try:
             arrays = tuple([None if t is None else t._values for t in inputs])
         except AttributeError:
@@ -117,7 +117,10 @@ class Function:
         return output
 
     def enter(self, retain_graph: bool) -> tuple[Function | Tensor | None, ...]:
-        """Return the edges for one walk; RuntimeError if what was saved is gone or was changed."""
+        """Return the edges for one walk.
+
+        Raises RuntimeError if a saved array was freed or was changed.
+        """
         for storage, version in self.versions:
             if storage.version != version:
                 raise RuntimeError(
@@ -171,7 +174,10 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
 def _checked(
     node: Function, edges: tuple[Function | Tensor | None, ...], input_grads: Any
 ) -> list[tuple[Function | Tensor, Array]]:
-    """Return each edge that wants a gradient with its own; ValueError for one that does not fit."""
+    """Return each edge that wants a gradient with its gradient.
+
+    Raises ValueError for a gradient that does not fit.
+    """
     if not isinstance(input_grads, tuple):
         input_grads = (input_grads,)
     if len(input_grads) != len(edges):
@@ -204,7 +210,7 @@ def _refuse(node: Function, expected: str, got: str) -> None:
 
 
 def _seen_by_others(grad: Array, others: Sequence[Any]) -> bool:
-    """Return whether the memory of ``grad``, itself one of ``others``, is also another's there.
+    """Return whether another of ``others`` shares the memory of ``grad``.
 
     A leaf's .grad is its own: what others see too, or a constant, is copied.
     """
@@ -214,19 +220,19 @@ def _seen_by_others(grad: Array, others: Sequence[Any]) -> bool:
 
 
 def writable(array: Array) -> bool:
-    """Return whether each element has a place of its own that may be written."""
+    """Return whether each element has its own memory and may be written."""
     if device_of(array) == "cpu":
         return array.flags.writeable
     return 0 not in array.strides  # CuPy protects nothing: see what was broadcast
 
 
 def _accumulate(leaf: Tensor, grad: Array, others: Sequence[Any] = ()) -> None:
-    """Add ``grad``, or a copy of it where ``others`` share its memory, to the leaf's .grad."""
+    """Add ``grad`` to the leaf's .grad; copy it if it shares memory."""
     if not leaf.requires_grad:  # it was frozen after the forward pass
         return
     with using(leaf.device), _turn:
         if not writable(grad) or _seen_by_others(grad, others):
             grad = grad.copy()
         total = grad if leaf.grad is None else leaf.grad + grad
-        # Arithmetic makes scalars of arrays without axes, and nobody can write into a scalar.
+        # Arithmetic makes scalars of arrays without axes, and scalars cannot be written into.
         leaf._grad = array_module(leaf.data).asarray(total)

@@ -1,4 +1,4 @@
-"""Base of `use_backend` and `use_fusion`: a choice for good, or for a ``with`` block."""
+"""Base of `use_backend` and `use_fusion`: settings, permanent or for a ``with`` block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _turn = new_rlock()
 
 
 class Choice:
-    """A value that holds for all threads from now on, or within a ``with`` block.
+    """A value set for all threads, permanently or within a ``with`` block.
 
     Blocks may be nested, overlap, and share one object: the last choice that is still open counts,
     and is ``current``. Where all are closed, that is what the class was defined with.

@@ -1,4 +1,4 @@
-"""The operations of a network as functions on tensors, under torch's names and defaults.
+"""Functions on tensors, under torch's names and defaults.
 
 These functions read their arguments and hand them to the Functions of `tinyalex.ops`, which own
 the mathematics. Arrays are float32 or float64; images are [N, C, H, W].
@@ -45,7 +45,7 @@ def _array_or_none(value: Any) -> Any:
 
 
 def _in(dtype: Any, value: Any) -> Tensor:
-    """Return ``value``, a Tensor or what makes an array, as a Tensor of this dtype.
+    """Return ``value``, a Tensor or array-like, as a Tensor of this dtype.
 
     Arrays are copied: backward may want them, and they are the caller's to change.
     """
@@ -190,7 +190,7 @@ def avg_pool2d(
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: Size | tuple[int | None, ...] | None) -> Tensor:
-    """Average over the cells of an ``output_size`` grid; None keeps that axis as it is.
+    """Average over the cells of an ``output_size`` grid; None keeps that axis.
 
     Cell i of o covers rows floor(i H / o) .. ceil((i + 1) H / o) - 1.
     """
@@ -205,7 +205,7 @@ def adaptive_avg_pool2d(x: Tensor, output_size: Size | tuple[int | None, ...] | 
 def local_response_norm(
     x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, groups: int = 1
 ) -> Tensor:
-    """Divide each value by a power of the energy of its neighbour channels (paper section 3.3).
+    """Normalise each value by its neighbour channels (paper section 3.3).
 
     ``y_c = x_c / (k + alpha / size * sum of x_j ** 2) ** beta`` over the ``size`` channels
     ``j = c - size // 2 .. c + (size - 1) // 2`` that exist, x [N, C, ...]. With ``groups``, windows
@@ -300,7 +300,7 @@ def conv2d_relu_norm_max_pool2d(
 def within_channel_response_norm(
     x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor:
-    """Divide each value by a power of the energy around it in its own channel.
+    """Normalise each value by its neighbourhood in its own channel.
 
     ``y = x / (k + alpha / size**2 * sum of x ** 2 over a size x size window) ** beta``, the window
     centred, with zeros beyond the border. This is the layer ``rnorm`` that the 2012 source has
@@ -320,7 +320,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
+    """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
     Outside training it returns ``x`` itself. Draws follow `tinyalex.manual_seed`; every call takes
     new ones, of 24 bits (``p`` counts to the nearest multiple of 2**-24); from the same seed a GPU

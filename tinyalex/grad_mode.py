@@ -86,7 +86,10 @@ class no_grad:  # noqa: N801 (torch's name)
 
 
 def _without_recording(body: Any) -> Generator[Any, Any, Any]:
-    """Run a generator or coroutine in a mode of its own, its caller's mode between the steps."""
+    """Run a generator or coroutine in a grad mode of its own.
+
+    Between its steps the caller's mode holds.
+    """
     inside = _Mode()
     inside.blocks = 1
 

@@ -14,7 +14,7 @@ from tinyalex.tensor import Tensor
 
 
 class GradcheckError(AssertionError):
-    """A gradient is wrong; the message names the input, the element and both numbers."""
+    """A wrong gradient; the message names input, element and both numbers."""
 
 
 def gradcheck(
@@ -85,7 +85,7 @@ def _outputs(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _gradients(outputs: list[Tensor], weights: list[Array], leaves: list[Tensor]) -> list[Array]:
-    """Return d(sum of weights * outputs)/d(leaf), leaving the leaves' own .grad as it was."""
+    """Return d(sum of weights * outputs)/d(leaf); the leaves' .grad stays."""
     before = [leaf.grad for leaf in leaves]
     try:
         for leaf in leaves:

@@ -1,4 +1,4 @@
-"""Signals and limits that end a run, or a command, before its end."""
+"""Signals and time limits that end a run or a command early."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LeftError(SystemExit):
 
 
 class StopRequest:
-    """Context manager that is true once the step under way should be the last, for `reason`.
+    """Context manager, true once the current step should be the last.
 
     That is so after a first SIGINT, SIGTERM, SIGHUP or SIGUSR1, once `step` has come to `steps`,
     and when fewer than `reserve` seconds are left until `deadline`, in the time of
@@ -98,7 +98,7 @@ class StopRequest:
 
 @contextmanager
 def leaving_on_signals(pause: bool = False) -> Iterator[None]:
-    """Let signals leave a block as Ctrl-C does: by an exception, cleaning up.
+    """Let signals end a block by an exception, as Ctrl-C does.
 
     That of SIGTERM, SIGHUP and, with `pause`, SIGUSR1 is LeftError with the code that
     `StopRequest` would give. A second signal ends the process at once. For what has nothing to
@@ -147,7 +147,7 @@ def _exit_code(signum: int) -> int:
 def _tell(what: bytes) -> None:
     if sys.stderr is None:  # closed: the number may be that of another file by now
         return
-    with suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # without a reader
         # os.write, not print: a handler may run in the middle of another print.
         os.write(2, b"\n" + what + b"\n")
 
@@ -159,7 +159,7 @@ def _answer(handle: Handler, besides: Sequence[int | None] = ()) -> dict[int, Ha
     previous = {
         signum: signal.getsignal(signum) for signum in STOP_SIGNALS if signum not in besides
     }
-    if previous.get(HANGUP) == signal.SIG_IGN:  # by nohup, to go on
+    if previous.get(HANGUP) == signal.SIG_IGN:  # by nohup, to continue
         del previous[HANGUP]
     for signum in previous:
         signal.signal(signum, handle)

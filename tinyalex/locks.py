@@ -1,4 +1,4 @@
-"""Locks that a child process finds open, whatever its parent's other threads were doing."""
+"""Locks that are open in a child process after a fork."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ def _renewed(lock: Any) -> Any:
 
 
 def new_lock() -> threading.Lock:
-    """Return a lock that no thread holds after a fork: only the thread that forks goes on there."""
+    """Return a lock that is released after a fork.
+
+    In the child only the thread that forked exists.
+    """
     return _renewed(threading.Lock())
 
 
 def new_rlock() -> Any:
-    """Return such a lock, which a thread that holds it may take again."""
+    """Return such a lock that its holder may acquire again."""
     return _renewed(threading.RLock())

@@ -133,7 +133,7 @@ class SGD:
                     kernels.sgd_step(*update)
 
     def updates(self) -> Iterator[Update]:
-        """Yield the arguments of the kernel `sgd_step`, for each parameter that `step` updates.
+        """Yield the arguments of `sgd_step` for each parameter that `step` updates.
 
         Velocities that are missing begin here, with zeros. Raises ValueError, before any begins,
         for a gradient, a velocity or an option that does not fit its parameter.
@@ -166,7 +166,7 @@ class SGD:
             yield p.data, p.grad, velocity, options
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop every parameter's gradient, or fill it with zeros where ``set_to_none`` is False."""
+        """Drop every gradient, or fill it with zeros if ``set_to_none`` is False."""
         for p in self._params():
             if set_to_none:
                 p.grad = None
@@ -175,7 +175,7 @@ class SGD:
                     p.grad[...] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of the velocities as NumPy arrays, in order, and all groups' options."""
+        """Return copies of the velocities (NumPy arrays, in order) and the options."""
         groups = [
             {name: value for name, value in group.items() if name != "params"}
             | {"params": len(group["params"])}
@@ -185,7 +185,7 @@ class SGD:
         return {"velocity": velocity, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the velocities and options of a `state_dict`: going on equals never stopping.
+        """Load the velocities and options of a `state_dict`, to resume exactly.
 
         Raises ValueError, before anything is changed, for the state of other parameters.
         """
@@ -235,7 +235,7 @@ class SGD:
 def parameter_groups(
     model: Module, bias_lr_factor: float = 1, bias_decay_factor: float = 1
 ) -> list[Group]:
-    """Return two groups for `SGD`, the weights and the biases, the latter with their own factors.
+    """Return two groups for `SGD`: weights and biases, with their own factors.
 
     The 2012 source and Caffe let biases learn twice as fast and not decay: factors 2 and 0.
     """

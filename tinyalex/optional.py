@@ -16,7 +16,7 @@ class PackageError(ImportError):
 
 @contextlib.contextmanager
 def borrowed(package: str) -> Iterator[None]:
-    """Turn all that an optional package raises into PackageError, and keep its warnings quiet."""
+    """Turn every error of an optional package into PackageError; silence its warnings."""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -19,19 +19,19 @@ from tinyalex.optional import PackageError, borrowed
 from tinyalex.text import escaped, printable
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
-"""How a system says that nobody will ever read."""
+"""Errors of a stream that has no reader any more."""
 BAR = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {postfix[0]}"
 BESIDE = len(" / |12345678| ") + 1
 """Columns of a bar beside its title, its numbers and its text."""
 
 
 class Progress:
-    """One bar or a few lines per pass over the data; the caller supplies the text.
+    """Progress bar or periodic lines for one pass over the data.
 
     A terminal with tqdm installed gets a bar that is redrawn, with as much of the text as there is
     room for; everything else (a pipe, a file, no tqdm) gets a line for the first update of the run
-    and then one every `seconds`, without carriage returns. With `silent` nothing is shown, nor is
-    anything where nobody reads any more.
+    and then one every `seconds`, without carriage returns. With `silent`, or without a reader,
+    nothing is shown.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Progress:
         self._last_line = float("-inf")
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """Begin a pass of `total` steps, `done` of which lie behind us already."""
+        """Begin a pass of `total` steps, of which `done` are already done."""
         self._title, self._total = title, total
         if self._tqdm is not None:
             with self._drawing():
@@ -95,7 +95,7 @@ class Progress:
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Go on with plain lines where the package that draws bars does not work."""
+        """Fall back to plain lines if the package that draws bars fails."""
         try:
             with unbroken(self.stream):
                 yield
@@ -104,7 +104,7 @@ class Progress:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines, on stdout by default, if there still is somebody to read them.
+    """Print lines, on stdout by default, if they can be read.
 
     What steers terminals is escaped, and so is what the stream cannot encode.
     """
@@ -112,13 +112,13 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def warn(text: str) -> None:
-    """Print lines on stderr, if there still is somebody to read them."""
+    """Print lines on stderr, if they can be read."""
     if sys.stderr is not None:
         say(text, sys.stderr)
 
 
 def show(text: str, stream: TextIO | None) -> None:
-    """Write text as it is to a stream that may be closed, full or unable to encode it."""
+    """Write text unchanged to a stream; ignore write errors."""
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         with unbroken(stream):
@@ -128,14 +128,14 @@ def show(text: str, stream: TextIO | None) -> None:
 
 @contextmanager
 def unbroken(stream: TextIO) -> Iterator[None]:
-    """Drop what a stream does not take: what is shown never ends a run.
+    """Ignore write errors of a stream: output never ends a run.
 
     A disk may be full for a while. The stream goes silent for good where the reader of a pipe has
     ended, perhaps by the same Ctrl-C, or a terminal is gone.
     """
     try:
         yield
-    except (OSError, ValueError) as error:  # a ValueError: somebody has closed it
+    except (OSError, ValueError) as error:  # a ValueError: it was closed
         # No file: it is asked again the next time.
         with suppress(OSError, ValueError), ExitStack() as after:
             descriptor = stream.fileno()
@@ -148,7 +148,7 @@ def unbroken(stream: TextIO) -> Iterator[None]:
 
 
 def open_standard_streams() -> None:
-    """Open the standard streams that are closed, lest a file of a run be taken for one of them."""
+    """Open closed standard streams, lest a run's file be taken for one."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -162,25 +162,25 @@ def columns() -> int:
 
 
 def output_width() -> int | None:
-    """Return the width of the terminal that stdout is, or None if it is none."""
+    """Return the width of stdout's terminal, or None if it is none."""
     return columns() if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 def cells(text: str) -> int:
-    """Return how many columns of a terminal a text takes; some letters take two, accents none."""
+    """Return the terminal columns that a text takes (wide letters 2, accents 0)."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
 def padded(text: str, width: int) -> str:
-    """Return text with spaces after it, or with its end cut off, that takes `width` columns."""
+    """Return text padded with spaces, or cut, to `width` columns."""
     while cells(text) > width:
         text = text.removesuffix("…")[:-1] + "…"
     return text + " " * (width - cells(text))
 
 
 def folded(text: str, indent: int) -> str:
-    """Break lines that are too long for a terminal between words; leave them for a pipe."""
+    """Break long lines between words for a terminal, not for a pipe."""
     if (room := output_width()) is None:
         return text
     further = " " * min(indent, room // 3)
@@ -197,7 +197,10 @@ def folded(text: str, indent: int) -> str:
 
 
 def _fitting(text: str, width: int) -> str:
-    """Return as many parts of the text, which are two spaces apart, as fit into the width."""
+    """Return as many parts of the text as fit into the width.
+
+    Parts are two spaces apart.
+    """
     parts = text.split("  ")
     while parts and len("  ".join(parts)) > width:
         parts.pop()
@@ -214,12 +217,12 @@ def _tqdm() -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why, without the name of the file, for sentences that have it."""
+    """Return an error's reason without the file name."""
     return getattr(error, "strerror", None) or one_sentence(error)
 
 
 def one_sentence(error: BaseException) -> str:
-    """Return the message of an error on one line, an OSError's without its number.
+    """Return an error's message on one line, an OSError's without its number.
 
     >>> one_sentence(NotADirectoryError(20, "Not a directory", "runs/a"))
     'runs/a: Not a directory'
@@ -246,7 +249,7 @@ def _is_nowhere() -> bool:
 
 
 def command_line(words: Iterable[object]) -> str:
-    r"""Return a command that can be pasted into a shell, whatever its words are.
+    r"""Return a command that can be pasted into a shell.
 
     >>> command_line(["python", "a b.py", "a\nb", "-"])
     "python 'a b.py' $'a\\012b' -"

@@ -1,4 +1,4 @@
-"""The random state of the library: one generator for initial weights, keys for dropout.
+"""Random state of the library: a generator for weights, keys for dropout.
 
 Keys are functions of the seed and of a counter; once `start_step` was called, of the seed, the
 step and a counter that begins anew in every step. So what is drawn between two steps of training,
@@ -33,7 +33,7 @@ _given = _Given()
 
 
 def manual_seed(seed: int) -> None:
-    """Start all random draws of the library anew from ``seed``, an integer >= 0."""
+    """Restart all random draws of the library from ``seed``, an integer >= 0."""
     global _generator, _seed, _step, _draws
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
@@ -43,7 +43,7 @@ def manual_seed(seed: int) -> None:
 
 
 def start_step(step: int) -> None:
-    """Make the keys that follow functions of the seed, of ``step`` and of their order within it.
+    """Make the next keys functions of the seed, ``step`` and their order.
 
     A training loop calls this at the start of every step; ``step`` is an integer >= 0.
     """
@@ -60,7 +60,7 @@ def generator() -> np.random.Generator:
 
 
 def next_key() -> int:
-    """Return a fresh 64-bit key: a function of the seed, the step and the draws before it."""
+    """Return a 64-bit key: a function of seed, step and earlier draws."""
     global _draws
     if _given.keys is not None:
         return _next_given(_given.keys)
@@ -73,7 +73,7 @@ def next_key() -> int:
 
 @contextmanager
 def keys_from(keys: Iterable[int]) -> Iterator[None]:
-    """Let `next_key` return these keys, one after the other, in a ``with`` block of this thread.
+    """Let `next_key` return these keys in a ``with`` block of this thread.
 
     They are not drawn: what is drawn afterwards is what would have been drawn without them. A key
     beyond the last one raises RuntimeError.

@@ -9,8 +9,8 @@ All follow one protocol, so that a training loop need not know which one it runs
         schedule.after_epoch(error)         # only Plateau looks at it
 
 Steps are counted from 0 over the whole training. A schedule multiplies the rates that the groups
-had when it was made by one `factor`, a function of the step and of the errors seen so far. So it
-goes on after ``load_state_dict`` as if it had never stopped, from the middle of an epoch too.
+had when it was made by one `factor`, a function of the step and of the errors seen so far. So
+``load_state_dict`` resumes it exactly, from the middle of an epoch too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Schedule:
         self.base_lrs: list[float] = [group["lr"] for group in optimizer.param_groups]
 
     def factor(self, step: int) -> float:
-        """Return the factor of the initial rates at ``step``; every subclass defines it."""
+        """Return the factor of the initial rates at ``step``."""
         raise NotImplementedError(f"{type(self).__name__} must define factor(step)")
 
     def before_step(self, step: int) -> None:
@@ -45,7 +45,7 @@ class Schedule:
             group["lr"] = base * factor
 
     def after_epoch(self, error: float | None = None) -> None:
-        """Take note of the validation error (lower is better) at the end of an epoch."""
+        """Record the validation error (lower is better) after an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the schedule remembers: numbers and strings only."""
@@ -53,7 +53,7 @@ class Schedule:
         return {"schedule": type(self).__name__, "base_lrs": list(self.base_lrs), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called. Raises ValueError for another schedule's state."""
+        """Resume from a `state_dict`; ValueError for another schedule's state."""
         expected = {"schedule", "base_lrs", *self._state}
         if not isinstance(state, dict) or set(state) != expected:
             raise ValueError(f"expected a state with {sorted(expected)}, got {state!r}")
@@ -95,7 +95,7 @@ class Step(Schedule):
 
 
 class Plateau(Schedule):
-    """Multiply the rate by ``factor`` when the validation error stops improving (paper section 5).
+    """Multiply the rate by ``factor`` when the error plateaus (paper section 5).
 
     The paper divides by 10, three times before the end; it does not say how long it waited. Here
     the rate falls after more than ``patience`` epochs in a row whose error was not below the best
@@ -134,11 +134,11 @@ class Plateau(Schedule):
         self.reductions = 0
 
     def factor(self, step: int) -> float:
-        """Return the factor to the power of the reductions so far, whatever the step."""
+        """Return the factor to the power of the reductions so far."""
         return float(self.reduction**self.reductions)
 
     def after_epoch(self, error: float | None = None) -> None:
-        """Compare ``error`` with the best so far. Raises ValueError unless it is finite."""
+        """Compare ``error``, which must be finite, with the best so far."""
         if error is None or not math.isfinite(error):
             raise ValueError(
                 f"the plateau schedule needs the validation error after every epoch, got {error}; "
@@ -154,7 +154,7 @@ class Plateau(Schedule):
 
 
 class DiscreteExponential(Schedule):
-    """``num_steps`` equally long levels from the initial rate down to ``1 / target_factor`` of it.
+    """``num_steps`` equally long levels, from 1 down to ``1 / target_factor``.
 
     The levels are equally spaced in the logarithm: 2012's ``dexp[tgtFactor=250,numSteps=4]`` is 1,
     1/6.3, 1/39.7 and 1/250 of the initial rate, a quarter of ``total_steps`` each. Later steps stay
@@ -179,12 +179,12 @@ class DiscreteExponential(Schedule):
 
 
 class Cosine(Schedule):
-    """Down to 0 along half a cosine, after a straight climb over the first ``warmup_steps``.
+    """Half a cosine down to 0, after a linear warm-up of ``warmup_steps``.
 
     ``(step + 1) / warmup_steps`` while warming up, then ``(1 + cos(pi * progress)) / 2`` with
     progress from 0 to 1 at ``total_steps`` (Loshchilov and Hutter, SGDR, 2017, without restarts).
     For small data sets: most of the time near the full rate, and a calm end. The length is not part
-    of the state: a run that is resumed to go on for longer follows the curve of the new length.
+    of the state: a run that is resumed with another length follows the curve of that length.
     """
 
     def __init__(self, optimizer: SGD, total_steps: int, warmup_steps: int = 0) -> None:

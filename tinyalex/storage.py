@@ -1,4 +1,4 @@
-"""Memory that tensors share, and the count of writes into it by which backward trusts it."""
+"""Shared memory of tensors and its version counter, which backward checks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Storage:
             self._views = views
 
     def others(self, tensor: Tensor) -> Iterable[Tensor]:
-        """Yield the tensors in use of which ``tensor`` is a view, or which are views of it."""
+        """Yield the live tensors that share memory with ``tensor`` as views."""
         with _turn:
             in_use = [ref() for ref in (self._views or {}).values()]
         if any(view is tensor for view in in_use):  # not an alias that was detached
@@ -50,7 +50,10 @@ class Storage:
 
 
 def owner_of(array: Any, tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """Return that of ``tensors`` in whose memory ``array`` lies: it is its data, or a view."""
+    """Return the one of ``tensors`` in whose memory ``array`` lies.
+
+    ``array`` is its data, or a view of it.
+    """
     given = [tensor for tensor in tensors if tensor is not None]
     for tensor in given:  # first of all, since several may be views of one array of the caller's
         if array is tensor._values:
@@ -64,7 +67,7 @@ def owner_of(array: Any, tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def versions_of(values: Sequence[Any], tensors: Sequence[Tensor | None]) -> Saved:
-    """Return the storage, and its version now, of each array that lies in that of a tensor."""
+    """Return the storage and current version of each array of a tensor."""
     versions = []
     for value in values:
         if hasattr(value, "base") and (tensor := owner_of(value, tensors)) is not None:

@@ -100,7 +100,7 @@ class Summary:
 
 
 def summary(model: Module, input_size: Sequence[int]) -> Summary:
-    """Run ``model`` once on zeros of shape [1, *input_size] and return the table of its layers.
+    """Run ``model`` once on zeros [1, *input_size]; return a table of its layers.
 
     Layers are the modules without children, in the order in which they run. The model stays as it
     was, training mode included. Raises TypeError or ValueError for a size that is no (C, H, W), and
@@ -130,7 +130,7 @@ def summary(model: Module, input_size: Sequence[int]) -> Summary:
 
 
 def _run(model: Module, x: Tensor) -> list[Row]:
-    """Run ``model`` on ``x`` in evaluation mode and return one row for every layer that ran."""
+    """Run ``model`` in evaluation mode; return one row per layer that ran."""
     rows: list[Row] = []
     paths = {id(module): path for path, module in model.named_modules()}
     counted: set[int] = set()  # parameters that an earlier row has counted
@@ -163,7 +163,7 @@ def _run(model: Module, x: Tensor) -> list[Row]:
 
 
 def _multiply_adds(layer: Module, output_shape: tuple[int, ...]) -> int:
-    """Return how many products ``layer`` adds up to make an output of this shape."""
+    """Return the multiply-adds of ``layer`` for an output of this shape."""
     if isinstance(layer, (Conv2d, Linear)):
         return math.prod(output_shape) * math.prod(layer.weight.shape[1:])
     return 0

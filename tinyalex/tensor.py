@@ -75,7 +75,7 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array; another one of the same shape, dtype and device may be put in its place.
+        """The array; another of equal shape, dtype and device may replace it.
 
         That counts as a write, which backward notices. Writing into the array does not.
         """
@@ -119,7 +119,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """True if `backward` computes a gradient for this tensor; leaves may switch it."""
+        """True if `backward` computes a gradient for this tensor."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -134,7 +134,7 @@ class Tensor:
 
     @property
     def grad_fn(self) -> Function | None:
-        """The node of the graph that made this tensor; None for a leaf."""
+        """The graph node that made this tensor; None for a leaf."""
         return self._grad_fn
 
     @property
@@ -279,7 +279,7 @@ class Tensor:
 
     @numerics.quiet
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
-        """Add d(self)/d(leaf) into the ``grad`` of every leaf that this tensor was computed from.
+        """Add d(self)/d(leaf) into the ``grad`` of every leaf below this tensor.
 
         ``gradient`` is d(loss)/d(self), of this tensor's shape; for a single element it defaults
         to 1. The graph is freed on the way unless ``retain_graph``. Raises RuntimeError when there
@@ -320,7 +320,7 @@ class Tensor:
     # --- changes in place -------------------------------------------------------------------------
 
     def _records(self, *values: Any) -> bool:
-        """Return whether a write of ``values`` into this tensor becomes part of the graph.
+        """Return whether a write of ``values`` into this tensor enters the graph.
 
         Raises RuntimeError where the graph would no longer tell the truth.
         """
@@ -343,7 +343,7 @@ class Tensor:
         return wanted
 
     def _become(self, result: Tensor) -> None:
-        """Take over the values of ``result``, in this tensor's memory, and its place in the graph.
+        """Take over the values of ``result``, and its place in the graph.
 
         Raises ValueError for another shape, TypeError for values of a kind that this cannot hold.
         """
@@ -431,18 +431,18 @@ class Tensor:
         return self._host_data()
 
     def item(self) -> Any:
-        """Return the only element as a Python number. Raises ValueError if there are more."""
+        """Return the only element as a Python number; ValueError for several."""
         if self.size != 1:
             raise ValueError(f"item() needs a single element, got shape {self.shape}")
         return self.data.item()
 
     def tolist(self) -> Any:
-        """Return the elements as nested lists of Python numbers, a number for no axes."""
+        """Return the elements as nested lists of Python numbers."""
         return self.data.tolist()
 
     @numerics.quiet
     def to(self, target: Any) -> Tensor:
-        """Return this tensor on a device ("cpu", "cuda", "cuda:1") or in a dtype (``np.float64``).
+        """Return this tensor on another device ("cuda:1") or in another dtype (``np.float64``).
 
         The tensor itself if it is so already; the gradient flows back through a change of either.
         Raises ValueError for what is neither, DeviceError if there is no such GPU, or no CuPy.
@@ -477,7 +477,7 @@ class Tensor:
     # --- arithmetic -------------------------------------------------------------------------------
 
     def _beside(self, value: Any) -> Array | None:
-        """Return an operand as an array; None for what is neither a number nor an array."""
+        """Return a number or an array as an array, else None."""
         if isinstance(value, Tensor):
             return value.data
         value = _unboxed(value)
@@ -654,7 +654,7 @@ class Tensor:
         axis: int | None = None,
         keepdims: bool = False,
     ) -> Tensor:
-        """Return the index of the first maximum along ``dim``, or in the flattened tensor.
+        """Return the index of the first maximum along ``dim``, or flattened.
 
         A NaN counts as the maximum, as in torch.
         """
@@ -682,7 +682,7 @@ class Tensor:
     def sum(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
-        """Sum over ``dim``, one axis or several, or over all; NumPy's spellings work too."""
+        """Sum over ``dim``, one axis or several, or over all axes."""
         return self._reduce(reduction.Sum, dim, axis, _kept(keepdim, keepdims))
 
     def mean(
@@ -706,20 +706,20 @@ class Tensor:
     def min(
         self, dim: Any = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Any:
-        """Return the minimum of all or, along ``dim``, torch's ``(values, indices)``: see `max`."""
+        """Return the minimum of all or, along ``dim``, ``(values, indices)``: see `max`."""
         return self._extreme("min", dim, axis, _kept(keepdim, keepdims))
 
     def amax(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
-        """Maximum over ``dim``, one axis or several, or over all; equal ones share the gradient."""
+        """Return the maximum over ``dim`` or over all; ties share the gradient."""
         options = {"name": "max", "nan_shares": False}
         return self._reduce(reduction.Extreme, dim, axis, _kept(keepdim, keepdims), **options)
 
     def amin(
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
-        """Minimum over ``dim``, one axis or several, or over all; equal ones share the gradient."""
+        """Return the minimum over ``dim`` or over all; ties share the gradient."""
         options = {"name": "min", "nan_shares": False}
         return self._reduce(reduction.Extreme, dim, axis, _kept(keepdim, keepdims), **options)
 
@@ -746,7 +746,7 @@ class Tensor:
         return function.apply(self, axes=self._axes(dim, axis), keepdim=keepdim, **options)
 
     def _axes(self, dim: Axis, axis: Axis) -> tuple[int, ...]:
-        """Return the axes that a reduction goes over: all, where none are named."""
+        """Return the axes of a reduction: all, where none are named."""
         chosen = _either(dim, axis)
         items = () if chosen is None else chosen if isinstance(chosen, Sequence) else (chosen,)
         axes = tuple(dimension(item, self.ndim) for item in items)
@@ -757,7 +757,7 @@ class Tensor:
     # --- shape ------------------------------------------------------------------------------------
 
     def reshape(self, *sizes: Any) -> Tensor:
-        """Return the same elements in another shape; one size may be -1, to be worked out."""
+        """Return the same elements in another shape; one size may be -1."""
         return shape.Reshape.apply(self, shape=_unpack(sizes))
 
     view = reshape
@@ -861,7 +861,7 @@ def _unboxed(value: Any) -> Any:
 
 
 def _divided(number: Any) -> Any:
-    """Return an integer as a float, for a quotient: there it does not wrap around."""
+    """Return an integer as a float: quotients must not wrap around."""
     if isinstance(number, Tensor):
         return number
     number = _unboxed(number)
@@ -918,7 +918,7 @@ def as_array(value: Any, dtype: Any = None) -> Array:
 def tensor(
     data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
-    """Return a new leaf tensor with a copy of ``data``; see `Tensor` for what it accepts."""
+    """Return a new leaf tensor with a copy of ``data``; see `Tensor`."""
     source = as_array(data, dtype)
     with using(device_of(source)):
         array = Tensor(source).data
@@ -943,7 +943,7 @@ def ones(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> T
 def full(
     shape: Sequence[int], value: Any, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    """Return a tensor filled with a number, whose dtype it has unless ``dtype`` says another."""
+    """Return a tensor filled with a number; its dtype is the default."""
     if not isinstance(value, (bool, np.bool_)):
         number(value, "value")
     filling = plain_array(value.item() if isinstance(value, np.generic) else value, dtype)
@@ -951,7 +951,10 @@ def full(
 
 
 def arange(*limits: Any, dtype: Any = None) -> Tensor:
-    """Return start, start + step, ... below stop: int64, or float32 if a limit is a float."""
+    """Return start, start + step, ... below stop.
+
+    int64, or float32 if a limit is a float.
+    """
     if dtype is None and any(isinstance(limit, (float, np.floating)) for limit in limits):
         dtype = np.float32
     return Tensor(np.arange(*limits, dtype=dtype))
@@ -974,7 +977,7 @@ def _expect_tensors(op: str, *values: Any) -> None:
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors along the axis ``dim``; their other axes must be equal, dtypes promote."""
+    """Join tensors along the axis ``dim``; other axes must be equal."""
     if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
         raise TypeError(f"cat expects a list of Tensors, got {type(tensors).__name__}")
     if not tensors:

@@ -17,7 +17,7 @@ _REVERSING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""Return a name or a path as it is shown: on one line, in quotes where its ends are not seen.
+    r"""Return a name or a path on one line, quoted if needed.
 
     >>> printable("a\nb.png"), printable("caf\udce9"), printable("  ")
     ('a\\nb.png', 'caf\\xe9', "'  '")
@@ -27,14 +27,14 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text with an escape for each character that moves the cursor or is no character."""
+    """Return text with control characters and invalid characters escaped."""
     if text.isprintable():
         return text
     return "".join(map(_escape, text))
 
 
 def listed(names: Iterable[str | bytes], limit: int = 5) -> str:
-    """Return the first names for a message, and how many more there are.
+    """Return the first names for a message, and the number of others.
 
     >>> listed(["a", b"b", "c"], limit=2), listed([])
     ('a, b and 1 more', 'none')

@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use, by its affinity and by its CPU quota.
+    """Return the number of cores this process may use (affinity and quota).
 
     A quota of 1.5 cores makes 2: two threads use it up, one would leave a third of it.
     """
@@ -22,7 +22,7 @@ def available_cores() -> int:
 
 
 def cpu_quota(root: str | Path = "/") -> float:
-    """Return how many cores control groups grant, as containers have it; infinity for no limit.
+    """Return the cores that control groups grant; infinity for no limit.
 
     The smallest ``cpu.max``, or ``cpu.cfs_quota_us`` of version 1, of the group that this process
     is in and of those around it. `root` is the folder of /proc and /sys.
@@ -67,7 +67,7 @@ def _cores() -> int:
 
 
 def _most() -> int:
-    """Return how many threads there can be: the cores at hand, or fewer if Numba starts fewer."""
+    """Return the largest number of threads: all cores, or Numba's own limit."""
     pool = os.environ.get("NUMBA_NUM_THREADS")
     limits = [most for _, most in _followers]
     if pool and not limits:  # Numba reads it when it is imported
@@ -114,7 +114,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(count: int) -> None:
-    """Let kernels use ``count`` threads, at most as many as there are cores.
+    """Let kernels use ``count`` threads, at most the number of cores.
 
     Raises ValueError for anything but a whole number >= 1, or for more than the cores at hand.
     """
@@ -134,13 +134,13 @@ def set_num_threads(count: int) -> None:
 
 
 def start() -> None:
-    """Fix the number of threads, for BLAS as well, before the first kernel runs."""
+    """Fix the number of threads, BLAS included, before the first kernel runs."""
     if _chosen is None:
         set_num_threads(get_num_threads())
 
 
 def description() -> str:
-    """Return how many threads compute and, once a kernel has run, of which pool they are.
+    """Return the number of threads and, once known, their pool.
 
     A CPU quota below the number of cores is named, too.
     """
@@ -151,7 +151,7 @@ def description() -> str:
 
 
 def follow(setter: Callable[[int], None], most: int, kind: str | None = None) -> None:
-    """Call ``setter`` with the number of threads, now and whenever `set_num_threads` changes it.
+    """Call ``setter`` with the number of threads, now and at every change.
 
     This is for backends that have threads of their own, ``most`` of them, of some ``kind``.
     """

@@ -1,4 +1,4 @@
-"""Every kernel of every backend against the naive loops of oracles.py, at awkward shapes."""
+"""Kernels of every backend against oracles.py, at awkward shapes."""
 
 import inspect
 from dataclasses import dataclass

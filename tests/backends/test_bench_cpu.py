@@ -71,7 +71,7 @@ def test_busy_processes_work_and_end_however_the_benchmark_does(then, end, tmp_p
         holder.wait(20)
     deadline = time.monotonic() + 20
     while any(map(lives, processes)):
-        assert time.monotonic() < deadline, "a busy process goes on"
+        assert time.monotonic() < deadline, "a busy process is still running"
         time.sleep(0.05)
 
 

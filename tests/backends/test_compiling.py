@@ -1,4 +1,4 @@
-"""What is said while kernels are compiled."""
+"""Messages while kernels are compiled."""
 
 from helpers import run_python
 

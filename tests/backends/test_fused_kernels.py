@@ -1,4 +1,4 @@
-"""Kernels that do two ops in one pass, against the two kernels that do one each."""
+"""Fused kernels against the two kernels that they replace."""
 
 from itertools import product
 from typing import NamedTuple
@@ -73,7 +73,7 @@ NORM_POOLS = {
     "alpha 1.1": NormPool((1, 6, 7, 7), alpha=1.1, beta=1.25),
     "two groups": NormPool((2, 10, 8, 7), size=3, groups=2),
     "even size in three groups": NormPool((2, 12, 7, 7), size=4, groups=3),
-    "a group a channel": NormPool((1, 4, 7, 7), groups=4),
+    "a group per channel": NormPool((1, 4, 7, 7), groups=4),
     "padding": NormPool((2, 5, 8, 9), padding=(1, 1)),
     "padding on one axis": NormPool((2, 5, 8, 9), window=(2, 5), stride=(1, 2), padding=(0, 2)),
     "ceil_mode": NormPool((2, 5, 8, 10), ceil_mode=True),

@@ -143,7 +143,7 @@ def test_every_sum(backend, rows, name):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_cross_entropy(backend, rng, reduction):
-    """Equal logits lose ln 2 a row; with weights, that many times."""
+    """Equal logits lose ln 2 per row; with weights, that many times."""
     target, weight = rng.integers(0, 2, LONG), np.float32([0.3, 1.7])
     logits = ta.zeros(LONG, 2, requires_grad=True)
     loss = F.cross_entropy(logits, target, ta.Tensor(weight), reduction=reduction)

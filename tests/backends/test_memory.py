@@ -269,7 +269,7 @@ class Owner:
         choose = self.random
         if self.arrays and choose.random() < 0.5:
             array, mark = self.arrays.pop(choose.randrange(len(self.arrays)))
-            assert (array == mark).all(), "somebody else wrote into this array"
+            assert (array == mark).all(), "another thread wrote into this array"
         if len(self.arrays) < 8:
             size = choose.choice((1, 1.3, 1.7)) * memory.SMALLEST
             array = memory.empty((int(size) // 8,), np.float64)

@@ -1,4 +1,4 @@
-"""The tile that never leaves the registers: every number of rows, every panel, nothing beyond.
+"""Tiles of matrix products: all numbers of rows and panels, nothing beyond.
 
 The factors are small integers, so that float32 is exact and one wrong term shows.
 """
@@ -18,7 +18,7 @@ from tinyalex.backends.cpu.vectors import fence
 
 DEPTHS = (1, 2, 3, 50)
 SOME_ROWS = range(1, 2 * ROWS[0] + ROWS[1] + ROWS[2] + 2)  # all pairs of tiles, and every rest
-GAP = 3  # numbers around each matrix that nobody may use
+GAP = 3  # numbers around each matrix that must not be used
 
 
 @numba.njit

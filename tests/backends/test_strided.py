@@ -1,4 +1,4 @@
-"""Convolution with a stride by way of blocks: every edge of them, and when it is chosen."""
+"""Strided convolution by blocks: all edges, and when it is chosen."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Winograd's convolution: its matrices, every edge of its tiles, and when it is chosen."""
+"""Winograd's convolution: matrices, edges of tiles, and when it is chosen."""
 
 from fractions import Fraction
 from itertools import product
@@ -73,7 +73,7 @@ CASES = {
     "27x27": (2, 5, (27, 27), 7, padded(2), 1),
     "17 channels": (2, 17, (5, 7), 19, padded(0), 1),
     "groups": (3, 6, (6, 9), 10, padded(1), 2),
-    "a group a channel": (2, 4, (6, 6), 8, padded(1), 4),
+    "a group per channel": (2, 4, (6, 6), 8, padded(1), 4),
     "34 and 38 channels in two groups": (2, 34, (5, 7), 38, padded(1), 2),
     "more than a panel in three groups": (1, 9, (5, 6), 3 * (2 * LANES + 3), padded(1), 3),
     "one output": (3, 4, (5, 5), 6, padded(0), 1),
@@ -119,7 +119,7 @@ def test_accepts_any_memory_layout(rng, layout):
 
 
 def test_sum_and_gradient_of_the_bias(rng):
-    """The bias is added once an output, and its gradient has no rounding of tiles in it."""
+    """The bias is added once per output, and its gradient has no rounding of tiles in it."""
     x, weight, bias, grad, geometry = problem(rng, 5, 19, (9, 10), 21, 3, padded(1))
     y = winograd.forward(x, 0 * weight, bias, geometry)
     np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], y.shape))

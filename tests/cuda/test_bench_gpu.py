@@ -1,4 +1,4 @@
-"""The GPU's benchmark without a GPU: at toy sizes on the stand-in, in a process of its own."""
+"""The GPU benchmark at toy sizes, on the stand-in for CuPy."""
 
 import json
 import os
@@ -208,7 +208,7 @@ def test_who_fails_is_refused(tmp_path, fault):
     code, reason = FAULTS[fault]
     printed = bench(tmp_path, "--mode train --images 1 --precision C --no-layers", code)
     assert f"tinyalex: {reason}" in printed
-    assert not list(tmp_path.glob("gpu-train*.json")), "nobody was left, so there is no result"
+    assert not list(tmp_path.glob("gpu-train*.json")), "no contestant left, so no result"
 
 
 def test_the_rest_goes_on_without_who_fails(tmp_path):

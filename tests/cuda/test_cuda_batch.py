@@ -1,4 +1,7 @@
-"""What the preparation of batches on a GPU refuses; what it computes is among the exercises."""
+"""Arguments that the preparation of batches on a GPU refuses.
+
+Its values are among the exercises.
+"""
 
 import numpy as np
 import pytest

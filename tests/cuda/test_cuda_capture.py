@@ -1,4 +1,4 @@
-"""What a CUDA graph can record: loss, dropout and update copy nothing from or to the host.
+"""CUDA graphs record loss, dropout and update without copies to the host.
 
 The stand-in refuses such copies during a capture as CUDA does.
 """

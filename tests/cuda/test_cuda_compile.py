@@ -1,4 +1,4 @@
-"""Every kernel compiles for the GPUs it is meant for, and takes no more than it may."""
+"""Kernels compile for their GPUs and stay within resource limits."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""What is said where a GPU, its driver, CuPy or memory is missing: one clear sentence each."""
+"""Errors for a missing GPU, driver, CuPy or memory: one clear sentence."""
 
 import importlib.util
 import itertools

@@ -1,4 +1,4 @@
-"""Keys for dropout that are given, not drawn: from a list, and from the device's memory."""
+"""Dropout keys that are given, from a list or from device memory."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Cross-entropy on a GPU, through the engine: the usual case, all others, and what is refused."""
+"""Cross-entropy on a GPU through the engine: all cases and all errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""SGD on a GPU: all parameters in one launch, with rates of their own, on every device."""
+"""SGD on a GPU: all parameters in one launch, with their rates."""
 
 import numpy as np
 import pytest

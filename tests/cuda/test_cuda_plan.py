@@ -1,4 +1,4 @@
-"""How products on tensor cores are cut up: for an H100, 132 multiprocessors and 227 KB."""
+"""Plans for products on tensor cores: 132 multiprocessors, 227 KB each (H100)."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Steps on a GPU, with and without a graph, of networks that are no AlexNet."""
+"""Steps on a GPU, with and without a graph, of small networks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tensors on a GPU: where they lie, how they move, what they refuse, the engine's arithmetic."""
+"""Tensors on a GPU: memory layout, transfers, errors, and arithmetic."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""How well kernels use memory: bank conflicts and sectors, counted while the exercises run.
+"""Memory use of kernels: bank conflicts and sectors, counted during exercises.
 
 A ratio of 1 is ideal. The exercises are tiny and odd on purpose, so that rows begin anywhere in a
 sector and end early; the bounds leave room for that, and none for a warp whose lanes read from all

@@ -1,4 +1,4 @@
-"""Training on a GPU: as on the CPU but for rounding, and with a graph bit for bit as without."""
+"""Training on a GPU against the CPU, and graphs against plain steps."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Batches on a GPU: the same images as on the CPU, copied while the GPU computes on others."""
+"""Batches on a GPU: equal to the CPU's, copied during computation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every exercise of every kernel: under all schedules on the CPU, once on a GPU."""
+"""All exercises: under all schedules on the CPU, once on a GPU."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The twins of inline PTX against recordings of real hardware, and the recorder itself."""
+"""Twins of inline PTX against recordings of a GPU, and the recorder."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The order of a first run on a GPU: whatever fails, the rest goes on, and a log tells of it."""
+"""First run on a GPU: a failing part is logged, others follow."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def test_parts_run_what_exists(first_run, tmp_path):
         *("machine", "tests", "golden", "memcheck", "racecheck", "synccheck"),
         *("profile", "quick", "layers", "ladder", "full"),
     ]
-    # All but the last, which goes on as far as it can, fit the half hour that a GPU is lent for.
+    # All but the last, which stops when the time is up, fit the half hour that a GPU is lent for.
     assert sum(part.minutes for part in parts[:-1]) < 28
 
 

@@ -1,4 +1,4 @@
-"""The ladder in kernels/README.md lists the kernels that there are, and each of its rows runs."""
+"""The ladder in kernels/README.md lists all kernels, and each row runs."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The shim that runs CUDA kernels on the CPU: threads, barriers, shared memory, copies.
+"""The shim for CUDA kernels: threads, barriers, shared memory, asynchronous copies.
 
 Each kernel here is right or wrong on purpose; the wrong ones must show.
 """
@@ -63,7 +63,7 @@ def test_a_build_for_any_machine_computes_the_same(standin):
 @pytest.mark.parametrize(
     ("schedule", "order"),
     [
-        # Who comes last to a barrier goes on at once: the reversed one is no mirror image.
+        # The last thread at a barrier resumes at once: the reversed order is no mirror image.
         ("greedy", [0, 1, 0, 1, 32, 33, 32, 33]),
         ("reversed", [33, 32, 32, 33, 1, 0, 0, 1]),
         ("in turns", [0, 1, 32, 33, 0, 1, 32, 33]),
@@ -127,7 +127,7 @@ def test_a_deadlock_is_an_error(standin):
     launch, out = kernel(code), standin.zeros(96, i32)
     with pytest.raises(build.LaunchError, match=message):
         launch((2,), (96,), (out,))
-    launch((1,), (96,), (out,))  # and the shim goes on
+    launch((1,), (96,), (out,))  # and the shim still works
     assert (out.get() == 1).all()
 
 

@@ -1,4 +1,4 @@
-"""The shim's names of CUDA, and how it launches: exchanges, mathematics, arguments, limits."""
+"""CUDA names and launches of the shim: shuffles, mathematics, arguments, limits."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The stand-in's streams, captures and pools: what CUDA forbids, and what goes wrong in silence."""
+"""Streams, captures and pools of the stand-in, and CUDA's silent errors."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""The same calls in torch and here: values, gradients, and twenty steps of training."""
+"""Equal calls in torch and here: values, gradients, and training steps."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every argument of everything public: its gradient is right, or a tensor in its place is refused.
+"""Every public argument has a right gradient, or refuses a tensor.
 
 What has no entry in these tables fails: a function, an argument or a method that is new gets one.
 """

@@ -1,4 +1,4 @@
-"""What comes in: subclasses and look-alikes of arrays become plain arrays, or are refused."""
+"""Inputs: subclasses and look-alikes of arrays become plain, or are refused."""
 
 import array
 import collections

@@ -1,4 +1,4 @@
-"""The walk backwards: what it visits, what it computes, what it frees, what it refuses."""
+"""backward(): order, values, freed memory, and errors."""
 
 import gc
 import weakref
@@ -98,7 +98,7 @@ def test_deep_chain():
     z = x
     for _ in range(50_000):
         z = z * 1.0
-    del z  # a graph that nobody walks must also go quietly
+    del z  # a graph that is never walked must also be freed quietly
     gc.collect()
 
 
@@ -144,7 +144,7 @@ def test_first_layer_computes_no_gradient_of_the_image(monkeypatch, rng):
     """The largest useless product of AlexNet's backward pass."""
 
     def forbidden(*args):
-        raise AssertionError("nobody wants the gradient of the image")
+        raise AssertionError("the gradient of the image is not needed")
 
     monkeypatch.setattr(reference, "conv2d_input_grad", forbidden)
     image = ta.Tensor(normal(rng, (2, 3, 8, 8)))
@@ -154,7 +154,7 @@ def test_first_layer_computes_no_gradient_of_the_image(monkeypatch, rng):
         assert weight.grad is not None
         assert image.grad is None
         image.requires_grad = True
-        with pytest.raises(AssertionError, match="nobody wants"):
+        with pytest.raises(AssertionError, match="not needed"):
             F.conv2d(image, weight).sum().backward()
 
 

@@ -1,4 +1,4 @@
-"""Images and rows of a batch, which must not depend on each other."""
+"""Images and rows of a batch do not depend on each other."""
 
 import numpy as np
 import pytest

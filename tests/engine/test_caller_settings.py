@@ -37,7 +37,7 @@ def small_buffers():
 
 @contextlib.contextmanager
 def odd_numbers():
-    """Print numbers and compute with decimals as nobody would, from another seed."""
+    """Set unusual print options, decimals and another seed."""
     state = np.random.get_state()
     np.random.seed(1)
     with np.printoptions(precision=1, floatmode="fixed"), decimal.localcontext() as context:

@@ -1,4 +1,4 @@
-"""Copies and pickles: of leaves, layers and optimisers whole, of what is in a graph none."""
+"""Copies and pickles of leaves, layers and optimisers, not of graphs."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Initial weights suited to images: the statistics they promise, and nothing else changed."""
+"""Data-dependent initial weights: promised statistics, and nothing else changed."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A tensor among Python's own functions and statements, and its extremes: torch's meaning."""
+"""Tensors in Python's own functions and statements, as in torch."""
 
 import math
 import operator

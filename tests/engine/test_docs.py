@@ -1,4 +1,4 @@
-"""The study page on Winograd's convolution: what it prints is what the code does."""
+"""The page on Winograd's convolution prints what the code does."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""Every mistake that can be made in a call: the right exception, and the facts in its message."""
+"""Errors for wrong calls: the right exception, the facts in it."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Runs of layers in one pass: the same values and gradients as one by one."""
+"""Fused layers: the same values and gradients as one by one."""
 
 import weakref
 

@@ -1,4 +1,4 @@
-"""A leaf's .grad adds up over calls, and is an array that nobody else sees."""
+"""A leaf's .grad accumulates, and shares its memory with nothing."""
 
 import numpy as np
 import pytest
@@ -185,7 +185,7 @@ def test_what_is_written_into_a_gradient_is_seen_nowhere_else(backend, fn):
     ],
 )
 def test_the_gradient_of_a_number_is_an_array_without_axes(fn, dtype):
-    """Not a NumPy scalar, as arithmetic makes of such arrays: nobody can write into that."""
+    """Not a NumPy scalar, as arithmetic makes of such arrays: scalars cannot be written into."""
     x = ta.Tensor(np.array(2.0, dtype), requires_grad=True)
     for _ in range(2):
         fn(x).backward()

@@ -1,4 +1,4 @@
-"""Every gradient against finite differences, and proof that a wrong gradient would be caught."""
+"""Gradients against finite differences, and proof that wrong ones are caught."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""``import tinyalex`` is light: it loads none of the heavy libraries and is soon done."""
+"""``import tinyalex`` is fast and loads no heavy library."""
 
 import subprocess
 import sys

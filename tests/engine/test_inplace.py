@@ -1,4 +1,4 @@
-"""Operators like += and assignment to elements: torch's meaning, in the graph and outside it."""
+"""In-place operators and assignment, as in torch, inside and outside graphs."""
 
 import itertools
 import operator

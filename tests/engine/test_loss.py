@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy: every option of torch's, and numbers that are hard to sum."""
+"""Softmax and cross-entropy: all of torch's options, and extreme numbers."""
 
 import numpy as np
 import oracles

@@ -1,4 +1,4 @@
-"""The six variants: golden facts, what they begin as, what they refuse, and torch beside them."""
+"""The six variants: golden facts, initial weights, errors, and torch's outputs."""
 
 import math
 from collections import Counter
@@ -338,7 +338,7 @@ def test_bad_arguments_are_refused(arguments, error, message):
 
 
 def test_another_size_is_refused_with_the_expected_one(facts):
-    """227 pixels would run through `paper`, with 56x56 outputs of conv1 that nobody meant."""
+    """227 pixels would run through `paper`, with unintended 56x56 outputs of conv1."""
     channels, size, _ = facts.image
     wrong = [(1, channels, 62, 62), (1, channels + 1, size, size), (channels, size, size)]
     if facts.name != "torchvision":

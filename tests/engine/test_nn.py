@@ -1,4 +1,4 @@
-"""Modules: the tree, weights in and out, layers' arguments and what they print, initial weights."""
+"""Modules: tree, state, arguments, printed form, and initial weights."""
 
 import copy
 import math

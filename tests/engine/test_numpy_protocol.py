@@ -1,4 +1,4 @@
-"""Tensors in NumPy's hands, and every other way out: nothing loses its gradient in silence."""
+"""NumPy's functions on tensors: no gradient is lost in silence."""
 
 import operator
 

@@ -1,4 +1,4 @@
-"""The functions users call (tinyalex.functional) against oracles.py, in every way to call them."""
+"""Public functions (tinyalex.functional) against oracles.py, in every form of call."""
 
 import numpy as np
 import oracles

@@ -1,4 +1,4 @@
-"""Dtypes of results: a table of pairs, and torch for every pair, rank, operator and operand."""
+"""Dtypes of results, against a table and against torch."""
 
 import itertools
 import operator

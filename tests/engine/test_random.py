@@ -1,4 +1,4 @@
-"""Random calls of every op, on both backends, against float64, plain loops and PyTorch.
+"""Random calls of every op against float64, plain loops and PyTorch.
 
 In a test run the examples are few and always the same; ``pytest tests/engine/test_random.py
 --hypothesis-profile=campaign`` searches for minutes. An example that fails prints the code of it.

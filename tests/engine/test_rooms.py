@@ -1,4 +1,4 @@
-"""The walls of the house: a lower room never imports an upper one."""
+"""Imports go downward only."""
 
 import ast
 from pathlib import Path

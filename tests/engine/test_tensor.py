@@ -1,4 +1,4 @@
-"""Tensor as an array: operators, indexing, reductions, shapes, dtypes, and the random state."""
+"""Tensor as an array: operators, indexing, reductions, shapes, dtypes, random state."""
 
 import json
 import operator
@@ -195,7 +195,7 @@ def test_reductions_take_both_spellings(a, name, axis, keep):
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64])
 def test_sums_of_integers_count(dtype):
-    """(prediction == target).sum() is how everybody counts correct answers."""
+    """(prediction == target).sum() is the usual count of correct answers."""
     total = ta.Tensor(np.ones(300, dtype)).sum()
     assert total.item() == 300
     assert total.dtype == np.int64

@@ -1,4 +1,4 @@
-"""Values saved for backward: writes into them are refused or have no effect."""
+"""Saved values: writes into them are refused or have no effect."""
 
 import sys
 import threading

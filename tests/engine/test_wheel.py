@@ -1,4 +1,4 @@
-"""A wheel, built and installed elsewhere, has everything: the package, its types, the kernels."""
+"""A wheel, installed elsewhere, has the package, its types and kernels."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Faults in earnest: the counts that take too long for the tests, and their table in docs/trust.md.
+"""Faults in large numbers, and their table in docs/trust.md.
 
     python tests/faults/faults.py               # some minutes; ends with 1 if anything did not hold
     python tests/faults/faults.py --photos DIR  # with photographs instead of drawn pictures

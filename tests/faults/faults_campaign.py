@@ -1,4 +1,4 @@
-"""Random folders, runs and machines, the tests' own in hundreds, and damaged caches of kernels."""
+"""Random folders, runs and machines in hundreds, and damaged kernel caches."""
 
 from __future__ import annotations
 

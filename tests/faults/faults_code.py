@@ -1,4 +1,4 @@
-"""What the tests count, what becomes of them without a guard, and a bare import."""
+"""Counts of tests, tests without a guard, and a bare import."""
 
 from __future__ import annotations
 

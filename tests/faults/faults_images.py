@@ -1,4 +1,4 @@
-"""Thousands of image files spoilt at random: each is read right or refused, and nothing else."""
+"""Thousands of image files spoilt at random: read right, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that load images, and die, err or stop before their batch is made."""
+"""Worker processes that die, raise or stop before their batch."""
 
 from __future__ import annotations
 

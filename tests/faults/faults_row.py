@@ -1,4 +1,4 @@
-"""What the files of faults.py share: a line of its table, and what they try it with."""
+"""Row of the table of faults.py, and shared helpers."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Runs:
         self.expected = result(folder / "expected")
 
     def go(self, out: Path) -> multiprocessing.process.BaseProcess:
-        """Begin the run in `out`, or go on with it."""
+        """Begin the run in `out`, or resume it."""
         begin = (*RUN, "--data", self.photos, "--out", out)
         arguments = ("--resume", out) if Checkpoints(out).exist() else begin
         process = processes.Process(

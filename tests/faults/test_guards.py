@@ -1,4 +1,4 @@
-"""The guards that `faults.py` takes out of the code, one by one, are where it looks for them."""
+"""Guards that `faults.py` removes are in the code as quoted."""
 
 import pytest
 from commands import ROOT

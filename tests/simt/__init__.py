@@ -1,1 +1,1 @@
-"""CUDA kernels executed on the CPU: a shim that runs them, and a stand-in for CuPy on top."""
+"""CUDA kernels on the CPU: a shim, and a stand-in for CuPy."""

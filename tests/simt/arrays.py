@@ -1,4 +1,4 @@
-"""The stand-in's ndarray: a NumPy array in a shell that lets through only what CuPy's has.
+"""The stand-in's ndarray: a NumPy array with CuPy's methods only.
 
 It is no subclass of NumPy's, as CuPy's is none. It mixes with no host array, is never turned into
 one by accident, keeps results without axes as arrays, knows the device on which it lies, and takes

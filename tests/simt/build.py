@@ -1,4 +1,4 @@
-"""``RawModule`` with CuPy's surface over g++: the same calls, on a machine without a GPU.
+"""CuPy's ``RawModule`` over g++, on a machine without a GPU.
 
 What CuPy and the driver refuse is refused here, and so is what they would silently get wrong: an
 argument whose type is not the parameter's, of which a GPU would read the wrong bytes.

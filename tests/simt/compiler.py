@@ -1,4 +1,7 @@
-"""Compile CUDA source with g++: two forms of ``__shared__`` rewritten, the result kept by hash."""
+"""Compile CUDA source with g++, cached by hash.
+
+Two forms of ``__shared__`` are rewritten.
+"""
 
 import functools
 import hashlib
@@ -115,7 +118,7 @@ def default_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"tinyalex-simt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise CompileError(f"{folder} belongs to somebody else: what lies there is not run")
+        raise CompileError(f"{folder} belongs to another user: what lies there is not run")
     return folder
 
 

@@ -36,7 +36,7 @@ void block_barrier(const char* file, int line);
 int block_count(int predicate, const char* file, int line);   // of threads whose predicate holds
 void warp_barrier(unsigned mask);
 
-// The exchange: every lane of `mask` writes its slot, and the first lane to go on computes the
+// The exchange: every lane of `mask` writes its slot, and the first lane to resume computes the
 // results of all. `operation` names what is exchanged; all lanes must do the same.
 struct Exchange {
   alignas(16) char in[WARP * EXCHANGED], out[WARP * EXCHANGED];

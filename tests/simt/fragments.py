@@ -1,4 +1,4 @@
-"""Golden fragments: what a real GPU computed with each wrapper of inline PTX.
+"""Golden fragments: results of every PTX wrapper on a real GPU.
 
 The twins of the wrappers are a second implementation, written from the same manual as the first: a
 misreading would be in both. So each wrapper runs on random registers, in a tiny kernel of its own,

@@ -1,4 +1,4 @@
-"""Devices, streams and memory of the stand-in: what is used up, and what a capture forbids."""
+"""Devices, streams and memory of the stand-in, and rules of captures."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def using_allocator(allocator=None):
 
 
 class Lease:
-    """What all device arrays in a piece of memory have in common, and nobody else has.
+    """Ownership of a piece of memory, shared by all device arrays in it.
 
     A graph that was captured keeps the memory, but not the lease: on a GPU the pool may use what is
     free again for what comes later in the capture.

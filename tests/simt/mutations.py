@@ -1,7 +1,7 @@
 """Delete each barrier of the kernels in turn: do the exercises notice?
 
-Run ``python tests/simt/mutations.py`` to see which exercise misses which barrier. One that nobody
-misses is not needed, or no exercise has the shape that needs it.
+Run ``python tests/simt/mutations.py`` to see which exercise misses which barrier. A barrier that
+none misses is not needed, or no exercise has the shape that needs it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Barrier(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A barrier, and who missed it; ``None`` for nobody."""
+    """A barrier, and the exercise that missed it, or None."""
 
     barrier: Barrier
     missed_by: str | None
@@ -121,7 +121,7 @@ def run_all(folder: Path | None = None, files: Sequence[str] = ()) -> list[Resul
 def table(results: list[Result]) -> str:
     """Return the results as a table."""
     rows = [
-        f"{f'{barrier.file}:{barrier.line}':32} {barrier.text:28} {missed or 'nobody'}"
+        f"{f'{barrier.file}:{barrier.line}':32} {barrier.text:28} {missed or 'none'}"
         for barrier, missed in results
     ]
     return "\n".join([f"{'barrier':61} missed by", *rows])

@@ -1,4 +1,6 @@
-"""What every kernel takes of a multiprocessor, by NVRTC and ptxas: no GPU is needed to ask.
+"""Registers and memory of every kernel, by NVRTC and ptxas.
+
+No GPU is needed.
 
 Run ``python tests/simt/resources.py`` to see the table.
 """

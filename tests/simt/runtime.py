@@ -1,4 +1,4 @@
-"""The stand-in's ``cupy.cuda``: just what tinyalex calls, each under CuPy's name and signature."""
+"""The stand-in's ``cupy.cuda``: names that tinyalex uses, with CuPy's signatures."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Event:
 
 
 class Stream:
-    """A queue. What the current stream is asked for is done at once.
+    """A queue. Work on the current stream is done at once.
 
-    Copies on another one are done as late as can be, when somebody waits for them, and are refused
-    where they could come too early: to memory that was used since the last event waited for.
-    Between `begin_capture` and `end_capture` nothing is done, only noted down for the graph; what
-    CUDA forbids then is an error here too.
+    Copies on another one are done as late as possible, when something waits for them, and are
+    refused where they could come too early: to memory that was used since the last event waited
+    for. Between `begin_capture` and `end_capture` nothing is done, only recorded for the graph;
+    what CUDA forbids then is an error here too.
     """
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=0):
@@ -132,7 +132,7 @@ class Graph:
 
     def launch(self, stream=None):
         if any(pool() is None for pool in self._pools):
-            raise AssertionError("the pool of the graph is gone, and its memory somebody else's")
+            raise AssertionError("the pool of the graph is gone, and its memory may be reused")
         for work in self._work:
             work()
 

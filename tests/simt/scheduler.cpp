@@ -1,6 +1,6 @@
 // Runs a grid: one block at a time, in it one fiber per CUDA thread.
 //
-// A fiber runs until it waits; then the scheduler lets another go on. As only one runs at a time,
+// A fiber runs until it waits; then the scheduler resumes another. As only one runs at a time,
 // a schedule is an order, and what a kernel computes must not depend on it.
 #include <cstdarg>
 #include <cstdio>
@@ -88,7 +88,7 @@ void forget_fibers() {
   })
 }
 
-// Let a thread go on, if it can.
+// Resume a thread, if it can run.
 bool step(int thread) {
   Fiber& fiber = fibers[thread];
   const bool waits = fiber.gate != nullptr && *fiber.gate == fiber.seen;

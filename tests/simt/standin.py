@@ -1,4 +1,4 @@
-"""A stand-in for the module ``cupy``: its arrays lie on the host, its kernels run in the shim.
+"""Stand-in for ``cupy``: arrays on the host, kernels in the shim.
 
 `install` puts it where ``import cupy`` finds it, so that the whole GPU path of tinyalex runs on a
 machine without a GPU. It is stricter than it is complete: a name that CuPy lacks, a keyword that

@@ -9,7 +9,7 @@
 
 namespace simt {
 
-// A place to meet. Who waits goes on when `generation` has changed. ThreadSanitizer learns from
+// A barrier. Waiting threads resume when `generation` has changed. ThreadSanitizer learns from
 // `clock` what a barrier orders; there are two, in turns: with one, what a thread does before it
 // meets the others again would seem to be ordered before what a late one does after this meeting.
 struct Barrier {

@@ -1,4 +1,4 @@
-"""Bank conflicts and memory sectors of every kernel, line by line, while the exercises run.
+"""Bank conflicts and memory sectors of every kernel, per source line.
 
 Run ``python tests/simt/traces.py`` to see the table.
 """

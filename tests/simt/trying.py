@@ -1,4 +1,4 @@
-"""What tests of the shim share: kernels from a text, and launches under every schedule."""
+"""Helpers for the shim's tests: kernels from text, launches under schedules."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The commands of examples/, and a network small enough for them to train in a second.
+"""The commands of examples/, and a network that trains in seconds.
 
 As a script, this file is one of the commands in a process of its own, saving after every step:
 ``python commands.py train_alexnet --variant tiny ...``.

@@ -1,4 +1,4 @@
-"""Problems for an algorithm of convolution, what it computes, and what it should compute."""
+"""Problems for convolution algorithms, with their expected results."""
 
 import numpy as np
 from helpers import normal

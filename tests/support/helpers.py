@@ -1,4 +1,4 @@
-"""What several test files share: drawing arrays, laying them out in memory, comparing them."""
+"""Helpers to draw arrays, lay them out and compare them."""
 
 import os
 import subprocess

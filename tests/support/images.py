@@ -1,4 +1,4 @@
-"""Real image files for the tests: ordinary ones, odd but readable ones, and broken ones."""
+"""Image files for tests: ordinary, odd but readable, and broken ones."""
 
 import io
 import os
@@ -53,7 +53,7 @@ def grey_16_bit(path: Path) -> np.ndarray:
 
 
 def one_bit(path: Path) -> np.ndarray:
-    """Write black and white, one bit a pixel."""
+    """Write black and white, one bit per pixel."""
     image = Image.fromarray(np.eye(16) > 0)
     image.save(path, "PNG")
     return np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Small image files of every kind that is read, spoilt at random, the same for the same number."""
+"""Small image files of every format, spoilt at random from a seed."""
 
 from __future__ import annotations
 

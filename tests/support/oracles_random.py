@@ -1,4 +1,4 @@
-"""Philox4x32-10 as its authors wrote it, and what dropout makes of it on the GPU.
+"""Philox4x32-10 as its authors wrote it, and the GPU's dropout.
 
 Nothing imports tinyalex; one number at a time, as in oracles.py.
 """

@@ -1,4 +1,4 @@
-"""What the tests of prepare_images.py share; their fixtures are in `originals`."""
+"""Helpers for tests of prepare_images.py; the fixtures are in `originals`."""
 
 import json
 

@@ -348,7 +348,7 @@ def damage_linked(path, rng):
 
 
 def damage_stray_link(path, rng):
-    """Link to what is nobody's to write."""
+    """Link to a file that must not be written."""
     path.unlink()
     path.symlink_to(rng.choice(("gone", path.name, "/dev/zero", "/dev/null", "../precious")))
 

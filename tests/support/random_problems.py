@@ -1,4 +1,4 @@
-"""Random calls of every differentiable op: code, arrays in all shapes and layouts, error bounds.
+"""Random calls of every differentiable op, with bounds of errors.
 
 A problem is a line of code such as ``F.conv2d(x0, x1, stride=(2, 1))`` and where its arrays come
 from. The same line runs on every backend, on PyTorch, and on magnitudes: where a result is a sum of

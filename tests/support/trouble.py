@@ -1,4 +1,4 @@
-"""A data set for worker processes, on its own: they need import nothing else of the tests."""
+"""Data set for worker processes, in a file that imports no tests."""
 
 import os
 import signal

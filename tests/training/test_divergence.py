@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite: noticed before they reach a weight, traced to their layer."""
+"""Non-finite numbers: found before they reach a weight, traced to layers."""
 
 import json
 import math

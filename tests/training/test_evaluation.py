@@ -1,4 +1,4 @@
-"""Evaluation: a network whose answers are known, and what is made of them."""
+"""Evaluation of a network whose answers are known."""
 
 import numpy as np
 import pytest

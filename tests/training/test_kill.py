@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and resumed end with the same bits as one that was left alone."""
+"""Runs killed, stopped and resumed end like an undisturbed one."""
 
 import functools
 import multiprocessing

@@ -1,4 +1,4 @@
-"""benchmarks/recipes.py: it goes on where it was, repeats nothing, and refuses before training."""
+"""benchmarks/recipes.py: it resumes, repeats nothing, and refuses before training."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""examples/train_alexnet.py --resume: what goes on, what may change."""
+"""examples/train_alexnet.py --resume: exact resumption, and options that may change."""
 
 import contextlib
 import json

@@ -67,7 +67,9 @@ def _checked(name: str, source: str) -> str:
 class use_backend(  # noqa: N801 (reads as a verb, in a `with` statement too)
     Choice, default=os.environ.get("TINYALEX_BACKEND") or "cpu"
 ):
-    """Choose the CPU kernels, ``"cpu"`` or ``"reference"``: for good, or for a ``with`` block.
+    """Select the CPU kernels: ``"cpu"`` or ``"reference"``.
+
+    For good, or for a ``with`` block.
 
     >>> import tinyalex as ta
     >>> with ta.use_backend("reference"):
@@ -85,7 +87,7 @@ _loaded: dict[str, ModuleType] = {}
 
 
 def of(array: Array) -> ModuleType:
-    """Return the module whose kernels work on ``array``. Raises TypeError if there is none."""
+    """Return the backend module for ``array``; TypeError if there is none."""
     on_cpu = device_of(array) == "cpu"
     name = use_backend.current if on_cpu else "cuda"
     # Loaded at first use: `import tinyalex` must wait for neither Numba nor CuPy.
@@ -98,7 +100,7 @@ def of(array: Array) -> ModuleType:
 
 
 def array_module(array: Array) -> Any:
-    """Return the module, NumPy or CuPy, in which elementwise work on ``array`` is spelled."""
+    """Return the array module of ``array``: NumPy or CuPy."""
     return np if device_of(array) == "cpu" else sys.modules["cupy"]
 
 

@@ -1,4 +1,4 @@
-"""Devices by name, and where arrays lie. Nothing here needs CuPy to be installed."""
+"""Devices by name, and the device of an array; CuPy is optional."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOWHERE_ELSE: AbstractContextManager[Any] = nullcontext()
 
 
 def parse(name: str) -> str:
-    """Return "cpu" or "cuda:<index>" for a device's name. Raises ValueError for anything else."""
+    """Return "cpu" or "cuda:<index>" for a device's name, else raise ValueError."""
     match = _NAME.fullmatch(name)
     if not match:
         raise ValueError(f'expected a device, "cpu", "cuda" or "cuda:<number>", got {name!r}')
@@ -26,15 +26,16 @@ def parse(name: str) -> str:
 
 
 def check(name: str) -> None:
-    """Raise DeviceError, which says what is missing, unless the device ``name`` can be used;
-    ValueError if nothing is called so.
+    """Raise DeviceError, with what is missing, unless the device is usable.
+
+    Raises ValueError if nothing is called ``name``.
     """
     if (device := parse(name)) != "cpu":
         gpu.check(int(device.partition(":")[2]))
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return a GPU's name, memory and versions, on which results may depend; nothing for "cpu"."""
+    """Return a GPU's name, memory and versions; nothing for "cpu"."""
     if (device := parse(name)) == "cpu":
         return {}
     return gpu.describe(int(device.partition(":")[2]))
@@ -52,7 +53,7 @@ def use(name: str) -> None:
 
 
 def on_gpu(array: Any) -> bool:
-    """Return whether ``array`` is one of CuPy's; false while nobody has imported CuPy."""
+    """Return whether ``array`` is CuPy's, without importing CuPy."""
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(array, cupy.ndarray)
 
@@ -79,12 +80,12 @@ def move(array: Array, device: str) -> Array:
 
 
 def host_copy(array: Array) -> Array:
-    """Return a new NumPy array of the same values, C-contiguous, from any device."""
+    """Return a new C-contiguous NumPy array with the values of ``array``."""
     return np.array(move(array, "cpu"), order="C")
 
 
 def same_device(what: str, *arrays: Array | None) -> str:
-    """Return the device that all arrays share (None counts not). Raises ValueError for several."""
+    """Return the device that all arrays (None is ignored) share, else ValueError."""
     for array in arrays:
         if array is not None and not isinstance(array, np.ndarray):
             break

@@ -51,7 +51,7 @@ class SGDOptions(NamedTuple):
 
 
 class BatchOptions(NamedTuple):
-    """How a batch of photographs is cropped and normalised, equally for all of them.
+    """Crop, mean and standard deviation for all photographs of a batch.
 
     ``mean`` is one number, one per channel, or an image [H, W, channels]; ``std`` one number or
     one per channel; None means as many ``channels`` as the photographs have, and as many

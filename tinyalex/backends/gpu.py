@@ -1,4 +1,4 @@
-"""CuPy, asked for here alone, and errors where it, the driver or the GPU is missing."""
+"""The only import of CuPy, and errors for missing drivers or GPUs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OutOfMemoryError(DeviceError, MemoryError):
 
 
 def cupy() -> Any:
-    """Return the module ``cupy``. Raises DeviceError if it is not installed, or broken."""
+    """Return the module ``cupy``; DeviceError if it is missing or broken."""
     if loaded := sys.modules.get("cupy"):  # the usual path, in half a microsecond less
         return loaded
     try:
@@ -39,7 +39,7 @@ def cupy() -> Any:
 
 
 def count() -> int:
-    """Return how many GPUs there are. Raises DeviceError, which says what is missing, for none."""
+    """Return the number of GPUs; DeviceError, with the reason, for none."""
     xp = cupy()
     try:
         found: int = xp.cuda.runtime.getDeviceCount()
@@ -62,7 +62,7 @@ def count() -> int:
 
 @cache
 def check(index: int) -> None:
-    """Raise DeviceError unless there is a GPU of this number, and the kernels can run on it."""
+    """Raise DeviceError unless this GPU exists and can run the kernels."""
     found = count()
     if index >= found:
         there = "cuda:0" if found == 1 else f"cuda:0 to cuda:{found - 1}"
@@ -76,7 +76,7 @@ def check(index: int) -> None:
 
 
 def describe(index: int) -> dict[str, Any]:
-    """Return the name of a GPU, its memory in bytes, and the versions of CuPy, CUDA and driver."""
+    """Return a GPU's name, memory, and versions of CuPy, CUDA and driver."""
     xp = cupy()
     runtime = xp.cuda.runtime
     return {
@@ -94,19 +94,19 @@ def _version(number: int) -> str:
 
 
 def use(index: int) -> None:
-    """Make a GPU and a stream on it, always the same, the current ones of this thread."""
+    """Make a GPU, and its stream, current for this thread."""
     cupy().cuda.Device(index).use()
     _stream(index).use()
 
 
 @cache
 def _stream(index: int) -> Any:
-    """Return a stream that neither waits for CUDA's default one nor makes it wait."""
+    """Return a stream that is independent of CUDA's default stream."""
     return cupy().cuda.Stream(non_blocking=True)
 
 
 def upload(array: Array, index: int) -> Array:
-    """Copy a NumPy array to a GPU. Raises DeviceError if it is not there, or is full.
+    """Copy a NumPy array to a GPU; DeviceError if missing or full.
 
     Images whose channels lie last keep lying so: CuPy would reorder them on the host, and the
     kernels back again.
@@ -128,9 +128,7 @@ def download(array: Array) -> Array:
 
 
 def contiguous(array: Array) -> Array:
-    """Return ``array`` C-contiguous, at an address that kernels can load 16 bytes at a time from;
-    itself where it is so already.
-    """
+    """Return ``array`` C-contiguous and aligned to 16 bytes, copied only if needed."""
     array = cupy().ascontiguousarray(array)
     return array.copy() if array.size and array.data.ptr % 16 else array
 
@@ -141,7 +139,7 @@ def multiprocessors() -> int:
 
 
 def most_shared_bytes() -> int:
-    """Return how much shared memory a block may have on the current device, if it asks for it."""
+    """Return the most shared memory a block may request on this device."""
     return _attribute(cupy().cuda.get_device_id(), "MaxSharedMemoryPerBlockOptin")
 
 
@@ -151,7 +149,7 @@ def _attribute(index: int, name: str) -> int:
 
 
 def failure(error: Exception, what: str) -> Exception:
-    """Return CUDA's error as a DeviceError that says what failed, any other one as it is."""
+    """Return CUDA's error as a DeviceError, any other error unchanged."""
     xp = cupy()
     if isinstance(error, xp.cuda.memory.OutOfMemoryError):
         return OutOfMemoryError(f"the GPU's memory is full ({what}): {error}")

@@ -15,7 +15,7 @@ from tinyalex.backends.types import Array
 
 
 def channels_last(x: Array) -> Array:
-    """Return NCHW-shaped ``x`` as a contiguous NHWC array: a free view if it already lies so."""
+    """Return NCHW-shaped ``x`` as a contiguous NHWC array: a view, if possible."""
     pixels = x.transpose(0, 2, 3, 1)
     if not on_gpu(x):
         return np.ascontiguousarray(pixels)
@@ -24,7 +24,7 @@ def channels_last(x: Array) -> Array:
 
 
 def for_device(array: Array) -> Array:
-    """Return ``array`` as kernels read it without a copy: on a GPU, four axes channels last."""
+    """Return ``array`` as kernels read it: on a GPU, channels last."""
     if array.ndim != 4 or not on_gpu(array):
         return array
     with using(device_of(array)):

@@ -50,7 +50,7 @@ _actions: list[Callable[[], None]] = []
 
 
 class _Lease:
-    """Owner of a block while arrays use it: NumPy makes it the base of them all."""
+    """Owner of a block in use, NumPy's base of its arrays."""
 
     _report = _events.append  # here, since at the end of the process the module's names go
 
@@ -65,7 +65,7 @@ class _Lease:
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an uninitialised array, as ``np.empty``; its memory begins at a whole cache line.
+    """Return an uninitialised array that begins at a whole cache line.
 
     Kernels that write past the caches (`vectors.stream`) rely on that, for small arrays too.
     """
@@ -88,7 +88,7 @@ def when_emptied(action: Callable[[], None]) -> None:
 
 
 def empty_cache() -> None:
-    """Give all memory back to the system that is kept for reuse and not in use.
+    """Release all memory that is kept for reuse and not in use.
 
     The memory is the CPU's: what CuPy keeps on a GPU, its pool's ``free_all_blocks`` gives back.
     """
@@ -138,7 +138,7 @@ def _allocate(size: int) -> Array:
 
 
 def _settle() -> None:
-    """Take notice of what has come into use and what has become free."""
+    """Update the lists of blocks in use and free blocks."""
     global _in_use
     while _events:
         more, block = _events[0]
@@ -150,7 +150,7 @@ def _settle() -> None:
 
 
 def _drop_surplus(in_use: int) -> int:
-    """Give the oldest free blocks back, and return the bytes of those that stay."""
+    """Release the oldest free blocks; return the bytes of the others."""
     most = MOST_HELD * max(*_peaks, in_use) - in_use
     kept = sum([free.size for free in _free])
     while _free and (_requests - _free[0].since > STALE or kept > most):

@@ -56,7 +56,7 @@ def quotient(add: Callable[[Array], Array], x: Array, count: int, divisor: Any) 
 
 
 def sum_of(terms: Iterable[Array]) -> Array:
-    """Return the sum of arrays, added in pairs, in pairs of pairs and so on."""
+    """Return the sum of arrays, added in pairs, then pairs of pairs."""
     sums: list[Array] = []
     for count, term in enumerate(terms, 1):
         while count % 2 == 0:
@@ -67,7 +67,7 @@ def sum_of(terms: Iterable[Array]) -> Array:
 
 
 def pieces(length: int, longest: int = LONG) -> Iterator[slice]:
-    """Yield the pieces of an axis whose inner products `sum_of` is to add.
+    """Yield the pieces of an axis whose inner products `sum_of` adds.
 
     It is one piece up to the length ``longest``.
     """
@@ -93,7 +93,7 @@ def _for_blas(x: Array) -> Array:
 
 
 def mean(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """Return the arithmetic mean over ``axes``, as exact as `total`; NaN where there is nothing."""
+    """Return the mean over ``axes``, as exact as `total`; NaN for none."""
     return total(x, axes, keepdims, math.prod(x.shape[axis] for axis in axes))
 
 
@@ -106,7 +106,7 @@ def _sum(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _dense(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return those of ``axes`` that make one run of neighbours: NumPy adds it in pairs."""
+    """Return those of ``axes`` that are contiguous: NumPy adds them in pairs."""
     inner: tuple[int, ...] = ()
     run = 0
     for stride, axis in sorted((abs(s), i) for i, s in enumerate(x.strides) if x.shape[i] != 1):
@@ -118,7 +118,7 @@ def _dense(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _fold(x: Array, axis: int) -> Array:
-    """Return the sum along ``axis``: equal parts of it added up, again and again."""
+    """Return the sum along ``axis``, adding equal parts again and again."""
     x = x.swapaxes(0, axis)
     rest: Any = 0
     while len(x) > 2 * PARTS:

@@ -1,4 +1,4 @@
-"""How exactly the GPU multiplies float32 matrices."""
+"""Precision of float32 matrix products on the GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _chosen = "highest"
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """Choose what float32 convolutions and linear layers on a GPU may round, as torch's namesake.
+    """Set the precision of float32 matrix products on a GPU.
 
     - "highest": nothing beyond float32. The tensor cores multiply each number in two parts
       (3xTF32).

@@ -52,7 +52,7 @@ def im2col(x: Array, kernel_size: Pair, options: ConvOptions) -> Array:
 
 
 def col2im(columns: Array, input_shape: Shape, options: ConvOptions) -> Array:
-    """Add every column back to the pixels it was copied from: the transpose of `im2col`."""
+    """Add every column back to its pixels: the transpose of `im2col`."""
     N, C, H, W = input_shape
     R, S, Ho, Wo = columns.shape[2:]
     stride, ((top, bottom), (left, right)), dilation, _ = options
@@ -83,7 +83,7 @@ def conv2d(x: Array, weight: Array, bias: Array | None, options: ConvOptions) ->
 def conv2d_input_grad(
     grad: Array, weight: Array, input_shape: Shape, options: ConvOptions
 ) -> Array:
-    """Return dx: each output's gradient times its kernel, added back to the window it came from."""
+    """Return dx: each output's gradient times its filter, added over overlapping windows."""
     N, K, Ho, Wo = grad.shape
     _, Cg, R, S = weight.shape
     groups = options.groups
@@ -95,7 +95,7 @@ def conv2d_input_grad(
 
 
 def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
-    """Return dweight: each output's gradient times the window it saw, summed over all outputs."""
+    """Return dweight: each output's gradient times its window, summed over outputs."""
     N, K, Ho, Wo = grad.shape
     _, Cg, R, S = weight_shape
     groups = options.groups
@@ -114,7 +114,7 @@ def conv2d_bias_grad(grad: Array) -> Array:
 
 
 def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
-    """Return the maximum of each window, and the number r * S + s of the tap that held it.
+    """Return each window's maximum, and its tap: the number r * S + s.
 
     Padding never wins, not even over minus infinity; the first of equal values wins; NaN wins over
     all.
@@ -151,7 +151,7 @@ def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array
 def max_pool2d_input_grad(
     grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
-    """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
+    """Return dx: each window's gradient goes to its winning tap; overlaps add."""
     N, C, H, W = input_shape
     (R, S), stride, padding, dilation = options
     Ho, Wo = grad.shape[2:]
@@ -170,7 +170,7 @@ def max_pool2d_input_grad(
 
 
 def _neighbours(x: Array, reach: Reach, beyond: float = 0) -> Iterator[Array]:
-    """Yield an array of the shape of ``x`` for each place in a window: what lies there.
+    """Yield, per place in a window, the array shifted to that place.
 
     ``reach`` says how far the window extends (before, after) along each axis; past the edge there
     is the number ``beyond``.
@@ -226,8 +226,10 @@ def _across_reach(size: int) -> Reach:
 
 
 def local_response_norm(x: Array, options: NormOptions) -> Array:
-    """Return ``x_c * s_c ** -beta`` with ``s_c = k + alpha / size * sum of x_j ** 2`` over the
-    ``size`` channels j = c - size // 2 .. c + (size - 1) // 2 (paper section 3.3).
+    """Return ``x_c * s_c ** -beta`` with ``s_c = k + alpha / size * sum of x_j ** 2``.
+
+    The sum runs over the ``size`` channels j = c - size // 2 .. c + (size - 1) // 2 (paper
+    section 3.3).
     """
     size, alpha, beta, k, groups = options
     y = _normalise(_across(x, groups), _across_reach(size), alpha / size, beta, k)
@@ -235,8 +237,9 @@ def local_response_norm(x: Array, options: NormOptions) -> Array:
 
 
 def local_response_norm_input_grad(grad: Array, x: Array, options: NormOptions) -> Array:
-    """Return dx of `local_response_norm`, whose mirrored windows are those of
-    c = j - (size - 1) // 2 .. j + size // 2.
+    """Return dx of `local_response_norm`.
+
+    Its windows are mirrored: c = j - (size - 1) // 2 .. j + size // 2.
     """
     size, alpha, beta, k, groups = options
     slopes, values = _across(grad, groups), _across(x, groups)
@@ -249,8 +252,10 @@ def _around_reach(size: int) -> Reach:
 
 
 def within_channel_response_norm(x: Array, options: NormOptions) -> Array:
-    """Return ``x * s ** -beta`` with ``s = k + alpha / size ** 2 * sum of x ** 2`` over the window
-    of an odd ``size`` around each pixel, in its own channel (the 2012 source's rnorm).
+    """Return ``x * s ** -beta`` with ``s = k + alpha / size ** 2 * sum of x ** 2``.
+
+    The sum runs over the window of an odd ``size`` around each pixel, in its own channel (the 2012
+    source's rnorm).
     """
     size, alpha, beta, k, _ = options
     return _normalise(x, _around_reach(size), alpha / size**2, beta, k)
@@ -271,7 +276,10 @@ def relu(x: Array) -> Array:
 
 
 def relu_input_grad(grad: Array, y: Array) -> Array:
-    """Return dx = dy where y > 0, else 0; the output will do, as y > 0 exactly where x > 0."""
+    """Return dx = dy where y > 0, else 0.
+
+    The output will do, as y > 0 exactly where x > 0.
+    """
     return np.where(y <= 0, grad.dtype.type(0), grad)  # written so that NaN lets dy through
 
 
@@ -329,7 +337,7 @@ def all_finite(x: Array) -> bool:
 
 
 def sgd_step(param: Array, grad: Array, velocity: Array | None, options: SGDOptions) -> None:
-    """Update ``param`` w and its ``velocity`` v in place from the gradient g.
+    """Update ``param`` w and ``velocity`` v in place by the gradient g.
 
     form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
     nesterov ``w -= lr (g + momentum v)``.

@@ -64,7 +64,7 @@ class AlexNet(nn.Module):
 
     @property
     def weight_layers(self) -> dict[str, nn.Conv2d | nn.Linear]:
-        """The layers with weights under the names everybody uses: conv1 to conv5, fc6 to fc8."""
+        """The layers with weights by their usual names: conv1 ... conv5, fc6 ... fc8."""
         layers = [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         kinds = ("conv" if isinstance(layer, nn.Conv2d) else "fc" for layer in layers)
         return {f"{kind}{i}": m for i, (kind, m) in enumerate(zip(kinds, layers, strict=True), 1)}
@@ -116,7 +116,7 @@ class AlexNet(nn.Module):
 
 
 def parameter_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the parameters of a network that is not built."""
+    """Return the names and shapes of a network's parameters, without building it."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(layer: str, weight: tuple[int, ...]) -> None:
@@ -138,7 +138,7 @@ def parameter_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int,
 
 
 def smallest_input(variant: Variant) -> int:
-    """Return the size of the smallest image in which every window still fits."""
+    """Return the size of the smallest image that every window fits."""
     size = 1
     for layer in reversed(variant.features):
         match layer:

@@ -1,4 +1,4 @@
-"""Every setting of a variant beside where it is from, as a table for people to read."""
+"""Source of every setting of a variant, as a table."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ SOURCES = {
 
 
 def recipe_table(variant: Variant) -> list[Row]:
-    """Return (setting, value, where it is from) for everything that belongs to a variant.
+    """Return (setting, value, source) for everything that belongs to a variant.
 
     A variant of one's own, which is not in `SOURCES`, has an empty last column.
     """

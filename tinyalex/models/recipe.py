@@ -1,4 +1,4 @@
-"""What belongs to a variant besides its layers: the scale of its inputs and how it was trained."""
+"""Settings of a variant besides its layers: input scale and training recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinyalex.schedule import Constant, Cosine, DiscreteExponential, Plateau, Sc
 
 @dataclass(frozen=True)
 class PixelScale:
-    """What the network expects as input: ``(pixel - mean) / std`` per colour, pixels in 0..255.
+    """Input normalisation: ``(pixel - mean) / std`` per colour, pixels in 0..255.
 
     A mean of None is to be measured on the training set: ``measured`` is "colour" for one mean a
     colour, or "image" for one of every pixel.
@@ -30,10 +30,11 @@ IMAGENET_PIXELS = PixelScale(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12,
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a variant was trained. ``schedule_options`` count in epochs where they count time.
+    """Training recipe of a variant.
 
-    Where nothing is known of a schedule, it is the fixed one of the 2012 source, as good there as
-    lowering the rate by hand. ``colour_noise`` is "none" or a kind of `data.ColourNoise`.
+    ``schedule_options`` count in epochs where they count time. Where nothing is known of a
+    schedule, it is the fixed one of the 2012 source, as good there as lowering the rate by hand.
+    ``colour_noise`` is "none" or a kind of `data.ColourNoise`.
     """
 
     lr: float

@@ -1,4 +1,4 @@
-"""The vocabulary in which a variant is written down: layers and initial weights."""
+"""The records that describe a variant: layers and initial weights."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class AdaptivePool:
-    """Mean over a grid of ``size`` x ``size`` cells: images of any size give the same features."""
+    """Mean over a ``size`` x ``size`` grid, for images of any size."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class Pad:
-    """Zeros beyond the right and bottom edge, so that the next convolution rounds up."""
+    """Zeros at right and bottom, so that the next convolution rounds up."""
 
     size: int
 
@@ -127,11 +127,11 @@ class Variant:
 
     @property
     def any_size(self) -> bool:
-        """Whether larger and smaller images than ``input_size`` are allowed."""
+        """True if images larger or smaller than ``input_size`` are allowed."""
         return any(isinstance(layer, AdaptivePool) for layer in self.features)
 
     def thinner(self, divisor: int, input_size: int) -> Variant:
-        """Return this network with 1/``divisor`` of the kernels and hidden units, for quick checks.
+        """Return this network with 1/``divisor`` of the filters and hidden units.
 
         ``input_size`` must leave every window room (`alexnet.smallest_input`).
         """

@@ -1,4 +1,4 @@
-"""The six AlexNets as data: the network of the paper, the one that really ran, and four others.
+"""Six AlexNets as data: the paper's, the 2012 source's, four others.
 
 Layers stand in the order in which they run, so that two variants can be compared line by line.
 Where a number differs from the paper's, the provenance names the file that says so.

@@ -28,7 +28,7 @@ class ReLU(Module):
 
 
 class Dropout(Module):
-    """In training: zero each element with probability ``p``, scale the rest by 1 / (1 - p).
+    """Zero each element with probability ``p``, scale others by 1 / (1 - p), in training.
 
     In evaluation: nothing. The paper (section 4.2) halves the outputs at test time instead, which
     has the same expectation. Raises ValueError unless 0 <= p <= 1, and for ``inplace=True``.

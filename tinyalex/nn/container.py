@@ -51,5 +51,5 @@ class Sequential(Module):
         return named[index][1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run all layers in order; some runs of layers take one pass (`tinyalex.nn.fusion`)."""
+        """Run all layers in order, some of them fused (`tinyalex.nn.fusion`)."""
         return fusion.run(tuple(iter(self)), x)  # tuple(self) would count them first

@@ -1,4 +1,4 @@
-"""Initial weights measured on data, so that a network from scratch learns from the first step.
+"""Data-dependent initial weights, so that training from scratch starts at once.
 
 Random weights give every image nearly the same answer: what the images have in common outweighs
 what tells them apart, layer after layer, and a small data set is over before training has dug out
@@ -22,7 +22,7 @@ LOGIT_STD = 0.5  # a mild opinion: the first loss stays within a tenth of ln(cla
 
 @no_grad()
 def data_dependent_(model: Module, images: Tensor) -> None:
-    """Scale and shift every Conv2d and Linear of ``model``, in place, to suit ``images``.
+    """Scale and shift all weight layers of ``model``, in place, by ``images``.
 
     Afterwards each output channel of each such layer has mean 0 and standard deviation 1 over these
     images (and positions): ``weight /= std``, ``bias = (bias - mean) / std``, layer by layer in one

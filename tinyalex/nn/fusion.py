@@ -57,7 +57,9 @@ RUNS: tuple[tuple[tuple[type[Module], ...], Callable[[Sequence[Any], Tensor], Te
 
 
 class use_fusion(Choice, default=True):  # noqa: N801 (reads as a verb)
-    """Let layers in a `Sequential` run fused, or one by one: for good, or for a ``with`` block.
+    """Turn the fusion of layers in `Sequential` on or off.
+
+    For good, or for a ``with`` block.
 
     >>> import tinyalex as ta
     >>> with ta.use_fusion(False):
@@ -74,7 +76,7 @@ class use_fusion(Choice, default=True):  # noqa: N801 (reads as a verb)
 
 
 def run(layers: Sequence[Module], x: Tensor) -> Tensor:
-    """Feed ``x`` through all layers, in as few passes as the table knows."""
+    """Feed ``x`` through all layers, fused where the table says so."""
     position, kinds = 0, tuple(map(type, layers))
     runs = RUNS if use_fusion.current else ()
     while position < len(layers):
@@ -99,7 +101,7 @@ FUNCTIONS: dict[type[Module], str] = {
 
 
 def _definition(kind: type[Module]) -> tuple[Any, ...]:
-    """Return the functions that compute a layer of this kind, as they are now."""
+    """Return the current functions that compute a layer of this kind."""
     return kind.__call__, kind.forward, getattr(F, FUNCTIONS[kind])
 
 
@@ -110,7 +112,7 @@ def _may_be_fused(layer: Any) -> bool:
     kind = type(layer)
     if kind is MaxPool2d and (layer.dilation not in (1, (1, 1)) or layer.return_indices):
         return False  # the kernel has no dilated windows
-    # A hook wants to see what goes through its layer; so does a function that somebody replaced,
-    # in the layer, in its class, in a base of that, or in `tinyalex.functional`.
+    # A hook must see what goes through its layer; so must a function that was replaced, in the
+    # layer, in its class, in a base of that, or in `tinyalex.functional`.
     changed = layer._forward_hooks or "forward" in vars(layer)
     return not changed and _definition(kind) == ORIGINALS[kind]

@@ -27,7 +27,7 @@ def normal_(
     std: float = 1.0,
     generator: np.random.Generator | None = None,
 ) -> Tensor:
-    """Fill with draws from N(mean, std**2). Raises ValueError unless std is finite and >= 0."""
+    """Fill with draws from N(mean, std**2); ``std`` must be finite and >= 0."""
     if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
         raise ValueError(f"normal_ needs a finite mean and a std >= 0, got mean {mean}, std {std}")
     array = _array(tensor)
@@ -108,7 +108,7 @@ def kaiming_uniform_(
     nonlinearity: str = "leaky_relu",
     generator: np.random.Generator | None = None,
 ) -> Tensor:
-    """Fill uniformly on ±sqrt(3) * gain / sqrt(fan) (He et al., 2015); ``a`` is the leaky slope."""
+    """Fill uniformly on ``±sqrt(3) * gain / sqrt(fan)`` (He et al., 2015); ``a``: leaky slope."""
     bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
     return uniform_(tensor, -bound, bound, generator)
 
@@ -120,7 +120,7 @@ def kaiming_normal_(
     nonlinearity: str = "leaky_relu",
     generator: np.random.Generator | None = None,
 ) -> Tensor:
-    """Fill from N(0, gain**2 / fan) (He et al., 2015); ``a`` is the leaky slope."""
+    """Fill from ``N(0, gain**2 / fan)`` (He et al., 2015); ``a``: leaky slope."""
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
 
 
@@ -182,7 +182,7 @@ def _array(tensor: Tensor) -> Array:
 
 
 def _fill(tensor: Tensor, values: Array) -> Tensor:
-    """Fill with ``values``, drawn on the host: the same numbers on every device."""
+    """Fill with ``values`` drawn on the host, equal on every device."""
     with no_grad():
         tensor[...] = move(values, tensor.device)
     return tensor

@@ -19,7 +19,7 @@ Hook = Callable[["Module", tuple[Any, ...], Any], Any]
 
 
 class Parameter(Tensor):
-    """A tensor that a module learns: set as an attribute, it is found by ``parameters()``."""
+    """A tensor that a module learns; as an attribute, ``parameters()`` finds it."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ class Parameter(Tensor):
 
 
 class IncompatibleKeys(NamedTuple):
-    """Names that ``load_state_dict(strict=False)`` passed over."""
+    """Names that ``load_state_dict(strict=False)`` skipped."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -63,10 +63,10 @@ class HookHandle:
 
 
 class Module:
-    """A layer or a network: subclasses set parameters and modules as attributes, define `forward`.
+    """Base class of layers and networks; subclasses define `forward`.
 
-    The attributes themselves are the registry: whatever is a Parameter or a Module belongs to the
-    tree, under its attribute's name, in the order in which it was set.
+    Attributes are the registry: whatever is a Parameter or a Module belongs to the tree, under its
+    attribute's name, in the order in which it was set.
     """
 
     training: bool = True
@@ -115,8 +115,9 @@ class Module:
         return output
 
     def register_forward_hook(self, hook: Hook) -> HookHandle:
-        """Call ``hook(module, args, output)`` after each forward; what it returns, if anything,
-        replaces the output.
+        """Call ``hook(module, args, output)`` after each forward.
+
+        What it returns, if anything, replaces the output.
         """
         if not callable(hook):
             raise TypeError(f"a hook must be callable as hook(module, args, output), got {hook!r}")
@@ -141,7 +142,7 @@ class Module:
     # The tree
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """Yield the (name, module) of every direct child, in the order in which they were set."""
+        """Yield (name, module) of each direct child, in order of assignment."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
@@ -154,7 +155,9 @@ class Module:
     def named_modules(
         self, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Module]]:
-        """Yield (name, module) for this module (named ``prefix``) and all below it, parents first.
+        """Yield (name, module) for this module (named ``prefix``) and all descendants.
+
+        Parents come first.
 
         A module that hangs in several places is yielded once, unless ``remove_duplicate`` is False.
         """
@@ -206,7 +209,7 @@ class Module:
     # Modes, devices, gradients
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Set training mode (dropout drops) on the whole tree, or evaluation mode with False."""
+        """Set training mode on the whole tree, or evaluation mode with False."""
         if not isinstance(mode, bool):
             raise ValueError(f"train() takes True or False, got {mode!r}")
         for module in self.modules():
@@ -218,10 +221,10 @@ class Module:
         return self.train(False)
 
     def to(self: Self, target: Any) -> Self:
-        """Move every parameter, in place, to a device ("cuda") or a dtype (np.float64).
+        """Move every parameter, in place, to a device ("cuda") or dtype (np.float64).
 
-        All of them or, if one cannot be moved, none. Optimisers made before go on as they were:
-        they move their velocities after the parameters.
+        All of them or, if one cannot be moved, none. Existing optimisers stay valid: they move
+        their velocities after the parameters.
         """
         with no_grad():
             moved = [(p, _moved(p.data, target), _moved(p.grad, target)) for p in self.parameters()]
@@ -239,13 +242,13 @@ class Module:
         return self.to("cuda")
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
-        """Let every parameter learn, or freeze them all with False; optimisers skip frozen ones."""
+        """Set ``requires_grad`` of every parameter; optimisers skip frozen ones."""
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop every parameter's gradient, or fill it with zeros where ``set_to_none`` is False."""
+        """Drop every gradient, or fill it with zeros if ``set_to_none`` is False."""
         for parameter in self.parameters():
             if set_to_none:
                 parameter.grad = None
@@ -256,7 +259,7 @@ class Module:
     # Weights in and out
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of every parameter under its dotted name: NumPy arrays, on any device."""
+        """Return copies of all parameters, as NumPy arrays, under their dotted names."""
         named = self.named_parameters(remove_duplicate=False)
         return {name: host_copy(parameter.data) for name, parameter in named}
 

@@ -1,4 +1,4 @@
-"""The two response normalisations of AlexNet: across maps (in the paper) and within a map (not)."""
+"""Response normalisation: across channels (the paper's) and within a channel."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tinyalex.tensor import Tensor
 
 
 class MaxPool2d(Module):
-    """The maximum of each window; the paper's windows are 3 wide and 2 apart (section 3.4).
+    """The maximum of each window; the paper's are 3x3, stride 2 (section 3.4).
 
     ``stride`` is the kernel size unless given. Padding never wins. With ``ceil_mode`` a last window
     may reach over the right or bottom edge. ``return_indices=True`` is not supported (ValueError).
@@ -88,7 +88,7 @@ class AvgPool2d(Module):
 
 
 class AdaptiveAvgPool2d(Module):
-    """The mean over each cell of an ``output_size`` grid, whatever the input's size."""
+    """The mean over each cell of an ``output_size`` grid."""
 
     def __init__(self, output_size: int | tuple[int | None, int | None] | None) -> None:
         self.output_size = output_size

@@ -24,7 +24,7 @@ class Flatten(Module):
 
 
 class ZeroPad2d(Module):
-    """Put zeros around each image: one width for all sides, or (left, right, top, bottom).
+    """Pad images with zeros: one width, or (left, right, top, bottom).
 
     Negative widths cut off. In front of a convolution, ``ZeroPad2d((0, 3, 0, 3))`` lets the last
     windows reach three pixels over the right and bottom edge: how the 2012 source rounds conv1 up

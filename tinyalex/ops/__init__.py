@@ -1,1 +1,1 @@
-"""Forward and backward of every operation, one family per file: arrays in, arrays out."""
+"""Forward and backward of every operation on arrays, one family per file."""

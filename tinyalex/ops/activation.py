@@ -24,7 +24,7 @@ class ReLU(Function):
 
 
 class Dropout(Function):
-    """Zero with probability p, else scaled by 1 / (1 - p) (paper section 4.2, in inverted form).
+    """Zero with probability p, else scale by 1 / (1 - p) (paper section 4.2).
 
     The paper halves all outputs at test time instead; scaling at training time has the same
     expectation and leaves nothing to do at test time. No mask is kept: it is a function of ``key``.

@@ -1,4 +1,4 @@
-"""Reading the arguments of ops: pairs, dimensions, and errors that say what was expected."""
+"""Checks of arguments of ops, with errors that say what was expected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def whole(value: Any) -> bool:
-    """Return whether ``value`` is an integer, Python's or NumPy's; True and False are none."""
+    """Return whether ``value`` is an integer, Python's or NumPy's, not a bool."""
     # Not numbers.Integral: asking an abstract class takes a microsecond, dozens of times per step.
     return type(value) is int or (
         isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -37,7 +37,7 @@ def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
 
 
 def integer(value: Any, name: str, minimum: int | None = None) -> int:
-    """Return ``value`` if it is a whole number, not below ``minimum``; bools and floats are not."""
+    """Return ``value`` if it is an integer, not below ``minimum``; no bools."""
     if not whole(value):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     number = int(value)
@@ -49,14 +49,17 @@ def integer(value: Any, name: str, minimum: int | None = None) -> int:
 
 
 def flag(value: Any, name: str) -> bool:
-    """Return ``value`` if it is True or False; nothing else is taken for either."""
+    """Return ``value`` if it is True or False, and nothing else."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def number(value: Any, name: str) -> float:
-    """Return ``value``, Python's or NumPy's number, as a float; a tensor would lose its graph."""
+    """Return a number, Python's or NumPy's, as a float.
+
+    A tensor is refused: it would lose its graph.
+    """
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return float(value)
@@ -78,7 +81,7 @@ def probability(value: Any, name: str) -> float:
 
 
 def half_at_most(padding: Pair, kernel_size: Pair) -> None:
-    """Check that every window of a pooling begins and ends at an element of the input."""
+    """Check that every pooling window begins and ends inside the input."""
     if padding[0] > kernel_size[0] // 2 or padding[1] > kernel_size[1] // 2:
         raise ValueError(
             f"padding must be at most half of the kernel, got padding {padding} "
@@ -87,7 +90,7 @@ def half_at_most(padding: Pair, kernel_size: Pair) -> None:
 
 
 def images(x: Array, op: str) -> None:
-    """Check that ``x`` is a batch of images, [N, C, H, W] in floating point."""
+    """Check that ``x`` is a batch of images [N, C, H, W] in floating point."""
     if x.ndim != 4:
         raise ValueError(f"{op} expects images of shape [N, C, H, W], got shape {x.shape}")
     floating(op, x)

@@ -12,7 +12,7 @@ from tinyalex.ops.promotion import as_floating, promote
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
-    """Sum ``grad`` over the axes along which an input of ``shape`` was repeated by broadcasting."""
+    """Sum ``grad`` over the axes that broadcasting added to ``shape``."""
     if grad.shape == shape:
         return grad
     extra = grad.ndim - len(shape)
@@ -50,7 +50,7 @@ class Binary(Function):
         )
 
     def meet(self, a: Array, b: Array) -> tuple[Array, ...]:
-        """Return both in one dtype; asked unless they are of one floating dtype already."""
+        """Return both in one dtype; called unless they share a floating dtype."""
         return promote(a, b)
 
     def save_inputs(self, a: Array, b: Array) -> None:
@@ -92,7 +92,7 @@ class Sub(Binary):
 
 
 class Mul(Binary):
-    """a * b; each factor is kept only if the other one wants a gradient."""
+    """``a * b``; each factor is kept only if the other needs a gradient."""
 
     def save_inputs(self, a: Array, b: Array) -> None:
         need_a, need_b = self.needs_input_grad
@@ -131,7 +131,7 @@ class Div(Binary):
 
 
 class Pow(Binary):
-    """a ** b.  d/da = b a ** (b - 1);  d/db = a ** b ln a, taken as 0 where a = 0 and b >= 0.
+    """``a ** b``; ``d/da = b a ** (b - 1)``, ``d/db = a ** b ln a``, 0 where a = 0 and b >= 0.
 
     Integers stay integers: to negative powers they are cut off towards 0, as in torch.
     """

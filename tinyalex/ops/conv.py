@@ -38,12 +38,12 @@ class Conv2d(Function):
         return backends.of(x).conv2d(x, weight, bias, options)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        """Return (dx, dweight, dbias), each only if somebody wants it."""
+        """Return (dx, dweight, dbias), each only if needed."""
         x, weight = self.saved
         kernels = backends.of(grad)
         need_x, need_weight, need_bias = self.needs_input_grad
         dx = dweight = dbias = None
-        if need_x:  # not so for the first layer: nobody wants the gradient of the photograph
+        if need_x:  # not in the first layer: the gradient of the photograph is not needed
             dx = kernels.conv2d_input_grad(grad, weight, self.input_shape, self.options)
         if need_weight:
             dweight = kernels.conv2d_weight_grad(grad, x, self.weight_shape, self.options)
@@ -76,7 +76,7 @@ def check(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> 
 
 
 def resolve_padding(padding: str, kernel_size: Pair, stride: Pair, dilation: Pair) -> Padding:
-    """Return the numbers behind ``"valid"`` (none) and ``"same"`` (output as large as the input).
+    """Return the widths of padding "valid" (none) or "same" (equal sizes).
 
     Where "same" needs an odd total, the extra row or column goes to the bottom or right (torch).
     """

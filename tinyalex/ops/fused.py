@@ -14,7 +14,10 @@ from tinyalex.ops import conv, normalization, pool
 
 
 def available(x: Array, kernel: str) -> bool:
-    """Return whether the backend of ``x`` has this fused kernel (and with it, its gradient)."""
+    """Return whether the backend of ``x`` has this fused kernel.
+
+    With it, it has its gradient.
+    """
     return hasattr(backends.of(x), kernel)
 
 

@@ -16,7 +16,7 @@ from tinyalex.ops.promotion import DEFAULTS, promote_types
 
 
 def plain_array(value: Any, dtype: Any = None) -> Array:
-    """Return ``value`` as an array of NumPy's own class, or of CuPy's, without a copy if it can be.
+    """Return ``value`` as a plain NumPy or CuPy array, uncopied if possible.
 
     Subclasses of NumPy's array, and objects that only look like an array (``__array__``,
     ``__array_interface__``, buffers), become plain arrays of the same values and dtype. Numbers and
@@ -48,7 +48,10 @@ def plain_array(value: Any, dtype: Any = None) -> Array:
 
 
 def looks_like_array(value: Any) -> bool:
-    """Return whether an operand is an array, of any class: not a number, nor a list of them."""
+    """Return whether an operand is an array of any class.
+
+    Numbers and lists of them are none.
+    """
     kinds = "__array__", "__array_interface__"
     return isinstance(value, memoryview) or on_gpu(value) or any(hasattr(value, k) for k in kinds)
 
@@ -71,7 +74,7 @@ def _dtype_of(leaf: Any) -> np.dtype[Any]:
 
 
 def _refuse_masked(array: Array) -> None:
-    masked = sys.modules.get("numpy.ma")  # where nobody has imported it, nothing is masked
+    masked = sys.modules.get("numpy.ma")  # if it was never imported, nothing is masked
     if masked is not None and masked.is_masked(array):
         raise TypeError(
             "a masked array has no values where it is masked, and a Tensor no mask; "

@@ -42,7 +42,7 @@ class CrossEntropy(Function):
         reduction: str,
         label_smoothing: float,
     ) -> Array:
-        """Take logits [N, C, ...] or [C], and probabilities of that shape or indices [N, ...]."""
+        """Take logits [N, C, ...] or [C], and probabilities or indices [N, ...]."""
         kernels = backends.of(logits)
         usual = indices is not None and weight is None and reduction != "none"
         self.in_one_kernel = usual and hasattr(kernels, "cross_entropy")
@@ -97,7 +97,7 @@ class CrossEntropy(Function):
         return xp.asarray(total(losses, tuple(range(losses.ndim)), divisor=divisor))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        """Return the gradients of the logits, of class probabilities and of class weights."""
+        """Return the gradients of logits, class probabilities and class weights."""
         if self.in_one_kernel:
             return backends.of(grad).cross_entropy_input_grad(grad, *self.saved), None, None
         log_p, a, total_weight, per_class, q = self.saved

@@ -13,7 +13,7 @@ MAX_ROWS = 1 << 10  # of a linear layer's batch, whose gradients one product sum
 
 
 class MatMul(Function):
-    """``a @ b`` with NumPy's rules: the last two axes are matrices, axes before them broadcast.
+    """``a @ b`` of matrices in the last two axes; the others broadcast.
 
     A 1-D factor counts as a row (left) or a column (right), and that axis is dropped again.
     ``da = grad @ b.T``, ``db = a.T @ grad``.
@@ -82,7 +82,7 @@ class Linear(Function):
 
 
 def check_linear(x: Array, weight: Array, bias: Array | None) -> None:
-    """Raise ValueError or TypeError unless the shapes and dtypes of a linear layer fit."""
+    """Raise ValueError or TypeError unless a linear layer's shapes and dtypes fit."""
     floating("linear", x, weight, bias)
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(

@@ -56,7 +56,7 @@ class WithinChannelResponseNorm(Function):
 
 
 def check(x: Array, groups: int) -> None:
-    """Raise ValueError or TypeError unless ``x`` can be normalised in so many groups."""
+    """Raise ValueError or TypeError unless ``x`` can have so many groups."""
     arguments.floating("local_response_norm", x)
     if x.ndim < 3:
         raise ValueError(

@@ -15,7 +15,7 @@ from tinyalex.ops import arguments
 
 
 def output_size(op: str, x: Array, options: PoolOptions, ceil_mode: bool) -> Pair:
-    """Return the size of the pooled images; raise ValueError if no window fits."""
+    """Return the size of the pooled images; ValueError if no window fits."""
     arguments.images(x, op)
     arguments.half_at_most(options.padding, options.kernel_size)
     size = pool_output_size(x.shape[2:], options, ceil_mode)
@@ -24,7 +24,7 @@ def output_size(op: str, x: Array, options: PoolOptions, ceil_mode: bool) -> Pai
 
 
 class MaxPool2d(Function):
-    """The maximum of each window; its gradient goes to the element that was the maximum.
+    """The maximum of each window; its gradient goes to that element.
 
     The paper pools 3x3 windows two pixels apart (section 3.4), so that neighbours overlap and an
     element that wins several windows collects all of their gradients. Kept for backward: which tap
@@ -79,7 +79,7 @@ class AvgPool2d(Function):
         return padded[self._inner()]
 
     def _padded(self, xp: Any, dtype: Any) -> Array:
-        """Return zeros for the images, their padding and what the last windows reach beyond it."""
+        """Return zeros for the images, their padding and the last windows' overhang."""
         ((R, S), stride, padding, _), size = self.options, self.size
         height = max(self.input_shape[2] + 2 * padding[0], (size[0] - 1) * stride[0] + R)
         width = max(self.input_shape[3] + 2 * padding[1], (size[1] - 1) * stride[1] + S)
@@ -90,7 +90,7 @@ class AvgPool2d(Function):
         return ..., slice(top, top + H), slice(left, left + W)
 
     def _taps(self) -> Iterator[tuple[Any, ...]]:
-        """Yield, for each tap of the window, the elements that it reads at all output positions."""
+        """Yield, for each tap, its elements at all output positions."""
         ((R, S), stride, _, _), (Ho, Wo) = self.options, self.size
         for r in range(R):
             for s in range(S):
@@ -110,7 +110,7 @@ class AvgPool2d(Function):
 
 
 class AdaptiveAvgPool2d(Function):
-    """The mean over each cell of an ``output_size`` grid laid over the images.
+    """The mean over each cell of an ``output_size`` grid over the images.
 
     Cell i of o covers rows floor(i H / o) up to ceil((i + 1) H / o); cells overlap where o does not
     divide H.

@@ -1,4 +1,4 @@
-"""Type promotion: the dtype in which arrays and numbers meet, by torch's rules.
+"""Type promotion: the common dtype of arrays and numbers, by torch's rules.
 
 Dtypes have three categories, bool < integer < floating point. Between two of one category the wider
 wins (``np.promote_types``); between categories the higher does: int64 and float32 make float32, not
@@ -25,7 +25,7 @@ DEFAULTS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.fl
 
 
 def promote_types(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the smallest dtype of the higher category that holds both, as torch's namesake."""
+    """Return the smallest dtype that holds both, as ``torch.promote_types`` does."""
     if (a.kind == "f") != (b.kind == "f"):
         return a if a.kind == "f" else b
     return np.promote_types(a, b)
@@ -64,7 +64,7 @@ def _rounded(value: float, dtype: np.dtype[Any]) -> float:
 
 
 def number_beside(array: Array, value: Any) -> tuple[bool | int | float, np.dtype[Any]]:
-    """Return a number, Python's or NumPy's, and its dtype as an operand beside ``array``.
+    """Return a number as an operand for ``array``, and its dtype.
 
     True and False stay bool, and meet the array as such. An integer that the dtype cannot hold
     wraps around, as in torch. Raises OverflowError for one that int64 cannot hold either.

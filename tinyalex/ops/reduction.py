@@ -17,7 +17,7 @@ def _keepdims_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 
 
 class Sum(Function):
-    """Sum over ``axes``; the gradient is the same for every term. Integers, bools sum as int64."""
+    """Sum over ``axes``, as int64 for integers and bools."""
 
     def forward(self, x: Array, *, axes: Axes, keepdim: bool) -> Array:
         self.input_shape, self.axes = x.shape, axes
@@ -80,7 +80,10 @@ class Take(Function):
 
 
 def index_of(name: str, x: Array, axis: int | None, keepdim: bool) -> Array:
-    """Return where the first maximum (``name="argmax"``) or minimum is; the first NaN is both."""
+    """Return the index of the first maximum (``name="argmax"``) or minimum.
+
+    The first NaN is both.
+    """
     _refuse_empty(name, x, range(x.ndim) if axis is None else (axis,))
     return array_module(x).asarray(getattr(x, name)(axis=axis, keepdims=keepdim))
 

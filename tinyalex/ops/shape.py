@@ -38,7 +38,7 @@ class Permute(Function):
 
 
 def _own(index: Any) -> Any:
-    """Return ``index`` with copies of what the caller may change later: arrays and lists."""
+    """Return ``index`` with copies of the caller's arrays and lists."""
     if isinstance(index, (tuple, list)):
         return type(index)(map(_own, index))
     return index.copy() if isinstance(index, np.ndarray) or on_gpu(index) else index
@@ -49,7 +49,7 @@ def _takes_copies(item: Any) -> bool:
 
 
 def in_steps(index: Any) -> tuple[Any, Any]:
-    """Return two indices, of which the first takes a view: ``x[index]`` is ``x[first][second]``.
+    """Return two indices: ``x[index]`` is ``x[first][second]``, and the first makes a view.
 
     Integers come before arrays, as in torch: ``x[0, :, [1, 2]]`` is ``x[0][:, [1, 2]]``. NumPy
     would read the integer as one more array, and move the axes of arrays that lie apart in front.
@@ -160,7 +160,7 @@ class Cat(Function):
 
 
 class Pad(Function):
-    """A constant border around the tensor; ``widths`` holds (before, after) for every axis.
+    """A constant border around the tensor; ``widths``: (before, after) per axis.
 
     Negative widths cut off instead, as in torch.
     """

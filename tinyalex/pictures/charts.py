@@ -24,7 +24,7 @@ NUMBERED, NAMED = 20, 60
 def learning_curves(
     rows: Sequence[dict[str, Any]], num_classes: int, path: str | os.PathLike[str]
 ) -> None:
-    """Draw loss and accuracy over the epochs from the rows of ``metrics.jsonl`` into a PNG.
+    """Draw loss and accuracy over the epochs of ``metrics.jsonl`` into a PNG.
 
     Raises PackageError where matplotlib does not work, ValueError before the end of the first
     epoch.
@@ -71,7 +71,7 @@ def learning_curves(
 def confusion_matrix(
     counts: np.ndarray, classes: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
-    """Draw how often each class (rows) is taken for each class (columns) into a PNG.
+    """Draw a confusion matrix (rows: right class, columns: answer) into a PNG.
 
     counts: int [C, C]. The colour is the share of the row. Up to `NUMBERED` classes have their
     numbers written in, up to `NAMED` their names beside; more are dots, row upon row. Raises
@@ -114,7 +114,7 @@ def confusion_matrix(
 
 @contextmanager
 def _matplotlib() -> Iterator[io.BytesIO]:
-    """Borrow matplotlib with its own settings, whatever a notebook or a matplotlibrc asks for."""
+    """Import matplotlib with its default settings, whatever the user's are."""
     backend = os.environ.pop("MPLBACKEND", None)  # may name a package that is not there
     try:
         with borrowed("matplotlib"):

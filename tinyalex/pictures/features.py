@@ -1,4 +1,4 @@
-"""Pictures of the outputs of layers, and of images that a network finds alike."""
+"""Pictures of layers' outputs, and of images that a network finds similar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = {
 
 
 def layer_outputs(model: AlexNet, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what every layer makes of the images, in the order in which the layers run.
+    """Return the output of every layer for the images, in order.
 
     images [N, C, H, W] as the network takes them. The names are conv1, relu1, norm1, pool1 ... fc8:
     a layer without weights has the number of the last one with weights before it. Dropout and
@@ -58,7 +58,7 @@ def layer_outputs(model: AlexNet, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def hidden_vectors(model: AlexNet, images: np.ndarray) -> np.ndarray:
-    """Return the activations of the last hidden layer (fc7), [N, D]: what the last layer is fed.
+    """Return the activations [N, D] of the last hidden layer (fc7).
 
     images [N, C, H, W] as the network takes them.
     """
@@ -82,7 +82,7 @@ def nearest(
     count: int = 6,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images of the loader are nearest to each query, the nearest first.
+    """Return the loader's nearest images to each query, nearest first.
 
     queries [Q, D] are `hidden_vectors`; near is by Euclidean distance between them (paper, section
     6.1). Returns positions in the data set, int64 [Q, count], and distances; fewer where there are
@@ -136,7 +136,7 @@ def neighbour_sheet(
 def feature_sheet(
     seen: np.ndarray, title: str, outputs: dict[str, np.ndarray], width: int = 976
 ) -> Image.Image:
-    """Draw the outputs of all layers for one image, a band for each, and on top what was seen.
+    """Draw all layers' outputs for one image, one band per layer.
 
     seen: uint8 RGB, the part of the image that the network is shown, and what to write above it;
     outputs: of `layer_outputs` for this one image. White are the largest outputs of a layer, one in
@@ -164,7 +164,7 @@ def feature_sheet(
 
 
 def _maps(name: str, maps: np.ndarray, width: int) -> tuple[str, Image.Image]:
-    """Return the title and the picture of the first maps of a layer, [C, H, W]."""
+    """Return title and picture of a layer's first maps [C, H, W]."""
     columns, rows = 16, 2
     count, shown = len(maps), maps[: columns * rows]
     cell = width // columns
@@ -179,7 +179,7 @@ def _maps(name: str, maps: np.ndarray, width: int) -> tuple[str, Image.Image]:
 
 
 def _units(name: str, values: np.ndarray, width: int) -> tuple[str, Image.Image]:
-    """Return the title and the picture of the outputs of a fully connected layer, [D]."""
+    """Return title and picture of a fully connected layer's outputs [D]."""
     side = min(max(width // len(values), 5), 40)
     columns = min(len(values), (width - 2) // side)
     padded = np.zeros(math.ceil(len(values) / columns) * columns, values.dtype)
@@ -192,7 +192,7 @@ def _units(name: str, values: np.ndarray, width: int) -> tuple[str, Image.Image]
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
-    """Return a colour for each value, uint8 [..., 3]: black is 0, white high, blue negative."""
+    """Return colours uint8 [..., 3]: 0 black, high values white, negative ones blue."""
     size = np.abs(values)
     # One glaring value would darken the rest; of a layer that is all but silent it is the one.
     largest = np.quantile(size, 0.999) or size.max() or 1

@@ -32,14 +32,17 @@ NO_CHARACTER = "\U0010fffe"
 
 
 def first_kernels(model: AlexNet) -> Image.Image:
-    """Draw the kernels of conv1 as the paper's Figure 3 does: one tower above the other."""
+    """Draw the filters of conv1 as in the paper's Figure 3.
+
+    One tower is above the other.
+    """
     towers = max(layer.groups for layer in model.modules() if isinstance(layer, Conv2d))
     weight = move(model.weight_layers["conv1"].weight.data, "cpu")
     return filter_grid(weight, towers=towers)
 
 
 def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2, towers: int = 1) -> Image.Image:
-    """Draw the kernels of a first convolution side by side, as in Figure 3 of the 2012 paper.
+    """Draw the filters of a first convolution side by side (paper, Figure 3).
 
     weight [K, 3 or 1, R, S]. Each kernel is stretched to the full contrast by its own largest
     magnitude, with 0 at mid-grey, and enlarged `scale` times without smoothing. The first
@@ -82,7 +85,7 @@ def contact_sheet(
     size: int = 208,
     labels: Sequence[int] | None = None,
 ) -> Image.Image:
-    """Draw images with a bar for each of their five most probable classes (paper, Figure 4).
+    """Draw images with bars of their five most probable classes (Figure 4).
 
     images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar of the right class is green
     where `labels` are given (-1: not known), and a line below all images says so.
@@ -122,7 +125,7 @@ def contact_sheet(
 
 
 def failure(draw: Callable[[], None]) -> Exception | None:
-    """Draw a picture; return what stood in its way, for that is the end of nothing else."""
+    """Draw a picture; return the error, if any, instead of raising it."""
     try:
         draw()
     except Exception as error:
@@ -137,7 +140,7 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 
 @functools.cache
 def font(size: int) -> Any:
-    """Return DejaVu Sans, where matplotlib has it, else the font that comes with Pillow."""
+    """Return matplotlib's DejaVu Sans if installed, else Pillow's own font."""
     found = PathFinder.find_spec("matplotlib")  # without importing it
     for folder in (found and found.submodule_search_locations) or ():
         try:
@@ -151,7 +154,7 @@ def font(size: int) -> Any:
 
 
 def drawable(text: str, font: Any) -> str:
-    """Return text with an escape for each character that the font does not have."""
+    """Return text with escapes for characters that the font lacks."""
     return "".join(c if _has(font, c) else ascii(c)[1:-1] for c in escaped(text))
 
 
@@ -166,12 +169,12 @@ def _has(font: Any, character: str) -> bool:
 
 
 def fit(image: np.ndarray, size: int) -> Image.Image:
-    """Scale and cut an image to a square of `size` pixels around its centre."""
+    """Scale and crop an image to a centred square of `size` pixels."""
     return ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
 
 
 def shorten(draw: Any, text: str, font: Any, width: int) -> str:
-    """Cut `text` so that it is at most `width` pixels wide, an ellipsis in place of its middle.
+    """Cut `text` to at most `width` pixels, an ellipsis in its middle.
 
     Characters that the font does not have are escaped before.
     """

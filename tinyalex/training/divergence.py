@@ -1,4 +1,4 @@
-"""When numbers are no longer finite: where that began, and what is left for looking into it.
+"""Find the layer with the first NaN or infinity; write a report.
 
 The step that failed is taken once more, with a look at the output of every layer and, on the way
 back, at every gradient. The first layer that turns finite numbers into others is the one to name.
@@ -36,17 +36,17 @@ NAMED_IMAGES = 3
 
 
 class DivergedError(ArithmeticError):
-    """A loss, a gradient or a weight is no longer finite; the last checkpoint is still good."""
+    """A non-finite loss, gradient or weight; the last checkpoint is good."""
 
 
 def not_finite(arrays: Mapping[str, Array]) -> str | None:
-    """Return the name of the first array with a NaN or an infinity in it."""
+    """Return the name of the first array with a NaN or infinity."""
     return next((n for n, a in arrays.items() if not backends.of(a).all_finite(a)), None)
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Where the first value that is not finite came up, and in which images of the batch."""
+    """The layer, and images, of the first value that is not finite."""
 
     direction: str
     """ "forward" or "backward"."""
@@ -62,7 +62,7 @@ class Cause:
 
 @dataclass
 class Passage:
-    """What went through a layer: the largest magnitudes of its weights, output and gradient."""
+    """Largest magnitudes of weights, output and gradient seen at one layer."""
 
     layer: str
     weight: float | None
@@ -88,7 +88,7 @@ class _Watch(Function):
 
 @np.errstate(over="ignore", invalid="ignore")
 def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[Passage]]:
-    """Run `batch` forward and backward once more; return the first cause of what is not finite.
+    """Repeat a step; return the cause of the first non-finite value.
 
     The random state must be the one from before. Also returns what went through each layer, in
     order, for those that want to see the numbers grow. No weight is touched, gradients are lost.
@@ -149,7 +149,7 @@ def _forward(layer: str, reason: str, rows: tuple[int, ...], count: int) -> Caus
 
 
 def _backward_cause(passages: list[Passage]) -> Cause | None:
-    """Walk from the loss to the images: a layer gets a good gradient and passes on a bad one."""
+    """Return the last layer whose gradient is good, but not its input's."""
     after = "the loss"
     for passage in reversed(passages):
         if passage.gradient is not None and not math.isfinite(passage.gradient):
@@ -163,7 +163,7 @@ def _backward_cause(passages: list[Passage]) -> Cause | None:
 
 @dataclass(frozen=True)
 class Step:
-    """A step about to be taken, and what it takes, beside the network, to repeat it."""
+    """A step about to be taken, with all that repeating it takes."""
 
     number: int
     epoch: int
@@ -176,7 +176,7 @@ class Step:
 def explain(
     error: Exception, step: Step, model: AlexNet, here: Callable[[], Path]
 ) -> DivergedError:
-    """Return `error` with the cause and the images in its message; leave two files in `here()`.
+    """Return `error` with cause and images; write two files into `here()`.
 
     `diverged.json` is the report, for people; `diverged.safetensors` has weights, random state and
     batch, all that it takes to repeat the step. A disk that refuses them is no reason for another

@@ -23,7 +23,7 @@ from tinyalex.version import __version__
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Return what, besides the settings, the numbers of a run may depend on."""
+    """Return versions and hardware that a run's numbers may depend on."""
     device = parse(device)
     return {
         "tinyalex": __version__,
@@ -48,7 +48,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of a checkout that this code runs from, with "-dirty" after changes."""
+    """Return the commit of this checkout, with "-dirty" after changes."""
     here = Path(__file__).parent
     describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:

@@ -1,4 +1,4 @@
-"""How good a network is on images that it did not learn from, and what it takes for what."""
+"""Scores of a network on images outside its training set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tinyalex.training.metrics import hits
 
 @dataclass(frozen=True)
 class Scores:
-    """Results over some images, whole and per class (arrays of length C); they add up."""
+    """Results over some images, in total and per class; they add up."""
 
     loss_sum: float
     class_counts: np.ndarray
@@ -64,13 +64,13 @@ class Scores:
 
     @property
     def top5(self) -> float:
-        """Share of images with the right class among the five most probable, 0 to 1."""
+        """Share of images whose class is among the five most probable."""
         return float(self.class_top5.sum() / self.count)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network answered to each of N images."""
+    """Predictions of a network for N images."""
 
     indices: np.ndarray
     """Their positions in the data set, int64 [N]."""
@@ -91,7 +91,7 @@ class Answers:
 
     @property
     def confusion(self) -> np.ndarray:
-        """Numbers of images, int64 [C, C]: the row is the right class, the column the answer."""
+        """Confusion matrix, int64 [C, C]: rows are right classes, columns are answers."""
         classes = self.log_probabilities.shape[1]
         pairs = np.bincount(self.labels * classes + self.predicted, minlength=classes**2)
         return pairs.reshape(classes, classes)
@@ -106,7 +106,7 @@ class Answers:
         return [pair for pair in found if pair[2]]
 
     def worst_mistakes(self, count: int = 20) -> np.ndarray:
-        """Return positions in these answers, where the network was wrong and surest of it first."""
+        """Return the positions of wrong answers, the most confident first."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         surest = self.log_probabilities[wrong].max(axis=1)
         return wrong[np.argsort(-surest, kind="stable")[:count]]
@@ -161,13 +161,13 @@ def examine(
 
 
 def device_of_model(model: Module) -> str:
-    """Return the device that the model's parameters are on, "cpu" if it has none."""
+    """Return the device of the model's parameters, "cpu" if it has none."""
     first = next(model.parameters(), None)
     return "cpu" if first is None else first.device
 
 
 def log_probabilities(model: Module, images: Array) -> np.ndarray:
-    """Return the logarithms of the softmax outputs for each view of each image, [N, V, C].
+    """Return the log softmax for each view of each image, [N, V, C].
 
     images [N, V, C, H, W], or [N, C, H, W] for V = 1, on any device. The model is as its caller set
     it.
@@ -209,7 +209,7 @@ def _answered(
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller sees the loss
 def logits_and_loss(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the logits [N, C] of a batch and its loss, the mean cross-entropy.
+    """Return a batch's logits [N, C] and its loss, the mean cross-entropy.
 
     Both are on the model's device, wherever the batch is.
     """

@@ -1,4 +1,4 @@
-"""Whether a step fits into a GPU's memory, and which would: found out before the run begins."""
+"""Check that a step fits into GPU memory, and which batch would."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHERS = 2
 
 
 def check_memory(run: Run) -> None:
-    """Raise MemoryError, which says how many images fit, unless a step of the run does.
+    """Raise MemoryError, with a batch size that fits, unless a step does.
 
     Steps on black images are tried, forward and backward, first of the run's batch size, then of
     the half of it and so on. Nothing is learned and no chance is used up. On the CPU, where it can
@@ -55,7 +55,7 @@ def _cupy(run: Run) -> Any:
 
 
 def _try_step(run: Run, count: int) -> None:
-    """Compute gradients, with all else that lies in the memory during a run."""
+    """Compute gradients beside all other memory of a run."""
     xp, model, pixels = _cupy(run), run.classifier.model, run.settings.input_size
     transform = run.train_data.transform
     images = xp.zeros((count, pixels, pixels, model.variant.in_channels), "float32")

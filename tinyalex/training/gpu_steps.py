@@ -1,4 +1,4 @@
-"""Training steps on a GPU, read now and then, perhaps as a CUDA graph."""
+"""Training steps on a GPU, read occasionally, perhaps as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WARM_UP = 2
 
 
 class StepGraph:
-    """Takes steps on batches of one size, from the third one on by replaying a graph.
+    """Steps on batches of one size; from the third, a CUDA graph.
 
     `learn(images, labels)` computes gradients, `pieces()` says how to update the parameters by
     them, `update(table)` does so. Batches of another size are learned from without the graph. For
@@ -102,7 +102,7 @@ class StepGraph:
 
 
 class GPUSteps(Steps):
-    """Takes steps as `Steps` does, `every` so many of them between two readings.
+    """`Steps` on a GPU, with a reading after `every` steps.
 
     The model is on a GPU. After a step whose loss or gradients are not finite nothing is updated
     any more, so that at the next reading the weights are those from before it. With `graph`, the
@@ -118,11 +118,11 @@ class GPUSteps(Steps):
 
     @property
     def unread(self) -> int:
-        """How many steps have been taken since the last reading."""
+        """Number of steps since the last reading."""
         return len(self._sizes)
 
     def take(self, batch: Batch) -> None:
-        """Ask the GPU for a step, whose images are there already; return before it is done."""
+        """Start a step, whose images are on the GPU; do not wait."""
         labels = move(batch.labels, device_of(batch.images))
         if self._graph is None:
             self.learn(batch.images, labels)

@@ -1,4 +1,4 @@
-"""Folder of a run: its files, its lock, and the record of its sessions."""
+"""Folder of a run: its files, lock, and record of sessions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ LONGEST_RECORD = 2**24
 def open_run_folder(
     run: Run, checkpoints: Checkpoints, stop: StopRequest, again: str
 ) -> Iterator[Trainer]:
-    """Judge a batch and write the first files, so that what will not do is found out now.
+    """Evaluate one batch and create the run's files.
+
+    So errors appear before training.
 
     `run` is new or was loaded from `checkpoints`; `again` is the command line that does all of it
     again. Within the block no other process writes into the folder, and signals are requests to
@@ -79,7 +81,7 @@ def open_run_folder(
 
 
 def write_record(run: Run, lock: Lock, again: str) -> None:
-    """Write all that it takes to do the run again; `sessions` gets an entry whenever it goes on."""
+    """Write everything that repeats the run; `sessions` grows by one per resume."""
     sessions = _sessions(lock.where() / RECORD)
     here = environment(run.settings.device)
     decisive = {name: getattr(run.settings, name) for name in DECISIVE}
@@ -101,7 +103,7 @@ def write_record(run: Run, lock: Lock, again: str) -> None:
 
 
 def _sessions(path: Path) -> list[dict[str, Any]]:
-    """Return the earlier parts of the run; none where the record is missing, or spoilt."""
+    """Return earlier sessions; none if the record is missing or spoilt."""
     try:
         with open_regular(path) as file:
             sessions = json.loads(file.read(LONGEST_RECORD))["sessions"]

@@ -17,7 +17,7 @@ from tinyalex.training.metrics import Average, hits
 
 @np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for below
 def train_step(model: Module, optimizer: SGD, batch: Batch) -> Average:
-    """Learn from one batch; return its loss and how many images were classified right before.
+    """Learn from one batch; return its loss and count of right answers.
 
     Raises DivergedError, before any weight is touched, if the loss or a gradient is not finite.
     """
@@ -47,7 +47,7 @@ class Steps:
 
     @property
     def unread(self) -> int:
-        """How many steps have been taken since the last reading."""
+        """Number of steps since the last reading."""
         return len(self._results)
 
     def take(self, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The registry of exercises: small calls of every kernel, each with its own check.
+"""Registry of exercises: small, checked calls of every kernel.
 
 One list serves every way of looking at the kernels: values under all schedules of the shim, the
 sanitizers, the traces of memory, the deleted barriers, and the real GPU.

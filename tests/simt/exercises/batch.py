@@ -1,4 +1,4 @@
-"""Batches made on the device against the transforms that make them on the host."""
+"""Batches made on the device, against the transforms on the host."""
 
 import numpy as np
 from helpers import assert_close

@@ -1,4 +1,4 @@
-"""Convolutions as users ask for them: any layout, and the backend chooses the rung."""
+"""Convolutions in any layout, by the algorithm that the backend chooses."""
 
 from __future__ import annotations
 

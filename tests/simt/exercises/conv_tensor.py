@@ -1,4 +1,4 @@
-"""Convolution on tensor cores: every pass, precision, layout of a tile, and edge of a matrix.
+"""Convolution on tensor cores: every pass, precision, tile layout and edge.
 
 The inputs are normal numbers; the truth is `reference` in float64, which the tests hold against
 loops written out (a loop in Python over as many products as fill several tiles takes too long).

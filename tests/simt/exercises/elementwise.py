@@ -1,4 +1,4 @@
-"""ReLU, dropout and the look for NaN, on sizes with and without a rest of four, in several blocks.
+"""ReLU, dropout and the finiteness check, at sizes around blocks.
 
 A block has 1024 elements: 2053 are two blocks and five elements, the last of them alone.
 """

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy: rows shorter and longer than a warp and a block, many rows, the edges."""
+"""Softmax cross-entropy: rows around a warp and a block, many rows."""
 
 import numpy as np
 import oracles

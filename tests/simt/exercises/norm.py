@@ -124,7 +124,7 @@ def pooled_four_channels_a_thread(rng):
 
 @exercise("norm_pool.cu")
 def pooled_in_slices_of_channels(rng):
-    # 37 quads: four slices and most of a fifth, and in the gradient more than a warp a pixel.
+    # 37 quads: four slices and most of a fifth, and in the gradient more than a warp per pixel.
     check_pooled(rng, QUADS_POOL, normal(rng, (1, 148, 5, 11), FLOAT), PAPER, 1, OVERLAPPING)
 
 

@@ -1,4 +1,4 @@
-"""Max-pooling and its gradient, each version by name, against the loops of `oracles`."""
+"""Max-pooling and its gradient, every version, against the loops of `oracles`."""
 
 import numpy as np
 import oracles

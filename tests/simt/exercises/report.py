@@ -1,4 +1,4 @@
-"""Exercises of what the steps of a training note on the device, and of what that stops."""
+"""Results that training steps record on the device."""
 
 import numpy as np
 from helpers import normal

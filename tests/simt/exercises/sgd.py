@@ -1,4 +1,4 @@
-"""The update of all parameters: every form, sizes around a block's 4096 elements, any layout."""
+"""The update of all parameters: every form, size and memory layout."""
 
 import numpy as np
 import oracles

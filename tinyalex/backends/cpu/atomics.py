@@ -67,7 +67,7 @@ def subtract(typing: Any, address: Any, value: Any) -> Any:
 
 @operation
 def replace(typing: Any, address: Any, before: Any, after: Any) -> Any:
-    """Write ``after`` at ``address`` if ``before`` is there, and return whether it was."""
+    """Write ``after`` at ``address`` if it holds ``before``; return whether it did."""
 
     def build(b: Any, address: Any, before: Any, after: Any) -> Any:
         return b.extract_value(b.cmpxchg(_at(b, address), before, after, ORDER, ORDER), 1)
@@ -101,7 +101,7 @@ def call(typing: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 def symbol(name: str) -> Callable[[], int]:
-    """Return the compiled function for the address that goes by ``name`` in this process."""
+    """Return the compiled function for the address of a symbol."""
 
     @operation
     def address_of(typing: Any) -> Any:

@@ -15,7 +15,7 @@ CLEAR = "\r\033[K"  # begin the line anew, on a terminal
 
 
 class _Announcer(Listener):
-    """Writes to the terminal while a kernel is being compiled; elsewhere one line in all.
+    """Message on the terminal while a kernel compiles; elsewhere one line.
 
     Numba tells of kernels that it compiles, not of those that it finds on the disk. One kernel's
     compilation may start that of others, which it calls.
@@ -77,7 +77,7 @@ def _on_a_terminal() -> bool:
 
 
 def _write(text: str) -> None:
-    """Write to stderr, if there is somebody to read it: no kernel depends on that."""
+    """Write to stderr, and ignore a stderr that fails."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
             sys.stderr.write(text)

@@ -16,7 +16,7 @@ BLOCK = 1 << 16  # elements that `all_finite` adds up in one go
 
 
 def _as_lines(first: Array, *others: Array) -> tuple[list[Array], Callable[[Array], Array]]:
-    """Return 1-D views of arrays of one shape, in the memory order of the first, and the way back.
+    """Return 1-D views in the first array's memory order, and the inverse.
 
     Arrays that lie otherwise are copied. The result of a kernel lies as the first array does.
     """
@@ -49,7 +49,10 @@ def relu(x: Array) -> Array:
 
 
 def relu_input_grad(grad: Array, y: Array) -> Array:
-    """Return dx = dy where y > 0, else 0; y > 0 exactly where x > 0. Where y is NaN, dx = dy."""
+    """Return dx = dy where y > 0, else 0; dx = dy where y is NaN.
+
+    y > 0 exactly where x > 0.
+    """
     (output, gradient), restore = _as_lines(y, grad)
     dx = memory.empty_like(gradient)
     _relu_input_grad(gradient, output, dx)

@@ -2,7 +2,7 @@
 
 Numba keeps machine code beside the source, in ``__pycache__``; where that cannot be written, in the
 user's cache (``~/.cache/numba``), or in ``NUMBA_CACHE_DIR``. It unpickles what it finds there: a
-file cut by a full disk fails every process from then on, and one by somebody else may do anything.
+file cut by a full disk fails every process from then on, and one by another user may do anything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AGAIN, ALWAYS = "kernels are compiled again", "every process compiles them"
 
 
 class KernelCache(FunctionCache):
-    """Numba's cache of one function, for which no file is a reason to fail.
+    """Numba's cache of one function; an unusable file is never an error.
 
     A file counts if it is this user's, root's or of the owner of the source, and whole; another is
     removed, and the kernel compiled again. Where none can be written, every process compiles.
@@ -94,7 +94,7 @@ class _SealedFile(IndexDataCacheFile):
         return super()._load_data(name)
 
     def _may_be_read(self, path: str) -> bool:
-        """Tell whether a file is sound, or not there at all; remove it if it is neither."""
+        """Return whether a file is sound or missing; remove it if spoilt."""
         try:
             kept = os.stat(path)
             if not stat.S_ISREG(kept.st_mode):

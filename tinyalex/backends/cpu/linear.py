@@ -1,4 +1,4 @@
-"""Fully connected layers: matrix products, each task with its own part of the result.
+"""Fully connected layers: matrix products, split into one part per task.
 
 The weights are far larger than the activations, and with few images reading them is most of the
 work. So they are read where they lie, once and in long runs, and it is the activations that are put
@@ -161,7 +161,7 @@ def _multiply(a, b, width, c, transpose_a, transpose_b):
 def _blas(
     a: Array, b: Array, shape: tuple[int, int], transpose_a: bool, transpose_b: bool
 ) -> Array:
-    """Return ``op(a) @ op(b)``, each task with so many columns that all have equally many."""
+    """Return ``op(a) @ op(b)`` from BLAS, equally many columns per task."""
     c = memory.empty(shape, a.dtype)
     tasks = num_threads() * max(1, -(-shape[1] // (num_threads() * MAX_COLUMNS)))
     width = max(1, -(-shape[1] // tasks))

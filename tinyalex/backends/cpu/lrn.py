@@ -25,7 +25,7 @@ LINES = 64  # lines a task takes at a time: enough to share the scratch arrays
 
 
 class Norm(NamedTuple):
-    """The numbers of a normalisation, in the array's dtype: ``ratio`` is alpha / size.
+    """Numbers of a normalisation, in the array's dtype; ``ratio`` is alpha / size.
 
     ``limit`` is the largest sum of squares for which no intermediate result overflows or vanishes;
     beyond it, what takes care of that takes over.
@@ -59,7 +59,7 @@ def _limit(size: int, ratio: float, beta: float, k: float, dtype: np.dtype[Any])
 
 @kernel
 def scratch(width, size, dtype):
-    """Return working memory for lines of ``width`` channels: two with margins of zeros."""
+    """Return working memory for a line of ``width`` channels, with zero margins."""
     return (
         np.zeros(width + size - 1, dtype),
         np.zeros(width + size - 1, dtype),
@@ -99,7 +99,7 @@ def _three_quarters(k, ratio, sums, power):
 
 @kernel
 def powers_of_sums(norm, sums, power):
-    """With s = k + ratio * sums: set ``power`` to s ** -beta and ``sums`` to 1 / s."""
+    """Set ``power`` to s ** -beta and ``sums`` to 1 / s, with ``s = k + ratio * sums``."""
     one = sums.dtype.type(1)
     if norm.beta == 0.75:  # two square roots, which the processor has, instead of a call per value
         _three_quarters(norm.k, norm.ratio, sums, power)
@@ -112,7 +112,9 @@ def powers_of_sums(norm, sums, power):
 
 @kernel
 def _powers(x, start, norm, squares, power, inverse):
-    """Set ``inverse`` to 1 / s and ``power`` to s ** -beta for the line of ``x`` from ``start``.
+    """Set ``inverse`` to 1 / s and ``power`` to s ** -beta for one line.
+
+    Return False, and set nothing, where the numbers are too large or k too small for that.
 
     Return False, and do not, where the numbers are too large or k too small for that.
     """
@@ -131,13 +133,13 @@ def _powers(x, start, norm, squares, power, inverse):
 
 @kernel
 def unit(largest, k):
-    """Return a power of two about as large as ``largest`` and the root of k."""
+    """Return a power of two near the larger of ``largest`` and ``sqrt(k)``."""
     return math.ldexp(1.0, math.frexp(max(float(largest), math.sqrt(k)))[1] - 1)
 
 
 @kernel
 def _energy(x, start, c, norm, width):
-    """Return m and t with s = m ** 2 * t for channel c of a line, as `reference` computes them."""
+    """Return m and t with ``s = m ** 2 * t`` for channel c, as `reference` does."""
     first, stop = max(0, c - norm.size // 2), min(width, c + (norm.size - 1) // 2 + 1)
     largest, t = 0.0, 0.0
     for j in range(first, stop):
@@ -150,7 +152,7 @@ def _energy(x, start, c, norm, width):
 
 @kernel
 def _normalise_with_care(x, start, norm, width, y):
-    """Compute y for the line from ``start``, in float64 and whatever the numbers are."""
+    """Compute y for one line in float64, for any magnitudes."""
     for c in range(width):
         m, t = _energy(x, start, c, norm, width)
         y[start + c] = x[start + c] / m * t**-norm.beta * m ** (1 - 2 * norm.beta)
@@ -158,7 +160,7 @@ def _normalise_with_care(x, start, norm, width, y):
 
 @kernel
 def _normalise_grad_with_care(grad, x, start, norm, width, dx):
-    """Compute dx for the line from ``start``, as `_normalise_with_care`; ``dx`` may be ``grad``."""
+    """Compute dx for one line as `_normalise_with_care`; ``dx`` may be ``grad``."""
     directs, pulls, units = np.empty(width), np.empty(width), np.empty(width)
     for c in range(width):
         m, t = _energy(x, start, c, norm, width)
@@ -174,7 +176,7 @@ def _normalise_grad_with_care(grad, x, start, norm, width, dx):
 
 @kernel
 def normalise(x, norm, space, y):
-    """Compute y for any number of lines, one behind the other; a line is as long as the scratch."""
+    """Compute y for consecutive lines, each as long as the scratch."""
     squares, _, power, inverse = space
     width = np.uintp(power.size)
     for line in range(np.uintp(x.size) // width):
@@ -188,7 +190,7 @@ def normalise(x, norm, space, y):
 
 @kernel
 def normalise_grad(grad, x, norm, space, dx):
-    """Compute dx for any number of lines, as `normalise`; ``dx`` may be ``grad``."""
+    """Compute dx for consecutive lines, as `normalise`; ``dx`` may be ``grad``."""
     squares, products, power, inverse = space
     width = np.uintp(power.size)
     # The window that holds j belongs to c = j - (size - 1) // 2 .. j + size // 2.
@@ -230,8 +232,9 @@ def _lines(x: Array, groups: int) -> Array:
 
 
 def local_response_norm(x: Array, options: NormOptions) -> Array:
-    """Return ``x_c * (k + alpha / size * sum of x_j ** 2) ** -beta``, the sum over the ``size``
-    channels j = c - size // 2 .. c + (size - 1) // 2 that are in c's group.
+    """Return ``x_c * (k + alpha / size * sum of x_j ** 2) ** -beta``.
+
+    The sum runs over the channels j = c - size // 2 .. c + (size - 1) // 2 of c's group.
     """
     lines = _lines(x, options.groups)
     y = memory.empty_like(lines)

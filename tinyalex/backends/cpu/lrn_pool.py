@@ -20,7 +20,7 @@ from tinyalex.backends.geometry import NormOptions, Pair, PoolOptions, pool_wind
 from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
-ROWS = 9  # of the output, a task: the first window of each normalises some rows a second time
+ROWS = 9  # of the output per task: the first window of each normalises some rows a second time
 
 
 @parallel_kernel

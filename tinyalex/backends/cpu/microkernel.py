@@ -1,4 +1,4 @@
-"""The inner loop of matrix products: a tile of the result that never leaves the registers.
+"""Inner loop of matrix products: a tile of the result in registers.
 
 A library's matrix product first copies both factors into an order of its own. Our factors are
 small, many, and made by ourselves: they are made in the right order at once, and nothing is copied
@@ -56,7 +56,7 @@ class View(NamedTuple):
 
 
 def _tile(rows: int, vectors: int) -> Callable[..., None]:
-    """Return the code for a tile of the result of ``rows`` rows and ``vectors * LANES`` columns."""
+    """Return code for a result tile of ``rows`` rows and ``vectors * LANES`` columns."""
     cells = [(i, j) for i in range(rows) for j in range(vectors)]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -120,7 +120,10 @@ _tile_3x1, _tile_3x2 = _tile(ROWS[2], 1), _tile(ROWS[2], 2)
 def _rectangle(
     a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once, rows, wide
 ):
-    """Compute the largest tile of at most ``rows`` rows, or the smallest; return its rows."""
+    """Compute the largest tile of at most ``rows`` rows; return its rows.
+
+    With fewer rows than the smallest tile has, it is that one.
+    """
     if rows >= ROWS[0]:
         if wide:
             _tile_1x2(a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once)

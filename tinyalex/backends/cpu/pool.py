@@ -1,4 +1,4 @@
-"""Max-pooling, a row of pixels at a time, all channels of a pixel in one vector loop.
+"""Max-pooling, one pixel row at a time, channels in one vector loop.
 
 The window's tap that won is stored in a byte; the backward pass *gathers*: each row of the input
 collects from the windows that cover it, so every row is written by one task, whole and once.
@@ -20,7 +20,10 @@ from tinyalex.backends.types import Array, Shape
 
 @kernel
 def _begin(x, start, step, tap, first, stop, y, taps):
-    """Set window j, from ``first`` to ``stop``, to pixel ``start + j * step`` of the row ``x``."""
+    """Initialise windows ``first`` to ``stop`` with pixels of the row ``x``.
+
+    Window j begins with pixel ``start + j * step``.
+    """
     # Unsigned indices: signed ones could mean "from the end", and the loop would not vectorise.
     for j in range(np.uintp(first), np.uintp(max(first, stop))):
         pixel = np.uintp(start + np.int64(j) * step)
@@ -43,7 +46,9 @@ def _keep_larger(x, start, step, tap, first, stop, y, taps):
 
 @kernel
 def _windows_over(window, s, windows, pixels):
-    """Return the first window of a line whose tap s lies in the image, and the one after the last.
+    """Return the range of windows whose tap s lies in the image.
+
+    Also the pixel under that tap of window 0, which may be outside.
 
     Also the pixel under that tap of window 0, which may be outside.
     """
@@ -54,7 +59,7 @@ def _windows_over(window, s, windows, pixels):
 
 @kernel
 def pool_row(x, window, r, fresh, y, taps):
-    """Bring ``x`` [W, C], the pixels under tap row r, into a line of windows ``y`` [Wo, C].
+    """Pool ``x`` [W, C], the pixels under tap row r, into ``y`` [Wo, C].
 
     If ``fresh``, these are the first pixels of the windows.
     """
@@ -95,7 +100,7 @@ def _add_where_won(grad, taps, tap, first, stop, start, step, dx):
 
 @kernel
 def collect(grad, taps, window, h, line):
-    """Set ``line`` [W, C], row h of an image, to the gradient of all windows it won in.
+    """Set ``line`` [W, C] to the input gradient of image row h.
 
     ``grad`` and ``taps`` [Ho, Wo, C] are the image's.
     """
@@ -124,7 +129,7 @@ def outputs(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, A
 
 
 def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
-    """Return the maximum of each window, and the number r * S + s of the tap that held it.
+    """Return each window's maximum, and its tap: the number r * S + s.
 
     Padding never wins; the first of equal values wins; NaN wins over all.
     """
@@ -136,7 +141,7 @@ def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array
 def max_pool2d_input_grad(
     grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
-    """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
+    """Return dx: each window's gradient goes to its winning tap; overlaps add."""
     N, C, H, W = input_shape
     dx = memory.empty((N, H, W, C), grad.dtype)
     gradients, winners = plain(channels_last(grad)), plain(channels_last(taps))

@@ -69,7 +69,7 @@ def _add(symbols: dict[str, int]) -> None:
 
 
 def kernel(function: Function) -> Function:
-    """Compile ``function``, and keep the machine code on disk for the next process.
+    """Compile ``function`` and cache the machine code on disk.
 
     Numba's cache looks at the time stamp of the file that holds ``function``, not at those of the
     functions it calls: after a change to a helper in another file, delete ``__pycache__``.
@@ -78,7 +78,7 @@ def kernel(function: Function) -> Function:
 
 
 def quick_kernel(function: Function) -> Function:
-    """As `kernel`; float32 quotients and roots may be off by some units in the last place.
+    """`kernel` with fast float32 quotients and roots, inexact in the last digits.
 
     The processor's estimate and one step of Newton's method take half as long. On that way 0 and
     infinity become NaN: neither may come here.
@@ -122,7 +122,7 @@ def _compiled(function: Function, **options: Any) -> Function:
 
 
 def _keep(made: Any, function: Callable[..., Any]) -> None:
-    """Do as ``cache=True``, with a cache that no file on the disk can spoil."""
+    """Act as ``cache=True``, with a cache that tolerates spoilt files."""
     try:
         made._cache = KernelCache(function)
     except RuntimeError:
@@ -147,14 +147,14 @@ def set_num_threads(count: int) -> None:
 
 
 def num_threads() -> int:
-    """Return how many threads the next kernel uses, whichever Python thread calls it."""
+    """Return the threads of the next kernel, from any Python thread."""
     if not loop_symbols:
         numba.set_num_threads(_count)  # which has one for each Python thread
     return _count
 
 
 def workspace(elements: int, dtype: np.dtype[Any]) -> Array:
-    """Return scratch memory, one row of ``elements`` for each thread there may be.
+    """Return scratch memory, one row of ``elements`` per possible thread.
 
     (`set_num_threads` may come between this and the kernel. Rows that no thread uses take no
     memory.)
@@ -164,7 +164,7 @@ def workspace(elements: int, dtype: np.dtype[Any]) -> Array:
 
 
 def plain(x: Array) -> Array:
-    """Return contiguous ``x`` as the one kind of array that kernels are compiled for: writable.
+    """Return contiguous ``x`` writable, the only form kernels are compiled for.
 
     Numba compiles every kernel anew for read-only arrays; they are rare, so they are copied.
     """

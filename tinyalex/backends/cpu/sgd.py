@@ -32,7 +32,7 @@ def _paper_step(w, g, v, lr, momentum, decay):
 
 
 def sgd_step(param: Array, grad: Array, velocity: Array | None, options: SGDOptions) -> None:
-    """Update ``param`` w and its ``velocity`` v in place from the gradient g.
+    """Update ``param`` w and ``velocity`` v in place by the gradient g.
 
     form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
     nesterov ``w -= lr (g + momentum v)``.

@@ -100,7 +100,7 @@ def _is_open(loop, number):
 
 @kernel
 def _take(loop, number):
-    """Take a piece, and return how many there were; 0 if there is none for this thread."""
+    """Take a piece; return how many were left, 0 for none."""
     while True:
         now = load(loop + OPEN)
         left = now & COUNTER
@@ -112,7 +112,7 @@ def _take(loop, number):
 
 @kernel
 def _help(loop, number):
-    """Run pieces until there are no more; return how many pieces of the loop are not done."""
+    """Run pieces until none is left; return the number of unfinished ones."""
     left = _take(loop, number)
     if left == 0:
         return -1
@@ -226,7 +226,7 @@ def _alone(room, function, args, sizes, steps, data, dimensions, arrays):
 
 @kernel
 def _join(pool):
-    """Wait for the pieces that other threads have in hand; soon leave them the processor."""
+    """Wait for pieces that other threads run; soon yield the processor."""
     begin, rounds = _now(pool + SEATS), 0
     while load(pool + PENDING) > 0:
         pause()
@@ -263,7 +263,7 @@ def _parallel_for(function, args, sizes, steps, data, dimensions, arrays, thread
 
 @callback(word(word, word, word, word))
 def _pieces(threads, dimensions, starts, stops):
-    """Return into how many pieces a loop is cut. Its range includes ``stops``."""
+    """Return the number of pieces of a loop; its range includes ``stops``."""
     rounds = 1
     for d in range(dimensions):
         rounds *= load(stops + 8 * d) - load(starts + 8 * d) + 1
@@ -298,7 +298,7 @@ def _put(place: int, value: int) -> None:
 
 
 def _forget() -> None:
-    """Begin anew in a child process, which has none of its parent's threads."""
+    """Reset in a child process, which has none of its parent's threads."""
     for place in (OPEN, PENDING, BUSY, CALLER, STARTED):
         _put(place, 0)
 
@@ -309,7 +309,7 @@ def set_num_threads(count: int) -> None:
 
 
 def prepare(count: int) -> dict[str, int]:
-    """Return the addresses that loops of our kernels need by the names that Numba gives them."""
+    """Return the addresses that our kernels' loops need, under Numba's names."""
     key = ctypes.c_uint()
     ctypes.CDLL(None).pthread_key_create(ctypes.byref(key), None)
     _put(KEY, key.value)

@@ -65,7 +65,7 @@ def store(builder: Any, vector: Any, place: Any) -> None:
 
 
 def stream(builder: Any, vector: Any, place: Any) -> None:
-    """Write a vector past the caches to ``place``, which must be a multiple of its size.
+    """Write a vector past the caches to ``place``, aligned to its size.
 
     An ordinary store first reads the cache line that it will overwrite, and drives others out of
     the cache. This pays for arrays larger than `FAR`. A task that has streamed ends with a `fence`.
@@ -77,7 +77,7 @@ def stream(builder: Any, vector: Any, place: Any) -> None:
 
 
 def _code_of_fence(typing: Any) -> Any:
-    """Return code that waits until all threads can see what this one has streamed."""
+    """Return code that makes streamed writes visible to all threads."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.fence("seq_cst")
@@ -90,7 +90,7 @@ fence: Callable[..., None] = intrinsic(_code_of_fence)
 
 
 def spread(builder: Any, number: Any) -> Any:
-    """Return a vector of ``number``, which is only known when the code runs."""
+    """Return a vector filled with ``number``, known at run time."""
     vector = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), number, INTEGER(0))
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     return builder.shuffle_vector(vector, vector, lanes)
@@ -112,7 +112,7 @@ def repeat(
     values: Sequence[Any],
     step: Callable[[Any, Sequence[Any]], Sequence[Any]],
 ) -> Sequence[Any]:
-    """Build a loop, ``values = step(i, values)`` for i from 0 to ``times``, which is at least 1.
+    """Build a loop: ``values = step(i, values)`` for i from 0 to ``times`` >= 1.
 
     ``step`` is called once, to write the body. Returns the values after the last round.
     """

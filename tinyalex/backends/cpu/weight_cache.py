@@ -1,10 +1,10 @@
 """Cache of transformed weights, keyed by a fingerprint of their bytes.
 
-Nobody tells a kernel that weights have changed: they are plain arrays, and anyone may write into
-them. So it looks: a fingerprint of all their bytes takes a fraction of the time of making anew what
-was made of them. Something is kept when the same weights come a second time: for prediction, not
-for training, which changes them at every step. It goes as soon as these weights are seen changed
-or are gone, or when other weights have been asked for `STALE` times since.
+Kernels are not told of changed weights: they are plain arrays, which any code may write into. A
+fingerprint of all bytes takes a fraction of the time of the transform. A result is kept when the
+same weights come a second time: in prediction, not in training, which changes them at every step.
+It is dropped when the weights have changed or are gone, or when other weights have been asked for
+`STALE` times since.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _requests = 0
 
 
 def _code_of_folding(typing: Any, words: Any, rounds: Any, sums: Any) -> Any:
-    """Return the code that folds `STREAMS` words into the sums, ``rounds`` (at least 1) times.
+    """Return code that folds `STREAMS` words into the sums, ``rounds`` times.
 
     No step loses anything: a change of one word changes the result. The product carries differences
     upward, the shift brings them down again.
@@ -100,7 +100,7 @@ def _fold(data, folded):
 
 
 def fingerprint(array: Array) -> bytes:
-    """Return bytes that differ, but for one chance in 2 ** 64, when the array's contents do."""
+    """Return bytes that differ, but for 1 chance in ``2 ** 64``, for different contents."""
     data = plain(array).reshape(-1).view(np.uint8)
     rest = data.size % (8 * STREAMS)
     # What fills no round counts as it is.
@@ -136,7 +136,7 @@ def reuse(weight: Array, name: Hashable, make: Callable[[], Array]) -> Array:
 
 
 def _tied(mark: bytes, made: list[Array], weight: Array) -> _Kept:
-    """Keep what is in ``made`` for as long as the memory of ``weight`` lives."""
+    """Keep ``made`` for as long as the memory of ``weight`` lives."""
     while isinstance(weight.base, np.ndarray):
         weight = weight.base
     # The callback may run at any moment: so no lock, just one atomic operation.

@@ -23,7 +23,7 @@ from tinyalex.backends.types import Array
 
 @kernel
 def _scratch(image, size):
-    """Return working memory for a row: one with margins of zeros, and two without."""
+    """Return working memory for a row: one zero-padded, two plain."""
     width, channels = image.shape[1:]
     line = width * channels
     padded = np.zeros(line + (size - 1) * channels, image.dtype)
@@ -32,7 +32,7 @@ def _scratch(image, size):
 
 @kernel
 def _sum_around(image, y, size, squared, padded, total):
-    """Set ``total`` to the sum of the window around each value of row ``y``, or of its squares."""
+    """Set ``total`` to the sum, perhaps of squares, around row ``y``'s values."""
     height, width, channels = image.shape
     line, reach = np.uintp(width * channels), size // 2
     values, margin = image.reshape(-1), np.uintp(reach * channels)
@@ -57,7 +57,7 @@ def _sum_around(image, y, size, squared, padded, total):
 
 @kernel
 def _energy(image, y, w, c, norm):
-    """Return m and t with s = m ** 2 * t for one value, as `reference` computes them."""
+    """Return m and t with ``s = m ** 2 * t`` for one value, as `reference`."""
     height, width, _ = image.shape
     reach, largest, t = norm.size // 2, 0.0, 0.0
     first, stop = max(0, w - reach), min(width, w + reach + 1)
@@ -73,7 +73,7 @@ def _energy(image, y, w, c, norm):
 
 @kernel
 def _row_with_care(image, y, norm, target):
-    """Compute row ``y`` of the result, in float64 and whatever the numbers are."""
+    """Compute row ``y`` of the result in float64, for any magnitudes."""
     _, width, channels = image.shape
     for w in range(width):
         for c in range(channels):

@@ -73,7 +73,7 @@ def prepare(
 def _places(
     shape: BatchShape, N: int, tops: np.ndarray, lefts: np.ndarray, flips: np.ndarray
 ) -> np.ndarray:
-    """Return int32 [N, 3] of top, left, mirrored; ValueError where a crop is not in its image."""
+    """Return int32 [N, 3] of top, left, mirrored; ValueError for crops outside."""
     if shape.C not in (1, 3) or shape.channels not in (1, shape.C) or shape.stored < shape.channels:
         raise ValueError(
             f"cannot make {shape.channels} of {shape.C} channels, and store {shape.stored}"

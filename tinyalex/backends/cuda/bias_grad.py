@@ -12,7 +12,7 @@ RANGES, SHORT, LONG = 256, 64, 4096
 
 
 def bias_grad(grad: Array) -> Array:
-    """Return dbias [K], the sum of dy [..., K] over all but its last axis."""
+    """Return dbias [K], the sum of dy [..., K] over the other axes."""
     if grad.size == 0:
         return cupy().zeros(grad.shape[-1], grad.dtype)
     sums = _sums(grad)
@@ -21,7 +21,7 @@ def bias_grad(grad: Array) -> Array:
 
 
 def relu_bias_grad(grad: Array, y: Array) -> tuple[Array, Array]:
-    """Return dy [..., K] with 0 where y is 0 or less, and the sum of that as in `bias_grad`."""
+    """Return dy [..., K], 0 where y <= 0, and its `bias_grad`."""
     if grad.size == 0:
         return grad, bias_grad(grad)
     masked, sums = cupy().empty(grad.shape, grad.dtype), _sums(grad)
@@ -36,7 +36,7 @@ def _sums(grad: Array) -> Array:
 
 
 def _total(sums: Array) -> Array:
-    """Return the sum of the ranges' sums [ranges, K], by the same kernel, as one range."""
+    """Return the sum of the sums [ranges, K], by the same kernel."""
     if len(sums) == 1:
         return sums[0]
     total = cupy().empty((1, sums.shape[1]), sums.dtype)

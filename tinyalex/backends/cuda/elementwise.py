@@ -16,7 +16,7 @@ WARP = 32
 
 
 def _as_lines(first: Array, *others: Array) -> tuple[list[Array], Callable[[Array], Array]]:
-    """Return 1-D views of arrays of one shape, in the memory order of the first, and the way back.
+    """Return 1-D views in the first array's memory order, and the inverse.
 
     Arrays that lie otherwise are copied. The result of a kernel lies as the first array does.
     """
@@ -42,7 +42,10 @@ def relu(x: Array) -> Array:
 
 
 def relu_input_grad(grad: Array, y: Array) -> Array:
-    """Return dx = dy where y > 0, else 0; y > 0 exactly where x > 0. Where y is NaN, dx = dy."""
+    """Return dx = dy where y > 0, else 0; dx = dy where y is NaN.
+
+    y > 0 exactly where x > 0.
+    """
     (output, gradient), restore = _as_lines(y, grad)
     dx = cupy().empty(gradient.shape, gradient.dtype)
     entry = f"relu_input_grad_{type_name(grad.dtype)}"
@@ -70,7 +73,7 @@ def dropout(x: Array, p: float, key: int) -> Array:
 
 
 def philox_words(counters: Array, keys: Array) -> Array:
-    """Return four random words for each counter, int32 [count, 4], and its key, uint64 [count].
+    """Return four random words per counter, int32 [count, 4], and key.
 
     Words are 32 bits, to be read as unsigned; the source is named in ``kernels/philox.cuh``.
     """
@@ -81,14 +84,14 @@ def philox_words(counters: Array, keys: Array) -> Array:
 
 
 def all_finite(x: Array) -> bool:
-    """Return whether no element is NaN or infinite. This waits for the GPU."""
+    """Return whether all elements are finite; this waits for the GPU."""
     return bool(all_finite_many([x]))
 
 
 def all_finite_many(arrays: Sequence[Array]) -> Array:
-    """Return, as a device array without axes, whether no element of any array is NaN or infinite.
+    """Return, as a device array without axes, whether all elements are finite.
 
-    Nothing waits for the GPU until somebody looks at the result.
+    Reading the result waits for the GPU; this function does not.
     """
     most = BLOCKS_EACH * multiprocessors()
     blocks = [min(_blocks(x.size, EACH), most) for x in arrays]

@@ -43,7 +43,7 @@ ALIGNMENT = 16  # bytes: the widest single load
 
 
 def type_name(dtype: Any) -> str:
-    """Return how CUDA calls ``dtype``: "float" or "double", the endings of entries' names.
+    """Return CUDA's name of ``dtype``, "float" or "double": an entry's ending.
 
     Raises TypeError for others: there are no kernels for them.
     """
@@ -108,7 +108,7 @@ def _module(file: str, device: int) -> Any:
 
 
 def _pack(entry: str, position: int, kind: str, value: Any) -> Any:
-    """Return ``value`` as CuPy wants it for a parameter of the type ``kind``."""
+    """Return ``value`` as CuPy's argument for a parameter of type ``kind``."""
     where = f"{entry}, argument {position} ({kind})"
     if kind.endswith("*"):
         return _NULL if value is None else _checked(where, _DTYPES[kind[:-1]], value)
@@ -126,7 +126,7 @@ def _pack(entry: str, position: int, kind: str, value: Any) -> Any:
 
 @lru_cache(maxsize=1024)
 def _struct(value: Any) -> np.ndarray:
-    """Return a NamedTuple of ints as an array of one element, which CuPy passes by value.
+    """Return a NamedTuple of ints as an array, which CuPy passes.
 
     An element of plain bytes: CuPy reads ``__array_interface__`` at every launch, which would list
     all fields of a record.
@@ -155,8 +155,10 @@ def _checked(where: str, dtype: Any, array: Array) -> Array:
 
 
 def source_folder() -> Path:
-    """Return the folder of the kernels: the environment's TINYALEX_KERNELS, that of an installed
-    package, or that of the source tree. Raises FileNotFoundError if there is none.
+    """Return the folder of the kernels.
+
+    It is the environment's TINYALEX_KERNELS, that of an installed package, or that of the source
+    tree. Raises FileNotFoundError if there is none.
     """
     package = Path(__file__).parents[2]
     chosen = os.environ.get("TINYALEX_KERNELS")
@@ -187,7 +189,7 @@ def read_source(file: str) -> str:
 
 
 def _line(file: str, number: int) -> str:
-    """Say what the next line is, so that messages name the line of the file itself."""
+    """Return a ``#line`` directive, so that messages name the original line."""
     return f'#line {number} "{file}"\n'
 
 

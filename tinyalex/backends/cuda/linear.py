@@ -1,4 +1,4 @@
-"""Fully connected layers: a linear layer is a convolution of one pixel with 1x1 filters.
+"""Fully connected layers, as convolutions of one pixel with 1x1 filters.
 
 So the tensor cores compute it by the kernels that they have for convolutions. These read weight
 [O, I] along I in all three passes, as it lies: no pass needs it transposed. What they do not take

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy against class indices, and its gradient, without waiting for the GPU."""
+"""Softmax cross-entropy and its gradient, without waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK = 128  # threads
 
 
 class Rows(NamedTuple):
-    """What backward needs of forward: the options, and what it found out about every row."""
+    """Values that backward needs of forward: options, and results per row."""
 
     ignored: int
     smoothing: float
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 def cross_entropy(
     logits: Array, target: Array, ignore_index: int, mean: bool, label_smoothing: float
 ) -> tuple[Array, Rows]:
-    """Return the loss, an array without axes, and what `cross_entropy_input_grad` wants to know.
+    """Return the loss, without axes, and the `Rows` for `cross_entropy_input_grad`.
 
     ``loss_i = -sum_c q_ic log(softmax(x_i))_c`` with q = 1 - e at the target, and e / C more at
     every class. ``logits`` are [N, C, ...] or [C], ``target`` integers [N, ...] or []. Rows whose

@@ -18,20 +18,21 @@ FILE = "local_response_norm.cu"
 
 
 def in_quads(x: Array, groups: int) -> bool:
-    """Return whether kernels can take the channels of ``x`` by fours, each pixel in one block."""
+    """Return whether kernels can read the channels of ``x`` by fours."""
     C = x.shape[1]
     return x.dtype == np.float32 and C // groups % 4 == 0 and 0 < C <= 4 * THREADS
 
 
 def numbers(x: Array, options: NormOptions) -> tuple[int, int, float, float, float]:
-    """Return the channels of a group and the options as the kernels take them."""
+    """Return a group's channels and the options as kernel arguments."""
     size, alpha, beta, k, groups = options
     return x.shape[1] // groups, size, alpha / size, beta, k
 
 
 def local_response_norm(x: Array, options: NormOptions) -> Array:
-    """Return ``x_c * (k + alpha / size * sum of x_j ** 2) ** -beta``, the sum over the ``size``
-    channels j = c - size // 2 .. c + (size - 1) // 2 that are in c's group.
+    """Return ``x_c * (k + alpha / size * sum of x_j ** 2) ** -beta``.
+
+    The sum runs over the channels j = c - size // 2 .. c + (size - 1) // 2 of c's group.
     """
     version = _quads if in_quads(x, options.groups) else _naive
     return version("local_response_norm", (x,), options)

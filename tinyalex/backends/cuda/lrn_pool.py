@@ -88,8 +88,9 @@ class _Tile(NamedTuple):
 
 
 def _tile(shape: PoolShape) -> _Tile:
-    """Return tiles as wide as a block has threads for, and as high as `TILE_BYTES` let them be,
-    but evenly spread over the image.
+    """Return the tile size, limited by threads per block and `TILE_BYTES`.
+
+    Tiles are spread evenly over the image.
     """
     columns = min(THREADS // SLICE, TILE_BYTES // (16 * SLICE * shape.R))
     windows_w = _even(shape.Wo, max(0, columns - shape.S) // shape.stride_w + 1)
@@ -101,7 +102,7 @@ def _tile(shape: PoolShape) -> _Tile:
 
 
 def _even(count: int, most: int) -> int:
-    """Return the size of parts of ``count``, at most ``most``, of which all are equally large."""
+    """Return the size, at most ``most``, of equal parts of ``count``."""
     parts = -(-count // most)
     return -(-count // parts)
 
@@ -145,7 +146,7 @@ def _grad_by_rows(
     pool: PoolOptions,
     *sums: Array,
 ) -> Array:
-    """Return dx, from a kernel with one block per row of an image, which may also fill ``sums``."""
+    """Return dx, one block per image row; it may also fill ``sums``."""
     grad, _, x = arrays
     shape = PoolShape.of(x.shape, pool, grad.shape[2:])
     images = [channels_last(array) for array in arrays]
@@ -159,8 +160,9 @@ def _grad_by_rows(
 def norm_max_pool2d_relu_bias_grad(
     grad: Array, taps: Array, x: Array, norm: NormOptions, pool: PoolOptions
 ) -> tuple[Array, Array]:
-    """Return the gradients of what `norm_max_pool2d` followed: a ReLU, whose output is ``x``, and
-    a bias before it.
+    """Return the gradients of a bias and ReLU before `norm_max_pool2d`.
+
+    ``x`` is the ReLU's output.
 
     The first is dx of `norm_max_pool2d` where not ``x <= 0``, else 0: that of the ReLU's input.
     The second, [C], is its sum over images and pixels, added up in the same order every time.

@@ -47,8 +47,9 @@ def one_thread_each(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def quads_by_pixels(quads: int, pixels: int) -> tuple[int, int]:
-    """Return a block with a thread for each of ``quads`` along x, and for as many of ``pixels``
-    along y as there is room for, evenly spread over the rounds that they take.
+    """Return a block with one thread per quad (x) and pixel (y).
+
+    As many of ``pixels`` as there is room for, evenly spread over the rounds that they take.
     """
     quads = min(max(quads, 1), THREADS)
     rounds = -(-pixels // (THREADS // quads))
@@ -56,8 +57,9 @@ def quads_by_pixels(quads: int, pixels: int) -> tuple[int, int]:
 
 
 def taps_dtype(kernel_size: Pair) -> np.dtype[Any]:
-    """Return the smallest type that can number the taps of a window. Raises ValueError where two
-    bytes will not do.
+    """Return the smallest dtype for a window's taps.
+
+    Raises ValueError for more taps than two bytes can number.
     """
     dtype = np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1)
     if dtype.itemsize > 2:
@@ -71,7 +73,7 @@ def _entry(operation: str, dtype: Any, taps: Any) -> str:
 
 
 def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
-    """Return the maximum of each window, and the number r * S + s of the tap that held it.
+    """Return each window's maximum, and its tap: the number r * S + s.
 
     Padding never wins; the first of equal values wins; NaN wins over all. Raises ValueError for
     windows of more than 65,536 taps.
@@ -110,7 +112,7 @@ def outputs(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, A
 def max_pool2d_input_grad(
     grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
-    """Return dx: the gradient of each window goes to its winning tap; overlapping windows add."""
+    """Return dx: each window's gradient goes to its winning tap; overlaps add."""
     four_channels = grad.dtype == np.float32 and grad.shape[1] % 4 == 0
     quads = four_channels and taps.dtype == np.uint8 and options.dilation == (1, 1)
     version = max_pool2d_input_grad_quads if quads else max_pool2d_input_grad_naive
@@ -132,8 +134,9 @@ def max_pool2d_input_grad_naive(
 def max_pool2d_input_grad_quads(
     grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
-    """`max_pool2d_input_grad`, version 2: four channels per thread, for float32, channels divisible
-    by 4, windows of at most 256 taps and without dilation.
+    """`max_pool2d_input_grad`, version 2: four channels per thread.
+
+    For float32, channels divisible by 4, windows of at most 256 taps and without dilation.
     """
     shape = PoolShape.of(input_shape, options, grad.shape[2:])
     dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)

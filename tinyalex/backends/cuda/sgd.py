@@ -36,7 +36,7 @@ def _row_type(real: Any) -> np.dtype[Any]:
 
 
 class StepTable:
-    """The update of parameters of one dtype, as a table in the device's memory.
+    """Table in device memory of the update of parameters of one dtype.
 
     `launch` reads the table when it runs. Recorded into a CUDA graph, it takes new learning rates
     (and everything else but the number and the sizes of the parameters) from the next `fill`::
@@ -59,7 +59,7 @@ class StepTable:
         self.fill(pieces)
 
     def fill(self, pieces: Sequence[Piece]) -> None:
-        """Describe the update anew. Raises ValueError for parameters of other sizes or dtypes."""
+        """Describe the update anew; ValueError for other sizes or dtypes."""
         if [piece.param.size for piece in pieces] != self.sizes or any(
             array is not None and array.dtype != self.dtype
             for piece in pieces
@@ -109,14 +109,14 @@ class StepTable:
 
 
 def sgd_steps(updates: Sequence[tuple[Any, ...]]) -> None:
-    """Run `sgd_step` for each of these arguments of it: one launch a dtype."""
+    """Run `sgd_step` for each of these argument tuples: one launch per dtype."""
     pieces = [Piece(*update) for update in updates]
     for dtype in {piece.param.dtype: None for piece in pieces}:
         StepTable([piece for piece in pieces if piece.param.dtype == dtype]).launch()
 
 
 def sgd_step(param: Array, grad: Array, velocity: Array | None, options: SGDOptions) -> None:
-    """Update ``param`` w and its ``velocity`` v in place from the gradient g.
+    """Update ``param`` w and ``velocity`` v in place by the gradient g.
 
     form "torch":  ``g += decay w;  v = momentum v + (1 - dampening) g;  w -= lr v``, or with
     nesterov ``w -= lr (g + momentum v)``.
@@ -126,7 +126,7 @@ def sgd_step(param: Array, grad: Array, velocity: Array | None, options: SGDOpti
 
 
 def _memory_order(array: Array) -> tuple[int, ...]:
-    """Return the axes in the order in which they lie in memory: as they are, or channels last."""
+    """Return the axes in memory order: as they are, or channels last."""
     if array.ndim == 4 and not array.flags.c_contiguous:
         return 0, 2, 3, 1
     return tuple(range(array.ndim))

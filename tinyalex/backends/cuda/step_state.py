@@ -1,4 +1,4 @@
-"""State of training steps on the device: dropout keys, losses, and whether they are finite.
+"""State of training steps on the device: dropout keys, losses, finiteness.
 
 A CUDA graph repeats its launches with the arguments that were recorded, so a key among them would
 be the same in every step. Recorded with the keys of `KeySlots`, the kernels read what lies in the
@@ -27,7 +27,7 @@ LOSSES = 4  # where they begin
 
 
 class SlotKey(int):
-    """A key whose value is what lies in ``slot`` when the kernel runs; as a number it is 0."""
+    """A key that kernels read from ``slot`` when they run; otherwise 0."""
 
     slot: Array
 
@@ -49,7 +49,7 @@ class KeySlots:
             yield key
 
     def fill(self, keys: Sequence[int]) -> None:
-        """Put one key into each slot. Raises ValueError for more or fewer keys than slots."""
+        """Write one key per slot; ValueError for another number of keys."""
         if len(keys) != len(self):
             raise ValueError(f"there are {len(self)} slots for keys, got {len(keys)} keys")
         words = np.zeros((len(keys), 2), np.uint64)
@@ -58,7 +58,7 @@ class KeySlots:
 
 
 class Reading(NamedTuple):
-    """The losses of some steps, float32, and in how many images each was right, int32."""
+    """Losses (float32) and counts of right images (int32) of some steps."""
 
     losses: np.ndarray
     hits: np.ndarray
@@ -68,8 +68,9 @@ class Reading(NamedTuple):
 
 
 class StepReport:
-    """Room on the device for what at most `most` float32 steps found out, as `StepTable.launch`
-    and kernels/step_report.cu read and write it.
+    """Device memory for the results of at most `most` float32 steps.
+
+    `StepTable.launch` and kernels/step_report.cu read and write it.
     """
 
     def __init__(self, most: int) -> None:
@@ -77,7 +78,7 @@ class StepReport:
         self.words = cupy().zeros(LOSSES + 2 * most, np.int32)
 
     def note(self, loss: Array, logits: Array, targets: Array, finite: Array) -> None:
-        """Note a step: its loss, logits [N, C], int64 targets [N], whether gradients are finite."""
+        """Record a step: loss, logits [N, C], int64 targets [N], finiteness of gradients."""
         rows, classes = logits.shape
         targets, flag = targets.view(np.uint64), finite.view(np.uint8)
         sizes = rows, classes, self.most
@@ -85,7 +86,7 @@ class StepReport:
         launch("step_report.cu", "report_step", (1,), (BLOCK,), args)
 
     def read(self) -> Reading:
-        """Wait for the steps noted since the last time, and return what was found out."""
+        """Wait for the steps since the last reading; return their results."""
         words = cupy().asnumpy(self.words)
         self.words[1:2] = 0
         halted, taken = bool(words[0]), int(words[1])

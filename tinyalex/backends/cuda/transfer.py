@@ -1,4 +1,4 @@
-"""From the host to a GPU while it computes: pinned memory, two places, a stream of their own.
+"""Asynchronous copies to a GPU: pinned memory, two buffers, their own stream.
 
 The copy of one batch and the computation on the one before run side by side::
 
@@ -26,7 +26,7 @@ Sent = TypeVar("Sent")
 
 
 def empty_pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return uninitialised host memory that a GPU can copy from while the host goes on.
+    """Return uninitialised pinned host memory, for copies beside computation.
 
     Memory that is free again is kept for the next array.
     """
@@ -37,7 +37,7 @@ def empty_pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 class Place:
-    """Memory of the device, and the host's array that was last copied there."""
+    """Device memory, and the host array that was last copied there."""
 
     def __init__(self) -> None:
         self.memory: Array | None = None
@@ -45,7 +45,7 @@ class Place:
         self.arrived = cupy().cuda.Event(disable_timing=True)
 
     def receive(self) -> Array:
-        """Return the array: for what the current stream does from now on, it has arrived.
+        """Return the array, arrived for all later work of the current stream.
 
         Of an array of records the bytes, [N, bytes].
         """
@@ -60,14 +60,14 @@ class Place:
 
 
 class Uploads:
-    """Two places to which arrays are copied in turn, on a stream that waits for no other."""
+    """Two buffers that arrays are copied to in turn, on their stream."""
 
     def __init__(self) -> None:
         self._stream = cupy().cuda.Stream(non_blocking=True)
         self._places = [Place(), Place()]
 
     def send(self, array: np.ndarray) -> Place:
-        """Begin to copy a C-contiguous array from pinned memory; return where it goes.
+        """Begin to copy a C-contiguous pinned array; return its destination.
 
         Its place is the one of the array before the last. What the current stream has been asked
         for until now may still use that; what it is asked for later may not.
@@ -87,7 +87,7 @@ class Uploads:
 
 
 def one_ahead(items: Iterator[Item], send: Callable[[Item], Sent]) -> Iterator[tuple[Item, Sent]]:
-    """Yield each item with what `send` returns for it, after the next one has been sent as well.
+    """Yield each item with `send` of it, once the next is sent.
 
     An error of the next one is raised when its turn has come.
     """

@@ -22,7 +22,7 @@ from tinyalex.backends.types import Array, Shape
 
 
 class Problem(NamedTuple):
-    """What the choice of an algorithm depends on."""
+    """The shape, options and dtype that an algorithm is chosen by."""
 
     output_shape: Shape
     weight_shape: Shape
@@ -99,14 +99,14 @@ def conv2d_relu(x: Array, weight: Array, bias: Array | None, options: ConvOption
 def conv2d_input_grad(
     grad: Array, weight: Array, input_shape: Shape, options: ConvOptions
 ) -> Array:
-    """Return dx: each output's gradient times its kernel, added back to the window it came from."""
+    """Return dx: each output's gradient times its filter, added over overlapping windows."""
     kernels = algorithm(Problem(grad.shape, weight.shape, options, grad.dtype))
     dx: Array = kernels.input_grad(grad, weight, input_shape, options)
     return dx
 
 
 def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
-    """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
+    """Return dweight: each output's gradient times its window, summed over outputs."""
     kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
     dweight: Array = kernels.weight_grad(grad, x, weight_shape, options)
     return dweight

@@ -36,7 +36,7 @@ def clear(target, row, start, count):
 
 @kernel
 def _inside(start, step, count, size):
-    """Return first and last + 1 of those k in range(count) with 0 <= start + k * step < size."""
+    """Return the range of k with ``0 <= start + k * step < size``, as first and stop."""
     first = 0 if start >= 0 else min(count, (-start + step - 1) // step)
     stop = 0 if start >= size else min(count, (size - 1 - start) // step + 1)
     return first, max(first, stop)
@@ -79,7 +79,7 @@ def gather(x, window, output_size, first_pixel, channels, tap_rows, columns):
 
 @kernel
 def scatter_add(columns, window, output_size, first_pixel, channels, tap_rows, dx):
-    """Add every column back to the pixels that `gather` would copy it from."""
+    """Add every column back to the pixels that `gather` copies."""
     N, H, W, C = dx.shape
     lines = dx.reshape(N * H, W * C)
     (c0, c1), (r0, r1) = channels, tap_rows

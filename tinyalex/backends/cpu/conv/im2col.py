@@ -151,7 +151,7 @@ def _weight_grad(grad, x, partial, window, blocks, groups, space):
 
 
 def _workers(groups: int) -> int:
-    """Return into how many shares each group must be cut to give every thread the same work."""
+    """Return the shares per group that give every thread equal work."""
     return num_threads() // math.gcd(num_threads(), groups)
 
 
@@ -190,7 +190,7 @@ def forward(
 def input_grad(
     grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> Array:
-    """Return dx: multiply with the weights, add the columns back into the image.
+    """Return dx: the product with the weights, added back by `scatter_add`.
 
     ``grad`` counts where ``mask`` > 0.
     """
@@ -246,7 +246,10 @@ def weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions
 
 
 def masked(grad: Array, y: Array) -> tuple[Array, None]:
-    """Return the gradient of a ReLU's input, y its output; no mask is left, as it is read twice."""
+    """Return the gradient of a ReLU's input, whose output is y.
+
+    No mask is returned: the product reads the gradient twice.
+    """
     return relu_input_grad(grad, y), None
 
 

@@ -110,7 +110,7 @@ def forward(
 def input_grad(
     grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> Array:
-    """Return dx: the gradient of the blocks, put back where their pixels came from."""
+    """Return dx: the gradient of the blocks, scattered to their pixels."""
     (s, _), ((top, _), (left, _)), _, _ = options
     taps = taps_as_blocks(weight.shape, s)
     N, C, H, W = input_shape

@@ -1,7 +1,7 @@
 """Winograd's convolution F(4x4, 3x3) and F(4x4, 5x5): stride 1, float32, many channels.
 
 Every 4x4 tile of outputs is computed by way of n x n points, n = 6 or 8 (`winograd_transforms`):
-2.25 products an output instead of 9, or 4 instead of 25. At each point (k, l) the products over all
+2.25 products per output instead of 9, or 4 instead of 25. At each point (k, l) products over all
 tiles and channels are one matrix product. A task takes a few lines of tiles through all steps
 (`winograd_tiles`), one row of points k at a time:
 
@@ -137,7 +137,7 @@ def _weight_grad(grad, mask, x, dU, sums, canvas, scales, padding, lines, per_ta
 
 
 def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
-    """Return room for the tiles of so many lines, on all stages of their way.
+    """Return workspace for the tiles of ``lines`` lines, at all stages.
 
     Rows and half-done columns, then half-done tiles (4 <= n) and one row of points with its margin.
     """
@@ -191,7 +191,7 @@ def convolve(
 def forward(
     x: Array, weight: Array, bias: Array | None, options: ConvOptions, rectify: bool = False
 ) -> Array:
-    """Return y, or max(y, 0): transform the input, multiply point by point, transform back."""
+    """Return y, or max(y, 0): transform, multiply point by point, transform back."""
     size = conv_output_size(x.shape[2:], weight.shape[2:], options)
     shape = (x.shape[0], weight.shape[0], *size)
     _, ((top, _), (left, _)), _, groups = options
@@ -221,7 +221,7 @@ def input_grad(
 
 
 def masked(grad: Array, y: Array) -> tuple[Array, Array]:
-    """Return the gradient and its mask as they are: it is masked where it is read anyway."""
+    """Return the gradient and its mask unchanged: reading applies the mask."""
     return grad, y
 
 

@@ -1,4 +1,4 @@
-"""Powers of two that bring the images of a batch to one magnitude.
+"""Powers of two that scale a batch's images to one magnitude.
 
 A transform of Winograd's convolution mixes all pixels of its tile, and rounds relative to the
 largest. Where a tile belongs to two images, one that is a million times larger would leave nothing
@@ -34,7 +34,7 @@ _BITS = ir.VectorType(ir.IntType(32), LANES)
 
 
 def _largest(masked: bool) -> Callable[..., float]:
-    """Return code for the largest |x|, or the largest of those where ``mask`` is not <= 0.
+    """Return code for the largest |x|, where ``mask`` allows it if ``masked``.
 
     Its arguments: the two addresses and the length, a multiple of `LANES`. A NaN does not count.
     """
@@ -74,7 +74,7 @@ _largest_of_all, _largest_of_seen = _largest(False), _largest(True)
 
 @kernel
 def find_scales(images, mask, canvas, first, lines, scales):
-    """Find the scales of the images that share the canvases under these lines of tiles.
+    """Compute the scales of the images under these lines of tiles.
 
     scales [2, N]: the power of two that brings the image's largest |x| below 1, and its inverse.
     Tasks that share a canvas all write the same numbers; where every image has a canvas of its own,

@@ -115,7 +115,9 @@ def _multiply(factor, target):
 
 @kernel
 def _gather(images, mask, scales, canvas, padding, line, rows, sums):
-    """Copy the pixels under a line of tiles to ``rows`` [rows, columns, C]; 0 between images.
+    """Copy the pixels under a line of tiles to ``rows`` [rows, columns, C].
+
+    Between images it writes zeros.
 
     Where ``mask``, unless it is empty, is not positive, they are 0 too. They are added to ``sums``
     [columns * C], unless that is empty, and multiplied by the scale of their image.
@@ -189,7 +191,9 @@ _finish_near, _finish_far = _finish(store), _finish(stream)
 
 @kernel
 def _scatter(tile, canvas, line, column, bias, rectify, scales, images, spoilt):
-    """Scale a tile [4, 4 * K], add the bias, ``rectify`` it, store what of it lies in an image.
+    """Scale a tile [4, 4 * K], add the bias, ``rectify`` it, store it.
+
+    Only what lies in an image is stored.
 
     ``bias`` [4 * K] is repeated for each pixel of a row. An image that gets a NaN or an infinity is
     marked as ``spoilt``.
@@ -202,7 +206,7 @@ def _scatter(tile, canvas, line, column, bias, rectify, scales, images, spoilt):
         if i >= canvas.down or h >= H:
             continue
         b = 0
-        while b < TILE:  # a row of the tile may end in one image and go on in the next
+        while b < TILE:  # a row of the tile may reach from one image into the next
             j, w = divmod(column * TILE + b, canvas.width)
             n = (number * canvas.down + i) * canvas.across + j
             count = min(TILE - b, canvas.width - w)
@@ -221,7 +225,7 @@ def _scatter(tile, canvas, line, column, bias, rectify, scales, images, spoilt):
 
 @kernel
 def take(space, start, shape):
-    """Return the next part of the workspace as an array, and where the one after it starts."""
+    """Return the next part of the workspace, and the start after it."""
     size = 1
     for length in shape:
         size *= length
@@ -244,7 +248,7 @@ def input_columns(x, mask, scales, canvas, padding, first, rows, half):
 
 @kernel
 def input_rows(half, k, tiles, V):
-    """Transform the rows of the inputs, those of points k: ``half`` to V [tile, n * C + margin]."""
+    """Transform the inputs' rows at points k: ``half`` to V [tile, n * C + margin]."""
     lines, n, columns, C = half.shape
     for line in range(lines):
         row = (line * n + k) * columns
@@ -279,7 +283,7 @@ def gradient_rows(half, k, tiles, Z):
 
 @kernel
 def output_rows(M, half, k):
-    """Transform the rows of the products at points k: M [tile, n * K + margin] to half[:, k]."""
+    """Transform the products' rows at points k: M [tile, n * K + margin] to half[:, k]."""
     tiles, n, _, K = half.shape
     for tile in range(tiles):
         target = (tile * n + k) * TILE * K
@@ -288,7 +292,7 @@ def output_rows(M, half, k):
 
 @kernel
 def output_columns(half, outputs, canvas, first, bias, rectify, scales, y, spoilt):
-    """Transform the columns of the outputs, ``half`` [tile, n, 4, K], and store them in y.
+    """Transform the outputs' columns: ``half`` [tile, n, 4, K] to y.
 
     The task must end with a `vectors.fence`.
     """

@@ -1,4 +1,4 @@
-"""The transforms of Winograd's convolution: a 1-D convolution as a product of polynomials.
+"""Winograd's transforms: a 1-D convolution as a product of polynomials.
 
 With n = m + r - 1 points, m outputs of a convolution with r taps need n products instead of m * r:
 
@@ -58,7 +58,7 @@ class Matrices(NamedTuple):
 
 
 def matrices(taps: int) -> Matrices:
-    """Return the matrices for ``taps`` taps; the points' order is 0, a, -a, b, -b, ..., infinity.
+    """Return the matrices for ``taps`` taps; points: ``0, a, -a, b, -b, ..., infinity``.
 
     Row i of B^T has the coefficients of the product of (x - q) over all other points q, row i of G
     the powers of point p over that product's value at p, column i of A^T the powers of p. Infinity
@@ -89,7 +89,10 @@ def _combination(builder: Any, factors: Any, values: Any) -> Any:
 
 
 def _rows_in_pairs(builder: Any, matrix: Array, x: list[Any]) -> list[Any]:
-    """Return ``matrix @ x`` where the rows of +a and -a differ in the signs of odd columns."""
+    """Return ``matrix @ x``; the rows of +a and -a share products.
+
+    They differ in the signs of odd columns.
+    """
     pairs = []
     for row in matrix[1:-1:2]:
         even = _combination(builder, row[::2], x[::2])
@@ -99,7 +102,10 @@ def _rows_in_pairs(builder: Any, matrix: Array, x: list[Any]) -> list[Any]:
 
 
 def _columns_in_pairs(builder: Any, matrix: Array, x: list[Any]) -> list[Any]:
-    """Return ``matrix @ x`` where the columns of +a and -a differ in the signs of odd rows."""
+    """Return ``matrix @ x``; the columns of +a and -a share products.
+
+    They differ in the signs of odd rows.
+    """
     plus, minus = x[1:-1:2], x[2:-1:2]
     both = [
         [combine(p, m, flags=FUSED) for p, m in zip(plus, minus, strict=True)]

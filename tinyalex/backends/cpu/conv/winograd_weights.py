@@ -1,4 +1,4 @@
-"""Winograd's convolution: weights to the points and back, and channels in whole vectors."""
+"""Winograd's weights: transforms, and channels padded to whole vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tinyalex.backends.types import Array
 
 @parallel_kernel
 def _transform_weights(taps, rotated, U):
-    """Compute U = G w G^T; ``rotated``: of the kernels turned by 180 degrees, outputs as inputs.
+    """Compute U = G w G^T, of the ``rotated`` filters if asked.
+
+    ``rotated``: turned by 180 degrees, outputs as inputs.
 
     taps [groups, Kg, Cg, r * r] -> U [n, n, groups, panels, channels in, `WIDTH` channels out].
     """
@@ -100,7 +102,7 @@ def _resize(array: Array, groups: int, axis: int, channels: int) -> Array:
 
 
 def fill(array: Array, groups: int, axis: int) -> Array:
-    """Return ``array`` with zeros added to each group of channels, up to whole vectors."""
+    """Return ``array`` with each channel group zero-padded to whole vectors."""
     return _resize(array, groups, axis, padded(array.shape[axis], groups))
 
 
@@ -110,7 +112,7 @@ def strip(array: Array, groups: int, axis: int, channels: int) -> Array:
 
 
 def points(weight: Array, groups: int, rotated: bool) -> Array:
-    """Return U, the weights at the points; ``rotated``: of the transpose, turned by 180 degrees."""
+    """Return U, the transformed weights; ``rotated``: of the transpose, rotated by 180 degrees."""
     taps = weight.shape[2]
     n = TILE + taps - 1
     kernels = fill(fill(weight, groups, 0), 1, 1)

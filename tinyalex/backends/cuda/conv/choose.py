@@ -43,13 +43,13 @@ def conv2d_relu(x: Array, weight: Array, bias: Array | None, options: ConvOption
 def conv2d_input_grad(
     grad: Array, weight: Array, input_shape: Shape, options: ConvOptions
 ) -> Array:
-    """Return dx: each output's gradient times its kernel, added back to the window it came from."""
+    """Return dx: each output's gradient times its filter, added over overlapping windows."""
     shape = ConvShape.of(input_shape, weight.shape, options)
     return _input_grad(channels_last(grad), weight, shape)
 
 
 def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
-    """Return dweight: each output's gradient times the window it saw, summed over all pixels."""
+    """Return dweight: each output's gradient times its window, summed over outputs."""
     shape = ConvShape.of(x.shape, weight_shape, options)
     return _weight_grad(channels_last(grad), x, shape)
 
@@ -87,7 +87,7 @@ def conv2d_relu_grads(
 def _tensor_shape(
     shape: ConvShape, dtype: np.dtype[Any], which: tensor_cores.Pass
 ) -> ConvShape | None:
-    """Return the convolution to ask the tensor cores for; None if they cannot do it.
+    """Return the convolution for the tensor cores, None if they cannot.
 
     They read four channels at a time. Photographs have three: they get a fourth, all zeros.
     """

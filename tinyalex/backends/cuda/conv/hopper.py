@@ -18,7 +18,7 @@ SHARED_BYTES = 16 * TILE + STAGES * 2 * TILE * DEPTH * 4  # four numbers for eac
 
 
 def available() -> bool:
-    """Return whether the current device is a Hopper GPU: no other has these instructions."""
+    """Return whether the current device is a Hopper GPU."""
     return str(cupy().cuda.Device().compute_capability) == "90"
 
 

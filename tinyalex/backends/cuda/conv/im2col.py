@@ -66,7 +66,7 @@ def im2col(x: Array, shape: ConvShape) -> Array:
 
 
 def col2im(columns: Array, shape: ConvShape, dx: Array) -> None:
-    """Put into dx [N, H, W, C], for each pixel, the sum of all that `im2col` would copy of it."""
+    """Set dx [N, H, W, C]: per pixel, the sum of its copies in `im2col`."""
     entry = f"col2im_{type_name(dx.dtype)}"
     launch("im2col.cu", entry, (-(-dx.size // THREADS),), (THREADS,), (columns, dx, shape))
 

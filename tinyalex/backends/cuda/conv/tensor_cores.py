@@ -31,7 +31,7 @@ LEAST_ROUNDS = 8  # of a part, lest its beginning and end outweigh them
 
 
 class Cut(NamedTuple):
-    """How to cut up a product; None leaves the choice to `plan`."""
+    """Tile and splits of a product; None leaves the choice to `plan`."""
 
     tile: int | None = None  # side of the square that a block computes
     splits: int | None = None  # parts of the reduction
@@ -41,7 +41,7 @@ CHOSEN = Cut()
 
 
 def applicable(shape: ConvShape, which: Pass) -> bool:
-    """Return whether the kernels can do it: they copy four channels (or filters) at once."""
+    """Return whether channels (or filters) are a multiple of four."""
     whole_channels = shape.C // shape.groups % 4 == 0
     whole_filters = shape.K // shape.groups % 4 == 0
     return whole_channels and (which == "forward" or whole_filters)
@@ -112,7 +112,7 @@ def conv_weight_grad_tensor(
 
 
 class Plan(NamedTuple):
-    """How a product of rows x columns is cut up."""
+    """Tiles and splits of a product of rows x columns."""
 
     tile: int  # side of the square that a block computes
     splits: int  # parts of the reduction
@@ -153,12 +153,12 @@ def _plan(
 
 
 def threads(kernel: str, tile: int) -> int:
-    """Return the size of a block: the double factors of TF32 three times want more registers."""
+    """Return the threads per block; 3xTF32 factors need more registers."""
     return 256 if tile == 128 and kernel.endswith("tf32x3") else 128
 
 
 def shared_bytes(tile: int) -> int:
-    """Return the shared memory of a block: the ring, and four numbers for each row."""
+    """Return a block's shared memory: the ring, and four numbers per row."""
     line = DEPTH + 4  # floats; four in excess keep the banks apart
     return 4 * (STAGES[tile] * 2 * tile * line + 4 * tile)
 
@@ -191,7 +191,10 @@ def _product(
 
 
 def _sum(parts: Array, bias: Array | None = None, relu: bool = False) -> Array:
-    """Return the sum of the parts, in order, with bias and ReLU; a single part has them already."""
+    """Return the sum of the parts, in order, with bias and ReLU.
+
+    A single part has them already.
+    """
     if len(parts) == 1:
         return parts[0]
     result = cupy().empty(parts.shape[1:], parts.dtype)

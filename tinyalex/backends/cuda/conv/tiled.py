@@ -62,6 +62,6 @@ def _tiles(size: int) -> int:
 
 
 def _entry(name: str, shape: ConvShape) -> str:
-    """Return the entry that reads 16 bytes at a time, if a group's channels allow it."""
+    """Return the entry with 16-byte reads, if a group's channels allow it."""
     whole = shape.C // shape.groups % 4 == 0 and shape.K // shape.groups % 4 == 0
     return name + "_vector" * whole
