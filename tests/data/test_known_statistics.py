@@ -17,9 +17,8 @@ from tinyalex.data import (
     pixel_statistics,
     training_statistics,
 )
-from tinyalex.data.index import cache_file
 from tinyalex.data.manifest import MANIFEST, STATISTICS, sha256, verify
-from tinyalex.data.training_statistics import WHAT, prepared_statistics
+from tinyalex.data.training_statistics import WHAT, cache_file, prepared_statistics
 from tinyalex.files import FileError, load, save
 from tinyalex.training import new_run
 
@@ -144,6 +143,16 @@ def test_few_images_leave_nothing_and_no_place_is_no_error(photos, cache, monkey
     assert measure(photos)[1] == [f"{WHAT} are measured now"]
 
 
+def test_where_the_cache_lies(cache, monkeypatch):
+    assert cache_file("photos").parent == cache
+    assert cache_file("photos") == cache_file(os.path.abspath("photos"))
+    assert cache_file("photos") != cache_file("other")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert str(cache_file("photos")).startswith("/home/somebody/.cache/tinyalex/statistics-")
+
+
 def test_a_dry_run_measures_for_the_run_itself_and_leaves_nothing_else(photos, cache, tmp_path):
     out = tmp_path / "run"
     arguments = ("--variant", "tiny", "--data", photos, "--mean", "image", "--out", out)
@@ -152,7 +161,7 @@ def test_a_dry_run_measures_for_the_run_itself_and_leaves_nothing_else(photos, c
         code, said, _ = commands.run("train_alexnet", *arguments, *extra)
         assert code == 0
         assert (f"{WHAT} are measured now\n" in said) == ("--summary" not in extra)
-    place = cache_file(str(photos), "statistics")
+    place = cache_file(photos)
     assert list(cache.iterdir()) == [place]
     assert not out.exists()
     code, said, _ = commands.run("train_alexnet", *arguments, "--epochs", 1)

@@ -113,7 +113,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--index-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep a large folder's list and statistics for later",
+        help="keep the mean and colours of a large folder's images for later runs",
     )
 
     group = parser.add_argument_group("model (paper sections 3 and 4.2)")
@@ -246,7 +246,7 @@ def make_parser(description: str | None = None) -> Parser:
         help="write metrics for TensorBoard to DIR/tensorboard (needs tensorboardX)",
     )
     instead = parser.add_argument_group(
-        "instead of training; nothing stays on the disk but what --index-cache remembers"
+        "instead of training; nothing stays on the disk but what --index-cache keeps"
     ).add_mutually_exclusive_group()
     instead.add_argument(
         "--dry-run",

@@ -48,8 +48,7 @@ class ImageFolder:
     inside a class folder belong to that class. Only names with an image extension count
     (`image.EXTENSIONS`, any case); what is passed over is counted in `passed_over`, as `index.Scan`
     says. The class folders lie in `folder`. Nothing is decoded here: a broken image raises
-    ImageError from `load`. The list of many images is remembered while the folders stay as they
-    are (`index.py`); `cache=False` reads them in any case.
+    ImageError from `load`.
 
     Raises DataError for a folder that cannot be trained on: one with a single class, or with a
     class without images. With `complete=False` such a one is taken, too, unless it is empty, as an
@@ -63,7 +62,6 @@ class ImageFolder:
         val_fraction: float = 0.2,
         seed: int = 0,
         shorter_side: int = 256,
-        cache: bool = True,
         complete: bool = True,
         layout: str | None = None,
         rules: int = RULES,
@@ -82,7 +80,7 @@ class ImageFolder:
         self._complete, self._rules = complete and (split != "test" or kept is not None), rules
         self._check_root()
         if kept is not None:
-            self._open_kept(kept, cache, others)
+            self._open_kept(kept, others)
             return
         splits, beside = self._layout(layout, complete)
         self.folder = self._folder_of(splits)
@@ -90,7 +88,7 @@ class ImageFolder:
         self.classes = names
         if split == "test" and complete:  # of the training images, of which it may lack some
             self.classes, _ = self._class_names(self.root / splits["train"])
-        index = index_images(str(self.folder), names, cache, rules)
+        index = index_images(str(self.folder), names, rules)
         self.passed_over = index.passed_over + Counter(
             {
                 "beside the class folders": loose_images,
@@ -139,7 +137,7 @@ class ImageFolder:
         own = set(same_names(names, found).values())
         return [name for name in found if name not in own]
 
-    def _open_kept(self, kept: Kept, cache: bool, others: Iterable[Kept]) -> None:
+    def _open_kept(self, kept: Kept, others: Iterable[Kept]) -> None:
         """Find the images that a run had."""
         self.folder = self.root / kept.folder
         if not self.folder.is_dir():  # the images of the split are all that was moved
@@ -160,7 +158,7 @@ class ImageFolder:
             )
         names = [called[name] for name in own if name in called]
         self.new_classes = sorted(there.difference(called.values()))
-        index = index_images(str(self.folder), names, cache, kept.rules)
+        index = index_images(str(self.folder), names, kept.rules)
         self.classes, self.passed_over, self._rules = kept.classes, index.passed_over, kept.rules
         same_folder = (other for other in others if other.folder == kept.folder)
         places = kept.found_in(index.paths, same_folder)

@@ -1,37 +1,24 @@
-"""The list of the images in class folders, and its cache.
-
-A list of many images goes to a file in the user's cache folder (`$XDG_CACHE_HOME/tinyalex`, or
-`~/.cache/tinyalex`), together with the identity and the times of every folder that it was read
-from. It counts only as long as these are what they were: a file that comes, goes or gets another
-name changes the times of its folder.
-"""
+"""Image files below class folders, found and sorted."""
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import os
-import time
 from array import array
 from bisect import bisect, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
 from tinyalex.data.dataset import DataError
 from tinyalex.data.image import EXTENSIONS
-from tinyalex.files import FileError, load, save
-from tinyalex.folders import make_folder
-from tinyalex.schema import Each, array_of, check, whole
 from tinyalex.text import printable
-
-FORMAT = "tinyalex-index-3"
 
 RULES = 2
 """The number of the rule for what is an image of a folder; a run keeps the one it began with."""
@@ -52,20 +39,6 @@ OTHER_IMAGES = {
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), "raw"),
 }
 """Kinds of images that cannot be read, by the extensions of their names."""
-
-WORTH_CACHING = 10_000
-"""Images below which a list is read again each time, in a moment."""
-
-CACHED = {
-    "text": array_of("uint8", None),
-    "counts": array_of("int64", None),
-    "identities": array_of("int64", None),
-    "passed_over": Each(whole()),
-}
-"""What is taken from a remembered list."""
-
-SETTLED_SECONDS = 2.0
-"""A folder that changed so shortly ago may change again without a change of its times."""
 
 
 class Paths(Sequence[str]):
@@ -109,55 +82,32 @@ class Paths(Sequence[str]):
 
 @dataclass
 class Index:
-    """The images in class folders, class after class, sorted by path within each."""
+    """Images in class folders, class after class, sorted by path within each."""
 
-    root: str
-    classes: list[str]
-    text: np.ndarray
-    """As `Paths` takes it."""
+    paths: Paths
     counts: np.ndarray
-    """int64: how many images each class has."""
+    """int64: the number of images per class."""
     identities: np.ndarray
     """int64: the `identity` of each image's file."""
     passed_over: Counter[str]
     """As in `Scan`."""
 
-    @property
-    def paths(self) -> Paths:
-        """The paths of the images."""
-        return Paths(self.root, self.text)
 
-
-def index_images(root: str, classes: list[str], cache: bool = True, rules: int = RULES) -> Index:
-    """Return the images in the folders `classes` of `root`, read from the disk or from the cache.
+def index_images(root: str, classes: list[str], rules: int = RULES) -> Index:
+    """Return the images in the folders `classes` of `root`.
 
     Folders inside a class folder belong to that class. Raises DataError for a folder that cannot be
     read.
     """
-    place, key = cache_file(root) if cache else None, _key(root, classes, rules)
-    index = _index_in(remembered(place), root, classes, key)
-    if index is None:
-        scan = Scan(root, rules)
-        texts, sizes = [], []
-        for paths in scan.images_in(classes):
-            texts.append(b"".join(os.fsencode(path) + b"\0" for path in paths))
-            sizes.append(len(paths))
-        if scan.unreadable:
-            raise DataError(scan.unreadable[0])
-        text, counts = np.frombuffer(b"".join(texts), np.uint8), np.array(sizes, np.int64)
-        identities = np.array(scan.identities, np.int64)
-        index = Index(root, classes, text, counts, identities, scan.passed_over)
-        if len(index.paths) >= WORTH_CACHING and scan.is_settled():
-            content = {
-                **key,
-                "folders": {folder: list(numbers) for folder, numbers in scan.visited.items()},
-                "text": index.text,
-                "counts": index.counts,
-                "identities": index.identities,
-                "passed_over": dict(index.passed_over),
-            }
-            remember(place, content)
-    return index
+    scan, texts, counts = Scan(root, rules), [], []
+    for found in scan.images_in(classes):
+        texts.append(b"".join(os.fsencode(path) + b"\0" for path in found))
+        counts.append(len(found))
+    if scan.unreadable:
+        raise DataError(scan.unreadable[0])
+    paths = Paths(root, np.frombuffer(b"".join(texts), np.uint8))
+    identities = np.array(scan.identities, np.int64)
+    return Index(paths, np.array(counts, np.int64), identities, scan.passed_over)
 
 
 @dataclass
@@ -176,12 +126,8 @@ class Scan:
     """How many files and folders of each kind are no images; `in_words` says it."""
     unreadable: list[str] = field(default_factory=list)
     """A sentence for each folder that cannot be read."""
-    visited: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
-    """By path below the root: what `fingerprint` says of a folder that was read."""
     identities: array[int] = field(default_factory=lambda: array("q"))
     """The `identity` of each image's file, as far as they were yielded."""
-    _has_links: bool = False
-    _began: int = field(default_factory=time.time_ns)
 
     def images_in(self, folders: Sequence[str]) -> Iterator[list[str]]:
         """Read the folders, then yield the paths of the images in each and below it, sorted."""
@@ -189,7 +135,7 @@ class Scan:
         files = [array("q") for _ in folders]
         like_images: list[tuple[str, int]] = []
         linked: list[tuple[str, int]] = []
-        seen = self._folders_above()
+        seen, read = self._folders_above(), set[str]()
         # Links come after all other folders, in the order of their paths.
         waiting = [
             (os.path.islink(os.path.join(self.root, folder)), folder, number, frozenset(seen))
@@ -198,19 +144,17 @@ class Scan:
         heapq.heapify(waiting)
         while waiting:
             is_link, folder, number, above = heapq.heappop(waiting)
-            self._has_links |= is_link
             full = os.path.join(self.root, folder)
             try:
-                numbers, entries = fingerprint(full), entries_of(full)
+                (device, inode), entries = _device_and_inode(full), entries_of(full)
             except DataError as error:
                 self.unreadable.append(str(error))
                 continue
-            device, inode, *_ = numbers
             if is_link and (device, inode) in (seen if self.rules > 1 else above):
                 self.passed_over["linked twice"] += 1
                 continue
             seen.add((device, inode))
-            self.visited[folder] = numbers
+            read.add(folder)
             here, images = os.path.join(folder, ""), []
             for entry in entries:
                 name, is_link = entry.name, entry.is_symlink()
@@ -223,7 +167,6 @@ class Scan:
                         like_images.append((here + name, number))
                 elif not has_image_name(name, self.rules):
                     self.passed_over[_kind(entry)] += 1
-                    self._has_links |= is_link
                 elif is_link:
                     linked.append((here + name, number))
                 else:
@@ -240,7 +183,7 @@ class Scan:
                 # A folder called x.jpg with no image in it: to be named, like any broken image.
                 place = bisect(paths, folder + os.sep)
                 is_empty = not "".join(paths[place : place + 1]).startswith(folder + os.sep)
-                if other == number and folder in self.visited and is_empty:
+                if other == number and folder in read and is_empty:
                     own.insert(bisect(paths, folder), 0)
                     insort(paths, folder)
             self.identities.extend(own)
@@ -248,12 +191,10 @@ class Scan:
 
     def _folders_above(self) -> set[tuple[int, int]]:
         """Return device and inode of the root and of the folders that it lies in."""
-        self.visited[""] = fingerprint(self.root)
-        root = Path(self.root).resolve()
-        above = set()
-        for folder in (root, *root.parents):
+        above = {_device_and_inode(self.root)}
+        for folder in Path(self.root).resolve().parents:
             with suppress(DataError):
-                above.add(fingerprint(str(folder))[:2])
+                above.add(_device_and_inode(folder))
         return above
 
     def _add_linked(
@@ -265,11 +206,10 @@ class Scan:
         """Add the images that are links to files, each file once."""
         if not linked:
             return
-        self._has_links = True
         there = set(chain.from_iterable(files))
         for path, number in sorted(linked):
             try:
-                file = identity(*fingerprint(os.path.join(self.root, path))[:2])
+                file = identity(*_device_and_inode(os.path.join(self.root, path)))
             except DataError:  # it leads nowhere: to be named, like any broken image
                 file = 0
             if file and file in there and self.rules > 1:
@@ -278,15 +218,6 @@ class Scan:
                 found[number].append(path)
                 files[number].append(file)
                 there.add(file)
-
-    def is_settled(self) -> bool:
-        """Tell whether a later change of what was read would show in the folders' times.
-
-        A link shows nothing when that changes to which it leads.
-        """
-        limit = self._began - int(SETTLED_SECONDS * 1e9)
-        times = (max(numbers[2:]) for numbers in self.visited.values())
-        return not self._has_links and all(time < limit for time in times)
 
 
 def images_below(root: str) -> tuple[list[str], Scan]:
@@ -343,16 +274,12 @@ def in_words(passed_over: Counter[str]) -> str:
     return f"passed over: {listed}{advice}" if listed else ""
 
 
-def fingerprint(path: str) -> tuple[int, int, int, int]:
-    """Return device, inode, and when content and inode changed last, in nanoseconds.
-
-    Raises DataError for what is not there or cannot be reached.
-    """
+def _device_and_inode(path: str | Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino
 
 
 def identity(device: int, inode: int) -> int:
@@ -364,84 +291,3 @@ def identity(device: int, inode: int) -> int:
 
 def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(f"{printable(str(path))}: the folder cannot be read: {error.strerror}")
-
-
-# --- the cache ------------------------------------------------------------------------------------
-
-
-def cache_file(root: str, kind: str = "index") -> Path | None:
-    """Return the file for what is known of the images in `root`, None for a user without a place.
-
-    There is a file for each kind of knowledge: their list is the `index`.
-    """
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(folder):  # unset; or relative, which the XDG specification ignores
-        folder = os.path.expanduser("~/.cache")
-    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
-    return Path(folder, "tinyalex", f"{kind}-{name}.safetensors") if os.path.isabs(folder) else None
-
-
-def remember(place: Path | None, content: object) -> None:
-    """Write what is known; where that cannot be, the next run finds it out again."""
-    try:
-        if place is not None:
-            make_folder(place.parent)
-            save(content, place)
-    except (OSError, ValueError):  # a ValueError: more folders than a file can list
-        pass
-
-
-def remembered(place: Path | None) -> Any:
-    """Return what is known, whoever wrote it; None where there is nothing that can be read."""
-    try:
-        return None if place is None else load(place)
-    except (OSError, FileError):
-        return None
-
-
-def _index_in(
-    content: Any, root: str, classes: list[str], key: Mapping[str, object]
-) -> Index | None:
-    """Return the index in what was remembered, if it is that of the folders as they are now."""
-    try:
-        if {name: content.get(name) for name in key} != key:
-            return None
-        for folder, numbers in content["folders"].items():
-            if list(fingerprint(os.path.join(root, folder))) != numbers:
-                return None
-        check(content, CACHED)
-        text, counts, identities = (content[name] for name in ("text", "counts", "identities"))
-        ends = int(np.count_nonzero(text == 0))
-        if len(counts) != len(classes) or counts.min() < 0 or counts.sum() != ends or text[-1]:
-            return None
-        if len(identities) != ends or not _lists_classes(text, counts, classes):
-            return None
-        passed_over = Counter[str](content["passed_over"])
-        return Index(root, classes, text, counts, identities, passed_over)
-    except (DataError, LookupError, AttributeError, TypeError, ValueError):  # gone, or not ours
-        return None
-
-
-def _lists_classes(text: np.ndarray, counts: np.ndarray, classes: list[str]) -> bool:
-    """Tell whether the paths are those of files in the folders of their classes."""
-    step, whole_text = os.fsencode(os.sep), text.tobytes()
-    if step + b".." + step in whole_text or step + b"..\0" in whole_text:
-        return False
-    begin, lasts = 0, np.flatnonzero(text == 0)[np.cumsum(counts) - 1] if len(text) else []
-    for name, count, last in zip(classes, counts, lasts, strict=False):
-        own = b"\0" + whole_text[begin : last + 1] if count else b""
-        if own.count(b"\0" + os.fsencode(name) + step) != count:
-            return False
-        begin = last + 1 if count else begin
-    return True
-
-
-def _key(root: str, classes: Iterable[str], rules: int) -> dict[str, object]:
-    """Return what an index must agree with."""
-    return {
-        "format": FORMAT,
-        "root": os.path.abspath(root),
-        "classes": list(classes),
-        "extensions": list(EXTENSIONS),
-        "rules": rules,
-    }

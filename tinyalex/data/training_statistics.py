@@ -1,21 +1,22 @@
 """Mean and colour covariance of the training images: prepared, cached or measured.
 
 `prepare_images.py` writes them beside the images. What was measured on another large folder goes to
-the user's cache folder, as its list of images does (`index.py`), together with a digest of the
-names, identities and times of the files: it counts only as long as these are what they were.
+the user's cache folder (`$XDG_CACHE_HOME/tinyalex`, or `~/.cache/tinyalex`), together with a digest
+of the names, identities and times of the files: it counts only as long as these are what they were.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import PIL
 
-from tinyalex.data.dataset import DataError, Dataset, Unreadable
+from tinyalex.data.dataset import Dataset, Unreadable
 from tinyalex.data.folder import ImageFolder
-from tinyalex.data.index import cache_file, fingerprint, remember, remembered
 from tinyalex.data.manifest import (
     MANIFEST,
     STATISTICS,
@@ -25,7 +26,8 @@ from tinyalex.data.manifest import (
     training_entries,
 )
 from tinyalex.data.statistics import PixelStatistics, load_statistics, pixel_statistics
-from tinyalex.files import FileError
+from tinyalex.files import FileError, load, save
+from tinyalex.folders import make_folder
 from tinyalex.progress import Progress
 from tinyalex.version import __version__
 
@@ -49,7 +51,7 @@ def statistics_for(
         if found := _prepared(train, size, progress):
             return found
         if cache and len(train) >= WORTH_KEEPING:
-            place = cache_file(str(train.folder), "statistics")
+            place = cache_file(train.folder)
             digest = images_digest(train, size)
             if found := kept_statistics(place, digest):
                 progress.say(f"{WHAT} are those measured before, in {place}")
@@ -126,25 +128,43 @@ def images_digest(images: ImageFolder, size: int) -> str:
     return digest.hexdigest()
 
 
+def _identity(path: str) -> tuple[int, ...] | None:
+    """Return what changes when an image does; None for a link that leads nowhere."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def cache_file(folder: str | Path) -> Path | None:
+    """Return the file for the statistics of the images in `folder`, None without a home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # unset; or relative, which the XDG specification ignores
+        cache = os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
+    return (
+        Path(cache, "tinyalex", f"statistics-{name}.safetensors") if os.path.isabs(cache) else None
+    )
+
+
 def kept_statistics(place: Path | None, digest: str) -> PixelStatistics | None:
     """Return what `keep_statistics` wrote to a file, if it is of the images of this digest."""
-    content = remembered(place)
     try:
+        content: Any = load(place) if place else None
         if content["images_sha256"] == digest:
             return PixelStatistics.of(content["statistics"])
-    except (KeyError, TypeError, ValueError):  # none, or not one of ours
+    except (OSError, FileError, KeyError, TypeError, ValueError):  # none, or not one of ours
         pass
     return None
 
 
 def keep_statistics(place: Path | None, digest: str, statistics: PixelStatistics) -> None:
-    """Keep the statistics of the images that had this digest before they were measured."""
-    remember(place, {"images_sha256": digest, "statistics": vars(statistics)})
+    """Keep the statistics of the images that had this digest before they were measured.
 
-
-def _identity(path: str) -> tuple[int, ...] | None:
-    """Return what changes when an image does; None for a link that leads nowhere."""
-    try:
-        return fingerprint(path)
-    except DataError:
-        return None
+    Where they cannot be written, the next run measures again.
+    """
+    if place is not None:
+        with suppress(OSError):
+            make_folder(place.parent)
+            save({"images_sha256": digest, "statistics": vars(statistics)}, place)

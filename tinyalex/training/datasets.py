@@ -55,7 +55,6 @@ def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Datas
             split,
             seed=settings.seed,
             shorter_side=shorter_side,
-            cache=settings.index_cache,
             layout=settings.layout,
         )
     patterns = Patterns(split, PATTERN_SIZES[split], settings.seed)
@@ -170,7 +169,6 @@ def open_kept(
         settings.data,
         split,
         shorter_side=shorter_side or shorter_side_for(settings.input_size),
-        cache=settings.index_cache,
         kept=kept[split],
         others=[part for name, part in kept.items() if name != split],
         complete=complete,

@@ -128,7 +128,7 @@ class Settings:
     image_cache: int = 1000
     """Megabytes of decoded images that stay in memory, for each split."""
     index_cache: bool = True
-    """Whether a large folder's list of images, and what was measured on them, is remembered."""
+    """Whether the mean and colours of a large folder's images are kept for later runs."""
     device: str = "cpu"
     """What computes: "cpu", "cuda" or "cuda:<number>"."""
     precision: str = "highest"
