@@ -109,7 +109,7 @@ def exact(number: float) -> str:
 
 
 def points(pairs: Sequence[float]) -> list[str]:
-    """Return the names of the points, in the order of `transforms.matrices`."""
+    """Return the names of the points, in the order of `winograd_transforms.matrices`."""
     return ["0", *(sign + exact(a) for a in pairs for sign in ("", "-")), "inf"]
 
 

@@ -1,6 +1,7 @@
 """Imports go downward only."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,33 @@ def test_imports_go_down(path):
 def test_the_library_stands_alone(path):
     roots = {module.split(".")[0] for module in imported_modules(path)}
     assert not roots & {"examples", "tests", "benchmarks", "torch", "torchvision"}
+
+
+def rooms_below():
+    """Return for each room those that its files import."""
+    below = {room: set() for room in FLOOR}
+    for path in FILES:
+        imported = [m.split(".")[1] for m in imported_modules(path) if m.startswith("tinyalex.")]
+        below[room_of(path)].update(set(imported) - {room_of(path)})
+    return below
+
+
+def test_the_drawing_in_the_readme_is_right():
+    """Each row stands on what it imports; what these stand on in turn is left out."""
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    drawing = text.split("<!-- rooms -->\n```\n")[1].split("```")[0]
+    cells = [re.split(r"  +", line) for line in drawing.splitlines()]
+    drawn = [(rooms.split(", "), arrow.removeprefix("-> ")) for rooms, arrow, _ in cells]
+    assert sorted(room for rooms, _ in drawn for room in rooms) == sorted(FLOOR)
+    below = rooms_below()
+
+    def all_below(room):
+        return below[room].union(*map(all_below, below[room]))
+
+    for rooms, arrow in drawn:
+        direct = set().union(*(below[room] for room in rooms)) - set(rooms)
+        further = set().union(*map(all_below, direct))
+        assert arrow == (", ".join(sorted(direct - further)) or "nothing"), rooms
 
 
 def test_no_files_import_each_other_in_a_circle():
