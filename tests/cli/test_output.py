@@ -38,7 +38,8 @@ from tinyalex.training import Answers, Checkpoints, load_checkpoint
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
 
-EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+EXAMPLES = sorted(set(ROOT.glob("examples/*.py")) - {ROOT / "examples/minimal.py"})
+"""All commands; minimal.py has no options, and prints as in a textbook."""
 ODD = [
     "a\nb",
     "\x1b]0;owned\x07",
