@@ -145,14 +145,16 @@ def test_a_run_goes_on_and_saves_where_nobody_reads_what_it_says(photos, tmp_pat
 @pytest.mark.parametrize(
     ("name", "expected"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), ("SIGUSR1", 0)]
 )
-@pytest.mark.parametrize("moment", ["environment.environment", "rehearsal.load_checkpoint"])
+@pytest.mark.parametrize(
+    "moment", ["training.environment.environment", "cli.dry_run.load_checkpoint"]
+)
 def test_signals_before_training_leave_nothing(
     photos, tmp_path, monkeypatch, capfd, moment, name, expected
 ):
     signum = signal.Signals[name]
     before = signal.getsignal(signum)
     kill = functools.partial(os.kill, os.getpid(), signum)
-    monkeypatch.setattr(f"tinyalex.training.{moment}", lambda *arguments: kill())
+    monkeypatch.setattr(f"tinyalex.{moment}", lambda *arguments: kill())
     assert train_on(photos, tmp_path / "run", "--dry-run")[0] == expected
     told = f"\nstopped by {name}, with nothing to save\n"
     assert capfd.readouterr().err == (told if name != "SIGINT" else "")
