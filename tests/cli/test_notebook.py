@@ -16,7 +16,7 @@ else:
 pytest_plugins = ("trained",)
 
 CELLS = {
-    "summary": "!{python} {root}/examples/train_alexnet.py --summary | head -4",
+    "summary": "!{tiny} train_alexnet --variant tiny --summary --data {photos} | head -4",
     "training": "!{tiny} train_alexnet --variant tiny --threads 1 --data {photos} --out run",
     "mistake": "!{tiny} predict run gone.png; echo exit $?",
     "in the kernel": """
@@ -57,7 +57,7 @@ CELLS = {
 @pytest.fixture(scope="module")
 def outputs(photos, tmp_path_factory):
     """Return what each cell of a notebook showed: text, or the kind of a picture."""
-    names = {"python": sys.executable, "root": ROOT, "photos": str(photos)}
+    names = {"root": ROOT, "photos": str(photos)}
     names["tiny"] = f"{sys.executable} {ROOT}/tests/support/commands.py"
     cells = [textwrap.dedent(cell).strip().format(**names) for cell in CELLS.values()]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
