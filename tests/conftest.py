@@ -87,9 +87,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.gpu)
 
 
-def pytest_collection_finish(session):
+def pytest_configure(config):
     """Say in one sentence what ``pytest -m gpu`` lacks, in place of failing in every test."""
-    if session.config.getoption("markexpr") == "gpu":
+    if config.getoption("markexpr") == "gpu":
         try:
             ta.backends.devices.check("cuda")
         except ta.DeviceError as error:
