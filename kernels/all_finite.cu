@@ -1,7 +1,7 @@
-// Whether an array has no NaN and no infinity: 0 * x is 0 for every number, and NaN for these.
+// A check for NaN and infinity: 0 * x is 0 for every other number, and NaN for these.
 //
-// Each thread adds up 0 * x over its share of the array, each warp asks its 32 threads who found
-// NaN, and writes one flag: 1 or 0. Every flag has one writer, so nothing has to be zero before,
+// Each thread adds up 0 * x over its share of the array, each warp combines its 32 threads' sums
+// and writes one flag: 1 or 0. Every flag has one writer, so nothing has to be zero before,
 // and what to do with the few flags (are they all 0?) is left to the caller.
 //
 // 4 bytes per element, read once: the paper's 60,965,224 parameters, or gradients, are 244 MB.

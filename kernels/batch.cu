@@ -1,5 +1,4 @@
-// From a batch of photographs as they lie on disk to what the network sees: crop, mirror and
-// normalise (paper sections 2 and 4.1).
+// Crop, mirror and normalise a batch of photographs (paper sections 2 and 4.1).
 //
 //   y[n, h, w, c] = (x[n, top_n + h, left_n + w', c] - mean[top_n + h, left_n + w', c]
 //                    + shift[n, c]) / scale[c],      w' = w, or crop - 1 - w in a mirrored image
@@ -20,7 +19,7 @@
 
 constexpr int THREADS = 64;
 
-// How the pixels are laid out. Its Python twin is in tinyalex/backends/cuda/batch.py.
+// The layout of the pixels. Its Python twin is in tinyalex/backends/cuda/batch.py.
 struct BatchShape {
   int H, W, C;   // of the images in x; C is 1 or 3
   int crop;      // height and width of the result

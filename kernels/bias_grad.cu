@@ -6,7 +6,7 @@
 //
 //   masked[m,k] = dy[m,k] where y[m,k] > 0, else 0;       dbias[k] = sum over m of masked[m,k]
 //
-// What it costs, for the paper's conv1 at a batch of 128 (55x55 pixels, 96 channels): one addition
+// Cost, for the paper's conv1 at a batch of 128 (55x55 pixels, 96 channels): one addition
 // for each value of dy, 128*55*55*96*4 = 148.7 MB. So it is the reading that takes the time. With
 // the ReLU, y is read and the masked gradient written too: 3 * 148.7 MB; a masking pass and then a
 // summing pass would move 4 * 148.7 MB.

@@ -7,7 +7,7 @@
 // where pixels outside the image count as 0, and g = k / (K/G) is the group of filter k. Arrays lie
 // channels last: x [N,H,W,C], weight [K,R,S,C/G], y [N,Ho,Wo,K].
 //
-// What it costs, for the paper's conv2 at a batch of 128 (27x27 pixels, 96 -> 256 channels, 5x5,
+// Cost, for the paper's conv2 at a batch of 128 (27x27 pixels, 96 -> 256 channels, 5x5,
 // two groups):
 //   2 * 128*27*27 pixels * 256 filters * 5*5*48 terms = 57.3 GFLOP
 //   x 128*27*27*96*4 = 35.8 MB, weight 256*5*5*48*4 = 1.2 MB, y 128*27*27*256*4 = 95.6 MB

@@ -4,7 +4,7 @@
 // for 64 x 128, and its factors come from shared memory directly (wgmma.cuh): less to do for the
 // threads, and no registers for factors. The rest (the gather, the ring, the result) is the same.
 //
-// What it costs: TF32 by cutting bits off instead of rounding, an error about 2.6 times as large
+// Its price: TF32 by cutting bits off instead of rounding, an error about 2.6 times as large
 // (7e-4 of the result, in norm), for no thread has the factors in registers to round; and it runs
 // on Hopper only (sm_90a). It is not chosen by itself: its speed is not yet measured on hardware.
 #include "tensor_fetch.cuh"

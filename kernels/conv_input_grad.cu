@@ -12,7 +12,7 @@
 // pixel at once. Written as above, each pixel collects its own sum: no two threads write to one
 // place, and the order of the additions is always the same.
 //
-// What it costs, for the paper's conv2 at a batch of 128 (27x27 pixels, 96 -> 256 channels, 5x5,
+// Cost, for the paper's conv2 at a batch of 128 (27x27 pixels, 96 -> 256 channels, 5x5,
 // two groups):
 //   2 * 128*27*27 pixels * 96 channels * 5*5*128 terms = 57.3 GFLOP, as in the forward pass
 //   dy 128*27*27*256*4 = 95.6 MB, weight 256*5*5*48*4 = 1.2 MB, dx 128*27*27*96*4 = 35.8 MB

@@ -9,7 +9,7 @@
 // for each group g. This is how Caffe computed AlexNet: the product is left to a library that does
 // it as well as can be done, and what remains are two copies that anyone can write.
 //
-// What it costs: the columns. conv2 of the paper at a batch of 128 (27x27 pixels, 96 channels, 5x5)
+// Its cost is the columns. conv2 of the paper at a batch of 128 (27x27 pixels, 96 channels, 5x5)
 // has 128*27*27 windows of 5*5*96 values: 896 MB in float32, for images of 36 MB, written by im2col
 // and read by the product. The tiled kernels of conv_forward.cu never write them down. Here,
 // columns are made for a few images at a time.

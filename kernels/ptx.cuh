@@ -127,7 +127,7 @@ inline float value_of(unsigned bits) {
 // Infinity and NaN (all bits of the exponent set) must not be rounded into something else.
 inline bool is_finite(unsigned bits) { return (bits & 0x7f800000u) != 0x7f800000u; }
 
-// What one lane brings to a multiplication, and what it takes home.
+// The operands of one lane in a multiplication, and its results.
 struct Brought {
   unsigned a[4], b[2];
 };

@@ -13,7 +13,7 @@
 // The table lies in memory, not among the arguments. So a recorded CUDA graph, which repeats a
 // launch with the same arguments, sees a new learning rate as soon as the table is filled anew.
 //
-// Where `halted` is given and not 0, nothing is touched: the host, which has not seen yet that a
+// If `halted` is given and not 0, nothing is touched: the host, which has not seen yet that a
 // gradient was not finite, shall find the weights from before.
 #include "four.cuh"
 

@@ -1,12 +1,12 @@
-// What a training step found out, noted on the device: the host, which would have to wait for the
-// step, reads the notes of several steps at once.
+// Results of training steps, recorded on the device: the host, which would have to wait for each
+// step, reads the records of several steps at once.
 //
 //   report = halted, taken, loss that halted, 0,  losses[most],  hits[most]
 //
 // A step whose loss or whose gradients are not finite sets `halted`, and from then on nothing is
-// noted and kernels/sgd.cu updates nothing: the weights stay those from before. Of every other step
-// its loss is noted, and how many images had their highest logit, the first of equals, at the
-// target.
+// recorded and kernels/sgd.cu updates nothing: the weights stay those from before. Of every other
+// step its loss is recorded, and how many images had their highest logit, the first of equals, at
+// the target.
 //
 // 4 bytes a logit, 0.5 MB for 128 images of 1000 classes, read by one block while there is nothing
 // else to do: 10 microseconds if one multiprocessor reads 50 GB/s, an estimate. One version.

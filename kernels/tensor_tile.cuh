@@ -12,9 +12,9 @@
 // The copies of the next STAGES - 1 rounds are always under way, so that the multiplications seldom
 // wait for memory. Each warp computes a share of the tile, 64 x 64, 64 x 32 or 32 x 32 (`Tile`).
 //
-// What bounds it, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory a round, 128
-// cycles at 128 bytes a cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, for which
-// the tensor cores of an A100 need 1024 cycles in TF32, an H100's 512, if they are fed. In bf16 it
+// Its bound, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory per round, 128
+// cycles at 128 bytes per cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, in
+// 1024 cycles of an A100's tensor cores in TF32, 512 of an H100's, if they are fed. In bf16 it
 // is half of that, and shared memory is the bound: floats lie there. The ring of a block takes
 // 3 stages x 2 factors x 128 lines x 36 floats = 108 KB. So two blocks share a multiprocessor of an
 // H100, with 227 KB for them, and one multiplies while the other waits; an A100's 163 KB hold one.
@@ -23,7 +23,7 @@
 
 constexpr int DEPTH = 32;  // k's of one round
 
-// How a block is made up. The warps stand in two lines; a warp's share is ROWS x COLUMNS.
+// The warps of a block. They stand in two lines; a warp's share is ROWS x COLUMNS.
 template <int SIDE_, int THREADS_>
 struct Tile {
   static constexpr int SIDE = SIDE_, THREADS = THREADS_, STAGES = SIDE == 128 ? 3 : 4;
@@ -78,8 +78,8 @@ __device__ constexpr int piece_k(int piece) {
   return 4 * (OPERAND == OPERAND_A ? piece / 2 : piece % 2);
 }
 
-// Where a lane begins to read a tile, if its warp begins at `row`: at the line of a piece that it
-// names to ldmatrix, or at its own element of piece 0.
+// The place where a lane begins to read a tile, if its warp begins at `row`: the line of a piece
+// that it names to ldmatrix, or its own element of piece 0.
 template <int SIDE, Layout LAYOUT, Operand OPERAND>
 __device__ __forceinline__ int place_of_lane(int row) {
   const int lane = threadIdx.x % 32, piece = lane / 8;

@@ -1,4 +1,4 @@
-// Which pixels the windows of a convolution meet: the arithmetic behind tensor_fetch.cuh.
+// The pixels under the windows of a convolution: the arithmetic behind tensor_fetch.cuh.
 #pragma once
 #include "convolution.cuh"
 

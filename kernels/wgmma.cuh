@@ -1,5 +1,5 @@
-// Hopper's tensor cores (sm_90a only). Their inline PTX is not in ptx.cuh, because whoever includes
-// this file compiles for no other GPU. The host's twin is at the end.
+// Hopper's tensor cores (sm_90a only). Their inline PTX is not in ptx.cuh, because a source that
+// includes this file compiles for no other GPU. The host's twin is at the end.
 //
 // Four warps, a warpgroup, multiply D[64 x 128] += A[64 x 8] B[8 x 128] together, and the factors
 // come from shared memory directly: no loads, no registers for A and B. There they lie in tiles of
@@ -27,16 +27,16 @@ using Row64x128 = float[16][4];  // a lane's part of D: [j][register]
 
 #ifndef SIMT_SHIM
 
-// Where a tile lies, as the instruction wants it: the address / 16; from bit 16 on, a distance that
-// means nothing in this layout, 1; from bit 32, the bytes from 8 lines to the next 8, 1024 / 16;
-// from bit 62, 1 for exchanges within 128 bytes.
+// The instruction's descriptor of a tile: the address / 16; from bit 16 on, a distance that means
+// nothing in this layout, 1; from bit 32, the bytes from 8 lines to the next 8, 1024 / 16; from
+// bit 62, 1 for exchanges within 128 bytes.
 __device__ __forceinline__ unsigned long long descriptor(const float* tile) {
   unsigned long long address = static_cast<unsigned>(__cvta_generic_to_shared(tile));
   return (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
-// What this thread wrote into shared memory (a cp.async that it has waited for included) shall be
-// seen by tensor cores, which read it on another way than threads do. A barrier comes after it.
+// Makes this thread's writes to shared memory (a cp.async that it has waited for included) visible
+// to tensor cores, which read it by another path than threads. A barrier comes after it.
 __device__ __forceinline__ void make_visible() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

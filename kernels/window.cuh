@@ -1,4 +1,4 @@
-// The windows of max-pooling: which pixels a window sees, and which windows see a pixel.
+// The windows of max-pooling: the pixels of a window, and the windows of a pixel.
 //
 // Images are [N,H,W,C], pooled images [N,Ho,Wo,C]. Window (i, j) has R x S taps; tap (r, s), whose
 // number is r * S + s, lies on the pixel
@@ -36,8 +36,8 @@ __device__ __forceinline__ int last_window(unsigned place, unsigned stride, int 
   return min(windows - 1, static_cast<int>(place / stride));  // unsigned divisions are shorter
 }
 
-// Whether a value takes the window from the best so far: only a larger one does, so that the first
-// of equal values wins; and NaN, from anything but NaN.
+// True if a value beats the best so far: a larger one does, so that the first of equal values wins;
+// and NaN beats anything but NaN.
 template <typename T>
 __device__ __forceinline__ bool takes(T value, T best) {
   return !(value <= best) && best == best;

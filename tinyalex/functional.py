@@ -21,10 +21,10 @@ from tinyalex.ops.arguments import (
     finite,
     flag,
     integer,
+    is_integer,
     number,
     pair,
     probability,
-    whole,
 )
 from tinyalex.tensor import Tensor, as_array
 
@@ -352,7 +352,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.
     """
     if mode != "constant":
         raise ValueError(f'pad knows the mode "constant", got {mode!r}')
-    sizes = [integer(size, "pad") for size in ((pad,) if whole(pad) else pad)]
+    sizes = [integer(size, "pad") for size in ((pad,) if is_integer(pad) else pad)]
     if len(sizes) > 2 * _tensor(x, "x").ndim or len(sizes) % 2:
         raise ValueError(
             f"pad expects pairs (before, after), at most one per axis of shape {x.shape}, got {pad}"

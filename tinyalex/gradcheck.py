@@ -1,4 +1,4 @@
-"""Finite differences against backward(): the judge of every gradient in this project."""
+"""Check backward() against central differences."""
 
 from __future__ import annotations
 

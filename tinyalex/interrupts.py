@@ -16,9 +16,9 @@ DONE, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
 """Exit codes of commands that no signal ended."""
 
 PAUSE = getattr(signal, "SIGUSR1", None)
-"""What schedulers send some time before the end of a job that they will start again."""
+"""Sent by schedulers some time before the end of a job that they will start again."""
 HANGUP = getattr(signal, "SIGHUP", None)
-"""What a terminal sends that is closed, and its shell perhaps once more."""
+"""Sent by a closed terminal, and by its shell perhaps once more."""
 STOP_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, HANGUP, PAUSE)))
 
 
@@ -32,7 +32,7 @@ class StoppedError(Exception):
         super().__init__(f"stopped by {reason}")
         self.reason = reason
         self.exit_code = exit_code
-        """What shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP,
+        """As shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP,
         else 0.
         """
 

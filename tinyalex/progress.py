@@ -97,7 +97,7 @@ class Progress:
     def _drawing(self) -> Iterator[None]:
         """Fall back to plain lines if the package that draws bars fails."""
         try:
-            with unbroken(self.stream):
+            with ignoring_write_errors(self.stream):
                 yield
         except Exception:
             self._tqdm = self._bar = None
@@ -121,13 +121,13 @@ def show(text: str, stream: TextIO | None) -> None:
     """Write text unchanged to a stream; ignore write errors."""
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        with unbroken(stream):
+        with ignoring_write_errors(stream):
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
 
 
 @contextmanager
-def unbroken(stream: TextIO) -> Iterator[None]:
+def ignoring_write_errors(stream: TextIO) -> Iterator[None]:
     """Ignore write errors of a stream: output never ends a run.
 
     A disk may be full for a while. The stream goes silent for good where the reader of a pipe has

@@ -17,7 +17,7 @@ from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_devic
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import is_grad_enabled
 from tinyalex.ops import activation, arithmetic, matmul, reduction, shape
-from tinyalex.ops.arguments import dimension, flag, number, whole
+from tinyalex.ops.arguments import dimension, flag, is_integer, number
 from tinyalex.ops.ingress import looks_like_array, plain_array
 from tinyalex.ops.promotion import number_beside, promote
 from tinyalex.storage import Storage
@@ -525,7 +525,7 @@ class Tensor:
 
     def __pow__(self, other: Any) -> Tensor:
         other = _unboxed(other)
-        if self.dtype.kind != "f" and whole(other):
+        if self.dtype.kind != "f" and is_integer(other):
             if other < 0:
                 raise ValueError(
                     f"an integer to the power of {other} is no integer; use .to(np.float32) first"
@@ -727,7 +727,7 @@ class Tensor:
         if dim is None:
             options = {"name": name, "nan_shares": axis is None}
             return self._reduce(reduction.Extreme, None, axis, keepdim, **options)
-        if not whole(dim):
+        if not is_integer(dim):
             raise TypeError(
                 f"{name} expects one axis, an integer, got {type(dim).__name__}; over several axes "
                 f"use a{name}(dim), of two tensors a and b where(a > b, a, b)"
@@ -865,7 +865,7 @@ def _divided(number: Any) -> Any:
     if isinstance(number, Tensor):
         return number
     number = _unboxed(number)
-    return float(number) if whole(number) else number
+    return float(number) if is_integer(number) else number
 
 
 def _expect_fit(number: int, beside: Tensor) -> None:
@@ -1011,7 +1011,7 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
     _expect_tensors("where", *(side for side in sides if not isinstance(side, _NUMBERS)))
     like = next((side for side in sides if isinstance(side, Tensor)), Tensor(mask))
     for side in sides:
-        if whole(side):
+        if is_integer(side):
             _expect_fit(side, like)
     a, b = (side if isinstance(side, Tensor) else Tensor(like._beside(side)) for side in sides)
     same_device("where", a.data, mask)

@@ -1,4 +1,4 @@
-"""Pointers in documents, docstrings and comments: the files, names and lines that they promise."""
+"""Files, names and lines that documents, docstrings and comments promise."""
 
 import ast
 import io

@@ -35,6 +35,11 @@ FILES = {
 SPAN = re.compile(r"`+[^`]+`+|\[[^\]]*\]")
 """Code, or a shape in brackets: one word."""
 
+TITLE = re.compile(
+    r'\s*r?"""(What|Where|Whether|How|Who)\b|// (What|Where|Whether|How|Which|Who)\b'
+)
+"""Beginning of a docstring, or of a CUDA file, that names nothing."""
+
 AVOIDED = {
     r"\bgo(es|ing)? on\b": "resume, or continue",
     r"\bpassed over\b": "skipped",
@@ -49,8 +54,8 @@ def complaints(line):
     words = [word for word in SPAN.sub("span", line).split() if re.search("[A-Za-z]", word)]
     if len(words) > MOST_WORDS:
         yield f"has {len(words)} words, {MOST_WORDS} are allowed"
-    if words and words[0] in {"What", "Where", "Whether", "How", "Who"}:
-        yield f"begins with {words[0]}; begin with a noun or a verb"
+    if TITLE.match(f'"""{line}'):
+        yield "begins like a question; begin with a noun or a verb"
     if not line.endswith((".", ":", "?")):
         yield "does not end: give it a line of its own"
 
@@ -87,6 +92,17 @@ def test_first_lines_are_short_and_name_the_thing():
         if path.suffix == ".py"
         for number, line in first_lines(ast.parse(path.read_bytes()), name.startswith("tests/"))
         for complaint in complaints(line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_attributes_and_cuda_files_are_named_too():
+    wrong = [
+        f"{name}:{number}: {line.strip()}"
+        for name, path in FILES.items()
+        if not name.startswith("tests/") or path.suffix != ".py"  # tests have sentences
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if TITLE.match(line) and (path.suffix == ".py" or number == 1)
     ]
     assert not wrong, "\n".join(wrong)
 

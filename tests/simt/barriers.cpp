@@ -1,4 +1,4 @@
-// Where threads meet: the block's barrier, the groups of a warp, and the queues of cp.async.
+// Barriers: the block's, the groups of a warp, and the queues of cp.async.
 #include <cstring>
 
 #include "state.h"

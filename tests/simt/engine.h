@@ -1,5 +1,5 @@
-// What scheduler.cpp and barriers.cpp offer to the names of CUDA (simt.h): the CUDA thread that runs
-// now, barriers, the exchange between the lanes of a warp, copies on their way, shared memory.
+// Services of scheduler.cpp and barriers.cpp for CUDA's names (simt.h): the running CUDA thread,
+// barriers, the exchange between the lanes of a warp, copies on their way, shared memory.
 #pragma once
 #include <cstddef>
 

@@ -1,4 +1,4 @@
-// What the sanitizers must be told about fibers and about memory that the shim hands out. The
+// Annotations for the sanitizers: fibers, and memory that the shim hands out. The
 // engine itself is compiled without them: only a kernel's own accesses are looked at.
 #pragma once
 #include <cstddef>

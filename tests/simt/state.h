@@ -1,4 +1,4 @@
-// What barriers.cpp and scheduler.cpp share: the block that runs, its threads and its warps.
+// State shared by barriers.cpp and scheduler.cpp: the running block, its threads and its warps.
 #pragma once
 #include <deque>
 #include <vector>

@@ -3,7 +3,8 @@
 Nothing here is fast or clever, nothing imports tinyalex, and everything is float64: these
 functions are read once, believed, and then every backend has to agree with them.
 
-Names: N images, C input channels, K output channels, H x W input, P x Q output, R x S window.
+Names, as in backends/reference.py: N images, C channels, H x W pixels, K filters of R x S taps,
+Ho x Wo outputs, Cg channels per group.
 """
 
 import math
@@ -29,28 +30,28 @@ def conv_output_size(size, window, stride, padding, dilation):
 
 
 def _conv_taps(x_shape, w_shape, stride, padding, dilation, groups):
-    """Yield every multiplication of a convolution: output (n, k, p, q), weight tap, input pixel."""
-    n_images, _, height, width = x_shape
-    k_total, c_group, r_size, s_size = w_shape
+    """Yield every multiplication of a convolution: output (n, k, i, j), weight tap, input pixel."""
+    N, _, height, width = x_shape
+    K, Cg, R, S = w_shape
     (top, bottom), (left, right) = padding
-    p_size = conv_output_size(height, r_size, stride[0], top + bottom, dilation[0])
-    q_size = conv_output_size(width, s_size, stride[1], left + right, dilation[1])
-    for n, k, p, q in _grid(n_images, k_total, p_size, q_size):
-        group = k // (k_total // groups)
-        for c, r, s in _grid(c_group, r_size, s_size):
-            h = p * stride[0] + r * dilation[0] - top
-            w = q * stride[1] + s * dilation[1] - left
+    Ho = conv_output_size(height, R, stride[0], top + bottom, dilation[0])
+    Wo = conv_output_size(width, S, stride[1], left + right, dilation[1])
+    for n, k, i, j in _grid(N, K, Ho, Wo):
+        group = k // (K // groups)
+        for c, r, s in _grid(Cg, R, S):
+            h = i * stride[0] + r * dilation[0] - top
+            w = j * stride[1] + s * dilation[1] - left
             if 0 <= h < height and 0 <= w < width:
-                yield (n, k, p, q), (k, c, r, s), (n, group * c_group + c, h, w)
+                yield (n, k, i, j), (k, c, r, s), (n, group * Cg + c, h, w)
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, groups):
     """Cross-correlation; ``padding`` is ((top, bottom), (left, right))."""
     x, weight = _double(x), _double(weight)
     (top, bottom), (left, right) = padding
-    p_size = conv_output_size(x.shape[2], weight.shape[2], stride[0], top + bottom, dilation[0])
-    q_size = conv_output_size(x.shape[3], weight.shape[3], stride[1], left + right, dilation[1])
-    y = np.zeros((x.shape[0], weight.shape[0], p_size, q_size))
+    Ho = conv_output_size(x.shape[2], weight.shape[2], stride[0], top + bottom, dilation[0])
+    Wo = conv_output_size(x.shape[3], weight.shape[3], stride[1], left + right, dilation[1])
+    y = np.zeros((x.shape[0], weight.shape[0], Ho, Wo))
     for out, tap, pixel in _conv_taps(x.shape, weight.shape, stride, padding, dilation, groups):
         y[out] += weight[tap] * x[pixel]
     if bias is not None:
@@ -81,8 +82,8 @@ def conv2d_bias_grad(grad):
     """One sum per output channel."""
     grad = _double(grad)
     db = np.zeros(grad.shape[1])
-    for n, k, p, q in _grid(*grad.shape):
-        db[k] += grad[n, k, p, q]
+    for n, k, i, j in _grid(*grad.shape):
+        db[k] += grad[n, k, i, j]
     return db
 
 
@@ -103,18 +104,18 @@ def max_pool2d(x, kernel_size, stride, padding, dilation, output_size):
     x = _double(x)
     y = np.zeros((*x.shape[:2], *output_size))
     taps = np.zeros(y.shape, dtype=np.int64)
-    for n, c, p, q in _grid(*y.shape):
+    for n, c, i, j in _grid(*y.shape):
         best = None
         for r, s in _grid(*kernel_size):
-            h = p * stride[0] + r * dilation[0] - padding[0]
-            w = q * stride[1] + s * dilation[1] - padding[1]
+            h = i * stride[0] + r * dilation[0] - padding[0]
+            w = j * stride[1] + s * dilation[1] - padding[1]
             if not (0 <= h < x.shape[2] and 0 <= w < x.shape[3]):
                 continue
             value = x[n, c, h, w]
             if best is None or value > best or (np.isnan(value) and not np.isnan(best)):
                 best = value
-                taps[n, c, p, q] = r * kernel_size[1] + s
-        y[n, c, p, q] = best
+                taps[n, c, i, j] = r * kernel_size[1] + s
+        y[n, c, i, j] = best
     return y, taps
 
 
@@ -122,11 +123,11 @@ def max_pool2d_input_grad(grad, taps, input_shape, kernel_size, stride, padding,
     """Each gradient goes to the pixel that won its window."""
     grad = _double(grad)
     dx = np.zeros(input_shape)
-    for n, c, p, q in _grid(*grad.shape):
-        r, s = divmod(int(taps[n, c, p, q]), kernel_size[1])
-        h = p * stride[0] + r * dilation[0] - padding[0]
-        w = q * stride[1] + s * dilation[1] - padding[1]
-        dx[n, c, h, w] += grad[n, c, p, q]
+    for n, c, i, j in _grid(*grad.shape):
+        r, s = divmod(int(taps[n, c, i, j]), kernel_size[1])
+        h = i * stride[0] + r * dilation[0] - padding[0]
+        w = j * stride[1] + s * dilation[1] - padding[1]
+        dx[n, c, h, w] += grad[n, c, i, j]
     return dx
 
 
@@ -137,8 +138,8 @@ def avg_pool2d(
     x = _double(x)
     height, width = x.shape[2:]
     y = np.zeros((*x.shape[:2], *output_size))
-    for n, c, p, q in _grid(*y.shape):
-        top, left = p * stride[0] - padding[0], q * stride[1] - padding[1]
+    for n, c, i, j in _grid(*y.shape):
+        top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
         total, real, padded = 0.0, 0, 0
         for r, s in _grid(*kernel_size):
             h, w = top + r, left + s
@@ -147,7 +148,7 @@ def avg_pool2d(
                 real += 1
             if h < height + padding[0] and w < width + padding[1]:
                 padded += 1  # a window of ceil_mode may reach past the padding: not counted
-        y[n, c, p, q] = total / (divisor_override or (padded if count_include_pad else real))
+        y[n, c, i, j] = total / (divisor_override or (padded if count_include_pad else real))
     return y
 
 
@@ -155,12 +156,12 @@ def adaptive_avg_pool2d(x, output_size):
     """Cell i averages the pixels from floor(i * size / out) to ceil((i + 1) * size / out)."""
     x = _double(x)
     y = np.zeros((*x.shape[:2], *output_size))
-    for n, c, p, q in _grid(*y.shape):
-        top, left = p * x.shape[2] // output_size[0], q * x.shape[3] // output_size[1]
-        bottom = math.ceil((p + 1) * x.shape[2] / output_size[0])
-        right = math.ceil((q + 1) * x.shape[3] / output_size[1])
+    for n, c, i, j in _grid(*y.shape):
+        top, left = i * x.shape[2] // output_size[0], j * x.shape[3] // output_size[1]
+        bottom = math.ceil((i + 1) * x.shape[2] / output_size[0])
+        right = math.ceil((j + 1) * x.shape[3] / output_size[1])
         values = [x[n, c, h, w] for h in range(top, bottom) for w in range(left, right)]
-        y[n, c, p, q] = sum(values) / len(values)
+        y[n, c, i, j] = sum(values) / len(values)
     return y
 
 

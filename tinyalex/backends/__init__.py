@@ -1,12 +1,12 @@
 """Kernels of the ops, in several backends of equal signatures.
 
-A kernel is a plain function on arrays: no Tensor, no autograd, no state. ``reference`` is the text
-of this project (NumPy only, written to be studied); ``cpu`` computes the same with Numba and BLAS
-and is the default; ``cuda`` launches the project's own CUDA kernels on CuPy's arrays. All modules
-hold the functions named in `KERNELS`, with equal signatures.
+A kernel is a plain function on arrays: no Tensor, no autograd, no state. ``reference`` is the
+specification (NumPy only, written to be studied); ``cpu`` computes the same with Numba and BLAS and
+is the default; ``cuda`` launches the project's own CUDA kernels on CuPy's arrays. All modules hold
+the functions named in `KERNELS`, with equal signatures.
 
-The device of an array selects the backend. For NumPy's arrays
-``TINYALEX_BACKEND=reference`` in the environment, or `use_backend`, chooses between the two.
+The device of an array selects the backend. For NumPy's arrays ``TINYALEX_BACKEND=reference`` in the
+environment, or `use_backend`, chooses between the two.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
 Written for clarity: slow is fine, obscure is not.
 
-The names are those of the paper's mathematics: N images, C channels, H x W pixels, K output
-channels, and a kernel of R x S taps. G is the number of groups that a convolution splits its
-channels into (the paper's two GPUs: G = 2). All kernels take and return NCHW-shaped arrays of
-float32 or float64 and keep the dtype.
+Names: N images, C channels, H x W pixels, K filters of R x S taps, Ho x Wo outputs. G is the number
+of groups that a convolution splits its channels into (the paper's two GPUs: G = 2), Cg = C / G. All
+kernels take and return NCHW-shaped arrays of float32 or float64 and keep the dtype.
 """
 
 from __future__ import annotations
@@ -45,9 +44,10 @@ def im2col(x: Array, kernel_size: Pair, options: ConvOptions) -> Array:
     padded = np.pad(x, ((0, 0), (0, 0), *padding))
     columns = np.empty((N, C, R, S, Ho, Wo), x.dtype)
     for r in range(R):
-        rows = window_slice(r * dilation[0], Ho, stride[0])
+        h = window_slice(r * dilation[0], Ho, stride[0])
         for s in range(S):
-            columns[:, :, r, s] = padded[:, :, rows, window_slice(s * dilation[1], Wo, stride[1])]
+            w = window_slice(s * dilation[1], Wo, stride[1])
+            columns[:, :, r, s] = padded[:, :, h, w]
     return columns
 
 
@@ -58,9 +58,10 @@ def col2im(columns: Array, input_shape: Shape, options: ConvOptions) -> Array:
     stride, ((top, bottom), (left, right)), dilation, _ = options
     padded = np.zeros((N, C, H + top + bottom, W + left + right), columns.dtype)
     for r in range(R):
-        rows = window_slice(r * dilation[0], Ho, stride[0])
+        h = window_slice(r * dilation[0], Ho, stride[0])
         for s in range(S):
-            padded[:, :, rows, window_slice(s * dilation[1], Wo, stride[1])] += columns[:, :, r, s]
+            w = window_slice(s * dilation[1], Wo, stride[1])
+            padded[:, :, h, w] += columns[:, :, r, s]
     return padded[:, :, top : top + H, left : left + W]
 
 
@@ -75,8 +76,8 @@ def conv2d(x: Array, weight: Array, bias: Array | None, options: ConvOptions) ->
     columns = im2col(x, (R, S), options)
     Ho, Wo = columns.shape[4:]
     columns = columns.reshape(N, groups, Cg * R * S, Ho * Wo)
-    kernels = weight.reshape(groups, K // groups, Cg * R * S)
-    y = product(kernels, columns).reshape(N, K, Ho, Wo)
+    filters = weight.reshape(groups, K // groups, Cg * R * S)
+    y = product(filters, columns).reshape(N, K, Ho, Wo)
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -87,9 +88,9 @@ def conv2d_input_grad(
     N, K, Ho, Wo = grad.shape
     _, Cg, R, S = weight.shape
     groups = options.groups
-    kernels = weight.reshape(groups, K // groups, Cg * R * S)
+    filters = weight.reshape(groups, K // groups, Cg * R * S)
     grad = grad.reshape(N, groups, K // groups, Ho * Wo)
-    columns = product(kernels.transpose(0, 2, 1), grad)
+    columns = product(filters.transpose(0, 2, 1), grad)
     columns = columns.reshape(N, input_shape[1], R, S, Ho, Wo)
     return col2im(columns, input_shape, options)
 
@@ -136,15 +137,15 @@ def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array
     taps = np.zeros((N, C, Ho, Wo), np.min_scalar_type(R * S - 1))
     unclaimed = np.ones((Ho, Wo), bool)
     for r in range(R):
-        rows = window_slice(r * dilation[0], Ho, stride[0])
+        h = window_slice(r * dilation[0], Ho, stride[0])
         for s in range(S):
-            columns = window_slice(s * dilation[1], Wo, stride[1])
-            value = padded[:, :, rows, columns]
-            better = (value > y) | (np.isnan(value) & ~np.isnan(y)) | unclaimed
-            wins = better & inside[rows, columns]
+            w = window_slice(s * dilation[1], Wo, stride[1])
+            value = padded[:, :, h, w]
+            first_nan = np.isnan(value) & ~np.isnan(y)
+            wins = inside[h, w] & ((value > y) | first_nan | unclaimed)
             y = np.where(wins, value, y)
             taps[wins] = r * S + s
-            unclaimed &= ~inside[rows, columns]
+            unclaimed &= ~inside[h, w]
     return y, taps
 
 
@@ -159,10 +160,10 @@ def max_pool2d_input_grad(
     width = max(W + padding[1], (Wo - 1) * stride[1] + (S - 1) * dilation[1] + 1)
     padded = np.zeros((N, C, height, width), grad.dtype)
     for r in range(R):
-        rows = window_slice(r * dilation[0], Ho, stride[0])
+        h = window_slice(r * dilation[0], Ho, stride[0])
         for s in range(S):
-            columns = window_slice(s * dilation[1], Wo, stride[1])
-            padded[:, :, rows, columns] += np.where(taps == r * S + s, grad, 0)
+            w = window_slice(s * dilation[1], Wo, stride[1])
+            padded[:, :, h, w] += np.where(taps == r * S + s, grad, 0)
     return padded[:, :, padding[0] : padding[0] + H, padding[1] : padding[1] + W]
 
 
@@ -184,7 +185,7 @@ def _energy(x: Array, reach: Reach, ratio: float, k: float) -> tuple[Array, Arra
     """Return m and t with ``s = k + ratio * sum of x_j ** 2 = m ** 2 * t``.
 
     m is a power of two about as large as the largest of its window, and of k's root: x ** 2 could
-    overflow, or vanish beside no k, but (x / m) ** 2 cannot. One addition a place, never a running
+    overflow, or vanish if k = 0, but (x / m) ** 2 cannot. One addition per place, never a running
     sum: subtracting what was added leaves the rounding error of the largest value behind for good.
     """
     largest = np.full_like(x, math.sqrt(abs(k)))

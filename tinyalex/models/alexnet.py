@@ -156,10 +156,10 @@ def smallest_input(variant: Variant) -> int:
 def _output_shape(layer: spec.Layer, channels: int, size: int) -> Shape:
     both = (size, size)
     match layer:
-        case spec.Conv(kernels, kernel, stride, padding):
+        case spec.Conv(filters, kernel, stride, padding):
             sides = (padding, padding)
             convolution = ConvOptions((stride, stride), (sides, sides))
-            return kernels, conv_output_size(both, (kernel, kernel), convolution)[0]
+            return filters, conv_output_size(both, (kernel, kernel), convolution)[0]
         case spec.Pool(kernel, stride):
             pooling = PoolOptions((kernel, kernel), (stride, stride))
             return channels, pool_output_size(both, pooling)[0]

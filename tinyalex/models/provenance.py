@@ -122,7 +122,7 @@ SOURCES = {
     "torchvision": TORCHVISION,
     "d2l": D2L,
 }
-"""Where each setting of a variant is from, by the names of the rows of `recipe_table`."""
+"""Source of each setting of a variant, by the names of the rows of `recipe_table`."""
 
 
 def recipe_table(variant: Variant) -> list[Row]:

@@ -30,7 +30,7 @@ Init = Gaussian | Xavier | TorchDefault
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with square kernels; ``groups=2`` are the two towers."""
+    """A convolution with square filters; ``groups=2`` are the two towers."""
 
     channels: int
     kernel: int

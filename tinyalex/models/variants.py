@@ -215,7 +215,7 @@ TORCHVISION = Variant(
     title="torchvision's alexnet",
     provenance="""
         pytorch/vision, torchvision/models/alexnet.py, after "One weird trick for parallelizing
-        convolutional neural networks" (Krizhevsky, 2014): one tower of 64-192-384-256-256 kernels,
+        convolutional neural networks" (Krizhevsky, 2014): one tower of 64-192-384-256-256 filters,
         no LRN, dropout in front of fc6 and fc7, mean-pooling to 6x6 so that any image of 63 pixels
         or more fits. Initial weights are torch's defaults. Recipe: references/classification, with
         --lr 1e-2: 8 processes of 32 images, divided by 10 every 30 of 90 epochs.

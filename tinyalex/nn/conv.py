@@ -16,7 +16,7 @@ from tinyalex.tensor import Tensor
 
 
 class Conv2d(Module):
-    """Cross-correlate images [N, in_channels, H, W] with kernels [out_channels, in/groups, R, S].
+    """Cross-correlate images [N, in_channels, H, W] with filters [out_channels, in/groups, R, S].
 
     ``padding`` is a number of zeros on each side (one int, or one each for height and width),
     "valid" for none, or "same" for an output of the input's size (stride 1 only). ``groups`` splits

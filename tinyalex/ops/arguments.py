@@ -18,7 +18,7 @@ MOST = 2**31 - 1
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def whole(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Return whether ``value`` is an integer, Python's or NumPy's, not a bool."""
     # Not numbers.Integral: asking an abstract class takes a microsecond, dozens of times per step.
     return type(value) is int or (
@@ -28,17 +28,17 @@ def whole(value: Any) -> bool:
 
 def pair(value: int | Sequence[int], name: str, minimum: int = 1) -> Pair:
     """Return ``value``, an integer or two of them, as (height, width)."""
-    items = (value, value) if whole(value) else value
+    items = (value, value) if is_integer(value) else value
     if isinstance(items, (tuple, list)) and len(items) == 2:
         height, width = items
-        if whole(height) and whole(width):
+        if is_integer(height) and is_integer(width):
             return integer(height, name, minimum), integer(width, name, minimum)
     raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
 
 
 def integer(value: Any, name: str, minimum: int | None = None) -> int:
     """Return ``value`` if it is an integer, not below ``minimum``; no bools."""
-    if not whole(value):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     number = int(value)
     if minimum is not None and number < minimum:

@@ -40,15 +40,15 @@ class Conv2d(Function):
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         """Return (dx, dweight, dbias), each only if needed."""
         x, weight = self.saved
-        kernels = backends.of(grad)
+        backend = backends.of(grad)
         need_x, need_weight, need_bias = self.needs_input_grad
         dx = dweight = dbias = None
         if need_x:  # not in the first layer: the gradient of the photograph is not needed
-            dx = kernels.conv2d_input_grad(grad, weight, self.input_shape, self.options)
+            dx = backend.conv2d_input_grad(grad, weight, self.input_shape, self.options)
         if need_weight:
-            dweight = kernels.conv2d_weight_grad(grad, x, self.weight_shape, self.options)
+            dweight = backend.conv2d_weight_grad(grad, x, self.weight_shape, self.options)
         if need_bias:
-            dbias = kernels.conv2d_bias_grad(grad)
+            dbias = backend.conv2d_bias_grad(grad)
         return dx, dweight, dbias
 
 
@@ -58,19 +58,19 @@ def check(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> 
     arguments.floating("conv2d", x, weight, bias)
     if weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d expects weights of shape [K, C/groups, R, S], got {weight.shape}")
-    channels, kernels, groups = x.shape[1], weight.shape[0], options.groups
-    if groups < 1 or channels % groups or kernels % groups:
+    channels, filters, groups = x.shape[1], weight.shape[0], options.groups
+    if groups < 1 or channels % groups or filters % groups:
         raise ValueError(
             f"conv2d: groups must divide the input channels ({channels}) and the output channels "
-            f"({kernels}), got groups={groups}"
+            f"({filters}), got groups={groups}"
         )
     if weight.shape[1] * groups != channels:
         raise ValueError(
             f"conv2d: weights of shape {weight.shape} with groups={groups} expect "
             f"{weight.shape[1] * groups} input channels, got images of shape {x.shape}"
         )
-    if bias is not None and bias.shape != (kernels,):
-        raise ValueError(f"conv2d expects a bias of shape ({kernels},), got {bias.shape}")
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(f"conv2d expects a bias of shape ({filters},), got {bias.shape}")
     size = conv_output_size(x.shape[2:], weight.shape[2:], options)
     arguments.positive_output("conv2d", size, x.shape, weight.shape[2:], options)
 

@@ -82,23 +82,23 @@ class Conv2dReLUNormMaxPool2d(Function):
         conv.check(x, weight, bias, options)
         self.options, self.norm_and_pool = options, (norm, window)
         self.input_shape, self.weight_shape = x.shape, weight.shape
-        kernels = backends.of(x)
-        y = kernels.conv2d_relu(x, weight, bias, options)
+        backend = backends.of(x)
+        y = backend.conv2d_relu(x, weight, bias, options)
         normalization.check(y, norm.groups)
         size = pool.output_size("max_pool2d", y, window, ceil_mode)
-        z, taps = kernels.norm_max_pool2d(y, norm, window, size)
+        z, taps = backend.norm_max_pool2d(y, norm, window, size)
         need_x, need_weight, _ = self.needs_input_grad
         self.save(x if need_weight else None, weight if need_x else None, y, taps)
         return z
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         x, weight, y, taps = self.saved
-        kernels = backends.of(grad)
+        backend = backends.of(grad)
         need_x, need_weight, _ = self.needs_input_grad
-        dy, dbias = kernels.norm_max_pool2d_relu_bias_grad(grad, taps, y, *self.norm_and_pool)
+        dy, dbias = backend.norm_max_pool2d_relu_bias_grad(grad, taps, y, *self.norm_and_pool)
         dx = dweight = None
         if need_x:
-            dx = kernels.conv2d_input_grad(dy, weight, self.input_shape, self.options)
+            dx = backend.conv2d_input_grad(dy, weight, self.input_shape, self.options)
         if need_weight:
-            dweight = kernels.conv2d_weight_grad(dy, x, self.weight_shape, self.options)
+            dweight = backend.conv2d_weight_grad(dy, x, self.weight_shape, self.options)
         return dx, dweight, dbias

@@ -10,7 +10,7 @@ from tinyalex.autograd import Function
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import device_of, move, on_gpu
 from tinyalex.backends.types import Array
-from tinyalex.ops.arguments import whole
+from tinyalex.ops.arguments import is_integer
 from tinyalex.ops.arithmetic import unbroadcast
 from tinyalex.ops.promotion import promote
 
@@ -55,12 +55,12 @@ def in_steps(index: Any) -> tuple[Any, Any]:
     would read the integer as one more array, and move the axes of arrays that lie apart in front.
     """
     items = index if isinstance(index, tuple) else ()
-    if not any(map(whole, items)) or not any(map(_takes_copies, items)):
+    if not any(map(is_integer, items)) or not any(map(_takes_copies, items)):
         return ..., index
     first: list[Any] = []
     second: list[Any] = []
     for item in items:
-        if whole(item):
+        if is_integer(item):
             first.append(item)
         elif _takes_copies(item):
             is_mask = isinstance(item, bool) or item.dtype.kind == "b"

@@ -1,4 +1,4 @@
-"""Pictures of a run: kernels and predictions (Pillow), curves and tables (matplotlib)."""
+"""Pictures of filters and predictions, drawn with Pillow."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from tinyalex.training.evaluation import logits_and_loss
 REPORT, STEP = "diverged.json", "diverged.safetensors"
 NOT_FINITE = "has values that are not finite"
 NAMED_IMAGES = 3
-"""How many images a message names; the report names all."""
+"""Number of images that a message names; the report names all."""
 
 
 class DivergedError(ArithmeticError):
@@ -61,7 +61,7 @@ class Cause:
 
 
 @dataclass
-class Passage:
+class LayerTrace:
     """Largest magnitudes of weights, output and gradient seen at one layer."""
 
     layer: str
@@ -77,23 +77,23 @@ class Passage:
 class _Watch(Function):
     """y = x, and a note of the gradient that passes."""
 
-    def forward(self, x: Array, passage: Passage) -> Array:
-        self.passage = passage
+    def forward(self, x: Array, trace: LayerTrace) -> Array:
+        self.trace = trace
         return x
 
     def backward(self, grad: Array) -> Array:
-        self.passage.gradient = _largest(grad)
+        self.trace.gradient = _largest(grad)
         return grad
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[Passage]]:
+def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[LayerTrace]]:
     """Repeat a step; return the cause of the first non-finite value.
 
     The random state must be the one from before. Also returns what went through each layer, in
     order, for those that want to see the numbers grow. No weight is touched, gradients are lost.
     """
-    passages: list[Passage] = []
+    traces: list[LayerTrace] = []
     modules: list[Module] = []
     labels = {id(module): name for name, module in model.weight_layers.items()}
     last_named = "the images"
@@ -103,16 +103,16 @@ def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[Passage
         label = labels.get(id(module))
         last_named = label or last_named
         parameters = {name: p.data for name, p in module.named_parameters()}
-        passage = Passage(
+        trace = LayerTrace(
             label or f"{type(module).__name__} after {last_named}",
             max(map(_largest, parameters.values()), default=None),
             _largest(output.data),
             bad_parameter=not_finite(parameters),
             bad_rows=_bad_rows(output.data),
         )
-        passages.append(passage)
+        traces.append(trace)
         modules.append(module)
-        return _Watch.apply(output, passage=passage)
+        return _Watch.apply(output, trace=trace)
 
     model.zero_grad()
     with ExitStack() as hooks:
@@ -122,23 +122,23 @@ def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[Passage
         _, loss = logits_and_loss(model, batch)
         if loss.requires_grad:
             loss.backward()
-    for module, passage in zip(modules, passages, strict=True):
+    for module, trace in zip(modules, traces, strict=True):
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-        passage.bad_gradient = not_finite(gradients)
+        trace.bad_gradient = not_finite(gradients)
     model.zero_grad()
-    cause = _forward_cause(batch, passages, loss.item()) or _backward_cause(passages)
-    return cause, passages
+    cause = _forward_cause(batch, traces, loss.item()) or _backward_cause(traces)
+    return cause, traces
 
 
-def _forward_cause(batch: Batch, passages: list[Passage], loss: float) -> Cause | None:
+def _forward_cause(batch: Batch, traces: list[LayerTrace], loss: float) -> Cause | None:
     if rows := _bad_rows(batch.images):
         return _forward(
             "the images", "one of which has pixels that are not finite", rows, len(batch)
         )
-    for passage in passages:
-        if passage.bad_rows:
-            reason = f"whose {passage.bad_parameter or 'output'} {NOT_FINITE}"
-            return _forward(passage.layer, reason, passage.bad_rows, len(batch))
+    for trace in traces:
+        if trace.bad_rows:
+            reason = f"whose {trace.bad_parameter or 'output'} {NOT_FINITE}"
+            return _forward(trace.layer, reason, trace.bad_rows, len(batch))
     if not math.isfinite(loss):
         return Cause("forward", "the loss", f"which is {loss}")
     return None
@@ -148,16 +148,16 @@ def _forward(layer: str, reason: str, rows: tuple[int, ...], count: int) -> Caus
     return Cause("forward", layer, reason, rows if len(rows) < count else ())
 
 
-def _backward_cause(passages: list[Passage]) -> Cause | None:
+def _backward_cause(traces: list[LayerTrace]) -> Cause | None:
     """Return the last layer whose gradient is good, but not its input's."""
     after = "the loss"
-    for passage in reversed(passages):
-        if passage.gradient is not None and not math.isfinite(passage.gradient):
+    for trace in reversed(traces):
+        if trace.gradient is not None and not math.isfinite(trace.gradient):
             return Cause("backward", after, f"the gradient of whose input {NOT_FINITE}")
-        if passage.bad_gradient:
-            reason = f"the gradient of whose {passage.bad_gradient} {NOT_FINITE}"
-            return Cause("backward", passage.layer, reason)
-        after = passage.layer
+        if trace.bad_gradient:
+            reason = f"the gradient of whose {trace.bad_gradient} {NOT_FINITE}"
+            return Cause("backward", trace.layer, reason)
+        after = trace.layer
     return None
 
 
@@ -186,9 +186,9 @@ def explain(
     random.set_state(step.random_state)
     began = "but not again when the step was repeated: suspect the machine"
     cause: Cause | None = None
-    passages: list[Passage] = []
+    traces: list[LayerTrace] = []
     try:
-        cause, passages = find_cause(model, batch)
+        cause, traces = find_cause(model, batch)
     except MemoryError:  # a look at every layer takes more than a step does
         began = "and the memory does not suffice to find out where"
     files = [step.dataset.describe(index) for index in batch.indices.tolist()]
@@ -201,7 +201,7 @@ def explain(
         **(asdict(cause) if cause else {}),
         "suspects": suspects,
         "images": files,
-        "layers": [_as_row(passage) for passage in passages],
+        "layers": [_as_row(trace) for trace in traces],
     }
     repeat = {
         "weights": model.state_dict(),
@@ -228,11 +228,11 @@ def _name(suspects: list[str], files: list[str]) -> str:
     return f"{kind} {', '.join(named[:NAMED_IMAGES])}{rest}"
 
 
-def _as_row(passage: Passage) -> dict[str, Any]:
+def _as_row(trace: LayerTrace) -> dict[str, Any]:
     """Return the magnitudes for the report; JSON has no spelling for NaN."""
-    row: dict[str, Any] = {"layer": passage.layer}
+    row: dict[str, Any] = {"layer": trace.layer}
     for name in ("weight", "output", "gradient"):
-        value = getattr(passage, name)
+        value = getattr(trace, name)
         row[f"largest {name}"] = value if value is None or math.isfinite(value) else str(value)
     return row
 

@@ -26,9 +26,9 @@ class Scores:
     loss_sum: float
     class_counts: np.ndarray
     class_top1: np.ndarray
-    """How many images of each class were classified right."""
+    """Images per class that were classified right."""
     class_top5: np.ndarray
-    """For how many images of each class it was among the five most probable."""
+    """Images per class whose class was among the five most probable."""
 
     @classmethod
     def of(cls, labels: np.ndarray, log_probabilities: np.ndarray) -> Scores:

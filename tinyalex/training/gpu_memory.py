@@ -14,7 +14,7 @@ from tinyalex.training.evaluation import logits_and_loss
 from tinyalex.training.run import Run
 
 PLACES = 4
-"""Where batches arrive: two for each of the loaders of training and of validation."""
+"""Buffers for batches: two for each of the loaders of training and of validation."""
 OTHERS = 2
 """Batches there besides the one computed on: the one before, and a graph's input."""
 

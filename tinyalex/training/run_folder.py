@@ -29,16 +29,16 @@ from tinyalex.training.trainer import Trainer
 
 OUTPUTS = {
     "best.safetensors": "the network of the epoch with the best validation, to be used",
-    "last.safetensors": "the whole state of the run, to go on with more --epochs",
+    "last.safetensors": "the whole state of the run, to resume with more --epochs",
     "previous.safetensors": "the one before, in case the last is damaged",
     "metrics.jsonl": "losses and accuracies, one line of JSON each",
     "run.json": "settings, versions and commands",
-    "filters.png": "the kernels of the first layer (Figure 3 of the paper)",
+    "filters.png": "the filters of the first layer (Figure 3 of the paper)",
     "curves.png": "loss and accuracy over the epochs",
 }
 
 DECISIVE = ("epochs", "threads", "device", *CHANGEABLE_ON_REQUEST)
-"""What a run that goes on may change, and what then changes its losses."""
+"""Settings that a resumed run may change, and that change its losses."""
 
 RECORD = "run.json"
 
@@ -50,13 +50,11 @@ LONGEST_RECORD = 2**24
 def open_run_folder(
     run: Run, checkpoints: Checkpoints, stop: StopRequest, again: str
 ) -> Iterator[Trainer]:
-    """Evaluate one batch and create the run's files.
+    """Evaluate one batch and create the run's files, so that errors appear early.
 
-    So errors appear before training.
-
-    `run` is new or was loaded from `checkpoints`; `again` is the command line that does all of it
-    again. Within the block no other process writes into the folder, and signals are requests to
-    `stop`, for by then there is something to go on from.
+    `run` is new or was loaded from `checkpoints`; `again` is the command line that repeats it.
+    Within the block no other process writes into the folder, and signals are requests to `stop`,
+    for by then there is a state to resume from.
     """
     check_memory(run)
     run.classifier.model.eval()

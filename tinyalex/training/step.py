@@ -39,7 +39,7 @@ class Steps:
     """Takes steps; what each found out is known at once."""
 
     every: int = 1
-    """How many steps may be taken between two readings."""
+    """Most steps between two readings."""
 
     def __init__(self, model: Module, optimizer: SGD) -> None:
         self._model, self._optimizer = model, optimizer

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 WORD = ir.IntType(64)
 word: Any = types.intp
-# How a thread tells the processor that it only waits: the instruction, and its operands.
+# The instruction for a waiting thread, and its operands.
 PAUSES: dict[str, tuple[str, tuple[int, ...]]] = {
     "x86_64": ("llvm.x86.sse2.pause", ()),
     "aarch64": ("llvm.aarch64.hint", (1,)),
@@ -26,7 +26,7 @@ operation: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
 
 
 def _code(signature: Any, build: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
-    """Return what Numba wants of a function whose instructions ``build`` writes."""
+    """Return Numba's form of a function whose instructions ``build`` writes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value = build(builder, *arguments)

@@ -26,8 +26,8 @@ def _sum_blocks(pixels, sums):
 
 def conv2d_bias_grad(grad: Array) -> Array:
     """Return dbias: the gradient summed over images and pixels."""
-    N, K, P, Q = grad.shape
-    pixels = plain(channels_last(grad)).reshape(N * P * Q, K)
+    N, K, Ho, Wo = grad.shape
+    pixels = plain(channels_last(grad)).reshape(N * Ho * Wo, K)
     sums = np.zeros((-(-pixels.shape[0] // BIAS_BLOCK), K), grad.dtype)
     _sum_blocks(pixels, sums)
     return total(sums, (0,))

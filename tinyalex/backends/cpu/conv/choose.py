@@ -81,8 +81,8 @@ def _forward(
 ) -> Array:
     size = conv_output_size(x.shape[2:], weight.shape[2:], options)
     shape = (x.shape[0], weight.shape[0], *size)
-    kernels = algorithm(Problem(shape, weight.shape, options, x.dtype))
-    y: Array = kernels.forward(x, weight, bias, options, rectify)
+    chosen = algorithm(Problem(shape, weight.shape, options, x.dtype))
+    y: Array = chosen.forward(x, weight, bias, options, rectify)
     return y
 
 
@@ -100,15 +100,15 @@ def conv2d_input_grad(
     grad: Array, weight: Array, input_shape: Shape, options: ConvOptions
 ) -> Array:
     """Return dx: each output's gradient times its filter, added over overlapping windows."""
-    kernels = algorithm(Problem(grad.shape, weight.shape, options, grad.dtype))
-    dx: Array = kernels.input_grad(grad, weight, input_shape, options)
+    chosen = algorithm(Problem(grad.shape, weight.shape, options, grad.dtype))
+    dx: Array = chosen.input_grad(grad, weight, input_shape, options)
     return dx
 
 
 def conv2d_weight_grad(grad: Array, x: Array, weight_shape: Shape, options: ConvOptions) -> Array:
     """Return dweight: each output's gradient times its window, summed over outputs."""
-    kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
-    dweight: Array = kernels.weight_grad(grad, x, weight_shape, options)
+    chosen = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
+    dweight: Array = chosen.weight_grad(grad, x, weight_shape, options)
     return dweight
 
 
@@ -128,13 +128,13 @@ def conv2d_relu_grads(
     """
     need_x, need_weight, need_bias = needs
     input_shape, weight_shape = shapes
-    kernels = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
+    chosen = algorithm(Problem(grad.shape, weight_shape, options, grad.dtype))
     dx = dweight = dbias = None
-    grad, mask = kernels.masked(grad, y)
+    grad, mask = chosen.masked(grad, y)
     if need_x:
-        dx = kernels.input_grad(grad, weight, input_shape, options, mask)
+        dx = chosen.input_grad(grad, weight, input_shape, options, mask)
     if need_weight:
-        dweight, dbias = kernels.weight_and_bias_grad(grad, x, weight_shape, options, mask)
+        dweight, dbias = chosen.weight_and_bias_grad(grad, x, weight_shape, options, mask)
     elif need_bias:
         dbias = conv2d_bias_grad(relu_input_grad(grad, y))
     return dx, dweight, dbias if need_bias else None

@@ -6,7 +6,7 @@ channels, 11 x 11 taps at stride 4 become 3 x 3 taps at stride 1, over 16 times 
     x [N, C, H, W] -> blocks [N, s * s * C, H', W'],   channel (a * s + b) * C + c at (i, j)
                                                         = x[c, s * i + a - top, s * j + b - left]
 
-The twelfth row and column of taps, which the kernel does not have, are zeros. They cost 20 % more
+The twelfth row and column of taps, which the filter does not have, are zeros. They cost 20 % more
 products; Winograd then saves three of four.
 """
 
@@ -59,7 +59,7 @@ def _to_blocks(x, stride, top, left, blocks):
 
 
 def taps_as_blocks(weight_shape: Shape, stride: int) -> int:
-    """Return how many blocks a kernel covers along each axis."""
+    """Return the blocks that a filter covers along each axis."""
     return -(-weight_shape[2] // stride)
 
 

@@ -205,7 +205,7 @@ def forward(
 def input_grad(
     grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
 ) -> Array:
-    """Return dx: the convolution of ``grad`` (where ``mask`` > 0) with the rotated kernels.
+    """Return dx: the convolution of ``grad`` (where ``mask`` > 0) with the rotated filters.
 
     A padding of p in the forward direction is one of r - 1 - p here, or cuts off if p is larger.
     """

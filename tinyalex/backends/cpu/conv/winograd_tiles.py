@@ -1,7 +1,7 @@
 """Winograd's convolution, step by step: from images to transformed tiles and back.
 
 Images that are no multiple of 4 wide waste part of their last tiles. Therefore up to 2 x 2 images
-are laid side by side on a canvas, with as much space between them as the kernel needs, and the
+are laid side by side on a canvas, with as much space between them as the filter needs, and the
 canvas is cut into tiles: 28 x 28 outputs are four images of 13 x 13. What falls between the images
 is computed and dropped. A tile may hold pixels of two images: all are brought to one magnitude on
 the way in (`winograd_scales`), so that none is lost in another's rounding errors.

@@ -37,9 +37,9 @@ def _transform_weights(taps, rotated, U):
         first = panel * WIDTH
         for i in range(depth):
             for j in range(min(WIDTH, outputs - first)):
-                kernel = taps[g, i, first + j] if rotated else taps[g, first + j, i]
+                filter_taps = taps[g, i, first + j] if rotated else taps[g, first + j, i]
                 for tap in range(r * r):
-                    lines[tap, j] = kernel[r * r - 1 - tap] if rotated else kernel[tap]
+                    lines[tap, j] = filter_taps[r * r - 1 - tap] if rotated else filter_taps[tap]
             weight_transform(n, lines, 0, width, half, 0, width, width)
             for k in range(n):
                 target = k * n * point + (np.int64(number) * depth + i) * WIDTH
@@ -115,9 +115,9 @@ def points(weight: Array, groups: int, rotated: bool) -> Array:
     """Return U, the transformed weights; ``rotated``: of the transpose, rotated by 180 degrees."""
     taps = weight.shape[2]
     n = TILE + taps - 1
-    kernels = fill(fill(weight, groups, 0), 1, 1)
-    Kg, Cg = kernels.shape[0] // groups, kernels.shape[1]
+    filters = fill(fill(weight, groups, 0), 1, 1)
+    Kg, Cg = filters.shape[0] // groups, filters.shape[1]
     outputs, depth = (Cg, Kg) if rotated else (Kg, Cg)
     U = memory.empty((n, n, groups, -(-outputs // WIDTH), depth, WIDTH), np.float32)
-    _transform_weights(kernels.reshape(groups, Kg, Cg, taps * taps), rotated, U)
+    _transform_weights(filters.reshape(groups, Kg, Cg, taps * taps), rotated, U)
     return U

@@ -46,8 +46,8 @@ def input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
 
 def weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
     """Return dweight [K, R, S, C/G] of dy [N, Ho, Wo, K] and x [N, H, W, C]."""
-    kernel = shape.R, shape.S, shape.C // shape.groups
-    dweight = cupy().zeros((shape.K, *kernel), grad.dtype)
+    filter_shape = shape.R, shape.S, shape.C // shape.groups
+    dweight = cupy().zeros((shape.K, *filter_shape), grad.dtype)
     filters = _of_groups(dweight, shape)
     for images, part in _parts(shape):
         columns = im2col(x[images], part)
