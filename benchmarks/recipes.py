@@ -46,7 +46,7 @@ from tinyalex.training import (
     settings_in,
 )
 from tinyalex.training.build import resumed_run
-from tinyalex.training.datasets import kept_in, open_held_out
+from tinyalex.training.datasets import RunImages
 from tinyalex.training.run_folder import open_run_folder
 
 DEFAULT = None
@@ -133,7 +133,7 @@ def measure(out: Path) -> dict[str, Any]:
     path = Checkpoints(out).last
     checkpoint = load_checkpoint(path)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-    dataset = open_held_out(settings, kept_in(checkpoint, settings, path))
+    dataset = RunImages(checkpoint, settings, path).held_out()
     loader = Loader(dataset, 8, classifier.transform_for(10), shuffle=False)
     answers = examine(classifier.model, loader, Progress())
     return {

@@ -96,19 +96,20 @@ class Folder:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], identity: tuple[int, int] | None = None
+        self,
+        path: str | os.PathLike[str],
+        identity: tuple[int, int] | None = None,
+        descriptor: int | None = None,
     ) -> None:
-        self._take(Path(path), _open_folder(path) if _RELATIVE else None)
-        if identity is not None and self.identity != identity:
-            self.close()
-            raise FolderLostError(f"{path} is no longer the folder that it was")
-
-    def _take(self, path: Path, descriptor: int | None) -> Folder:
-        self.path, self.descriptor = path, descriptor
+        if descriptor is None and _RELATIVE:
+            descriptor = _open_folder(path)
+        self.path, self.descriptor = Path(path), descriptor
         self.absolute = Path(os.path.abspath(path))  # "." answers for a folder that is gone
         status = os.stat(path if descriptor is None else descriptor)
         self.identity = (status.st_dev, status.st_ino)
-        return self
+        if identity not in (None, self.identity):
+            self.close()
+            raise FolderLostError(f"{path} is no longer the folder that it was")
 
     def __enter__(self) -> Folder:
         return self
@@ -138,9 +139,8 @@ class Folder:
 
     def inside(self, path: str | os.PathLike[str]) -> Folder:
         """Open the folder of this relative path, made where it is missing, without any link."""
-        here = object.__new__(Folder)._take(
-            self.path, None if self.descriptor is None else os.dup(self.descriptor)
-        )
+        own = None if self.descriptor is None else os.dup(self.descriptor)
+        here = Folder(self.path, descriptor=own)
         for name in Path(path).parts:
             with here:
                 here = here._open_inside(name)
@@ -158,7 +158,14 @@ class Folder:
         descriptor = None
         if self.descriptor is not None:
             descriptor = _open_folder(name, self.descriptor)
-        return object.__new__(Folder)._take(self.path / name, descriptor)
+        return Folder(self.path / name, descriptor=descriptor)
+
+    def lock(self, shared: bool = False) -> bool | None:
+        """Lock the folder until it is closed; return False while another process holds it.
+
+        None on systems and file systems without such locks (Windows, some networks).
+        """
+        return None if self.descriptor is None else _lock(self.descriptor, shared)
 
     def status(self, name: str) -> os.stat_result | None:
         """Return what is known of a name, of a link itself; None where there is nothing."""
@@ -417,8 +424,7 @@ class Lock:
 
     def take(self) -> bool:
         """Return whether the lock is ours now, or was before."""
-        descriptor = self.folder.descriptor
-        if self._lost or (descriptor is not None and not _take(descriptor)):
+        if self._lost or self.folder.lock() is False:
             return False
         there = self.folder.status(NAME)
         if self._file is not None and there is not None:
@@ -428,7 +434,7 @@ class Lock:
         self.release()
         with suppress(OSError):  # something else is called so: then the folder's own lock must do
             self._file = self.folder.open(NAME, os.O_CREAT)
-            self._lost = self._lost or not _take(self._file.fileno())
+            self._lost = self._lost or _lock(self._file.fileno()) is False
         return not self._lost
 
     def release(self) -> None:
@@ -448,14 +454,15 @@ class Lock:
         return path
 
 
-def _take(descriptor: int) -> bool:
-    """Lock an open file or folder; return False where another process has it."""
+def _lock(descriptor: int, shared: bool = False) -> bool | None:
+    """Lock an open file or folder, as `Folder.lock` does."""
     try:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except (ImportError, OSError):  # not POSIX, or a file system without such locks
-        pass
+        return None
     return True

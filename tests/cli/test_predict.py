@@ -15,7 +15,7 @@ import pytest
 from commands import draw_photos, load, run
 from PIL import Image
 
-from tinyalex.data import ImageFolder, worker_threads
+from tinyalex.data import ImageFolder, worker_processes
 from tinyalex.training import (
     Checkpoints,
     Classifier,
@@ -201,7 +201,7 @@ def test_evaluation_notices_that_the_classes_have_changed(trained, tmp_path):
 
 def test_a_stuck_disk_is_a_failure_on_the_way(trained, monkeypatch):
     monkeypatch.setattr(ImageFolder, "load", lambda self, index: answer.wait(60))
-    monkeypatch.setattr(worker_threads, "PATIENCE", 1.0)
+    monkeypatch.setattr(worker_processes, "PATIENCE", 1.0)
     answer = threading.Event()
     code, _, complaints = run("evaluate", trained)
     answer.set()
@@ -218,7 +218,7 @@ def test_a_stuck_image_is_skipped_and_a_stuck_disk_ends_it(trained, photos, tmp_
 
     read_bytes = predict.read_bytes
     monkeypatch.setattr(predict, "read_bytes", wait_for_it)
-    monkeypatch.setattr(worker_threads, "PATIENCE", 0.6)
+    monkeypatch.setattr(worker_processes, "PATIENCE", 0.6)
     arguments = [trained, photos / "elm", "--out", tmp_path / "s.png"]
     assert predict.main([str(argument) for argument in arguments]) == 0
     stuck.update(f"{number:02}.png" for number in range(24))

@@ -17,7 +17,7 @@ from tinyalex.data import (
     TrainTransform,
     WorkerError,
     mean_colour,
-    worker_threads,
+    worker_processes,
 )
 
 
@@ -248,8 +248,8 @@ def test_waiting_is_measured():
 @pytest.fixture
 def answer(monkeypatch):
     """Return the event for which stuck images wait, with little patience for each."""
-    assert worker_threads.PATIENCE == 8
-    monkeypatch.setattr(worker_threads, "PATIENCE", 0.6)
+    assert worker_processes.PATIENCE == 8
+    monkeypatch.setattr(worker_processes, "PATIENCE", 0.6)
     event = threading.Event()
     yield event
     event.set()

@@ -23,7 +23,7 @@ from tinyalex.data import (
     TenCropTransform,
     TrainTransform,
     WorkerError,
-    batch_processes,
+    worker_processes,
 )
 from tinyalex.training import Checkpoints, load_checkpoint
 
@@ -105,8 +105,8 @@ def test_a_dead_process_is_an_error_that_names_it(what, message, loaders):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_process_that_is_stuck_is_replaced_and_its_image_left_out(shuffle, loaders, monkeypatch):
-    assert batch_processes.PATIENCE == 8
-    monkeypatch.setattr(batch_processes, "PATIENCE", 0.9)
+    assert worker_processes.PATIENCE == 8
+    monkeypatch.setattr(worker_processes, "PATIENCE", 0.9)
     options = {"batch_size": 10, "transform": EvalTransform(10), "shuffle": shuffle}
     loader = loaders(Trouble("stop", at=35), **options)
     assert_same(loader.epoch(1), Loader(Trouble("tear", at=35), **options).epoch(1))
@@ -115,7 +115,7 @@ def test_a_process_that_is_stuck_is_replaced_and_its_image_left_out(shuffle, loa
 
 
 def test_processes_that_are_all_stuck_are_an_error(loaders, monkeypatch):
-    monkeypatch.setattr(batch_processes, "PATIENCE", 0.9)
+    monkeypatch.setattr(worker_processes, "PATIENCE", 0.9)
     loader = loaders(Trouble("stop", at="all"), 10, EvalTransform(10))
     with pytest.raises(WorkerError, match=r"[234] images were not read within 1 s, the last"):
         list(loader.epoch(0))
@@ -126,10 +126,10 @@ def test_processes_that_are_all_stuck_are_an_error(loaders, monkeypatch):
 def test_a_stop_of_all_processes_is_no_silence(processes):
     """Ctrl-Z, and `fg` when the patience would have come to its end."""
     code = f"""
-from tinyalex.data import EvalTransform, Loader, batch_processes, worker_threads
+from tinyalex.data import EvalTransform, Loader, worker_processes
 from trouble import Trouble
 
-worker_threads.PATIENCE = batch_processes.PATIENCE = 1.0
+worker_processes.PATIENCE = 1.0
 dataset = Trouble("linger", "all", size=20)
 for batch in Loader(dataset, 2, EvalTransform(9), processes={processes}).epoch(0):
     print(len(batch), flush=True)

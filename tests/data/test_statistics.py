@@ -21,7 +21,7 @@ from tinyalex.data import (
     WorkerError,
     load_statistics,
     pixel_statistics,
-    worker_threads,
+    worker_processes,
 )
 from tinyalex.files import FileError, save
 
@@ -155,7 +155,7 @@ def test_a_stuck_image_is_left_out_and_a_stuck_disk_is_an_error(stuck, images, m
         def load(self, index):
             return answer.wait() if index in stuck else super().load(index)
 
-    monkeypatch.setattr(worker_threads, "PATIENCE", 1.0)
+    monkeypatch.setattr(worker_processes, "PATIENCE", 1.0)
     answer = threading.Event()
     found = finished(pixel_statistics, Stuck(images[0]), 8)
     answer.set()

@@ -16,7 +16,7 @@ from tinyalex.training import (
     load_classifier,
     new_run,
 )
-from tinyalex.training.datasets import open_held_out
+from tinyalex.training.datasets import RunImages
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -46,7 +46,7 @@ def test_the_order_of_colours_and_the_shorter_side_travel_with_the_weights(train
 
 def test_held_out_images_have_the_shorter_side_of_the_weights(photos):
     settings = tiny_settings(photos)
-    dataset = open_held_out(settings, new_run(settings).kept(), shorter_side=40)
+    dataset = RunImages(new_run(settings).get_result(), settings, "a run").held_out(40)
     assert min(dataset.load(0).shape[:2]) == 40
 
 

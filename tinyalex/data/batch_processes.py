@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tinyalex.backends import memory
-from tinyalex.data.worker_processes import PATIENCE, StuckError, Work, Workers
+from tinyalex.data import worker_processes
+from tinyalex.data.worker_processes import Work, Workers
 
 
 class BatchProcesses:
@@ -33,7 +34,7 @@ class BatchProcesses:
                 _batch_maker,
                 loader,
                 options,
-                patience=PATIENCE,
+                patience=worker_processes.PATIENCE,
                 shared_bytes=self.dtype.itemsize * math.prod(self.shape),
             )
         except (TypeError, AttributeError, pickle.PicklingError) as error:
@@ -54,14 +55,15 @@ class BatchProcesses:
         `give_up(index, seconds)` gives the reason, and another process makes the batch without it.
         Raises WorkerError for a process that has ended or says nothing.
         """
+
+        def without(
+            task: Any, index: int, seconds: float
+        ) -> tuple[int, np.ndarray, dict[int, str]]:
+            self._stuck[index] = give_up(index, seconds)
+            return epoch, chosen, dict(self._stuck)
+
         with self._workers.idle() as worker:
-            while True:
-                try:
-                    found = worker.ask((epoch, chosen, dict(self._stuck)), stop)
-                    break
-                except StuckError as error:
-                    self._stuck[error.position] = give_up(error.position, worker.patience)
-                    worker.replace()
+            found = worker.ask((epoch, chosen, dict(self._stuck)), stop, without)
             indices, bad = found if found is not None else (np.empty(0, np.int64), {})
             images = self._empty((len(indices), *self.shape[1:]), self.dtype)
             images[...] = _images(worker.memory, self.shape, self.dtype)[: len(indices)]

@@ -112,9 +112,9 @@ class SortedCopies:
         That was there before, and others are not at work on it: this process was alone.
         """
         unfinished = {name: self._temporaries(name) for name in self._classes}
-        alone = self._lock("LOCK_EX")
+        alone = self._root.lock()
         deadline = time.monotonic() + INSTANT
-        while self._lock("LOCK_SH") is False:
+        while self._root.lock(shared=True) is False:
             if time.monotonic() > deadline:
                 raise ValueError(
                     f"another process is at work in {printable(self._root.path)}: wait for it, or "
@@ -125,22 +125,6 @@ class SortedCopies:
             for name in filter(unfinished.get, unfinished):
                 with suppress(OSError), self._root.inside(name) as folder:
                     folder.remove_files(unfinished[name])
-
-    def _lock(self, kind: str) -> bool | None:
-        """Lock `root` for this process, however that ends; False where others hold it.
-
-        None on systems and file systems without such locks (Windows, some networks).
-        """
-        try:
-            import fcntl
-
-            assert self._root.descriptor is not None
-            fcntl.flock(self._root.descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except (ImportError, OSError, AssertionError):
-            return None
-        return True
 
     def _temporaries(self, name: str) -> list[str]:
         """List what is unfinished in the folder of a class."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from tinyalex.data.worker_processes import MAX_STUCK, disk_error, late
+from tinyalex.data.worker_processes import late
 from tinyalex.text import escaped, printable
 
 
@@ -92,13 +93,12 @@ class Unreadable:
         with self._lock:
             self.stuck += 1
             count = self.stuck
-        try:
-            self.add(index, late(seconds), lasting=False)
-        except DataError:
-            count = max(count, MAX_STUCK)
-        if count >= MAX_STUCK:
-            raise disk_error(self.stuck, seconds, self._dataset.describe(index)) from None
-        return self.reasons[index]
+        name = self._dataset.describe(index)
+        with suppress(DataError):
+            reason = late(seconds, count, name)
+            self.add(index, reason, lasting=False)
+            return reason
+        return late(seconds, count, name, most=count)
 
     def listed(self) -> list[tuple[str, str]]:
         """Return (path, reason) of each, in the data set's order."""

@@ -21,7 +21,7 @@ from tinyalex.data.dataset import DataError
 from tinyalex.data.image import FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import is_hidden
 from tinyalex.data.statistics import load_statistics
-from tinyalex.data.worker_processes import MAX_STUCK, Work, Workers, disk_error, late
+from tinyalex.data.worker_processes import Work, Workers, late
 from tinyalex.files import FileError
 from tinyalex.folders import Folder, open_regular
 from tinyalex.schema import Rule, check, whole
@@ -232,10 +232,10 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
 
     paths = [entry.path for entry in entries]
     found: dict[str, tuple[str, str]] = {}
-    stuck: list[str] = []
+    stuck: dict[str, str] = {}
 
-    def give_up(chunk: Sequence[str], position: int) -> Sequence[str]:
-        return without(chunk, position, stuck, lambda path: printable(target / path))
+    def give_up(chunk: Sequence[str], position: int, seconds: float) -> Sequence[str]:
+        return without(chunk, position, seconds, stuck, lambda path: printable(target / path))
 
     workers = Workers(processes, _hasher, target, patience=PATIENCE)
     try:
@@ -244,7 +244,7 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
             show("verifying", len(found), len(entries))
     finally:
         workers.close()
-    found.update((path, ("", f"unreadable ({late(PATIENCE)})")) for path in stuck)
+    found.update((path, ("", f"unreadable ({reason})")) for path, reason in stuck.items())
     for entry in entries:
         digest, what = found[entry.path]
         if digest != entry.sha256:
@@ -312,13 +312,16 @@ def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def without(
-    chunk: Sequence[T], position: int, stuck: list[T], describe: Callable[[T], str]
+    chunk: Sequence[T],
+    position: int,
+    seconds: float,
+    stuck: dict[T, str],
+    describe: Callable[[T], str],
 ) -> Sequence[T]:
-    """Return a chunk without the item that could not be read in time; add that to `stuck`.
+    """Return a chunk without the item that could not be read in time.
 
-    Raises WorkerError where these are too many.
+    That goes to `stuck`, with the reason. Raises WorkerError where these are too many.
     """
-    stuck.append(chunk[position])
-    if len(stuck) >= MAX_STUCK:
-        raise disk_error(len(stuck), PATIENCE, describe(chunk[position]))
+    item = chunk[position]
+    stuck[item] = late(seconds, len(stuck) + 1, describe(item))
     return [*chunk[:position], *chunk[position + 1 :]]

@@ -50,7 +50,7 @@ from tinyalex.data.manifest import (
     without,
 )
 from tinyalex.data.statistics import PixelSums, load_statistics
-from tinyalex.data.worker_processes import Work, Workers, late
+from tinyalex.data.worker_processes import Work, Workers
 from tinyalex.files import FileError
 from tinyalex.folders import Folder, FolderLostError
 from tinyalex.text import printable
@@ -188,11 +188,11 @@ def _prepare(
     for folder in {os.path.dirname(path) for _, path in jobs}:  # of a class without images, too
         root.inside(folder).close()
 
-    stuck: list[tuple[str, str]] = []
+    stuck: dict[tuple[str, str], str] = {}
 
-    def give_up(task: Any, position: int) -> Any:
+    def give_up(task: Any, position: int, seconds: float) -> Any:
         function, chunk, *others = task
-        rest = without(chunk, position, stuck, lambda job: printable(source / job[0]))
+        rest = without(chunk, position, seconds, stuck, lambda job: printable(source / job[0]))
         return (function, rest, *others)
 
     workers = Workers(processes, _caller, patience=PATIENCE)
@@ -210,7 +210,7 @@ def _prepare(
                 result.made += len(entries)
                 done += len(entries) + len(left_out)
                 show("preparing", done + len(stuck), len(missing))
-        result.left_out += ((name, late(PATIENCE)) for name, _ in stuck)
+        result.left_out += ((name, reason) for (name, _), reason in stuck.items())
         result.left_out.sort()
         if not images:
             raise DataError(f"none of the {len(jobs)} images in {source} could be read")

@@ -23,12 +23,12 @@ _ALIVE = "alive"
 NOWHERE = -1
 """The position of a process that is at no image."""
 
-POLITE = tuple(
+PARENT_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if hasattr(signal, name)
 )
-"""Signals that are sent to all processes, but are for the first one to answer."""
+"""Signals sent to all processes that only the parent answers."""
 
 START_SECONDS = 60.0
 """How long a process may take until its first sign of life: it imports what it needs."""
@@ -59,21 +59,26 @@ class StuckError(WorkerError):
         self.position = position
 
 
-def late(seconds: float) -> str:
-    """Return the reason of an image that could not be read in time."""
-    return f"not read within {seconds:.0f} s"
+def late(seconds: float, stuck: int, last: str, most: int = MAX_STUCK) -> str:
+    """Return the reason of an image that was not read in time.
 
-
-def disk_error(count: int, seconds: float, last: str) -> WorkerError:
-    """Return the error of too many images that could not be read in time."""
-    images = "an image was" if count == 1 else f"{count} images were"
-    return WorkerError(
-        f"{images} {late(seconds)}, the last one {last}: the disk does not answer, or is very slow"
-    )
+    Raises WorkerError where it is the last of `most` that were `stuck`, or more.
+    """
+    reason = f"not read within {seconds:.0f} s"
+    if stuck >= most:
+        images = "an image was" if stuck == 1 else f"{stuck} images were"
+        raise WorkerError(
+            f"{images} {reason}, the last one {last}: the disk does not answer, or is very slow"
+        )
+    return reason
 
 
 Work = Callable[[Any, Callable[..., object]], Any]
 """Called as `work(task, alive)`; it calls `alive()` now and then, `alive(i)` before its image i."""
+
+
+GiveUp = Callable[[Any, int, float], Any]
+"""Called as `give_up(task, i, seconds)`; it returns the task without its image i."""
 
 
 class Workers:
@@ -118,27 +123,17 @@ class Workers:
         finally:
             self._idle.put(worker)
 
-    def map(
-        self, tasks: Iterable[Any], give_up: Callable[[Any, int], Any] | None = None
-    ) -> Iterator[Any]:
+    def map(self, tasks: Iterable[Any], give_up: GiveUp | None = None) -> Iterator[Any]:
         """Yield the result of each task, in their order; tasks are taken as they are needed.
 
-        Where a process is stuck at image i of a task, another one takes its place and does the task
-        `give_up(task, i)` instead; without `give_up` that is an error.
+        `give_up` is as in `Worker.ask`.
         """
         stop = threading.Event()
         pending: deque[Future[Any]] = deque()
 
         def ask(task: Any) -> Any:
             with self.idle() as worker:
-                while True:
-                    try:
-                        return worker.ask(task, stop)
-                    except StuckError as error:
-                        if give_up is None:
-                            raise
-                        task = give_up(task, error.position)
-                        worker.replace()
+                return worker.ask(task, stop, give_up)
 
         with ThreadPoolExecutor(len(self.all)) as pool:
             try:
@@ -177,7 +172,7 @@ class Worker:
             args=(theirs, self._make, self.memory, self._arguments, self._at),
             daemon=True,
         )
-        before = _mask("SIG_BLOCK", POLITE)  # in the process, too, until it ignores them
+        before = _mask("SIG_BLOCK", PARENT_SIGNALS)  # in the process, too, until it ignores them
         try:
             self.process.start()
         finally:
@@ -194,12 +189,28 @@ class Worker:
         self.connection.close()
         self._start()
 
-    def ask(self, task: Any, stop: threading.Event) -> Any:
+    def ask(
+        self,
+        task: Any,
+        stop: threading.Event,
+        give_up: GiveUp | None = None,
+    ) -> Any:
         """Return the result of a task, or None as soon as `stop` is set.
 
-        Raises what the task raised; WorkerError if the process has ended, or says nothing for
-        `patience` seconds: StuckError if it is at an image.
+        Where the process is stuck at image i, another one takes its place and does the task
+        `give_up(task, i, seconds)` instead; without `give_up` that is a StuckError. Raises what the
+        task raised; WorkerError if the process has ended, or says nothing for `patience` seconds.
         """
+        while True:
+            try:
+                return self._ask(task, stop)
+            except StuckError as error:
+                if give_up is None:
+                    raise
+                task = give_up(task, error.position, self.patience)
+                self.replace()
+
+    def _ask(self, task: Any, stop: threading.Event) -> Any:
         silent, begun = 0.0, 0
         try:
             self.connection.send(task)
@@ -272,9 +283,9 @@ def _serve(
     arguments: tuple[Any, ...],
     at: Any,
 ) -> None:
-    for signum in POLITE:
+    for signum in PARENT_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
-    _mask("SIG_UNBLOCK", POLITE)
+    _mask("SIG_UNBLOCK", PARENT_SIGNALS)
     warnings.simplefilter("ignore")  # Pillow's do not say which image they are about
     alive = _SignOfLife(connection, at)
     try:

@@ -9,15 +9,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
+from tinyalex.data import worker_processes
 from tinyalex.data.dataset import ImageError
-from tinyalex.data.worker_processes import (
-    MAX_STUCK,
-    PATIENCE,
-    POLL_SECONDS,
-    StuckError,
-    disk_error,
-    late,
-)
+from tinyalex.data.worker_processes import POLL_SECONDS, StuckError, late
 from tinyalex.threads import available_cores
 
 WORKERS = min(2, available_cores())
@@ -96,7 +90,7 @@ class Threads:
             try:
                 return self.once(task)
             except StuckError as error:
-                give_up(error.position, PATIENCE)
+                give_up(error.position, worker_processes.PATIENCE)
             finally:
                 del task  # as in `Task.run`
             task = again
@@ -108,7 +102,7 @@ class Threads:
         while not wait((task.future,), timeout=POLL_SECONDS).done:
             silent = silent + POLL_SECONDS if len(begun) == known else 0.0
             known = len(begun)
-            if silent > PATIENCE and known:
+            if silent > worker_processes.PATIENCE and known:
                 task.begin.given_up = True
                 raise StuckError("a thread is stuck", begun[-1])
         future = task.future
@@ -162,9 +156,7 @@ def readable(
                 skip(item, error.reason)
             except StuckError:
                 stuck += 1
-                if stuck == MAX_STUCK:
-                    raise disk_error(stuck, PATIENCE, describe(item)) from None
-                skip(item, late(PATIENCE))
+                skip(item, late(worker_processes.PATIENCE, stuck, describe(item)))
                 threads.start()
     finally:
         threads.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -175,21 +175,7 @@ def open_kept(
     )
 
 
-def open_held_out(settings: Settings, kept: Mapping[str, Kept], shorter_side: int = 0) -> Dataset:
-    """Return the images that a run did not learn from: its test split, else its validation split.
-
-    Raises DataError as `open_kept` does, and for files that have other contents than then.
-    """
-    split = "test" if "test" in kept or settings.data is None else "val"
-    dataset = open_kept(settings, kept, split, shorter_side)
-    if not isinstance(dataset, ImageFolder):
-        return dataset
-    if changed := kept[split].changed(kept[split].marked(dataset.paths)):
-        raise DataError(
-            f"{dataset.folder}: of the {len(dataset)} images that the run held out, "
-            f"{len(changed)} have other contents than then: {listed(changed)}"
-        )
-    return dataset
+_WAY_OUT = "put them back, or name other images"
 
 
 class RunImages:
@@ -220,27 +206,36 @@ class RunImages:
         """Those images, by split."""
         return kept_in(self._content, self.settings, self._path)
 
-    def held_out(self, shorter_side: int) -> Dataset:
-        """Open those that the run did not learn from; raises DataError as `open_held_out` does.
+    def held_out(self, shorter_side: int = 0) -> Dataset:
+        """Open the images that the run did not learn from: its test split, else its validation.
 
-        A warning says if some are files that it learned from, by links.
+        Raises DataError as `open_kept` does, and for files that have other contents than then. A
+        warning says if some are files that the run learned from, by links.
         """
-        images = self._open(open_held_out, shorter_side)
-        if isinstance(images, ImageFolder) and (count := self._learned_from(images).sum()):
-            warn(f"warning: {self._say(count, images)}")
+        split = "test" if "test" in self.kept or self.settings.data is None else "val"
+        images = self._open(split, shorter_side)
+        if isinstance(images, ImageFolder):
+            kept = self.kept[split]
+            if changed := kept.changed(kept.marked(images.paths)):
+                raise DataError(
+                    f"{images.folder}: of the {len(images)} images that the run held out, "
+                    f"{len(changed)} have other contents than then: {listed(changed)}; {_WAY_OUT}"
+                )
+            if count := self._learned_from(images).sum():
+                warn(f"warning: {self._say(count, images)}")
         return images
 
-    def training(self, shorter_side: int) -> Dataset:
-        """Open those that the run learned from; raises DataError as `open_kept` does."""
-        return self._open(partial(open_kept, split="train"), shorter_side)
+    def training(self, shorter_side: int = 0) -> Dataset:
+        """Open the images that the run learned from; raises DataError as `open_kept` does."""
+        return self._open("train", shorter_side)
 
-    def _open(self, opening: Callable[..., Dataset], shorter_side: int) -> Dataset:
+    def _open(self, split: str, shorter_side: int) -> Dataset:
         self.check_there()
         kept = self.kept
         try:
-            return opening(self.settings, kept, shorter_side=shorter_side)
+            return open_kept(self.settings, kept, split, shorter_side)
         except DataError as error:
-            raise DataError(f"{error}; put them back, or name other images") from error
+            raise DataError(f"{error}; {_WAY_OUT}") from error
 
     def check_there(self) -> None:
         """Raise DataError where the folder is gone."""

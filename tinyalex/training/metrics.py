@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,17 +21,25 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tinyalex.folders import Folder, open_regular, sync
+from tinyalex.schema import check, number, one_of, whole
 
 METRICS = "metrics.jsonl"
 
 LONGEST_LINE = 2**16
 """Bytes above which a line is no row of metrics, and neither is what follows."""
 
-NUMBERS = {
-    "step": ("loss", "top1"),
-    "epoch": ("val_loss", "val_top1", "val_top5"),
+ROWS = {
+    kind: {
+        "kind": one_of([kind]),
+        **dict.fromkeys(("step", "epoch"), whole(1)),
+        **dict.fromkeys(names, number(-1e300, 1e300)),
+    }
+    for kind, names in {
+        "step": ("loss", "top1"),
+        "epoch": ("val_loss", "val_top1", "val_top5"),
+    }.items()
 }
-"""What the rows of a kind have, besides "epoch" and "step", that pictures are drawn from."""
+"""Schemas of the rows that pictures are drawn from."""
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
@@ -164,13 +173,8 @@ def rows_of(kind: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of a kind, "step" or "epoch", that have all the numbers they should have."""
     found = []
     for row in rows:
-        numbers: list[Any] = [row.get(name) for name in NUMBERS[kind]]
-        whole: list[Any] = [row.get(name) for name in ("step", "epoch")]
-        if (
-            row.get("kind") == kind
-            and all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers)
-            and all(type(number) is int and 1 <= number < 2**53 for number in whole)
-        ):
+        with suppress(ValueError):
+            check(row, ROWS[kind])
             found.append(row)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -139,21 +140,23 @@ class Settings:
     """Steps between two looks at the loss, for each of which a GPU's work is waited for."""
 
     def __post_init__(self) -> None:
-        for name, rule in SCHEMA.items():
-            check(getattr(self, name), rule, name.replace("_", "-"))
+        self._check(SCHEMA)
+        variant, limits = VARIANTS[self.variant], {}
         if parse(self.device) == "cpu":
-            exact = "highest without a GPU (--device cuda)"
-            _check(self.precision == "highest", "precision", exact, self.precision)
-            off = "off without a GPU (--device cuda)"
-            _check(not self.cuda_graph, "cuda_graph", off, "on")
-        variant, size = VARIANTS[self.variant], self.input_size
+            without = "without a GPU (--device cuda)"
+            limits["precision"] = Rule(f"highest {without}", lambda value: value == "highest")
+            limits["cuda_graph"] = Rule(f"off {without}", lambda value: not value)
+        least, most = variant.input_size, variant.input_size
+        expected = f"{variant.input_size} for the variant {variant.name}"
         if variant.any_size:
-            least = smallest_input(variant)
+            least, most = smallest_input(variant), MOST_PIXELS
             expected = f"at least {least} for the variant {variant.name}"
-            _check(size >= least, "input_size", expected, size)
-        else:
-            expected = f"{variant.input_size} for the variant {variant.name}"
-            _check(size == variant.input_size, "input_size", expected, size)
+        limits["input_size"] = Rule(expected, whole(least, most).holds)
+        self._check(limits)
+
+    def _check(self, rules: Mapping[str, Rule]) -> None:
+        for name, rule in rules.items():
+            check(getattr(self, name), rule, name.replace("_", "-"))
 
     @property
     def recipe(self) -> Recipe:
@@ -183,8 +186,3 @@ class Settings:
         """Return the names of the fields in which the two differ."""
         names = [field.name for field in fields(self)]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
-
-
-def _check(holds: bool, name: str, expected: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{name.replace('_', '-')} must be {expected}, got {value!r}")
