@@ -131,7 +131,7 @@ def choose(case: Case, only: list[str]) -> tuple[list[Contestant], dict[str, str
 
 
 def too_large(case: Case, contestants: list[Contestant]) -> dict[str, str]:
-    """Return the last contestants that do not fit into memory, with the reason.
+    """Return the contestants that do not fit into memory, with the reason.
 
     All processes stay alive until the end, so together they need the memory of all.
     """

@@ -1,4 +1,4 @@
-"""Whole nets and single layers on a GPU, training and inference, against PyTorch.
+"""Whole nets and single layers on a GPU, against PyTorch.
 
     python benchmarks/bench_gpu.py --quick --table     # eight minutes: 128 images and one
     python benchmarks/bench_gpu.py --table             # everything, as far as --minutes allows
@@ -10,7 +10,7 @@ One process: the contestants take turns (A B A B ...) on the same GPU with the s
 same batch, so that its clock and its heat hit all of them. What they calculate is compared with
 float64 before any time counts. Three classes of precision are never mixed: A (float32), B (TF32),
 C (bfloat16); and every switch is read back and printed. A contestant that fails is listed with its
-error, and the rest goes on. The speed of a large copy and of large products is measured in the same
+error, and the others stay. The speed of a large copy and of large products is measured in the same
 run; no net can be faster than its floor (gpu/floors.py) at those.
 
 Writes benchmarks/results/gpu-*.json, a file when a case is done; a case that the same program has
@@ -38,7 +38,7 @@ MODES = ("train", "infer")
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:
-    """Return what to measure, the most telling first: there may be no time for the rest."""
+    """Return the cases, the most telling first: time may run out."""
     sizes = arguments.images or (QUICK_SIZES if arguments.quick else SIZES)
     quick_net = arguments.quick and not arguments.groups and not arguments.norm
     nets = [
@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
-    """Measure one case, unless it was measured before or the time is up."""
+    """Measure one case, unless it is done or time is up."""
     if not again and run.measured_already(campaign.folder, case.name, campaign):
         print(f"{case.name}: measured already", flush=True)
         run.remember_favourites(run.load(campaign.folder, case.name), campaign)
@@ -115,7 +115,7 @@ def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -55,7 +55,7 @@ IDEAS: dict[str, Callable[[], Any]] = {
 
 
 def cases(variant: str) -> dict[str, Callable[[], None]]:
-    """Return what is timed: a training step, and predictions of one image and of many."""
+    """Return a training step, and predictions of one image and of many."""
     rng = np.random.default_rng(0)
     ta.manual_seed(0)
     model = ta.models.alexnet(variant)

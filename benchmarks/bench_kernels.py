@@ -1,4 +1,4 @@
-"""The CPU kernels layer by layer: plain NumPy, im2col, what tinyalex chooses, and PyTorch.
+"""CPU kernels layer by layer: NumPy, im2col, tinyalex's choice and PyTorch.
 
     python benchmarks/bench_kernels.py --table
     python benchmarks/bench_kernels.py --variant torchvision --batch-size 128
@@ -46,7 +46,7 @@ def check(row: Row) -> None:
 
 
 def _array(result: Any) -> np.ndarray:
-    first = result[0] if isinstance(result, tuple) else result  # a pooling also says who won
+    first = result[0] if isinstance(result, tuple) else result  # a pooling also returns its taps
     return np.array(first)
 
 

@@ -124,7 +124,7 @@ def contestants(
 def measure(
     dataset: ImageFolder, augment: str, workers: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Return the images a second of each pass."""
+    """Return the images per second of each pass."""
     rates: dict[str, list[float]] = {}
     passes = contestants(dataset, augment, workers)
     for turn, (name, begin) in itertools.product(range(rounds + 1), passes.items()):

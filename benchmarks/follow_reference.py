@@ -1,4 +1,4 @@
-"""Train the same network twice, on the fast kernels and on plain NumPy: do the losses agree?
+"""Losses of one network trained twice: fast kernels, and plain NumPy.
 
     python benchmarks/follow_reference.py --data flowers --steps 200 --table
 
@@ -30,7 +30,7 @@ ROWS = 10  # of the table
 
 
 def batches(folder: Path | None, size: int, pixels: int) -> tuple[list[str], Iterator[Batch]]:
-    """Return the names of the classes and batches without end, the same in every run."""
+    """Return the classes and endless batches, the same in every run."""
     dataset = ImageFolder(folder, "train") if folder else Patterns("train", 4000)
     transform = TrainTransform(pixels, mean=(125.0, 120.0, 110.0), std=(60.0, 60.0, 60.0))
     loader = Loader(dataset, size, transform)
@@ -81,7 +81,7 @@ def follow(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return means over equal parts of the run, and the largest difference in each."""
+    """Return the mean losses over equal parts, and their largest difference."""
     cpu, reference = (np.array(result["losses"][name]) for name in BACKENDS)
     lines = [
         "| steps | loss, fast kernels | loss, plain NumPy | largest difference of a step |",

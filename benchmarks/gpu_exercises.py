@@ -1,4 +1,4 @@
-"""Run every exercise of the kernels once on the GPU, for compute-sanitizer to watch.
+"""Every exercise of the kernels once on the GPU, under compute-sanitizer.
 
     compute-sanitizer --tool racecheck python benchmarks/gpu_exercises.py [WORD ...]
 

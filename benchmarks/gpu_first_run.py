@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in the order of what is known least: for a loan of half an hour.
+"""Everything that needs a GPU, in half an hour, least known first.
 
     python benchmarks/gpu_first_run.py FOLDER [--minutes 28] [--from quick]
 
@@ -28,7 +28,7 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True)
 class Part:
-    """One command: its name, words, the minutes that it may take, and the program it needs."""
+    """One command: name, words, minutes that it may take, program needed."""
 
     name: str
     command: tuple[str, ...]
@@ -63,7 +63,7 @@ def parts(folder: Path) -> list[Part]:
 
 
 def run(part: Part, folder: Path, seconds: float) -> str:
-    """Run a part for at most so many seconds and return how it ended."""
+    """Run a part for at most ``seconds`` and return its end."""
     if not shutil.which(part.needs):
         return f"left out: there is no {part.needs}"
     path = os.pathsep.join(
@@ -89,7 +89,7 @@ def run(part: Part, folder: Path, seconds: float) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run all parts, or those from one on, until the time is up."""
+    """Run all parts, or some, until the time is up."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The ladder of the CUDA kernels: what each version is, takes, errs, and how fast it is.
+"""Ladder of the CUDA kernels: each version's idea, registers, error and time.
 
     python benchmarks/kernel_ladder.py --table              # into kernels/README.md; needs no GPU
     python benchmarks/kernel_ladder.py --measure --table    # on a GPU, the times as well
@@ -87,7 +87,7 @@ def exact(kernel: str, values: tuple[Any, ...]) -> np.ndarray:
 
 
 def _first(result: Any) -> Any:
-    """Return what was calculated; a pooling also says who won."""
+    """Return the result itself, without the taps of a pooling."""
     return result[0] if isinstance(result, tuple) else result
 
 
@@ -122,7 +122,7 @@ def played() -> Iterator[None]:
 
 
 def errors() -> dict[str, float]:
-    """Return how far each version is from float64 at the small size, by its first entry's name.
+    """Return each version's error against float64, by its first entry.
 
     Which of a version's entries runs is its own choice; all of them compute the same way.
     """
@@ -139,12 +139,12 @@ def errors() -> dict[str, float]:
 
 
 def usage() -> dict[str, resources.Usage]:
-    """Return what every entry takes, on sm_90 or what comes next to it."""
+    """Return registers and memory of every entry on sm_90."""
     return {u.entry: u for u in resources.all_usage() if u.architecture.startswith("sm_90")}
 
 
 def measure(folder: Path, rounds: int) -> None:
-    """Time every version on the GPU at the large size, with cold caches, and save the times."""
+    """Time every version on the GPU with cold caches, and save."""
     from gpu import layers, machine, run
     from gpu.rungs import RUNGS
 
@@ -225,9 +225,9 @@ def table(folder: Path) -> str:
             )
         lines.append("")
     lines.append(
-        f"Off by: ||y - y64|| / ||y64||, executed on the CPU on {SMALL_TEXT}. Registers a thread, "
-        f"bytes spilled and bytes of static shared memory: ptxas for sm_90, of the kernel named "
-        f"first. Times: {FULL_TEXT}, with cold caches"
+        f"Off by: ||y - y64|| / ||y64||, executed on the CPU on {SMALL_TEXT}. Registers per "
+        f"thread, bytes spilled and bytes of static shared memory: ptxas for sm_90, of the kernel "
+        f"named first. Times: {FULL_TEXT}, with cold caches"
     )
     if "facts" in measured:
         from gpu import machine

@@ -1,4 +1,4 @@
-"""Errors of long sums beside those of torch and plain NumPy, in units in the last place.
+"""Errors of long sums beside torch and NumPy, in last-place units.
 
     python benchmarks/long_sums.py
 
@@ -72,7 +72,7 @@ def columns(power: int) -> dict[str, tuple[Array, float]]:
 
 
 def errors(power: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the error of each op, for the kinds of numbers and the libraries."""
+    """Return the error of each op, per kind of numbers and library."""
     torch = _torch()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for kind, (x, exact) in columns(power).items():
@@ -98,7 +98,7 @@ def _torch() -> Any:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the errors of each op, a column for each length: tinyalex / torch / NumPy."""
+    """Return the errors of each op, a column per length."""
     powers = list(result["errors"])
     rows = [
         f"| sum by | numbers | {' | '.join(f'2^{power}' for power in powers)} |",

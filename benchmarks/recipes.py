@@ -1,9 +1,9 @@
-"""Train several recipes on one folder of photographs, for as many epochs each, and compare them.
+"""Comparison of several training recipes on one folder of photographs.
 
     python benchmarks/recipes.py flowers                 # 20 epochs of each: an hour and a half
     python benchmarks/recipes.py flowers --only linear   # one of them
 
-goes on where it was interrupted, and does not repeat what is there already. Writes
+resumes where it was interrupted, and skips what is there already. Writes
 benchmarks/results/recipes.json, the table in the README and docs/images/recipes.png.
 
 The accuracies are of the last epoch's network, not of the best one, which would have been chosen by
@@ -129,7 +129,7 @@ def train(settings: Settings, out: Path) -> None:
 
 
 def measure(out: Path) -> dict[str, Any]:
-    """Return what became of a run: its curves, and the accuracy of its last network."""
+    """Return a run's curves, and the accuracy of its last network."""
     path = Checkpoints(out).last
     checkpoint = load_checkpoint(path)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
@@ -152,14 +152,14 @@ def epochs_in(out: Path) -> list[dict[str, Any]]:
 
 
 def is_done(result: dict[str, Any] | None, settings: Settings, out: Path) -> bool:
-    """Tell whether a result is that of the run in `out`, with these settings."""
+    """Return True if the result is of the run in `out`."""
     if result is None or result["epochs"] != epochs_in(out):
         return False
     return Settings(**result["settings"], data=settings.data) == settings
 
 
 def check_alike(results: Iterable[dict[str, Any]], settings: Settings) -> None:
-    """Raise ValueError where a table of these results and of one with the settings is none."""
+    """Raise ValueError where results of these settings do not fit the others."""
     dataset = open_dataset(settings, "val")
     here = len(dataset or ()), settings.epochs
     for there in {(result["images"], len(result["epochs"])) for result in results} - {here}:
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         compare(arguments)
     except StoppedError as stopped:
-        print(f"{stopped} and saved; the same command goes on")
+        print(f"{stopped} and saved; the same command resumes")
         return stopped.exit_code
     except KeyboardInterrupt:
         return 130
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Train and measure the rows asked for, unless that is done; record and draw all there are."""
+    """Train and measure missing rows; record and draw all there are."""
     recorded = report.RESULTS / "recipes.json"
     found = json.loads(recorded.read_text()) if recorded.exists() else {"rows": {}}
     rows = {

@@ -1,4 +1,4 @@
-"""Put a training run into the README: its command, time and accuracy, and its curves.
+"""Record of a training run in the README: time, accuracy, curves.
 
     python benchmarks/record_run.py runs/patterns-torchvision patterns
 
@@ -22,7 +22,7 @@ MILESTONES = (1, 2, 5, 10, 20, 30, 60, 90)  # epochs worth a row, besides the la
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """Return what the run's own files say."""
+    """Return settings, epochs and test result from the run's files."""
     record = json.loads((folder / "run.json").read_text())
     rows = read_metrics(folder / "metrics.jsonl")
     return {

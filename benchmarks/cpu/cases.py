@@ -15,7 +15,7 @@ from tinyalex import nn
 
 @dataclass(frozen=True)
 class Condition:
-    """State of the machine: endless loops beside the contestants, pauses before calls in ms."""
+    """State of the machine: busy processes, and pauses before calls in ms."""
 
     name: str
     busy: int = 0
@@ -100,7 +100,7 @@ def walk(
 
 
 def prepare(case: Case, folder: Path, libraries: Collection[str]) -> dict[str, float]:
-    """Write the net in the formats of ``libraries``; return the operations of its products."""
+    """Write the net for ``libraries``; return the operations of its products."""
     model = network(case.variant)
     ta.save(model.state_dict(), folder / "weights")
     if "torch" in libraries:

@@ -1,4 +1,4 @@
-"""The chart of docs/cpu.md: images per second of every contestant in every case."""
+"""Chart of docs/cpu.md: images per second of every contestant."""
 
 from __future__ import annotations
 

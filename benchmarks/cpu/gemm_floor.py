@@ -46,7 +46,7 @@ def _pixels(size: tuple[int, ...]) -> int:
 
 
 def _winograd(layer: nn.Module, output: tuple[int, ...], images: int) -> float | None:
-    """Return the operations by Winograd's algorithm, or None where it does not apply."""
+    """Return the operations by Winograd's algorithm, None where it does not apply."""
     if not isinstance(layer, nn.Conv2d):
         return None
     K, channels, taps, _ = layer.weight.shape

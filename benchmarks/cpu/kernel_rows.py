@@ -1,4 +1,4 @@
-"""The rows of the kernel benchmark: one kernel of one layer, and who can calculate it."""
+"""Rows of the kernel benchmark: one layer's kernel, by each library."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ DROPOUT, KEY = 0.5, 1
 
 @dataclass
 class Row:
-    """What is calculated, and by whom. Torch draws masks of its own: they cannot be compared."""
+    """One kernel, and the call of each library.
+
+    ``comparable`` is False for masks: torch draws its own.
+    """
 
     layer: str
     work: str
@@ -48,7 +51,7 @@ class Row:
 
 
 def rows(variant: str, batch_size: int) -> Iterator[Row]:
-    """Yield the kernels of all layers, on the activations of a real forward pass.
+    """Yield all layers' kernels, on the activations of a real forward pass.
 
     Of the layers without weights that differ in nothing but their size, the first stands for all.
     """
@@ -75,14 +78,14 @@ def rows(variant: str, batch_size: int) -> Iterator[Row]:
 
 
 def _last(array: np.ndarray) -> np.ndarray:
-    """Return images with their channels last in memory, as our layers pass them on."""
+    """Return images channels last in memory, as our layers give them."""
     if array.ndim != 4:
         return array
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
 def _ours(kernel: str, arguments: Arguments, *arrays: np.ndarray) -> dict[str, Call]:
-    """Return the two versions of a kernel; ``arguments`` takes the arrays in either layout."""
+    """Return both versions of a kernel; ``arguments`` takes arrays in either layout."""
     return {
         "reference": partial(getattr(reference, kernel), *arguments(*arrays)),
         "tinyalex": partial(getattr(cpu, kernel), *arguments(*map(_last, arrays))),
@@ -116,7 +119,7 @@ def _convolution(name: str, layer: nn.Conv2d, x: np.ndarray, grad: np.ndarray) -
         )
 
     yield row("forward", "conv2d", im2col.forward, lambda x, _: (x, weight, bias, options))
-    if name != "conv1":  # nobody wants the gradient of the photograph
+    if name != "conv1":  # the photograph needs no gradient
         yield row(
             "input gradient",
             "conv2d_input_grad",

@@ -1,4 +1,4 @@
-"""The same network as an ONNX file, for the peers that only predict."""
+"""The same network as an ONNX file, for ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinyalex import models, nn
 
 
 def _node(layer: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """Return the operator and the attributes for ``layer``; None if it does nothing here."""
+    """Return operator and attributes for ``layer``; None for one without effect."""
     match layer:
         case nn.Conv2d():
             attributes = {

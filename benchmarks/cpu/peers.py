@@ -29,7 +29,7 @@ Ready = tuple[Call, dict[str, Any]]  # and the settings that a reader should kno
 
 @dataclass(frozen=True)
 class Contestant:
-    """How to get a library to work; ``mib_per_image`` is about what `paper` takes of memory."""
+    """A library's setup; ``mib_per_image`` is about what `paper` takes of memory."""
 
     name: str
     build: Callable[[Case, Path], Ready]
@@ -80,7 +80,7 @@ def _tinyalex(case: Case, folder: Path) -> Ready:
 def _torch(
     case: Case, folder: Path, channels_last: bool, compiled: str = "", **sgd_options: Any
 ) -> Ready:
-    """Set up PyTorch; ``compiled`` is the mode of torch.compile, if it is used."""
+    """Set up PyTorch; ``compiled`` is the mode of torch.compile, if any."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no processes beside those that are stopped
     import torch
 

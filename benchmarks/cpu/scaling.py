@@ -26,7 +26,7 @@ STEPS = 3
 
 
 def measure(batch_sizes: list[int], rounds: int, steps: int | None) -> None:
-    """Measure, print and save training over batch sizes and inference over image sizes."""
+    """Measure training over batch sizes and inference over image sizes."""
     training = [Case("train", "paper", size, 224) for size in batch_sizes or BATCH_SIZES]
     inference = [Case("infer", "torchvision", IMAGES, pixels) for pixels in IMAGE_SIZES]
     result = {

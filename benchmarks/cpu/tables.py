@@ -26,7 +26,7 @@ Result = dict[str, Any]
 
 
 def file_name(condition: str, case: Case) -> str:
-    """Return the name of the file that holds what was measured under a condition."""
+    """Return the file name of a case's results under a condition."""
     return case.name if condition == "quiet" else case.name.replace("cpu-", f"cpu-{condition}-", 1)
 
 
@@ -40,7 +40,7 @@ def load(mode: str, variant: str) -> dict[int, Result]:
 
 
 def numbers(result: Result, contestant: str, what: str) -> list[list[float]]:
-    """Return what a contestant measured: a list for each round, with a number for each call."""
+    """Return a contestant's numbers: a list per round, a number per call."""
     return [run[what] for run in result["runs"][contestant]]
 
 
@@ -50,7 +50,7 @@ def rate(result: Result, contestant: str) -> float:
 
 
 def ratio(result: Result, contestant: str) -> Ratio:
-    """Return how many times as long the contestant takes as tinyalex."""
+    """Return the contestant's time relative to tinyalex's."""
     ours = numbers(result, TINYALEX, "seconds")
     return Ratio.of(numbers(result, contestant, "seconds"), ours)
 
@@ -61,7 +61,7 @@ def peak(result: Result, contestant: str) -> float:
 
 
 def floor_rate(result: Result, algorithm: str) -> float:
-    """Return the images per second if there were only matrix products, at the speed of a large one.
+    """Return the images per second of matrix products at full speed.
 
     ``algorithm`` is "direct" or "winograd".
     """
@@ -90,14 +90,14 @@ def _moment(busy: int, pause: int) -> str:
 
 
 def table_of(result: Result) -> str:
-    """Return the tables of a single case, under whatever condition it was measured."""
+    """Return the tables of a single case, under any condition."""
     if "pauses" in result:
         return times(by_pause(result))
     return tables({result["batch_size"]: result})
 
 
 def times(results: dict[str, Result]) -> str:
-    """Return the table of one net in one mode, with a column for each pause and number of loops."""
+    """Return a net's table in one mode, a column per pause."""
     if not results:
         return "Not measured yet."
     names = [*_measured(results), ONE_THREAD]
@@ -109,7 +109,7 @@ def times(results: dict[str, Result]) -> str:
 
 
 def tables(by_size: dict[int, Result]) -> str:
-    """Return the tables of one net in one mode, with a column for each batch size."""
+    """Return a net's tables in one mode, a column per batch size."""
     if not by_size:
         return "Not measured yet."
     results = {f"batch {size}": result for size, result in by_size.items()}
@@ -122,7 +122,7 @@ def tables(by_size: dict[int, Result]) -> str:
 
 
 def _measured(results: dict[str, Result]) -> list[str]:
-    """Return the names of those who took part, in their usual order."""
+    """Return the names of the measured contestants, in their usual order."""
     measured = {name for result in results.values() for name in result["runs"]}
     mode = next(iter(results.values()))["mode"]
     return [c.name for c in CONTESTANTS[mode] if c.name in measured]
@@ -170,7 +170,7 @@ def _time_cell(result: Result, name: str) -> str:
 
 
 def slowdown(result: Result) -> Ratio:
-    """Return how many times as long as one thread on a free core tinyalex takes."""
+    """Return tinyalex's time relative to one thread on a free core."""
     return Ratio.of(*(numbers(result, name, "seconds") for name in (TINYALEX, ONE_THREAD)))
 
 
@@ -233,7 +233,7 @@ MEMORY_GOAL = {32: 1.0, 128: 0.7}  # of the peak of torch, in its layout that ta
 
 
 def goals_table() -> str:
-    """Return the table of goals, with what was measured and whether it is enough."""
+    """Return the table of goals, measurements and verdicts."""
     sizes = BATCH_SIZES["infer"]
     head = " | ".join(f"batch {size}" for size in sizes)
     lines = [f"| goal, and what is measured | {head} |", "|---" * 4 + "|"]
@@ -282,7 +282,7 @@ def _speed_goal(result: Result | None, peers: tuple[str, ...], goal: float | Non
 
 
 def _of_compiling(result: Result, peers: list[str]) -> str:
-    """Say what torch.compile changes: the ratio without it, or the one that it has itself."""
+    """Say what torch.compile changes: the ratio without it, or its own."""
     compiled = [name for name in peers if name in COMPILED_TORCH]
     others = [name for name in peers if name not in COMPILED_TORCH]
     if not compiled or not others:

@@ -58,7 +58,7 @@ class Worker:
         return self._ask("results", count)
 
     def measure(self, count: int, pause: int = 0) -> dict[str, Any]:
-        """Call once to wake up, then ``count`` times, ``pause`` ms apart.
+        """Time ``count`` calls, ``pause`` ms apart, after one to wake up.
 
         Returns times, page faults and the peak memory.
         """
@@ -86,7 +86,7 @@ class Worker:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[list[int]]:
-    """Within this block, let ``count`` processes of the same priority loop; yield their ids."""
+    """Run ``count`` endless loops beside this block; yield their process ids."""
     processes = []
     try:
         for _ in range(count):
@@ -110,7 +110,7 @@ def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def stop_cleanly_on_sigterm() -> None:
-    """Turn SIGTERM into SystemExit, so that the workers are ended as after any other error."""
+    """Turn SIGTERM into SystemExit, which ends the workers too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
 
 

@@ -1,4 +1,4 @@
-"""What the GPU benchmark measures: a net at work on a batch, in one class of precision."""
+"""Cases of the GPU benchmark: net, mode, batch size, class of precision."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UPDATE_TOLERANCE = 0.1  # of the update's norm: adding it to the weights rounds 
 
 @dataclass(frozen=True)
 class Net:
-    """An AlexNet with one tower (``groups`` 1) or two, with response normalisation or without.
+    """AlexNet with one or two towers (``groups``), with or without response normalisation.
 
     ``thin`` divides all widths and ``pixels`` is the size of the images, for trying the script.
     """
@@ -66,9 +66,10 @@ class Net:
         return variant.thinner(self.thin, self.pixels) if self.thin > 1 else variant
 
     def build(self) -> ta.models.AlexNet:
-        """Return the net with the weights that every contestant begins with: He's, no dropout.
+        """Return the net with the weights that every contestant begins with.
 
-        No two libraries draw the same masks, and the paper's weights want raw pixels.
+        They are He's: the paper's own want raw pixels. There is no dropout, since no two libraries
+        draw the same masks.
         """
         ta.manual_seed(0)
         model = ta.models.alexnet(self.variant(), self.classes, dropout=0.0)
@@ -80,7 +81,7 @@ class Net:
 
 @dataclass(frozen=True)
 class Case:
-    """A net in ``mode`` "train" or "infer", with ``images`` images, in a class of precision."""
+    """One net at work: ``mode`` is "train" or "infer"."""
 
     net: Net
     mode: str
@@ -95,12 +96,12 @@ class Case:
 
     @property
     def floor_class(self) -> str:
-        """Return the class whose floor is the measure: of what PyTorch ships, TF32's."""
+        """Return the class of the floor: TF32's for PyTorch as shipped."""
         return "B" if self.precision == "as shipped" else self.precision
 
     @property
     def training(self) -> bool:
-        """Whether a call is a training step, and not just a prediction."""
+        """True where a call is a training step, False for a prediction."""
         return self.mode == "train"
 
 
@@ -112,7 +113,7 @@ def batch(net: Net, images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected(net: Net, images: int, training: bool) -> dict[str, np.ndarray]:
-    """Return what every contestant should calculate, in float64 on the CPU.
+    """Return the expected results of every contestant, in float64 on the CPU.
 
     For training ``loss`` and the gradient of each parameter, else ``logits``.
     """
@@ -137,7 +138,7 @@ def _chunks(x: np.ndarray, labels: np.ndarray) -> Iterator[tuple[ta.Tensor, np.n
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> float:
-    """Return ||got - want|| / ||want||, NaN and wrong shapes counted as infinitely far."""
+    """Return ||got - want|| / ||want||, infinity for NaN and wrong shapes."""
     if got.shape != want.shape:
         return float("inf")
     error = float(np.linalg.norm(got - want)) / float(np.linalg.norm(want))

@@ -1,4 +1,4 @@
-"""tinyalex as a contestant: step by step from Python, and as one CUDA graph."""
+"""tinyalex as a contestant: from Python, and as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Tinyalex(Contestant):
                 parameter.data[...] = self._first[name]
 
     def poison(self) -> None:
-        """Fill the gradients and the result with NaN: a step gets this memory, or writes to it."""
+        """Fill the memory of the gradients and the result with NaN."""
         with self.stream:
             self._output.data[...] = np.nan
             for parameter in self._parameters.values():
@@ -96,7 +96,7 @@ class Tinyalex(Contestant):
                     parameter.grad[...] = np.nan
 
     def results(self) -> Arrays:
-        """Return the ``loss`` and all gradients of the last step, or the ``logits``."""
+        """Return the last step's ``loss`` and gradients, or the ``logits``."""
         self.stream.synchronize()
         output = download(self._output.data)
         if not self.case.training:
@@ -125,7 +125,7 @@ class Tinyalex(Contestant):
 
 
 def _watched_pool() -> Any:
-    """Return a pool that notes in ``highest`` how much was in use at once while ``watching``."""
+    """Return a memory pool that records its peak use while ``watching``."""
 
     class Pool(cupy().cuda.MemoryPool):
         watching = False
@@ -141,9 +141,9 @@ def _watched_pool() -> Any:
 
 
 class TinyalexGraph(Tinyalex):
-    """The same step, recorded once and replayed: Python has no part in it any more.
+    """The same step, recorded once as a CUDA graph and replayed.
 
-    Every buffer of the recorded step belongs to the own pool, which nobody else uses, and stays
+    Every buffer of the recorded step belongs to the own pool, used by nothing else, and stays
     where it is. The update reads its table from the device's memory when it runs; so the table can
     be given the recorded gradients' addresses afterwards, which copies from the host and could not
     be recorded.

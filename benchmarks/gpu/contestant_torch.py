@@ -50,7 +50,7 @@ class Setting:
 
 
 def settings(case: Case, quick: bool) -> list[Setting]:
-    """Return all settings for a case, or just those that are likely to be best and soon built.
+    """Return all settings for a case, or with ``quick`` the likely best.
 
     The quick ones leave out the search for kernels, which takes minutes for each net, and compile
     only where there is something to gain: not one image, whose time is that of the launches.
@@ -74,7 +74,7 @@ def settings(case: Case, quick: bool) -> list[Setting]:
 
 
 def flags() -> dict[str, Any]:
-    """Return every switch that decides how exactly, and by which kernels, PyTorch computes."""
+    """Return the switches of PyTorch's precision and kernels."""
     return {
         "cudnn.conv.fp32_precision": torch.backends.cudnn.conv.fp32_precision,
         "cuda.matmul.fp32_precision": torch.backends.cuda.matmul.fp32_precision,
@@ -90,7 +90,7 @@ _SHIPPED = flags()  # read before anything is set
 
 
 def set_flags(precision: str) -> dict[str, Any]:
-    """Set the switches for a class, and return what PyTorch then says they are."""
+    """Set the switches for a class, and read them back."""
     if precision == "as shipped":
         convolution, matrix, search = (_SHIPPED[name] for name in list(_SHIPPED)[:3])
     else:
@@ -225,7 +225,7 @@ class Torch(Contestant):
                     parameter.grad.fill_(float("nan"))
 
     def results(self) -> Arrays:
-        """Return the ``loss`` and all gradients of the last step, or the ``logits``."""
+        """Return the last step's ``loss`` and gradients, or the ``logits``."""
         torch.cuda.synchronize()
         output = self._output.detach().float().cpu().numpy()
         if not self.case.training:
@@ -262,6 +262,6 @@ def tidy() -> None:
 def forget_compiled() -> None:
     """Drop all compiled code, which only piles up from case to case."""
     torch._dynamo.reset()
-    # By default it goes on uncompiled after eight nets, without a word that a table could show.
+    # By default it continues uncompiled after eight nets, without a word that a table could show.
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True

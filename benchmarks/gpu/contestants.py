@@ -1,4 +1,4 @@
-"""What every contestant of the GPU benchmark must be able to do, and the proof that it does it."""
+"""Interface of the contestants of the GPU benchmark, and its check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Contestant(ABC):
-    """A net with its batch on the GPU, ready to take the same step again and again.
+    """A net and its batch on the GPU, ready to step.
 
     ``stream`` is the stream (CuPy's) on which the work is queued, ``settings`` what a reader should
     know, ``peak_bytes`` the most memory that one step had in use, weights included.
@@ -38,11 +38,11 @@ class Contestant(ABC):
 
     @abstractmethod
     def results(self) -> Arrays:
-        """Return the ``loss`` and all gradients of the last step, or the ``logits``."""
+        """Return the last step's ``loss`` and gradients, or the ``logits``."""
 
     @abstractmethod
     def weights(self) -> Arrays:
-        """Return the weights as they are now, under the names of tinyalex's parameters."""
+        """Return the current weights, under the names of tinyalex's parameters."""
 
     @abstractmethod
     def velocities(self) -> Arrays:
@@ -54,7 +54,7 @@ class Contestant(ABC):
 
 
 def check(contestant: Contestant, case: Case, want: Arrays) -> dict[str, float]:
-    """Take one step from the first weights and return its `errors` against float64."""
+    """Take one step and return its `errors` against float64."""
     contestant.restore()
     velocities = contestant.velocities() if case.training else {}
     contestant.poison()
@@ -67,7 +67,7 @@ def check(contestant: Contestant, case: Case, want: Arrays) -> dict[str, float]:
 
 
 def _update_error(contestant: Contestant, gradients: Arrays, velocities: Arrays) -> float:
-    """Return how far the update is, in norm, from what these gradients should have made of it.
+    """Return the relative error of the update, given these gradients.
 
     ``v = momentum v + (gradient + decay w);  w = w - lr v``.
     """

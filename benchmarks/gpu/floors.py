@@ -1,4 +1,4 @@
-"""The least time that the work of a net can take: its operations and its bytes, from the shapes.
+"""Floors: the least time for a net's operations and bytes, from shapes.
 
 Every pass of a layer must read its two operands and write its result once, and multiply as often as
 the definition says. Its floor is the larger of two times: those operations at the rate of a large
@@ -27,13 +27,15 @@ SGD_BYTES = 5 * 4  # read the weight, its gradient and velocity; write weight an
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a GPU can do: floating-point operations a second by class, and bytes a second."""
+    """Limits of a GPU: operations per second by class, bytes per second."""
 
     operations: dict[str, float]
     bandwidth: float
 
     def rate(self, precision: str) -> float | None:
-        """Return the rate for a class. Class A may use the tensor cores, by three TF32 products.
+        """Return the rate for a class.
+
+        Class A may use the tensor cores, by three TF32 products.
 
         (A float32 is about the sum of two TF32 numbers; their two small parts are not multiplied.)
         """
@@ -49,8 +51,9 @@ H100 = Ceilings({"A": 67e12, "B": 495e12, "C": 990e12}, 3.35e12)
 
 @dataclass(frozen=True)
 class Work:
-    """One pass of a layer: ``numbers`` are read or written in the class's format, ``fixed`` bytes
-    in any case.
+    """One pass of a layer: its operations and its memory traffic.
+
+    ``numbers`` are read or written in the class's format, ``fixed`` bytes in any case.
     """
 
     layer: str
@@ -64,7 +67,7 @@ class Work:
         return self.numbers * BYTES[precision] + self.fixed
 
     def seconds(self, ceilings: Ceilings, precision: str) -> float | None:
-        """Return the floor; None if the rate of the class is not known."""
+        """Return the floor, None without a rate for the class."""
         rate = ceilings.rate(precision)
         if rate is None:
             return None
@@ -88,14 +91,14 @@ def works(net: cases.Net, images: int, training: bool) -> list[Work]:
 def floor(
     net: cases.Net, images: int, training: bool, ceilings: Ceilings, precision: str
 ) -> float | None:
-    """Return the seconds that one step or prediction takes at least, None where not known."""
+    """Return the floor of one step or prediction, None where not known."""
     seconds = [w.seconds(ceilings, precision) for w in works(net, images, training)]
     return None if None in seconds else sum(s for s in seconds if s is not None)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A layer under the name that everybody uses, its kind, and the shapes around it."""
+    """A layer with its usual name and the shapes around it."""
 
     name: str
     layer: nn.Module
@@ -104,7 +107,7 @@ class Step:
 
 
 def shapes(net: cases.Net, images: int) -> Iterator[Step]:
-    """Yield the layers in the order in which they run, as `tinyalex.summary` finds them."""
+    """Yield the layers in the order in which they run."""
     model = net.build()
     layers = dict(model.named_modules())
     names = {id(layer): name for name, layer in model.weight_layers.items()}
@@ -125,7 +128,7 @@ def shapes(net: cases.Net, images: int) -> Iterator[Step]:
 
 @dataclass(frozen=True)
 class Size:
-    """What a floor needs to know of a layer: how many weights and numbers, for one image."""
+    """Numbers of weights and activations of a layer, for one image."""
 
     name: str
     kind: type[nn.Module]
@@ -138,7 +141,7 @@ class Size:
 
 @lru_cache
 def sizes(net: cases.Net) -> tuple[Size, ...]:
-    """Return the sizes of all layers, without the net that they are read from."""
+    """Return the sizes of all layers, without their net."""
     return tuple(
         Size(
             step.name,
@@ -169,7 +172,7 @@ def _works(steps: tuple[Size, ...], index: int, images: int, training: bool) -> 
     if step.kind is nn.MaxPool2d:
         normed = before is not None and before.kind is nn.LocalResponseNorm
         name = f"{before.name}+{step.name}" if normed else step.name
-        taps = y if training else 0  # a byte each says who won
+        taps = y if training else 0  # a byte each: the place of the largest
         yield Work(name, FORWARD, 0.0, x + y, taps)
         if training:
             # Normalisation needs its input again; a ReLU alone shows in what was pooled.

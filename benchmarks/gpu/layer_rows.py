@@ -28,10 +28,11 @@ TOLERANCE = {"A": 1e-5, "B": 1.5e-3, "C": 1e-2}
 
 @dataclass
 class Row:
-    """One pass: ``kernel`` of any backend with these arguments, float32 where they are arrays.
+    """One pass: a kernel of any backend with its float32 arguments.
 
     ``pooled`` are the images that a pooling's gradient belongs to, for libraries that keep them
-    themselves. Where rounding decides who wins, ``loose`` asks for no more than of a whole net.
+    themselves. Where rounding decides which pixel is the largest, ``loose`` asks for no
+    more than of a whole net.
     """
 
     work: Work
@@ -46,9 +47,7 @@ class Row:
         return np.asarray(self.result(getattr(cpu, self.kernel)(*arguments), arguments))
 
     def result(self, returned: Any, arguments: Sequence[Any]) -> Any:
-        """Return what was calculated: of an update in place the velocity, else what was returned,
-        without the winners of a pooling.
-        """
+        """Return the velocity of an update, else what was returned, without taps."""
         if self.kernel == "sgd_step":
             return arguments[2]
         return returned[0] if isinstance(returned, tuple) else returned
@@ -84,7 +83,7 @@ def rows(net: Net, images: int) -> Iterator[Row]:
         made = _kernels(before, step, x, grad)
         for layer, part, kernel, arguments in made:
             if before is None and part == INPUT:
-                continue  # nobody wants the gradient of the photographs
+                continue  # the photographs need no gradient
             loose = kernel == "norm_max_pool2d_input_grad"
             work = works.get((layer, part)) or Work(layer, part, 0.0, _moved(kernel, x.size))
             yield Row(work, kernel, arguments, x, loose)

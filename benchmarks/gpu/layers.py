@@ -1,4 +1,4 @@
-"""Layer by layer on the GPU: every pass, its time beside its floor, and PyTorch's.
+"""Every layer's passes on the GPU, beside floor and PyTorch.
 
 The caches are cold: before each call half a gigabyte is written, which also gives Python the time
 to queue the call, so that what is measured is the GPU's work alone.
@@ -108,14 +108,14 @@ def _row(
 
 
 def ours(row: Row) -> Call:
-    """Return our call: the arguments go to the GPU, images channels last in memory."""
+    """Return our call, its arguments on the GPU, images channels last."""
     arguments = [placed(a) for a in row.arguments]
     function = getattr(cuda, row.kernel)
     return lambda: row.result(function(*arguments), arguments)
 
 
 def placed(argument: Any) -> Any:
-    """Return an array on the GPU, images channels last; anything else as it is."""
+    """Return arrays on the GPU, images channels last; anything else unchanged."""
     if not isinstance(argument, np.ndarray):
         return argument
     if argument.ndim != 4:
@@ -132,7 +132,7 @@ def host(result: Any) -> np.ndarray:
 
 
 def _poison(count: int) -> None:
-    """Leave NaN in the memory that the result of so many numbers will probably get."""
+    """Leave NaN in the memory that the result will probably get."""
     xp = cupy()
     spoiled = xp.empty(count, np.float32)
     spoiled[...] = np.nan

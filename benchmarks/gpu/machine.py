@@ -1,4 +1,4 @@
-"""Which GPU this is, what its software is called, how fast it copies and multiplies right now."""
+"""Description of the GPU and its software, and its measured limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNS = 10
 
 
 def facts() -> dict[str, Any]:
-    """Return what a reader must know to judge a time; what cannot be found out is None.
+    """Return the facts needed to judge a time, None where unknown.
 
     Raises SystemExit, with what is missing, where there is no GPU.
     """
@@ -63,7 +63,7 @@ def one_line(found: dict[str, Any]) -> str:
 
 
 def query(field: str) -> str | None:
-    """Return what nvidia-smi says about the first GPU. It is only asked, never told anything."""
+    """Return nvidia-smi's answers about the first GPU, whose settings stay."""
     text = _output("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0")
     return text.splitlines()[0] if text else None
 
@@ -74,7 +74,7 @@ def clock() -> str | None:
 
 
 def ceilings(scale: int = 1) -> Ceilings:
-    """Return what the GPU reaches now: in a large copy, and in large products.
+    """Measure the speed of a large copy, and of large products.
 
     The products are PyTorch's, which are those of cuBLAS: CuPy has no switch to read back. Where
     PyTorch sees no GPU, there is CuPy's product in float32 only. ``scale`` divides the sizes.
@@ -118,7 +118,7 @@ def _products(size: int) -> dict[str, Callable[[], Any]]:
 
 
 def seconds(call: Callable[[], Any], runs: int = RUNS) -> float:
-    """Return the median time of a call on the default stream, by CUDA's events."""
+    """Return the median time of a call, by CUDA's events."""
     xp = cupy()
     stream = xp.cuda.Stream.null
     times = []
@@ -135,12 +135,12 @@ def seconds(call: Callable[[], Any], runs: int = RUNS) -> float:
 
 
 def usable_torch() -> Any:
-    """Return the module torch, None if it is not installed or sees no GPU."""
+    """Return torch, None if it is not installed or sees no GPU."""
     return None if why_no_torch() else sys.modules["torch"]
 
 
 def why_no_torch() -> str | None:
-    """Return why PyTorch cannot take part, None if it can."""
+    """Return the reason why PyTorch cannot take part, None if it can."""
     try:
         import torch
     except ImportError as error:

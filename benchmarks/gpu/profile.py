@@ -1,4 +1,4 @@
-"""Which kernels run in a step, and for how long: PyTorch's by layer, and tinyalex's.
+"""Times of all kernels in a step: PyTorch's by layer, and tinyalex's.
 
 CUPTI, which torch.profiler reads, sees every kernel of the process, ours as well. The names answer
 what decides the race: whether PyTorch's convolutions are made for this generation of GPUs, and how
@@ -37,7 +37,7 @@ def run(campaign: Campaign, net: Net) -> None:
             for layout in LAYOUTS
         }
         builders["tinyalex"] = partial(Tinyalex, case)
-        for who, build in builders.items():
+        for name, build in builders.items():
             if campaign.time_is_up():
                 print("the time is up", flush=True)
                 return
@@ -46,15 +46,18 @@ def run(campaign: Campaign, net: Net) -> None:
                 found = profile(contestant)
                 contestant.close()
             except Exception as error:
-                print(f"{who}, class {precision}: {type(error).__name__}: {error}", flush=True)
+                print(
+                    f"{name}, class {precision}: {type(error).__name__}: {error}",
+                    flush=True,
+                )
                 continue
-            name = f"gpu-profile-{who}-{IMAGES}-{precision}"
-            save(campaign.folder, name, {"facts": campaign.facts, **found})
-            _show(name, found)
+            file = f"gpu-profile-{name}-{IMAGES}-{precision}"
+            save(campaign.folder, file, {"facts": campaign.facts, **found})
+            _show(file, found)
 
 
 def profile(contestant: Contestant) -> dict[str, Any]:
-    """Return microseconds a step of each kernel, and of each operation at each shape."""
+    """Return microseconds per step of each kernel, and of each operation."""
     import torch
     from torch.profiler import ProfilerActivity
 

@@ -1,4 +1,4 @@
-"""One case of the GPU benchmark from the first check to the last turn."""
+"""One case of the GPU benchmark, from first check to last turn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OURS = "tinyalex"
 
 @dataclass
 class Candidate:
-    """A contestant that is still to be built; ``final`` is one that takes part in any case."""
+    """A contestant to be built; a ``final`` one always takes turns."""
 
     name: str
     build: Callable[[], Contestant]
@@ -33,7 +33,7 @@ class Candidate:
 
 @dataclass
 class Campaign:
-    """What all cases of one run share; ``until`` is when it has to end (`time.monotonic`)."""
+    """Settings that all cases share; ``until`` is the end (`time.monotonic`)."""
 
     folder: Path
     facts: dict[str, Any]
@@ -42,17 +42,17 @@ class Campaign:
     quick: bool
     only: list[str] = field(default_factory=list)
     until: float = float("inf")
-    # PyTorch's fastest settings of a mode and class, once all of them were tried: who is slow at
+    # PyTorch's fastest settings of a mode and class, once all of them were tried: what is slow at
     # the first size is not tried at all others.
     favourites: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def time_is_up(self) -> bool:
-        """Return whether nothing more should be begun."""
+        """Return True if nothing more should be begun."""
         return time.monotonic() > self.until
 
 
 def candidates(case: Case, campaign: Campaign) -> Iterator[Candidate]:
-    """Yield all who could take part, in the order in which they are tried."""
+    """Yield all possible contestants, in the order in which they are tried."""
     if case.precision != "as shipped":
         from gpu.contestant_tinyalex import Tinyalex, TinyalexGraph
 
@@ -69,7 +69,7 @@ def candidates(case: Case, campaign: Campaign) -> Iterator[Candidate]:
 
 
 def run(case: Case, campaign: Campaign) -> Result:
-    """Check, time alone and then in turns; whoever fails is listed with the reason."""
+    """Check, time alone and then in turns; list failures with their reason."""
     expected = reference(case.net, case.images, case.training)
     failed: dict[str, str] = {}
     if reason := machine.why_no_torch():
@@ -87,7 +87,7 @@ def run(case: Case, campaign: Campaign) -> Result:
             contestant = candidate.build()
             alive[candidate.name] = contestant
             found[candidate.name] = admit(contestant, case, expected, campaign.protocol)
-        except Exception as error:  # whatever it is, the others go on
+        except Exception as error:  # whatever it is, the others stay
             failed[candidate.name] = _reason(error)
             print(f"  {candidate.name}: {failed[candidate.name]}", flush=True)
             if candidate.name in alive:
@@ -119,7 +119,7 @@ def run(case: Case, campaign: Campaign) -> Result:
 def admit(
     contestant: Contestant, case: Case, expected: dict[str, Any], protocol: Protocol
 ) -> dict[str, Any]:
-    """Return what is known of a contestant before the turns. Raises ValueError if it is wrong."""
+    """Time a contestant alone. Raises ValueError if its results are wrong."""
     errors = check(contestant, case, expected)
     if wrong := cases.objection(errors, case.precision):
         raise ValueError(wrong)
@@ -135,13 +135,13 @@ def admit(
 
 @lru_cache(maxsize=1)
 def reference(net: cases.Net, images: int, training: bool) -> dict[str, Any]:
-    """Return `cases.expected`, kept for the next case, which differs in the class only."""
+    """Return `cases.expected`, cached for the next class of precision."""
     print(f"  float64 on the CPU: {net.name}, {images} images", flush=True)
     return cases.expected(net, images, training)
 
 
 def _drop_slow(alive: dict[str, Contestant], found: dict[str, dict[str, Any]]) -> None:
-    """Close the slowest of PyTorch's settings if there are more than the final has places for."""
+    """Close the slowest of PyTorch's settings beyond `FINALISTS`."""
     theirs = [name for name in alive if not name.startswith(OURS)]
     if len(theirs) > FINALISTS:
         slowest = max(theirs, key=lambda name: found[name]["alone"])
@@ -203,7 +203,7 @@ def show(result: Result) -> None:
 
 
 def save(folder: Path, name: str, result: Result) -> None:
-    """Write a result, whole or not at all: the machine may be taken away at any moment."""
+    """Write a result atomically: the machine may end at any moment."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"
     folders.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
@@ -216,7 +216,7 @@ def load(folder: Path, name: str) -> Result:
 
 
 def measured_already(folder: Path, name: str, campaign: Campaign) -> bool:
-    """Return whether the case was measured by the same program on the same kind of machine.
+    """Return True if this program measured the case on such a machine.
 
     What a quick run measured counts for another quick run only.
     """
@@ -229,7 +229,7 @@ def measured_already(folder: Path, name: str, campaign: Campaign) -> bool:
 
 
 def remember_favourites(result: Result, campaign: Campaign) -> None:
-    """Let the fastest settings of the first case of a mode and class stand for all that follow."""
+    """Keep the fastest settings of each mode's and class's first case."""
     key = result["case"]["mode"], result["case"]["precision"]
     alone = {n: c["alone"] for n, c in result["contestants"].items() if not n.startswith(OURS)}
     if alone and key not in campaign.favourites:

@@ -1,4 +1,4 @@
-"""Every version of every CUDA kernel: its entries, its idea, and how to run it by itself."""
+"""Every version of every CUDA kernel: entries, idea, and a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Rung:
-    """One version: the entries of ``file`` that it consists of, for all types and tiles.
+    """One version: its entries in ``file``, for all types and tiles.
 
     ``kernel`` is the operation, under the name of the CPU's kernel that computes what ``call`` is
     held against; without it the version is no operation of its own, and its exercises check it.
@@ -82,7 +82,7 @@ def _convolution(name: str, kernel: str, wrap: Call, tensor: Call) -> list[Rung]
         Rung(
             file,
             _typed(f"conv_{name}_naive"),
-            "one thread an element, the formula and nothing else",
+            "one thread per element, the formula and nothing else",
             kernel,
             partial(wrap, getattr(naive, name)),
         ),
@@ -105,12 +105,12 @@ def _convolution(name: str, kernel: str, wrap: Call, tensor: Call) -> list[Rung]
 def _pair(
     file: str, entry: str, kernel: str, module: Any, second: str, naive: tuple[str, ...] = ()
 ) -> list[Rung]:
-    """Return the two versions of an operation: a thread an element, and four channels a thread."""
+    """Return both versions: one element, and four channels, per thread."""
     return [
         Rung(
             file,
             (*_typed(entry), *naive),
-            "one thread an element of the result",
+            "one thread per element of the result",
             kernel,
             getattr(module, f"{kernel}_naive"),
         ),
@@ -156,7 +156,7 @@ FAMILIES: dict[str, list[Rung]] = {
             "local_response_norm",
             "local_response_norm",
             lrn,
-            "four channels a thread; the window from shared memory",
+            "four channels per thread; the window from shared memory",
         ),
         *_pair(
             "local_response_norm.cu",
@@ -172,7 +172,7 @@ FAMILIES: dict[str, list[Rung]] = {
             "max_pool",
             "max_pool2d",
             pool,
-            "four channels a thread, a row of results a block",
+            "four channels per thread, a row of results per block",
             _typed("max_pool_large"),
         ),
         *_pair(
@@ -180,7 +180,7 @@ FAMILIES: dict[str, list[Rung]] = {
             "max_pool_grad",
             "max_pool2d_input_grad",
             pool,
-            "a pixel asks the windows over it whether it won, four channels at a time",
+            "each pixel looks through the windows over it, four channels at a time",
             _typed("max_pool_grad_large"),
         ),
     ],
@@ -209,14 +209,14 @@ FAMILIES: dict[str, list[Rung]] = {
         Rung(
             "within_channel_norm.cu",
             _typed("within_channel_norm"),
-            "one thread an element of the result",
+            "one thread per element of the result",
             "within_channel_response_norm",
             within_norm.within_channel_response_norm_naive,
         ),
         Rung(
             "within_channel_norm.cu",
             ("within_channel_norm_quads",),
-            "four channels a thread",
+            "four channels per thread",
             "within_channel_response_norm",
             within_norm.within_channel_response_norm,
         ),
@@ -230,13 +230,13 @@ FAMILIES: dict[str, list[Rung]] = {
         Rung(
             "within_channel_norm.cu",
             ("within_channel_products_quads", "within_channel_grad_quads"),
-            "the same, four channels a thread",
+            "the same, four channels per thread",
             "within_channel_response_norm_input_grad",
             within_norm.within_channel_response_norm_input_grad,
         ),
     ],
     "One pass over memory: nothing to climb": [
-        Rung("relu.cu", _typed("relu"), "four elements a thread", "relu", cuda.relu),
+        Rung("relu.cu", _typed("relu"), "four elements per thread", "relu", cuda.relu),
         Rung(
             "relu.cu",
             _typed("relu_input_grad"),
@@ -252,7 +252,7 @@ FAMILIES: dict[str, list[Rung]] = {
         Rung(
             "cross_entropy.cu",
             _typed("row_losses", "total_loss", "row_grads"),
-            "a warp a row, then one block for all; and the gradient from what forward found",
+            "a warp per row, then one block for all; and the gradient from what forward found",
         ),
         Rung(
             "sgd.cu",

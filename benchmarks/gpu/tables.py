@@ -34,7 +34,7 @@ Result = dict[str, Any]
 
 
 def load(folder: Path, start: str = "gpu-") -> list[Result]:
-    """Return all results whose files' names begin so; those of whole nets have a "case"."""
+    """Return all results of files whose names begin with ``start``."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{start}*.json"))]
 
 
@@ -50,18 +50,18 @@ def net_of(result: Result) -> str:
 
 
 def final(result: Result) -> dict[str, Times]:
-    """Return the times of all who took turns."""
+    """Return the times of all contestants that took turns."""
     return {n: Times.of(c["turns"]) for n, c in result["contestants"].items() if "turns" in c}
 
 
 def best(result: Result, ours: bool) -> str | None:
-    """Return the name of the fastest contestant of one side, None if none got so far."""
+    """Return the fastest contestant of one side, None without times."""
     times = {n: t for n, t in final(result).items() if n.startswith(OURS) == ours}
     return min(times, key=lambda name: times[name].median, default=None)
 
 
 def ratio(result: Result) -> Ratio | None:
-    """Return how many times as long PyTorch's best takes as ours; only within a class."""
+    """Return the time of PyTorch's best relative to ours, within a class."""
     names = best(result, ours=True), best(result, ours=False)
     if None in names:
         return None
@@ -102,7 +102,7 @@ def _goal(goal: float, result: Result | None) -> str:
 
 
 def nets_table(results: list[Result]) -> str:
-    """Return one table a mode and class: contestants down, nets and batch sizes across."""
+    """Return a table per mode and class."""
     if not results:
         return NOT_YET
     parts = []
@@ -143,7 +143,7 @@ def _speeds(results: list[Result]) -> str:
 
 
 def errors_table(results: list[Result]) -> str:
-    """Return errors against float64, memory and the switches of everybody who was let in."""
+    """Return errors against float64, memory and switches of all contestants."""
     if not results:
         return NOT_YET
     lines = [
@@ -179,7 +179,7 @@ def _failed(result: Result) -> Iterable[tuple[str, str]]:
 
 
 def layers_table(results: list[Result]) -> str:
-    """Return each pass of each layer: ours, PyTorch's best, the floor, the errors."""
+    """Return each layer's passes: ours, PyTorch's best, floor and errors."""
     if not results:
         return NOT_YET
     parts = []
@@ -224,7 +224,7 @@ def _us(seconds: float | None) -> str:
 
 
 def floors_table() -> str:
-    """Return the floors at 128 images by an H100's data sheet: the arithmetic, no measurement."""
+    """Return the floors at 128 images by an H100's data sheet."""
     net, tower = Net(), Net(groups=2)
     lines = [
         "| layer and pass | GFLOP | MB (A, B) | A, us | B, us | C, us | B, two towers |",

@@ -1,4 +1,4 @@
-"""Contestants in one process take turns, timed by CUDA's events and by the clock on the wall.
+"""Turns of the contestants, timed by CUDA's events and the wall clock.
 
 Both are kept: where they differ from the other contestants' in another way than the events do,
 Python could not queue the work as fast as the GPU did it.
@@ -20,7 +20,7 @@ from tinyalex.backends.gpu import cupy
 
 @dataclass
 class Protocol:
-    """How long to measure: a turn is ``windows`` windows of at least ``window`` seconds each."""
+    """Lengths of measurement: ``windows`` per turn, each of at least ``window`` seconds."""
 
     rounds: int = 5
     windows: int = 3
@@ -47,7 +47,7 @@ def steps_for(contestant: Contestant, protocol: Protocol) -> int:
 
 
 def window(contestant: Contestant, steps: int) -> tuple[float, float]:
-    """Return the seconds a step takes, by the device's clock and by the host's."""
+    """Return the seconds per step, by the device's and the host's clock."""
     xp = cupy()
     start, end = xp.cuda.Event(), xp.cuda.Event()
     began = time.perf_counter()
@@ -61,14 +61,14 @@ def window(contestant: Contestant, steps: int) -> tuple[float, float]:
 
 
 def turn(contestant: Contestant, steps: int, protocol: Protocol) -> Turn:
-    """Let a contestant work for a turn, after one step that wakes it up."""
+    """Measure one turn of a contestant, after one step to wake up."""
     window(contestant, 1)
     times = [window(contestant, steps) for _ in range(protocol.windows)]
     return {"device": [t[0] for t in times], "wall": [t[1] for t in times]}
 
 
 def take_turns(contestants: Sequence[Contestant], protocol: Protocol) -> dict[str, list[Turn]]:
-    """Return what each measured in each round: A B C, A B C, and so on."""
+    """Measure all contestants in turns: A B C, A B C, ..."""
     steps = {c.name: steps_for(c, protocol) for c in contestants}
     turns: dict[str, list[Turn]] = {c.name: [] for c in contestants}
     for _ in range(protocol.rounds):
@@ -79,7 +79,7 @@ def take_turns(contestants: Sequence[Contestant], protocol: Protocol) -> dict[st
 
 @dataclass(frozen=True)
 class Times:
-    """The median over rounds of the median of each round, the least and the largest of those."""
+    """Median, least and largest of the medians of all rounds."""
 
     median: float
     least: float
@@ -93,7 +93,7 @@ class Times:
 
 
 def compare(theirs: Sequence[Turn], ours: Sequence[Turn]) -> Ratio:
-    """Return how many times as long they take; "equal" if they are ahead in some of the rounds."""
+    """Return their time relative to ours; "equal" if some rounds disagree."""
     return Ratio.of(
         *([[statistics.median(t["device"])] for t in turns] for turns in (theirs, ours))
     )

@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 def calls(row: Row, precision: str) -> dict[str, Callable[[], Call]]:
-    """Return, by name, what builds a call of the same pass, in each layout that differs.
+    """Return builders of the same pass in PyTorch, by name of layout.
 
     Class C has its numbers in bfloat16. What is more than one operation is compiled as well.
     """
@@ -101,7 +101,7 @@ def _call(row: Row, place: _Placer, compiled: bool) -> Call:
 def _convolution_backward(
     place: _Placer, grad: Any, weight: Any, x: Any, options: ConvOptions, which: int
 ) -> Call:
-    """Return the gradient number ``which``; of the one that is wanted only the shape is given."""
+    """Return gradient number ``which``, of whose array only the shape is given."""
     stride, ((top, _), (left, _)), dilation, groups = options
     grad = place(grad)
     x, weight = (place.empty(t) if isinstance(t, tuple) else place(t) for t in (x, weight))
@@ -130,7 +130,7 @@ def _by_autograd(place: _Placer, grad: Any, x: Any, function: Callable[..., Any]
 
 
 def _sgd(weight: Any, grad: Any, velocity: Any, options: SGDOptions) -> Call:
-    """Return the fused update of one parameter, float32 in all classes; it gives the velocity."""
+    """Return the fused update of one float32 parameter, giving the velocity."""
     tensors = (torch.tensor(a, device=DEVICE) for a in (weight, grad, velocity))
     parameter, gradient, buffer = tensors
     parameter = torch.nn.Parameter(parameter)

@@ -20,7 +20,7 @@ OWN_LIBRARIES = ("tinyalex", "numpy", "numba", "scipy")
 
 
 def machine(*peers: str) -> dict[str, Any]:
-    """Return what a reader must know to judge a time: processor, cores, versions, date.
+    """Return processor, cores, versions and date, to judge a time by.
 
     ``peers`` are the libraries, besides our own, that took part.
     """
@@ -35,14 +35,14 @@ def machine(*peers: str) -> dict[str, Any]:
 
 
 def one_line(facts: dict[str, Any]) -> str:
-    """Return the facts of `machine` as one line for the foot of a table."""
+    """Return the facts of `machine` as one line below a table."""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
     cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
     return f"{facts['date']}, {facts['processor']}, {cores}; {versions}"
 
 
 class Ratio(NamedTuple):
-    """How many times as long others take as we do: of the medians, and its range over rounds."""
+    """Others' median time relative to ours, and its range over rounds."""
 
     middle: float
     lowest: float
@@ -50,7 +50,7 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, theirs: list[list[float]], ours: list[list[float]]) -> Ratio:
-        """Compare times in seconds, a list for each round in which both took their turns."""
+        """Compare times in seconds, a list per round."""
         middle = median(theirs) / median(ours)
         rounds = [
             statistics.median(a) / statistics.median(b) for a, b in zip(theirs, ours, strict=True)
@@ -59,7 +59,7 @@ class Ratio(NamedTuple):
 
     @property
     def equal(self) -> bool:
-        """Whether one is faster in some rounds and slower in others: within the spread."""
+        """True if one is faster in some rounds, slower in others."""
         return self.lowest <= 1 <= self.highest
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ def save(name: str, result: dict[str, Any]) -> None:
 
 
 def replace_table(document: Path, name: str, table: str) -> None:
-    """Put ``table`` between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a document."""
+    """Put ``table`` between a document's ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
     text = document.read_text()
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if begin not in text or end not in text:
@@ -99,7 +99,7 @@ def _processor() -> str:
 
 
 def version_of(name: str) -> str | None:
-    """Return the version of an installed library, None if it is not installed."""
+    """Return the version of a library, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

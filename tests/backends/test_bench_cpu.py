@@ -111,7 +111,7 @@ def test_after_pauses_and_beside_a_busy_process(tmp_path):
 
 
 def result(ours, **theirs):
-    """Return a result as the benchmark saves it, of rounds of one call each."""
+    """Return a saved result, of rounds of one call each."""
     times = {"tinyalex": ours, **{name.replace("_", " "): of for name, of in theirs.items()}}
     runs = {name: [{"seconds": [second]} for second in of] for name, of in times.items()}
     return {"batch_size": 1, "runs": runs}

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("standin")  # for its word on a missing g++
 
 
 def bench(folder, words, fault=""):
-    """Run the benchmark with results and documents in ``folder``; return what it printed."""
+    """Run the benchmark with its files in ``folder``; return its output."""
     for name in ("gpu.md", "README.md"):
         if not (folder / name).exists():
             empty = "\n".join(f"<!-- {mark} -->\n<!-- /{mark} -->" for mark in MARKS)
@@ -64,7 +64,7 @@ def between(path, mark):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """The folder of a run over both modes and two classes, and what the run printed."""
+    """Folder and output of a run over both modes and two classes."""
     folder = tmp_path_factory.mktemp("gpu")
     return folder, bench(folder, "--images 1 --precision A --precision C --calls 1 --table")
 
@@ -77,7 +77,7 @@ def modules():
         yield
 
 
-def test_everybody_is_checked_and_timed(measured):
+def test_every_contestant_is_checked_and_timed(measured):
     folder, _ = measured
     for precision, limit in (("A", 1e-5), ("C", 1e-2)):
         found = result(folder, CASE.format("train", precision))["contestants"]
@@ -204,14 +204,14 @@ Tinyalex._train = fail
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_who_fails_is_refused(tmp_path, fault):
+def test_a_failing_contestant_is_refused(tmp_path, fault):
     code, reason = FAULTS[fault]
     printed = bench(tmp_path, "--mode train --images 1 --precision C --no-layers", code)
     assert f"tinyalex: {reason}" in printed
     assert not list(tmp_path.glob("gpu-train*.json")), "no contestant left, so no result"
 
 
-def test_the_rest_goes_on_without_who_fails(tmp_path):
+def test_the_others_are_measured_without_a_failing_one(tmp_path):
     fault = """
 from gpu.contestant_tinyalex import TinyalexGraph
 def fail(self, table):
@@ -290,7 +290,7 @@ def turns(*milliseconds):
 
 
 def case_result(precision, ours, theirs):
-    """Return a result as of a GPU, with made-up times of three rounds."""
+    """Return a made-up result of three rounds."""
     return {
         "case": {
             "net": {"groups": 1, "norm": True},
@@ -322,7 +322,7 @@ def test_goals_are_met_only_ahead_in_every_round(modules, theirs, expected):
     assert table.count("not yet measured on hardware") == 11
 
 
-def test_only_the_fastest_settings_go_on_to_other_sizes(modules):
+def test_only_the_fastest_settings_are_tried_at_other_sizes(modules):
     from gpu import run
 
     campaign = run.Campaign(Path(), {}, None, None, quick=False)

@@ -36,7 +36,7 @@ def test_parts_run_what_exists(first_run, tmp_path):
     assert sum(part.minutes for part in parts[:-1]) < 28
 
 
-def test_the_rest_goes_on(first_run, tmp_path, monkeypatch):
+def test_a_failing_part_stops_no_other(first_run, tmp_path, monkeypatch):
     parts = [
         script(first_run, "broken", "raise SystemExit('no GPU')"),
         script(

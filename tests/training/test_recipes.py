@@ -18,7 +18,7 @@ TINY = {"variant": "tiny", "input_size": 28, "batch_size": 8, "augment": "none"}
 
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
-    """Return the script, with two rows of the tiny network, that writes below a folder only."""
+    """Return the script, with two rows, writing below a folder."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     script = importlib.import_module("recipes")
     monkeypatch.setattr(script.report, "ROOT", tmp_path)
@@ -33,7 +33,7 @@ def recipes(tmp_path, monkeypatch):
 
 
 def compare(script, photos, *arguments):
-    """Run the script with one epoch and one thread; return its exit code."""
+    """Run the script for one epoch, and return its exit code."""
     options = ("--epochs", "1", "--threads", "1", *arguments)
     return script.main([str(photos), "--out", str(script.report.ROOT / "runs"), *options])
 
@@ -72,4 +72,4 @@ def test_a_signal_ends_in_a_sentence(photos, recipes, monkeypatch, capsys):
         run_folder, "load_checkpoint", lambda _: os.kill(os.getpid(), signal.SIGINT)
     )
     assert compare(recipes, photos) == 130
-    assert capsys.readouterr().out.endswith("by SIGINT and saved; the same command goes on\n")
+    assert capsys.readouterr().out.endswith("by SIGINT and saved; the same command resumes\n")
