@@ -81,7 +81,7 @@ def walk(
 ) -> Iterator[tuple[str, nn.Module, ta.Tensor, ta.Tensor]]:
     """Yield name, layer, input and output of each layer.
 
-    Layers are numbered as everybody does: pool2 and relu2 are what follows conv2.
+    Layers are numbered as usual: pool2 and relu2 follow conv2.
     """
     names = {id(layer): name for name, layer in model.weight_layers.items()}
     kinds = {nn.ReLU: "relu", nn.MaxPool2d: "pool", nn.LocalResponseNorm: "norm"}

@@ -16,7 +16,6 @@ LATER = (
     "tinyalex/folders.py",
     "tinyalex/schema.py",
     "examples",
-    "benchmarks",
     "tests/cli",
     "tests/data",
     "tests/training",
