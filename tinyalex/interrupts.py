@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
 import signal
@@ -138,6 +139,37 @@ def leaving_on_signals(pause: bool = False) -> Iterator[None]:
     finally:
         _restore(previous)
         sys.unraisablehook = report_before
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold signals back during a block that runs callbacks from C code.
+
+    Python drops an exception that a handler raises in a callback: the signal is lost, and so is
+    what the callback was to return.
+    """
+    waiting: list[int] = []
+    over = False
+
+    def wait(signum: int, frame: FrameType | None) -> None:
+        if over:
+            handlers[signum](signum, frame)
+        else:
+            waiting.append(signum)
+
+    here = threading.current_thread() is threading.main_thread()  # handlers run in no other
+    found = {signum: signal.getsignal(signum) for signum in range(1, signal.NSIG) if here}
+    handlers = {signum: handler for signum, handler in found.items() if callable(handler)}
+    try:
+        for signum in handlers:
+            signal.signal(signum, wait)
+        yield
+    finally:
+        over = True
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        # In one step: the handler of the first may raise.
+        any(map(_thread.interrupt_main, waiting))  # type: ignore[arg-type]  # any number will do
 
 
 def _exit_code(signum: int) -> int:

@@ -170,6 +170,41 @@ def test_folders_that_cannot_be_written_cost_the_cache_alone(
     assert capsys.readouterr().err.count(ALWAYS) == 1
 
 
+INTERRUPTED = """
+import signal, sys
+sys.path.insert(0, {folder!r})
+from little import act
+
+def interrupt(frame, event, argument):
+    if frame.f_code.co_name == {callback!r}:
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+def leave(signum, frame):
+    raise SystemExit
+
+signal.signal(signal.SIGTERM, leave)
+sys.setprofile(interrupt)
+try:
+    try:
+        act(1.5)
+    except KeyboardInterrupt:
+        signal.pause()  # unless the other is there, too
+except SystemExit:
+    print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)
+    print(signal.getsignal(signal.SIGTERM) == leave)
+    print(act(1.5), sum(act.stats.cache_hits.values()))
+"""
+
+
+def test_signals_while_a_kernel_is_compiled_or_loaded_come_after_it(tmp_path):
+    (tmp_path / "little.py").write_text(SOURCE.format("+"))
+    for callback, hits in (("_raw_object_cache_notify", 0), ("_raw_object_cache_getbuffer", 1)):
+        code = INTERRUPTED.format(folder=str(tmp_path), callback=callback)
+        assert run_python(code) == f"True\nTrue\n3.0 {hits}\n"
+
+
 def closed():
     with open(os.devnull, "w") as file:
         return file

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that compiled code calls
 from llvmlite import binding
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JitEngine
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.sigutils import normalize_signature
 from numba.np.ufunc.parallel import get_thread_count
@@ -21,6 +22,7 @@ from tinyalex.backends import memory
 from tinyalex.backends.cpu.compiling import say_once
 from tinyalex.backends.cpu.kernel_cache import ALWAYS, KernelCache
 from tinyalex.backends.types import Array
+from tinyalex.interrupts import signals_held
 
 __all__ = [
     "MOST_THREADS",
@@ -45,6 +47,9 @@ _count = MOST_THREADS
 # the rest lets the compiler assume that there is no NaN, and a NaN must come out as a NaN.
 _EXACT_ENOUGH = {"reassoc", "contract", "nsz"}
 OPTIONS: dict[str, Any] = {"fastmath": _EXACT_ENOUGH, "error_model": "numpy", "nogil": True}
+
+# LLVM calls Python back for kernels on the disk: one whose callback is interrupted has address 0.
+JitEngine.finalize_object = signals_held()(JitEngine.finalize_object)
 
 
 # Addresses of the functions that ``prange`` loops of our kernels call by these names, in place of
