@@ -7,7 +7,7 @@ resumes where it was interrupted, and skips what is there already. Writes
 benchmarks/results/recipes.json, the table in the README and docs/images/recipes.png.
 
 The accuracies are of the last epoch's network, not of the best one, which would have been chosen by
-the very images that it is judged by. `evaluate.py RUN/last.safetensors` prints the same.
+the very images that it is judged by. `tinyalex evaluate RUN/last.safetensors` prints the same.
 """
 
 from __future__ import annotations

@@ -127,11 +127,11 @@ def in_process(name, arguments, streams, spies):
 
     seen, text = [], [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in streams]
     out, err = (mine if given is None else given for mine, given in zip(text, streams, strict=True))
-    module = load(name)
+    module, patch = load(name), pytest.MonkeyPatch()
     for place, spy in spies.items():
         owner, _, attribute = place.rpartition(".")
         owner = getattr(module, owner) if owner else module
-        setattr(owner, attribute, spy(getattr(owner, attribute), seen))
+        patch.setattr(owner, attribute, spy(getattr(owner, attribute), seen))
     previous = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
@@ -143,6 +143,7 @@ def in_process(name, arguments, streams, spies):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        patch.undo()
         threads = ta.threads.get_num_threads()
         ta.threads.set_num_threads(threads)
     for stream in text:
@@ -218,14 +219,14 @@ LATER = {
     "dry run": (TRAIN, ["--data", "DATA", *TINY, "--dry-run"]),
     "summary": (TRAIN, ["--data", "DATA", *TINY, "--summary"]),
     "overfit": (TRAIN, ["--data", "DATA", *TINY, "--overfit", "2"]),
-    "prepare": ("prepare_images", ["DATA", "clean", "--processes", "1", "--size", "28"]),
+    "prepare": ("prepare", ["DATA", "clean", "--processes", "1", "--size", "28"]),
 }
 SPIES = {
     "evaluate": {"examine": spy_on_examination},
     "look": {"Look.images": spy_on_look},
     TRAIN: {"train": spy_on_training},
 }
-WRITES = {"predict": ("predictions.png", "sorted"), "prepare_images": ("clean",)}
+WRITES = {"predict": ("predictions.png", "sorted"), "prepare": ("clean",)}
 
 
 def later(ground, what, out="run", **options):
@@ -362,11 +363,11 @@ def test_any_damage_to_a_run(place, grown, finished, damage, what, seed):
 def test_prepare_any_folder(place, tree, changes, seed):
     """Prepare, verify, change, prepare again, verify: every image is there, or named."""
     rng = random.Random(seed)
-    command = ("prepare_images", "data", "clean", "--processes", "1", "--size", "28")
+    command = ("prepare", "data", "clean", "--processes", "1", "--size", "28")
     with playground(place) as ground:
         drawn.write(ground.data, tree, ground.counter)
         ground.data.mkdir(exist_ok=True)
-        verify = ("prepare_images", "--verify", "clean", "--processes", "1")
+        verify = ("prepare", "--verify", "clean", "--processes", "1")
         for _ in range(2):
             outcome = ground.run(*command, writes=("clean",))
             if outcome.code == 0:

@@ -1,4 +1,4 @@
-"""examples/look.py, and what it draws: outputs of layers, and images that are alike."""
+"""tinyalex look, and what it draws: outputs of layers, and images that are alike."""
 
 import os
 import re

@@ -16,15 +16,15 @@ else:
 pytest_plugins = ("trained",)
 
 CELLS = {
-    "summary": "!{tiny} train_alexnet --variant tiny --summary --data {photos} | head -4",
-    "training": "!{tiny} train_alexnet --variant tiny --threads 1 --data {photos} --out run",
+    "summary": "!{tiny} train --variant tiny --summary --data {photos} | head -4",
+    "training": "!{tiny} train --variant tiny --threads 1 --data {photos} --out run",
     "mistake": "!{tiny} predict run gone.png; echo exit $?",
     "in the kernel": """
         import sys
         sys.path.insert(0, "{root}/tests/support")
         import commands
         with commands.tiny_variant():
-            code = commands.load("train_alexnet").main(["--resume", "run", "--epochs", "4"])
+            code = commands.load("train").main(["--resume", "run", "--epochs", "4"])
             drawn = commands.load("look").main(["run", "curves"])
         code, drawn
         """,

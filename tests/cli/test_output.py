@@ -20,7 +20,9 @@ from commands import ROOT, TRAIN, load, run
 from preparing import content
 
 import tinyalex as ta
-from tinyalex.cli.common import command, name_in, path_in
+from tinyalex.cli.common import command
+from tinyalex.cli.parser import name_in, path_in
+from tinyalex.cli.started import SCRIPTS
 from tinyalex.cli.train_parser import make_parser
 from tinyalex.data import ImageError
 from tinyalex.progress import (
@@ -38,8 +40,6 @@ from tinyalex.training import Answers, Checkpoints, load_checkpoint
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
 
-EXAMPLES = sorted(set(ROOT.glob("examples/*.py")) - {ROOT / "examples/minimal.py"})
-"""All commands; minimal.py has no options, and prints as in a textbook."""
 ODD = [
     "a\nb",
     "\x1b]0;owned\x07",
@@ -58,7 +58,9 @@ ODD = [
 
 
 @pytest.mark.parametrize(
-    "path", [*EXAMPLES, *ROOT.glob("tinyalex/training/*.py")], ids=lambda path: path.name
+    "path",
+    [*ROOT.glob("tinyalex/cli/*.py"), *ROOT.glob("tinyalex/training/*.py")],
+    ids=lambda path: path.name,
 )
 def test_all_that_is_shown_goes_through_say(path):
     for node in ast.walk(ast.parse(path.read_text())):
@@ -78,7 +80,7 @@ def commands(photos, trained, tmp_path):
         "evaluate": ([trained, "--out", out], ["confusion.png", "mistakes.png"]),
         "predict": ([trained, photos / "elm", "--out", out / "p.png", "--sort", out], ["p.png"]),
         "look": ([trained, "answers", photos / "elm", "--out", out / "a.png"], ["a.png"]),
-        "prepare_images": ([photos, out / "clean", "--processes", 1], ["clean/manifest.jsonl"]),
+        "prepare": ([photos, out / "clean", "--processes", 1], ["clean/manifest.jsonl"]),
     }  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def lost(kind):
 
 
 @pytest.mark.parametrize("kind", ["reader", "disk", "closed"])
-@pytest.mark.parametrize("name", [TRAIN, "evaluate", "predict", "look", "prepare_images"])
+@pytest.mark.parametrize("name", [TRAIN, "evaluate", "predict", "look", "prepare"])
 def test_nothing_is_lost_but_what_nobody_reads(commands, tmp_path, name, kind):
     (tmp_path / "out").mkdir()
     arguments, files = commands[name]
@@ -190,13 +192,13 @@ def test_commands_for_an_odd_folder_can_be_pasted(photos, tmp_path):
     code, said, complaints = run(TRAIN, *arguments)
     assert (code, complaints) == (0, "")
     assert said.replace("\n", "").isprintable()
-    going_on = re.search(r"; go on: (.*)\n", said)[1]
+    going_on = re.search(r"; resume: (.*)\n", said)[1]
     assert split_by_a_shell(going_on)[-2:] == ["--resume", str(out)]
     again = json.loads((out / "run.json").read_text())["again"]
     assert split_by_a_shell(again)[-2:] == ["--out", f"{out}-again"]
     code, _, complaints = run(TRAIN, *arguments)
     assert (code, complaints.count("\n")) == (2, 1)
-    going_on = re.search(r"go on with it by (--resume .*), or give", complaints)[1]
+    going_on = re.search(r"resume it by (--resume .*), or give", complaints)[1]
     assert split_by_a_shell(going_on) == ["--resume", str(out)]
     assert run(TRAIN, "--resume", out, "--steps", 3)[0] == 0
 
@@ -241,9 +243,9 @@ def test_odd_names_break_no_line_and_no_picture(odd, photos, tmp_path, recwarn):
         ("evaluate", ("{trained}", "--data", "{odd}")),
         ("look", ("{trained}", "answers", "{odd}/gone")),
         ("look", ("{trained}", "{odd}")),
-        ("prepare_images", ("{odd}/gone", "{odd}/new")),
-        ("prepare_images", ("--verify", "{odd}/empty")),
-        ("gradient_check", ("--backend", "{odd}")),
+        ("prepare", ("{odd}/gone", "{odd}/new")),
+        ("prepare", ("--verify", "{odd}/empty")),
+        ("gradcheck", ("--backend", "{odd}")),
         (TRAIN, ("--data", "{odd}")),
         (TRAIN, ("--resume", "{odd}")),
         (TRAIN, ("--unknown={odd}",)),
@@ -266,7 +268,7 @@ def test_errors_name_odd_names_in_one_sentence(name, arguments, trained, tmp_pat
 
 def numeric_options():
     """Yield the name of each command with each of its options that take a number."""
-    parsers = {name: load(name).make_parser() for name in (*NEEDED, "look", "gradient_check")}
+    parsers = {name: load(name).make_parser() for name in (*NEEDED, "look", "gradcheck")}
     for name, parser in {TRAIN: make_parser(), **parsers}.items():
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -285,7 +287,7 @@ def numeric_options():
 NEEDED = {
     "evaluate": ["{trained}"],
     "predict": ["{trained}", "{photos}/elm/00.png"],
-    "prepare_images": ["{photos}", "{out}"],
+    "prepare": ["{photos}", "{out}"],
 }
 ALLOWED = {
     "0": {"--image-cache", "--seed", "--dropout", "--weight-decay"},
@@ -437,12 +439,16 @@ def test_the_table_of_classes_fits_the_terminal(rng, monkeypatch, capsys, column
 # --- signals
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_ctrl_c_while_libraries_are_imported(path, tmp_path):
-    slow = tmp_path / "numpy.py"  # the first thing to be imported
+@pytest.mark.parametrize(
+    ("words", "library"),  # that is imported first, by the command if not by the script
+    [*(([ROOT / "examples" / script], "numpy") for script in SCRIPTS.values()),
+     (["-m", "tinyalex", "predict"], "PIL")],
+)  # fmt: skip
+def test_ctrl_c_while_libraries_are_imported(words, library, tmp_path):
+    slow = tmp_path / f"{library}.py"
     slow.write_text("import os, time\nos.write(1, b'importing')\ntime.sleep(60)\n")
     process = subprocess.Popen(
-        [sys.executable, path, "--help"],
+        [sys.executable, *words, "--help"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),

@@ -1,4 +1,4 @@
-"""examples/predict.py and examples/evaluate.py: what a trained network is good for."""
+"""tinyalex predict and evaluate: what a trained network is good for."""
 
 import errno
 import os
@@ -191,7 +191,7 @@ def test_evaluation_without_matplotlib_draws_the_rest(trained, tmp_path, monkeyp
 def test_evaluation_notices_that_the_classes_have_changed(trained, tmp_path):
     folder = draw_photos(tmp_path / "photos")
     out = tmp_path / "run"
-    run("train_alexnet", "--variant", "tiny", "--epochs", 1, "--data", folder, "--out", out)
+    run("train", "--variant", "tiny", "--epochs", 1, "--data", folder, "--out", out)
     (folder / "ash").rename(folder / "oak")
     code, said, complaints = run("evaluate", out)
     assert (code, said) == (2, "")
@@ -279,9 +279,7 @@ def test_a_folder_without_images(trained, tmp_path):
     (tmp_path / "notes.txt").write_text("")
     code, _, complaints = run("predict", trained, tmp_path, "--out", tmp_path / "sheet.png")
     assert code == 2
-    assert re.fullmatch(
-        rf"error: no images \(.*\) in {tmp_path}; passed over: 1 other\n", complaints
-    )
+    assert re.fullmatch(rf"error: no images \(.*\) in {tmp_path}; skipped: 1 other\n", complaints)
 
 
 def test_a_name_that_is_no_text(photos, trained, tmp_path):

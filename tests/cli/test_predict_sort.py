@@ -1,4 +1,4 @@
-"""examples/predict.py --sort: copies in the folders of their classes, whatever happens."""
+"""tinyalex predict --sort: copies in the folders of their classes, whatever happens."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""examples/train_alexnet.py where something is wrong: one sentence, an exit code, nothing lost."""
+"""tinyalex train where something is wrong: one sentence, an exit code, nothing lost."""
 
 import os
 import resource
@@ -68,8 +68,8 @@ def test_arguments_that_cannot_be(photos, tmp_path, arguments, expected):
 
 
 NAMES = {
-    "train_alexnet": (["--data"], ["--out"], ["--resume"]),
-    "prepare_images": (["--verify"], ["photos"]),
+    "train": (["--data"], ["--out"], ["--resume"]),
+    "prepare": (["--verify"], ["photos"]),
     "predict": ([], ["run"], ["run", "photos", "--out"], ["run", "photos", "--sort"]),
     "evaluate": ([], ["run", "--data"], ["run", "--out"]),
     "look": ([], ["run", "answers"], ["run", "neighbours", "--among"], ["run", "curves", "--out"]),
@@ -208,7 +208,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(photos, copy, kept, how):
     before = contents(copy)
     code, _, complaints = train_on(photos, copy, *how)
     assert_refused(code, complaints, f"{copy} holds a run already: ")
-    assert (f"go on with it by --resume {copy}, or" in complaints) == (kept > 1)
+    assert (f"resume it by --resume {copy}, or" in complaints) == (kept > 1)
     assert "give another --out" in complaints
     assert contents(copy) == before
 
@@ -269,7 +269,7 @@ def test_too_many_unreadable_images_end_the_run(tmp_path):
         path.write_text("no image")
     code, _, complaints = train_on(photos, tmp_path / "run")
     assert_refused(code, complaints, "images cannot be read")
-    assert "replace them under the same names and go on: " in complaints
+    assert "replace them under the same names and resume: " in complaints
     assert "--resume" in complaints
     rng = np.random.default_rng(0)
     for path in bad:

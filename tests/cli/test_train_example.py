@@ -1,4 +1,4 @@
-"""examples/train_alexnet.py from the outside: what it says, writes and does instead of training."""
+"""tinyalex train from the outside: what it says, writes and does instead of training."""
 
 import json
 import os
@@ -25,9 +25,9 @@ from commands import (
 )
 from PIL import Image
 
-from tinyalex.cli.common import this_python
-from tinyalex.cli.dry_run import rehearse
+from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.overfit import chosen_images
+from tinyalex.cli.started import words_of
 from tinyalex.cli.train_options import read_arguments
 from tinyalex.data import ImageFolder
 from tinyalex.models import VARIANTS
@@ -67,8 +67,8 @@ def test_a_run_says_what_it_does(trained):
         "epoch 3/3 in ",
         "trained 3 epochs in ",
         "validation accuracy: ",
-        "examples/evaluate.py",
-        "examples/predict.py",
+        "tinyalex evaluate",
+        "tinyalex predict",
     ):
         assert expected in said
     assert "\r" not in said
@@ -95,8 +95,8 @@ def test_a_run_can_be_done_again_from_its_record(trained):
     record = json.loads((trained / "run.json").read_text())
     assert "again_differs" not in record
     again = shlex.split(record["again"])
-    assert again[:2] == [this_python(), os.path.relpath(ROOT / "examples/train_alexnet.py")]
-    args, settings, *_ = read_arguments(again[2:])
+    assert again[:4] == [*words_of(), "train"]
+    args, settings, *_ = read_arguments(again[4:])
     assert str(args.out) == f"{trained}-again"
     assert asdict(settings) == load_checkpoint(Checkpoints(trained).last)["settings"]
 
@@ -205,14 +205,14 @@ def test_dry_run_of_a_run_that_is_resumed(copy):
     before = contents(copy)
     code, said, _ = run(TRAIN, "--resume", copy, "--dry-run")
     assert code == 0
-    assert "going on to the end would take about 0.0 s" in said
+    assert "resuming it to the end would take about 0.0 s" in said
     assert contents(copy) == before
 
 
 def test_dry_run_estimates_loading_and_validation(photos, tmp_path, monkeypatch, capsys):
     load = ImageFolder.load
     monkeypatch.setattr(ImageFolder, "load", lambda *call: time.sleep(0.05) or load(*call))
-    rehearse(new_run(tiny_settings(photos, epochs=2)), tmp_path)
+    dry_run(new_run(tiny_settings(photos, epochs=2)), tmp_path)
     # Of 8 images a batch, by 2 workers: 2 epochs of 7 batches to learn from and 2 to judge.
     expected = 0.05 * 8 / 2 * 2 * (7 + 2)
     assert 0.95 * expected < seconds_told(capsys) < 1.5 * expected
@@ -220,7 +220,7 @@ def test_dry_run_estimates_loading_and_validation(photos, tmp_path, monkeypatch,
 
 def test_dry_run_leaves_the_start_of_processes_out(photos, tmp_path, capsys):
     started = time.monotonic()
-    rehearse(new_run(tiny_settings(photos, epochs=200, worker_processes=True)), tmp_path)
+    dry_run(new_run(tiny_settings(photos, epochs=200, worker_processes=True)), tmp_path)
     start = time.monotonic() - started
     assert seconds_told(capsys) < 100 * start  # of 1,800 batches
 
@@ -244,7 +244,7 @@ def test_files_that_are_no_images_are_counted(tmp_path):
         draw_photos(tmp_path / "photos" / split, count=9)
         (tmp_path / "photos" / split / "elm/notes.txt").write_text("")
     _, said, _ = train_on(tmp_path / "photos", tmp_path / "out", "--dry-run")
-    assert "27 training, 27 validation images; passed over: 2 other\n" in said
+    assert "27 training, 27 validation images; skipped: 2 other\n" in said
 
 
 # --- instead of training

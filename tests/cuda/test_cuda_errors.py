@@ -140,7 +140,7 @@ def test_a_run_is_resumed_without_its_gpu(standin, monkeypatch, photos, tmp_path
     without(monkeypatch, standin, 100)
     gpu.check.cache_clear()
     code, _, complaints = run(TRAIN, "--resume", out)
-    expected = f"if there should be one; {out} can also go on with another --device"
+    expected = f"if there should be one; {out} can also be resumed with another --device"
     assert_refused(code, complaints, expected)
     assert contents(out) == before
     assert run(TRAIN, "--resume", out, "--device", "cpu", "--steps", 2)[0] == 0

@@ -167,7 +167,7 @@ def unusable_folders():
         only_train: "a folder train but no val",
         other_classes: "dogs only in train, frogs only in val",
         one_image: "000.png is the only image of its class",
-        link_to_the_root: "no images .* in all: .*; passed over: 1 linked twice",
+        link_to_the_root: "no images .* in all: .*; skipped: 1 linked twice",
         link_to_itself: "frogs is a link that leads nowhere",
     }
 

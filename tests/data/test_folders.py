@@ -130,7 +130,7 @@ def test_folders_in_one_another_deeper_than_python_calls_functions(tmp_path):
 def test_the_commands_say_what_they_pass_over(tmp_path, trained):
     photos = commands.draw_photos(tmp_path / "photos", count=4)
     camera(photos / "ash")
-    said = "passed over: 3 HEIC, 2 TIFF, 1 AVIF, 1 SVG, 1 raw (to use HEIC, TIFF, "
+    said = "skipped: 3 HEIC, 2 TIFF, 1 AVIF, 1 SVG, 1 raw (to use HEIC, TIFF, "
     with commands.tiny_variant():
         out = commands.train_on(photos, tmp_path / "run", "--summary")[1]
         sheet = ("--out", tmp_path / "sheet.png")

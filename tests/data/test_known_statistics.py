@@ -158,13 +158,13 @@ def test_a_dry_run_measures_for_the_run_itself_and_leaves_nothing_else(photos, c
     arguments = ("--variant", "tiny", "--data", photos, "--mean", "image", "--out", out)
     for extra in (["--dry-run", "--no-index-cache"], ["--summary"], ["--dry-run"]):
         assert not cache.exists()
-        code, said, _ = commands.run("train_alexnet", *arguments, *extra)
+        code, said, _ = commands.run("train", *arguments, *extra)
         assert code == 0
         assert (f"{WHAT} are measured now\n" in said) == ("--summary" not in extra)
     place = cache_file(photos)
     assert list(cache.iterdir()) == [place]
     assert not out.exists()
-    code, said, _ = commands.run("train_alexnet", *arguments, "--epochs", 1)
+    code, said, _ = commands.run("train", *arguments, "--epochs", 1)
     assert code == 0
     assert said.startswith(f"{WHAT} are those measured before, in {place}\n")
 
@@ -191,7 +191,7 @@ def clean(tmp_path_factory):
     for split, count in (("train", 20), ("val", 4)):
         commands.draw_photos(root / "photos" / split, count)
     arguments = (root / "photos", root / "clean", "--size", SIZE, "--processes", 1)
-    assert commands.run("prepare_images", *arguments)[0] == 0
+    assert commands.run("prepare", *arguments)[0] == 0
     return root / "clean"
 
 

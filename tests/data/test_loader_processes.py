@@ -212,7 +212,7 @@ def test_training_with_processes_has_the_same_result(tmp_path):
         arguments = ("--variant", "tiny", "--threads", 1, "--epochs", 1, "--workers", 1)
         with commands.tiny_variant():
             code, _, errors = commands.run(
-                "train_alexnet", *arguments, "--data", photos, "--out", tmp_path / out, *options
+                "train", *arguments, "--data", photos, "--out", tmp_path / out, *options
             )
         assert code == 0, errors
         weights.append(load_checkpoint(Checkpoints(tmp_path / out).last)["classifier"]["weights"])

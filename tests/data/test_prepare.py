@@ -1,4 +1,4 @@
-"""prepare_images.py: whatever lies in the folder, the result is right."""
+"""tinyalex prepare: whatever lies in the folder, the result is right."""
 
 import hashlib
 import multiprocessing
@@ -56,7 +56,7 @@ def test_statistics_are_those_of_the_training_images(prepared):
 
 
 def test_any_number_of_processes_makes_the_same_files(originals, prepared, tmp_path):
-    code, _, _ = commands.run("prepare_images", originals, tmp_path / "clean", "--processes", 2)
+    code, _, _ = commands.run("prepare", originals, tmp_path / "clean", "--processes", 2)
     assert code == 0
     assert content(tmp_path / "clean") == content(prepared)
 
@@ -72,11 +72,11 @@ def test_every_kind_of_bad_file_is_counted_and_named(tmp_path):
     for write in images.BROKEN:
         write(source / "broken" / f"{write.__name__}.jpg")
     (source / "broken" / "notes.txt").write_text("not an image, and not called one")
-    process = commands.start("prepare_images", source, target, "--processes", 2)
+    process = commands.start("prepare", source, target, "--processes", 2)
     code, out, err = commands.finish(process)
     assert code == 0
     made, broken = 4 + len(images.ODD), len(images.BROKEN)
-    assert f"{made} images made, 0 were there, {broken} left out\npassed over: 1 other\n" in out
+    assert f"{made} images made, 0 were there, {broken} left out\nskipped: 1 other\n" in out
     reasons = {line["source"]: line["reason"] for line in lines(target / LEFT_OUT)}
     assert len(reasons) == broken
     for write, reason in images.BROKEN.items():
@@ -173,7 +173,7 @@ def mistakes(originals, clean, folder):
         ((originals, folder / "new", "--size", 0), "1 to 10,000 pixels"),
         ((originals, folder / "new", "--quality", 101), "1 to 100"),
         ((originals, folder / "new", "--processes", 0), "--processes: expected a whole number"),
-        (("--verify", originals), "was not made by prepare_images.py"),
+        (("--verify", originals), "was not made by `tinyalex prepare`"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""prepare_images.py again: whatever has changed or stopped it, the result is right."""
+"""tinyalex prepare again: whatever has changed or stopped it, the result is right."""
 
 import os
 import shutil
@@ -106,9 +106,7 @@ def test_what_leaves_the_source_leaves_the_target(tmp_path):
 
 def begin(originals, target):
     """Start the command in a process of its own; return it when some images are made."""
-    process = commands.start(
-        "prepare_images", originals, target, "--processes", 1, start_new_session=True
-    )
+    process = commands.start("prepare", originals, target, "--processes", 1, start_new_session=True)
     while not (target / JOURNAL).exists() or len((target / JOURNAL).read_bytes()) < 1000:
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
@@ -175,7 +173,7 @@ def test_ctrl_c_leaves_nothing_half_written(originals, prepared, tmp_path):
     process = begin(originals, target)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the worker gets it, too
     code, _, err = commands.finish(process)
-    assert (code, err) == (130, "stopped; the same command goes on\n")
+    assert (code, err) == (130, "stopped; the same command resumes\n")
     assert not list(target.rglob("*.tmp"))
     assert prepare(originals, target)[0] == 0
     assert content(target) == content(prepared)
@@ -189,6 +187,6 @@ def test_a_process_that_dies_is_an_error_that_says_so(originals, prepared, tmp_p
     code, _, err = commands.finish(process)
     assert code == 1
     assert err.startswith(f"error: worker process {worker} (1 of 1) was ended by SIGKILL")
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
     assert prepare(originals, target)[0] == 0
     assert content(target) == content(prepared)

@@ -1,4 +1,4 @@
-"""prepare_images.py --verify: damage is named, and mended by preparing again."""
+"""tinyalex prepare --verify: damage is named, and mended by preparing again."""
 
 import hashlib
 import json

@@ -144,14 +144,14 @@ def test_evaluation_takes_what_has_classes(tmp_path):
         open_folder(str(root), ["ash", "elm"], 8)
 
 
-@pytest.mark.parametrize("command", ["train_alexnet", "evaluate", "prepare_images"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare"])
 def test_commands_take_the_layout(command, tmp_path, trained):
     root = draw_photos(tmp_path / "photos", count=4)
     shutil.copytree(root / "ash", root / "train" / "ash")
     arguments = {
-        "train_alexnet": ("--variant", "tiny", "--data", root, "--summary"),
+        "train": ("--variant", "tiny", "--data", root, "--summary"),
         "evaluate": (trained, "--data", root, "--crops", 1, "--out", tmp_path / "out"),
-        "prepare_images": (root, tmp_path / "clean", "--size", 8, "--processes", 1),
+        "prepare": (root, tmp_path / "clean", "--size", 8, "--processes", 1),
     }[command]
     code, _, complaints = run(command, *arguments)
     assert_refused(code, complaints, "say which, --layout classes or --layout splits")

@@ -1,8 +1,6 @@
 """Gradients against finite differences, and proof that wrong ones are caught."""
 
 import re
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models
 from tinyalex.backends import reference
+from tinyalex.cli import gradcheck
 from tinyalex.models.alexnet import smallest_input
 
 STRICT = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-5}  # rounding costs about 1e-9 of the loss
@@ -386,24 +385,22 @@ def test_gradcheck_rejects_a_function_of_chance(rng):
         ta.gradcheck(lambda x: F.dropout(x, 0.5), x)
 
 
-# --- the example that shows all this -------------------------------------------------------------
+# --- the command that shows all this -------------------------------------------------------------
 
 
-def run_example(capsys, *arguments):
-    """Run examples/gradient_check.py; return its exit code and what it printed."""
-    path = Path(__file__).parents[2] / "examples" / "gradient_check.py"
-    code = runpy.run_path(str(path))["main"](arguments)
-    return code, capsys.readouterr().out
+def run_command(capsys, *arguments):
+    """Run tinyalex gradcheck; return its exit code and what it printed."""
+    return gradcheck.main(arguments), capsys.readouterr().out
 
 
-def test_example_accepts_the_library(capsys, backend):
-    code, text = run_example(capsys, "--backend", backend)
+def test_command_accepts_the_library(capsys, backend):
+    code, text = run_command(capsys, "--backend", backend)
     assert code == 0
     assert "WRONG" not in text
     assert "every gradient is right" in text
 
 
-def test_example_finds_a_wrong_kernel(capsys, monkeypatch):
+def test_command_finds_a_wrong_kernel(capsys, monkeypatch):
     right = reference.max_pool2d_input_grad
 
     def wrong(grad, *options):
@@ -412,7 +409,7 @@ def test_example_finds_a_wrong_kernel(capsys, monkeypatch):
         return dx
 
     monkeypatch.setattr(reference, "max_pool2d_input_grad", wrong)
-    code, text = run_example(capsys, "--backend", "reference")
+    code, text = run_command(capsys, "--backend", "reference")
     verdicts = {line[:30].strip(): line.split()[-1] for line in text.splitlines() if line}
     assert code == 1
     assert verdicts["max_pool2d, overlapping"] == verdicts["whole network: paper"] == "WRONG"

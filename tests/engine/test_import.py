@@ -20,6 +20,13 @@ def test_heavy_libraries_are_not_loaded():
     assert not loaded & HEAVY
 
 
+def test_the_list_of_commands_loads_no_command():
+    code = "import sys, tinyalex.cli.main as cli; cli.make_parser(); print(*sys.modules)"
+    loaded = set(run(code))
+    assert not {name.partition(".")[0] for name in loaded} & HEAVY
+    assert not loaded & {"tinyalex.cli.common", "tinyalex.data", "tinyalex.training"}
+
+
 def test_using_the_reference_backend_needs_no_compiler():
     code = """
 import sys, numpy as np, tinyalex as ta

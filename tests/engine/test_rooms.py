@@ -25,6 +25,7 @@ FLOORS = [
     {"training"},
     {"pictures"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -42,11 +42,13 @@ def test_works_where_it_is_installed(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     program = """
-import importlib.resources, tinyalex as ta
+import importlib.metadata, importlib.resources, tinyalex as ta
 assert "site" in ta.__file__, ta.__file__
 assert importlib.resources.files("tinyalex.kernels").joinpath("README.md").is_file()
 x = ta.randn(1, 3, 63, 63)
 assert ta.models.alexnet("torchvision", num_classes=5)(x).shape == (1, 5)
+(script,) = importlib.metadata.entry_points(group="console_scripts", name="tinyalex")
+script.load()(["--version"])
 """
     environment = {
         **os.environ,

@@ -115,7 +115,7 @@ def flip_a_byte(path: Path, rng: np.random.Generator) -> None:
 def run_prepare(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     """Run the command, which must not remember the folders that it saw."""
     cache = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
-    command = [sys.executable, ROOT / "examples" / "prepare_images.py", *arguments]
+    command = [sys.executable, "-m", "tinyalex", "prepare", *arguments]
     return subprocess.run(
         [str(part) for part in command],
         env={**os.environ, **cache},

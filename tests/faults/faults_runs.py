@@ -55,7 +55,7 @@ class Runs:
         begin = (*RUN, "--data", self.photos, "--out", out)
         arguments = ("--resume", out) if Checkpoints(out).exist() else begin
         process = processes.Process(
-            target=run_and_save_always, args=("train_alexnet", arguments, self.errors)
+            target=run_and_save_always, args=("train", arguments, self.errors)
         )
         process.start()
         return process

@@ -1,12 +1,12 @@
-"""The commands of examples/, and a network that trains in seconds.
+"""The commands of tinyalex, and a network that trains in seconds.
 
 As a script, this file is one of the commands in a process of its own, saving after every step:
-``python commands.py train_alexnet --variant tiny ...``.
+``python commands.py train --variant tiny ...``.
 """
 
 import contextlib
 import hashlib
-import importlib.util
+import importlib
 import io
 import math
 import os
@@ -35,7 +35,7 @@ from tinyalex.training import (
 )
 
 ROOT = Path(__file__).parents[2]
-TRAIN = "train_alexnet"
+TRAIN = "train"
 
 TINY = Variant(
     name="tiny",
@@ -70,11 +70,8 @@ def tiny_variant():
 
 
 def load(name):
-    """Import examples/`name`.py as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Import the module of a command."""
+    return importlib.import_module(f"tinyalex.cli.{name}")
 
 
 def run(name, *arguments):

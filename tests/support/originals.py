@@ -1,4 +1,4 @@
-"""Fixtures of prepare_images.py: ``pytest_plugins = ("originals",)`` makes them known."""
+"""Fixtures of tinyalex prepare: ``pytest_plugins = ("originals",)`` makes them known."""
 
 import shutil
 

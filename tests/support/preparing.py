@@ -1,4 +1,4 @@
-"""Helpers for tests of prepare_images.py; the fixtures are in `originals`."""
+"""Helpers for tests of tinyalex prepare; the fixtures are in `originals`."""
 
 import json
 
@@ -8,7 +8,7 @@ GOOD = 40
 
 
 def prepare(*arguments):
-    return commands.run("prepare_images", "--processes", 1, *arguments)
+    return commands.run("prepare", "--processes", 1, *arguments)
 
 
 def lines(path):

@@ -15,6 +15,7 @@ import pytest
 from commands import TRAIN, assert_refused, draw_photos, result, run, train_on
 
 import tinyalex as ta
+from tinyalex.cli.started import words_of
 from tinyalex.data import ImageFolder
 from tinyalex.training import Checkpoints, load_checkpoint
 
@@ -439,7 +440,7 @@ def test_other_images_under_the_same_names_are_others(data, copy, tmp_path):
 @pytest.mark.parametrize("learned_from_prepared", [False, True])
 def test_prepared_copies_of_training_images_are_known(learned_from_prepared, data, tmp_path):
     clean, out = tmp_path / "clean", tmp_path / "run"
-    assert run("prepare_images", data, clean, "--size", 36, "--processes", 1)[0] == 0
+    assert run("prepare", data, clean, "--size", 36, "--processes", 1)[0] == 0
     one, other = (clean, data) if learned_from_prepared else (data, clean)
     assert train_on(one, out, "--epochs", 1)[0] == 0
     code, _, complaints = evaluated(out, "--data", other)
@@ -479,7 +480,7 @@ def test_a_part_of_a_prepared_folder_is_known(root, learned_from_prepared, tmp_p
         draw_photos(data / split, count)
     for path in data.glob("val/*/*"):  # which would be copies of training images
         path.write_bytes(path.read_bytes() + b"x")
-    assert run("prepare_images", data, clean, "--size", 36, "--processes", 1)[0] == 0
+    assert run("prepare", data, clean, "--size", 36, "--processes", 1)[0] == 0
     one, other = (clean, data) if learned_from_prepared else (data, clean)
     assert train_on(one if root == "all" else one / "train", out, "--epochs", 1)[0] == 0
     code, _, complaints = evaluated(out, "--data", other / "train")
@@ -492,7 +493,7 @@ def test_a_part_of_a_prepared_folder_is_known(root, learned_from_prepared, tmp_p
         shutil.copytree(data / "train", again)
     else:
         arguments = ("--size", 36, "--processes", 1)
-        assert run("prepare_images", data / "train", again, *arguments)[0] == 0
+        assert run("prepare", data / "train", again, *arguments)[0] == 0
     _, _, complaints = evaluated(out, "--data", again)
     assert complaints.startswith(f"warning: {count} of these 24 images are images that the run ")
 
@@ -511,16 +512,17 @@ def test_printed_commands_run(photos, tmp_path, monkeypatch):
     arguments = ("--variant", "tiny", "--data", photos, "--steps", 3)
     code, said, _ = run(TRAIN, *arguments, "--out=-my run's")
     assert code == 0
-    _, _, *resume = shlex.split(said.partition("; go on: ")[2])
+    before = len(words_of("train"))
+    resume = shlex.split(said.partition("; resume: ")[2])[before:]
     code, said, _ = run(TRAIN, *resume)
     assert code == 0
-    evaluate, predict = (shlex.split(line)[2:] for line in said.splitlines()[-2:])
+    evaluate, predict = (shlex.split(line)[before:] for line in said.splitlines()[-2:])
     assert run("evaluate", *evaluate)[0] == 0
     assert run("predict", *predict[:-1], photos / "ash" / "00.png")[0] == 0
     again = json.loads(Path("-my run's", "run.json").read_text())["again"]
-    assert run(TRAIN, *shlex.split(again)[2:])[0] == 0
+    assert run(TRAIN, *shlex.split(again)[before:])[0] == 0
     code, _, complaints = run(TRAIN, *arguments, "--out=-my run's")
-    assert_refused(code, complaints, "holds a run already: go on with it by --resume ")
+    assert_refused(code, complaints, "holds a run already: resume it by --resume ")
 
 
 def test_a_run_and_its_data_can_be_moved(data, copy, tmp_path):

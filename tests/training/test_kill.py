@@ -33,9 +33,7 @@ def begin_or_resume(photos, out, errors):
         arguments = ("--resume", out)
     else:
         arguments = (*RUN, "--data", photos, "--out", out)
-    process = processes.Process(
-        target=run_and_save_always, args=("train_alexnet", arguments, errors)
-    )
+    process = processes.Process(target=run_and_save_always, args=("train", arguments, errors))
     process.start()
     return process
 
@@ -96,7 +94,7 @@ def test_kill_at_any_moment(photos, undisturbed, tmp_path):
 )
 def test_signals_save_and_say_how_to_go_on(photos, tmp_path, signum, code):
     out = tmp_path / "a run"
-    process = start("train_alexnet", *RUN, "--epochs", 8, "--data", photos, "--out", out)
+    process = start("train", *RUN, "--epochs", 8, "--data", photos, "--out", out)
     while not Checkpoints(out).best.exists():  # from the second epoch on
         assert process.poll() is None
         time.sleep(0.005)
@@ -106,8 +104,8 @@ def test_signals_save_and_say_how_to_go_on(photos, tmp_path, signum, code):
     step = load_checkpoint(Checkpoints(out).last)["state"]["step"]
     name = signal.Signals(signum).name
     assert f"stopped by {name} and saved at step {step} of {8 * 7}" in said
-    assert f"train_alexnet.py --resume '{out}'" in said
-    resumed, said, _ = finish(start("train_alexnet", "--resume", out))
+    assert f"tinyalex train --resume '{out}'" in said
+    resumed, said, _ = finish(start("train", "--resume", out))
     assert resumed == 0
     assert f"from step {step} on" in said
     assert load_checkpoint(Checkpoints(out).last)["state"]["step"] == 8 * 7
@@ -120,7 +118,7 @@ def test_ctrl_c_while_the_images_are_measured_leaves_nothing(tmp_path):
         name = f"{('ash', 'elm')[number % 2]}/{number}.png"
         shutil.copy(tmp_path / "photos/ash/0.png", tmp_path / "photos" / name)
     arguments = ("--mean", "image", "--data", tmp_path / "photos", "--out", tmp_path / "run")
-    process = start("train_alexnet", *RUN, *arguments)
+    process = start("train", *RUN, *arguments)
     assert process.stdout.readline().endswith("are measured now\n")
     process.send_signal(signal.SIGINT)
     assert finish(process) == (130, "", "")
@@ -129,7 +127,7 @@ def test_ctrl_c_while_the_images_are_measured_leaves_nothing(tmp_path):
 
 def test_a_run_goes_on_and_saves_where_nobody_reads_what_it_says(photos, tmp_path):
     out = tmp_path / "run"
-    process = start("train_alexnet", *RUN, "--epochs", 8, "--data", photos, "--out", out)
+    process = start("train", *RUN, "--epochs", 8, "--data", photos, "--out", out)
     process.stdout.readline()
     process.stdout.close()  # as `| head -1` does
     while not Checkpoints(out).best.exists():
@@ -145,16 +143,14 @@ def test_a_run_goes_on_and_saves_where_nobody_reads_what_it_says(photos, tmp_pat
 @pytest.mark.parametrize(
     ("name", "expected"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), ("SIGUSR1", 0)]
 )
-@pytest.mark.parametrize(
-    "moment", ["training.environment.environment", "cli.dry_run.load_checkpoint"]
-)
+@pytest.mark.parametrize("moment", ["train.environment", "dry_run.load_checkpoint"])
 def test_signals_before_training_leave_nothing(
     photos, tmp_path, monkeypatch, capfd, moment, name, expected
 ):
     signum = signal.Signals[name]
     before = signal.getsignal(signum)
     kill = functools.partial(os.kill, os.getpid(), signum)
-    monkeypatch.setattr(f"tinyalex.{moment}", lambda *arguments: kill())
+    monkeypatch.setattr(f"tinyalex.cli.{moment}", lambda *arguments: kill())
     assert train_on(photos, tmp_path / "run", "--dry-run")[0] == expected
     told = f"\nstopped by {name}, with nothing to save\n"
     assert capfd.readouterr().err == (told if name != "SIGINT" else "")
@@ -170,7 +166,7 @@ def test_a_signal_amid_the_first_checkpoint_leaves_a_run_to_go_on_with(
     monkeypatch.setattr(run_folder, "load_checkpoint", lambda path: kill())
     code, said, _ = train_on(photos, tmp_path / "run")
     assert code == 143
-    assert "stopped by SIGTERM and saved at step 1 of 21; go on: " in said
+    assert "stopped by SIGTERM and saved at step 1 of 21; resume: " in said
     assert load_checkpoint(Checkpoints(tmp_path / "run").last)["state"]["step"] == 1
 
 

@@ -171,7 +171,7 @@ def test_a_signal_while_the_pictures_are_drawn_finishes_them(copy, monkeypatch, 
         capfd.readouterr().err
         == "\nall is saved: finishing the pictures (once more to stop at once)\n"
     )
-    assert "stopped by SIGTERM and saved at step 21 of 21; go on: " in said
+    assert "stopped by SIGTERM and saved at step 21 of 21; resume: " in said
     assert (copy / "curves.png").exists()
 
 
@@ -312,7 +312,7 @@ def test_a_run_whose_folder_is_lost_saves_beside_it_and_stops(
     assert code == 1
     rescued = tmp_path / "runs/run-rescued"
     found = re.search(r"stopped by the loss of its folder \((.+)\) and saved at step (\d+) of 21; "
-                      r"go on: (.+)", said)  # fmt: skip
+                      r"resume: (.+)", said)  # fmt: skip
     assert found
     assert str(out) in found[1]
     assert int(found[2]) == load_checkpoint(Checkpoints(rescued).last)["state"]["step"]

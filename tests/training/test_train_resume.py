@@ -1,4 +1,4 @@
-"""examples/train_alexnet.py --resume: exact resumption, and options that may change."""
+"""tinyalex train --resume: exact resumption, and options that may change."""
 
 import contextlib
 import json
@@ -109,8 +109,11 @@ def test_a_run_with_the_mean_image_and_noise_from_end_to_end(photos, tmp_path):
     [
         (["--lr", "0.5", "--seed", "3"], "other settings (lr 0.02 then, 0.5 now, seed 0 then, 3"),
         (["--lr", "0.5", "--allow-change"], "is finished, with other settings (lr "),
-        (["--lr", "0.5"], "leave these options out to go on with it, or add --allow-change"),
-        (["--seed", "3", "--allow-change"], "on with it, or start a new run with another --out"),
+        (["--lr", "0.5"], "leave these options out to resume it, or add --allow-change"),
+        (
+            ["--seed", "3", "--allow-change"],
+            "out to resume it, or start a new run",
+        ),
         (["--batch-size", "9", "--allow-change"], "or start a new run with another --out"),
         (["--steps", "21"], "has 21 steps behind it already"),
         (["--variant", "paper", "--input-size", "224"], "variant tiny then, paper now"),
@@ -255,7 +258,7 @@ def only_the_best(run):
         ),
         (with_no_velocities, "optimizer.velocity.0 must be None or an array, got 1"),
         (with_no_state, "last.safetensors cannot be used: state.epoch is missing"),
-        (of_more_threads, "where that is less); got 1000000: go on with --threads "),
+        (of_more_threads, "where that is less); got 1000000: resume with --threads "),
         (with_data_that_is_no_folder, "data must be a folder, got 5"),
         (shutil.rmtree, "copy: give --resume the folder that was the --out of a run"),
     ],

@@ -1,40 +1,30 @@
-"""Exit codes, arguments, signals and errors of the commands."""
+"""Signals, errors and arguments that commands share."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import math
 import os
-import re
-import shutil
-import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 from tinyalex.backends.devices import DeviceError
+from tinyalex.cli.parser import Parser, name_in
 from tinyalex.data import WorkerError, worker_threads
 from tinyalex.data.image import EXTENSIONS, FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import images_below, in_words
 from tinyalex.data.layout import LAYOUTS
 from tinyalex.folders import FAULTS_OF_THE_DISK, make_folder
 from tinyalex.interrupts import FAILED, USAGE, leaving_on_signals
-from tinyalex.progress import one_sentence, open_standard_streams, show, warn
+from tinyalex.progress import one_sentence, open_standard_streams, warn
 from tinyalex.text import escaped, printable
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
 
 FAULTS = {*FAULTS_OF_THE_DISK, *FAULTS_OF_THE_MACHINE}
 """Reasons of an OSError that are nobody's mistake: the command fails with code 1."""
-
-EXIT_CODES = (
-    "exit codes: 0 done, or stopped and saved at a limit or by SIGUSR1; 1 failed on the way; "
-    "2 arguments or data that cannot be used; 3 the loss, a gradient or a weight was no longer a "
-    "number; 129, 130 and 143 stopped and saved by SIGHUP, Ctrl-C and SIGTERM"
-)
 
 EXPECTED_ERRORS = (
     ValueError,
@@ -69,83 +59,6 @@ def command(main: Main) -> Callable[..., int]:
             return 130
 
     return whole
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, without the list of all options."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the complaint and exit with code 2."""
-        self.exit(USAGE, f"{self.prog}: {escaped(message)} (--help explains all options)\n")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        show(message, file or sys.stderr)
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that shows defaults where there are any, and keeps the lines of its description.
-
-    Only lines that are too long for the terminal, or for 99 columns, are broken, between words.
-    """
-
-    def __init__(self, prog: str) -> None:
-        columns = shutil.get_terminal_size((101, 40)).columns  # if it is a terminal
-        super().__init__(prog, max_help_position=26, width=min(99, columns - 2))
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def seconds_in(text: str) -> float:
-    """Return how many seconds a time such as 2h, 1h30m or 90s has.
-
-    >>> seconds_in("1h30m"), seconds_in("90s")
-    (5400.0, 90.0)
-    """
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    seconds = 0.0
-    if found:
-        for number, unit in zip(found.groups("0"), (3600, 60, 1), strict=True):
-            seconds += float(number) * unit
-    if seconds == 0:
-        raise argparse.ArgumentTypeError(f"expected a time like 2h, 1h30m or 90s, got {text!r}")
-    return seconds
-
-
-def whole(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
-    """Return a type of arguments: whole numbers from `least` to `most`."""
-    expected = f"from {least} to {most}" if most < math.inf else f">= {least}"
-
-    def number_in(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = None
-        if number is None or not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"expected a whole number {expected}, got {text!r}")
-        return number
-
-    return number_in
-
-
-def name_in(text: str) -> str:
-    """Return the name of a file or folder: any but none, which would mean the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a name, got nothing (this folder is called '.')")
-    return text
-
-
-def path_in(text: str) -> Path:
-    """Return the path of a file or folder, which has a name."""
-    return Path(name_in(text))
 
 
 def add_network_arguments(parser: Parser) -> None:
@@ -229,7 +142,7 @@ def check_writable(folder: Path, make: bool = False) -> None:
 def find_images(paths: list[str]) -> Iterator[str]:
     """Yield each file given, and the images in each folder given and below it, sorted.
 
-    What is passed over in a folder is said on stderr.
+    What is skipped in a folder is said on stderr.
     """
     for path in paths:
         if not os.path.isdir(path):
@@ -237,13 +150,13 @@ def find_images(paths: list[str]) -> Iterator[str]:
             continue
         found, scan = images_below(path)
         for sentence in scan.unreadable:
-            warn(f"passed over: {sentence}")
-        passed_over = in_words(scan.passed_over)
+            warn(f"skipped: {sentence}")
+        skipped = in_words(scan.passed_over)
         if not found:
             where = f"no images ({' '.join(EXTENSIONS)}) in {printable(path)}"
-            raise ValueError("; ".join(filter(None, [where, passed_over])))
-        if passed_over:
-            warn(f"{printable(path)}: {passed_over}")
+            raise ValueError("; ".join(filter(None, [where, skipped])))
+        if skipped:
+            warn(f"{printable(path)}: {skipped}")
         yield from found
 
 
@@ -268,22 +181,6 @@ def readable(
         warn(f"skipped: {describe(item)}: {reason}")
 
     return worker_threads.readable(load, items, skip, describe)
-
-
-def this_python() -> str:
-    """Return how to call the Python that runs, with which the commands begin that are printed."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    return shortest(sys.executable)
-
-
-def shortest(path: str | os.PathLike[str]) -> str:
-    """Return a path as it is or relative to the current folder, if that is shorter."""
-    whole = os.path.abspath(path)
-    try:
-        return min(os.path.relpath(whole), whole, key=len)
-    except OSError:  # the current folder is gone
-        return whole
 
 
 def complain(error: BaseException | str, code: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Rehearsal of a run: each of its actions, once."""
+"""Dry run: each action of a run, once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tinyalex.training.step import train_step
 T = TypeVar("T")
 
 
-def rehearse(run: Run, out: Path) -> None:
+def dry_run(run: Run, out: Path) -> None:
     """Read batches, take two steps, validate one, write and read a checkpoint; leave no file.
 
     The steps are those that the run would take next. The checkpoint goes where it would write, to
@@ -41,8 +41,8 @@ def rehearse(run: Run, out: Path) -> None:
     batches = itertools.chain(now, itertools.chain.from_iterable(later))
     first, second = next(batches), next(batches)
     workers = run.settings.workers  # each makes a batch of its own, while the network computes
-    pass_over(batches, workers - 2)  # the first of each include the start of its process
-    _, seconds = timed(pass_over, batches, workers)
+    skip(batches, workers - 2)  # the first of each include the start of its process
+    _, seconds = timed(skip, batches, workers)
     loading = seconds / workers
     say(
         f"ok  {len(first)} training images read, "
@@ -67,7 +67,7 @@ def rehearse(run: Run, out: Path) -> None:
     say(f"ok  {len(held_out)} validation images judged: loss {loss.item():.3f}")
 
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=place) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place) as temporary:
         checkpoints = Checkpoints(temporary)
         checkpoints.prepare(run)
         checkpoints.save(run)
@@ -86,12 +86,12 @@ def rehearse(run: Run, out: Path) -> None:
     left = (run.total_steps - state.step) * max(step_seconds, loading)
     epochs_left = run.settings.epochs - state.epoch
     left += epochs_left * len(run.val_data) * max(judge_seconds, loading)
-    going_on = "going on to the end" if state.step else "training"
+    rest = "resuming it to the end" if state.step else "training"
     but = f" but for {len(bad)} of the images looked at, which cannot be read" if bad else ""
-    say(f"all is well{but}; {going_on} would take about {duration(left)}")
+    say(f"all is well{but}; {rest} would take about {duration(left)}")
 
 
-def pass_over(batches: Iterator[Batch], count: int) -> None:
+def skip(batches: Iterator[Batch], count: int) -> None:
     """Load so many batches."""
     for _ in range(count):
         next(batches)

@@ -1,4 +1,4 @@
-"""Settings of a run from the command line of examples/train_alexnet.py."""
+"""Settings of a run from the command line of `tinyalex train`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyalex.backends.devices import DeviceError, check, parse
-from tinyalex.cli.common import Parser
+from tinyalex.cli.parser import Parser
 from tinyalex.cli.tensorboard import require_tensorboard
 from tinyalex.cli.train_parser import make_parser, option
 from tinyalex.data.layout import image_folders
@@ -83,9 +83,9 @@ def read_arguments(
         check_place(args.out, settings.data)
     checkpoints = Checkpoints(args.out)
     if checkpoints.found() and not (args.overfit or args.summary):
-        go_on = command_line(["--resume", args.out])
-        go_on = f"go on with it by {go_on}, or " if checkpoints.exist() else ""
-        raise ValueError(f"{args.out} holds a run already: {go_on}give another --out")
+        resume = command_line(["--resume", args.out])
+        resume = f"resume it by {resume}, or " if checkpoints.exist() else ""
+        raise ValueError(f"{args.out} holds a run already: {resume}give another --out")
     return args, settings, checkpoints, None
 
 
@@ -144,14 +144,14 @@ def read_resumed(
     if never or (on_request and not args.allow_change):
         way_out = "start a new run with another --out" if never else "add --allow-change"
         raise ValueError(
-            f"{folder} was started with other settings ({listed}): leave these options out to go "
-            f"on with it, or {way_out}"
+            f"{folder} was started with other settings ({listed}): leave these options out to "
+            f"resume it, or {way_out}"
         )
     behind = state_in(checkpoint, path)
     if on_request and behind.epoch == new.epochs:
         raise ValueError(
             f"{folder} is finished, with other settings ({listed}): add --epochs, more than "
-            f"{behind.epoch}, to go on with these"
+            f"{behind.epoch}, to resume it with these"
         )
     if new.epochs < behind.epoch:
         raise ValueError(f"{folder} has {behind.epoch} epochs behind it already")
@@ -160,11 +160,11 @@ def read_resumed(
     try:
         check(new.device)
     except DeviceError as error:
-        raise DeviceError(f"{error}; {folder} can also go on with another --device") from error
+        raise DeviceError(f"{error}; {folder} can also be resumed with another --device") from error
     try:
         set_num_threads(new.threads)
     except ValueError as error:
-        raise ValueError(f"{error}: go on with --threads {get_num_threads()}") from error
+        raise ValueError(f"{error}: resume with --threads {get_num_threads()}") from error
     rounding = "the last digits may differ from those of an uninterrupted run"
     notes = {"threads": rounding, "device": rounding}
     if new.schedule in LONGER:

@@ -1,24 +1,15 @@
-"""The command line of examples/train_alexnet.py, in the order of the paper."""
+"""Options of `tinyalex train`, in the order of the paper."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from typing import Any
 
 from tinyalex.backends.precision import PRECISIONS
-from tinyalex.cli.common import (
-    EXIT_CODES,
-    Help,
-    Parser,
-    add_device,
-    add_layout,
-    add_threads,
-    name_in,
-    path_in,
-    seconds_in,
-    whole,
-)
+from tinyalex.cli.common import add_device, add_layout, add_threads
+from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data.worker_threads import WORKERS
 from tinyalex.models import VARIANTS
 from tinyalex.models.provenance import recipe_table
@@ -33,6 +24,13 @@ from tinyalex.training.settings import (
     SCHEDULES,
     STEPS_PER_ROW,
 )
+
+EXIT_CODES = (
+    "0 done, or stopped and saved at a limit or by SIGUSR1; 1 failed on the way, or in --overfit; "
+    "2 arguments or data that cannot be used; 3 the loss, a gradient or a weight was no longer a "
+    "number"
+)
+STOPPED = "129, 130 and 143 stopped, and saved, by SIGHUP, Ctrl-C and SIGTERM"
 
 
 class ShowRecipe(argparse.Action):
@@ -56,14 +54,26 @@ class ShowRecipe(argparse.Action):
         parser.exit()
 
 
+def seconds_in(text: str) -> float:
+    """Return how many seconds a time such as 2h, 1h30m or 90s has.
+
+    >>> seconds_in("1h30m"), seconds_in("90s")
+    (5400.0, 90.0)
+    """
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    seconds = 0.0
+    if found:
+        for number, unit in zip(found.groups("0"), (3600, 60, 1), strict=True):
+            seconds += float(number) * unit
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"expected a time like 2h, 1h30m or 90s, got {text!r}")
+    return seconds
+
+
 def make_parser(description: str | None = None) -> Parser:
     """Return the parser; its groups are in the order of the paper's sections."""
-    parser = Parser(
-        usage="%(prog)s [OPTION ...]",
-        description=description,
-        epilog=EXIT_CODES,
-        formatter_class=Help,
-    )
+    parser = parser_of("train", description, EXIT_CODES, STOPPED)
+    parser.usage = "%(prog)s [OPTION ...]"
 
     group = parser.add_argument_group("data (paper sections 2 and 4.1)")
     group.add_argument(
@@ -113,7 +123,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--index-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep the mean and colours of a large folder's images for later runs",
+        help="keep mean and colours of a large folder for later runs",
     )
 
     group = parser.add_argument_group("model (paper sections 3 and 4.2)")
@@ -220,7 +230,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--resume",
         type=path_in,
         metavar="DIR",
-        help="go on with the run in DIR and with its settings, bit for bit; may change "
+        help="resume the run in DIR with its settings, bit for bit; may change "
         + ", ".join(option(name)[2:] for name in CHANGEABLE),
     )
     group.add_argument(
@@ -232,13 +242,13 @@ def make_parser(description: str | None = None) -> Parser:
         "--steps",
         type=whole(),
         metavar="N",
-        help="save and stop after N steps in all, to go on later",
+        help="save and stop after N steps in all, to resume later",
     )
     group.add_argument(
         "--time-limit",
         type=seconds_in,
         metavar="TIME",
-        help="save and stop before 2h, 30m, 90s or the like are over, to go on later",
+        help="save and stop before 2h, 30m, 90s or the like are over, to resume later",
     )
     group.add_argument(
         "--tensorboard",

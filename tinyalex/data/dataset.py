@@ -82,7 +82,7 @@ class Unreadable:
             more = f"; and {count - 10} more" if count > 10 else ""
             raise DataError(
                 f"{count} of {size} images cannot be read, {allowed} are allowed: {listed}"
-                f"{more} (examples/prepare_images.py names all, and makes a folder without them)"
+                f"{more} (`tinyalex prepare` names all, and makes a folder without them)"
             )
 
     def give_up(self, index: int, seconds: float) -> str:

@@ -46,7 +46,7 @@ class ImageFolder:
 
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
-    (`image.EXTENSIONS`, any case); what is passed over is counted in `passed_over`, as `index.Scan`
+    (`image.EXTENSIONS`, any case); what is skipped is counted in `passed_over`, as `index.Scan`
     says. The class folders lie in `folder`. Nothing is decoded here: a broken image raises
     ImageError from `load`.
 

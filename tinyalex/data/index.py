@@ -112,10 +112,10 @@ def index_images(root: str, classes: list[str], rules: int = RULES) -> Index:
 
 @dataclass
 class Scan:
-    """One reading of the folders below `root`: which images are there, and what is passed over.
+    """One reading of the folders below `root`: which images are there, and what is skipped.
 
     An image of a folder is a file whose name ends as an image's does. Hidden files and folders are
-    passed over, and what systems leave behind (`LITTER`). Links are followed, but no folder and no
+    skipped, and what systems leave behind (`LITTER`). Links are followed, but no folder and no
     linked image counts twice: the one that is no link is taken, else the first by path. `rules` is
     1 for runs that began before this was the rule.
     """
@@ -262,16 +262,16 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def in_words(passed_over: Counter[str]) -> str:
-    """Say how many files and folders of each kind were passed over, and what to do about it.
+    """Say how many files and folders of each kind were skipped, and what to do about it.
 
     >>> in_words(Counter({"HEIC": 3, "hidden": 1}))
-    'passed over: 3 HEIC, 1 hidden (to use HEIC, convert them to JPEG or PNG)'
+    'skipped: 3 HEIC, 1 hidden (to use HEIC, convert them to JPEG or PNG)'
     """
     kinds = sorted(passed_over, key=lambda kind: (-passed_over[kind], kind))
     listed = ", ".join(f"{passed_over[kind]} {kind}" for kind in kinds)
     images = ", ".join(kind for kind in kinds if kind in OTHER_IMAGES.values())
     advice = f" (to use {images}, convert them to JPEG or PNG)" if images else ""
-    return f"passed over: {listed}{advice}" if listed else ""
+    return f"skipped: {listed}{advice}" if listed else ""
 
 
 def _device_and_inode(path: str | Path) -> tuple[int, int]:

@@ -216,7 +216,7 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
     if (target / JOURNAL).exists():
         raise DataError(f"{target} is not finished: prepare it to the end first")
     if not (target / MANIFEST).is_file():
-        raise DataError(f"{target} has no {MANIFEST}: it was not made by prepare_images.py")
+        raise DataError(f"{target} has no {MANIFEST}: it was not made by `tinyalex prepare`")
     _, entries, damaged = read_manifest(target / MANIFEST)
     if damaged:
         raise FileError(

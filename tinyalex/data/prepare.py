@@ -70,7 +70,7 @@ class Prepared:
 
 
 class Source(NamedTuple):
-    """The images that are to be prepared, by their paths, and what is passed over beside them."""
+    """The images that are to be prepared, by their paths, and what is skipped beside them."""
 
     names: list[str]
     training: str

@@ -1,6 +1,6 @@
 """Mean and colour covariance of the training images: prepared, cached or measured.
 
-`prepare_images.py` writes them beside the images. What was measured on another large folder goes to
+`tinyalex prepare` writes them beside the images. What was measured on another large folder goes to
 the user's cache folder (`$XDG_CACHE_HOME/tinyalex`, or `~/.cache/tinyalex`), together with a digest
 of the names, identities and times of the files: it counts only as long as these are what they were.
 """
@@ -77,7 +77,7 @@ def statistics_for(
 
 
 def _prepared(train: ImageFolder, size: int, progress: Progress) -> PixelStatistics | None:
-    """Return the statistics in a folder of prepare_images.py, if they are of these images."""
+    """Return the statistics in a folder of tinyalex prepare, if they are of these images."""
     path = train.root / STATISTICS
     if not path.exists():
         return None
@@ -95,7 +95,7 @@ def _prepared(train: ImageFolder, size: int, progress: Progress) -> PixelStatist
 
 
 def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | None:
-    """Return what `prepare_images.py` measured, None unless it is of exactly these images.
+    """Return what `tinyalex prepare` measured, None unless it is of exactly these images.
 
     That is so where the manifest lists the same files with the same sizes in bytes, and the squares
     have `size` pixels. Raises FileError for damaged files, OSError where one is missing.

@@ -2,7 +2,7 @@
 
 A `Run` is put together from `Settings` by `new_run`; a `Trainer` trains it, and writes its
 `Checkpoints` and its `MetricsFile` into a folder; `load_classifier` takes the result from there.
-examples/train_alexnet.py shows all of it.
+tinyalex/cli/train.py shows all of it.
 """
 
 from tinyalex.interrupts import StoppedError, StopRequest

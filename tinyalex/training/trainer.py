@@ -253,7 +253,7 @@ class Trainer:
             self.progress.say(
                 f"{self.throughput.data_share(whole_epoch=True):.0%} of the time goes by "
                 "waiting for images: raise --workers, try --worker-processes, or shrink the images "
-                "once, with examples/prepare_images.py"
+                "once, with `tinyalex prepare`"
             )
 
     def _end_epoch(self, scores: Scores) -> None:

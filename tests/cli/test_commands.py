@@ -1,0 +1,105 @@
+"""Command `tinyalex`: its ways to be called, its commands, help and hints."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT, load
+
+from tinyalex.cli.main import COMMANDS, main
+from tinyalex.cli.started import SCRIPTS, call_of
+from tinyalex.version import __version__
+
+
+@pytest.fixture(params=["script", "module", "installed", "on the path"])
+def beginning(request, tmp_path, monkeypatch):
+    """Let this process seem to have been started in one way; return how its hints begin."""
+    installed = tmp_path / "bin/tinyalex"
+    installed.parent.mkdir()
+    program = "import sys\nfrom tinyalex.cli.main import main\nsys.exit(main())\n"
+    installed.write_text(f"#!{sys.executable}\n{program}")
+    installed.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("COLUMNS", "101")
+    monkeypatch.chdir(tmp_path)
+    if request.param == "on the path":
+        monkeypatch.setenv("PATH", str(installed.parent), prepend=os.pathsep)
+    started, beginning = {
+        "script": (ROOT / "examples/evaluate.py", ""),
+        "module": (ROOT / "tinyalex/__main__.py", ""),
+        "installed": ("bin/tinyalex", "bin/tinyalex look"),
+        "on the path": (installed, "tinyalex look"),
+    }[request.param]
+    monkeypatch.setattr(sys, "argv", [str(started)])
+    return beginning
+
+
+def test_commands_that_are_printed_run(beginning, capsys):
+    call = call_of("look")
+    assert call.startswith(beginning)
+    shown = subprocess.run(["bash", "-c", f"{call} --help"], capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    with pytest.raises(SystemExit):
+        load("look").main(["--help"])
+    assert shown.stdout == capsys.readouterr().out
+    assert f"\n{call} RUN kernels" in shown.stdout
+
+
+def test_a_script_that_is_alone_prints_commands_of_the_module(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "predict.py")])
+    assert shlex.split(call_of("train"))[1:] == ["-m", "tinyalex", "train"]
+
+
+def test_every_command_is_a_script():
+    assert SCRIPTS.keys() == COMMANDS.keys()
+    for name, script in SCRIPTS.items():
+        assert f"from tinyalex.cli.{name} import main" in (ROOT / "examples" / script).read_text()
+
+
+def said_by(capsys, call, *words):
+    """Return what a command prints that ends with the help or the version."""
+    with pytest.raises(SystemExit) as stop:
+        call(list(words))
+    said, complaints = capsys.readouterr()
+    assert (stop.value.code, complaints) == (0, "")
+    return said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command(name, capsys):
+    said = said_by(capsys, load(name).main, "--help")
+    assert said_by(capsys, main, name, "--help") == said_by(capsys, main, "help", name) == said
+    assert said.startswith("usage: ")
+    assert f"-m tinyalex {name} " in said
+    words = " ".join(said.split())
+    for code in ("exit codes: 0 ", "; 1 ", "; 2 ", "; 129, 130 and 143 stopped"):
+        assert code in words
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_the_list_of_commands(words, capsys):
+    said = said_by(capsys, main, *words)
+    assert all(f"  {name} " in said and summary in said for name, summary in COMMANDS.items())
+
+
+def test_version(capsys):
+    assert said_by(capsys, main, "--version") == f"tinyalex {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["trian"], ["--trian"], ["help", "trian"], ["--"], ["a\nb"]])
+def test_no_such_command(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    complaint = capsys.readouterr().err
+    assert (stop.value.code, complaint.count("\n")) == (2, 1)
+    assert "gradcheck" in complaint or words[0].startswith("-")
+
+
+def test_a_command_gets_its_arguments_and_returns_its_exit_code(tmp_path, capsys):
+    assert main(["predict", str(tmp_path), "x.png"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--unknown"])
+    assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)

@@ -1,0 +1,247 @@
+"""Look at a trained network: one command for each picture.
+
+tinyalex look RUN kernels                        what the first layer looks for
+tinyalex look RUN answers photos/                images with the five best answers
+tinyalex look RUN neighbours a.jpg --among DIR   images that the network finds alike
+tinyalex look RUN features a.jpg                 what each layer makes of an image
+tinyalex look RUN curves                         loss and accuracy over the epochs
+
+RUN is the folder of a run, or a .safetensors file. Without images, some are taken that the run did
+not learn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyalex.cli.common import (
+    add_checkpoint,
+    add_threads,
+    check_picture,
+    command,
+    find_images,
+    readable,
+)
+from tinyalex.cli.parser import Parser, name_in, parser_of, path_in
+from tinyalex.data import Dataset, EvalTransform, Loader
+from tinyalex.interrupts import DONE, USAGE
+from tinyalex.pictures.charts import learning_curves
+from tinyalex.pictures.features import (
+    feature_sheet,
+    hidden_vectors,
+    layer_outputs,
+    nearest,
+    neighbour_sheet,
+)
+from tinyalex.pictures.sheets import contact_sheet, first_kernels, save_png
+from tinyalex.progress import say, warn
+from tinyalex.text import printable
+from tinyalex.threads import set_num_threads
+from tinyalex.training import (
+    Classifier,
+    Progress,
+    checkpoint_path,
+    classifier_in,
+    load_checkpoint,
+    read_metrics,
+    settings_in,
+)
+from tinyalex.training.datasets import ImageFiles, RunImages, title
+
+EXIT_CODES = (
+    "0 done; 1 failed on the way; 2 arguments, a run or images that cannot be used, or done "
+    "without some of the images named here, which cannot be read"
+)
+AT_MOST = {"answers": 40, "neighbours": 20, "features": 1}
+"""How many images there is room for."""
+HELD_OUT = {"answers": 10, "neighbours": 5, "features": 1}
+"""How many are taken where none are named."""
+
+
+class Look(NamedTuple):
+    """A command with what it needs."""
+
+    args: argparse.Namespace
+    folder: Path
+    classifier: Classifier
+    run_images: RunImages
+    missing: list[str]
+    """Images that were named, and could not be read."""
+
+    def images(self) -> tuple[Dataset, list[int], list[np.ndarray]]:
+        """Return the images to look at: data set, positions in it, pixels."""
+        what = self.args.what
+        paths: list[str] = []
+        if self.args.images:
+            paths = list(find_images(self.args.images))
+            dataset: Dataset = self.files(paths)
+            chosen = list(range(len(paths)))
+        else:
+            dataset = self.run_images.held_out(self.classifier.shorter_side)
+            count = min(HELD_OUT[what], len(dataset))
+            spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
+            chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
+        skipped: list[int] = []
+        with closing(readable(dataset.load, chosen, skipped, dataset.describe)) as images:
+            found = list(islice(images, AT_MOST[what]))
+        self.missing.extend({paths[place] for place in skipped if paths} & set(self.args.images))
+        if not found:
+            raise ValueError(f"none of {len(chosen)} images could be read")
+        if len(chosen) > AT_MOST[what]:
+            say(f"only the first {len(found)} of {len(chosen)} images are drawn")
+        return dataset, [place for place, _ in found], [image for _, image in found]
+
+    def files(self, paths: list[str]) -> ImageFiles:
+        """Return files as a data set."""
+        return ImageFiles(paths, self.classifier.classes, self.classifier.shorter_side)
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    args = make_parser().parse_args(argv)
+    set_num_threads(args.threads)
+    path = checkpoint_path(args.checkpoint)
+    checkpoint = load_checkpoint(path)
+    out = args.out or path.parent / f"{args.what}.png"
+    check_picture(out)
+    classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+    images = RunImages(checkpoint, settings, path, getattr(args, "data", None))
+    look = Look(args, path.parent, classifier, images, [])
+    args.draw(look, out)
+    say(f"drawn in {printable(out)}")
+    return USAGE if look.missing else DONE
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = parser_of("look", __doc__, EXIT_CODES)
+    add_checkpoint(parser)
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+
+    for draw in (kernels, answers, neighbours, features, curves):
+        name, text = draw.__name__, inspect.cleandoc(draw.__doc__ or "")
+        summary = text.partition("\n")[0].removesuffix(".")
+        parts = commands.add_parser(name, help=summary, description=text)
+        parts.set_defaults(draw=draw)
+        if name in AT_MOST:
+            parts.add_argument(
+                "images",
+                type=name_in,
+                metavar="IMAGE",
+                nargs="*",
+                help="images, or folders of images",
+            )
+            parts.add_argument(
+                "--data",
+                type=name_in,
+                metavar="DIR",
+                help="where the images of the run are, if they have moved",
+            )
+        if draw is neighbours:
+            parts.add_argument(
+                "--among",
+                type=name_in,
+                metavar="DIR",
+                help="where to look for neighbours (default: the images that the run learned from)",
+            )
+        parts.add_argument(
+            "--out",
+            type=path_in,
+            metavar="PNG",
+            help=f"the picture (default: {name}.png in the folder of the checkpoint)",
+        )
+        add_threads(parts)
+    return parser
+
+
+def kernels(look: Look, out: Path) -> None:
+    """Draw the kernels of the first layer (Figure 3 of the paper).
+
+    In networks of two towers, those of the second tower are below the white line.
+    """
+    save_png(first_kernels(look.classifier.model), out)
+
+
+def answers(look: Look, out: Path) -> None:
+    """Draw images with their five most probable classes (Figure 4 left).
+
+    The bar of the right class is green, where it is known: where the folder of the image has the
+    name of a class.
+    """
+    dataset, places, images = look.images()
+    sheet = contact_sheet(
+        images,
+        [title(dataset, place) for place in places],
+        look.classifier.probabilities(images),
+        dataset.classes,
+        labels=dataset.labels[places].tolist(),
+    )
+    save_png(sheet, out)
+
+
+def neighbours(look: Look, out: Path) -> None:
+    """Draw for each image the six that the network finds most like it (Figure 4 right).
+
+    Those are the ones with the smallest Euclidean distance between the activations of the last
+    hidden layer; the distance is written below.
+    """
+    dataset, places, images = look.images()
+    model = look.classifier.model
+    if look.args.among is None:
+        others = look.run_images.training(look.classifier.shorter_side)
+    else:
+        named = getattr(dataset, "paths", None)  # the embedded images have none
+        own = {os.path.realpath(named[place]) for place in places if named is not None}
+        paths = find_images([look.args.among])
+        others = look.files([path for path in paths if os.path.realpath(path) not in own])
+        if not len(others):
+            raise ValueError(f"there are no other images in {printable(look.args.among)}")
+    transform = look.classifier.transform
+    loader = Loader(others, min(64, len(others)), transform, shuffle=False, max_bad=1.0)
+    queries = hidden_vectors(model, look.classifier.inputs(images))
+    found, distances = nearest(model, queries, loader, progress=Progress())
+    for name, reason in loader.bad:
+        warn(f"left out: {name}: {reason}")
+    rows, titles = [], []
+    for place, image, near, far in zip(places, images, found, distances, strict=True):
+        distance = dict(zip(near.tolist(), far.tolist(), strict=True))
+        again = dict(readable(others.load, distance, [], others.describe))
+        rows.append([image, *again.values()])
+        below = (f"{title(others, other)}\ndistance {distance[other]:#.3g}" for other in again)
+        titles.append([title(dataset, place), *below])
+    save_png(neighbour_sheet(rows, titles), out)
+
+
+def features(look: Look, out: Path) -> None:
+    """Draw what every layer makes of one image.
+
+    White are a layer's largest outputs, one in a thousand; black is 0; blue is negative. The shade
+    grows with the square root.
+    """
+    dataset, (place,), images = look.images()
+    outputs = layer_outputs(look.classifier.model, look.classifier.inputs(images))
+    (shares,) = look.classifier.probabilities(images)
+    best = int(shares.argmax())
+    heading = (
+        f"{title(dataset, place)}; answer: {printable(dataset.classes[best])}, {shares[best]:.0%}"
+    )
+    region = look.classifier.transform.region(images[0])
+    seen = EvalTransform(look.classifier.input_size)(region, np.random.default_rng(0))
+    save_png(feature_sheet(seen.astype(np.uint8), heading, outputs), out)
+
+
+def curves(look: Look, out: Path) -> None:
+    """Draw loss and accuracy over the epochs."""
+    metrics = look.folder / "metrics.jsonl"
+    if not metrics.exists():
+        raise ValueError(f"curves are drawn from the folder of a run, and there is no {metrics}")
+    learning_curves(read_metrics(metrics), len(look.classifier.classes), out)

@@ -1,0 +1,192 @@
+"""Train an AlexNet on images drawn on the fly, or on a folder of your own photographs.
+
+tinyalex train                  the embedded data set, in a few minutes
+tinyalex train --data photos    photos/cat/1.jpg, photos/dog/2.png, ...
+tinyalex train --resume RUN     resume a run where it was interrupted
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tinyalex import summary
+from tinyalex.backends.devices import DeviceError
+from tinyalex.cli.common import command, complain
+from tinyalex.cli.dry_run import dry_run
+from tinyalex.cli.finish import finish
+from tinyalex.cli.overfit import advice, overfit
+from tinyalex.cli.started import call_of
+from tinyalex.cli.tensorboard import shown_by_tensorboard
+from tinyalex.cli.train_options import as_arguments, read_arguments
+from tinyalex.data import DataError, ImageFolder, WorkerError
+from tinyalex.data.index import in_words
+from tinyalex.folders import FolderLostError
+from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
+from tinyalex.models import VARIANTS
+from tinyalex.progress import folded, one_sentence, say
+from tinyalex.text import printable
+from tinyalex.training import (
+    DivergedError,
+    Progress,
+    Run,
+    StoppedError,
+    StopRequest,
+    Trainer,
+    new_run,
+)
+from tinyalex.training.build import resumed_run
+from tinyalex.training.environment import environment
+from tinyalex.training.run_folder import open_run_folder
+
+PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    started = time.monotonic()
+    with ExitStack() as held:
+        held.enter_context(leaving_on_signals(pause=True))
+        try:
+            args, settings, checkpoints, checkpoint = read_arguments(argv, __doc__)
+            if args.overfit:
+                settings = replace(settings, dropout=0.0)
+            if args.summary and checkpoint is None:  # of which pixels no mean need be taken
+                run = new_run(settings, (0.0, 0.0, 0.0), np.zeros((3, 3)))
+            elif checkpoint is None:
+                run = new_run(settings, progress=Progress())
+            else:
+                run = resumed_run(settings, checkpoint, args.out)
+            del checkpoint  # hundreds of megabytes
+            print_header(run, args.out)
+            if args.summary:
+                size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
+                say(str(summary(run.classifier.model, size)))
+                return DONE
+            if args.dry_run:
+                dry_run(run, args.out)
+                return DONE
+            if args.overfit:
+                return DONE if overfit(run, args.overfit) else complain(advice(run), FAILED)
+            steps = args.steps if args.steps and args.steps < run.total_steps else None
+            stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
+            place = ("--out", Path(f"{args.out}-again"))
+            again = call_of("train", *as_arguments(settings), *place)
+            trainer = held.enter_context(open_run_folder(run, checkpoints, stop, again))
+            if args.tensorboard:
+                held.enter_context(shown_by_tensorboard(trainer))
+        except WorkerError as error:
+            return complain(error, FAILED)
+        except MemoryError as error:
+            reason = "the memory does not suffice: lower --batch-size"
+            return complain(f"{reason} ({one_sentence(error)})", FAILED)
+        except (DivergedError, FloatingPointError) as error:
+            return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
+        return train(trainer, stop)
+
+
+def print_header(run: Run, out: Path) -> None:
+    """Say what is about to happen."""
+    settings, recipe = run.settings, run.settings.recipe
+    here = environment(settings.device)
+    arithmetic = ["float32" + PRODUCTS[settings.precision]]
+    if "gpu" in here:
+        here["device"] += f" ({here['gpu']}, {here['gpu_memory'] / 1e9:.0f} GB)"
+        arithmetic += ["a CUDA graph"] if settings.cuda_graph else []
+        arithmetic += [f"CuPy {here['cupy']}, CUDA {here['cuda']}, driver {here['driver']}"]
+    parameters = sum(p.size for p in run.classifier.model.parameters())
+    sizes = f"{len(run.train_data.dataset)} training, {len(run.val_data.dataset)} validation"
+    if run.test_data is not None:
+        sizes += f", {len(run.test_data.dataset)} test"
+    datasets = (run.train_data.dataset, run.val_data.dataset)
+    folders = {data.folder: data.passed_over for data in datasets if isinstance(data, ImageFolder)}
+    skipped = in_words(sum(folders.values(), Counter()))
+    sizes += " images" + (f"; {skipped}" if skipped else "")
+    classes = run.classifier.classes
+    names = ", ".join(map(printable, classes[:10])) + ", ..."
+    if len(classes) <= 10:
+        counts = np.bincount(run.train_data.dataset.labels, minlength=len(classes))
+        shown = zip(map(printable, classes), counts, strict=True)
+        names = ", ".join(f"{name} {count}" for name, count in shown)
+    commit = f", commit {here['commit']}" if here["commit"] else ""
+    data = printable(settings.data) if settings.data else "patterns, drawn on the fly"
+    from_step = f", from step {run.state.step} on" if run.state.step else ""
+    say(folded(f"tinyalex {here['tinyalex']}{commit}", 9))
+    say(f"command  {here['command']}")  # in one piece, to be pasted
+    rows = {
+        "machine": f"{here['backend']} backend on {here['device']}, {', '.join(arithmetic)}, "
+        f"{here['threading']}, BLAS {here['blas']}, seed {settings.seed}",
+        "data": f"{data}: {sizes}",
+        "classes": f"{len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}",
+        "model": f"{settings.variant}, {VARIANTS[settings.variant].title}: "
+        f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}",
+        "recipe": f"{settings.epochs} epochs of {len(run.train_data)} steps of "
+        f"{settings.batch_size} images, lr {settings.lr:g} {settings.schedule}, "
+        f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
+        f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
+        f"minus the mean {settings.mean}",
+        "output": f"{printable(out)}{from_step}",
+    }
+    for name, text in rows.items():
+        say(folded(f"{name:8} {text}", 9))
+
+
+def train(trainer: Trainer, stop: StopRequest) -> int:
+    """Train to the end, or say what stopped it and how to resume."""
+    run = trainer.run
+    try:
+        try:
+            trainer.train(stop)
+            finish(trainer, stop)
+        finally:  # it may have got another name, or another folder
+            out = trainer.checkpoints.folder
+            resume = call_of("train", "--resume", out)
+        device = run.settings.device
+        there = () if device == "cpu" else ("--device", device)
+        evaluate, predict = (call_of(what, out, *there) for what in ("evaluate", "predict"))
+        say(f"next:\n  {evaluate}\n  {predict} IMAGES")
+    except StoppedError as stopped:
+        say(
+            f"stopped by {stopped.reason} and saved at step {run.state.step} of "
+            f"{run.total_steps}; resume: {resume}"
+        )
+        return stopped.exit_code
+    except DivergedError as error:
+        return complain(
+            f"{error}; training stopped, {trainer.checkpoints.last} is from before that; resume "
+            f"from there with a lower rate (it was {run.settings.lr:g}): {resume} --allow-change "
+            f"--lr {run.settings.lr / 2:g}",
+            DIVERGED,
+        )
+    except DataError as error:
+        return complain(
+            f"{one_sentence(error)}; replace them under the same names and resume: {resume}; or "
+            "remove them and begin anew with another --out",
+            USAGE,
+        )
+    except FolderLostError as error:
+        return complain(error, FAILED)
+    except (OSError, WorkerError) as error:
+        return complain(f"{one_sentence(error)}; once that is mended, resume: {resume}", FAILED)
+    except MemoryError as error:
+        if isinstance(error, DeviceError) or run.settings.device != "cpu":
+            return complain(
+                f"the memory of {run.settings.device} does not suffice, but did when the run began "
+                f"({one_sentence(error)}): end what else is using it and resume: {resume}",
+                FAILED,
+            )
+        return complain(
+            f"the memory does not suffice: keep fewer images in it ({resume} --image-cache 0), or "
+            f"lower --batch-size (now {run.settings.batch_size}) and begin anew with another --out "
+            f"({one_sentence(error)})",
+            FAILED,
+        )
+    except DeviceError as error:
+        return complain(f"{one_sentence(error)}; resume: {resume}", FAILED)
+    return DONE
