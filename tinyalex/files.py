@@ -33,13 +33,13 @@ _TUPLE = "\0tuple"
 
 
 class FileError(ValueError):
-    """A file that cannot be used: the message names it, says why, and what to do."""
+    """Unusable file; the message names it and says what to do."""
 
 
 def save(
     obj: Any, path: str | os.PathLike[str], keep: str | os.PathLike[str] | None = None
 ) -> None:
-    """Write ``obj`` to ``path``, whole or not at all; ``keep`` is where the old content goes.
+    """Write `obj` to `path` atomically; old content goes to `keep`.
 
     ``obj`` is built of dicts with string keys, lists, tuples, NumPy arrays, Tensors (saved as
     arrays), int, float, str, bool and None. Raises TypeError for anything else, before a byte is
@@ -49,7 +49,7 @@ def save(
 
 
 def writer_of(obj: Any) -> Callable[[BinaryIO], None]:
-    """Return the function that writes to a file what `save` does; TypeError as there."""
+    """Return a function that writes `obj` to a file, as `save`."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     structure = json.dumps(_strip(obj, arrays, "object"), allow_nan=False)
     metadata = {"format": FORMAT, "structure": structure, "sha256": _digest(structure, arrays)}
@@ -118,7 +118,7 @@ def _refusing(path: str | os.PathLike[str]) -> Iterator[None]:
 def _read_header(
     file: BinaryIO, size: int
 ) -> tuple[dict[str, str], Any, dict[str, np.ndarray[Any, Any]]]:
-    """Return the notes, the structure, and the outlines of the arrays, which fill the file."""
+    """Return notes, structure and array outlines, which must fill the file."""
     length = int.from_bytes(file.read(8) or b"", "little")
     if not 2 <= length <= min(LONGEST_HEADER, size - 8):
         raise ValueError(f"a file of {size} bytes cannot have a header of {length}")
@@ -150,7 +150,7 @@ LONGEST_HEADER = 100_000_000
 
 
 def _header(arrays: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> bytes:
-    """Return the JSON in front of the arrays: where each lies, its dtype and its shape."""
+    """Return the JSON header: place, dtype and shape of each array."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, array in arrays.items():
@@ -175,7 +175,7 @@ def _digest(structure: str, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
 
 
 def _strip(value: Any, arrays: dict[str, np.ndarray[Any, Any]], place: str) -> Any:
-    """Move the arrays of ``value`` into ``arrays``, under their place, and return the JSON rest."""
+    """Move the arrays of `value` into `arrays`; return the JSON rest."""
     if isinstance(value, (Tensor, np.ndarray)) or on_gpu(value):
         value = move(as_array(value), "cpu")
         if value.dtype.kind not in _KINDS or value.dtype.itemsize > 8:

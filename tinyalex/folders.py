@@ -40,7 +40,7 @@ FAULTS_OF_THE_DISK = frozenset(
 
 
 class FolderLostError(OSError):
-    """A folder that no name leads to any more: removed, or another one in its place."""
+    """Folder that was removed, or has another one in its place."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -53,7 +53,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder and those above it that are missing; their names are then on the disk."""
+    """Make a folder and missing parents, durably."""
     path = Path(path)
     try:
         path.mkdir()
@@ -71,7 +71,7 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 
 
 def new_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder that was not there and return it: with a number where the name is taken."""
+    """Make and return a new folder, numbered if the name is taken."""
     path, number = Path(path), 1
     make_folder(path.parent)
     folder = path
@@ -88,9 +88,9 @@ def new_folder(path: str | os.PathLike[str]) -> Path:
 
 
 class Folder:
-    """A folder to write in: it stays the same one, whatever its name leads to later.
+    """Folder to write in, the same one even if renamed.
 
-    The path may be a link; none below it is followed, and nothing that somebody else put there is
+    The path may be a link; none below it is followed, and nothing that others put there is
     written to or removed. `identity`, of another Folder, raises FolderLostError where the path
     leads to something else. Systems that cannot open a folder (Windows) look at paths instead.
     """
@@ -124,7 +124,7 @@ class Folder:
             self.descriptor = None
 
     def where(self) -> Path:
-        """Return the path that leads to the folder now; FolderLostError where none is known."""
+        """Return the folder's path as of now; FolderLostError if unknown."""
         paths = [self.absolute]
         with suppress(OSError):  # Linux knows what it is called after a `mv`
             paths.append(Path(os.readlink(f"/proc/self/fd/{self.descriptor}")))
@@ -138,7 +138,7 @@ class Folder:
         raise FolderLostError(f"{self.absolute} is gone, or another folder has its name")
 
     def inside(self, path: str | os.PathLike[str]) -> Folder:
-        """Open the folder of this relative path, made where it is missing, without any link."""
+        """Open a folder below, made if missing; links are refused."""
         own = None if self.descriptor is None else os.dup(self.descriptor)
         here = Folder(self.path, descriptor=own)
         for name in Path(path).parts:
@@ -161,35 +161,35 @@ class Folder:
         return Folder(self.path / name, descriptor=descriptor)
 
     def lock(self, shared: bool = False) -> bool | None:
-        """Lock the folder until it is closed; return False while another process holds it.
+        """Lock the folder until closed; return False if another process has it.
 
         None on systems and file systems without such locks (Windows, some networks).
         """
         return None if self.descriptor is None else _lock(self.descriptor, shared)
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return what is known of a name, of a link itself; None where there is nothing."""
+        """Return the status of a name or link; None for nothing."""
         try:
             return os.stat(self._at(name), dir_fd=self.descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def is_file(self, name: str) -> bool:
-        """Tell whether a name is that of a regular file, and of no link to one."""
+        """Tell whether a name is a regular file's, and no link."""
         status = self.status(name)
         return status is not None and stat.S_ISREG(status.st_mode)
 
     def open(self, name: str, flags: int = 0) -> BinaryIO:
-        """Open a regular file to read and write where it is; `flags` are those of os.open."""
+        """Open a regular file to read and write; `flags` as in os.open."""
         return _open_regular(self._at(name), "r+b", flags | _NO_LINK, self.descriptor)
 
     def read(self, name: str) -> bytes:
-        """Return the content of a regular file, and of no link to one."""
+        """Return the content of a regular file, not of a link."""
         with _open_regular(self._at(name), "rb", _NO_LINK, self.descriptor) as file:
             return file.read()
 
     def open_own(self, name: str) -> BinaryIO:
-        """Open a file as `open` does, a new one where there is none that is ours alone.
+        """Open a file that is ours alone, a new one if needed.
 
         What is no regular file goes aside. A file that has other names too (hard links) is copied,
         and the copy takes its place here.
@@ -239,7 +239,7 @@ class Folder:
         self.sync()  # only now is the new name on the disk
 
     def temporaries(self, *names: str) -> list[str]:
-        """List what a process killed inside ``write(name, ...)`` left of files of these names.
+        """List what killed processes left of `write(name, ...)` for these names.
 
         Without names, of all files; nothing of a folder that cannot be listed.
         """
@@ -256,14 +256,14 @@ class Folder:
         self.remove_files(self.temporaries(*names))
 
     def remove_files(self, names: Iterable[str]) -> None:
-        """Remove the regular files among these, as far as that can be done."""
+        """Remove the regular files among these, if possible."""
         for name in names:
             with suppress(OSError):
                 if self.is_file(name):
                     self.remove(name)
 
     def sync(self) -> bool:
-        """Bring the names in the folder to the disk; return False where that cannot be done."""
+        """Fsync the folder's names; return False where that is unsupported."""
         return self.descriptor is None or sync(self.descriptor)
 
     def _at(self, name: str) -> str:
@@ -287,7 +287,7 @@ class Folder:
             os.unlink(self._at(name), dir_fd=self.descriptor)
 
     def _make_way(self, name: str, keep: str | None) -> None:
-        """Let `keep` name the file `name`; what is no file, under either name, goes aside."""
+        """Rename the file `name` to `keep`; put anything else aside."""
         status = self.status(name)
         if status is None:
             return
@@ -322,7 +322,7 @@ def write_atomically(
     keep: str | os.PathLike[str] | None = None,
     overwrite: bool = True,
 ) -> None:
-    """Call ``write(file)`` on a temporary neighbour of ``path``, then rename it into place.
+    """Call `write(file)` on a temporary file, then rename it to `path`.
 
     The name ``path`` shows the old content or the whole new one, never a part; the content is on
     the disk (fsync) before the name is, and the name before this returns. On any error before the
@@ -361,7 +361,7 @@ def _open_folder(path: str | os.PathLike[str], within: int | None = None) -> int
 
 
 def sync(descriptor: int) -> bool:
-    """Bring an open file or folder to the disk; return False where no file system call does that.
+    """Fsync an open file or folder; return False where that is unsupported.
 
     Raises OSError where the disk fails.
     """
@@ -375,7 +375,7 @@ def sync(descriptor: int) -> bool:
 
 
 def _temporary_prefix(name: str) -> str:
-    """Return how the names of temporary neighbours begin: with room for the rest in 255 bytes."""
+    """Return the prefix of temporary names, short enough for 255 bytes."""
     while len(os.fsencode(name)) > 200:
         name = name[:-1]
     return f".{name}."
@@ -391,7 +391,7 @@ NAME = "run.lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Lock]:
-    """Make `folder` and keep other processes that ask for the same out of it.
+    """Make `folder` and lock it against other processes.
 
     The lock goes with the process, however that ends; the empty file `run.lock` stays. Systems
     and file systems that know no such locks do without. Raises ValueError while another process
@@ -411,7 +411,7 @@ def locked(folder: Path) -> Iterator[Lock]:
 
 
 class Lock:
-    """A lock on a folder itself, and on the file `run.lock` in it where that can be had.
+    """Lock on a folder, and on its file `run.lock` where possible.
 
     The folder cannot be exchanged under the lock, as the file can; but network file systems lock
     files alone.
@@ -438,7 +438,7 @@ class Lock:
         return not self._lost
 
     def release(self) -> None:
-        """Let go of the file; the folder's own lock goes with the folder."""
+        """Release the file; the folder's lock ends with the folder."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -22,7 +22,7 @@ EXACT = 2**53
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition that a value must fulfil, and words for it; ``a | b`` is either of two."""
+    """Condition on a value, and words for it; `a | b` is either."""
 
     expected: object
     """Text, or what becomes text when it is needed."""
@@ -48,7 +48,7 @@ class Each:
 
 
 def check(value: Any, schema: Schema, name: str = "") -> None:
-    """Raise ValueError, which names the place, unless a value is made as the schema says.
+    """Raise ValueError, which names the place, unless a value fits the schema.
 
     Keys that a schema does not have are left alone: a later version may write more.
     """
@@ -123,7 +123,7 @@ def number(least: float = -math.inf, most: float = math.inf) -> Rule:
 
 
 def one_of(known: Iterable[str]) -> Rule:
-    """Return the rule of words, those that are known when a value is checked."""
+    """Return the rule of known words, looked up at each check."""
     return Rule(_Names(known), lambda value: type(value) is str and value in known)
 
 
@@ -148,7 +148,7 @@ def list_of(rule: Rule, least: int, most: int) -> Rule:
 
 
 def array_of(dtype: str, *shape: int | None) -> Rule:
-    """Return the rule of arrays of a dtype and a shape, in which None is any size."""
+    """Return the rule of arrays; None in `shape` is any size."""
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
     return Rule(
         f"an array of {dtype} of shape ({sizes})",

@@ -1,4 +1,4 @@
-"""Images as they come: odd ones are read right, broken ones are named, nothing hangs."""
+"""Odd images are read right, broken ones named, and nothing hangs."""
 
 import stat
 from collections import Counter

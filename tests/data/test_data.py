@@ -1,4 +1,4 @@
-"""Image folders and transforms: which images, in which order, and what becomes of their pixels."""
+"""Image folders and transforms: images, their order and their pixels."""
 
 import images
 import numpy as np

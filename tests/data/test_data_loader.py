@@ -1,4 +1,4 @@
-"""The loader: the same batches whoever makes them and wherever one starts, and no thread left."""
+"""The loader: same batches for any workers and start, no thread left."""
 
 import gc
 import threading
@@ -148,7 +148,7 @@ def test_views_differ_between_epochs():
 
 @pytest.mark.parametrize("workers", [2, 8])
 def test_threads_work_side_by_side(workers):
-    """The loads of different batches wait for each other: fewer threads could not go on."""
+    """The loads of different batches wait for each other: fewer threads would block."""
     barrier = threading.Barrier(workers, timeout=10)
     dataset = Noise(16, on_load=lambda index: barrier.wait())
     assert len(list(Loader(dataset, 1, EvalTransform(10), workers=workers).epoch(0))) == 16

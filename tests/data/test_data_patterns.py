@@ -1,4 +1,4 @@
-"""The embedded data set: fixed by its seed, disjoint splits, and not to be solved by colours."""
+"""The embedded data set: seeded, disjoint splits, not solved by colours."""
 
 import numpy as np
 import pytest

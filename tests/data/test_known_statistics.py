@@ -1,4 +1,4 @@
-"""The mean image and the colours are measured once, and never taken from other images."""
+"""Mean image and colours are measured once, on these images alone."""
 
 import os
 import shutil
@@ -147,10 +147,10 @@ def test_where_the_cache_lies(cache, monkeypatch):
     assert cache_file("photos").parent == cache
     assert cache_file("photos") == cache_file(os.path.abspath("photos"))
     assert cache_file("photos") != cache_file("other")
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/home/user")
     for value in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert str(cache_file("photos")).startswith("/home/somebody/.cache/tinyalex/statistics-")
+        assert str(cache_file("photos")).startswith("/home/user/.cache/tinyalex/statistics-")
 
 
 def test_a_dry_run_measures_for_the_run_itself_and_leaves_nothing_else(photos, cache, tmp_path):

@@ -1,4 +1,4 @@
-"""Batches made by processes: the same as by threads, and no wait for one that is dead or stuck."""
+"""Batches made by processes: as by threads; dead or stuck ones noticed."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""tinyalex prepare where others have been at work in TARGET: nothing foreign changes."""
+"""tinyalex prepare where others work in TARGET: nothing foreign changes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Mean image, mean colour and covariance of colours: exact, and the same in any order."""
+"""Mean image, mean colour and colour covariance: exact, in any order."""
 
 import os
 import signal

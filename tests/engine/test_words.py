@@ -10,14 +10,10 @@ ROOT = Path(__file__).parents[2]
 MOST_WORDS = 12
 LATER = (
     "tinyalex/cli",
-    "tinyalex/data",
-    "tinyalex/training",
-    "tinyalex/files.py",
-    "tinyalex/folders.py",
-    "tinyalex/schema.py",
+    "tinyalex/training/run_folder.py",
+    "tinyalex/training/trainer.py",
     "examples",
     "tests/cli",
-    "tests/data",
     "tests/training",
     "tests/cuda/test_cuda_errors.py",
 )

@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(photos, two, spoil, 
     assert len(said) == 1
     assert said[0].startswith("warning: ")
     assert reason in said[0]
-    assert said[0].endswith(f"going on from {two.previous}, of step 0")
+    assert said[0].endswith(f"resuming from {two.previous}, of step 0")
     two.prepare(new_run(tiny_settings(photos)))
     assert two.load(said.append)[1] == two.last
     assert not two.previous.exists()

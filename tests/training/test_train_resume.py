@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_costs_steps_and_no_run(copy, trained, spoil):
     code, _, warned = run(TRAIN, "--resume", copy)
     assert code == 0
     assert warned.startswith("warning: ")
-    assert f"going on from {Checkpoints(copy).previous}, of step " in warned
+    assert f"resuming from {Checkpoints(copy).previous}, of step " in warned
     assert result(copy) == result(trained)
 
 

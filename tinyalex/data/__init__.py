@@ -1,4 +1,4 @@
-"""Images in, batches out: folders of photographs, the embedded data set, augmentation, the loader.
+"""Data sets, augmentation and batch loading.
 
     dataset = ImageFolder("flowers", split="train")
     transform = TrainTransform(224, mean=mean_colour(dataset))

@@ -31,7 +31,7 @@ class ColourNoise:
     axes: np.ndarray
     """float64 [3, 3] in units of 0..255; column j is p_j times the noise's deviation along it."""
     divisor: float = 1.0
-    """What the image, its mean subtracted and the noise added, is divided by."""
+    """Divisor of the image, after its mean is subtracted and noise added."""
 
     @classmethod
     def of_kind(cls, kind: str, covariance: np.ndarray) -> ColourNoise:
@@ -54,7 +54,7 @@ class ColourNoise:
         return cls(vectors * (STRENGTH * np.sqrt(eigenvalues)), divisor=1 + STRENGTH)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return what to add to red, green and blue of every pixel of one image, 0..255."""
+        """Draw what to add to each colour of an image, in 0..255."""
         return self.axes @ rng.standard_normal(3)
 
 
@@ -77,7 +77,10 @@ def random_box(image: np.ndarray, rng: np.random.Generator, scale: tuple[float, 
 
 
 def resized(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Return the part of uint8 RGB pixels, or of a float32 image, in size x size pixels."""
+    """Resize a part of an image to `size x size` pixels.
+
+    `pixels` are uint8 RGB, or a float32 image.
+    """
     if image.dtype == np.uint8:
         picture = Image.fromarray(image)
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
@@ -89,7 +92,7 @@ def resized(image: np.ndarray, box: Box, size: int) -> np.ndarray:
 def jittered(
     pixels: np.ndarray, brightness: float, contrast: float, saturation: float
 ) -> np.ndarray:
-    """Return float32 pixels: all values scaled, then spread about their mean, then about grey.
+    """Return float32 pixels with changed brightness, contrast and saturation, in this order.
 
     Together that is ``b c (s p + (1 - s) l) + b (1 - c) m`` for a value p, the luma l of its pixel
     and the mean m of all lumas.

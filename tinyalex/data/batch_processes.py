@@ -16,7 +16,7 @@ from tinyalex.data.worker_processes import Work, Workers
 
 
 class BatchProcesses:
-    """Processes with a copy of the loader each; pixels come back through shared memory."""
+    """Processes with one loader each; pixels return through shared memory."""
 
     def __init__(
         self,

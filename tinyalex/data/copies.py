@@ -27,7 +27,7 @@ _ENDS = {*FAULTS_OF_THE_DISK, *FAULTS_OF_THE_MACHINE, errno.ENXIO, errno.ENOENT}
 
 
 class NotCopiedError(OSError):
-    """One copy that could not be made, for a reason that need not be in the way of others."""
+    """Failure of one copy, for a reason that others may not share."""
 
 
 class SortedCopies:
@@ -36,7 +36,7 @@ class SortedCopies:
     Nothing is overwritten, no link is followed below `root`, and a copy is whole or not there.
     Several processes may copy into the same `root`. Raises ValueError for classes that are no names
     of folders, for a `root` that lies in one of the folders that the images come from, and while
-    another kind of work goes on in it; OSError where it cannot be made.
+    another kind of work is done in it; OSError where it cannot be made.
     """
 
     def __init__(self, root: Path, classes: Sequence[str], sources: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ class SortedCopies:
         self._root.close()
 
     def add(self, label: int, name: str, content: bytes, status: os.stat_result) -> bool:
-        """Write an image into the folder of its class; return False where it was there already.
+        """Write an image into its class's folder; return False if already there.
 
         Where its name is taken by another image, it gets a number. Times and permissions are those
         in `status`. Raises NotCopiedError where this copy cannot be made, other OSErrors where no
@@ -107,7 +107,7 @@ class SortedCopies:
         return not os.access(self._root.path, os.W_OK | os.X_OK, **options)
 
     def _share(self) -> None:
-        """Lock `root` beside others that copy, and remove what killed processes had not finished.
+        """Lock `root` beside other copiers; remove unfinished files of killed processes.
 
         That was there before, and others are not at work on it: this process was alone.
         """
@@ -137,7 +137,7 @@ class SortedCopies:
 
 
 def _numbered(name: str, number: int) -> str:
-    """Return a name with a number in front of its ending, cut between characters to fit."""
+    """Return a name with a number before its ending, cut to fit."""
     stem, suffix = os.path.splitext(name)
     suffix = suffix if number == 1 else f"-{number}{suffix}"
     while stem and len(os.fsencode(stem + suffix)) > NAME_BYTES:

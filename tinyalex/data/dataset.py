@@ -14,11 +14,11 @@ from tinyalex.text import escaped, printable
 
 
 class DataError(ValueError):
-    """A data set that cannot be used: what was expected, what was found, what to do."""
+    """Unusable data set; the message says what to do."""
 
 
 class ImageError(DataError):
-    """One image that cannot be read; `path` and `reason` say which and why.
+    """Unreadable image, with its `path` and a `reason`.
 
     Without `lasting` it may be read another time: the disk stood in the way, not its content.
     """
@@ -32,7 +32,7 @@ class ImageError(DataError):
 
 
 class Dataset(Protocol):
-    """Images with labels. `ImageFolder` and `Patterns` are two; the loader needs nothing more."""
+    """Images with labels, as the loader needs them: `ImageFolder`, `Patterns`."""
 
     classes: list[str]
     labels: np.ndarray
@@ -47,12 +47,12 @@ class Dataset(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Return what to call image `index` in a message: its path, or how it was made."""
+        """Return the name of image `index` for messages, such as its path."""
         ...
 
 
 class Unreadable:
-    """The images of ``dataset`` that turned out to be unreadable; threads may share it.
+    """Unreadable images of `dataset` found so far; thread-safe.
 
     More of them than the share ``max_bad`` of the data set (where that is above 0, one is always
     allowed), or nothing else, are too many.
@@ -63,14 +63,14 @@ class Unreadable:
         self.reasons: dict[int, str] = {}
         """By index."""
         self.stuck = 0
-        """How many images took too long, since somebody set this to 0."""
+        """Images that took too long since this was set to 0."""
         self.lasting = True
-        """Whether all of them are unreadable for good, and none for the disk's sake."""
+        """True if all of them are unreadable for good, and none for the disk's sake."""
         self._dataset = dataset
         self._lock = threading.Lock()
 
     def add(self, index: int, reason: str, lasting: bool = True) -> None:
-        """Take note of an image; raises DataError, which lists some, when they are too many."""
+        """Add an image; raise DataError, which lists some, if too many."""
         with self._lock:
             self.lasting = self.lasting and lasting
             self.reasons[index] = reason
@@ -86,7 +86,7 @@ class Unreadable:
             )
 
     def give_up(self, index: int, seconds: float) -> str:
-        """Take note of an image that was not read within some seconds; return that reason.
+        """Add an image that was not read in time; return the reason.
 
         Raises WorkerError when they are too many: then it is the disk that does not answer.
         """
@@ -107,7 +107,7 @@ class Unreadable:
 
 
 class CachedDataset:
-    """``dataset``, with its first decoded images kept in memory, up to ``max_bytes`` of them.
+    """`dataset` with its first decoded images cached, up to `max_bytes`.
 
     Decoding a JPEG takes several times as long as cropping and scaling its pixels, and training
     asks for every image once an epoch, so that any image is as good to keep as any other. Raises
@@ -134,17 +134,17 @@ class CachedDataset:
 
     @property
     def cached_bytes(self) -> int:
-        """How many bytes of pixels are kept."""
+        """Bytes of pixels in the cache."""
         return self._bytes
 
     def load(self, index: int) -> np.ndarray:
-        """Return image ``index`` as the data set does; what is kept cannot be written to."""
+        """Return image `index` of the data set, read-only if cached."""
         image = self._images.get(index)
         if image is None:
             image = self._dataset.load(index)
             with self._lock:
                 if index not in self._images and self._bytes + image.nbytes <= self.max_bytes:
-                    image = image.view()  # the data set may go on writing into its own array
+                    image = image.view()  # the data set may write again into its own array
                     image.flags.writeable = False
                     self._images[index] = image
                     self._bytes += image.nbytes

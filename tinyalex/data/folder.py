@@ -130,7 +130,7 @@ class ImageFolder:
         return Kept(folder, self.classes, self.paths.text, rules=self._rules)
 
     def new(self, known: Iterable[Kept]) -> list[bytes]:
-        """Return the images that lie in the same folder and in none of these parts of it."""
+        """Return the images in the same folder that no `known` part has."""
         names = [name for part in known for name in part.names]
         there, _ = images_below(str(self.folder))
         found = [os.fsencode(os.path.relpath(path, self.folder)) for path in there]
@@ -184,7 +184,7 @@ class ImageFolder:
             ) from error
 
     def _layout(self, layout: str | None, complete: bool) -> Layout:
-        """Return the layout of the root, whose splits must hold the same classes."""
+        """Return the layout; raise DataError if its splits have different classes."""
         found = find_layout(self.root, layout, complete, self._rules)
         folders = {split: self.root / name for split, name in found.splits.items()}
         if complete and {"train", "val"} <= folders.keys():
@@ -209,7 +209,7 @@ class ImageFolder:
         return self.root / name
 
     def _class_names(self, folder: Path) -> tuple[list[str], int]:
-        """Return the names of the class folders, sorted, and how many images lie beside them."""
+        """Return the sorted names of class folders, and the images beside them."""
         names, loose_images = [], 0
         for entry in entries_of(folder):
             if is_hidden(entry.name, self._rules):
@@ -242,7 +242,7 @@ class ImageFolder:
             )
 
     def _part(self, counts: np.ndarray, split: str, val_fraction: float, seed: int) -> np.ndarray:
-        """Return which images a split has; of each class at least one falls on either side."""
+        """Return which images a split has, at least one per class."""
         is_val = np.zeros(len(self.paths), bool)
         start = 0
         for label, count in enumerate(counts.tolist()):
@@ -260,7 +260,7 @@ class ImageFolder:
 
 
 def _refusal(name: str) -> str:
-    """Return why a name is not that of a class, and what to do."""
+    """Return why a name cannot be a class's, and what to do."""
     with suppress(UnicodeDecodeError):
         readable, encoding = os.fsencode(name).decode(), sys.getfilesystemencoding()
         if readable != name:

@@ -1,4 +1,4 @@
-"""Batches on a GPU, each copied there while it computes on the one before."""
+"""Batches on a GPU, copied during the step before."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 
 class GPULoader(Loader):
-    """A `Loader` whose batches have their images on `device`: the same images, to float32 rounding.
+    """`Loader` with images on `device`, the same to float32 rounding.
 
     Where the transform makes crops only, bytes travel and the GPU makes float32 of them
     (`Deferred`); else the host does it all, and four times as much travels. Labels and indices stay

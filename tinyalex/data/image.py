@@ -40,7 +40,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""Transpositions that turn a picture upright, by its EXIF orientation."""
 
 
 def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
@@ -64,7 +64,10 @@ def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
 
 
 def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
-    """Return the bytes of an image file and its status, for `decode_image`; raise as that does."""
+    """Return bytes and status of an image file, for `decode_image`.
+
+    Raises what that raises.
+    """
     try:
         return read_file(path)
     except FormatError as error:
@@ -80,7 +83,7 @@ def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
 
 
 def decode_image(content: bytes, path: str | Path, shorter_side: int | None = None) -> np.ndarray:
-    """Return the image in the bytes of a file as `read_image` does; `path` is for errors."""
+    """Decode the bytes of a file as `read_image`; errors name `path`."""
     try:
         pixels = _decode(content, shorter_side)
         return pixels if shorter_side is None else resize_shorter_side(pixels, shorter_side)
@@ -99,7 +102,7 @@ def _out_of_memory(path: str | Path) -> MemoryError:
 
 
 def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 RGB `image` with its shorter side resized to `size` pixels (bilinear).
+    """Resize the shorter side of uint8 RGB `image` to `size` pixels (bilinear).
 
     The proportions stay, except that a picture more than 4 times as long as it is wide is first
     cut to the central 4:1 part.
@@ -118,7 +121,7 @@ def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def spare(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Return how many pixels `image` is higher and wider than `size`; ValueError if it is not."""
+    """Return the height and width of `image` beyond `size`; ValueError if smaller."""
     height, width = image.shape[0] - size, image.shape[1] - size
     if height < 0 or width < 0:
         raise ValueError(
@@ -129,7 +132,7 @@ def spare(image: np.ndarray, size: int) -> tuple[int, int]:
 
 
 def central_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Return the central `size` x `size` pixels; ValueError for an image that is smaller."""
+    """Return the central `size x size` pixels; ValueError if the image is smaller."""
     top, left = (extent // 2 for extent in spare(image, size))
     return image[top : top + size, left : left + size]
 

@@ -57,11 +57,11 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class FormatError(ValueError):
-    """An image file that contradicts its format, or that costs too much to decode."""
+    """Image file that contradicts its format or costs too much."""
 
 
 class Picture(NamedTuple):
-    """An image file without metadata, and the two parts of that with an orientation."""
+    """Image file without metadata, and two parts with an orientation."""
 
     content: bytes
     exif: bytes = b""
@@ -69,7 +69,7 @@ class Picture(NamedTuple):
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
-    """Return the bytes and the status of a regular file, from one handle.
+    """Return bytes and status of a regular file, from one handle.
 
     Raises OSError with the name of the file, FormatError for anything but a regular file, and for
     one of more than `MAX_BYTES`. Never waits for a pipe or a device.
@@ -97,7 +97,7 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def picture_of(content: bytes) -> Picture:
-    """Return the picture in the bytes of a file; raises FormatError where it costs too much."""
+    """Return the picture in a file; FormatError if it costs too much."""
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg(content)
     if content.startswith(_PNG):
@@ -112,7 +112,10 @@ def picture_of(content: bytes) -> Picture:
 
 
 def orientation_in(exif: bytes, xmp: bytes) -> int:
-    """Return the orientation (1 to 8) in EXIF or else XMP; 1 is upright, and the default."""
+    """Return the orientation, 1 to 8, from EXIF or else XMP.
+
+    1 is upright, and the default.
+    """
     try:
         found = _exif_orientation(exif)
     except struct.error:  # cut short, or never EXIF
@@ -141,7 +144,7 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def _jpeg(content: bytes) -> Picture:
-    """Keep the tables, and of the metadata what says which colours these are."""
+    """Keep the tables, and the metadata about colours alone."""
     kept, exif, xmp = [b"\xff\xd8"], b"", b""
     progressive, components, height, width = False, 0, 0, 0
     room = MAX_HEADER
@@ -174,7 +177,7 @@ def _jpeg(content: bytes) -> Picture:
 
 
 def _segments(content: bytes, position: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, end) of each segment of a JPEG from `position` on, to its end."""
+    """Yield (marker, start, end) of each JPEG segment from `position` on."""
     for _ in range(MAX_PARTS):
         found = _MARKER.search(content, position)
         if found is None or content[found.start() + 1] == _EOI:
@@ -196,7 +199,7 @@ def _check_scans(content: bytes, start: int, width: int, height: int) -> None:
 
 
 def _png(content: bytes) -> Picture:
-    """Keep the chunks that make the picture: the first one, where there are several."""
+    """Keep the chunks of the picture, the first of each kind."""
     kept, exif, xmp = [content[:8]], b"", b""
     position = 8
     for _ in range(MAX_PARTS):
@@ -221,7 +224,7 @@ def _png(content: bytes) -> Picture:
 
 
 def _as_decoded(chunk: bytes, depth: int, kind: int) -> bytes:
-    """Return a tRNS chunk with the transparent colour as Pillow decodes it: in 8 bits.
+    """Return a tRNS chunk with its colour in 8 bits, as Pillow decodes.
 
     Of 16 bits of a colour that keeps the upper 8, also of the colours beside it. Grey of 16 bits
     stays.
@@ -241,7 +244,7 @@ def _as_decoded(chunk: bytes, depth: int, kind: int) -> bytes:
 
 
 def _text(kind: bytes, text: bytes) -> bytes:
-    """Return the beginning of what stands in a PNG's text chunk behind its keyword."""
+    """Return the beginning of the text in a PNG's text chunk."""
     packed = kind == b"zTXt"
     if kind == b"iTXt":
         packed = text[:1] == b"\1"
@@ -255,7 +258,7 @@ def _text(kind: bytes, text: bytes) -> bytes:
 
 
 def _from_hex(profile: bytes) -> bytes:
-    """Return what ImageMagick has written as a name, a length, and hexadecimal digits."""
+    """Decode ImageMagick's form: a name, a length, and hexadecimal digits."""
     digits = b"".join(profile.split(b"\n")[3:])
     try:
         return bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
@@ -301,7 +304,10 @@ def _check_bmp(content: bytes) -> None:
 
 
 def _check_gif(content: bytes) -> None:
-    """Walk to the first picture, as Pillow does, byte by byte and block by block."""
+    """Walk to the first picture, byte by byte and block by block.
+
+    Pillow does the same.
+    """
     colours = 3 << (content[10] & 7) + 1 if len(content) > 10 and content[10] & 0x80 else 0
     position, in_extension = 13 + colours, False
     for _ in range(MAX_PARTS):

@@ -30,7 +30,7 @@ LITTER = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *("icon\r", "__macosx", "@eadir", "#recycle", "lost+found"),
 }
-"""What Windows, macOS, Synology and Linux leave in folders; in lower case."""
+"""Names that Windows, macOS, Synology and Linux leave in folders; in lower case."""
 
 OTHER_IMAGES = {
     **{".heic": "HEIC", ".heif": "HEIC", ".avif": "AVIF", ".tif": "TIFF", ".tiff": "TIFF"},
@@ -42,10 +42,13 @@ OTHER_IMAGES = {
 
 
 class Paths(Sequence[str]):
-    """File paths below `root`: one array of bytes, a fifth of the memory of as many strings."""
+    """File paths below `root` in one array of bytes.
+
+    It takes a fifth of the memory of as many strings.
+    """
 
     def __init__(self, root: str, text: np.ndarray) -> None:
-        """`text` is uint8: the paths relative to `root`, each with a 0 behind it."""
+        """Take uint8 `text`: paths relative to `root`, each followed by a 0."""
         self._root = root
         self.text = text
         self._ends = np.flatnonzero(text == 0)
@@ -112,7 +115,7 @@ def index_images(root: str, classes: list[str], rules: int = RULES) -> Index:
 
 @dataclass
 class Scan:
-    """One reading of the folders below `root`: which images are there, and what is skipped.
+    """Image files below `root`, and the number of skipped files per kind.
 
     An image of a folder is a file whose name ends as an image's does. Hidden files and folders are
     skipped, and what systems leave behind (`LITTER`). Links are followed, but no folder and no
@@ -123,14 +126,14 @@ class Scan:
     root: str
     rules: int = RULES
     passed_over: Counter[str] = field(default_factory=Counter)
-    """How many files and folders of each kind are no images; `in_words` says it."""
+    """Number of files and folders of each kind that are no images; for `in_words`."""
     unreadable: list[str] = field(default_factory=list)
     """A sentence for each folder that cannot be read."""
     identities: array[int] = field(default_factory=lambda: array("q"))
     """The `identity` of each image's file, as far as they were yielded."""
 
     def images_in(self, folders: Sequence[str]) -> Iterator[list[str]]:
-        """Read the folders, then yield the paths of the images in each and below it, sorted."""
+        """Read the folders; yield the sorted paths of the images in each."""
         found: list[list[str]] = [[] for _ in folders]  # in few strings: they may be millions
         files = [array("q") for _ in folders]
         like_images: list[tuple[str, int]] = []
@@ -190,7 +193,7 @@ class Scan:
             yield paths
 
     def _folders_above(self) -> set[tuple[int, int]]:
-        """Return device and inode of the root and of the folders that it lies in."""
+        """Return device and inode of the root and its parents."""
         above = {_device_and_inode(self.root)}
         for folder in Path(self.root).resolve().parents:
             with suppress(DataError):
@@ -221,14 +224,14 @@ class Scan:
 
 
 def images_below(root: str) -> tuple[list[str], Scan]:
-    """Return the paths of the images in a folder and below it, sorted, and how they were found."""
+    """Return the sorted paths of images below a folder, and the scan."""
     scan = Scan(root)
     (found,) = scan.images_in([""])
     return [os.path.join(root, path) for path in found], scan
 
 
 def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder. Raises DataError if it cannot be read."""
+    """Return the entries of a folder; DataError if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -250,19 +253,19 @@ def has_image_name(name: str, rules: int = RULES) -> bool:
 
 
 def is_hidden(name: str, rules: int = RULES) -> bool:
-    """Tell whether a file or folder is hidden by its name, or left there by a system."""
+    """Tell whether a name is hidden, or one of a system's litter."""
     return name.startswith(".") or (rules > 1 and name.lower() in LITTER)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Return what to call a file that is no image of a folder."""
+    """Return the kind of a file that is skipped."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         return "linked to nothing"
     return OTHER_IMAGES.get(os.path.splitext(entry.name)[1].lower(), "other")
 
 
 def in_words(passed_over: Counter[str]) -> str:
-    """Say how many files and folders of each kind were skipped, and what to do about it.
+    """Return a sentence on the skipped files of each kind, with advice.
 
     >>> in_words(Counter({"HEIC": 3, "hidden": 1}))
     'skipped: 3 HEIC, 1 hidden (to use HEIC, convert them to JPEG or PNG)'
@@ -283,7 +286,7 @@ def _device_and_inode(path: str | Path) -> tuple[int, int]:
 
 
 def identity(device: int, inode: int) -> int:
-    """Return a number that files share only if they are one file; 0 where that is not known."""
+    """Return a number that identifies a file; 0 if unknown."""
     if inode in (0, 0xFFFFFFFF):  # of file systems that do not number their files
         return 0
     return (inode ^ device * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF

@@ -43,18 +43,18 @@ class Kept:
 
     @property
     def names(self) -> list[bytes]:
-        """The paths below the folder; not kept, for there may be a million."""
+        """Paths below the folder; not stored, as there may be a million."""
         return self.text.tobytes().split(b"\0")[:-1]
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The class of each image, by the folder that it is in. Raises KeyError for another one."""
+        """Class of each image, by its folder; KeyError for an unknown one."""
         places = {os.fsencode(name): label for label, name in enumerate(self.classes)}
         separator = os.fsencode(os.sep)
         return np.array([places[name.partition(separator)[0]] for name in self.names], np.int64)
 
     def found_in(self, there: Paths, others: Iterable[Kept] = ()) -> np.ndarray:
-        """Return where among the paths that are there the same images are, -1 for those gone.
+        """Return the place of each image in `there`, -1 if gone.
 
         Names that differ in nothing but the Unicode form of their accents are the same, if no other
         image has such a name, nor is one of the `others`.
@@ -72,7 +72,7 @@ class Kept:
         return replace(self, marks=np.array([mark(path, read) for path in paths], np.int64))
 
     def changed(self, now: Kept) -> list[bytes]:
-        """Return the names of the files that have other marks now, if they can be read at all."""
+        """Return the names of readable files whose marks have changed."""
         if self.marks is None or now.marks is None:
             return []
         names, known = self.names, (self.marks != -1) & (now.marks != -1)
@@ -119,7 +119,7 @@ class Kept:
 
 
 def mark(path: str, read: bool = True) -> int:
-    """Return a number that changes with the size of a file and with two parts of its content.
+    """Return a checksum of a file's size and two parts of it.
 
     With the size alone, where it is not `read`. -1 for what is no file that can be read.
     """
@@ -138,14 +138,14 @@ def mark(path: str, read: bool = True) -> int:
 
 
 def composed(name: bytes) -> str:
-    """Return a name in the Unicode form in which an accent belongs to its letter."""
+    """Return a name in Unicode form NFC."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
 
 
 def same_names(
     names: Iterable[bytes], there: Iterable[bytes], taken: Iterable[bytes] = ()
 ) -> dict[bytes, bytes]:
-    """Return what is there under each of the names; those of which nothing is there are left out.
+    """Map each name to the one that is there, if any.
 
     That is the same name, or the only one that differs in nothing but its Unicode form, unless it
     is `taken`.

@@ -26,11 +26,11 @@ _NAMES = re.compile(
     re.IGNORECASE,
 )
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
-"""What to call the images of a split."""
+"""Names of the splits in sentences."""
 
 
 class Layout(NamedTuple):
-    """The names of the folders that are splits, and how many other folders lie beside them."""
+    """Folders of the splits, and the number of folders beside them."""
 
     splits: dict[str, str]
     """By "train", "val" and "test"; empty where the folders are classes."""
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
 
 
 def split_of(name: str) -> str | None:
-    """Return "train", "val" or "test" for a usual name of such a folder, in any case of letters.
+    """Return the split that a folder's name stands for; case is ignored.
 
     >>> split_of("Training"), split_of("valid"), split_of("test_set"), split_of("trainer")
     ('train', 'val', 'test', None)
@@ -50,7 +50,7 @@ def split_of(name: str) -> str | None:
 def find_layout(
     root: Path, layout: str | None = None, complete: bool = True, rules: int = RULES
 ) -> Layout:
-    """Return the layout of the folder `root`, of which `layout` is known if it is given.
+    """Return the layout of `root`; a given `layout` decides between two readings.
 
     A folder with the name of a split is none if only images lie in it, and in others beside it as
     well: a class called train. `complete` asks for training images, and for others with them; where
@@ -98,7 +98,7 @@ def find_layout(
 
 
 def _check_complete(root: Path, splits: dict[str, str], layout: str | None) -> None:
-    """Raise DataError unless there are training images and others, or it is clear that not."""
+    """Raise DataError unless training images and others are there as expected."""
     names = list(splits.values())
     if "train" not in splits:
         found = f"found only {listed(names)}" if names else "found none called train"
@@ -123,14 +123,14 @@ def visible_folders(root: Path, rules: int = RULES) -> set[str]:
 
 
 def image_folders(root: Path) -> Iterator[Path]:
-    """Yield the root and the folders that are linked to as splits or as classes."""
+    """Yield the root, and linked folders of splits and classes."""
     yield root
     for folder in (root, *(path for path in root.glob("*") if split_of(path.name))):
         yield from (path for path in folder.glob("*") if path.is_symlink() and path.is_dir())
 
 
 def _holds_images(folder: Path) -> bool:
-    """Tell whether there are images in a folder or below it; not in one that cannot be read."""
+    """Tell whether a readable folder has images in or below it."""
     try:
         here = any(has_image_name(entry.name) for entry in entries_of(folder))
         return here or bool(images_below(str(folder))[0])

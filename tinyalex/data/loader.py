@@ -20,7 +20,7 @@ from tinyalex.data.worker_processes import WorkerError
 from tinyalex.data.worker_threads import WORKERS, Task, Threads
 
 Empty = Callable[[tuple[int, ...], Any], np.ndarray]
-"""What returns uninitialised memory of a shape and a dtype."""
+"""Function that returns uninitialised memory of a shape and a dtype."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Loader:
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(path, reason) of each unreadable image met so far, in the data set's order."""
+        """(path, reason) of each unreadable image so far, in order."""
         return self._unreadable.listed()
 
     def close(self) -> None:
@@ -175,7 +175,9 @@ class Loader:
         return self._generator(epoch, 0).permutation(len(self.dataset))
 
     def _generator(self, epoch: int, draw: int) -> np.random.Generator:
-        """Return the generator of one draw: 0 is the order of the epoch, 1 + i is image i.
+        """Return the generator of one draw.
+
+        Draw 0 is the order of the epoch, draw 1 + i is for image i.
 
         The same seed begins other streams, too. The streams of (seed, label), which splits a class
         of a folder, and of (seed, label, 0), the order of epoch `label`, are the same; so are those
@@ -213,7 +215,7 @@ class Loader:
         chosen: np.ndarray,
         stop: threading.Event,
     ) -> Batch:
-        """Return a batch; the processes see to it by themselves that no image takes too long."""
+        """Return a batch from the processes, which skip stuck images themselves."""
         assert self._batches is not None
         give_up = self._unreadable.give_up
         images, indices, bad = self._batches.batch(epoch, chosen, stop, give_up)
@@ -222,7 +224,7 @@ class Loader:
         return Batch(_channels_first(images), self.dataset.labels[indices], indices)
 
     def batch_of(self, chosen: np.ndarray) -> Batch:
-        """Return a batch of the images `chosen`, each as `epoch(0)` would show it."""
+        """Return a batch of the images `chosen`, as in `epoch(0)`."""
         threads = Threads(1)
         try:
             batch: Batch = threads.result(
@@ -252,7 +254,7 @@ class Loader:
         return Batch(filled, self.dataset.labels[indices], np.array(indices, np.int64))
 
     def _read(self, wanted: int, begin: Callable[[int], object]) -> tuple[int, np.ndarray] | None:
-        """Return image `wanted`, or the next readable one; without `drop_last`, None for that."""
+        """Return image `wanted`, or with `drop_last` the next readable one."""
         size = len(self.dataset)
         for index in range(wanted, wanted + size if self.drop_last else wanted + 1):
             index %= size
@@ -271,7 +273,7 @@ class Loader:
         self._unreadable.reasons.update(reasons)
 
     def bad_from(self, chosen: np.ndarray) -> dict[int, str]:
-        """Return index and reason of the unreadable images that a batch of `chosen` came upon."""
+        """Return index and reason of unreadable images in a batch of `chosen`."""
         found: dict[int, str] = {}
         reasons = self._unreadable.reasons
         for index in chosen.tolist():

@@ -74,13 +74,13 @@ class Options:
         return json.dumps({"format": FORMAT, **asdict(self)}) + "\n"
 
     def name_for(self, name: str) -> str:
-        """Return what the file `name` is called afterwards: it keeps an ending that fits."""
+        """Return the name of the prepared file; an ending that fits stays."""
         fits = name.lower().endswith(ENDINGS[self.format])
         return name if fits else name + ENDINGS[self.format][0]
 
 
 class Entry(NamedTuple):
-    """An image: its path below TARGET, that of its source below SOURCE; sizes in bytes."""
+    """Image in a manifest: paths below TARGET and SOURCE, sizes in bytes."""
 
     path: str
     source: str
@@ -94,7 +94,7 @@ class Entry(NamedTuple):
 
 
 def _leads_inside(path: Any) -> bool:
-    """Tell whether a path is that of a file below the folder from which it leads."""
+    """Tell whether a relative path stays below its folder."""
     try:
         os.fsencode(path)
     except (TypeError, ValueError):  # no text, or a surrogate that stands for no byte
@@ -115,10 +115,10 @@ LINE = {
     "size": whole(),
     "source_size": whole(),
 }
-"""What is in a line of a manifest."""
+"""Schema of a line of a manifest."""
 
 _NO_LINE = (ValueError, TypeError, LookupError, RecursionError)
-"""What something else in the place of a line can raise."""
+"""Errors that something else in the place of a line can raise."""
 
 
 def _entry_in(line: bytes) -> Entry:
@@ -128,7 +128,7 @@ def _entry_in(line: bytes) -> Entry:
 
 
 def is_manifest(path: Path) -> bool:
-    """Tell whether a file is a manifest or a journal, perhaps with a damaged first line."""
+    """Tell whether a file is a manifest or journal, even if damaged."""
     with suppress(OSError), open_regular(path) as file:
         first, second = (file.readline(LONGEST_LINE) for _ in range(2))
         with suppress(*_NO_LINE):
@@ -140,7 +140,7 @@ def is_manifest(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
-    """Return the first line, the entries, and which lines are damaged, counted from 1.
+    """Return the first line, the entries, and the numbers of damaged lines.
 
     A power failure may leave such lines in a journal: what they were about is made again. Where the
     first line is damaged, "" stands in its place, and the entries of the others come all the same.
@@ -158,13 +158,13 @@ def read_manifest(path: Path) -> tuple[str, list[Entry], list[int]]:
                     entries.append(_entry_in(line))
             except _NO_LINE:
                 damaged.append(number)
-                if len(line) == LONGEST_LINE:  # and nobody knows where the next one begins
+                if len(line) == LONGEST_LINE:  # and where the next one begins is not known
                     break
     return header, entries, damaged or ([] if header else [1])
 
 
 def sources(root: Path) -> dict[bytes, tuple[bytes, int]]:
-    """Return name and size of what each image in a prepared folder was made from, by its name.
+    """Map each prepared image to name and size of its source.
 
     {} for a folder that was not prepared.
     """
@@ -182,7 +182,7 @@ def sources(root: Path) -> dict[bytes, tuple[bytes, int]]:
 
 
 def training_entries(entries: Sequence[Entry], folder: str) -> list[Entry]:
-    """Return the entries that the statistics are of: those in the folder of the training images.
+    """Return the entries of the training images, which the statistics cover.
 
     That is "" where all of them may be.
     """
@@ -191,7 +191,7 @@ def training_entries(entries: Sequence[Entry], folder: str) -> list[Entry]:
 
 
 def open_journal(target: Folder, options: Options) -> BinaryIO:
-    """Open the journal behind its last whole line; begin one where none has these options."""
+    """Open the journal at its end, a new one for other options."""
     header = options.header()
     if not target.is_file(JOURNAL) or read_manifest(target.path / JOURNAL)[0] != header:
         target.write(JOURNAL, lambda file: file.write(header.encode()))
@@ -207,7 +207,7 @@ def open_journal(target: Folder, options: Options) -> BinaryIO:
 
 
 def verify(target: Path, processes: int, show: Show = lambda what, done, total: None) -> list[str]:
-    """Return what is wrong in a prepared folder, a sentence for each file; nothing if all is well.
+    """Return a sentence per file that is wrong in a prepared folder.
 
     Every image is read and its SHA-256 compared with the manifest's, and the manifest's with the
     one in the statistics, which have a digest of their own. Raises DataError if `target` was not
@@ -255,7 +255,7 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
 
 def _hasher(memory: Any, target: Path) -> Work:
     def digests(paths: Sequence[str], alive: Callable[[int], object]) -> dict[str, tuple[str, str]]:
-        """Return the digest of each file, and what has happened to it where that is another one."""
+        """Return the digest of each file, and its state if that differs."""
         found = {}
         for position, path in enumerate(paths):
             alive(position)
@@ -272,7 +272,7 @@ def _hasher(memory: Any, target: Path) -> Work:
 
 
 def files_below(folder: Path, hidden: bool = False) -> set[str]:
-    """Return the paths of all files below a folder, and of links to folders, relative to it.
+    """Return the relative paths of all files and linked folders below.
 
     What is hidden, and what systems leave behind, belongs to them only on request.
     """
@@ -318,7 +318,7 @@ def without(
     stuck: dict[T, str],
     describe: Callable[[T], str],
 ) -> Sequence[T]:
-    """Return a chunk without the item that could not be read in time.
+    """Return a chunk without its stuck item.
 
     That goes to `stuck`, with the reason. Raises WorkerError where these are too many.
     """

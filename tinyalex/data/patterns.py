@@ -1,4 +1,4 @@
-"""The embedded data set: patches of ten patterns, drawn on the fly: nothing to download.
+"""The embedded data set: ten patterns, drawn on the fly.
 
 Position, size, outline and rotation of the patch, the scale of its pattern, all colours, the light
 and the clutter behind it are drawn at random for every image; only the pattern tells the class. A
@@ -55,7 +55,7 @@ CENTRED = ("rays", "rings")
 
 
 class Patterns:
-    """Colour images 256 x 256 of one of ten patterns, with the interface of `ImageFolder`.
+    """Colour images of ten patterns, 256 x 256 pixels.
 
     Image ``index`` of a split is drawn from (seed, split, index) alone: always the same, and never
     the same in two splits. Classes take turns, so every split is balanced.
@@ -137,7 +137,7 @@ def _colour(rng: np.random.Generator) -> Colour:
 
 
 def _light_and_dark(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """Return two colours that a person can tell apart, the brighter one first."""
+    """Return two colours that differ visibly, the brighter one first."""
     while True:
         first, second = _colour(rng), _colour(rng)
         if np.abs(np.subtract(first, second)).sum() > 270:
@@ -156,7 +156,7 @@ def _clutter(image: Image.Image, rng: np.random.Generator) -> None:
 
 
 def _light_and_grain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return ``image`` lit from one side, with a little noise on the brightness of every pixel."""
+    """Return `image` lit from one side, with a little noise."""
     across, down = rng.uniform(-0.15, 0.15, 2)
     ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
     light = np.float32(1) + np.float32(across) * ramp + np.float32(down) * ramp[:, None]

@@ -6,7 +6,7 @@
     TARGET/statistics.safetensors   mean image, mean colour, covariance of colours
     TARGET/left_out.jsonl           what could not be read, and why
 
-Every file appears whole or not at all, so the work can stop at any moment and go on.
+Every file appears whole or not at all, so the work can stop at any moment and be resumed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Prepared:
 
 
 class Source(NamedTuple):
-    """The images that are to be prepared, by their paths, and what is skipped beside them."""
+    """Paths of the images to prepare, and the number of skipped files."""
 
     names: list[str]
     training: str
@@ -108,13 +108,13 @@ def source_images(source: Path, target: Path, layout: str | None = None) -> Sour
 
 
 def _folders_of(names: Sequence[str], source: Path) -> set[Path]:
-    """Return the folders below `source` in which these files lie, and those above them."""
+    """Return the folders below `source` that hold these files, with parents."""
     inner = map(Path, {os.path.dirname(name) for name in names})
     return {source / folder for path in inner for folder in (path, *path.parents)}
 
 
 def _check_apart(folders: Iterable[Path], target: Path) -> None:
-    """Raise DataError for a target inside a folder of images, or the other way round."""
+    """Raise DataError if target and a folder of images are nested."""
     there = target.resolve()
     for folder in folders:
         here = folder.resolve()
@@ -123,7 +123,7 @@ def _check_apart(folders: Iterable[Path], target: Path) -> None:
 
 
 def _is_ours(target: Path) -> bool:
-    """Tell whether a folder was prepared, or begun, by its manifest, journal or statistics."""
+    """Tell whether a manifest, journal or statistics mark a folder as prepared."""
     if is_manifest(target / MANIFEST) or is_manifest(target / JOURNAL):
         return True
     try:
@@ -141,7 +141,7 @@ def prepare(
     show: Show = lambda what, done, total: None,
     here: Callable[[], Path] | None = None,
 ) -> Prepared:
-    """Make the images in `target`, which exists, that are missing, manifest and statistics.
+    """Make missing images, manifest and statistics in the existing folder `target`.
 
     `found` are the images in `source`. One is missing unless manifest or journal list it with the
     size that it has, and with its source and the size that this has. Those that they list and that
@@ -243,7 +243,7 @@ def _jobs(names: Sequence[str], options: Options, result: Prepared) -> list[tupl
 
 
 def _find_known(target: Path, options: Options) -> dict[str, Entry]:
-    """Return what earlier runs have made and what is still there, by path."""
+    """Return images of earlier runs that are still there, by path."""
     known: dict[str, Entry] = {}
     for path in filter(Path.exists, (target / MANIFEST, target / JOURNAL)):
         header, entries, _ = read_manifest(path)
@@ -264,7 +264,7 @@ def _is_there(entry: Entry | None, name: str, source: Path) -> bool:
 
 
 def _remove(root: Folder, stale: Sequence[Entry]) -> set[str]:
-    """Remove images whose source has changed or gone, and folders left empty; return which.
+    """Remove images with changed sources, and empty folders; return which.
 
     Only what lies below the folder and was made there, whatever a manifest from elsewhere says.
     """
@@ -292,7 +292,7 @@ def _write_statistics(
     workers: Workers,
     show: Show,
 ) -> None:
-    """Write the statistics of the training images, unless those of this manifest are there."""
+    """Write the statistics of the training images, unless they are there."""
     digest, target = hashlib.sha256(manifest).hexdigest(), root.path
     try:
         notes = load_statistics(target / STATISTICS)[1]
@@ -338,7 +338,7 @@ def _convert_all(
 def _convert(
     source: Path, name: str, target: tuple[Path, tuple[int, int]], path: str, options: Options
 ) -> Entry:
-    """Make one image in `target`, a path and what must lie there (`Folder.identity`).
+    """Make one image in `target`: a path and its `Folder.identity`.
 
     Raises ImageError if that is the image's fault.
     """

@@ -1,4 +1,4 @@
-"""Exact mean image and colour covariance of a training set, in one pass.
+"""Exact mean image and colour covariance of a data set.
 
 The paper subtracts the mean of every pixel (section 2) and shifts colours along the principal
 components of all RGB values (section 4.1). Both are sums over the images. The sums are integers, so
@@ -25,7 +25,7 @@ from tinyalex.schema import TEXT, Each, array_of, check, whole
 FORMAT = "tinyalex-statistics-1"
 
 CHUNK = 64
-"""How many images a thread adds up before it hands over its sums."""
+"""Images that a thread adds up before it hands over its sums."""
 
 
 SCHEMA = {
@@ -34,12 +34,12 @@ SCHEMA = {
     "mean_colour": array_of("float64", 3),
     "colour_covariance": array_of("float64", 3, 3),
 }
-"""What `PixelStatistics` is made of."""
+"""Schema of `PixelStatistics`."""
 
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Means and covariance of the central squares of `count` images, in units of 0..255."""
+    """Means and covariance of `count` images' central squares, in 0..255."""
 
     count: int
     mean_image: np.ndarray
@@ -50,7 +50,7 @@ class PixelStatistics:
     """float64 [3, 3]: the covariance of red, green and blue over all pixels of all images."""
 
     def save(self, path: str | os.PathLike[str], **notes: str) -> None:
-        """Write a file for `load_statistics`, with notes on where the images come from."""
+        """Write a file for `load_statistics`, with notes on the images."""
         write_atomically(path, self.writer(**notes))
 
     def writer(self, **notes: str) -> Callable[[BinaryIO], None]:
@@ -59,7 +59,7 @@ class PixelStatistics:
 
     @classmethod
     def of(cls, content: Any) -> PixelStatistics:
-        """Return the statistics of which this was `vars`. Raises ValueError for anything else."""
+        """Rebuild the statistics from their `vars`; ValueError for anything else."""
         check(content, SCHEMA)
         found = cls(**{name: content[name] for name in SCHEMA})
         arrays = (found.mean_image, found.mean_colour, found.colour_covariance)
@@ -100,7 +100,7 @@ def pixel_statistics(
     progress: Callable[[int, int], None] = lambda done, total: None,
     unreadable: Unreadable | None = None,
 ) -> PixelStatistics:
-    """Return the statistics of the central size x size pixels of every image of a data set.
+    """Measure the central `size x size` pixels of all images.
 
     Every image is decoded once, by `workers` threads; memory does not grow with the data set.
     Images that cannot be read are left out and noted in `unreadable`. `progress(done, total)` is
@@ -142,9 +142,9 @@ def pixel_statistics(
 
 
 class PixelSums:
-    """The sums behind `PixelStatistics`, of one image after the other: 3 MB, however many.
+    """Running sums for `PixelStatistics`; 3 MB for any number of images.
 
-    int64 holds the sums of two thousand million images of 256 x 256.
+    int64 holds the sums of two billion images of 256 x 256.
     """
 
     def __init__(self, size: int = 256) -> None:
@@ -200,7 +200,7 @@ class PixelSums:
 
 
 def mean_colour(dataset: Dataset, samples: int = 256) -> tuple[float, float, float]:
-    """Return the mean red, green and blue (0..255) of `samples` images spread over the data set.
+    """Return the mean colour, in 0..255, of `samples` evenly spread images.
 
     Every image counts the same, whatever its size. Those that cannot be read are skipped.
     The paper subtracts the mean of every pixel (section 2); the mean colour differs from it by

@@ -40,7 +40,7 @@ WHAT = "the mean and the colours of the training images"
 def statistics_for(
     train: Dataset, size: int, workers: int, cache: bool, progress: Progress
 ) -> PixelStatistics:
-    """Return the statistics prepared with the images, kept by an earlier run, or measured now.
+    """Return statistics that are prepared, kept by an earlier run, or measured.
 
     They are of the central squares of `size` pixels; `cache` allows to look for kept ones and to
     keep new ones. Raises DataError if too many images cannot be read, WorkerError for a disk that
@@ -77,7 +77,7 @@ def statistics_for(
 
 
 def _prepared(train: ImageFolder, size: int, progress: Progress) -> PixelStatistics | None:
-    """Return the statistics in a folder of tinyalex prepare, if they are of these images."""
+    """Return the statistics of `tinyalex prepare`, if of these images."""
     path = train.root / STATISTICS
     if not path.exists():
         return None
@@ -117,7 +117,7 @@ def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | Non
 
 
 def images_digest(images: ImageFolder, size: int) -> str:
-    """Return what changes when one of the images does, or what is measured on them.
+    """Return a digest of the images and the kind of measurement.
 
     That is the mean of their central `size` pixels, with this Pillow and this tinyalex: another one
     may decode and resize in another way.
@@ -129,7 +129,7 @@ def images_digest(images: ImageFolder, size: int) -> str:
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
-    """Return what changes when an image does; None for a link that leads nowhere."""
+    """Return the file's identity and times; None for a dangling link."""
     try:
         status = os.stat(path)
     except OSError:
@@ -138,7 +138,7 @@ def _identity(path: str) -> tuple[int, ...] | None:
 
 
 def cache_file(folder: str | Path) -> Path | None:
-    """Return the file for the statistics of the images in `folder`, None without a home folder."""
+    """Return the cache file for images in `folder`; None without a home."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):  # unset; or relative, which the XDG specification ignores
         cache = os.path.expanduser("~/.cache")
@@ -149,7 +149,7 @@ def cache_file(folder: str | Path) -> Path | None:
 
 
 def kept_statistics(place: Path | None, digest: str) -> PixelStatistics | None:
-    """Return what `keep_statistics` wrote to a file, if it is of the images of this digest."""
+    """Return what `keep_statistics` wrote, if the digest is the same."""
     try:
         content: Any = load(place) if place else None
         if content["images_sha256"] == digest:
@@ -160,7 +160,7 @@ def kept_statistics(place: Path | None, digest: str) -> PixelStatistics | None:
 
 
 def keep_statistics(place: Path | None, digest: str, statistics: PixelStatistics) -> None:
-    """Keep the statistics of the images that had this digest before they were measured.
+    """Cache the statistics of images with this digest.
 
     Where they cannot be written, the next run measures again.
     """

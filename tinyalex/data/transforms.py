@@ -1,4 +1,4 @@
-"""An image as it lies on disk to the numbers the network sees, with or without augmentation.
+"""Transforms from decoded images to the network's input.
 
 The transforms turn uint8 RGB [height, width, 3] into float32 [crop, crop, channels], channels
 last: (value - mean) / std with values in 0..255. The paper (section 2) subtracts the mean image of
@@ -17,7 +17,7 @@ from tinyalex.data.image import central_square, spare
 
 
 class Transform(Protocol):
-    """What the loader asks of a transform."""
+    """Interface of a transform."""
 
     shape: tuple[int, ...]
     """(crop, crop, channels) of the result; with the number of views in front if it is many."""
@@ -27,7 +27,7 @@ class Transform(Protocol):
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return the transformed image, written to `out` where given; all chance is `rng`'s."""
+        """Return the transformed image, in `out` if given; randomness from `rng`."""
         ...
 
 
@@ -70,8 +70,9 @@ class EvalTransform:
 
     @property
     def only_crops(self) -> bool:
-        """Whether the result is one crop, mirrored or not, with neither sizes nor colours changed
-        other than by the mean, the noise of `draw_noise`, `std` and `divisor`.
+        """True if a view is one crop, mirrored or not, and normalised.
+
+        Nothing else changes it: the mean, the noise of `draw_noise`, `std` and `divisor`.
         """
         return len(self.shape) == 3
 
@@ -79,16 +80,16 @@ class EvalTransform:
     """By what the result is divided besides `std`."""
 
     def choose(self, region: np.ndarray, rng: np.random.Generator) -> tuple[int, int, bool]:
-        """Return where the crop begins, its row and its column, and whether it is mirrored."""
+        """Return row and column of the crop, and whether it is mirrored."""
         top, left = (extent // 2 for extent in spare(region, self.crop))
         return top, left, False
 
     def draw_noise(self, rng: np.random.Generator) -> np.ndarray | None:
-        """Return what is added to all pixels of an image, a number for each channel, or None."""
+        """Return what is added to all pixels, per channel, or None."""
         return None
 
     def region(self, image: np.ndarray) -> np.ndarray:
-        """Return what crops are taken from: all of `image`, or the square the mean image covers."""
+        """Return what crops come from: `image`, or the mean image's square."""
         return image if self.mean.ndim == 1 else central_square(image, self.mean.shape[0])
 
     def view(
@@ -99,13 +100,13 @@ class EvalTransform:
         mirrored: bool = False,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return the crop of `image` that begins at row `top` and column `left` of its `region`."""
+        """Return the crop at row `top` and column `left` of `region`."""
         return self._normalise(*self._cut(self.region(image), top, left, mirrored), out)
 
     def _cut(
         self, region: np.ndarray, top: int, left: int, mirrored: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a crop of the pixels, and of the mean if that is an image."""
+        """Crop the pixels, and the mean if that is an image."""
         pixels, mean = region[top : top + self.crop, left : left + self.crop], self.mean
         if mirrored:
             pixels, mean = _mirrored(pixels), self._mirrored_mean
@@ -122,7 +123,7 @@ class EvalTransform:
         out: np.ndarray | None,
         noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return (pixels - mean + noise) / (std divisor); noise is one number for each channel."""
+        """Return (pixels - mean + noise) / (std divisor), with noise per channel."""
         if self.shape[-1] == 1:
             pixels = (pixels @ LUMA)[..., None]
         if out is None:
@@ -145,12 +146,12 @@ class EvalTransform:
         return out
 
     def _row(self, values: np.ndarray) -> np.ndarray:
-        """Repeat one number, or one for each channel, for all pixels of a row."""
+        """Repeat one number, or one per channel, along a row."""
         return np.tile(values, self.crop * self.shape[-1] // values.size).astype(np.float32)
 
 
 class TrainTransform(EvalTransform):
-    """A random crop, reflected half of the time (the paper's section 4.1), then as EvalTransform.
+    """A random crop, mirrored half the time (the paper's section 4.1).
 
     Every offset of the crop is equally likely, the first and the last included. `colour_noise` is
     the paper's second augmentation. `random_crop=False` takes the centre, `flip=False` reflects
@@ -201,7 +202,7 @@ class TrainTransform(EvalTransform):
             pixels, mean = resized(region, box, self.crop), self.mean
             if mean.ndim == 3:
                 mean = resized(mean, box, self.crop)
-            if self._tails(rng):
+            if self._draw_flip(rng):
                 pixels, mean = _mirrored(pixels), _mirrored_mean(mean)
         if self.jitter:
             pixels = jittered(pixels, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
@@ -209,13 +210,13 @@ class TrainTransform(EvalTransform):
 
     @property
     def only_crops(self) -> bool:
-        """Whether nothing is resized and no colour jitters."""
+        """True if nothing is resized and no colour jitters."""
         return self.scale is None and not self.jitter
 
     def choose(self, region: np.ndarray, rng: np.random.Generator) -> tuple[int, int, bool]:
-        """Draw where the crop begins and, by a coin, whether it is mirrored."""
+        """Draw the corner of the crop, and whether it is mirrored."""
         top, left = (self._offset(extent, rng) for extent in spare(region, self.crop))
-        return top, left, self._tails(rng)
+        return top, left, self._draw_flip(rng)
 
     def draw_noise(self, rng: np.random.Generator) -> np.ndarray | None:
         """Draw the colour noise, if there is any."""
@@ -229,8 +230,8 @@ class TrainTransform(EvalTransform):
         # integers() leaves its upper end out, hence the + 1: the last offset is a crop too.
         return int(rng.integers(extent + 1)) if self.random_crop else extent // 2
 
-    def _tails(self, rng: np.random.Generator) -> bool:
-        """Toss a coin, if there is one: whether to mirror."""
+    def _draw_flip(self, rng: np.random.Generator) -> bool:
+        """Draw whether to mirror."""
         return self.flip and rng.random() < 0.5
 
 
@@ -241,7 +242,7 @@ def _mirrored(pixels: np.ndarray) -> np.ndarray:
 
 
 def _mirrored_mean(mean: np.ndarray) -> np.ndarray:
-    """Return the mean for a mirrored crop: a colour stays what it is."""
+    """Return the mean for a mirrored crop; a colour stays the same."""
     return mean if mean.ndim == 1 else _mirrored(mean)
 
 

@@ -31,28 +31,28 @@ PARENT_SIGNALS = tuple(
 """Signals sent to all processes that only the parent answers."""
 
 START_SECONDS = 60.0
-"""How long a process may take until its first sign of life: it imports what it needs."""
+"""Seconds until a process's first sign of life: it imports what it needs."""
 
 SIGN_SECONDS = 1.0
-"""How often a process that is at work says so."""
+"""Seconds between two signs of life of a process at work."""
 
 PATIENCE = 8.0
 """Seconds for which a loader's worker may be silent: at one image, or stopped."""
 
 MAX_STUCK = 4
-"""How many images may take too long before that is the disk's fault and no longer theirs."""
+"""Images that may take too long before that is the disk's fault."""
 
 POLL_SECONDS = 0.1
-"""How long one wait for a worker is. Silence is counted in them, for no clock disturbs that: while
+"""Seconds of one wait for a worker. Silence is counted in them, for no clock disturbs that: while
 the computer slept, or all of this was stopped, there was one wait."""
 
 
 class WorkerError(RuntimeError):
-    """A process that ended, or one or a thread that is stuck, before its work was done."""
+    """Worker that ended or got stuck before its work was done."""
 
 
 class StuckError(WorkerError):
-    """A worker that has been at one image for too long; `position` says at which."""
+    """Worker stuck at the image `position`."""
 
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
@@ -124,7 +124,7 @@ class Workers:
             self._idle.put(worker)
 
     def map(self, tasks: Iterable[Any], give_up: GiveUp | None = None) -> Iterator[Any]:
-        """Yield the result of each task, in their order; tasks are taken as they are needed.
+        """Yield the results in order; tasks are taken as needed.
 
         `give_up` is as in `Worker.ask`.
         """
@@ -149,7 +149,7 @@ class Workers:
 
 
 class Worker:
-    """One of the processes, seen from here. Raises WorkerError once it has ended."""
+    """One of the processes; raises WorkerError once it has ended."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Worker:
         stop: threading.Event,
         give_up: GiveUp | None = None,
     ) -> Any:
-        """Return the result of a task, or None as soon as `stop` is set.
+        """Return the result of a task, or None once `stop` is set.
 
         Where the process is stuck at image i, another one takes its place and does the task
         `give_up(task, i, seconds)` instead; without `give_up` that is a StuckError. Raises what the
@@ -262,7 +262,7 @@ def _result(kind: str, content: Any) -> Any:
 
 
 def _close(workers: list[Worker]) -> None:
-    """End the processes: they notice that the connection is gone; one that does not is killed."""
+    """Close the connections, which ends the processes; kill those that remain."""
     for worker in workers:
         worker.connection.close()
     deadline = time.monotonic() + 5
@@ -311,7 +311,7 @@ class _SignOfLife:
         self._last = float("-inf")
 
     def __call__(self, position: int | None = None) -> None:
-        """Tell the parent now and then that this process is at work; end it if that is gone.
+        """Report to the parent now and then; end without it.
 
         The parent sees at once which image is begun, in memory that both share.
         """
@@ -324,7 +324,7 @@ class _SignOfLife:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return the error if it can be sent, else one with the same words."""
+    """Return the error if it can be pickled, else its words."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Begin:
-    """The images that a call has begun, and whether it is to end."""
+    """Images that a call has begun; tells it when to end."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.images: list[int] = []
@@ -33,7 +33,7 @@ class Begin:
         self._stop = stop
 
     def __call__(self, index: int) -> bool:
-        """Take note of an image before it is read; return True where the work is to end."""
+        """Record an image before it is read; return True to end."""
         self.images.append(index)
         return self.given_up or self._stop.is_set()
 
@@ -97,7 +97,7 @@ class Threads:
             self.start(task)
 
     def once(self, task: Task) -> Any:
-        """Return the result of a task; raise StuckError where its thread is stuck, and is lost."""
+        """Return the result of a task; raise StuckError for a stuck thread."""
         begun, known, silent = task.begin.images, 0, 0.0
         while not wait((task.future,), timeout=POLL_SECONDS).done:
             silent = silent + POLL_SECONDS if len(begun) == known else 0.0
@@ -141,7 +141,7 @@ def readable(
     skip: Callable[[Item, str], object],
     describe: Callable[[Item], str],
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Yield each item with what `load` returns for it, where it can be read in time.
+    """Yield each item that is read in time, with `load(item)`.
 
     `skip(item, reason)` is called for the others. Raises WorkerError when `MAX_STUCK` of them are
     stuck: then the disk is.

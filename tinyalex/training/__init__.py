@@ -1,4 +1,4 @@
-"""Training: the loop, its checkpoints and metrics, and what a finished run can be used for.
+"""Training loop, checkpoints, metrics, and use of trained networks.
 
 A `Run` is put together from `Settings` by `new_run`; a `Trainer` trains it, and writes its
 `Checkpoints` and its `MetricsFile` into a folder; `load_classifier` takes the result from there.

@@ -40,13 +40,13 @@ from tinyalex.training.run import Run
 from tinyalex.training.settings import AUGMENTATIONS, Settings
 
 INITIAL_IMAGES = 64
-"""How many images the initial weights are suited to."""
+"""Number of images that the initial weights are suited to."""
 
 
 def open_as_before(
     settings: Settings, kept: dict[str, Kept]
 ) -> tuple[Dataset, Dataset, Dataset | None]:
-    """Return the splits of a run as it had them. Raises DataError where there are others now."""
+    """Return the splits that a run had; DataError if they have changed."""
     try:
         opened = {split: open_kept(settings, kept, split) for split in kept}
         for split, images in opened.items():
@@ -64,7 +64,7 @@ def open_as_before(
 
 
 def first_images(loader: Loader, count: int) -> Tensor:
-    """Return the first `count` images of the first epoch, or all if there are fewer."""
+    """Return the first `count` images of the first epoch, at most all."""
     parts: list[np.ndarray] = []
     for batch in loader.epoch(0):
         parts.append(move(batch.images, "cpu"))
@@ -156,7 +156,7 @@ def new_run(
 
 
 def resumed_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
-    """Put together the run that the checkpoint is from, and bring it to where it was."""
+    """Rebuild the run of a checkpoint, in the checkpoint's state."""
     try:
         mean = checkpoint["classifier"]["mean"]
         images = RunImages(checkpoint, settings, out)
@@ -172,7 +172,7 @@ def resumed_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Ru
 def measure(
     settings: Settings, train: Dataset, progress: Progress
 ) -> tuple[tuple[float, ...] | np.ndarray, np.ndarray | None]:
-    """Return the mean to subtract and, if the colour noise needs it, the covariance of colours.
+    """Return the mean to subtract, and the colour covariance if needed.
 
     Both come from one pass over all training images, where that pass has not been made before; a
     mean colour alone takes a few of them. Raises DataError if too many images cannot be read,

@@ -3,8 +3,8 @@
 Each is one file that `tinyalex.save` writes whole or not at all, so a run can be killed at any
 moment. `best` holds the classifier of the epoch with the highest validation accuracy, `last` the
 whole state of the run, and `previous` what `last` was before. A new `last` is complete on the disk
-before the old one becomes `previous`: from the first checkpoint on, there is always one to go on
-from.
+before the old one becomes `previous`: from the first checkpoint on, there is always one to
+resume.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Checkpoints:
     ) -> None:
         self.folder = Path(folder)
         self.lock: Lock | None = None
-        """What keeps the folder ours, once it is taken."""
+        """Lock that keeps the folder ours, once it is taken."""
         self.seconds = seconds
         self.share = share
         self._best: dict[str, Any] | None = None
         self._best_so_far: State | None = None  # of the network kept or, once read, on the disk
         self._cost = 0.0
         self.seconds_to_save = 0.0
-        """How long the next `save` will take, judging by the one before."""
+        """Seconds that the next `save` will take, judging by the one before."""
         self._written = time.monotonic()
         self._found = self.found()
         self._fallen_back = False
@@ -62,7 +62,7 @@ class Checkpoints:
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume."""
         return self.folder / LAST
 
     @property
@@ -77,11 +77,11 @@ class Checkpoints:
 
     @property
     def absolute(self) -> Path:
-        """The path of the folder that does not depend on the current one, which may be gone."""
+        """Absolute path of the folder, even if the current one is gone."""
         return self.lock.folder.absolute if self.lock else Path(os.path.abspath(self.folder))
 
     def here(self) -> Path:
-        """Return where the folder is now: it may get another name while a run goes on in it.
+        """Return the folder's path as of now: it may be renamed meanwhile.
 
         Raises FolderLostError where it is gone, or another process is at work in it.
         """
@@ -90,11 +90,11 @@ class Checkpoints:
         return self.folder
 
     def move(self, lock: Lock) -> None:
-        """Go on in another folder, which is new and ours."""
+        """Continue in another folder, which is new and ours."""
         self.folder, self.lock, self._kept = lock.folder.path, lock, None
 
     def prepare(self, run: Run, say: Callable[[str], None] = print) -> None:
-        """Get the folder ready for a run that is new or was loaded from here.
+        """Prepare the folder for a new or resumed run.
 
         Raises ValueError where another process has written there meanwhile, OSError where there is
         no room. A `last` that could not be read goes aside, and `previous` takes its place. `say`
@@ -139,11 +139,11 @@ class Checkpoints:
             self._found = self.found()
 
     def exist(self) -> bool:
-        """Tell whether there is a run to go on with."""
+        """Tell whether there is a run to resume."""
         return self.last.exists() or self.previous.exists()
 
     def found(self) -> tuple[tuple[str, int, int], ...]:
-        """Return name, time and size of all that a run has left; equal as long as none writes."""
+        """Return name, time and size of a run's files, to notice changes."""
         found = []
         for path in (self.last, self.previous, self.best, self.folder / METRICS):
             with suppress(OSError):
@@ -153,7 +153,7 @@ class Checkpoints:
         return tuple(found)
 
     def load(self, say: Callable[[str], None] = print) -> tuple[dict[str, Any], Path]:
-        """Return the content and the path of `last`, or of `previous` if `last` cannot be read.
+        """Return content and path of `last`, or of `previous` if unreadable.
 
         In that case `say` is told why. Raises FileNotFoundError where there are no checkpoints,
         FileError where none can be read.
@@ -169,18 +169,18 @@ class Checkpoints:
                 step = state_in(content, path).step
             except FileError as second:
                 raise FileError(f"{error}; and {second}") from second
-            say(f"warning: {error}; going on from {path}, of step {step}")
+            say(f"warning: {error}; resuming from {path}, of step {step}")
             self._fallen_back = True
         self._kept = content.get("settings"), content.get("state")
         return content, path
 
     def up_to_date(self, run: Run) -> bool:
-        """Tell whether `last` is of this very state, so that a `save` would write nothing new."""
+        """Tell whether `last` already has this state."""
         there = (self.here() / LAST).exists()
         return there and self._kept == (asdict(run.settings), asdict(run.state))
 
     def keep_best(self, run: Run) -> bool:
-        """Remember the network as it is now as the best one, unless that on the disk is better.
+        """Keep the network as the best, unless the stored one is better.
 
         It can be: of epochs after `last`, which a resumed run may repeat at another rate. Returns
         whether the network was kept.
@@ -202,8 +202,10 @@ class Checkpoints:
         return elapsed >= max(0 if epoch_ends else self.seconds, self._cost / self.share)
 
     def save(self, run: Run) -> None:
-        """Write what is new. Raises FloatingPointError, and writes nothing, if a weight is not
-        finite; OSError if the disk refuses, and the files from before stay.
+        """Write what is new.
+
+        Raises FloatingPointError, and writes nothing, if a weight is not finite; OSError if the
+        disk refuses, and the files from before stay.
         """
         started = time.monotonic()
         try:
@@ -219,13 +221,16 @@ class Checkpoints:
             self._cost = self.seconds_to_save = self._written - started
 
     def save_best(self) -> None:
-        """Write the best network, if there is a new one and it is finite; OSError as in `save`."""
+        """Write the best network if it is new and finite.
+
+        Raises OSError as `save` does.
+        """
         if self._best is not None and not not_finite(self._best["classifier"]["weights"]):
             self._write(BEST, self._best)
             self._best = None
 
     def put_best_aside(self) -> None:
-        """Give another name to what is called `best` and is none, if that can be done."""
+        """Rename what is called `best` and is none, if possible."""
         with suppress(OSError), self._opened() as folder:
             folder.put_aside(BEST)
 
@@ -240,7 +245,9 @@ class Checkpoints:
 
 
 def _free(folder: Path) -> int | None:
-    """Return the bytes of room; None where it is not known: some mounts say 0, whatever they have.
+    """Return the free bytes, or None if unknown.
+
+    Some mounts say 0, whatever they have.
 
     A disk that is really full refuses the first checkpoint, before training.
     """
@@ -251,7 +258,7 @@ def _free(folder: Path) -> int | None:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint: "classifier", "settings", "state", and more in the last of a run.
+    """Read a checkpoint: "classifier", "settings", "state", and perhaps more.
 
     Raises FileNotFoundError, or FileError for what is not a checkpoint or cannot be read, with one
     sentence.
@@ -277,7 +284,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
-    """Return `path`, or for the folder of a run the best checkpoint in it, else the last.
+    """Return `path`, or the best or last checkpoint of a run's folder.
 
     Raises FileNotFoundError for a folder that has none.
     """
@@ -291,7 +298,7 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
 
 
 def load_classifier(path: str | os.PathLike[str]) -> Classifier:
-    """Read the classifier out of a checkpoint; `path` may be the folder of a run.
+    """Read a checkpoint's classifier; `path` may be a run's folder.
 
     Raises FileNotFoundError, or FileError for a file that is damaged or holds something else.
     """

@@ -16,7 +16,7 @@ from tinyalex.training.datasets import shorter_side_for
 from tinyalex.training.evaluation import averaged, log_probabilities
 
 CROPS: dict[int, type[EvalTransform]] = {1: EvalTransform, 10: TenCropTransform}
-"""How an image is cut for an answer: the centre alone, or the paper's ten views."""
+"""Crops of an image for an answer: the centre alone, or the paper's ten views."""
 
 
 SIDE = whole(0, 4096)
@@ -58,7 +58,7 @@ def check_state(state: Any) -> None:
 
 @dataclass
 class Classifier:
-    """The part of a checkpoint that outlives training; `get_state` and `from_state` carry it.
+    """Trained network with its classes and preprocessing.
 
     `mean` and `std` are per colour in units of 0..255, or `mean` is an image of the mean of every
     pixel, float32 [shorter_side, shorter_side, 3]; `input_size` is the side of the square that the
@@ -83,7 +83,7 @@ class Classifier:
 
     @property
     def channels(self) -> str:
-        """What the network takes, in its order: "RGB" or "grey"."""
+        """Channels that the network takes: "RGB" or "grey"."""
         return "RGB" if self.model.variant.in_channels == 3 else "grey"
 
     @property
@@ -118,7 +118,7 @@ class Classifier:
     def probabilities(
         self, images: Sequence[np.ndarray], batch_size: int = 32, crops: int = 1
     ) -> np.ndarray:
-        """Return the probability of every class for uint8 RGB images of any size, [N, C].
+        """Return class probabilities [N, C] for uint8 RGB images of any size.
 
         With 10 crops it is the mean over the paper's ten views (section 4.1). `batch_size` views
         go through the network at a time.
@@ -147,7 +147,7 @@ class Classifier:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Classifier:
-        """Rebuild the classifier. Raises ValueError where the parts do not fit one another.
+        """Rebuild the classifier; raise ValueError where the parts do not fit.
 
         A state without "shorter_side" or "channels", as they once were, has the usual ones.
         """

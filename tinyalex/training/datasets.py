@@ -40,7 +40,7 @@ def shorter_side_for(input_size: int) -> int:
 
 
 def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Dataset | None:
-    """Return the split "train", "val" or "test" of a run's data; None for no "test" in a folder.
+    """Return a split of a run's data, None without such a folder.
 
     `shorter_side` is by default the usual one for the run's input size. Raises DataError for a
     folder that cannot be trained on.
@@ -62,7 +62,7 @@ def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Datas
 
 
 def what_changed(then: dict[str, int] | None, now: dict[str, int]) -> str:
-    """Say in which classes there are more or fewer images than there were; None is not known."""
+    """Return a sentence on the classes whose image counts have changed."""
     if then is None:
         return "the classes or the number of images in one of them have changed"
     named = [name for name in {**then, **now} if then.get(name) != now.get(name)]
@@ -76,7 +76,9 @@ def what_changed(then: dict[str, int] | None, now: dict[str, int]) -> str:
 def kept_in(
     content: Mapping[str, Any], settings: Settings, path: str | os.PathLike[str]
 ) -> dict[str, Kept]:
-    """Return which images the run had, by split, from what `load_checkpoint` read from `path`.
+    """Return the images that the run had, by split, from its checkpoint.
+
+    `content` is what `load_checkpoint` read from `path`.
 
     Nothing of the embedded data set, which is drawn anew. For a run that began before this was
     kept, it is the images that are split so now. Raises DataError where a class has more or fewer,
@@ -117,7 +119,7 @@ def _split_now(
 
 
 def in_both(splits: Mapping[str, Dataset | None]) -> str:
-    """Return a sentence about image files that belong to two splits by links, "" without any."""
+    """Return a sentence on image files in two splits, "" if none."""
     folders = {name: data for name, data in splits.items() if isinstance(data, ImageFolder)}
     for (one, images), (other, others) in combinations(folders.items(), 2):
         shared, here, there = np.intersect1d(
@@ -143,7 +145,7 @@ def _same(paths: tuple[str, str]) -> bool:
 
 
 def other_data(what: str) -> DataError:
-    """Return the error for a data set that is not the one that a run began with."""
+    """Return the error for another data set than the run's."""
     return DataError(
         f"the data set is not the one that this run began with: {what}; put the images back, or "
         "say with --data where they are"
@@ -157,7 +159,7 @@ def open_kept(
     shorter_side: int = 0,
     complete: bool = True,
 ) -> Dataset:
-    """Return a split of a run's data as the run had it, `kept_in` its checkpoint.
+    """Return a split as the run had it, `kept_in` its checkpoint.
 
     Raises DataError where an image is gone, if it is to be `complete`, or the folder.
     """
@@ -179,7 +181,7 @@ _WAY_OUT = "put them back, or name other images"
 
 
 class RunImages:
-    """The images that a run had, `content` being what `load_checkpoint` read from `path`.
+    """Images that a run had; `content` is its checkpoint, read from `path`.
 
     `data` is the folder in which they are now, if they were moved; `option` says how to name it.
     """
@@ -207,7 +209,7 @@ class RunImages:
         return kept_in(self._content, self.settings, self._path)
 
     def held_out(self, shorter_side: int = 0) -> Dataset:
-        """Open the images that the run did not learn from: its test split, else its validation.
+        """Open the test split, else the validation split.
 
         Raises DataError as `open_kept` does, and for files that have other contents than then. A
         warning says if some are files that the run learned from, by links.
@@ -226,7 +228,7 @@ class RunImages:
         return images
 
     def training(self, shorter_side: int = 0) -> Dataset:
-        """Open the images that the run learned from; raises DataError as `open_kept` does."""
+        """Open the training images; raises DataError as `open_kept` does."""
         return self._open("train", shorter_side)
 
     def _open(self, split: str, shorter_side: int) -> Dataset:
@@ -247,7 +249,7 @@ class RunImages:
             )
 
     def warning(self, images: ImageFolder) -> str:
-        """Say whether the run learned from some of these images, "" if it did not.
+        """Return a warning if the run learned from some images, else "".
 
         They are known by their files; elsewhere by their names and contents, and by names alone
         where those that the run learned from are gone. Of a prepared image, they are those of the
@@ -298,7 +300,7 @@ class RunImages:
         )
 
     def _home(self) -> str:
-        """Return the folder in which the class folders of the training images lie."""
+        """Return the folder that holds the training images' class folders."""
         assert self.settings.data is not None
         root = os.path.realpath(self.settings.data)
         return os.path.normpath(os.path.join(root, self.kept["train"].folder))
@@ -319,7 +321,7 @@ def _below(folder: str, name: bytes) -> str:
 
 
 def _origins(folder: str | Path) -> tuple[dict[bytes, tuple[bytes, int]], str]:
-    """Return name and size of what each image in a prepared folder, or part of it, was made from.
+    """Map images in a prepared folder to name and size of sources.
 
     Names are those below the folder; beside them stands the name of the part, "" for the whole.
     """
@@ -338,7 +340,7 @@ def _origins(folder: str | Path) -> tuple[dict[bytes, tuple[bytes, int]], str]:
 
 
 def data_digest(classes: Sequence[str], *labels: np.ndarray) -> str:
-    """Return a fingerprint of the class names and of the labels of splits, in order."""
+    """Return a digest of class names and labels, in order."""
     digest = hashlib.sha256("\n".join(classes).encode())
     for part in labels:
         digest.update(b"\n" + np.asarray(part, np.int64).tobytes())
@@ -354,7 +356,7 @@ def image_counts(classes: Sequence[str], *labels: np.ndarray) -> dict[str, int]:
 def open_folder(
     root: str, classes: list[str], shorter_side: int, layout: str | None = None
 ) -> ImageFolder:
-    """Return the images in a folder whose classes are some or all of `classes`.
+    """Return the images in a folder with some of the classes.
 
     Of splits, it is the test images, else those for validation. Raises DataError for a folder that
     has other classes, or images for training alone.
@@ -379,7 +381,7 @@ def open_folder(
 
 
 def title(dataset: Dataset, index: int) -> str:
-    """Return what to write below an image: its class, if that is known, and its name."""
+    """Return the caption of an image: its class, if known, and name."""
     label = int(dataset.labels[index])
     paths = getattr(dataset, "paths", None)
     if paths is None:
@@ -389,7 +391,7 @@ def title(dataset: Dataset, index: int) -> str:
 
 
 class ImageFiles:
-    """A list of image files as a data set, to be looked at.
+    """Data set of image files, to be looked at.
 
     The label of an image is the class after which its folder is called, else -1.
     """

@@ -43,7 +43,7 @@ ROWS = {
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
-    """Tell for each row whether its label is among the k highest scores.
+    """Return, per row, whether the label is among the k highest scores.
 
     scores [N, C], labels [N] -> bool [N]. Ties go to the lower class index, as with argmax, so a
     network that gives every class the same score gets no credit for it. With fewer than k
@@ -57,7 +57,7 @@ def hits(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
 
 @dataclass
 class Average:
-    """Mean loss and accuracy over some samples, as sums that add up and fit in a checkpoint."""
+    """Mean loss and accuracy, stored as sums."""
 
     loss_sum: float = 0.0
     correct: int = 0
@@ -82,12 +82,12 @@ class Average:
 
 
 class MetricsFile:
-    """Rows appended to a file of JSON lines, which survives kills, resumes and a full disk.
+    """File of JSON lines that survives kills, resumes and full disks.
 
     `keep` is the number of rows that the checkpoint in hand knows of: whatever a killed run wrote
     after that checkpoint is cut off, because the resumed run is about to write it again. A file
-    that holds fewer, or loses some later because somebody removes, rotates or spoils it, is gone
-    on with as it is, and `say` is told so; no other file changes with it, through links of either
+    that holds fewer, or loses some later because it is removed, rotated or spoilt, is continued as
+    it is, and `say` is told so; no other file changes with it, through links of either
     kind. `folder` is the one that the path is in, if it is open already.
     """
 
@@ -111,13 +111,13 @@ class MetricsFile:
             say(f"warning: {self.path} cannot be written now ({error.strerror or error})")
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row; on OSError it is kept and written with the next one."""
+        """Write one row; after an OSError it is written with the next."""
         self.rows += 1
         self._unwritten.append(json.dumps(row).encode() + b"\n")
         self._write()
 
     def sync(self) -> None:
-        """Bring every row to the disk, so that no checkpoint counts rows that a crash can lose."""
+        """Fsync all rows, so that no checkpoint counts rows a crash loses."""
         self._write(durable=True)
 
     def _open(self) -> BinaryIO:
@@ -144,7 +144,7 @@ class MetricsFile:
                 sync(file.fileno())
 
     def _find_end(self, file: BinaryIO, keep: int, expected: str) -> int:
-        """Return where the first `keep` rows end, or the last whole line; warn of missing rows."""
+        """Return the end of the first `keep` rows; warn of missing ones."""
         rows = end = 0
         file.seek(0)
         while rows < keep and (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
@@ -153,14 +153,14 @@ class MetricsFile:
         if rows < keep:
             self.say(
                 f"warning: {self.path} has {rows} whole rows, {expected}: those that are missing "
-                "are missing in the curves, and the run goes on"
+                "are missing in the curves, and training continues"
             )
         self.rows = rows + len(self._unwritten)
         return end
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the rows of a ``metrics.jsonl``; what is none, as half a row at its end, is left out."""
+    """Read the rows of a `metrics.jsonl`; broken rows are left out."""
     rows = []
     with open_regular(path) as file:
         while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
@@ -170,7 +170,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def rows_of(kind: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a kind, "step" or "epoch", that have all the numbers they should have."""
+    """Return the complete rows of a kind, "step" or "epoch"."""
     found = []
     for row in rows:
         with suppress(ValueError):
@@ -188,7 +188,7 @@ def _row_in(line: bytes) -> dict[str, Any] | None:
 
 
 def _ends_a_line(file: BinaryIO, place: int) -> bool:
-    """Tell whether a file reaches to `place`, and a line of it ends there."""
+    """Tell whether a line of the file ends at `place`."""
     file.seek(max(0, place - 1))
     return place == 0 or file.read(1) == b"\n"
 
@@ -204,7 +204,7 @@ WARN_MIN_STEPS = 20
 
 
 class Throughput:
-    """The clock of a run: seconds that passed waiting for images and seconds that passed computing.
+    """Clock of a run: seconds spent waiting for images and computing.
 
     Nothing here enters a checkpoint: it is about this process, and for showing.
     """
@@ -223,7 +223,7 @@ class Throughput:
         self._steps = self._images = 0
 
     def add(self, waited: float, worked: float, results: Sequence[Average]) -> None:
-        """Add steps: seconds waited for their images, seconds computed, loss and hits of each."""
+        """Add steps: seconds waited, seconds computed, and results per step."""
         if self._readings == 1:
             self._times.clear()  # the first steps compile and warm up
         self._readings += 1
@@ -263,7 +263,7 @@ class Throughput:
         return waited / (waited + worked) if images else 0.0
 
     def waits(self, epoch_ends: bool) -> bool:
-        """Tell whether much of the epoch, which may not be over, went by waiting for images."""
+        """Tell whether much of the epoch so far was spent waiting."""
         enough = epoch_ends or self._steps >= WARN_MIN_STEPS
         share = self.data_share(whole_epoch=True)
         return enough and share > WARN_WAIT_SHARE and self._waited > WARN_WAIT_SECONDS
@@ -277,11 +277,11 @@ class Throughput:
 
     @property
     def typical_step(self) -> float:
-        """Median seconds of the last steps, now and then one of which saves."""
+        """Median seconds of the last steps, some of which save."""
         return statistics.median(waited + worked for waited, worked, _ in self._times)
 
     def seconds_left(self, step: int, epoch: int) -> float | None:
-        """Estimate the time from `step` and `epoch` to the end of the run, from the second on."""
+        """Estimate the seconds to the end of the run; None at first."""
         if self._readings < 2:
             return None
         rest = self._total_steps - step

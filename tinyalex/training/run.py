@@ -68,12 +68,12 @@ class State:
     stuck_steps: int = 0
     """For how many steps the loss has been that of guessing."""
     rows: int = 0
-    """How many rows of metrics.jsonl belong to this state."""
+    """Number of rows of metrics.jsonl that belong to this state."""
     seconds: float = 0.0
     """Time spent training, interruptions left out."""
 
     def is_best(self, top1: float, loss: float) -> bool:
-        """Tell whether the network of an epoch is better: more images right, else a lower loss."""
+        """Tell whether an epoch is better, by accuracy, then by loss."""
         if top1 == self.best_top1:
             return loss < self.best_loss
         return top1 > self.best_top1
@@ -109,10 +109,10 @@ def _schema(share: float) -> dict[str, Schema]:
 
 
 SCHEMA = _schema(1)
-"""What a state must have. Before best_loss was remembered, the first of equals was the best."""
+"""Schema of a state. Before best_loss was kept, the first of equals was the best."""
 
 RESUMABLE = _schema(0.5)
-"""What a state must have to go on from: room for all that a run will count."""
+"""Schema of a state to resume: with room for all that a run will count."""
 
 _RATE, _WORD = number(0, 1e38), whole(0, 2**128 - 1)
 
@@ -174,15 +174,15 @@ CONTENT = {
     ),
     "colour_covariance": Maybe(NOTHING | array_of("float64", 3, 3)),
 }
-"""What `Run.get_state` returns; what only a run needs that goes on is missing in a best network."""
+"""Schema of what `Run.get_state` returns; a best network lacks what only resuming needs."""
 
 PARTS = {"classifier", "settings", "state", "data", "optimizer", "schedule", "random"}
-"""What a state consists of."""
+"""Parts that a state must have."""
 
 
 @dataclass
 class Run:
-    """The parts of a run. `new_run` puts them together; `get_state` and `set_state` carry them."""
+    """Parts of a run, saved by `get_state`, restored by `set_state`."""
 
     settings: Settings
     classifier: Classifier
@@ -199,7 +199,7 @@ class Run:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.classifier.classes)
 
     @property
@@ -213,13 +213,13 @@ class Run:
         return self.settings.epochs * len(self.train_data)
 
     def optimised(self) -> list[tuple[str, Tensor]]:
-        """Return the name of each parameter and the parameter, in the optimiser's order."""
+        """Return (name, parameter) of each parameter, in the optimiser's order."""
         names = {id(p): name for name, p in self.classifier.model.named_parameters()}
         groups = self.optimizer.param_groups
         return [(names[id(p)], p) for group in groups for p in group["params"]]
 
     def get_result(self) -> dict[str, Any]:
-        """Return the classifier and where it comes from, as plain values and copies of arrays."""
+        """Return the classifier and its origin, as plain values and arrays."""
         return {
             "classifier": self.classifier.get_state(),
             "settings": asdict(self.settings),
@@ -230,7 +230,7 @@ class Run:
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that going on needs: the result so far and what training remembers."""
+        """Return all that resuming needs."""
         return {
             **self.get_result(),
             "optimizer": self.optimizer.state_dict(),
@@ -240,7 +240,7 @@ class Run:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `get_state` was called: bit for bit where the settings are the same.
+        """Resume from a `get_state`, bit for bit with the same settings.
 
         Where they are not, rates and schedule are those of this run. Raises ValueError, before
         anything is touched, if the state is of another network, optimiser or data set, or has
@@ -248,7 +248,7 @@ class Run:
         """
         check(state, {**CONTENT, "state": RESUMABLE})
         if missing := PARTS - state.keys():
-            raise ValueError(f"there is no going on from this: it lacks {sorted(missing)}")
+            raise ValueError(f"this cannot be resumed: it lacks {sorted(missing)}")
         if state["data"] != self.data_digest():
             now = image_counts(self.classifier.classes, *self._labels())
             where = self.settings.data or "the patterns"
@@ -295,7 +295,7 @@ class Run:
         ]
 
     def _check_arrays(self, state: dict[str, Any]) -> None:
-        """Raise ValueError unless names, shapes and dtypes are the run's, and all is finite."""
+        """Raise ValueError unless names, shapes and dtypes fit and values are finite."""
         own = {name for name, _ in self.classifier.model.named_parameters()}
         weights, velocities = state["classifier"]["weights"], state["optimizer"]["velocity"]
         if own != weights.keys() or len(self.optimised()) != len(velocities):
@@ -315,7 +315,7 @@ class Run:
         return [loader.dataset.labels for loader in (self.train_data, self.val_data)]
 
     def data_digest(self) -> str:
-        """Return a fingerprint of the class names and of the labels of both splits, in order."""
+        """Return a digest of class names and labels of both splits."""
         return data_digest(self.classifier.classes, *self._labels())
 
     def kept(self) -> dict[str, Kept]:
@@ -326,7 +326,7 @@ class Run:
         return self._kept
 
     def look_at_files(self) -> None:
-        """Note the marks of the files held out; raise DataError where they have others by now."""
+        """Record the marks of held-out files; raise DataError if they have changed."""
         kept = self.kept()
         for split, images in self._folders().items():
             if split != "train":

@@ -23,7 +23,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 """Options of `data.TrainTransform`: the centre, crops and reflections, more for small data sets."""
 
 MEANS = ("image", "colour")
-"""What is subtracted: the mean of every pixel, or one mean a colour (the variant's own, if any)."""
+"""Means to subtract: of every pixel, or one per colour (the variant's own, if any)."""
 
 COLOUR_NOISES = ("none", *KINDS)
 """The paper's second augmentation, as `data.ColourNoise` explains."""
@@ -41,7 +41,7 @@ INITIAL_WEIGHTS = ("variant", "data")
 """As the variant draws them, or scaled afterwards by `nn.data_dependent_`."""
 
 STEPS_PER_ROW = 10
-"""How many steps one row of metrics is about."""
+"""Number of steps per row of metrics."""
 
 CHANGEABLE = (
     "data",
@@ -55,12 +55,12 @@ CHANGEABLE = (
     "cuda_graph",
     "read_loss_every",
 )
-"""What a resumed run may change: where images lie, how they are loaded, its length, and what
-computes it.
+"""Settings that a resumed run may change: where images lie, how they are loaded, its
+length, and what computes it.
 """
 
 CHANGEABLE_ON_REQUEST = ("augment", "dropout", "lr", "schedule", "weight_decay", "precision")
-"""What it may change with --allow-change: how it learns from now on.
+"""Settings that it may change with --allow-change: how it learns from now on.
 
 The rest it may never change: the network, the split of the data, and how steps are counted.
 """
@@ -95,12 +95,12 @@ SCHEMA: dict[str, Rule] = {
     "cuda_graph": FLAG,
     "read_loss_every": whole(1, STEPS_PER_ROW),
 }
-"""What each setting may be."""
+"""Schema of the settings."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run, checked. Equal settings give equal bits on one machine.
+    """Checked settings of a run; equal ones give equal bits.
 
     Raises ValueError with one sentence for a value that cannot be.
     """
@@ -115,7 +115,7 @@ class Settings:
     data: str | None = None
     """Folder of images; None is the embedded data set."""
     layout: str | None = None
-    """How that is read, "classes" or "splits", where it can be read in two ways."""
+    """Layout of that, "classes" or "splits", where it can be read in two ways."""
     augment: str = "paper"
     mean: str = "colour"
     colour_noise: str = "none"
@@ -125,17 +125,17 @@ class Settings:
     threads: int = 1
     workers: int = WORKERS
     worker_processes: bool = False
-    """Whether the workers are processes, not threads."""
+    """True if the workers are processes, not threads."""
     image_cache: int = 1000
     """Megabytes of decoded images that stay in memory, for each split."""
     index_cache: bool = True
-    """Whether the mean and colours of a large folder's images are kept for later runs."""
+    """True to keep the mean and colours of a large folder's images for later runs."""
     device: str = "cpu"
-    """What computes: "cpu", "cuda" or "cuda:<number>"."""
+    """Device: "cpu", "cuda" or "cuda:<number>"."""
     precision: str = "highest"
-    """How exactly a GPU multiplies, as `tinyalex.set_float32_matmul_precision` explains."""
+    """Precision of products on a GPU, as in `tinyalex.set_float32_matmul_precision`."""
     cuda_graph: bool = False
-    """Whether a GPU records a whole step once, and then repeats the record."""
+    """True if a GPU records a whole step once, and then repeats the record."""
     read_loss_every: int = 10
     """Steps between two looks at the loss, for each of which a GPU's work is waited for."""
 
