@@ -102,7 +102,8 @@ def test_the_drawing_in_the_readme_is_right():
     for rooms, arrow in drawn:
         direct = set().union(*(below[room] for room in rooms)) - set(rooms)
         further = set().union(*map(all_below, direct))
-        assert arrow == (", ".join(sorted(direct - further)) or "nothing"), rooms
+        expected = ", ".join(sorted(direct - further)) or "nothing"
+        assert arrow == expected, f"draw {', '.join(rooms)} -> {expected}"
 
 
 def test_no_files_import_each_other_in_a_circle():
