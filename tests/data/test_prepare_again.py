@@ -1,4 +1,4 @@
-"""tinyalex prepare again: whatever has changed or stopped it, the result is right."""
+"""tinyalex prepare again: right whatever has changed or stopped it."""
 
 import os
 import shutil
