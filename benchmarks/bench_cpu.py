@@ -246,9 +246,7 @@ def measure_cases(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     several: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument("--mode", choices=tables.MODES, **several)
     parser.add_argument("--variant", choices=tables.VARIANTS, **several)

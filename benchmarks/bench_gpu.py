@@ -116,9 +116,7 @@ def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = report.parser(__doc__)
     several: dict[str, Any] = {"action": "append", "default": []}
     add = made.add_argument
     add(

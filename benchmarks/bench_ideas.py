@@ -8,7 +8,6 @@ them. Writes benchmarks/results/ideas.json, and with --table the table in docs/c
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -180,18 +179,13 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("--variant", default="paper")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--table", action="store_true", help="update docs/cpu.md")
     arguments = parser.parse_args()
     result = measure(arguments.rounds, arguments.variant)
-    report.save("ideas", result)
-    print("\n" + table(result))
-    if arguments.table:
-        report.replace_table(report.ROOT / "docs" / "cpu.md", "ideas", table(result))
+    report.publish("ideas", result, table(result), arguments.table)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Writes benchmarks/results/kernels-VARIANT-N.json, and with --table the table in 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -115,9 +114,7 @@ def run(variant: str, batch_size: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("--variant", choices=("paper", "torchvision"), default="paper")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)

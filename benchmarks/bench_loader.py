@@ -12,7 +12,6 @@ Writes benchmarks/results/loader.json, and with --table the table in docs/cpu.md
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import tempfile
@@ -149,9 +148,7 @@ def enlarge(dataset: ImageFolder, folder: Path, count: int) -> ImageFolder:
 
 def main() -> None:
     """Read the command line and measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("data", type=Path, help="a folder with one folder of images a class")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", type=int, default=200, help="how many to enlarge")
@@ -171,9 +168,7 @@ def main() -> None:
                 cases.append({"photos": size, "augment": augment, "cores": used, "rates": rates})
                 print(table({"machine": report.machine("torch", "pillow"), "cases": cases[-1:]}))
     result = {"machine": report.machine("torch", "pillow"), "cases": cases}
-    report.save("loader", result)
-    if arguments.table:
-        report.replace_table(report.ROOT / "docs" / "cpu.md", "loader", table(result))
+    report.publish("loader", result, table(result), arguments.table)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ those for batches of 32 and 128.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from pathlib import Path
@@ -36,9 +35,7 @@ KINDS = {
 
 def main() -> None:
     """Read the command line and measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, help="a folder with one folder of images a class")
     parser.add_argument("--variant", default="torchvision")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -80,11 +77,7 @@ def main() -> None:
         key: value for key, value in vars(arguments).items() if key not in ("data", "table")
     }
     result = {"machine": report.machine(), "settings": settings, "seconds": seconds}
-    name = f"trainer-{arguments.batch_size}"
-    report.save(name, result)
-    print(table(result))
-    if arguments.table:
-        report.replace_table(report.ROOT / "docs" / "cpu.md", name, table(result))
+    report.publish(f"trainer-{arguments.batch_size}", result, table(result), arguments.table)
 
 
 def bare_step(model: ta.models.AlexNet, optimizer: ta.optim.SGD, batch: Batch) -> None:

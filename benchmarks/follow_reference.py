@@ -117,9 +117,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, help="a folder with one folder of images a class")
     parser.add_argument("--variant", default="paper")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -128,12 +126,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="update docs/cpu.md")
     arguments = parser.parse_args()
     result = follow(arguments)
-    report.save("follow-reference", result)
-    print("\n" + table(result))
+    report.publish("follow-reference", result, table(result), arguments.table)
     if arguments.table:
         picture(result, report.ROOT / "docs" / "images" / "follow-reference.png")
-        document = report.ROOT / "docs" / "cpu.md"
-        report.replace_table(document, "follow-reference", table(result))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ those of NVRTC and ptxas for sm_90. Times are of an H100 or the like, from gpu-l
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -240,9 +239,7 @@ def table(folder: Path) -> str:
 
 def main(words: list[str] | None = None) -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("--measure", action="store_true", help="time every version on this GPU")
     parser.add_argument("--table", action="store_true", help="rewrite the ladder")
     parser.add_argument("--rounds", type=int, default=5)

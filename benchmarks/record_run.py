@@ -8,7 +8,6 @@ docs/images/NAME-curves.png, and fills the README between <!-- run-NAME --> and 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -56,9 +55,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the command line and record the run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("folder", type=Path, help="the run's output folder")
     parser.add_argument("name", help="its name in the documents")
     arguments = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
@@ -17,6 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 TIMES = "\N{MULTIPLICATION SIGN}"
 OWN_LIBRARIES = ("tinyalex", "numpy", "numba", "scipy")
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser that prints a command's docstring as it stands."""
+    return argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def machine(*peers: str) -> dict[str, Any]:
@@ -76,6 +84,14 @@ def save(name: str, result: dict[str, Any]) -> None:
     """Write ``result`` to benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def publish(name: str, result: dict[str, Any], table: str, into_document: bool) -> None:
+    """Save a result, print its table, and write it into docs/cpu.md."""
+    save(name, result)
+    print("\n" + table)
+    if into_document:
+        replace_table(ROOT / "docs" / "cpu.md", name, table)
 
 
 def replace_table(document: Path, name: str, table: str) -> None:
