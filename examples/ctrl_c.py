@@ -1,4 +1,4 @@
-"""Let Ctrl-C end a script without a traceback while its libraries are imported."""
+"""Let Ctrl-C end a script cleanly while its libraries are imported."""
 
 import os
 import signal

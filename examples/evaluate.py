@@ -1,4 +1,4 @@
-"""Measure a trained network: its accuracy, class by class, and what it takes for what.
+"""Measure a trained network: its accuracy per class, and its confusions.
 
 python examples/evaluate.py runs/flowers-torchvision               on the run's held-out images
 python examples/evaluate.py best.safetensors --data more-flowers   on other images

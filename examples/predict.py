@@ -1,4 +1,4 @@
-"""Name what is in images: the five most probable classes each, and a picture of it all.
+"""Classify images: the five most probable classes each, and a picture.
 
 python examples/predict.py runs/flowers-torchvision photo.jpg holiday/
 python examples/predict.py runs/flowers-torchvision holiday/ --sort sorted   copies: sorted/CLASS

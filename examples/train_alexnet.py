@@ -1,4 +1,4 @@
-"""Train an AlexNet on images drawn on the fly, or on a folder of your own photographs.
+"""Train an AlexNet on drawn images or on your own photographs.
 
 python examples/train_alexnet.py                  the embedded data set, in a few minutes
 python examples/train_alexnet.py --data photos    photos/cat/1.jpg, photos/dog/2.png, ...

@@ -1,4 +1,4 @@
-"""tinyalex look, and what it draws: outputs of layers, and images that are alike."""
+"""examples/look.py: outputs of layers, and similar images."""
 
 import os
 import re

@@ -55,11 +55,11 @@ def test_sorting_copies_into_the_folder_of_the_most_probable_class(photos, train
         assert content in (copies.get(f"{answer}/{stem}.png"), copies.get(f"{answer}/{stem}-2.png"))
 
     name = next(iter(copies))
-    (target / name).write_text("somebody's own")  # is not overwritten when the command runs again
+    (target / name).write_text("the user's own")  # is not overwritten when the command runs again
     said = run("predict", *arguments)[1]
     assert f"copied 1 images into the folders of {target}, 19 were there already; 1 could" in said
     again = sorted_into(target)
-    assert again.pop(name) == b"somebody's own"
+    assert again.pop(name) == b"the user's own"
     assert len(again) == 20
     assert Counter(again.values()) == Counter(before.values())
 

@@ -1,4 +1,4 @@
-"""tinyalex train where something is wrong: one sentence, an exit code, nothing lost."""
+"""tinyalex train with faults: one sentence, an exit code, nothing lost."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""tinyalex train from the outside: what it says, writes and does instead of training."""
+"""examples/train_alexnet.py: its output, its files, and its other modes."""
 
 import json
 import os

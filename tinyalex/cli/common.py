@@ -24,7 +24,7 @@ from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
 
 FAULTS = {*FAULTS_OF_THE_DISK, *FAULTS_OF_THE_MACHINE}
-"""Reasons of an OSError that are nobody's mistake: the command fails with code 1."""
+"""Reasons of an OSError that are no mistake: the command fails with code 1."""
 
 EXPECTED_ERRORS = (
     ValueError,
@@ -34,14 +34,14 @@ EXPECTED_ERRORS = (
     WorkerError,
     DeviceError,
 )
-"""What a mistake of the user's, or of the machine's, raises before the work begins."""
+"""Errors reported as one line instead of a traceback."""
 
 
 Main = Callable[[list[str] | None], int]
 
 
 def command(main: Main) -> Callable[..., int]:
-    """Decorate the main function of a command with what all of them share.
+    """Decorate a command's main function with signals, streams and exit codes.
 
     Standard streams that are closed are opened on the null device, signals end it with their exit
     code and without a traceback, and so do errors that are expected, in one sentence.
@@ -62,7 +62,7 @@ def command(main: Main) -> Callable[..., int]:
 
 
 def add_network_arguments(parser: Parser) -> None:
-    """Add what the commands that use a trained network begin with: it, and what computes it."""
+    """Add the arguments of commands that use a trained network."""
     add_checkpoint(parser)
     add_threads(parser)
     add_device(parser)
@@ -128,7 +128,7 @@ def check_picture(out: Path) -> None:
 
 
 def check_writable(folder: Path, make: bool = False) -> None:
-    """See that files can go into a folder, before the work is done; make it where it is to be."""
+    """Check that a folder is writable; create it if asked."""
     try:
         if make:
             make_folder(folder)
@@ -140,9 +140,9 @@ def check_writable(folder: Path, make: bool = False) -> None:
 
 
 def find_images(paths: list[str]) -> Iterator[str]:
-    """Yield each file given, and the images in each folder given and below it, sorted.
+    """Yield the given files, and images below the given folders, sorted.
 
-    What is skipped in a folder is said on stderr.
+    Skipped files are reported on stderr.
     """
     for path in paths:
         if not os.path.isdir(path):
@@ -170,7 +170,7 @@ def readable(
     skipped: list[Item],
     describe: Callable[[Item], str],
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Yield each item with what `load` returns, where it can be read in time.
+    """Yield each item with its loaded result, if read in time.
 
     Names the others on stderr and adds them to `skipped`. Raises WorkerError where the disk does
     not answer.
@@ -184,7 +184,7 @@ def readable(
 
 
 def complain(error: BaseException | str, code: int | None = None) -> int:
-    """Print an error as one line on stderr; return the code, by default what fits the error."""
+    """Print an error as one line on stderr; return the exit code."""
     if code is None:
         lacks = isinstance(error, OSError) and error.errno in FAULTS
         code = FAILED if lacks or isinstance(error, (WorkerError, MemoryError)) else USAGE

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def dry_run(run: Run, out: Path) -> None:
-    """Read batches, take two steps, validate one, write and read a checkpoint; leave no file.
+    """Try reading, training, validation and a checkpoint; leave no file.
 
     The steps are those that the run would take next. The checkpoint goes where it would write, to
     a temporary folder in `out` or in the nearest folder above it that exists. Raises what the run

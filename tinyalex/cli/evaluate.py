@@ -1,4 +1,4 @@
-"""Measure a trained network: its accuracy, class by class, and what it takes for what.
+"""Measure a trained network: its accuracy per class, and its confusions.
 
 tinyalex evaluate runs/flowers-torchvision               on the run's held-out images
 tinyalex evaluate best.safetensors --data more-flowers   on other images
@@ -61,9 +61,9 @@ EXIT_CODES = (
 )
 TITLES = {1: "centre crop", 10: "ten crops"}
 CONFUSED = 10
-"""How many pairs of classes are listed at most."""
+"""Most pairs of classes in the list."""
 MISTAKES = 20
-"""How many images are on the sheet at most."""
+"""Most images on the sheet."""
 
 
 @command
@@ -136,7 +136,7 @@ def make_parser() -> Parser:
 
 
 def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
-    """Print the accuracy of each class, worst first, and of all together, for each way to crop."""
+    """Print the accuracies, per class and in total, per crops."""
     scores = {TITLES[crops]: answers[crops].scores for crops in sorted(answers)}
     columns = []
     for heading, one in scores.items():
@@ -181,7 +181,7 @@ def print_confused(answers: Answers, classes: list[str], crops: str) -> None:
 
 
 def draw(answers: Answers, dataset: Dataset, out: Path) -> int:
-    """Draw the confusion matrix and the worst mistakes into `out`; return the exit code."""
+    """Draw confusion matrix and worst mistakes into `out`; return exit code."""
     confused = partial(confusion_matrix, answers.confusion, dataset.classes)
     pictures = {"confusion.png": ("what is taken for what", confused)}
     if len(worst := answers.worst_mistakes(MISTAKES)):

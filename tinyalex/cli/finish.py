@@ -1,4 +1,4 @@
-"""The end of a run: the test, the pictures, and what there is now."""
+"""The end of a run: test, pictures, and a list of files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     try:
         content, path = load_checkpoint(out / BEST), out / BEST
         classifier, best, whose = classifier_in(content, path), state_in(content, path), "best"
-    except FileNotFoundError:  # somebody has removed it
+    except FileNotFoundError:  # it was removed
         pass
     except FileError as error:
         trainer.checkpoints.put_best_aside()
@@ -56,7 +56,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
             f"images that played no part in training (top-5 {scores.top5:.1%})"
         )
     out, rows = trainer.here(), []
-    with suppress(OSError):  # somebody has removed it
+    with suppress(OSError):  # it was removed
         rows = read_metrics(out / METRICS)
     last = max(rows_of("epoch", rows), key=lambda row: row["epoch"], default=None)
     of_last = f"{last['val_top1']:.1%} after the last epoch, " if last else ""
@@ -78,7 +78,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
         "filters.png": lambda path: save_png(first_kernels(model), path),
         "curves.png": lambda path: learning_curves(rows, run.num_classes, path),
     }
-    if last is None:  # somebody has removed the metrics
+    if last is None:  # the metrics were removed
         del pictures["curves.png"]
     stop.under_way = "all is saved: finishing the pictures"
     for name, draw in pictures.items():

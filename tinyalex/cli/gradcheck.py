@@ -38,7 +38,7 @@ class Op(NamedTuple):
 
 
 def dropout(x: ta.Tensor) -> ta.Tensor:
-    """Drop the same elements at every call: a function of chance has no slope."""
+    """Drop the same elements at every call: randomness has no slope."""
     ta.manual_seed(0)
     return F.dropout(x, 0.5)
 
@@ -91,7 +91,7 @@ OPS = [
 
 
 class Row(NamedTuple):
-    """What was found for one operation or parameter."""
+    """Result of one operation or parameter."""
 
     name: str
     checked: str
@@ -100,7 +100,7 @@ class Row(NamedTuple):
 
 
 def draw(op: Op, rng: np.random.Generator) -> list[ta.Tensor]:
-    """Draw the inputs; where a function has kinks, keep values apart and away from zero."""
+    """Draw inputs; with kinks, values apart and away from zero."""
     arrays = []
     for shape in op.shapes.values():
         values = rng.standard_normal(shape)
@@ -124,12 +124,15 @@ def slope(loss: Callable[[], float], data: np.ndarray, direction: np.ndarray, ep
 
 
 def gradient_of(x: ta.Tensor) -> np.ndarray:
-    """Return what backward() computed; nothing at all counts as zero, and will be found wrong."""
+    """Return the gradient of backward(), zeros if there is none."""
     return np.zeros(x.shape) if x.grad is None else x.grad
 
 
 def relative_error(measured: np.ndarray, computed: np.ndarray) -> float:
-    """Return the largest difference, relative to the largest slope (NaN counts as infinite)."""
+    """Return the largest difference relative to the largest slope.
+
+    NaN counts as infinite.
+    """
     difference = np.abs(measured - computed).max()
     largest = max(np.abs(measured).max(), np.abs(computed).max())
     if difference == 0:
@@ -159,7 +162,7 @@ def check_op(op: Op, rng: np.random.Generator) -> Row:
 
 
 def check_network(name: str, rng: np.random.Generator) -> Row:
-    """Compare the slopes of a whole AlexNet's loss along one direction per parameter."""
+    """Check the slopes of an AlexNet's loss, one direction per parameter."""
     variant = models.VARIANTS[name]
     size = smallest_input(variant) + 4
     net = models.alexnet(variant.thinner(16, size), num_classes=5).to(np.float64)

@@ -61,9 +61,9 @@ EXIT_CODES = (
     "without some of the images named here, which cannot be read"
 )
 AT_MOST = {"answers": 40, "neighbours": 20, "features": 1}
-"""How many images there is room for."""
+"""Most images on a sheet."""
 HELD_OUT = {"answers": 10, "neighbours": 5, "features": 1}
-"""How many are taken where none are named."""
+"""Number of held-out images if none are named."""
 
 
 class Look(NamedTuple):
@@ -189,7 +189,7 @@ def answers(look: Look, out: Path) -> None:
 
 
 def neighbours(look: Look, out: Path) -> None:
-    """Draw for each image the six that the network finds most like it (Figure 4 right).
+    """Draw each image with its six nearest neighbours (Figure 4 right).
 
     Those are the ones with the smallest Euclidean distance between the activations of the last
     hidden layer; the distance is written below.

@@ -1,4 +1,4 @@
-"""Command `tinyalex`: call one of its commands, of which the others are not imported."""
+"""Command `tinyalex`: it calls a command, and imports no other."""
 
 from __future__ import annotations
 

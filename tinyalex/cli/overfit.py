@@ -16,7 +16,7 @@ STEPS_PER_LINE = 25
 
 
 def overfit(run: Run, count: int) -> bool:
-    """Train on one batch of `count` images, their central crops, at the run's full rate.
+    """Train on one batch of `count` images' central crops, at full rate.
 
     The images are spread evenly over the training set, hence over its classes. Tells whether the
     loss fell below 0.1 within 500 steps. Raises DataError for an image that cannot be read,
@@ -41,7 +41,7 @@ def overfit(run: Run, count: int) -> bool:
 
 
 def chosen_images(run: Run, count: int) -> Batch:
-    """Return `count` training images as evaluation sees them, from all over the training set."""
+    """Return `count` training images, evenly chosen, transformed as in evaluation."""
     dataset, transform = run.train_data.dataset, run.classifier.transform
     if count > len(dataset):
         raise ValueError(f"overfit must be at most {len(dataset)}, the training images there are")
@@ -53,7 +53,7 @@ def chosen_images(run: Run, count: int) -> Batch:
 
 
 def advice(run: Run) -> str:
-    """Say what may be wrong with a run that cannot memorise a few images."""
+    """Return possible faults of a run that memorises nothing."""
     settings = run.settings
     fit = "--initial-weights data, " if settings.initial_weights != "data" else ""
     return (

@@ -21,7 +21,7 @@ STOPPED = "129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM"
 
 
 def parser_of(command: str, text: str | None, exit_codes: str, stopped: str = STOPPED) -> Parser:
-    """Return a parser for a command; its help calls commands as this one was called."""
+    """Return a command's parser, whose help names the command as called."""
     return Parser(
         prog=program(command),
         description=(text or "").replace(f"tinyalex {command}", call_of(command)),
@@ -35,7 +35,7 @@ def program(command: str | None = None) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser with `Help`, whose complaints are one line, without the list of options."""
+    """Argument parser with `Help` and one-line errors."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": Help, **options})
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that shows defaults where there are any, and keeps the lines of its description.
+    """Help with defaults, which keeps the lines of its description.
 
     Only lines that are too long for the terminal, or for 99 columns, are broken, between words.
     """
@@ -89,7 +89,7 @@ def whole(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
 
 
 def name_in(text: str) -> str:
-    """Return the name of a file or folder: any but none, which would mean the current folder."""
+    """Return a file or folder name; an empty one is refused."""
     if not text:
         raise argparse.ArgumentTypeError("expected a name, got nothing (this folder is called '.')")
     return text

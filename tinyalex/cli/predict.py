@@ -1,4 +1,4 @@
-"""Name what is in images: the five most probable classes each, and a picture of it all.
+"""Classify images: the five most probable classes each, and a picture.
 
 tinyalex predict runs/flowers-torchvision photo.jpg holiday/
 tinyalex predict runs/flowers-torchvision holiday/ --sort sorted   copies: sorted/CLASS
@@ -44,7 +44,7 @@ BATCH = 32
 BATCH_BYTES = 2**28
 """Bytes of files above which a batch is not filled up."""
 ON_SHEET = 40
-"""How many images the contact sheet shows at most."""
+"""Most images on the contact sheet."""
 
 
 @command
@@ -121,7 +121,7 @@ def make_parser() -> Parser:
 
 
 class Photo(NamedTuple):
-    """An image: all that is made of it comes from one reading of its file."""
+    """An image, from one reading of its file."""
 
     pixels: np.ndarray
     content: bytes

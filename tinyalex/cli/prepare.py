@@ -1,4 +1,4 @@
-"""Turn a folder of images of any kind into a clean one, which trains faster and can be checked.
+"""Turn a folder of images into a clean, verifiable one for training.
 
 tinyalex prepare photos clean     photos/cat/1.png, ... to clean/cat/1.png.jpg, ...
 tinyalex prepare --verify clean   has a file changed, or gone, since then?

@@ -1,4 +1,4 @@
-"""How this command was started: commands that are printed are called the same way."""
+"""Form of this command's call, which printed commands repeat."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ SCRIPTS = {
 
 
 def call_of(command: str, *arguments: object) -> str:
-    """Return the command line that calls a command with these arguments, to be pasted."""
+    """Return the pasteable command line of a command with these arguments."""
     # A folder called -x would be taken for an option.
     rest = (f"./{a}" if str(a)[:1] == "-" and isinstance(a, Path) else a for a in arguments)
     return command_line([*words_of(command), *rest])
 
 
 def words_of(command: str | None = None) -> list[str]:
-    """Return the words that call a command, or all: as a script, as installed, or by python -m."""
+    """Return the words that call a command, or all of them.
+
+    It is called as a script, as installed, or by python -m.
+    """
     started = Path(sys.argv[0])
     if command and started.name in SCRIPTS.values():
         script = started.with_name(SCRIPTS[command])
@@ -41,14 +44,14 @@ def words_of(command: str | None = None) -> list[str]:
 
 
 def this_python() -> str:
-    """Return how to call the Python that runs."""
+    """Return the words that call this Python."""
     if shutil.which("python") == sys.executable:
         return "python"
     return shortest(sys.executable)
 
 
 def shortest(path: str | os.PathLike[str]) -> str:
-    """Return a path as it is or relative to the current folder, if that is shorter."""
+    """Return a path, absolute or relative, whichever is shorter."""
     whole = os.path.abspath(path)
     try:
         found = min(os.path.relpath(whole), whole, key=len)

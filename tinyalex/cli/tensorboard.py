@@ -16,7 +16,7 @@ from tinyalex.training.trainer import Trainer
 
 
 def require_tensorboard() -> Any:
-    """Return what is needed of tensorboardX, which knows the file format, or raise PackageError."""
+    """Import tensorboardX, which knows the file format, or raise PackageError."""
     try:
         with borrowed("tensorboardX"):
             import tensorboardX  # noqa: F401
@@ -32,7 +32,7 @@ def require_tensorboard() -> Any:
 
 @contextmanager
 def shown_by_tensorboard(trainer: Trainer) -> Iterator[None]:
-    """Let the rows of metrics of a run go to TensorBoard as well; a folder that refuses is said."""
+    """Send a run's metrics to TensorBoard too; report a folder that fails."""
     lock = trainer.checkpoints.lock
     with ExitStack() as held:
         try:
@@ -46,7 +46,7 @@ def shown_by_tensorboard(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def scalar_writer(out: Folder, first_step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Offer a function that writes the numbers in a row of metrics to a new file below `out`.
+    """Yield a function that writes a row's numbers to a new file.
 
     What older files there have after `first_step` is written again by a run that is resumed, and
     TensorBoard is told so. The function raises OSError where the disk refuses, and anything where

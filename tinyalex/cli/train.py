@@ -1,4 +1,4 @@
-"""Train an AlexNet on images drawn on the fly, or on a folder of your own photographs.
+"""Train an AlexNet on drawn images or on your own photographs.
 
 tinyalex train                  the embedded data set, in a few minutes
 tinyalex train --data photos    photos/cat/1.jpg, photos/dog/2.png, ...
@@ -138,7 +138,7 @@ def print_header(run: Run, out: Path) -> None:
 
 
 def train(trainer: Trainer, stop: StopRequest) -> int:
-    """Train to the end, or say what stopped it and how to resume."""
+    """Train to the end, or report the interruption and how to resume."""
     run = trainer.run
     try:
         try:

@@ -32,7 +32,7 @@ SMALL_DATA: dict[str, Any] = {
     "weight_decay": 5e-4,
     "schedule": "cosine",
 }
-"""What runs without --variant: made for thousands of photographs, not for ImageNet's million."""
+"""Defaults without --variant, for thousands of photographs, not for ImageNet's million."""
 
 EMBEDDED = {
     **SMALL_DATA,
@@ -41,20 +41,20 @@ EMBEDDED = {
     "epochs": 5,
     "lr": 0.0015,
 }
-"""What runs with neither --variant nor --data: less than 10 minutes on 2 cores."""
+"""Defaults with neither --variant nor --data: less than 10 minutes on 2 cores."""
 
 LONGER = {
     "step": "the schedule keeps the length that it was made for",
     "discrete_exponential": "the schedule keeps the length that it was made for",
     "cosine": "the cosine is stretched to the new length, so the rate jumps",
 }
-"""What other --epochs do to a run that is resumed; the other schedules have no length."""
+"""Effect of other --epochs on a resumed run; the other schedules have no length."""
 
 
 def read_arguments(
     argv: list[str] | None, description: str | None = None
 ) -> tuple[argparse.Namespace, Settings, Checkpoints, dict[str, Any] | None]:
-    """Return the arguments, the settings that follow, the checkpoints, and what to resume in them.
+    """Return arguments, settings, checkpoints, and the state to resume.
 
     The last is None for a new run. Exits with code 2 for options that do not exist. Raises
     ValueError for values that cannot be, for an output folder in use and for a resumed run with
@@ -102,7 +102,7 @@ def check_together(args: argparse.Namespace) -> None:
 
 
 def check_place(out: Path, data: str | None) -> None:
-    """Raise ValueError for an output folder that would be taken for a class of images."""
+    """Raise ValueError for an output folder that looks like a class."""
     for folder in image_folders(Path(data)) if data else ():
         if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
@@ -112,7 +112,7 @@ def check_place(out: Path, data: str | None) -> None:
 
 
 def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
-    """Return the settings of a run whose command line names this variant and this data only."""
+    """Return the settings for this variant and data, without other options."""
     if variant is None:
         return EMBEDDED if data is None else SMALL_DATA
     pixels, recipe = VARIANTS[variant].pixels, VARIANTS[variant].recipe
@@ -125,7 +125,7 @@ def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
 def read_resumed(
     parser: Parser, argv: list[str] | None, args: argparse.Namespace, checkpoints: Checkpoints
 ) -> tuple[Settings, dict[str, Any]]:
-    """Return the settings and what the checkpoints hold of the run in `args.resume`.
+    """Return settings and content of the checkpoints in `args.resume`.
 
     Its settings take the place of the defaults, so what differs was given on the command line.
     """
@@ -175,7 +175,7 @@ def read_resumed(
 
 
 def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
-    """Return the settings in `args`, with `defaults` where an option was left out."""
+    """Return the settings in `args`, with `defaults` for missing options."""
     names = Settings.__dataclass_fields__
     values = {name: getattr(args, name) for name in names}
     values = {name: defaults.get(name) if v is None else v for name, v in values.items()}

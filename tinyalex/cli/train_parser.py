@@ -34,7 +34,7 @@ STOPPED = "129, 130 and 143 stopped, and saved, by SIGHUP, Ctrl-C and SIGTERM"
 
 
 class ShowRecipe(argparse.Action):
-    """An option that prints the recipe of the variant it is given, and exits."""
+    """Option that prints the given variant's recipe and exits."""
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class ShowRecipe(argparse.Action):
 
 
 def seconds_in(text: str) -> float:
-    """Return how many seconds a time such as 2h, 1h30m or 90s has.
+    """Return the seconds of a time such as 2h or 1h30m.
 
     >>> seconds_in("1h30m"), seconds_in("90s")
     (5400.0, 90.0)
@@ -71,7 +71,7 @@ def seconds_in(text: str) -> float:
 
 
 def make_parser(description: str | None = None) -> Parser:
-    """Return the parser; its groups are in the order of the paper's sections."""
+    """Return the parser; groups are ordered like the paper's sections."""
     parser = parser_of("train", description, EXIT_CODES, STOPPED)
     parser.usage = "%(prog)s [OPTION ...]"
 

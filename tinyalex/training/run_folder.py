@@ -50,7 +50,7 @@ LONGEST_RECORD = 2**24
 def open_run_folder(
     run: Run, checkpoints: Checkpoints, stop: StopRequest, again: str
 ) -> Iterator[Trainer]:
-    """Evaluate one batch and create the run's files, so that errors appear early.
+    """Evaluate a batch and create the run's files, before training.
 
     `run` is new or was loaded from `checkpoints`; `again` is the command line that repeats it.
     Within the block no other process writes into the folder, and signals are requests to `stop`,

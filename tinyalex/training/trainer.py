@@ -88,7 +88,7 @@ class Trainer:
             raise
 
     def here(self) -> Path:
-        """Return where the folder of the run is now, also if somebody has renamed it meanwhile.
+        """Return the run folder's current path, also after a rename.
 
         Raises StoppedError where it is lost, and what the run knows is saved in another.
         """
@@ -105,7 +105,7 @@ class Trainer:
         return now
 
     def _rescue(self, lost: FolderLostError) -> StoppedError:
-        """Save into a new folder beside the one that is lost; return the error that tells so.
+        """Save into a new folder beside the lost one; return the error.
 
         Raises FolderLostError where that cannot be done.
         """
@@ -134,7 +134,7 @@ class Trainer:
             raise stop.error()
 
     def _learn(self, stop: StopRequest) -> None:
-        """Train on the batches of an epoch, or on what is left of it."""
+        """Train on the batches of an epoch, or on its rest."""
         run, state, data = self.run, self.run.state, self.run.train_data
         self._start_epoch()
         for batch in data.epoch(state.epoch, state.batch):
@@ -164,7 +164,7 @@ class Trainer:
             raise self._explain(error) from error
 
     def _after_reading(self, results: list[Average], stop: StopRequest) -> None:
-        """Log, save and show what the steps just read have brought, and time them."""
+        """Log, save, show and time the steps just read."""
         state, data = self.run.state, self.run.train_data
         if state.step % STEPS_PER_ROW == 0 or state.batch == len(data):
             self._log_steps()
@@ -178,12 +178,12 @@ class Trainer:
         stop.reserve = 2 * (self.throughput.typical_step + self.checkpoints.seconds_to_save)
 
     def _reads_now(self, step: int) -> bool:
-        """Tell whether what the steps up to `step` found out is wanted now, for a row at least."""
+        """Return whether the results up to `step` are needed now."""
         unread, left = self.steps.unread, len(self.run.train_data) - self.run.state.batch
         return unread in (self.steps.every, left) or step % STEPS_PER_ROW == 0
 
     def _read(self) -> list[Average]:
-        """Count what the steps since the last reading found out, and return it."""
+        """Count and return the results of the steps since the last reading."""
         run, state, data = self.run, self.run.state, self.run.train_data
         results = []
         try:
@@ -219,14 +219,14 @@ class Trainer:
         self._latest = Step(step, self.run.state.epoch + 1, rate, batch, data.dataset)
 
     def _explain(self, error: Exception) -> DivergedError:
-        """Return the error with its cause, which the step remembered last brings to light again."""
+        """Return the error with its cause, found by repeating the step."""
         if self._latest is None:
             return DivergedError(str(error))
         self.progress.stop()
         return explain(error, self._latest, self.run.classifier.model, self.checkpoints.here)
 
     def _log_steps(self) -> None:
-        """Write a row about the steps since the last; notice what is stuck, and what is slow."""
+        """Write a row about the last steps; warn if stuck or slow."""
         run, state = self.run, self.run.state
         recent, state.since_row = state.since_row, Average()
         self.append(
@@ -257,7 +257,7 @@ class Trainer:
             )
 
     def _end_epoch(self, scores: Scores) -> None:
-        """Count the epoch, log it, keep the network if it is the best so far."""
+        """Count and log the epoch; keep the best network."""
         run, state, throughput = self.run, self.run.state, self.throughput
         learned, state.since_epoch = state.since_epoch, Average()
         state.epoch, state.batch = state.epoch + 1, 0
@@ -299,7 +299,7 @@ class Trainer:
                 self.progress.say(f"left out: {path}: {reason}")
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write a row of metrics, and tell those that watch; what refuses it ends nothing."""
+        """Write a row of metrics and notify observers; ignore their errors."""
         self._write_metrics(lambda: self.metrics.append(row))
         self.run.state.rows = self.metrics.rows
         if self.on_row is not None:
@@ -323,7 +323,7 @@ class Trainer:
             self._refused = True
 
     def _save(self) -> None:
-        """Write the checkpoint, after the rows of metrics that it counts, if anything is new."""
+        """Write the checkpoint, after the metrics that it counts."""
         self._follow()
         if self.checkpoints.up_to_date(self.run):
             return
@@ -341,7 +341,7 @@ class Trainer:
             self._try(self._save, "checkpoint")
 
     def _try(self, save: Callable[[], None], what: str) -> None:
-        """Save; a disk that refuses is no reason to stop now, and hides none."""
+        """Save; a disk's error is reported and does not end training."""
         try:
             save()
         except FolderLostError:
