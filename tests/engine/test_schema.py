@@ -161,7 +161,8 @@ def test_every_part_of_a_checkpoint_may_be_spoilt(copy, capsys, monkeypatch):
             else:
                 assert str(path.parent) in refused
                 assert len(refused) < 1500
-    assert 60 < len(accepted) < 120
+    # Every part has places for other values, but the kind and the digest of the data have none.
+    assert {part for part, *_ in accepted} == good.keys() - {"kind", "data"}
     for place, value in list(accepted.items())[::9]:  # for each takes a second
         save(spoilt(good, place, value), path)
         commands = {"look": (path, "kernels"), TRAIN: ("--resume", copy, "--epochs", 4)}
