@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from gpu.cases import distance
 from gpu.floors import Work
+from gpu.layer_rows import double
 from shared import report
 from tinyalex.backends import cpu
 from tinyalex.backends.geometry import (
@@ -78,11 +80,7 @@ def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:
 
 def exact(kernel: str, values: tuple[Any, ...]) -> np.ndarray:
     """Return the result in float64."""
-    double = (
-        a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a
-        for a in values
-    )
-    return np.asarray(_first(getattr(cpu, kernel)(*double)))
+    return np.asarray(_first(getattr(cpu, kernel)(*map(double, values))))
 
 
 def _first(result: Any) -> Any:
@@ -151,7 +149,7 @@ def measure(folder: Path, rounds: int) -> None:
     ceilings = machine.ceilings()
     result: dict[str, Any] = {
         "facts": facts,
-        "ceilings": {"operations": ceilings.operations, "bandwidth": ceilings.bandwidth},
+        "ceilings": asdict(ceilings),
         "rungs": {},
     }
     flush = machine.cupy().empty(layers.FLUSHED // 4, np.float32)

@@ -43,7 +43,7 @@ class Row:
 
     def expected(self) -> np.ndarray:
         """Return the result in float64, by the kernels for the CPU."""
-        arguments = [_double(a) for a in self.arguments]
+        arguments = [double(a) for a in self.arguments]
         return np.asarray(self.result(getattr(cpu, self.kernel)(*arguments), arguments))
 
     def result(self, returned: Any, arguments: Sequence[Any]) -> Any:
@@ -57,7 +57,8 @@ class Row:
         return TOLERANCES[precision]["worst gradient"] if self.loose else TOLERANCE[precision]
 
 
-def _double(argument: Any) -> Any:
+def double(argument: Any) -> Any:
+    """Return a float32 array in float64; anything else unchanged."""
     if isinstance(argument, np.ndarray) and argument.dtype == np.float32:
         return argument.astype(np.float64)
     return argument

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,7 @@ def measure(net: Net, images: int, classes: list[str], campaign: Campaign) -> No
         return
     result: dict[str, Any] = {
         "facts": campaign.facts,
-        "ceilings": {
-            "operations": campaign.ceilings.operations,
-            "bandwidth": campaign.ceilings.bandwidth,
-        },
+        "ceilings": asdict(campaign.ceilings),
         "net": net.name,
         "images": images,
         "cache": f"cold: {FLUSHED >> 20} MiB are written before each call",
