@@ -118,7 +118,7 @@ class Folder:
         self.close()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None

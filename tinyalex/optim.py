@@ -145,7 +145,7 @@ class SGD:
         for index, (p, group) in enumerate(self._with_groups()):
             if p.grad is None or not p.requires_grad:
                 continue
-            p._storage.version += 1  # whoever asked is about to write
+            p._storage.version += 1  # the caller is about to write
             velocity = self._velocity[index] if group["momentum"] else None
             if velocity is not None and device_of(velocity) != p.device:
                 velocity = self._velocity[index] = for_device(move(velocity, p.device))

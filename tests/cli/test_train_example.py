@@ -156,7 +156,7 @@ def test_dry_run_checks_everything_and_leaves_nothing(photos, tmp_path):
         TRAIN, "--dry-run", "--variant", "tiny", "--data", photos, "--out", out
     )
     assert (code, complaints) == (0, "")
-    for expected in ("8 training images read", "step 2 in", "validation images judged",
+    for expected in ("8 training images read", "step 2 in", "validation images evaluated",
                      "written to", "read back", "all is well"):  # fmt: skip
         assert expected in said
     assert (contents(photos), contents(tmp_path)) == before

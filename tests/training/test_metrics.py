@@ -153,31 +153,31 @@ def test_a_pipe_that_is_full_for_a_while_is_written_again():
 
 
 def test_pace_tells_waiting_from_computing_and_estimates_the_end():
-    pace = Throughput(total_steps=100, epochs=2)
-    pace.add(waited=5.0, worked=55.0, results=[Average(1.0, 1, 8)])  # the first step compiles
-    assert pace.seconds_left(step=1, epoch=0) is None
-    assert pace.typical_step == 60.0
+    throughput = Throughput(total_steps=100, epochs=2)
+    throughput.add(waited=5.0, worked=55.0, results=[Average(1.0, 1, 8)])  # the first step compiles
+    assert throughput.seconds_left(step=1, epoch=0) is None
+    assert throughput.typical_step == 60.0
     for _ in range(9):
-        pace.add(waited=1.0, worked=3.0, results=[Average(8.0, 4, 8)])
-        assert pace.seconds_left(step=10, epoch=2) == 90 * 4.0
-    pace.validation_seconds = 7.0
-    assert pace.average.loss == 73 / 80
-    assert pace.images_per_second() == 72 / 36
-    assert pace.images_per_second(whole_epoch=True) == 80 / 96
-    assert pace.data_share(whole_epoch=True) == 14 / 96
-    assert pace.seconds_left(step=10, epoch=1) == 90 * 4.0 + 7.0
-    assert not pace.waits(epoch_ends=True)
-    pace.start_epoch()
-    assert pace.as_row(whole_epoch=True) == {"images_per_second": 0.0, "data_share": 0.0}
+        throughput.add(waited=1.0, worked=3.0, results=[Average(8.0, 4, 8)])
+        assert throughput.seconds_left(step=10, epoch=2) == 90 * 4.0
+    throughput.validation_seconds = 7.0
+    assert throughput.average.loss == 73 / 80
+    assert throughput.images_per_second() == 72 / 36
+    assert throughput.images_per_second(whole_epoch=True) == 80 / 96
+    assert throughput.data_share(whole_epoch=True) == 14 / 96
+    assert throughput.seconds_left(step=10, epoch=1) == 90 * 4.0 + 7.0
+    assert not throughput.waits(epoch_ends=True)
+    throughput.start_epoch()
+    assert throughput.as_row(whole_epoch=True) == {"images_per_second": 0.0, "data_share": 0.0}
 
 
 def test_pace_tells_a_slow_disk_once_it_is_sure():
-    pace = Throughput(total_steps=100, epochs=2)
+    throughput = Throughput(total_steps=100, epochs=2)
     for step in range(20):
-        assert pace.waits(epoch_ends=True) == (step > 5)  # seconds
-        assert not pace.waits(epoch_ends=False)
-        pace.add(waited=1.0, worked=1.0, results=[Average(8.0, 4, 8)])
-    assert pace.waits(epoch_ends=False)
+        assert throughput.waits(epoch_ends=True) == (step > 5)  # seconds
+        assert not throughput.waits(epoch_ends=False)
+        throughput.add(waited=1.0, worked=1.0, results=[Average(8.0, 4, 8)])
+    assert throughput.waits(epoch_ends=False)
 
 
 @pytest.mark.parametrize(

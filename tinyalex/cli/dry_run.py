@@ -61,10 +61,10 @@ def dry_run(run: Run, out: Path) -> None:
     held_out = next(run.val_data.epoch(0))
     model.eval()
     with no_grad():
-        (_, loss), judge_seconds = timed(logits_and_loss, model, held_out)
+        (_, loss), validation_seconds = timed(logits_and_loss, model, held_out)
     if not math.isfinite(loss.item()):
         raise DivergedError(f"the validation loss is {loss.item()}")
-    say(f"ok  {len(held_out)} validation images judged: loss {loss.item():.3f}")
+    say(f"ok  {len(held_out)} validation images evaluated: loss {loss.item():.3f}")
 
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place) as temporary:
@@ -85,7 +85,7 @@ def dry_run(run: Run, out: Path) -> None:
 
     left = (run.total_steps - state.step) * max(step_seconds, loading)
     epochs_left = run.settings.epochs - state.epoch
-    left += epochs_left * len(run.val_data) * max(judge_seconds, loading)
+    left += epochs_left * len(run.val_data) * max(validation_seconds, loading)
     rest = "resuming it to the end" if state.step else "training"
     but = f" but for {len(bad)} of the images looked at, which cannot be read" if bad else ""
     say(f"all is well{but}; {rest} would take about {duration(left)}")

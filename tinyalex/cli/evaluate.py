@@ -33,6 +33,7 @@ from tinyalex.optional import PackageError
 from tinyalex.pictures.charts import confusion_matrix
 from tinyalex.pictures.sheets import contact_sheet, failure, save_png
 from tinyalex.progress import (
+    Progress,
     cells,
     command_line,
     folded,
@@ -46,7 +47,6 @@ from tinyalex.text import printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
-    Progress,
     checkpoint_path,
     classifier_in,
     examine,

@@ -42,12 +42,11 @@ from tinyalex.pictures.features import (
     neighbour_sheet,
 )
 from tinyalex.pictures.sheets import contact_sheet, first_kernels, save_png
-from tinyalex.progress import say, warn
+from tinyalex.progress import Progress, say, warn
 from tinyalex.text import printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Classifier,
-    Progress,
     checkpoint_path,
     classifier_in,
     load_checkpoint,

@@ -27,10 +27,9 @@ from tinyalex.data.prepare import prepare, source_images
 from tinyalex.data.worker_processes import WorkerError
 from tinyalex.folders import locked
 from tinyalex.interrupts import DONE, FAILED, USAGE
-from tinyalex.progress import duration, one_sentence, say, warn
+from tinyalex.progress import Progress, duration, one_sentence, say, warn
 from tinyalex.text import printable
 from tinyalex.threads import available_cores
-from tinyalex.training import Progress
 
 EXIT_CODES = (
     "0 done, perhaps without images that could not be read; 1 failed on the way; 2 arguments or "

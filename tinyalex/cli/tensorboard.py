@@ -51,7 +51,7 @@ def scalar_writer(out: Folder, first_step: int) -> Iterator[Callable[[dict[str, 
     What older files there have after `first_step` is written again by a run that is resumed, and
     TensorBoard is told so. The function raises OSError where the disk refuses, and anything where
     tensorboardX fails. Its own SummaryWriter is not used: its thread dies of a full disk, and then
-    whoever feeds it hangs.
+    the thread that feeds it hangs.
     """
     board = require_tensorboard()
     with out.inside("tensorboard") as folder:

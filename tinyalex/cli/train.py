@@ -29,11 +29,10 @@ from tinyalex.data.index import in_words
 from tinyalex.folders import FolderLostError
 from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.models import VARIANTS
-from tinyalex.progress import folded, one_sentence, say
+from tinyalex.progress import Progress, folded, one_sentence, say
 from tinyalex.text import printable
 from tinyalex.training import (
     DivergedError,
-    Progress,
     Run,
     StoppedError,
     StopRequest,

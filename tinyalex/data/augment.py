@@ -79,7 +79,7 @@ def random_box(image: np.ndarray, rng: np.random.Generator, scale: tuple[float, 
 def resized(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """Resize a part of an image to `size x size` pixels.
 
-    `pixels` are uint8 RGB, or a float32 image.
+    `image` is uint8 RGB [H, W, 3], or float32.
     """
     if image.dtype == np.uint8:
         picture = Image.fromarray(image)

@@ -1,4 +1,4 @@
-"""Batches on a GPU, copied during the step before."""
+"""Batches on a GPU, copied as bytes during the step before."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from tinyalex.backends.types import Array
 from tinyalex.data.dataset import Dataset
 from tinyalex.data.loader import Batch, Loader
 from tinyalex.data.transforms import EvalTransform, Transform
+
+if TYPE_CHECKING:
+    from tinyalex.backends.cuda.transfer import Place
 
 
 class Deferred:
@@ -63,10 +66,6 @@ class Deferred:
         noise = transform.draw_noise(rng)
         record["noise"] = 0 if noise is None else noise
         return record
-
-
-if TYPE_CHECKING:
-    from tinyalex.backends.cuda.transfer import Place
 
 
 class GPULoader(Loader):

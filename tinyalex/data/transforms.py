@@ -235,35 +235,6 @@ class TrainTransform(EvalTransform):
         return self.flip and rng.random() < 0.5
 
 
-def _mirrored(pixels: np.ndarray) -> np.ndarray:
-    """Return ``pixels[:, ::-1]``, moved pixel by pixel: faster than number by number."""
-    whole = np.ascontiguousarray(pixels).view(f"V{pixels.shape[2] * pixels.itemsize}")
-    return np.ascontiguousarray(whole[:, ::-1]).view(pixels.dtype)
-
-
-def _mirrored_mean(mean: np.ndarray) -> np.ndarray:
-    """Return the mean for a mirrored crop; a colour stays the same."""
-    return mean if mean.ndim == 1 else _mirrored(mean)
-
-
-def _mean_for_channels(mean: Mean, channels: int) -> np.ndarray:
-    """Return float32 [1], [channels] or [size, size, channels]."""
-    array = np.asarray(mean, np.float32)
-    if array.ndim != 3:
-        grey = channels == 1 and array.shape == (3,)
-        return _for_channels(array @ LUMA if grey else array, channels, "mean")
-    if array.shape != (array.shape[0], array.shape[0], 3):
-        raise ValueError(f"a mean image must have shape [size, size, 3], got {array.shape}")
-    return array if channels == 3 else (array @ LUMA)[..., None]
-
-
-def _for_channels(value: Mean, channels: int, name: str) -> np.ndarray:
-    array = np.atleast_1d(np.asarray(value, np.float32))
-    if array.shape not in ((1,), (channels,)):
-        raise ValueError(f"{name} must be one number or {channels}, got {array.tolist()}")
-    return array
-
-
 class TenCropTransform(EvalTransform):
     """The ten views whose answers the paper averages (section 4.1), [10, crop, crop, channels].
 
@@ -299,3 +270,32 @@ class TenCropTransform(EvalTransform):
             self.view(image, *place, out=out[i])
             self.view(image, *place, mirrored=True, out=out[5 + i])
         return out
+
+
+def _mirrored(pixels: np.ndarray) -> np.ndarray:
+    """Return ``pixels[:, ::-1]``, moved pixel by pixel: faster than number by number."""
+    whole = np.ascontiguousarray(pixels).view(f"V{pixels.shape[2] * pixels.itemsize}")
+    return np.ascontiguousarray(whole[:, ::-1]).view(pixels.dtype)
+
+
+def _mirrored_mean(mean: np.ndarray) -> np.ndarray:
+    """Return the mean for a mirrored crop; a colour stays the same."""
+    return mean if mean.ndim == 1 else _mirrored(mean)
+
+
+def _mean_for_channels(mean: Mean, channels: int) -> np.ndarray:
+    """Return float32 [1], [channels] or [size, size, channels]."""
+    array = np.asarray(mean, np.float32)
+    if array.ndim != 3:
+        grey = channels == 1 and array.shape == (3,)
+        return _for_channels(array @ LUMA if grey else array, channels, "mean")
+    if array.shape != (array.shape[0], array.shape[0], 3):
+        raise ValueError(f"a mean image must have shape [size, size, 3], got {array.shape}")
+    return array if channels == 3 else (array @ LUMA)[..., None]
+
+
+def _for_channels(value: Mean, channels: int, name: str) -> np.ndarray:
+    array = np.atleast_1d(np.asarray(value, np.float32))
+    if array.shape not in ((1,), (channels,)):
+        raise ValueError(f"{name} must be one number or {channels}, got {array.tolist()}")
+    return array

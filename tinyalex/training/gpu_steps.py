@@ -29,6 +29,22 @@ WARM_UP = 2
 class StepGraph:
     """Steps on batches of one size; from the third, a CUDA graph.
 
+    A step of an AlexNet is some seventy launches, each of them some microseconds of Python.
+    Recorded ("captured"), they are one. The record has the addresses and numbers of its time, so
+
+    - what the step reads anew each time lies where it lay: images and labels in buffers, learning
+      rates in the table of the update, the keys of dropout in `KeySlots`. All of these are filled
+      before a replay; Python's numbers would stay as they were.
+    - it has a memory pool of its own, kept as long as the graph. CuPy's pool would hand the memory
+      of intermediate results, free once the recording is over, to others, and the replay would
+      write over theirs.
+    - while it is recorded nothing is computed, nothing may wait, and nothing be copied from the
+      host.
+
+    So the first steps run as they are, from that pool: they compile the kernels, begin the
+    velocities and leave enough memory in the pool. They are steps of the training like all others;
+    no step is computed twice, and all bits are those of a training without a graph.
+
     `learn(images, labels)` computes gradients, `pieces()` says how to update the parameters by
     them, `update(table)` does so. Batches of another size are learned from without the graph. For
     each step `random.start_step` must have been called; the current stream must not be CUDA's

@@ -1,4 +1,4 @@
-"""Numbers about a run: averages, hit counts, and their file.
+"""Numbers about a run: averages, throughput, hit counts, and their file.
 
 A row of ``metrics.jsonl`` is one JSON object on one line. Whatever depends on the clock sits
 under its key ``"time"``, so two runs that computed the same numbers have equal rows once that
@@ -179,20 +179,6 @@ def rows_of(kind: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _row_in(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _ends_a_line(file: BinaryIO, place: int) -> bool:
-    """Tell whether a line of the file ends at `place`."""
-    file.seek(max(0, place - 1))
-    return place == 0 or file.read(1) == b"\n"
-
-
 WARN_WAIT_SHARE = 0.3
 """Share of the time spent waiting for images from which on it is remarked on."""
 
@@ -286,3 +272,17 @@ class Throughput:
             return None
         rest = self._total_steps - step
         return rest * self.typical_step + (self._epochs - epoch) * self.validation_seconds
+
+
+def _row_in(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _ends_a_line(file: BinaryIO, place: int) -> bool:
+    """Tell whether a line of the file ends at `place`."""
+    file.seek(max(0, place - 1))
+    return place == 0 or file.read(1) == b"\n"

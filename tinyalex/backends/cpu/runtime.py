@@ -49,6 +49,7 @@ _EXACT_ENOUGH = {"reassoc", "contract", "nsz"}
 OPTIONS: dict[str, Any] = {"fastmath": _EXACT_ENOUGH, "error_model": "numpy", "nogil": True}
 
 # LLVM calls Python back for kernels on the disk: one whose callback is interrupted has address 0.
+# This holds for everything that Numba compiles in this process.
 JitEngine.finalize_object = signals_held()(JitEngine.finalize_object)
 
 
