@@ -79,7 +79,8 @@ def test_help_of_a_command(name, capsys):
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
-def test_the_list_of_commands(words, capsys):
+def test_the_list_of_commands(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # each on one line
     said = said_by(capsys, main, *words)
     assert all(f"  {name} " in said and summary in said for name, summary in COMMANDS.items())
 

@@ -12,7 +12,7 @@ from tinyalex.progress import open_standard_streams
 from tinyalex.version import __version__
 
 COMMANDS = {
-    "train": "train an AlexNet on a folder of photographs, or on images drawn on the fly",
+    "train": "train an AlexNet on photographs, or on images drawn on the fly",
     "predict": "name what is in images",
     "evaluate": "measure a trained network, class by class",
     "look": "draw what a trained network has learned",
