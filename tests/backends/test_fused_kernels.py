@@ -8,7 +8,7 @@ import pytest
 from convolution import padded, problem
 from helpers import LAYOUTS, assert_close, normal, tied
 
-from tinyalex.backends import FUSED_KERNELS, KERNELS, cpu, cuda, reference
+from tinyalex.backends import FUSED_KERNELS, GPU_KERNELS, KERNELS, cpu, cuda, reference
 from tinyalex.backends.cpu.conv import choose, im2col, strided, winograd
 from tinyalex.backends.cpu.lrn_pool import ROWS
 from tinyalex.backends.geometry import NormOptions, PoolOptions, pool_output_size
@@ -25,6 +25,7 @@ def test_all_fused_kernels_are_there_and_tested():
         assert hasattr(cpu, name) == (name not in on_gpus)
         assert hasattr(reference, name) == (name in KERNELS)
         assert hasattr(cuda, name)
+    assert set(cuda.__all__) == {*KERNELS, *FUSED_KERNELS, *GPU_KERNELS}
 
 
 # --- local response normalisation and max-pooling -------------------------------------------------

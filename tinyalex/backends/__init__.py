@@ -55,6 +55,16 @@ FUSED_KERNELS = {
     "norm_max_pool2d_relu_bias_grad": "its gradient, then relu's, and of that conv2d_bias_grad",
 }
 
+# What the GPU alone has, so that the host need neither wait nor launch one by one. Elsewhere ops
+# and optimiser compute the same with NumPy, or with one call per parameter.
+GPU_KERNELS = {
+    "cross_entropy": "mean or sum of the losses over class indices",
+    "cross_entropy_input_grad": "its gradient with respect to the logits",
+    "sgd_steps": "sgd_step for all parameters in one launch",
+    "all_finite_many": "all_finite for several arrays",
+    "prepare": "crop, mirror and normalise a batch of bytes",
+}
+
 CPU_BACKENDS = ("cpu", "reference")
 
 

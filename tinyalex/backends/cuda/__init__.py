@@ -1,7 +1,8 @@
 """The GPU backend: the project's own CUDA kernels on CuPy's arrays.
 
-The kernels are those of `tinyalex.backends.KERNELS`; what each computes is written out most plainly
-in `tinyalex.backends.reference`, and how, in ``kernels/*.cu``.
+The kernels are those of `KERNELS`, `FUSED_KERNELS` and `GPU_KERNELS` in `tinyalex.backends`. What
+each computes is written out most plainly in `tinyalex.backends.reference`, and how, in
+``kernels/*.cu``.
 """
 
 from tinyalex.backends.cuda.batch import prepare
