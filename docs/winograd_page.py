@@ -1,4 +1,4 @@
-"""Fill docs/winograd.md with what must not be typed: matrices, counts, errors, times, pictures.
+"""Fill docs/winograd.md with matrices, counts, errors, times and pictures.
 
     python docs/winograd_page.py              # all but the times, which it takes from --measure
     python docs/winograd_page.py --measure    # on a quiet machine
@@ -63,7 +63,7 @@ VALID, SAME = (ConvOptions(padding=((p, p), (p, p))) for p in (0, 1))
 
 
 def _machine() -> dict[str, Any]:
-    """Return the facts of `report.machine`, without a library that plays no part here."""
+    """Return those facts of `report.machine` that matter here."""
     facts = report.machine()
     facts["versions"].pop("torch", None)
     return facts
@@ -73,7 +73,7 @@ def _machine() -> dict[str, Any]:
 
 
 def convolve(x, w, B_t, A_t, G):
-    """Correlate x [N, C, H, W] with w [K, C, r, r]: n x n products for m x m outputs."""
+    """Correlate x [N, C, H, W] with w [K, C, r, r] by Winograd."""
     (N, C, H, W), K, r, (m, n) = x.shape, len(w), w.shape[-1], A_t.shape
     Ho, Wo = H - r + 1, W - r + 1
     down, across = -(-Ho // m), -(-Wo // m)  # tiles that cover the outputs
@@ -98,7 +98,7 @@ def matrices(taps: int, pairs: Sequence[float]) -> transforms.Matrices:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, the first column aligned to the left, the others to the right."""
+    """Return a Markdown table, its numbers aligned to the right."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -114,7 +114,7 @@ def points(pairs: Sequence[float]) -> list[str]:
 
 
 def matrix_text(name: str, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Return a matrix in exact fractions, with labels for its rows and columns."""
+    """Return a labelled matrix in exact fractions."""
     cells = [[name, *columns]]
     cells += [[label, *map(exact, row)] for label, row in zip(rows, matrix, strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -123,7 +123,7 @@ def matrix_text(name: str, matrix: np.ndarray, rows: Sequence[str], columns: Seq
 
 
 def matrices_block(taps: int) -> str:
-    """Return B^T and G side by side, and A^T, for so many taps."""
+    """Return B^T, G and A^T of a filter of `taps`."""
     B_t, A_t, G = transforms.matrices(taps)
     names = points(PAIRS[taps])
     inputs = matrix_text("B^T", B_t, names, [f"d{i}" for i in range(len(B_t))])
@@ -267,7 +267,7 @@ def code_block() -> str:
 
 
 def blocks() -> dict[str, str]:
-    """Return the parts of the page that are the same on every machine."""
+    """Return the parts of the page that no machine changes."""
     return {
         **{f"winograd-matrices-{taps}": matrices_block(taps) for taps in sorted(PAIRS)},
         "winograd-counts": counts_block(),
@@ -280,7 +280,7 @@ def blocks() -> dict[str, str]:
 
 
 def amplification(taps: int, pairs: Sequence[float]) -> np.ndarray:
-    """Return how much larger than those of the outputs [m, m] the products' rounding errors are.
+    """Return the growth of rounding errors in each output, [m, m].
 
     For inputs and weights from N(0, 1) the product at point i has the standard deviation
     ``|B^T[i]| |G[i]|``, and ``A^T[j, i]`` times as much of its error ends up in output j, which
@@ -298,7 +298,7 @@ def root_mean_square(values: np.ndarray) -> float:
 
 
 class Error(NamedTuple):
-    """What float32 costs one way of convolving, relative to the outputs; None: not predicted."""
+    """Relative float32 error of an algorithm; None: not predicted."""
 
     layer: str
     way: str
@@ -316,7 +316,7 @@ def relative(result: np.ndarray, exactly: np.ndarray) -> tuple[float, float]:
 
 
 def errors() -> list[Error]:
-    """Return the errors in float32 on random inputs, at the depth of conv3 and of conv2."""
+    """Measure float32 errors at the depths of conv3 and conv2."""
     chosen = [
         next(layer for layer in layers() if layer.name == name) for name in ("conv3", "conv2")
     ]
@@ -385,7 +385,7 @@ def _transform_products(M, half_done):
 
 
 def steps_of_a_task() -> dict[str, Callable[[], Any]]:
-    """Return what `winograd._convolve` does with one task of conv3, step by step, on one core."""
+    """Return the steps of `winograd._convolve` for one task of conv3."""
     layer = conv3()
     tile = transforms.TILE
     C, K, n = layer.channels, layer.kernels, tile + 2
@@ -417,7 +417,7 @@ def steps_of_a_task() -> dict[str, Callable[[], Any]]:
 
 
 def measure(batch: int, rounds: int) -> dict[str, Any]:
-    """Time conv3 forward by im2col and by the kernel that is chosen, and its steps, in turns."""
+    """Time conv3 forward by im2col and Winograd, and its steps."""
     layer = conv3()
     C, K = layer.channels, layer.kernels
     rng = np.random.default_rng(0)

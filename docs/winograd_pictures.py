@@ -46,7 +46,7 @@ def show(axes: Axes, image: np.ndarray, title: str, cmap: Any, limit: float | No
 
 
 def show_numbers(axes: Axes, matrix: np.ndarray, title: str) -> None:
-    """Draw a small matrix with a number in each cell; cells are as large for 3 x 3 as for 6 x 6."""
+    """Draw a small matrix, a number per cell, of equal size everywhere."""
     show(axes, matrix, title, SIGNED, float(np.abs(matrix).max()))
     size = len(matrix)
     middle = (size - 1) / 2
@@ -60,7 +60,7 @@ def show_numbers(axes: Axes, matrix: np.ndarray, title: str) -> None:
 
 
 def tile(convolve: Callable[..., np.ndarray], matrices: Any, path: Path) -> None:
-    """Draw an image, its edges both ways, and all steps of one of its tiles."""
+    """Draw an image, its edges, and the steps of one tile."""
     B_t, A_t, G = (matrix.astype(np.float32) for matrix in matrices)
     x, w = grey_image(), EDGES
     by_tiles = convolve(x[None, None], w[None, None], B_t, A_t, G)[0, 0]
@@ -125,7 +125,7 @@ def _draw_choice(
     amplification: Callable[[int, Sequence[float]], np.ndarray],
     ours: Sequence[float],
 ) -> None:
-    """Draw the amplification of F(4, 3) over its two pairs of points, and mark ours."""
+    """Draw the amplification of F(4, 3) over its pairs of points."""
     small, large = np.linspace(0.21, 1.17, 41), np.linspace(0.702, 2.4, 43)
     values = [[np.sqrt(np.mean(amplification(3, (a, b)) ** 2)) for a in small] for b in large]
     levels = [4.7, 5, 5.5, 6, 7, 8, 10, 12, 15, 20, 30, 50]

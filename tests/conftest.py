@@ -63,7 +63,7 @@ def _independent():
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Run the test on this backend, and go back to the default afterwards."""
+    """Run the test on this backend, and restore the default."""
     with ta.use_backend(request.param):
         yield request.param
 
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    """Say in one sentence what ``pytest -m gpu`` lacks, in place of failing in every test."""
+    """Refuse ``pytest -m gpu`` in one sentence where no GPU is."""
     if config.getoption("markexpr") == "gpu":
         try:
             ta.backends.devices.check("cuda")

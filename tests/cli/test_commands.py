@@ -59,7 +59,7 @@ def test_every_command_is_a_script():
 
 
 def said_by(capsys, call, *words):
-    """Return what a command prints that ends with the help or the version."""
+    """Return the help or version that a command prints."""
     with pytest.raises(SystemExit) as stop:
         call(list(words))
     said, complaints = capsys.readouterr()

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 MOST_WORDS = 12
 FILES = {
     path.relative_to(ROOT).as_posix(): path
-    for room in ("tinyalex", "examples", "benchmarks", "tests", "kernels")
+    for room in ("tinyalex", "examples", "benchmarks", "docs", "tests", "kernels")
     for path in sorted((ROOT / room).rglob("*"))
     if path.suffix in {".py", ".cu", ".cuh", ".cpp", ".h"}
 }

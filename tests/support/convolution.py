@@ -1,7 +1,7 @@
 """Problems for convolution algorithms, with their expected results."""
 
 import numpy as np
-from helpers import normal
+from helpers import assert_close, normal
 
 from tinyalex.backends import reference
 from tinyalex.backends.geometry import ConvOptions, conv_output_size
@@ -66,3 +66,12 @@ def expected_with_relu(x, weight, bias, grad, geometry, mask):
     results = expected(x, weight, bias, grad, geometry)
     dbias = reference.conv2d_bias_grad(grad.astype(np.float64))
     return {**results, "y": reference.relu(results["y"]), "dbias": dbias}
+
+
+def assert_right_in_layout(rng, layout, algorithm, arrays, geometry):
+    """Fail unless an algorithm with a ReLU computes what is expected from arrays in a layout."""
+    arguments = *map(layout, arrays), geometry
+    mask = layout(relu_output(rng, arrays[3].shape))
+    actual = run_with_relu(algorithm, *arguments, mask)
+    for name, result in expected_with_relu(*arguments, mask).items():
+        assert_close(actual[name], result, what=name)
