@@ -20,6 +20,7 @@ from tinyalex.backends.precision import (
 from tinyalex.files import FileError, load, save
 from tinyalex.grad_mode import is_grad_enabled, no_grad
 from tinyalex.gradcheck import GradcheckError, gradcheck
+from tinyalex.interop import Weights, load_weights
 from tinyalex.nn.fusion import use_fusion
 from tinyalex.random import manual_seed
 from tinyalex.summary import summary
@@ -44,6 +45,7 @@ __all__ = [
     "Function",
     "GradcheckError",
     "Tensor",
+    "Weights",
     "__version__",
     "arange",
     "cat",
@@ -55,6 +57,7 @@ __all__ = [
     "gradcheck",
     "is_grad_enabled",
     "load",
+    "load_weights",
     "manual_seed",
     "models",
     "nn",

@@ -22,6 +22,7 @@ FLOORS = [
     {"optim"},
     {"schedule"},
     {"models", "data", "summary"},
+    {"interop"},
     {"training"},
     {"pictures"},
     {"cli"},

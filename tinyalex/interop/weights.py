@@ -1,0 +1,122 @@
+"""Weights of an AlexNet, with their preprocessing and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinyalex.files import FileError
+from tinyalex.models import VARIANTS, AlexNet, Variant, alexnet
+from tinyalex.models.alexnet import parameter_shapes
+from tinyalex.models.spec import Conv, Linear
+
+RESIZES = ("shorter_side", "warp")
+"""Rules of resizing: keep the aspect and crop, or stretch to a square as Caffe does."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Arrays of one AlexNet, independent of the format that they came in.
+
+    `arrays` has "conv1.weight", "conv1.bias", ..., "fc8.bias", all float32: convolutions
+    [K, C / groups, H, W], linear layers [out, in] with `in` in the order C, H, W, and conv1 takes
+    RGB. `mean` and `std` are in units of 0..255 and RGB: one number per colour, or a mean image
+    float32 [shorter_side, shorter_side, 3]; None is what the variant has. An image is resized to
+    `shorter_side` by the rule `resize`, and a square of `input_size` pixels is cut from it.
+    `layout` and `channels` say how the file had them, `source` what it is, `notes` what was read.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    variant: str
+    source: str
+    mean: tuple[float, ...] | np.ndarray | None = None
+    std: tuple[float, ...] | None = None
+    resize: str = "shorter_side"
+    shorter_side: int = 0
+    input_size: int = 0
+    classes: list[str] | None = None
+    layout: str = "K, C, H, W"
+    channels: str = "RGB"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_arrays(self.arrays, self.variant)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.arrays[array_names(VARIANTS[self.variant])[-1]])
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return the arrays under the names of the variant's parameters."""
+        variant = VARIANTS[self.variant]
+        pairs = zip(parameter_shapes(variant, 1), array_names(variant), strict=True)
+        return {name: self.arrays[own] for name, own in pairs}
+
+    def network(self, dropout: float = 0.5) -> AlexNet:
+        """Return the AlexNet that has these weights."""
+        model = alexnet(self.variant, self.num_classes, dropout)
+        model.load_state_dict(self.state_dict())
+        return model
+
+    def with_classes(self, classes: Iterable[str]) -> Weights:
+        """Return these weights with the names of the classes, one per output."""
+        named = list(classes)
+        if len(named) != self.num_classes:
+            raise ValueError(f"the network has {self.num_classes} classes, got {len(named)} names")
+        return replace(self, classes=named)
+
+
+def array_names(variant: Variant) -> list[str]:
+    """Return the names of a variant's arrays: conv1.weight ... fc8.bias."""
+    layers = (*variant.features, *variant.classifier)
+    kinds = {Conv: "conv", Linear: "fc"}
+    weighted = [kinds[type(layer)] for layer in layers if type(layer) in kinds]
+    return [
+        f"{kind}{number}.{part}"
+        for number, kind in enumerate(weighted, start=1)
+        for part in ("weight", "bias")
+    ]
+
+
+def expected_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a variant's arrays, under the names of `Weights.arrays`."""
+    shapes = parameter_shapes(variant, num_classes).values()
+    return dict(zip(array_names(variant), shapes, strict=True))
+
+
+def fitting_variants(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the variants whose layers have the shapes of these arrays."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+
+    def fits(variant: Variant) -> bool:
+        classes = shapes.get(array_names(variant)[-1], (0,))[0]
+        return expected_shapes(variant, classes) == shapes
+
+    return [name for name, variant in VARIANTS.items() if fits(variant)]
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], name: str) -> None:
+    """Raise FileError unless a variant has exactly these arrays, all finite."""
+    if name not in VARIANTS:
+        raise FileError(f"variant must be one of {', '.join(VARIANTS)}; got {name!r}")
+    variant = VARIANTS[name]
+    own = array_names(variant)
+    if missing := [array for array in own if array not in arrays]:
+        raise FileError(f"{', '.join(missing)} missing for the variant {name!r}")
+    if more := sorted(arrays.keys() - set(own)):
+        raise FileError(f"the variant {name!r} has no {', '.join(more)}")
+    for place, shape in expected_shapes(variant, len(arrays[own[-1]])).items():
+        array = arrays[place]
+        if array.shape != shape:
+            fitting = fitting_variants(arrays)
+            raise FileError(
+                f"{place} has shape {array.shape}, the variant {name!r} expects {shape}; "
+                + (f"all shapes fit {', '.join(fitting)}" if fitting else "no variant fits")
+            )
+        if array.dtype != np.float32:
+            raise FileError(f"{place} must be float32, got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise FileError(f"{place} has values that are not finite")
