@@ -1,4 +1,4 @@
-"""The six variants: golden facts, initial weights, errors, and torch's outputs."""
+"""The eight variants: golden facts, initial weights, errors, and torch's outputs."""
 
 import math
 from collections import Counter
@@ -45,6 +45,8 @@ PARAMETERS = {
     "paper": 60_965_224,
     "source2012": 60_965_224,
     "caffe": 60_965_224,
+    "caffenet": 60_965_224,
+    "caffe_onnx": 60_965_224,
     "one_tower": 62_378_344,
     "torchvision": 61_100_840,
     "d2l": 46_764_746,
@@ -54,6 +56,8 @@ LAYER_PARAMETERS = {
     "paper": TWO_TOWERS,
     "source2012": TWO_TOWERS,
     "caffe": TWO_TOWERS,
+    "caffenet": TWO_TOWERS,
+    "caffe_onnx": TWO_TOWERS,
     "one_tower": [34_944, 614_656, 885_120, 1_327_488, 884_992, *TWO_TOWERS[5:]],
     "torchvision": [23_296, 307_392, 663_936, 884_992, 590_080, *TWO_TOWERS[5:]],
     "d2l": [11_712, 614_656, 885_120, 1_327_488, 884_992, 26_218_496, 16_781_312, 40_970],
@@ -62,13 +66,13 @@ MULTIPLY_ADDS = {
     "paper": 724_406_816,
     "source2012": 724_406_816,
     "caffe": 724_406_816,
+    "caffenet": 724_406_816,
+    "caffe_onnx": 654_560_384,
     "one_tower": 1_135_256_096,
     "torchvision": 714_188_480,
     "d2l": 938_146_176,
 }
-SIZES = {  # of conv1, pool1, pool2, pool5
-    name: (54, 26, 12, 5) if name == "d2l" else (55, 27, 13, 6) for name in VARIANTS
-}
+SIZES = {"d2l": (54, 26, 12, 5), "caffe_onnx": (54, 26, 12, 6)}  # of conv1, pool1, pool2, pool5
 
 
 def test_the_table_is_complete():
@@ -91,7 +95,9 @@ def test_sizes(facts):
     kinds = ("Conv2d", "MaxPool2d")
     sizes = [r.output_shape[1:] for r in facts.summary.rows if r.name.split("-")[0] in kinds]
     conv1, pool1, _, pool2, _, _, _, pool5 = sizes
-    assert (conv1, pool1, pool2, pool5) == tuple((s, s) for s in SIZES[facts.name])
+    assert (conv1, pool1, pool2, pool5) == tuple(
+        (s, s) for s in SIZES.get(facts.name, (55, 27, 13, 6))
+    )
     assert facts.summary.rows[-1].output_shape == (facts.classes,)
 
 
@@ -103,6 +109,8 @@ PAPER_ORDER = (
 ORDER = {
     "paper": PAPER_ORDER,
     "caffe": PAPER_ORDER,
+    "caffenet": PAPER_ORDER.replace("LocalResponseNorm MaxPool2d", "MaxPool2d LocalResponseNorm"),
+    "caffe_onnx": PAPER_ORDER.replace("MaxPool2d |", "ZeroPad2d MaxPool2d |"),
     "one_tower": PAPER_ORDER,
     "d2l": PAPER_ORDER.replace("LocalResponseNorm ", ""),
     "source2012": (
@@ -129,6 +137,8 @@ NORMS = {  # in torch's convention: (size, alpha, beta, k, groups) of the layers
     "paper": [(5, 5e-4, 0.75, 2, 1)] * 2,
     "source2012": [(5, 1e-4, 0.75, 2, 2)] * 2,
     "caffe": [(5, 1e-4, 0.75, 1, 1)] * 2,
+    "caffenet": [(5, 1e-4, 0.75, 1, 1)] * 2,
+    "caffe_onnx": [(5, 1e-4, 0.75, 1, 1)] * 2,
     "one_tower": [(5, 5e-4, 0.75, 2, 1)] * 2,
     "torchvision": [],
     "d2l": [],
@@ -147,11 +157,11 @@ def test_response_normalisation(facts):
 
 def test_convolutions_and_pools(facts):
     convs = [m for m in facts.model.modules() if isinstance(m, nn.Conv2d)]
-    towers = 2 if facts.name in ("paper", "source2012", "caffe") else 1
+    towers = 1 if facts.name in ("one_tower", "torchvision", "d2l") else 2
     assert [m.groups for m in convs] == [1, towers, 1, towers, towers]
     assert [m.kernel_size[0] for m in convs] == [11, 5, 3, 3, 3]
     assert [m.stride[0] for m in convs] == [4, 1, 1, 1, 1]
-    conv1_padding = {"source2012": 0, "caffe": 0, "d2l": 1}.get(facts.name, 2)
+    conv1_padding = {"paper": 2, "one_tower": 2, "torchvision": 2, "d2l": 1}.get(facts.name, 0)
     assert [m.padding[0] for m in convs] == [conv1_padding, 2, 1, 1, 1]
     pools = [m for m in facts.model.modules() if isinstance(m, nn.MaxPool2d)]
     assert [(m.kernel_size, m.stride, m.padding) for m in pools] == [(3, 2, 0)] * 3
@@ -170,6 +180,26 @@ def test_the_2012_source_rounds_conv1_up():
     assert_close(y[0, :, 0, 0], first + conv1.bias.data)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_fast_backend_has_the_plain_one_s_answers(name, rng):
+    """In float32, at the variant's own size; the zeros beyond pool5's edge count as -inf there."""
+    variant = VARIANTS[name].thinner(4, VARIANTS[name].input_size)
+    model = models.alexnet(variant, 7).eval()
+    x = rng.standard_normal((2, variant.in_channels, *[variant.input_size] * 2))
+    with ta.no_grad():
+        fast = model(ta.Tensor((x * 60).astype(np.float32))).data
+        with ta.use_backend("reference"):
+            assert_close(fast, model.to(np.float64)(ta.Tensor(x * 60)).data, 2e-5)
+
+
+def test_zeros_before_the_zoo_s_last_pool_are_as_good_as_padding(rng):
+    pad, pool = models.alexnet(VARIANTS["caffe_onnx"].thinner(16, 51), 2).features[-2:]
+    x = F.relu(ta.Tensor(rng.standard_normal((2, 3, 12, 12)) - 1))
+    wide = F.pad(x, (0, 1, 0, 1), value=-np.inf)
+    assert_close(pool(pad(x)).data, F.max_pool2d(wide, 3, 2).data, 0.0)
+    assert pool(pad(x)).shape == (2, 3, 6, 6)
+
+
 # --- initial weights and pixels -----------------------------------------------------------------
 
 # Standard deviation and bias of conv1 .. conv5, fc6 .. fc8; None: drawn with the weights.
@@ -177,6 +207,8 @@ INITIAL = {
     "paper": ([0.01] * 8, [0, 1, 0, 1, 1, 1, 1, 0]),
     "source2012": ([0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01], [0, 1, 0, 1, 1, 1, 1, 0]),
     "caffe": ([0.01] * 5 + [0.005, 0.005, 0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]),
+    "caffenet": ([0.01] * 5 + [0.005, 0.005, 0.01], [0, 1, 0, 1, 1, 1, 1, 0]),
+    "caffe_onnx": ([0.01] * 5 + [0.005, 0.005, 0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]),
     "one_tower": ([0.01] * 8, [0, 1, 0, 1, 1, 1, 1, 0]),
     "torchvision": (
         [(1 / 3 / n) ** 0.5 for n in (363, 1600, 1728, 3456, 2304, 9216, 4096, 4096)],
@@ -227,14 +259,16 @@ def test_pixels(facts):
     assert pixels.measured == MEASURED.get(facts.name, "image")
 
 
-INITIAL_EXCESS = {"paper": (0.2, 1), "one_tower": (0.2, 1), "source2012": (0.4, 2)}
+INITIAL_EXCESS = {
+    "paper": (0.2, 1), "one_tower": (0.2, 1), "source2012": (0.4, 2), "caffenet": (0.2, 1),
+}  # fmt: skip
 
 
 def test_initial_loss_is_near_the_logarithm_of_the_classes(facts, rng):
     """Pixels scaled as the variant says, every class begins about equally likely.
 
-    With biases of 1 in fc6 and fc7 and weights of 0.01, logits begin with a standard deviation s
-    near 1, which adds about s**2 / 2 to the loss; everywhere else they begin near 0.
+    With biases of 1 in fc6 and fc7, logits begin with a standard deviation s near 1, which adds
+    about s**2 / 2 to the loss; everywhere else they begin near 0.
     """
     blocks = rng.uniform(0, 255, (4, facts.image[0], 8, 8)).repeat(29, axis=2).repeat(29, axis=3)
     images = blocks[:, :, : facts.image[1], : facts.image[2]]
@@ -362,7 +396,14 @@ def test_torchvisions_takes_any_size_from_63(size):
 
 @pytest.mark.parametrize(
     ("name", "smallest"),
-    [("paper", 63), ("source2012", 64), ("caffe", 67), ("torchvision", 63), ("d2l", 65)],
+    [
+        ("paper", 63),
+        ("source2012", 64),
+        ("caffe", 67),
+        ("caffe_onnx", 51),
+        ("torchvision", 63),
+        ("d2l", 65),
+    ],
 )
 def test_smallest_input_is_the_smallest(name, smallest):
     variant = VARIANTS[name]
@@ -381,6 +422,8 @@ RECIPES = {
     "paper": PAPERS_RECIPE,
     "source2012": (0.01, 0.9, 5e-4, 128, 90, "paper", 2, 0),
     "caffe": (0.01, 0.9, 5e-4, 256, 90, "paper", 2, 0),
+    "caffenet": (0.01, 0.9, 5e-4, 256, 90, "paper", 2, 0),
+    "caffe_onnx": (0.01, 0.9, 5e-4, 256, 90, "paper", 2, 0),
     "one_tower": PAPERS_RECIPE,
     "torchvision": (0.01, 0.9, 1e-4, 256, 90, "torch", 1, 1),
     "d2l": (0.01, 0, 0, 128, 10, "torch", 1, 1),
@@ -516,6 +559,8 @@ def test_provenance_names_its_source(facts):
         "paper": ("NIPS 2012", "section 3.3", "section 5"),
         "source2012": ("layers-145.cfg", "layer.py"),
         "caffe": ("train_val.prototxt", "solver.prototxt"),
+        "caffenet": ("bvlc_reference_caffenet", "readme.md"),
+        "caffe_onnx": ("onnx/models", "pads 0, 0, 1, 1"),
         "one_tower": ("chainer",),
         "torchvision": ("torchvision/models/alexnet.py", "One weird trick"),
         "d2l": ("Dive into Deep Learning", "alexnet.md"),

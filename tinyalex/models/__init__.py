@@ -1,4 +1,4 @@
-"""AlexNet in six variants: `variants.VARIANTS` is the table, `alexnet` builds from it."""
+"""AlexNet in eight variants: `variants.VARIANTS` is the table, `alexnet` builds from it."""
 
 from tinyalex.models.alexnet import AlexNet, alexnet
 from tinyalex.models.recipe import PixelScale, Recipe

@@ -65,28 +65,34 @@ SOURCE2012 = {
     "schedule": "run 170's of the weights, dexp[tgtFactor=250,numSteps=4], here of the biases as "
     "well, which it gave dexp[tgtFactor=10,numSteps=2]; run 145 was lowered by hand, epsB to 0.002",
 }
-TRAIN_VAL = "bvlc_alexnet/train_val.prototxt"
-SOLVER = "bvlc_alexnet/solver.prototxt"
-CAFFE = {
-    "input": f"{TRAIN_VAL}: crop_size",
-    "mean": f"{TRAIN_VAL}: mean_file",
-    "pixel scale": f"{TRAIN_VAL}: no scale",
-    "augmentation": f"{TRAIN_VAL}: crop_size, mirror",
-    "colour noise": f"{TRAIN_VAL} has none",
-    "response norm": f"{TRAIN_VAL}; k is Caffe's default, alpha is divided by local_size",
-    "conv weights": f"{TRAIN_VAL}: weight_filler, bias_filler",
-    "fc weights": f"{TRAIN_VAL}: weight_filler, bias_filler",
-    "dropout": f"{TRAIN_VAL}: drop6, drop7",
-    "update": "solvers/sgd_solver.cpp: the rate is inside the velocity",
-    "learning rate": f"{SOLVER}: base_lr",
-    "bias learning rate": f"{TRAIN_VAL}: lr_mult 2",
-    "momentum": SOLVER,
-    "weight decay": SOLVER,
-    "bias weight decay": f"{TRAIN_VAL}: decay_mult 0",
-    "batch size": TRAIN_VAL,
-    "epochs": f"{SOLVER}: max_iter 450000 of 256 images",
-    "schedule": f"{SOLVER}: stepsize 100000, gamma 0.1",
-}
+
+
+def _caffe(folder: str) -> dict[str, str]:
+    """Return the sources of one of Caffe's models."""
+    train_val, solver = f"{folder}/train_val.prototxt", f"{folder}/solver.prototxt"
+    return {
+        "input": f"{train_val}: crop_size",
+        "mean": f"{train_val}: mean_file",
+        "pixel scale": f"{train_val}: no scale",
+        "augmentation": f"{train_val}: crop_size, mirror",
+        "colour noise": f"{train_val} has none",
+        "response norm": f"{train_val}; k is Caffe's default, alpha is divided by local_size",
+        "conv weights": f"{train_val}: weight_filler, bias_filler",
+        "fc weights": f"{train_val}: weight_filler, bias_filler",
+        "dropout": f"{train_val}: drop6, drop7",
+        "update": "solvers/sgd_solver.cpp: the rate is inside the velocity",
+        "learning rate": f"{solver}: base_lr",
+        "bias learning rate": f"{train_val}: lr_mult 2",
+        "momentum": solver,
+        "weight decay": solver,
+        "bias weight decay": f"{train_val}: decay_mult 0",
+        "batch size": train_val,
+        "epochs": f"{solver}: max_iter 450000 of 256 images",
+        "schedule": f"{solver}: stepsize 100000, gamma 0.1",
+    }
+
+
+CAFFE = _caffe("bvlc_alexnet")
 REFERENCES = "references/classification"
 TORCHVISION = {
     "input": "torchvision/models/alexnet.py; the adaptive pool takes other sizes as well",
@@ -118,6 +124,8 @@ SOURCES = {
     "paper": PAPER,
     "source2012": SOURCE2012,
     "caffe": CAFFE,
+    "caffenet": _caffe("bvlc_reference_caffenet"),
+    "caffe_onnx": {**CAFFE, "input": "onnx/models, bvlcalexnet: data_0"},
     "one_tower": PAPER,
     "torchvision": TORCHVISION,
     "d2l": D2L,

@@ -75,7 +75,7 @@ class AdaptivePool:
 
 @dataclass(frozen=True)
 class Pad:
-    """Zeros at right and bottom, so that the next convolution rounds up."""
+    """Zeros at right and bottom, so that the next window rounds up."""
 
     size: int
 

@@ -1,10 +1,12 @@
-"""Six AlexNets as data: the paper's, the 2012 source's, four others.
+"""Eight AlexNets as data: the paper's, the 2012 source's, six others.
 
 Layers stand in the order in which they run, so that two variants can be compared line by line.
 Where a number differs from the paper's, the provenance names the file that says so.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from tinyalex.models.recipe import IMAGENET_PIXELS, RAW_PIXELS, PixelScale, Recipe
 from tinyalex.models.spec import (
@@ -178,6 +180,60 @@ CAFFE = Variant(
     ),
 )
 
+CAFFENET = Variant(
+    name="caffenet",
+    title="Caffe's CaffeNet, which pools before it normalises",
+    provenance="""
+        BVLC/caffe, models/bvlc_reference_caffenet/train_val.prototxt and solver.prototxt: as
+        bvlc_alexnet, but in layers 1 and 2 "pooling is done before normalization" (its readme.md),
+        and biases of 1, as in the paper. The weights that Caffe offers, those of iteration 310,000,
+        expect the colours in the order BGR.
+    """,
+    input_size=227,
+    features=(
+        Conv(96, 11, stride=4, init=Gaussian(0.01)),
+        ReLU(),
+        Pool(),
+        LRN(alpha=1e-4, k=1),
+        Conv(256, 5, padding=2, groups=2, init=Gaussian(0.01, bias=1)),
+        ReLU(),
+        Pool(),
+        LRN(alpha=1e-4, k=1),
+        Conv(384, 3, padding=1, init=Gaussian(0.01)),
+        ReLU(),
+        Conv(384, 3, padding=1, groups=2, init=Gaussian(0.01, bias=1)),
+        ReLU(),
+        Conv(256, 3, padding=1, groups=2, init=Gaussian(0.01, bias=1)),
+        ReLU(),
+        Pool(),
+    ),
+    classifier=(
+        Linear(4096, Gaussian(0.005, bias=1)),
+        ReLU(),
+        Dropout(),
+        Linear(4096, Gaussian(0.005, bias=1)),
+        ReLU(),
+        Dropout(),
+        Linear(CLASSES, Gaussian(0.01)),
+    ),
+    pixels=RAW_PIXELS,
+    recipe=CAFFE.recipe,
+)
+
+CAFFE_ONNX = replace(
+    CAFFE,
+    name="caffe_onnx",
+    title="bvlc_alexnet as the ONNX zoo converted it",
+    provenance="""
+        onnx/models, bvlcalexnet: the weights of bvlc_alexnet with 224 pixels, so that the maps are
+        54, 26 and 12 wide where Caffe's are 55, 27 and 13. The last pool reads one row and column
+        beyond the edge (pads 0, 0, 1, 1) for an output of 6x6; what it reads counts as -inf there
+        and as 0 here, which after ReLU is the same. Initial weights and recipe: bvlc_alexnet's.
+    """,
+    input_size=224,
+    features=(*CAFFE.features[:-1], Pad(1), Pool()),
+)
+
 ONE_TOWER = Variant(
     name="one_tower",
     title="the paper's network on one GPU",
@@ -296,4 +352,6 @@ D2L = Variant(
     recipe=Recipe(0.01, momentum=0, weight_decay=0, batch_size=128, epochs=10, schedule="constant"),
 )
 
-VARIANTS = {v.name: v for v in (PAPER, SOURCE2012, CAFFE, ONE_TOWER, TORCHVISION, D2L)}
+VARIANTS = {
+    v.name: v for v in (PAPER, SOURCE2012, CAFFE, CAFFENET, CAFFE_ONNX, ONE_TOWER, TORCHVISION, D2L)
+}
