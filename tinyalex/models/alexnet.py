@@ -17,6 +17,16 @@ from tinyalex.tensor import Tensor
 
 Shape = tuple[int, int]  # channels and size: all images and windows are square
 
+NAMES: dict[type[nn.Module], str] = {
+    nn.Conv2d: "conv",
+    nn.Linear: "fc",
+    nn.ReLU: "relu",
+    nn.LocalResponseNorm: "norm",
+    nn.WithinChannelResponseNorm: "rnorm",
+    nn.MaxPool2d: "pool",
+    nn.AdaptiveAvgPool2d: "avgpool",
+}
+
 
 def alexnet(
     variant: str | Variant = "paper", num_classes: int = 1000, dropout: float = 0.5
@@ -62,12 +72,45 @@ class AlexNet(nn.Module):
         self._check(x)
         return self.classifier(self.features(x).flatten(1))
 
+    def activations(self, x: Tensor, layer: str) -> Tensor:
+        """Return the activations [N, D] of a layer, flattened from C, H, W.
+
+        ``layer`` is a name in `layers`. Activations are those after ReLU, also where the network
+        pools or normalises in between; those of the last layer are the logits. Dropout is left out,
+        and nothing behind the layer runs. Raises ValueError for an unknown layer.
+        """
+        self._check(x)
+        layers, (*_, last) = self.layers, self.weight_layers
+        if layer not in layers:
+            raise ValueError(f"layer must be one of {', '.join(layers)}; got {layer!r}")
+        stages = [*self.features, nn.Flatten(), *self.classifier]
+        stages = stages[: stages.index(layers[layer]) + 1]
+        part = [stage for stage in stages if not isinstance(stage, nn.Dropout)]
+        if layer != last:
+            part.append(nn.ReLU())  # changes nothing where the network's own came before
+        return nn.Sequential(*part)(x).flatten(1)
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers in order, by their names: conv1, relu1, norm1, ... fc8.
+
+        A layer without weights has the number of the last one with weights before it. Dropout and
+        padding, which add nothing, are left out.
+        """
+        found: dict[str, nn.Module] = {}
+        number = 0
+        for layer in self.modules():
+            for kind, name in NAMES.items():
+                if isinstance(layer, kind):
+                    number += kind in (nn.Conv2d, nn.Linear)
+                    found[f"{name}{number}"] = layer
+        return found
+
     @property
     def weight_layers(self) -> dict[str, nn.Conv2d | nn.Linear]:
         """The layers with weights by their usual names: conv1 ... conv5, fc6 ... fc8."""
-        layers = [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        kinds = ("conv" if isinstance(layer, nn.Conv2d) else "fc" for layer in layers)
-        return {f"{kind}{i}": m for i, (kind, m) in enumerate(zip(kinds, layers, strict=True), 1)}
+        layers = self.layers.items()
+        return {name: m for name, m in layers if isinstance(m, (nn.Conv2d, nn.Linear))}
 
     def extra_repr(self) -> str:
         """Show which AlexNet this is."""

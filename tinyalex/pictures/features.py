@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,31 +19,16 @@ from tinyalex.models import AlexNet
 from tinyalex.pictures.sheets import INK, PALE, fit, font, shorten
 from tinyalex.progress import Progress
 from tinyalex.tensor import Tensor
-
-NAMES = {
-    nn.Conv2d: "conv",
-    nn.Linear: "fc",
-    nn.ReLU: "relu",
-    nn.LocalResponseNorm: "norm",
-    nn.WithinChannelResponseNorm: "rnorm",
-    nn.MaxPool2d: "pool",
-    nn.AdaptiveAvgPool2d: "avgpool",
-}
+from tinyalex.training.evaluation import computed
+from tinyalex.training.features import features
 
 
 def layer_outputs(model: AlexNet, images: np.ndarray) -> dict[str, np.ndarray]:
     """Return the output of every layer for the images, in order.
 
-    images [N, C, H, W] as the network takes them. The names are conv1, relu1, norm1, pool1 ... fc8:
-    a layer without weights has the number of the last one with weights before it. Dropout and
-    padding, which add nothing, are left out.
+    images [N, C, H, W] as the network takes them; the names are those of `AlexNet.layers`.
     """
-    names: dict[nn.Module, str] = {}
-    number = 0
-    for layer in model.modules():
-        if kind := next((name for kind, name in NAMES.items() if isinstance(layer, kind)), None):
-            number += isinstance(layer, (nn.Conv2d, nn.Linear))
-            names[layer] = f"{kind}{number}"
+    names = {layer: name for name, layer in model.layers.items()}
     outputs: dict[str, np.ndarray] = {}
     device = next(model.parameters()).device
 
@@ -62,17 +48,8 @@ def hidden_vectors(model: AlexNet, images: np.ndarray) -> np.ndarray:
 
     images [N, C, H, W] as the network takes them.
     """
-    found: list[np.ndarray] = []
-
-    def keep(layer: nn.Module, args: Any, output: Tensor) -> None:
-        found.append(host_copy(args[0].data))
-
-    *_, last = model.weight_layers.values()
-    device = last.weight.device
-    with no_grad(), last.register_forward_hook(keep):
-        model.eval()
-        model(Tensor(images).to(device))
-    return found[0]
+    *_, hidden, _ = model.weight_layers
+    return features(model, images, hidden)
 
 
 def nearest(
@@ -90,20 +67,14 @@ def nearest(
     """
     places = np.empty((len(queries), 0), np.int64)
     distances = np.empty((len(queries), 0), np.float32)
-    progress = progress or Progress(silent=True)
-    progress.start("comparing", len(loader))
-    try:
-        for number, batch in enumerate(loader.epoch(0), start=1):
-            vectors = hidden_vectors(model, batch.images)
-            new = [np.linalg.norm(vectors - query, axis=1) for query in queries]
-            distances = np.concatenate([distances, new], axis=1)
-            places = np.concatenate([places, np.tile(batch.indices, (len(queries), 1))], axis=1)
-            best = np.argsort(distances, axis=1, kind="stable")[:, :count]
-            distances = np.take_along_axis(distances, best, axis=1)
-            places = np.take_along_axis(places, best, axis=1)
-            progress.update(number, "")
-    finally:
-        progress.stop()
+    hidden = partial(hidden_vectors, model)
+    for batch, vectors in computed(hidden, loader, progress, "comparing"):
+        new = [np.linalg.norm(vectors - query, axis=1) for query in queries]
+        distances = np.concatenate([distances, new], axis=1)
+        places = np.concatenate([places, np.tile(batch.indices, (len(queries), 1))], axis=1)
+        best = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        distances = np.take_along_axis(distances, best, axis=1)
+        places = np.take_along_axis(places, best, axis=1)
     return places, distances
 
 

@@ -20,6 +20,7 @@ from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import Answers, Scores, evaluate, examine
+from tinyalex.training.features import features
 from tinyalex.training.metrics import Average, MetricsFile, hits, read_metrics
 from tinyalex.training.run import Run, State
 from tinyalex.training.settings import CHANGEABLE, Settings
@@ -46,6 +47,7 @@ __all__ = [
     "classifier_in",
     "evaluate",
     "examine",
+    "features",
     "hits",
     "load_checkpoint",
     "load_classifier",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from tinyalex.nn import Module
 from tinyalex.progress import Progress
 from tinyalex.tensor import Tensor
 from tinyalex.training.metrics import hits
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -192,14 +196,21 @@ def averaged(log_probabilities: np.ndarray) -> np.ndarray:
 def _answered(
     model: Module, loader: Loader, progress: Progress | None, title: str
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield each batch with the network's `log_probabilities`."""
+    """Return each batch with the network's `log_probabilities`."""
     model.eval()
+    return computed(partial(log_probabilities, model), loader, progress, title)
+
+
+def computed(
+    compute: Callable[[Array], Result], loader: Loader, progress: Progress | None, title: str
+) -> Iterator[tuple[Batch, Result]]:
+    """Yield each batch with what `compute` makes of its images."""
     progress = progress or Progress(silent=True)
     progress.start(title, len(loader))
     seen = 0
     try:
         for number, batch in enumerate(loader.epoch(0), start=1):
-            found = log_probabilities(model, batch.images)
+            found = compute(batch.images)
             seen += len(batch)
             progress.update(number, f"{seen} images")
             yield batch, found
