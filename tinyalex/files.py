@@ -99,6 +99,15 @@ def load(path: str | os.PathLike[str], check: Callable[[Any], None] | None = Non
         return _fill(structure, arrays)
 
 
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file, perhaps damaged, begins as those of `save`."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8) or b"", "little")
+        if file.read(1) != b"{":
+            return False
+        return json.dumps(FORMAT).encode() in (file.read(min(length, LONGEST_HEADER)) or b"")
+
+
 @contextmanager
 def _refusing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn all that a spoilt file can raise into FileError."""

@@ -14,6 +14,7 @@ from tinyalex.data import (
     TenCropTransform,
     TrainTransform,
     mean_colour,
+    read_image,
     resize_shorter_side,
 )
 from tinyalex.data.augment import LUMA
@@ -106,6 +107,27 @@ def test_resize_shorter_side(shape, expected, rng):
     assert resized.shape == (*expected, 3)
     if min(shape) == 256:
         assert (resized == image).all()
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (20, 8000), (256, 256)])
+def test_warp_stretches_the_whole_image_to_a_square(shape, tmp_path):
+    image = np.zeros((*shape, 3), np.uint8)
+    image[:, : shape[1] // 2] = images.RED
+    images.Image.fromarray(image).save(tmp_path / "image.png")
+    warped = read_image(tmp_path / "image.png", 256, "warp")
+    expected = np.zeros((256, 256, 3), np.uint8)
+    expected[:, :128] = images.RED
+    np.testing.assert_array_equal(warped[:, :120], expected[:, :120])
+    np.testing.assert_array_equal(warped[:, 136:], expected[:, 136:])
+
+
+def test_the_rule_of_resizing_is_known_or_refused(tmp_path):
+    folder = images.folder(tmp_path, daisies=2, tulips=1)
+    images.write(folder / "daisies" / "long.png", size=(300, 20))
+    shapes = {image.shape for image in map(ImageFolder(folder, resize="warp").load, range(4))}
+    assert shapes == {(256, 256, 3)}
+    with pytest.raises(ValueError, match="resize must be one of shorter_side, warp; got 'crop'"):
+        ImageFolder(folder, resize="crop")
 
 
 def test_mean_colour(tmp_path):

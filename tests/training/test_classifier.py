@@ -1,6 +1,9 @@
 """Classifiers on the disk: what travels with the weights, what is refused."""
 
 import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 
 import tinyalex as ta
 from tinyalex.files import FileError
+from tinyalex.interop import Weights, reading
 from tinyalex.training import (
     Checkpoints,
     Classifier,
@@ -42,6 +46,64 @@ def test_the_order_of_colours_and_the_shorter_side_travel_with_the_weights(train
         Classifier.from_state(state | {"channels": "BGR"})
     del state["channels"], state["shorter_side"]  # as files once were
     assert Classifier.from_state(state).shorter_side == 32
+
+
+def test_the_rule_of_resizing_travels_with_the_weights(trained):
+    state = load_classifier(trained).get_state()
+    assert state["resize"] == "shorter_side"
+    warped = Classifier.from_state(state | {"resize": "warp"})
+    assert Classifier.from_state(warped.get_state()).resize == "warp"
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, :20] = 255  # a quarter from the left, which a central square does not have
+    squares = (Classifier.from_state(state).inputs([image]), warped.inputs([image]))
+    assert [len(np.unique(square)) > 3 for square in squares] == [False, True]
+    with pytest.raises(ValueError, match=r"resize must be one of shorter_side, warp, got 'crop'"):
+        Classifier.from_state(state | {"resize": "crop"})
+    del state["resize"]
+    assert Classifier.from_state(state).resize == "shorter_side"
+
+
+@pytest.mark.parametrize("mean", [(1.0, 2.0, 3.0), np.full((40, 40, 3), 7, np.float32)])
+def test_a_classifier_becomes_weights_and_back(trained, mean):
+    state = load_classifier(trained).get_state()
+    sizes = {"shorter_side": 40, "input_size": 28, "resize": "warp"}
+    classifier = Classifier.from_state(state | sizes | {"mean": mean})
+    weights = classifier.weights("a test")
+    assert weights.arrays.keys() >= {"conv1.weight", "fc2.bias", "fc3.weight"}
+    again = Classifier.from_weights(weights)
+    image = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
+    np.testing.assert_array_equal(*(c.probabilities([image]) for c in (classifier, again)))
+    assert (again.classes, again.resizing) == (classifier.classes, (40, "warp"))
+
+
+def test_what_weights_do_not_say_is_the_variants(trained):
+    arrays = load_classifier(trained).weights().arrays
+    classifier = Classifier.from_weights(Weights(arrays, "tiny", "a test"))
+    assert classifier.classes == ["class 0", "class 1", "class 2"]
+    assert (classifier.input_size, classifier.resizing) == (28, (32, "shorter_side"))
+    assert classifier.mean == (123.675, 116.28, 103.53)  # of ImageNet, for the variant measures it
+    assert classifier.std == (60, 60, 60)
+    named = Classifier.from_weights(Weights(arrays, "tiny", "a test"), ["ash", "elm", "oak"])
+    assert named.classes == ["ash", "elm", "oak"]
+    with pytest.raises(ValueError, match="has 3 classes, got 2 names"):
+        Classifier.from_weights(Weights(arrays, "tiny", "a test"), ["ash", "elm"])
+
+
+def test_a_weight_file_is_a_classifier(trained, tmp_path, monkeypatch):
+    expected = load_classifier(trained)
+
+    def read(request):
+        found = expected.weights(request.file.read().decode())
+        return replace(found, classes=None, mean=(1.0, 2.0, 3.0), notes=(str(request.mean),))
+
+    monkeypatch.setattr(reading, "FORMATS", [reading.Format("x", b"weights".__eq__, "a_test")])
+    monkeypatch.setitem(sys.modules, "tinyalex.interop.a_test", SimpleNamespace(read=read))
+    path = tmp_path / "weights.safetensors"
+    path.write_text("weights")
+    found = load_classifier(path, expected.classes)
+    assert (found.classes, found.mean) == (expected.classes, (1, 2, 3))
+    for mine, its in zip(found.model.parameters(), expected.model.parameters(), strict=True):
+        np.testing.assert_array_equal(mine.data, its.data)
 
 
 def test_held_out_images_have_the_shorter_side_of_the_weights(photos):

@@ -75,17 +75,19 @@ def main(argv: list[str] | None = None) -> int:
     path = checkpoint_path(args.checkpoint)
     checkpoint = load_checkpoint(path)
     classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-    moved, side = args.data if args.held_out else None, classifier.shorter_side
+    moved = args.data if args.held_out else None
     option = command_line(["--data", args.data or "DIR", "--held-out"])
     images = RunImages(checkpoint, settings, path, moved, option)
     del checkpoint  # hundreds of megabytes
     warning = ""
     if args.data is None or args.held_out:
-        dataset = images.held_out(side)
+        dataset = images.held_out(*classifier.resizing)
         where = f"the {len(dataset)} images that the run held out"
         where += f" of {printable(images.settings.data)}" if images.settings.data else ""
     else:
-        dataset = folder = open_folder(args.data, classifier.classes, side, args.layout)
+        dataset = folder = open_folder(
+            args.data, classifier.classes, *classifier.resizing, layout=args.layout
+        )
         where, warning = printable(folder.folder), images.warning(folder)
     out = args.out or path.parent
     check_writable(out, make=True)

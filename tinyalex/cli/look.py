@@ -84,7 +84,7 @@ class Look(NamedTuple):
             dataset: Dataset = self.files(paths)
             chosen = list(range(len(paths)))
         else:
-            dataset = self.run_images.held_out(self.classifier.shorter_side)
+            dataset = self.run_images.held_out(*self.classifier.resizing)
             count = min(HELD_OUT[what], len(dataset))
             spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
             chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
@@ -100,7 +100,7 @@ class Look(NamedTuple):
 
     def files(self, paths: list[str]) -> ImageFiles:
         """Return files as a data set."""
-        return ImageFiles(paths, self.classifier.classes, self.classifier.shorter_side)
+        return ImageFiles(paths, self.classifier.classes, *self.classifier.resizing)
 
 
 @command
@@ -196,7 +196,7 @@ def neighbours(look: Look, out: Path) -> None:
     dataset, places, images = look.images()
     model = look.classifier.model
     if look.args.among is None:
-        others = look.run_images.training(look.classifier.shorter_side)
+        others = look.run_images.training(*look.classifier.resizing)
     else:
         named = getattr(dataset, "paths", None)  # the embedded images have none
         own = {os.path.realpath(named[place]) for place in places if named is not None}

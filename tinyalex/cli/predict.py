@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     paths, skipped = list(find_images(args.images)), list[str]()
     named = copied = failed = 0
     drawn: list[tuple[str, np.ndarray, np.ndarray]] = []
-    photos = readable(partial(read, classifier.shorter_side), paths, skipped, printable)
+    photos = readable(partial(read, classifier.resizing), paths, skipped, printable)
     with closing(photos), ExitStack() as held:
         if args.sort is not None:
             copies = held.enter_context(SortedCopies(args.sort, classifier.classes, args.images))
@@ -128,10 +128,10 @@ class Photo(NamedTuple):
     status: os.stat_result
 
 
-def read(shorter_side: int, path: str) -> Photo:
+def read(resizing: tuple[int, str], path: str) -> Photo:
     """Read an image; ImageError where that is not possible."""
     content, status = read_bytes(path)
-    return Photo(decode_image(content, path, shorter_side), content, status)
+    return Photo(decode_image(content, path, *resizing), content, status)
 
 
 def batches(photos: Iterable[tuple[str, Photo]]) -> Iterator[list[tuple[str, Photo]]]:

@@ -13,7 +13,7 @@ from tinyalex.data.augment import ColourNoise
 from tinyalex.data.dataset import CachedDataset, DataError, Dataset, ImageError, Unreadable
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.gpu_loader import GPULoader, loader_on
-from tinyalex.data.image import read_image, resize_shorter_side
+from tinyalex.data.image import RESIZES, read_image, resize_image, resize_shorter_side
 from tinyalex.data.loader import Batch, Loader
 from tinyalex.data.patterns import Patterns
 from tinyalex.data.statistics import (
@@ -27,6 +27,7 @@ from tinyalex.data.transforms import EvalTransform, TenCropTransform, TrainTrans
 from tinyalex.data.worker_processes import WorkerError
 
 __all__ = [
+    "RESIZES",
     "Batch",
     "CachedDataset",
     "ColourNoise",
@@ -50,5 +51,6 @@ __all__ = [
     "mean_colour",
     "pixel_statistics",
     "read_image",
+    "resize_image",
     "resize_shorter_side",
 ]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex.data.dataset import DataError
-from tinyalex.data.image import EXTENSIONS, read_image
+from tinyalex.data.image import EXTENSIONS, check_resize, read_image
 from tinyalex.data.index import (
     RULES,
     entries_of,
@@ -47,7 +47,8 @@ class ImageFolder:
     Classes are the folder names, sorted; images are sorted by path within each class. Folders
     inside a class folder belong to that class. Only names with an image extension count
     (`image.EXTENSIONS`, any case); what is skipped is counted in `passed_over`, as `index.Scan`
-    says. The class folders lie in `folder`. Nothing is decoded here: a broken image raises
+    says. The class folders lie in `folder`. Images are resized to `shorter_side` by the rule
+    `resize` of `image.RESIZES`. Nothing is decoded here: a broken image raises
     ImageError from `load`.
 
     Raises DataError for a folder that cannot be trained on: one with a single class, or with a
@@ -67,6 +68,7 @@ class ImageFolder:
         rules: int = RULES,
         kept: Kept | None = None,
         others: Iterable[Kept] = (),
+        resize: str = "shorter_side",
     ) -> None:
         if split not in ("train", "val", "test", None):
             raise ValueError(f"split must be 'train', 'val', 'test' or None, got {split!r}")
@@ -74,9 +76,10 @@ class ImageFolder:
             raise ValueError(f"layout must be 'classes', 'splits' or None, got {layout!r}")
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+        check_resize(resize)
         self.root = Path(root)
         self.split = split
-        self.shorter_side = shorter_side
+        self.shorter_side, self.resize = shorter_side, resize
         self._complete, self._rules = complete and (split != "test" or kept is not None), rules
         self._check_root()
         if kept is not None:
@@ -117,8 +120,8 @@ class ImageFolder:
         )
 
     def load(self, index: int) -> np.ndarray:
-        """Return image `index`, uint8 RGB [height, width, 3] with the shorter side resized."""
-        return read_image(self.paths[index], self.shorter_side)
+        """Return image `index`, uint8 RGB [height, width, 3], resized."""
+        return read_image(self.paths[index], self.shorter_side, self.resize)
 
     def describe(self, index: int) -> str:
         """Return the path of image `index`, in characters that can be printed."""

@@ -43,7 +43,9 @@ UPRIGHT = {
 """Transpositions that turn a picture upright, by its EXIF orientation."""
 
 
-def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
+def read_image(
+    path: str | Path, shorter_side: int | None = None, resize: str = "shorter_side"
+) -> np.ndarray:
     """Return the image in `path` as uint8 RGB [height, width, 3].
 
     JPEG, PNG, WebP, BMP and GIF (first frame) are read, whatever the file is called. The
@@ -51,7 +53,7 @@ def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
     grey is divided by 257; transparent parts are laid on white. All other metadata is ignored,
     whatever is wrong with it.
 
-    `shorter_side` resizes as `resize_shorter_side` does, and lets a large JPEG be decoded at
+    `shorter_side` resizes by the rule `resize` of `RESIZES`, and lets a large JPEG be decoded at
     1/2, 1/4 or 1/8 of its size where that is still large enough: several times faster, and
     within a grey level or so of decoding it whole.
 
@@ -60,7 +62,7 @@ def read_image(path: str | Path, shorter_side: int | None = None) -> np.ndarray:
     (`image_file.MAX_WORK`); for a disk that fails. What is no fault of the image stays itself, with
     the image's name: MemoryError, and OSError for too many open files.
     """
-    return decode_image(read_bytes(path)[0], path, shorter_side)
+    return decode_image(read_bytes(path)[0], path, shorter_side, resize)
 
 
 def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
@@ -82,11 +84,16 @@ def read_bytes(path: str | Path) -> tuple[bytes, os.stat_result]:
         raise ImageError(path, str(error)) from error
 
 
-def decode_image(content: bytes, path: str | Path, shorter_side: int | None = None) -> np.ndarray:
+def decode_image(
+    content: bytes,
+    path: str | Path,
+    shorter_side: int | None = None,
+    resize: str = "shorter_side",
+) -> np.ndarray:
     """Decode the bytes of a file as `read_image`; errors name `path`."""
     try:
         pixels = _decode(content, shorter_side)
-        return pixels if shorter_side is None else resize_shorter_side(pixels, shorter_side)
+        return pixels if shorter_side is None else resize_image(pixels, shorter_side, resize)
     except MemoryError:
         raise _out_of_memory(path) from None
     except UnidentifiedImageError:
@@ -114,10 +121,34 @@ def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     kept = image[top : top + keep_y, left : left + keep_x]
     if kept.size < image.size:
         kept = kept.copy()  # and let the rest go
-    if shorter == size:
-        return kept
-    new_size = (round(keep_x * size / shorter), round(keep_y * size / shorter))
-    return np.asarray(Image.fromarray(kept).resize(new_size, Image.Resampling.BILINEAR))
+    return _bilinear(kept, round(keep_x * size / shorter), round(keep_y * size / shorter))
+
+
+def warp(image: np.ndarray, size: int) -> np.ndarray:
+    """Stretch uint8 RGB `image` to a square (bilinear), as Caffe's tools do."""
+    return _bilinear(image, size, size)
+
+
+RESIZES = {"shorter_side": resize_shorter_side, "warp": warp}
+"""Rules of resizing: keep the proportions, or give them up for a square."""
+
+
+def check_resize(rule: str) -> None:
+    """Raise ValueError for an unknown rule of resizing."""
+    if rule not in RESIZES:
+        raise ValueError(f"resize must be one of {', '.join(RESIZES)}; got {rule!r}")
+
+
+def resize_image(image: np.ndarray, size: int, rule: str = "shorter_side") -> np.ndarray:
+    """Resize uint8 RGB `image` to `size` pixels by a rule of `RESIZES`."""
+    check_resize(rule)
+    return RESIZES[rule](image, size)
+
+
+def _bilinear(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def spare(image: np.ndarray, size: int) -> tuple[int, int]:

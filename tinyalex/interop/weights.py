@@ -12,9 +12,6 @@ from tinyalex.models import VARIANTS, AlexNet, Variant, alexnet
 from tinyalex.models.alexnet import parameter_shapes
 from tinyalex.models.spec import Conv, Linear
 
-RESIZES = ("shorter_side", "warp")
-"""Rules of resizing: keep the aspect and crop, or stretch to a square as Caffe does."""
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -24,8 +21,9 @@ class Weights:
     [K, C / groups, H, W], linear layers [out, in] with `in` in the order C, H, W, and conv1 takes
     RGB. `mean` and `std` are in units of 0..255 and RGB: one number per colour, or a mean image
     float32 [shorter_side, shorter_side, 3]; None is what the variant has. An image is resized to
-    `shorter_side` by the rule `resize`, and a square of `input_size` pixels is cut from it.
-    `layout` and `channels` say how the file had them, `source` what it is, `notes` what was read.
+    `shorter_side` by the rule `resize` of `data.RESIZES`, and a square of `input_size` pixels is
+    cut from it; 0 is the usual size. `layout` and `channels` say how the file had them, `source`
+    what it is, `notes` what was read.
     """
 
     arrays: Mapping[str, np.ndarray]

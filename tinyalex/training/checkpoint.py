@@ -13,14 +13,15 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, load, writer_of
+from tinyalex.files import FileError, is_saved, load, writer_of
 from tinyalex.folders import Folder, Lock
+from tinyalex.interop import load_weights
 from tinyalex.schema import check
 from tinyalex.training.classifier import Classifier, check_state
 from tinyalex.training.divergence import NOT_FINITE, not_finite
@@ -297,13 +298,29 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"{path} is not the folder of a run: there is no checkpoint in it")
 
 
-def load_classifier(path: str | os.PathLike[str]) -> Classifier:
-    """Read a checkpoint's classifier; `path` may be a run's folder.
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a file is for `load_checkpoint` to read, or to refuse."""
+    with suppress(OSError):
+        return is_saved(path)
+    return True
 
-    Raises FileNotFoundError, or FileError for a file that is damaged or holds something else.
+
+def load_classifier(
+    path: str | os.PathLike[str],
+    classes: Sequence[str] | None = None,
+    variant: str | None = None,
+    mean: str | os.PathLike[str] | None = None,
+) -> Classifier:
+    """Read a classifier from a run, a checkpoint or a weight file.
+
+    `variant` and `mean` are for weight files, as `load_weights` takes them, and `classes` names
+    their outputs. Raises FileNotFoundError, or FileError for a file that is damaged or holds
+    something else.
     """
     path = checkpoint_path(path)
-    return classifier_in(load_checkpoint(path), path)
+    if is_checkpoint(path):
+        return classifier_in(load_checkpoint(path), path)
+    return Classifier.from_weights(load_weights(path, variant, mean), classes)
 
 
 def classifier_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Classifier:

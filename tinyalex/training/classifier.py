@@ -8,10 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.data import EvalTransform, TenCropTransform, resize_shorter_side
+from tinyalex.data import RESIZES, EvalTransform, TenCropTransform, resize_image
+from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS, AlexNet, alexnet
 from tinyalex.models.alexnet import parameter_shapes
-from tinyalex.schema import ARRAY, TEXT, Each, Maybe, array_of, check, list_of, number, whole
+from tinyalex.models.recipe import IMAGENET_PIXELS
+from tinyalex.schema import (
+    ARRAY,
+    TEXT,
+    Each,
+    Maybe,
+    array_of,
+    check,
+    list_of,
+    number,
+    one_of,
+    whole,
+)
 from tinyalex.training.datasets import shorter_side_for
 from tinyalex.training.evaluation import averaged, log_probabilities
 
@@ -29,6 +42,7 @@ SCHEMA = {
     "std": list_of(number(1e-6, 1e6), 1, 3),
     "input_size": SIDE,
     "shorter_side": Maybe(SIDE),
+    "resize": Maybe(one_of(RESIZES)),
     "channels": Maybe(TEXT),
     "dropout": number(0, 1),
     "weights": Each(ARRAY),
@@ -63,7 +77,7 @@ class Classifier:
     `mean` and `std` are per colour in units of 0..255, or `mean` is an image of the mean of every
     pixel, float32 [shorter_side, shorter_side, 3]; `input_size` is the side of the square that the
     network sees, cut from an image whose shorter side was scaled to `shorter_side` pixels
-    (`shorter_side_for` where none is given).
+    (`shorter_side_for` where none is given) by the rule `resize` of `data.RESIZES`.
     """
 
     model: AlexNet
@@ -72,11 +86,12 @@ class Classifier:
     std: tuple[float, ...]
     input_size: int
     shorter_side: int = 0
+    resize: str = "shorter_side"
 
     def __post_init__(self) -> None:
         self.shorter_side = self.shorter_side or shorter_side_for(self.input_size)
-        sides = {"input_size": self.input_size, "shorter_side": self.shorter_side}
-        check(sides, {"input_size": whole(1, self.shorter_side), "shorter_side": SIDE})
+        rules = {"input_size": whole(1, self.shorter_side), "resize": one_of(RESIZES)}
+        check({name: getattr(self, name) for name in rules}, rules)
         shape = (self.shorter_side, self.shorter_side, 3)
         if isinstance(self.mean, np.ndarray) and self.mean.shape != shape:
             raise ValueError(f"the mean image has shape {self.mean.shape}, expected {shape}")
@@ -85,6 +100,11 @@ class Classifier:
     def channels(self) -> str:
         """Channels that the network takes: "RGB" or "grey"."""
         return "RGB" if self.model.variant.in_channels == 3 else "grey"
+
+    @property
+    def resizing(self) -> tuple[int, str]:
+        """Size and rule of resizing, as data sets take them."""
+        return self.shorter_side, self.resize
 
     @property
     def mean_colour(self) -> tuple[float, ...]:
@@ -112,7 +132,8 @@ class Classifier:
         ten.
         """
         transform, unused = self.transform_for(crops), np.random.default_rng(0)
-        views = [transform(resize_shorter_side(i, self.shorter_side), unused) for i in images]
+        resized = (resize_image(image, self.shorter_side, self.resize) for image in images)
+        views = [transform(image, unused) for image in resized]
         return np.moveaxis(np.stack(views), -1, -3)
 
     def probabilities(
@@ -140,6 +161,7 @@ class Classifier:
             "std": list(self.std),
             "input_size": self.input_size,
             "shorter_side": self.shorter_side,
+            "resize": self.resize,
             "channels": self.channels,
             "dropout": self.model.dropout,
             "weights": self.model.state_dict(),
@@ -149,7 +171,7 @@ class Classifier:
     def from_state(cls, state: dict[str, Any]) -> Classifier:
         """Rebuild the classifier; raise ValueError where the parts do not fit.
 
-        A state without "shorter_side" or "channels", as they once were, has the usual ones.
+        A state without "shorter_side", "resize" or "channels", as they once were, has the usual.
         """
         check_state(state)
         if state["variant"] not in VARIANTS:
@@ -160,7 +182,8 @@ class Classifier:
         mean, std = state["mean"], tuple(state["std"])
         mean = mean if isinstance(mean, np.ndarray) else tuple(mean)
         size, side = state["input_size"], state.get("shorter_side", 0)
-        classifier = cls(model, list(state["classes"]), mean, std, size, side)
+        resize = state.get("resize", "shorter_side")
+        classifier = cls(model, list(state["classes"]), mean, std, size, side, resize)
         if (channels := state.get("channels", classifier.channels)) != classifier.channels:
             raise ValueError(
                 f"these weights expect pixels in {channels!r}, here they come in "
@@ -168,3 +191,47 @@ class Classifier:
             )
         _ = classifier.transform  # refuses what is not finite
         return classifier
+
+    @classmethod
+    def from_weights(cls, weights: Weights, classes: Sequence[str] | None = None) -> Classifier:
+        """Return the classifier that other people's weights make.
+
+        `classes` are its names where the weights bring none, else "class 0", "class 1", ... What
+        the weights do not say of their pixels is the variant's, and ImageNet's mean colour where
+        that is measured on the images. Raises ValueError where the parts do not fit.
+        """
+        if classes is not None:
+            weights = weights.with_classes(classes)
+        names = weights.classes or [f"class {number}" for number in range(weights.num_classes)]
+        variant = VARIANTS[weights.variant]
+        mean = weights.mean
+        if mean is None:
+            mean = variant.pixels.mean or IMAGENET_PIXELS.mean or ()
+        state = {
+            "variant": weights.variant,
+            "classes": names,
+            "mean": mean if isinstance(mean, np.ndarray) else list(mean),
+            "std": list(weights.std or variant.pixels.std),
+            "input_size": weights.input_size or variant.input_size,
+            "shorter_side": weights.shorter_side,
+            "resize": weights.resize,
+            "dropout": 0.5,
+            "weights": weights.state_dict(),
+        }
+        return cls.from_state(state)
+
+    def weights(self, source: str = "tinyalex") -> Weights:
+        """Return the network as `Weights`, to be exported or learned from."""
+        state = self.model.state_dict()
+        arrays = (array.astype(np.float32, copy=False) for array in state.values())
+        return Weights(
+            dict(zip(array_names(self.model.variant), arrays, strict=True)),
+            variant=self.model.variant.name,
+            source=source,
+            mean=self.mean,
+            std=self.std,
+            resize=self.resize,
+            shorter_side=self.shorter_side,
+            input_size=self.input_size,
+            classes=list(self.classes),
+        )

@@ -20,7 +20,7 @@ from tinyalex.data import (
     ImageFolder,
     Patterns,
     read_image,
-    resize_shorter_side,
+    resize_image,
 )
 from tinyalex.data.kept import Kept, composed, mark, same_names
 from tinyalex.data.layout import find_layout, split_of
@@ -39,7 +39,9 @@ def shorter_side_for(input_size: int) -> int:
     return 256 if input_size in (224, 227) else round(input_size * 256 / 224)
 
 
-def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Dataset | None:
+def open_dataset(
+    settings: Settings, split: str, shorter_side: int = 0, resize: str = "shorter_side"
+) -> Dataset | None:
     """Return a split of a run's data, None without such a folder.
 
     `shorter_side` is by default the usual one for the run's input size. Raises DataError for a
@@ -56,8 +58,9 @@ def open_dataset(settings: Settings, split: str, shorter_side: int = 0) -> Datas
             seed=settings.seed,
             shorter_side=shorter_side,
             layout=settings.layout,
+            resize=resize,
         )
-    patterns = Patterns(split, PATTERN_SIZES[split], settings.seed)
+    patterns = Patterns(split, PATTERN_SIZES[split], settings.seed)  # squares, whatever the rule
     return patterns if shorter_side == 256 else _Resized(patterns, shorter_side)
 
 
@@ -158,13 +161,14 @@ def open_kept(
     split: str,
     shorter_side: int = 0,
     complete: bool = True,
+    resize: str = "shorter_side",
 ) -> Dataset:
     """Return a split as the run had it, `kept_in` its checkpoint.
 
     Raises DataError where an image is gone, if it is to be `complete`, or the folder.
     """
     if settings.data is None:
-        dataset = open_dataset(settings, split, shorter_side)
+        dataset = open_dataset(settings, split, shorter_side, resize)
         assert dataset is not None
         return dataset
     return ImageFolder(
@@ -174,6 +178,7 @@ def open_kept(
         kept=kept[split],
         others=[part for name, part in kept.items() if name != split],
         complete=complete,
+        resize=resize,
     )
 
 
@@ -208,14 +213,14 @@ class RunImages:
         """Those images, by split."""
         return kept_in(self._content, self.settings, self._path)
 
-    def held_out(self, shorter_side: int = 0) -> Dataset:
+    def held_out(self, shorter_side: int = 0, resize: str = "shorter_side") -> Dataset:
         """Open the test split, else the validation split.
 
         Raises DataError as `open_kept` does, and for files that have other contents than then. A
         warning says if some are files that the run learned from, by links.
         """
         split = "test" if "test" in self.kept or self.settings.data is None else "val"
-        images = self._open(split, shorter_side)
+        images = self._open(split, shorter_side, resize)
         if isinstance(images, ImageFolder):
             kept = self.kept[split]
             if changed := kept.changed(kept.marked(images.paths)):
@@ -227,15 +232,15 @@ class RunImages:
                 warn(f"warning: {self._say(count, images)}")
         return images
 
-    def training(self, shorter_side: int = 0) -> Dataset:
+    def training(self, shorter_side: int = 0, resize: str = "shorter_side") -> Dataset:
         """Open the training images; raises DataError as `open_kept` does."""
-        return self._open("train", shorter_side)
+        return self._open("train", shorter_side, resize)
 
-    def _open(self, split: str, shorter_side: int) -> Dataset:
+    def _open(self, split: str, shorter_side: int, resize: str) -> Dataset:
         self.check_there()
         kept = self.kept
         try:
-            return open_kept(self.settings, kept, split, shorter_side)
+            return open_kept(self.settings, kept, split, shorter_side, resize=resize)
         except DataError as error:
             raise DataError(f"{error}; {_WAY_OUT}") from error
 
@@ -354,7 +359,11 @@ def image_counts(classes: Sequence[str], *labels: np.ndarray) -> dict[str, int]:
 
 
 def open_folder(
-    root: str, classes: list[str], shorter_side: int, layout: str | None = None
+    root: str,
+    classes: list[str],
+    shorter_side: int,
+    resize: str = "shorter_side",
+    layout: str | None = None,
 ) -> ImageFolder:
     """Return the images in a folder with some of the classes.
 
@@ -366,7 +375,9 @@ def open_folder(
     if splits and split is None:
         (train,) = splits.values()
         raise DataError(f"{root} has training images alone: name {Path(root) / train} to use those")
-    dataset = ImageFolder(root, split, shorter_side=shorter_side, complete=False, layout=layout)
+    dataset = ImageFolder(
+        root, split, shorter_side=shorter_side, complete=False, layout=layout, resize=resize
+    )
     own, there = (list(map(os.fsencode, names)) for names in (classes, dataset.classes))
     called = same_names(there, own)
     unknown = [os.fsdecode(name) for name in there if name not in called]
@@ -396,8 +407,15 @@ class ImageFiles:
     The label of an image is the class after which its folder is called, else -1.
     """
 
-    def __init__(self, paths: Sequence[str], classes: list[str], shorter_side: int = 256) -> None:
-        self.paths, self.classes, self.shorter_side = list(paths), classes, shorter_side
+    def __init__(
+        self,
+        paths: Sequence[str],
+        classes: list[str],
+        shorter_side: int = 256,
+        resize: str = "shorter_side",
+    ) -> None:
+        self.paths, self.classes = list(paths), classes
+        self.shorter_side, self.resize = shorter_side, resize
         places = {name: label for label, name in enumerate(classes)}
         folders = [Path(path).absolute().parent.name for path in self.paths]
         self.labels = np.array([places.get(name, -1) for name in folders], np.int64)
@@ -407,8 +425,8 @@ class ImageFiles:
         return len(self.paths)
 
     def load(self, index: int) -> np.ndarray:
-        """Return image `index`, uint8 RGB [height, width, 3] with the shorter side resized."""
-        return read_image(self.paths[index], self.shorter_side)
+        """Return image `index`, uint8 RGB [height, width, 3], resized."""
+        return read_image(self.paths[index], self.shorter_side, self.resize)
 
     def describe(self, index: int) -> str:
         """Return the path of image `index`, in characters that can be printed."""
@@ -429,4 +447,4 @@ class _Resized:
         return f"{self._dataset!r}, {self._shorter_side} pixels"
 
     def load(self, index: int) -> np.ndarray:
-        return resize_shorter_side(self._dataset.load(index), self._shorter_side)
+        return resize_image(self._dataset.load(index), self._shorter_side)
