@@ -8,5 +8,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["tinyalex", "tinyalex.*"]), "tinyalex.kernels"],
     package_dir={"tinyalex.kernels": "kernels"},
-    package_data={"tinyalex": ["py.typed"], "tinyalex.kernels": ["*"]},
+    package_data={
+        "tinyalex": ["py.typed"],
+        "tinyalex.data": ["imagenet.txt"],
+        "tinyalex.kernels": ["*"],
+    },
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tinyalex.backends.devices import DeviceError
-from tinyalex.cli.parser import Parser, name_in
+from tinyalex.cli.parser import Parser
 from tinyalex.data import WorkerError, worker_threads
 from tinyalex.data.image import EXTENSIONS, FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import images_below, in_words
@@ -59,23 +59,6 @@ def command(main: Main) -> Callable[..., int]:
             return 130
 
     return whole
-
-
-def add_network_arguments(parser: Parser) -> None:
-    """Add the arguments of commands that use a trained network."""
-    add_checkpoint(parser)
-    add_threads(parser)
-    add_device(parser)
-
-
-def add_checkpoint(parser: Parser) -> None:
-    """Add CHECKPOINT."""
-    parser.add_argument(
-        "checkpoint",
-        type=name_in,
-        metavar="CHECKPOINT",
-        help="a .safetensors file of a run, or the run's folder, of which the best is taken",
-    )
 
 
 def add_threads(parser: argparse._ActionsContainer) -> None:

@@ -3,6 +3,7 @@
 tinyalex evaluate runs/flowers-torchvision               on the run's held-out images
 tinyalex evaluate best.safetensors --data more-flowers   on other images
 tinyalex evaluate RUN --data flowers --held-out          on the run's, which have moved
+tinyalex evaluate alexnet.pth --data imagenet/val        other people's weights
 
 prints top-1 and top-5 for the centre of each image and for ten crops of it, averaged as in the
 paper (section 4.1), and draws confusion.png (what is taken for what) and mistakes.png (the images
@@ -21,11 +22,11 @@ from tinyalex.backends.devices import check
 from tinyalex.cli.common import (
     add_crops,
     add_layout,
-    add_network_arguments,
     check_writable,
     command,
     readable,
 )
+from tinyalex.cli.network import add_network_arguments, open_network
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data import Dataset, loader_on
 from tinyalex.interrupts import DONE, FAILED
@@ -45,15 +46,8 @@ from tinyalex.progress import (
 )
 from tinyalex.text import printable
 from tinyalex.threads import set_num_threads
-from tinyalex.training import (
-    Answers,
-    checkpoint_path,
-    classifier_in,
-    examine,
-    load_checkpoint,
-    settings_in,
-)
-from tinyalex.training.datasets import RunImages, open_folder, title
+from tinyalex.training import Answers, examine
+from tinyalex.training.datasets import open_folder, title
 
 EXIT_CODES = (
     "0 done, perhaps without images that could not be read; 1 failed on the way, or in drawing a "
@@ -72,15 +66,18 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check(args.device)
     set_num_threads(args.threads)
-    path = checkpoint_path(args.checkpoint)
-    checkpoint = load_checkpoint(path)
-    classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
+    network = open_network(args)
+    classifier, path = network.classifier, network.path
     moved = args.data if args.held_out else None
     option = command_line(["--data", args.data or "DIR", "--held-out"])
-    images = RunImages(checkpoint, settings, path, moved, option)
-    del checkpoint  # hundreds of megabytes
+    images = network.run_images(moved, option)
     warning = ""
     if args.data is None or args.held_out:
+        if images is None:
+            raise ValueError(
+                f"{printable(path)} has no run that held out images: give a folder of some with "
+                "--data DIR, without --held-out"
+            )
         dataset = images.held_out(*classifier.resizing)
         where = f"the {len(dataset)} images that the run held out"
         where += f" of {printable(images.settings.data)}" if images.settings.data else ""
@@ -88,13 +85,14 @@ def main(argv: list[str] | None = None) -> int:
         dataset = folder = open_folder(
             args.data, classifier.classes, *classifier.resizing, layout=args.layout
         )
-        where, warning = printable(folder.folder), images.warning(folder)
+        where = printable(folder.folder)
+        warning = images.warning(folder) if images else ""
     out = args.out or path.parent
     check_writable(out, make=True)
     size = min(max(1, args.batch_size // args.crops), len(dataset))
     transform = classifier.transform_for(args.crops)
     loader = loader_on(args.device, dataset, size, transform, shuffle=False)
-    say(f"{printable(path)}, {settings.variant}, on {where}")
+    say(f"{printable(path)}, {classifier.model.variant.name}, on {where}")
     if warning:
         warn(f"warning: {warning}")
     answers = examine(classifier.model.to(args.device), loader, Progress())

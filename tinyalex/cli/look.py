@@ -6,8 +6,8 @@ tinyalex look RUN neighbours a.jpg --among DIR   images that the network finds a
 tinyalex look RUN features a.jpg                 what each layer makes of an image
 tinyalex look RUN curves                         loss and accuracy over the epochs
 
-RUN is the folder of a run, or a .safetensors file. Without images, some are taken that the run did
-not learn from.
+RUN is the folder of a run, a .safetensors file of one, or a file of other people's weights. Without
+images, some are taken that the run did not learn from.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tinyalex.cli.common import (
-    add_checkpoint,
     add_threads,
     check_picture,
     command,
     find_images,
     readable,
 )
+from tinyalex.cli.network import add_checkpoint, open_network
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in
 from tinyalex.data import Dataset, EvalTransform, Loader
 from tinyalex.interrupts import DONE, USAGE
@@ -45,15 +45,9 @@ from tinyalex.pictures.sheets import contact_sheet, first_kernels, save_png
 from tinyalex.progress import Progress, say, warn
 from tinyalex.text import printable
 from tinyalex.threads import set_num_threads
-from tinyalex.training import (
-    Classifier,
-    checkpoint_path,
-    classifier_in,
-    load_checkpoint,
-    read_metrics,
-    settings_in,
-)
+from tinyalex.training import Classifier, checkpoint_path, read_metrics
 from tinyalex.training.datasets import ImageFiles, RunImages, title
+from tinyalex.training.metrics import METRICS
 
 EXIT_CODES = (
     "0 done; 1 failed on the way; 2 arguments, a run or images that cannot be used, or done "
@@ -71,9 +65,18 @@ class Look(NamedTuple):
     args: argparse.Namespace
     folder: Path
     classifier: Classifier
-    run_images: RunImages
+    run_images: RunImages | None
     missing: list[str]
     """Images that were named, and could not be read."""
+
+    def of_run(self) -> RunImages:
+        """Return the images of the run; raise ValueError for weights without one."""
+        if self.run_images is None:
+            raise ValueError(
+                "a weight file has no run with images: name some, and for neighbours also "
+                "--among DIR"
+            )
+        return self.run_images
 
     def images(self) -> tuple[Dataset, list[int], list[np.ndarray]]:
         """Return the images to look at: data set, positions in it, pixels."""
@@ -84,7 +87,7 @@ class Look(NamedTuple):
             dataset: Dataset = self.files(paths)
             chosen = list(range(len(paths)))
         else:
-            dataset = self.run_images.held_out(*self.classifier.resizing)
+            dataset = self.of_run().held_out(*self.classifier.resizing)
             count = min(HELD_OUT[what], len(dataset))
             spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
             chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
@@ -109,13 +112,11 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     set_num_threads(args.threads)
     path = checkpoint_path(args.checkpoint)
-    checkpoint = load_checkpoint(path)
     out = args.out or path.parent / f"{args.what}.png"
     check_picture(out)
-    classifier, settings = classifier_in(checkpoint, path), settings_in(checkpoint, path)
-    images = RunImages(checkpoint, settings, path, getattr(args, "data", None))
-    look = Look(args, path.parent, classifier, images, [])
-    args.draw(look, out)
+    network = open_network(args)
+    images = network.run_images(getattr(args, "data", None))
+    args.draw(look := Look(args, path.parent, network.classifier, images, []), out)
     say(f"drawn in {printable(out)}")
     return USAGE if look.missing else DONE
 
@@ -196,7 +197,7 @@ def neighbours(look: Look, out: Path) -> None:
     dataset, places, images = look.images()
     model = look.classifier.model
     if look.args.among is None:
-        others = look.run_images.training(*look.classifier.resizing)
+        others = look.of_run().training(*look.classifier.resizing)
     else:
         named = getattr(dataset, "paths", None)  # the embedded images have none
         own = {os.path.realpath(named[place]) for place in places if named is not None}
@@ -240,7 +241,10 @@ def features(look: Look, out: Path) -> None:
 
 def curves(look: Look, out: Path) -> None:
     """Draw loss and accuracy over the epochs."""
-    metrics = look.folder / "metrics.jsonl"
-    if not metrics.exists():
-        raise ValueError(f"curves are drawn from the folder of a run, and there is no {metrics}")
+    metrics = look.folder / METRICS
+    if look.run_images is None or not metrics.exists():
+        raise ValueError(
+            f"curves are drawn from the folder of a run, and there is no {METRICS} of one beside "
+            f"{printable(look.args.checkpoint)}"
+        )
     learning_curves(read_metrics(metrics), len(look.classifier.classes), out)

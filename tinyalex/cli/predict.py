@@ -2,6 +2,7 @@
 
 tinyalex predict runs/flowers-torchvision photo.jpg holiday/
 tinyalex predict runs/flowers-torchvision holiday/ --sort sorted   copies: sorted/CLASS
+tinyalex predict alexnet.pth photo.jpg                             with other people's weights
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy as np
 from tinyalex.backends.devices import check
 from tinyalex.cli.common import (
     add_crops,
-    add_network_arguments,
     check_picture,
     command,
     complain,
     find_images,
     readable,
 )
+from tinyalex.cli.network import add_network_arguments, open_network
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in
 from tinyalex.data.copies import NotCopiedError, SortedCopies
 from tinyalex.data.image import decode_image, read_bytes
@@ -33,7 +34,6 @@ from tinyalex.pictures.sheets import contact_sheet, failure, save_png
 from tinyalex.progress import one_sentence, say, warn
 from tinyalex.text import printable
 from tinyalex.threads import set_num_threads
-from tinyalex.training import load_classifier
 
 EXIT_CODES = (
     "0 done, perhaps without images in folders that could not be read; 1 failed on the way: a disk "
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     check(args.device)
     check_picture(args.out)
     set_num_threads(args.threads)
-    classifier = load_classifier(args.checkpoint)
+    classifier = open_network(args).classifier
     classifier.model.to(args.device)
     paths, skipped = list(find_images(args.images)), list[str]()
     named = copied = failed = 0

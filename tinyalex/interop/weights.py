@@ -63,7 +63,10 @@ class Weights:
         """Return these weights with the names of the classes, one per output."""
         named = list(classes)
         if len(named) != self.num_classes:
-            raise ValueError(f"the network has {self.num_classes} classes, got {len(named)} names")
+            raise ValueError(
+                f"the network has {self.num_classes} classes, got {len(named)} names: give one for "
+                "each, in the order of its outputs"
+            )
         return replace(self, classes=named)
 
 

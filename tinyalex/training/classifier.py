@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyalex.data import RESIZES, EvalTransform, TenCropTransform, resize_image
+from tinyalex.data.class_names import distinct, imagenet, without_ids
 from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS, AlexNet, alexnet
 from tinyalex.models.alexnet import parameter_shapes
@@ -196,20 +197,25 @@ class Classifier:
     def from_weights(cls, weights: Weights, classes: Sequence[str] | None = None) -> Classifier:
         """Return the classifier that other people's weights make.
 
-        `classes` are its names where the weights bring none, else "class 0", "class 1", ... What
-        the weights do not say of their pixels is the variant's, and ImageNet's mean colour where
-        that is measured on the images. Raises ValueError where the parts do not fit.
+        `classes` names its outputs, else the weights do; a thousand without names are ImageNet's,
+        others "class 0", "class 1", ... Names that occur more than once get their number, WordNet
+        ids become names. What the weights do not say of their pixels is the variant's, and
+        ImageNet's mean colour where that is measured on the images. Raises ValueError where the
+        parts do not fit.
         """
         if classes is not None:
             weights = weights.with_classes(classes)
-        names = weights.classes or [f"class {number}" for number in range(weights.num_classes)]
+        names = weights.classes
+        if names is None and weights.num_classes == len(imagenet()):
+            names = list(imagenet().values())
+        names = names or [f"class {number}" for number in range(weights.num_classes)]
         variant = VARIANTS[weights.variant]
         mean = weights.mean
         if mean is None:
             mean = variant.pixels.mean or IMAGENET_PIXELS.mean or ()
         state = {
             "variant": weights.variant,
-            "classes": names,
+            "classes": distinct(without_ids(names)),
             "mean": mean if isinstance(mean, np.ndarray) else list(mean),
             "std": list(weights.std or variant.pixels.std),
             "input_size": weights.input_size or variant.input_size,

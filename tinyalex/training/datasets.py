@@ -22,6 +22,7 @@ from tinyalex.data import (
     read_image,
     resize_image,
 )
+from tinyalex.data.class_names import class_of
 from tinyalex.data.kept import Kept, composed, mark, same_names
 from tinyalex.data.layout import find_layout, split_of
 from tinyalex.data.manifest import file_size, sources
@@ -378,7 +379,8 @@ def open_folder(
     dataset = ImageFolder(
         root, split, shorter_side=shorter_side, complete=False, layout=layout, resize=resize
     )
-    own, there = (list(map(os.fsencode, names)) for names in (classes, dataset.classes))
+    folders = [class_of(name, set(classes)) for name in dataset.classes]
+    own, there = (list(map(os.fsencode, names)) for names in (classes, folders))
     called = same_names(there, own)
     unknown = [os.fsdecode(name) for name in there if name not in called]
     if unknown:
@@ -404,7 +406,7 @@ def title(dataset: Dataset, index: int) -> str:
 class ImageFiles:
     """Data set of image files, to be looked at.
 
-    The label of an image is the class after which its folder is called, else -1.
+    The label of an image is the class after which its folder is called (`class_of`), else -1.
     """
 
     def __init__(
@@ -417,8 +419,9 @@ class ImageFiles:
         self.paths, self.classes = list(paths), classes
         self.shorter_side, self.resize = shorter_side, resize
         places = {name: label for label, name in enumerate(classes)}
-        folders = [Path(path).absolute().parent.name for path in self.paths]
-        self.labels = np.array([places.get(name, -1) for name in folders], np.int64)
+        folders = (Path(path).absolute().parent.name for path in self.paths)
+        labels = [places.get(class_of(folder, places), -1) for folder in folders]
+        self.labels = np.array(labels, np.int64)
 
     def __len__(self) -> int:
         """Return the number of files."""
