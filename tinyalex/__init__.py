@@ -20,7 +20,7 @@ from tinyalex.backends.precision import (
 from tinyalex.files import FileError, load, save
 from tinyalex.grad_mode import is_grad_enabled, no_grad
 from tinyalex.gradcheck import GradcheckError, gradcheck
-from tinyalex.interop import Weights, load_weights
+from tinyalex.interop import Weights, export_onnx, load_weights
 from tinyalex.nn.fusion import use_fusion
 from tinyalex.random import manual_seed
 from tinyalex.summary import summary
@@ -51,6 +51,7 @@ __all__ = [
     "cat",
     "current_backend",
     "empty_cache",
+    "export_onnx",
     "full",
     "functional",
     "get_float32_matmul_precision",

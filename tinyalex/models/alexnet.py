@@ -59,7 +59,7 @@ class AlexNet(nn.Module):
         channels, size = variant.in_channels, variant.input_size
         for layer in variant.features:
             self.features.append(self._build(layer, channels))
-            channels, size = _output_shape(layer, channels, size)
+            channels, size = output_shape(layer, channels, size)
         self.classifier = nn.Sequential()
         inputs = channels * size * size
         for layer in variant.classifier:
@@ -170,7 +170,7 @@ def parameter_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int,
         if isinstance(layer, spec.Conv):
             window = (layer.kernel, layer.kernel)
             note(f"features.{place}", (layer.channels, channels // layer.groups, *window))
-        channels, size = _output_shape(layer, channels, size)
+        channels, size = output_shape(layer, channels, size)
     inputs = channels * size * size
     for place, last in enumerate(variant.classifier):
         if isinstance(last, spec.Linear):
@@ -196,7 +196,8 @@ def smallest_input(variant: Variant) -> int:
     return size
 
 
-def _output_shape(layer: spec.Layer, channels: int, size: int) -> Shape:
+def output_shape(layer: spec.Layer, channels: int, size: int) -> Shape:
+    """Return the channels and size that a layer makes of these."""
     both = (size, size)
     match layer:
         case spec.Conv(filters, kernel, stride, padding):
