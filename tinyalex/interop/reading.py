@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tinyalex.files import FileError
+from tinyalex.files import LONGEST_HEADER, FileError
 from tinyalex.folders import open_regular
 from tinyalex.interop.weights import Weights
 
@@ -35,8 +36,29 @@ class Format(NamedTuple):
     """Name of the module whose `read(request)` returns `Weights`."""
 
 
-FORMATS: list[Format] = []
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
+
+
+def _is_torch(head: bytes) -> bool:
+    """Tell a zip archive, torch's first pickle and a tar archive."""
+    return head.startswith(b"PK\3\4") or TORCH_MAGIC in head[:20] or head[257:262] == b"ustar"
+
+
+TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+"""Number that torch's files began with before 1.6, in the first pickle."""
+
+FORMATS: list[Format] = [
+    Format("safetensors", _is_safetensors, "safetensors_files"),
+    Format("PyTorch", _is_torch, "torch_files"),
+]
 """Known formats; the first whose mark fits reads the file."""
+
+
+def _checkpoint(path: Path) -> Path:
+    """Return `path`, or the best or last checkpoint of a run's folder."""
+    found = (path / f"{name}.safetensors" for name in ("best", "last") if path.is_dir())
+    return next((checkpoint for checkpoint in found if checkpoint.exists()), path)
 
 
 def load_weights(
@@ -44,13 +66,14 @@ def load_weights(
     variant: str | None = None,
     mean: str | os.PathLike[str] | None = None,
 ) -> Weights:
-    """Read an AlexNet's weights from a file of any known format.
+    """Read an AlexNet's weights from any known file, or a run's folder.
 
     `variant` decides where several variants have the file's shapes, `mean` is a file with the mean
     to subtract (Caffe: .binaryproto, .npy, .mat). Raises FileError, with one sentence, for what is
     no such file, damaged or no AlexNet; FileNotFoundError and other OSErrors stay themselves. No
     code in the file is ever run.
     """
+    path = _checkpoint(Path(path))
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(HEAD) or b""
@@ -58,5 +81,10 @@ def load_weights(
         for known in FORMATS:
             if known.begins(head):
                 module = importlib.import_module(f"tinyalex.interop.{known.module}")
-                return module.read(Request(file, size, str(path), variant, mean))
+                try:
+                    return module.read(Request(file, size, str(path), variant, mean))
+                except FileError as error:
+                    if str(path) in str(error):
+                        raise
+                    raise FileError(f"{path}: {error}") from error
     raise FileError(f"{path} is no weight file of a known format")

@@ -88,35 +88,39 @@ def expected_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int, 
     return dict(zip(array_names(variant), shapes, strict=True))
 
 
-def fitting_variants(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the variants whose layers have the shapes of these arrays."""
-    shapes = {name: array.shape for name, array in arrays.items()}
+def fitting_variants(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the variants whose layers have these shapes."""
 
     def fits(variant: Variant) -> bool:
-        classes = shapes.get(array_names(variant)[-1], (0,))[0]
+        classes = (*shapes.get(array_names(variant)[-1], ()), 0)[0]
         return expected_shapes(variant, classes) == shapes
 
     return [name for name, variant in VARIANTS.items() if fits(variant)]
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray], name: str) -> None:
-    """Raise FileError unless a variant has exactly these arrays, all finite."""
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raise FileError unless a variant has exactly arrays of these shapes."""
     if name not in VARIANTS:
         raise FileError(f"variant must be one of {', '.join(VARIANTS)}; got {name!r}")
     variant = VARIANTS[name]
     own = array_names(variant)
-    if missing := [array for array in own if array not in arrays]:
+    if missing := [array for array in own if array not in shapes]:
         raise FileError(f"{', '.join(missing)} missing for the variant {name!r}")
-    if more := sorted(arrays.keys() - set(own)):
+    if more := sorted(shapes.keys() - set(own)):
         raise FileError(f"the variant {name!r} has no {', '.join(more)}")
-    for place, shape in expected_shapes(variant, len(arrays[own[-1]])).items():
-        array = arrays[place]
-        if array.shape != shape:
-            fitting = fitting_variants(arrays)
+    for place, shape in expected_shapes(variant, (*shapes[own[-1]], 0)[0]).items():
+        if shapes[place] != shape:
+            fitting = fitting_variants(shapes)
             raise FileError(
-                f"{place} has shape {array.shape}, the variant {name!r} expects {shape}; "
+                f"{place} has shape {shapes[place]}, the variant {name!r} expects {shape}; "
                 + (f"all shapes fit {', '.join(fitting)}" if fitting else "no variant fits")
             )
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], name: str) -> None:
+    """Raise FileError unless a variant has exactly these arrays, all finite."""
+    check_shapes({place: array.shape for place, array in arrays.items()}, name)
+    for place, array in arrays.items():
         if array.dtype != np.float32:
             raise FileError(f"{place} must be float32, got {array.dtype}")
         if not np.isfinite(array).all():

@@ -1,0 +1,114 @@
+"""Directory of a zip archive whose members are stored as they are."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from tinyalex.files import FileError
+
+LONGEST_DIRECTORY = 2**23
+"""Bytes of a directory: an entry has about 70, and a checkpoint some hundred entries."""
+
+_LONG = 0xFFFFFFFF
+"""Stands for a number that the extra field has, in 64 bits."""
+
+
+class Member(NamedTuple):
+    """Place of a member's bytes, and their checksum, 0 if there is none."""
+
+    position: int
+    size: int
+    crc: int
+
+    def check(self, file: BinaryIO) -> None:
+        """Raise FileError unless the bytes have their checksum."""
+        crc, left = 0, self.size if self.crc else 0
+        file.seek(self.position)
+        while left:
+            piece = file.read(min(left, 2**20))
+            if not piece:
+                raise FileError("it ends in the middle of an array")
+            crc, left = zlib.crc32(piece, crc), left - len(piece)
+        if crc != self.crc:
+            raise FileError("it is damaged: a checksum of the zip archive is wrong")
+
+
+def members_of(file: BinaryIO, size: int) -> dict[str, Member]:
+    """Return the members of an archive that is whole and not compressed."""
+    try:
+        begin, directory = _directory(file, size)
+        members: dict[str, Member] = {}
+        end = 0
+        for start, name, length, crc in sorted(_entries(directory)):
+            file.seek(start)
+            mark, names, extras = struct.unpack("<4s22xHH", file.read(30))
+            position = start + 30 + names + extras
+            same = mark == b"PK\3\4" and file.read(names) == name
+            if not same or start < end or position + length > begin or name.decode() in members:
+                raise FileError(
+                    "it is a damaged zip archive: its members are not where they belong"
+                )
+            members[name.decode()] = Member(position, length, crc)
+            end = position + length
+        return members
+    except (struct.error, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError("it is a damaged zip archive, or a part of one") from error
+
+
+def _directory(file: BinaryIO, size: int) -> tuple[int, bytes]:
+    """Return the directory and its place."""
+    start = max(0, size - 22 - 0xFFFF)
+    file.seek(start)
+    tail = file.read(size - start)
+    place = tail.rfind(b"PK\5\6")
+    if place < 0:
+        raise FileError("it is a damaged zip archive, or a part of one: it has no directory")
+    length, begin, comment = struct.unpack_from("<12xLLH", tail, place)
+    end = start + place
+    if end + 22 + comment != size:
+        raise FileError("it is a damaged zip archive: it does not end with its directory")
+    if _LONG in (length, begin):
+        mark, end = struct.unpack_from("<4s4xQ", tail, place - 20)
+        file.seek(end if mark == b"PK\6\7" else 0)
+        mark, length, begin = struct.unpack("<4s36xQQ", file.read(56))
+        if mark != b"PK\6\6":
+            raise FileError("it is a damaged zip archive: its directory cannot be found")
+    if length > LONGEST_DIRECTORY or begin + length > end:
+        raise FileError("it is a damaged zip archive: its directory is too long")
+    file.seek(begin)
+    return begin, file.read(length)
+
+
+def _entries(directory: bytes) -> Iterator[tuple[int, bytes, int, int]]:
+    """Yield the start, name, length and checksum of each member."""
+    place = 0
+    while place < len(directory):
+        fields = struct.unpack_from("<4s4xHH4xLLLHHH8xL", directory, place)
+        mark, flags, method, crc, packed, length, names, extras, comment, start = fields
+        if mark != b"PK\1\2":
+            raise FileError("it is a damaged zip archive: an entry is none")
+        place += 46
+        name, extra = directory[place : place + names], directory[place + names :][:extras]
+        place += names + extras + comment
+        long = _long_numbers(extra)
+        length, packed, start = (
+            next(long) if number == _LONG else number for number in (length, packed, start)
+        )
+        if method or flags & 1 or packed != length:
+            shown = name.decode(errors="replace")[:80]
+            raise FileError(f"its member {shown} is compressed, which torch.save never does")
+        yield start, name, length, crc
+
+
+def _long_numbers(extra: bytes) -> Iterator[int]:
+    """Yield the numbers in 64 bits of an entry's extra field."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == 1:
+            yield from (number for (number,) in struct.iter_unpack("<Q", extra[4 : 4 + length]))
+        extra = extra[4 + length :]
