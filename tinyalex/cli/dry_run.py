@@ -36,8 +36,8 @@ def dry_run(run: Run, out: Path) -> None:
     """
     check_memory(run)
     model, state, steps_per_epoch = run.classifier.model, run.state, len(run.train_data)
-    later = (run.train_data.epoch(epoch) for epoch in itertools.count(state.epoch + 1))
-    now = run.train_data.epoch(state.epoch, state.batch % steps_per_epoch)
+    later = (run.batches(epoch) for epoch in itertools.count(state.epoch + 1))
+    now = run.batches(state.epoch, state.batch % steps_per_epoch)
     batches = itertools.chain(now, itertools.chain.from_iterable(later))
     first, second = next(batches), next(batches)
     workers = run.settings.workers  # each makes a batch of its own, while the network computes
@@ -73,9 +73,9 @@ def dry_run(run: Run, out: Path) -> None:
         checkpoints.save(run)
         size = checkpoints.last.stat().st_size
         written = load_checkpoint(checkpoints.last)
+    found = written.get("learning", written["classifier"]["weights"])
     for name, array in model.state_dict().items():
-        found = written["classifier"]["weights"][name]
-        np.testing.assert_array_equal(array, found, err_msg=f"{name} came back changed")
+        np.testing.assert_array_equal(array, found[name], err_msg=f"{name} came back changed")
     run.set_state(written)
     where = printable(place)
     say(f"ok  trial checkpoint of {size / 1e6:.0f} MB written to {where}, read back and removed")

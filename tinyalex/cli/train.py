@@ -34,6 +34,7 @@ from tinyalex.text import printable
 from tinyalex.training import (
     DivergedError,
     Run,
+    Settings,
     StoppedError,
     StopRequest,
     Trainer,
@@ -129,11 +130,23 @@ def print_header(run: Run, out: Path) -> None:
         f"{settings.batch_size} images, lr {settings.lr:g} {settings.schedule}, "
         f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
         f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
-        f"minus the mean {settings.mean}",
+        f"minus the mean {settings.mean}" + later(settings),
         "output": f"{printable(out)}{from_step}",
     }
     for name, text in rows.items():
         say(folded(f"{name:8} {text}", 9))
+
+
+def later(settings: Settings) -> str:
+    """Return the settings of what came after 2012, where there are any."""
+    words = {
+        "mixup": "mixup",
+        "label_smoothing": "label smoothing",
+        "average": "average of the last",
+        "first_size": "first size",
+    }
+    used = {text: value for name, text in words.items() if (value := getattr(settings, name))}
+    return "".join(f", {text} {value:g}" for text, value in used.items())
 
 
 def train(trainer: Trainer, stop: StopRequest) -> int:

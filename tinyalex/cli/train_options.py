@@ -19,11 +19,15 @@ from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
 from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
 
+NOT_IN_2012 = {"first_size": None, "mixup": 0.0, "label_smoothing": 0.0, "average": 0.0}
+"""Settings of what came later, switched off."""
+
 SMALL_DATA: dict[str, Any] = {
     "variant": "torchvision",
     "initial_weights": "data",
     "dropout": 0.5,
     "augment": "strong",
+    **NOT_IN_2012,
     "mean": "colour",
     "colour_noise": "none",
     "epochs": 30,
@@ -36,6 +40,7 @@ SMALL_DATA: dict[str, Any] = {
 
 EMBEDDED = {
     **SMALL_DATA,
+    **NOT_IN_2012,
     "dropout": 0.0,  # few epochs: memorising is not what limits it
     "augment": "paper",
     "epochs": 5,
@@ -116,7 +121,7 @@ def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
     if variant is None:
         return EMBEDDED if data is None else SMALL_DATA
     pixels, recipe = VARIANTS[variant].pixels, VARIANTS[variant].recipe
-    own = {"initial_weights": "variant", "dropout": 0.5, "augment": "paper"}
+    own = {**NOT_IN_2012, "initial_weights": "variant", "dropout": 0.5, "augment": "paper"}
     own["mean"] = pixels.measured
     rest = SMALL_DATA.keys() - own.keys() - {"variant"}
     return {**own, **{name: getattr(recipe, name) for name in rest}}

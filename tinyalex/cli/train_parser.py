@@ -92,6 +92,13 @@ def make_parser(description: str | None = None) -> Parser:
         "--variant, else paper)",
     )
     group.add_argument(
+        "--mixup",
+        type=float,
+        metavar="ALPHA",
+        help="blend each image, and its label, with another by a share from Beta(ALPHA, ALPHA), "
+        "such as 0.2; the training accuracy counts the label of the larger part (default: 0, off)",
+    )
+    group.add_argument(
         "--mean",
         choices=MEANS,
         help="what is subtracted: the mean image of the training set, or a colour (default: image "
@@ -159,6 +166,13 @@ def make_parser(description: str | None = None) -> Parser:
         metavar="PIXELS",
         help="side of the square that the network sees; only torchvision takes others than its own",
     )
+    group.add_argument(
+        "--first-size",
+        type=int,
+        metavar="PIXELS",
+        help="its side in the first epoch; it grows over the first three quarters of the epochs "
+        "(default: no other)",
+    )
 
     group = parser.add_argument_group(
         "recipe (paper section 5; defaults without --variant, which brings its own)"
@@ -187,6 +201,19 @@ def make_parser(description: str | None = None) -> Parser:
         type=float,
         metavar="RATE",
         help="pull of the weights towards zero (default: 5e-4)",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=float,
+        metavar="SHARE",
+        help="share of each target that all classes have alike, such as 0.1 (default: 0)",
+    )
+    group.add_argument(
+        "--average",
+        type=float,
+        metavar="SHARE",
+        help="validate and keep the average of the weights over about the last SHARE of the steps, "
+        "such as 0.1 (default: 0, the last ones)",
     )
 
     group = parser.add_argument_group("run")

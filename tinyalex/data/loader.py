@@ -34,6 +34,8 @@ class Batch:
     images: Array
     labels: np.ndarray
     indices: np.ndarray
+    targets: np.ndarray | None = None
+    """Class probabilities float32 [N, C] to learn in place of the labels."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -126,6 +128,11 @@ class Loader:
     def bad(self) -> list[tuple[str, str]]:
         """(path, reason) of each unreadable image so far, in order."""
         return self._unreadable.listed()
+
+    def use(self, transform: Transform) -> None:
+        """Make the batches of the next epochs with another transform."""
+        self.close()
+        self.transform = transform
 
     def close(self) -> None:
         """End the processes, if there are any; another epoch starts new ones."""

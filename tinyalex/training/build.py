@@ -27,6 +27,7 @@ from tinyalex.files import FileError
 from tinyalex.progress import Progress, warn
 from tinyalex.tensor import Tensor
 from tinyalex.text import listed
+from tinyalex.training.average import WeightAverage
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import (
     RunImages,
@@ -117,21 +118,21 @@ def new_run(
 
     model = models.alexnet(settings.variant, len(train.classes), settings.dropout)
     classifier = Classifier(model, train.classes, mean, variant.pixels.std, settings.input_size)
-    augment = TrainTransform(
-        settings.input_size,
-        mean,
-        variant.pixels.std,
-        variant.in_channels,
-        colour_noise=noise,
-        **AUGMENTATIONS[settings.augment],
-    )
+
+    def augment(size: int) -> TrainTransform:
+        options = AUGMENTATIONS[settings.augment]
+        return TrainTransform(
+            size, mean, variant.pixels.std, variant.in_channels, colour_noise=noise, **options
+        )
+
     loading: dict[str, Any] = {
         "workers": settings.workers,
         "processes": settings.worker_processes,
         "cache_bytes": settings.image_cache * 1_000_000,
     }
     device, size, seed = settings.device, settings.batch_size, settings.seed
-    train_data = loader_on(device, train, size, augment, seed=seed, **loading)
+    first = augment(settings.size_at(0))
+    train_data = loader_on(device, train, size, first, seed=seed, **loading)
 
     def held_out(dataset: Dataset, **loading: Any) -> Loader:
         size = min(settings.batch_size, len(dataset))
@@ -151,6 +152,8 @@ def new_run(
         val_data=held_out(val, **loading),
         test_data=held_out(test, **{**loading, "cache_bytes": 0}) if test is not None else None,
         colour_covariance=colour_covariance,
+        average=WeightAverage(model, settings.average) if settings.average else None,
+        augment=augment if settings.first_size is not None else None,
         _kept=kept or None,
     )
 

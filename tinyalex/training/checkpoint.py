@@ -107,9 +107,13 @@ class Checkpoints:
             )
         files = (self.last, self.previous, self.best)
         weights = sum(p.data.nbytes for p in run.classifier.model.parameters())
-        self.seconds_to_save = 2 * weights / 50e6  # a slow disk, until we know
-        # Weights and velocity in `last`, `previous` and what will replace them, weights in `best`.
-        needed = 7 * weights - sum(path.stat().st_size for path in files if path.exists())
+        # Weights and velocity, and beside averaged weights those that learn.
+        sets = 2 if run.average is None else 3
+        self.seconds_to_save = sets * weights / 50e6  # a slow disk, until we know
+        # They are in `last`, `previous` and what will replace them, weights alone in `best`.
+        needed = (3 * sets + 1) * weights - sum(
+            path.stat().st_size for path in files if path.exists()
+        )
         free = _free(self.folder)
         if free is None:
             say(f"warning: {self.folder} does not say how much room there is: it may not suffice")
@@ -273,9 +277,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         check(content, CONTENT)
         check_state(content["classifier"])
         velocities = content.get("optimizer", {}).get("velocity", ())
-        weights = content["classifier"]["weights"].values()
-        if sum(v.nbytes for v in velocities if v is not None) > sum(w.nbytes for w in weights):
-            raise FileError(f"{path} cannot be used: its velocities are larger than its weights")
+        learning = content.get("learning", {}).values()
+        most = sum(w.nbytes for w in content["classifier"]["weights"].values())
+        for what, arrays in {"velocities": velocities, "learning weights": learning}.items():
+            if sum(array.nbytes for array in arrays if array is not None) > most:
+                raise FileError(f"{path} cannot be used: its {what} are larger than its weights")
 
     try:
         content: dict[str, Any] = load(path, look)

@@ -226,4 +226,5 @@ def logits_and_loss(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     device = device_of_model(model)
     logits = model(Tensor(batch.images).to(device))
-    return logits, F.cross_entropy(logits, Tensor(batch.labels).to(device))
+    target = batch.labels if batch.targets is None else batch.targets
+    return logits, F.cross_entropy(logits, Tensor(target).to(device))

@@ -66,7 +66,7 @@ class StepGraph:
         self._graph: Any = None
 
     def take(self, images: Array, labels: Array) -> None:
-        """Take a step on images [N, C, H, W] and labels int64 [N]."""
+        """Take a step on images [N, C, H, W] and labels int64 [N], or class probabilities."""
         if not self._seen:
             self._shape = images.shape
         if images.shape != self._shape:
@@ -139,7 +139,8 @@ class GPUSteps(Steps):
 
     def take(self, batch: Batch) -> None:
         """Start a step, whose images are on the GPU; do not wait."""
-        labels = move(batch.labels, device_of(batch.images))
+        target = batch.labels if batch.targets is None else batch.targets
+        labels = move(target, device_of(batch.images))
         if self._graph is None:
             self.learn(batch.images, labels)
             self.update(StepTable(self.pieces()))
@@ -165,6 +166,8 @@ class GPUSteps(Steps):
         self._optimizer.zero_grad()
         logits, loss = logits_and_loss(self._model, Batch(images, labels, labels))
         loss.backward()
+        if labels.ndim == 2:  # of mixed images: the label of the larger part
+            labels = labels.argmax(axis=1)
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         self._report.note(loss.data, logits.data, labels, all_finite_many(gradients))
 

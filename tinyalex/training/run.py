@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,10 +13,12 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.data import (
+    Batch,
     ImageFolder,
     Loader,
 )
 from tinyalex.data.kept import Kept
+from tinyalex.data.transforms import Transform
 from tinyalex.optim import SGD
 from tinyalex.schedule import Schedule
 from tinyalex.schema import (
@@ -35,6 +39,7 @@ from tinyalex.schema import (
 )
 from tinyalex.tensor import Tensor
 from tinyalex.text import listed
+from tinyalex.training.average import WeightAverage
 from tinyalex.training.classifier import SCHEMA as CLASSIFIER
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import (
@@ -46,6 +51,7 @@ from tinyalex.training.datasets import (
 )
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.metrics import Average
+from tinyalex.training.mixing import with_soft_targets
 from tinyalex.training.settings import Settings
 
 
@@ -173,6 +179,7 @@ CONTENT = {
         }
     ),
     "colour_covariance": Maybe(NOTHING | array_of("float64", 3, 3)),
+    "learning": Maybe(Each(ARRAY)),
 }
 """Schema of what `Run.get_state` returns; a best network lacks what only resuming needs."""
 
@@ -194,6 +201,9 @@ class Run:
     """Held-out images that nothing is chosen by; a folder of images has none."""
     colour_covariance: np.ndarray | None = None
     """That of the training set, if the colour noise needs it."""
+    average: WeightAverage | None = None
+    augment: Callable[[int], Transform] | None = None
+    """What makes the training transform for a size, if that grows."""
     state: State = field(default_factory=State)
     _kept: dict[str, Kept] | None = None
 
@@ -212,6 +222,19 @@ class Run:
         """Batches to learn from in the whole run."""
         return self.settings.epochs * len(self.train_data)
 
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Yield the training batches of an epoch, at its size, mixed and with soft targets."""
+        settings, size = self.settings, self.settings.size_at(epoch)
+        if self.augment is not None and size != self.train_data.transform.shape[0]:
+            self.train_data.use(self.augment(size))
+        mixing = settings.label_smoothing, settings.mixup, settings.seed, epoch
+        for batch in self.train_data.epoch(epoch, start_batch):
+            yield with_soft_targets(batch, self.num_classes, *mixing)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the classifier have the averaged weights for a while, if there are any."""
+        return nullcontext() if self.average is None else self.average.in_use()
+
     def optimised(self) -> list[tuple[str, Tensor]]:
         """Return (name, parameter) of each parameter, in the optimiser's order."""
         names = {id(p): name for name, p in self.classifier.model.named_parameters()}
@@ -220,8 +243,10 @@ class Run:
 
     def get_result(self) -> dict[str, Any]:
         """Return the classifier and its origin, as plain values and arrays."""
+        with self.averaged():
+            classifier = self.classifier.get_state()
         return {
-            "classifier": self.classifier.get_state(),
+            "classifier": classifier,
             "settings": asdict(self.settings),
             "state": asdict(self.state),
             "data": self.data_digest(),
@@ -230,9 +255,11 @@ class Run:
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that resuming needs."""
+        """Return all that resuming needs; "learning" are the weights beside averaged ones."""
+        learning = {"learning": self.classifier.model.state_dict()} if self.average else {}
         return {
             **self.get_result(),
+            **learning,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": random.get_state(),
@@ -278,7 +305,10 @@ class Run:
             random.set_state(before)
             raise
         self.schedule.load_state_dict(schedule)
-        self.classifier.model.load_state_dict(state["classifier"]["weights"])
+        weights = state["classifier"]["weights"]
+        self.classifier.model.load_state_dict(state.get("learning", weights))
+        if self.average is not None:
+            self.average.load(weights)
         self.state = position
 
     def arrays_in(self, state: dict[str, Any]) -> list[tuple[str, Tensor, np.ndarray]]:
@@ -286,9 +316,15 @@ class Run:
 
         Before each stands what to call it, and the parameter that it is of.
         """
-        own, weights = self.classifier.model.named_parameters(), state["classifier"]["weights"]
+        own = list(self.classifier.model.named_parameters())
+        sets = {"": state["classifier"]["weights"], "the learning ": state.get("learning", {})}
         velocities = zip(self.optimised(), state["optimizer"]["velocity"], strict=True)
-        return [(name, parameter, weights[name]) for name, parameter in own] + [
+        return [
+            (f"{which}{name}", parameter, weights[name])
+            for which, weights in sets.items()
+            for name, parameter in own
+            if weights
+        ] + [
             (f"the velocity of {name}", parameter, array)
             for (name, parameter), array in velocities
             if array is not None
@@ -298,8 +334,9 @@ class Run:
         """Raise ValueError unless names, shapes and dtypes fit and values are finite."""
         own = {name for name, _ in self.classifier.model.named_parameters()}
         weights, velocities = state["classifier"]["weights"], state["optimizer"]["velocity"]
-        if own != weights.keys() or len(self.optimised()) != len(velocities):
-            differing = ", ".join(sorted(own ^ weights.keys())) or "the velocities"
+        others = state.get("learning", weights).keys()
+        if not own == weights.keys() == others or len(self.optimised()) != len(velocities):
+            differing = ", ".join(sorted(own ^ weights.keys() | own ^ others)) or "the velocities"
             raise ValueError(f"these weights do not fit the network: it differs in {differing}")
         arrays = self.arrays_in(state)
         for what, like, array in arrays:

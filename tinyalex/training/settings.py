@@ -40,6 +40,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 INITIAL_WEIGHTS = ("variant", "data")
 """As the variant draws them, or scaled afterwards by `nn.data_dependent_`."""
 
+GROWN_AFTER = 0.75
+"""Share of the epochs after which images that grow have their full size."""
+
 STEPS_PER_ROW = 10
 """Number of steps per row of metrics."""
 
@@ -59,7 +62,16 @@ CHANGEABLE = (
 length, and what computes it.
 """
 
-CHANGEABLE_ON_REQUEST = ("augment", "dropout", "lr", "schedule", "weight_decay", "precision")
+CHANGEABLE_ON_REQUEST = (
+    "augment",
+    "mixup",
+    "label_smoothing",
+    "dropout",
+    "lr",
+    "schedule",
+    "weight_decay",
+    "precision",
+)
 """Settings that it may change with --allow-change: how it learns from now on.
 
 The rest it may never change: the network, the split of the data, and how steps are counted.
@@ -79,7 +91,11 @@ SCHEMA: dict[str, Rule] = {
     "input_size": whole(1, MOST_PIXELS),
     "data": Rule("a folder", lambda data: data is None or TEXT.holds(data)),
     "layout": NOTHING | one_of(LAYOUTS),
+    "first_size": NOTHING | whole(1, MOST_PIXELS),
     "augment": one_of(AUGMENTATIONS),
+    "mixup": number(0, 100),
+    "label_smoothing": Rule("at least 0 and below 1", lambda e: number(0, 1).holds(e) and e < 1),
+    "average": number(0, 1),
     "mean": one_of(MEANS),
     "colour_noise": one_of(COLOUR_NOISES),
     "initial_weights": one_of(INITIAL_WEIGHTS),
@@ -117,6 +133,13 @@ class Settings:
     layout: str | None = None
     """Layout of that, "classes" or "splits", where it can be read in two ways."""
     augment: str = "paper"
+    first_size: int | None = None
+    """Side of the square in the first epoch, where it grows to `input_size` from that."""
+    mixup: float = 0.0
+    """Alpha of `mixing.mixed`; 0 for images as they are."""
+    label_smoothing: float = 0.0
+    average: float = 0.0
+    """Share of the steps whose weights are averaged (`WeightAverage`); 0 for the last ones."""
     mean: str = "colour"
     colour_noise: str = "none"
     initial_weights: str = "variant"
@@ -152,6 +175,10 @@ class Settings:
             least, most = smallest_input(variant), MOST_PIXELS
             expected = f"at least {least} for the variant {variant.name}"
         limits["input_size"] = Rule(expected, whole(least, most).holds)
+        if self.first_size is not None:
+            resizes, fits = "scale" in AUGMENTATIONS[self.augment], whole(least, self.input_size)
+            expected = f"{least} to the input size {self.input_size}, beside --augment strong"
+            limits["first_size"] = Rule(expected, lambda size: resizes and fits.holds(size))
         self._check(limits)
 
     def _check(self, rules: Mapping[str, Rule]) -> None:
@@ -181,6 +208,17 @@ class Settings:
             schedule_options=options,
             colour_noise=self.colour_noise,
         )
+
+    def size_at(self, epoch: int) -> int:
+        """Return the side of the square that the network learns from in an epoch, from 0.
+
+        From `first_size` it grows evenly, in multiples of 16 pixels, to `input_size`.
+        """
+        done = epoch / (GROWN_AFTER * self.epochs)
+        if self.first_size is None or done >= 1:
+            return self.input_size
+        side = self.first_size + (self.input_size - self.first_size) * done
+        return max(self.first_size, round(side / 16) * 16)
 
     def differences(self, other: Settings) -> list[str]:
         """Return the names of the fields in which the two differ."""

@@ -135,9 +135,9 @@ class Trainer:
 
     def _learn(self, stop: StopRequest) -> None:
         """Train on the batches of an epoch, or on its rest."""
-        run, state, data = self.run, self.run.state, self.run.train_data
+        run, state = self.run, self.run.state
         self._start_epoch()
-        for batch in data.epoch(state.epoch, state.batch):
+        for batch in run.batches(state.epoch, state.batch):
             step = stop.step = state.step + self.steps.unread + 1
             run.schedule.before_step(step - 1)
             random.start_step(step - 1)
@@ -160,6 +160,8 @@ class Trainer:
         self._remember(step, batch, self.run.train_data)
         try:
             self.steps.take(batch)
+            if self.run.average is not None:
+                self.run.average.after_step(step)
         except DivergedError as error:
             raise self._explain(error) from error
 
@@ -193,11 +195,15 @@ class Trainer:
         except DivergedError as error:  # in a step that may not be the last: back to where it began
             run.schedule.before_step(state.step)
             random.start_step(state.step)
-            self._remember(state.step + 1, next(data.epoch(state.epoch, state.batch)), data)
+            self._remember(state.step + 1, next(run.batches(state.epoch, state.batch)), data)
             raise self._explain(error) from error
         return results
 
     def _validate(self, stop: StopRequest) -> Scores | None:
+        with self.run.averaged():
+            return self._evaluate(stop)
+
+    def _evaluate(self, stop: StopRequest) -> Scores | None:
         started = time.perf_counter()
         model, data = self.run.classifier.model, self.run.val_data
         scores = evaluate(model, data, self.progress, stop, "validating")
@@ -287,7 +293,7 @@ class Trainer:
             self.progress.say(f"{self.checkpoints.best} stays: its network was better than this")
         ended = (
             f"epoch {state.epoch}/{run.settings.epochs} in {duration(throughput.epoch_seconds)}:  "
-            f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%};  validation "
+            f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%}{self._mixed};  validation "
             f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}"
             + (f", top-5 {scores.top5:.1%}" if run.num_classes > 5 else "")
             + (" (best so far)" if kept else "")
@@ -297,6 +303,10 @@ class Trainer:
             if path not in self._left_out:
                 self._left_out.add(path)
                 self.progress.say(f"left out: {path}: {reason}")
+
+    @property
+    def _mixed(self) -> str:
+        return " (mixed images, by their larger part)" if self.run.settings.mixup else ""
 
     def append(self, row: dict[str, Any]) -> None:
         """Write a row of metrics and notify observers; ignore their errors."""

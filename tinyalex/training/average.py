@@ -1,0 +1,62 @@
+"""Running average of the weights, which is validated and kept as the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from tinyalex.backends import array_module
+from tinyalex.backends.devices import move, using
+from tinyalex.backends.types import Array
+from tinyalex.nn import Module
+
+EVERY = 8
+"""Steps from one update to the next: each goes through as much memory as a step of SGD."""
+
+
+class WeightAverage:
+    """Average of a model's weights w over about the last `share` of the steps so far.
+
+    ``a <- a + (w - a) min(1, EVERY / (share * step))`` after every `EVERY` steps, which is
+    polynomial-decay averaging (Shamir, Zhang: Stochastic gradient descent for non-smooth
+    optimization, ICML 2013): an exponential moving average whose memory grows with the training, so
+    that it forgets the beginning and needs no other number for a longer run.
+    """
+
+    def __init__(self, model: Module, share: float) -> None:
+        self._model, self._share = model, share
+        self._arrays: dict[str, Array] = {}
+        self.load({name: p.data for name, p in model.named_parameters()})
+
+    def after_step(self, step: int) -> None:
+        """Take the weights after update number `step`, counted from 1, into the average."""
+        if step % EVERY:
+            return
+        gain = min(1.0, EVERY / (self._share * step))
+        for name, parameter in self._model.named_parameters():
+            average = self._arrays[name]
+            with using(parameter.device):
+                change = parameter.data - average
+                change *= average.dtype.type(gain)
+                average += change
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let the model have the averages as its weights for a while."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            parameter.data, self._arrays[name] = self._arrays[name], parameter.data
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Begin again from copies of these averages."""
+        for name, parameter in self._model.named_parameters():
+            with using(parameter.device):
+                copy = array_module(parameter.data).empty_like(parameter.data)
+                copy[...] = move(arrays[name], parameter.device)
+            self._arrays[name] = copy
