@@ -61,7 +61,7 @@ def test_help_fits_the_terminal_and_two_screens(monkeypatch, columns, widest):
     code, said, _ = run(TRAIN, "--help")
     assert code == 0
     lines = said.splitlines()
-    assert len(lines) <= 2 * 40 or columns < 100
+    assert len(lines) <= 2 * 50 or columns < 100
     assert max(map(len, lines)) <= widest
     for expected in ("paper section 5", "(default: 0)", "exit codes: 0 done", "--resume"):
         assert expected in said

@@ -1,4 +1,4 @@
-"""Ingredients of the recipe for small data sets: soft targets, averages, images that grow."""
+"""Soft targets, averaged weights and images that grow."""
 
 from dataclasses import replace
 
@@ -111,7 +111,7 @@ def test_images_grow_to_their_full_size(photos):
     assert [settings.size_at(epoch) for epoch in range(8)] == [20, 20, 32, 32, 32, 32, 36, 36]
     assert replace(settings, first_size=None).size_at(0) == 36
     run = new_run(settings)
-    for epoch in (0, 6, 2):  # a run that goes on takes any epoch up
+    for epoch in (0, 6, 2):  # a resumed run begins with any
         batch = next(run.batches(epoch))
         side = settings.size_at(epoch)
         assert batch.images.shape == (8, 3, side, side)

@@ -1,4 +1,4 @@
-"""Running average of the weights, which is validated and kept as the classifier."""
+"""Running average of the weights, to be validated and kept."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ EVERY = 8
 
 
 class WeightAverage:
-    """Average of a model's weights w over about the last `share` of the steps so far.
+    """Average of a model's weights w over the last steps.
 
-    ``a <- a + (w - a) min(1, EVERY / (share * step))`` after every `EVERY` steps, which is
-    polynomial-decay averaging (Shamir, Zhang: Stochastic gradient descent for non-smooth
-    optimization, ICML 2013): an exponential moving average whose memory grows with the training, so
-    that it forgets the beginning and needs no other number for a longer run.
+    They are about the last `share` of all so far: ``a <- a + (w - a) min(1, EVERY / (share step))``
+    after every `EVERY` steps. That is polynomial-decay averaging (Shamir, Zhang: Stochastic gradient
+    descent for non-smooth optimization, ICML 2013), an exponential moving average whose memory
+    grows: it forgets the beginning, and a longer run needs no other number.
     """
 
     def __init__(self, model: Module, share: float) -> None:

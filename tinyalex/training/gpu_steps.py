@@ -66,7 +66,7 @@ class StepGraph:
         self._graph: Any = None
 
     def take(self, images: Array, labels: Array) -> None:
-        """Take a step on images [N, C, H, W] and labels int64 [N], or class probabilities."""
+        """Take a step on images [N, C, H, W] and int64 labels or class probabilities."""
         if not self._seen:
             self._shape = images.shape
         if images.shape != self._shape:

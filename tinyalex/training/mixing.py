@@ -12,7 +12,7 @@ from tinyalex.data import Batch
 
 
 def mixed(batch: Batch, alpha: float, seed: int, epoch: int) -> tuple[Batch, np.ndarray]:
-    """Return the batch with its images blended in pairs, and the shares of the first ones.
+    """Return the batch with images blended in pairs, and their own shares.
 
     Zhang, Cisse, Dauphin, Lopez-Paz: mixup: beyond empirical risk minimization, ICLR 2018. Image i
     becomes ``l_i x_i + (1 - l_i) x_j``, where j is as far from the end of the batch as i is from
@@ -34,7 +34,7 @@ def mixed(batch: Batch, alpha: float, seed: int, epoch: int) -> tuple[Batch, np.
 def with_soft_targets(
     batch: Batch, classes: int, label_smoothing: float, mixup: float, seed: int, epoch: int
 ) -> Batch:
-    """Return the batch as it is learned from, mixed and with class probabilities as targets.
+    """Return the batch, perhaps mixed, with class probabilities to learn.
 
     The targets are ``(1 - e) q_i + e / classes`` with the label smoothing e and
     ``q_i = l_i y_i + (1 - l_i) y_j``, y being one-hot labels. Without either the batch is as it was

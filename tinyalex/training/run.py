@@ -203,7 +203,7 @@ class Run:
     """That of the training set, if the colour noise needs it."""
     average: WeightAverage | None = None
     augment: Callable[[int], Transform] | None = None
-    """What makes the training transform for a size, if that grows."""
+    """Function that returns the training transform for a size, if that grows."""
     state: State = field(default_factory=State)
     _kept: dict[str, Kept] | None = None
 
@@ -223,7 +223,7 @@ class Run:
         return self.settings.epochs * len(self.train_data)
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Yield the training batches of an epoch, at its size, mixed and with soft targets."""
+        """Yield an epoch's training batches as they are learned from."""
         settings, size = self.settings, self.settings.size_at(epoch)
         if self.augment is not None and size != self.train_data.transform.shape[0]:
             self.train_data.use(self.augment(size))
@@ -232,7 +232,7 @@ class Run:
             yield with_soft_targets(batch, self.num_classes, *mixing)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Let the classifier have the averaged weights for a while, if there are any."""
+        """Let the classifier have the averaged weights, if any, for a while."""
         return nullcontext() if self.average is None else self.average.in_use()
 
     def optimised(self) -> list[tuple[str, Tensor]]:

@@ -210,7 +210,7 @@ class Settings:
         )
 
     def size_at(self, epoch: int) -> int:
-        """Return the side of the square that the network learns from in an epoch, from 0.
+        """Return the side of the square in an epoch, counted from 0.
 
         From `first_size` it grows evenly, in multiples of 16 pixels, to `input_size`.
         """
