@@ -51,8 +51,10 @@ def test_a_thousand_classes_are_imagenets(weight_file, photos, tmp_path):
     assert (code, complaints) == (0, "")
     header, answer, _ = said.splitlines()
     assert header == (
-        f"{tmp_path}/weights.pth: a file for tests; tiny, 1000 classes, named as ImageNet's; "
-        "pixels - 123.675 116.28 103.53, / 60 60 60; stretched to 32 x 32, the central 28 x 28"
+        f"{tmp_path}/weights.pth: a file for tests; tiny, 1000 classes; "
+        "pixels - 123.675 116.28 103.53, / 60 60 60; stretched to 32 x 32, the central 28 x 28 "
+        "seen; the file names no classes: a thousand are ImageNet's; the file has no mean: "
+        "ImageNet's colour is subtracted"
     )
     assert answer.startswith(f"{image}: ")
     assert set(re.findall(r"[:,] ([^,:]+?) [\d.]+%", answer)) <= set(imagenet().values())

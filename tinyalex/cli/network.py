@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyalex.cli.common import add_device, add_threads
 from tinyalex.cli.parser import Parser, name_in
-from tinyalex.data.class_names import imagenet, read_class_names
+from tinyalex.data.class_names import read_class_names
 from tinyalex.interop import Weights, load_weights
 from tinyalex.models import VARIANTS
 from tinyalex.progress import say
@@ -23,6 +23,7 @@ from tinyalex.training import (
     settings_in,
 )
 from tinyalex.training.checkpoint import is_checkpoint
+from tinyalex.training.classifier import complete
 from tinyalex.training.datasets import RunImages
 
 
@@ -35,8 +36,8 @@ class Network(NamedTuple):
     """Content of the checkpoint without its arrays, None for a weight file."""
 
     def run_images(self, data: str | None = None, option: str = "--data DIR") -> RunImages | None:
-        """Return the images of the run, None for a weight file."""
-        if self.content is None:
+        """Return the images of the run, None where there was none."""
+        if self.content is None or "settings" not in self.content:
             return None
         settings = settings_in(self.content, self.path)
         return RunImages(self.content, settings, self.path, data, option)
@@ -97,44 +98,38 @@ def open_network(args: argparse.Namespace) -> Network:
         classifier = classifier_in(content, path)
         without = content["classifier"] | {"weights": {}}  # hundreds of megabytes
         return Network(classifier, path, {**content, "classifier": without, "optimizer": {}})
-    weights, classifier = open_weights(args, path)
-    say(f"{printable(path)}: {'; '.join(described(weights, classifier))}")
-    return Network(classifier, path, None)
+    weights = load_completed(args, path)
+    say(f"{printable(path)}: {'; '.join(described(weights))}")
+    return Network(Classifier.from_weights(weights), path, None)
 
 
-def open_weights(args: argparse.Namespace, path: str | Path) -> tuple[Weights, Classifier]:
-    """Read a weight file as the options say."""
+def load_completed(args: argparse.Namespace, path: Path) -> Weights:
+    """Read a weight file as the options say, and complete it."""
     names = None if args.classes is None else read_class_names(args.classes)
-    weights = load_weights(path, args.variant, args.mean)
-    return weights, Classifier.from_weights(weights, names)
+    return complete(load_weights(path, args.variant, args.mean), names)
 
 
-def described(weights: Weights, classifier: Classifier) -> list[str]:
-    """Return what was read from a weight file: format, network, classes, pixels."""
-    names = classifier.classes
-    count = f"{len(names)} classes"
-    if names == list(imagenet().values()):
-        count += ", named as ImageNet's"
-    elif names[0] == "class 0":
+def described(weights: Weights) -> list[str]:
+    """Return format, network, classes, pixels and notes in words."""
+    count = f"{weights.num_classes} classes"
+    if weights.classes is None:
         count += " without names, which --classes FILE gives"
+    size, std = weights.input_size, weights.std or (1.0,)
+    scale = "" if set(std) == {1} else f", / {_numbers(std)}"
     return [
         weights.source,
         f"{weights.variant}, {count}",
-        f"pixels - {_numbers(classifier.mean)}"
-        + ("" if set(classifier.std) == {1} else f", / {_numbers(classifier.std)}")
-        + f"; {_RESIZED[classifier.resize].format(classifier.shorter_side)}, the central "
-        f"{classifier.input_size} x {classifier.input_size}",
+        f"pixels - {_numbers(weights.mean)}{scale}",
+        f"{RESIZED[weights.resize].format(weights.shorter_side)}, the central {size} x {size} seen",
         *weights.notes,
     ]
 
 
-_RESIZED = {
-    "shorter_side": "shorter side resized to {0}",
-    "warp": "stretched to {0} x {0}",
-}
+RESIZED = {"shorter_side": "shorter side resized to {0}", "warp": "stretched to {0} x {0}"}
+"""Rules of resizing in words."""
 
 
-def _numbers(values: tuple[float, ...] | np.ndarray) -> str:
+def _numbers(values: tuple[float, ...] | np.ndarray | None) -> str:
     if isinstance(values, np.ndarray):
         return f"a mean image of {values.shape[0]} x {values.shape[1]}"
-    return " ".join(f"{value:.6g}" for value in values)
+    return " ".join(f"{value:.6g}" for value in values or ())

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from tinyalex.files import LONGEST_HEADER, FileError
 from tinyalex.folders import open_regular
+from tinyalex.interop import strangers
 from tinyalex.interop.weights import Weights
 
 HEAD = 512
@@ -87,4 +88,9 @@ def load_weights(
                     if str(path) in str(error):
                         raise
                     raise FileError(f"{path}: {error}") from error
-    raise FileError(f"{path} is no weight file of a known format")
+    titles = ", ".join(known.title for known in FORMATS)
+    what = strangers.described(head)
+    raise FileError(
+        f"{path} is no weight file of a known format ({titles})"
+        + (f": it is {what}" if what else "")
+    )

@@ -14,6 +14,7 @@ from tinyalex.training.checkpoint import (
     classifier_in,
     load_checkpoint,
     load_classifier,
+    save_classifier,
     settings_in,
 )
 from tinyalex.training.classifier import Classifier
@@ -54,6 +55,7 @@ __all__ = [
     "new_run",
     "open_dataset",
     "read_metrics",
+    "save_classifier",
     "settings_in",
     "train_step",
 ]

@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinyalex.files import FileError, is_saved, load, writer_of
+from tinyalex.files import FileError, is_saved, load, save, writer_of
 from tinyalex.folders import Folder, Lock
 from tinyalex.interop import load_weights
 from tinyalex.schema import check
@@ -263,7 +263,7 @@ def _free(folder: Path) -> int | None:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint: "classifier", "settings", "state", and perhaps more.
+    """Read a checkpoint: "classifier" and, of a run, "settings", "state" and more.
 
     Raises FileNotFoundError, or FileError for what is not a checkpoint or cannot be read, with one
     sentence.
@@ -327,6 +327,22 @@ def load_classifier(
     if is_checkpoint(path):
         return classifier_in(load_checkpoint(path), path)
     return Classifier.from_weights(load_weights(path, variant, mean), classes)
+
+
+def save_classifier(classifier: Classifier, folder: str | os.PathLike[str]) -> Path:
+    """Write a classifier as `best` of a new folder.
+
+    Returns the path of the file. Commands take the folder as a run, but it cannot be resumed.
+    Raises OSError where the disk refuses or `folder` is there.
+    """
+    path = Path(folder) / BEST
+    path.parent.mkdir()
+    try:
+        save({"kind": KIND, "classifier": classifier.get_state()}, path)
+    except BaseException:
+        path.parent.rmdir()
+        raise
+    return path
 
 
 def classifier_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Classifier:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tinyalex.data import RESIZES, EvalTransform, TenCropTransform, resize_image
-from tinyalex.data.class_names import distinct, imagenet, without_ids
+from tinyalex.data.class_names import distinct, imagenet
 from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS, AlexNet, alexnet
 from tinyalex.models.alexnet import parameter_shapes
@@ -195,34 +195,22 @@ class Classifier:
 
     @classmethod
     def from_weights(cls, weights: Weights, classes: Sequence[str] | None = None) -> Classifier:
-        """Return the classifier that other people's weights make.
+        """Return the classifier that `complete(weights, classes)` describe.
 
-        `classes` names its outputs, else the weights do; a thousand without names are ImageNet's,
-        others "class 0", "class 1", ... Names that occur more than once get their number, WordNet
-        ids become names. What the weights do not say of their pixels is the variant's, and
-        ImageNet's mean colour where that is measured on the images. Raises ValueError where the
-        parts do not fit.
+        Outputs without names are "class 0", "class 1", ... Raises ValueError where the parts do not
+        fit.
         """
-        if classes is not None:
-            weights = weights.with_classes(classes)
-        names = weights.classes
-        if names is None and weights.num_classes == len(imagenet()):
-            names = list(imagenet().values())
-        names = names or [f"class {number}" for number in range(weights.num_classes)]
-        variant = VARIANTS[weights.variant]
-        mean = weights.mean
-        if mean is None:
-            mean = variant.pixels.mean or IMAGENET_PIXELS.mean or ()
+        whole = complete(weights, classes)
         state = {
-            "variant": weights.variant,
-            "classes": distinct(without_ids(names)),
-            "mean": mean if isinstance(mean, np.ndarray) else list(mean),
-            "std": list(weights.std or variant.pixels.std),
-            "input_size": weights.input_size or variant.input_size,
-            "shorter_side": weights.shorter_side,
-            "resize": weights.resize,
+            "variant": whole.variant,
+            "classes": whole.classes or [f"class {n}" for n in range(whole.num_classes)],
+            "mean": whole.mean if isinstance(whole.mean, np.ndarray) else list(whole.mean or ()),
+            "std": list(whole.std or ()),
+            "input_size": whole.input_size,
+            "shorter_side": whole.shorter_side,
+            "resize": whole.resize,
             "dropout": 0.5,
-            "weights": weights.state_dict(),
+            "weights": whole.state_dict(),
         }
         return cls.from_state(state)
 
@@ -241,3 +229,36 @@ class Classifier:
             input_size=self.input_size,
             classes=list(self.classes),
         )
+
+
+def complete(weights: Weights, classes: Sequence[str] | None = None) -> Weights:
+    """Return weights with what they do not say filled in, and noted.
+
+    `classes` names the outputs, else the weights do; a thousand without names are ImageNet's. Names
+    that occur more than once get their number. Pixels are scaled as for the variant, with
+    ImageNet's mean colour where that is measured on the images. Raises ValueError for another
+    number of names.
+    """
+    if classes is not None:
+        weights = weights.with_classes(classes)
+    pixels, names, notes = VARIANTS[weights.variant].pixels, weights.classes, [*weights.notes]
+    if names is None and weights.num_classes == len(imagenet()):
+        names = list(imagenet().values())
+        notes.append("the file names no classes: a thousand are ImageNet's")
+    elif names is not None and len(set(names)) < len(names):
+        names = distinct(names)
+        notes.append("names that occur more than once have their number")
+    mean = pixels.mean if weights.mean is None else weights.mean
+    if mean is None:
+        mean = IMAGENET_PIXELS.mean
+        notes.append("the file has no mean: ImageNet's colour is subtracted")
+    size = weights.input_size or VARIANTS[weights.variant].input_size
+    return replace(
+        weights,
+        mean=mean,
+        std=weights.std or pixels.std,
+        shorter_side=weights.shorter_side or shorter_side_for(size),
+        input_size=size,
+        classes=names,
+        notes=tuple(notes),
+    )

@@ -124,9 +124,9 @@ _RATE, _WORD = number(0, 1e38), whole(0, 2**128 - 1)
 
 CONTENT = {
     "classifier": CLASSIFIER,
-    "settings": DICT,
-    "state": SCHEMA,
-    "data": TEXT,
+    "settings": Maybe(DICT),
+    "state": Maybe(SCHEMA),
+    "data": Maybe(TEXT),
     "images": Maybe(Each(whole())),
     "split": Maybe(
         Each(

@@ -1,0 +1,46 @@
+"""Files that are taken for weights, by their first bytes."""
+
+from __future__ import annotations
+
+MARKS: dict[str, tuple[bytes, ...]] = {
+    "a Git LFS pointer, not the file itself: git lfs pull fetches that": (
+        b"version https://git-lfs",
+    ),
+    "a web page, which a failed download leaves: download the file again": (
+        b"<!doctype",
+        b"<html",
+        b"<head",
+        b"<?xml",
+        b"<error",
+    ),
+    "compressed: unpack it first": (
+        b"\x1f\x8b",
+        b"bzh",
+        b"\xfd7zxz",
+        b"\x28\xb5\x2f\xfd",
+        b"7z\xbc\xaf",
+        b"rar!",
+    ),
+    "an image: weights come first, then images": (
+        b"\x89png",
+        b"\xff\xd8\xff",
+        b"gif8",
+        b"riff",
+    ),
+    "HDF5, as Keras and newer MATLAB files are, which is not read": (b"\x89hdf",),
+    "a PDF": (b"%pdf",),
+}
+"""Beginnings in lower case, by a description."""
+
+TEXT = bytes(range(32, 127)) + b"\t\n\r\f\v"
+
+
+def described(head: bytes) -> str:
+    """Return a description of a file that begins so, or ""."""
+    if not head.strip():
+        return "empty" if not head else "blank"
+    begins = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for description, marks in MARKS.items():
+        if begins.startswith(marks):
+            return description
+    return "" if head.translate(None, TEXT) else "a text file"
