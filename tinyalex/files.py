@@ -53,7 +53,7 @@ def writer_of(obj: Any) -> Callable[[BinaryIO], None]:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     structure = json.dumps(_strip(obj, arrays, "object"), allow_nan=False)
     metadata = {"format": FORMAT, "structure": structure, "sha256": _digest(structure, arrays)}
-    header = _header(arrays, metadata)
+    header = header_of(arrays, metadata)
     if len(header) > LONGEST_HEADER:
         raise ValueError(f"cannot save: besides arrays there are {len(header):,} bytes of JSON")
 
@@ -158,7 +158,7 @@ LONGEST_HEADER = 100_000_000
 """Bytes of a header that safetensors reads."""
 
 
-def _header(arrays: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> bytes:
+def header_of(arrays: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> bytes:
     """Return the JSON header: place, dtype and shape of each array."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0

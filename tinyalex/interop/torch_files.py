@@ -11,14 +11,18 @@ from typing import Any, BinaryIO, NamedTuple
 from tinyalex.files import FileError
 from tinyalex.interop import names
 from tinyalex.interop.description import KEY, described
-from tinyalex.interop.reading import Request
-from tinyalex.interop.stored import Stored
-from tinyalex.interop.torch_pickles import Storage, View, leaves, load, new_storage
+from tinyalex.interop.reading import TORCH_MAGIC, Request
+from tinyalex.interop.stored import MOST_AXES, Stored
+from tinyalex.interop.torch_pickles import Storage, View, leaves, load, new_storage, view
 from tinyalex.interop.weights import Weights
 from tinyalex.interop.zip_files import Member, members_of
 
 LONGEST_PICKLE = 2**24
 """Bytes of the pickle in an archive: an AlexNet's has a few thousand."""
+
+
+MOST_MEMBERS = 64
+"""Members of a tar archive that are looked at."""
 
 
 class Content(NamedTuple):
@@ -98,8 +102,105 @@ def _read_zip(file: BinaryIO, size: int) -> Content:
 
 
 def _read_stream(file: BinaryIO, size: int) -> Content:
-    raise FileError("files of torch before 1.6 are not read")
+    """Read a file of torch before 1.6: five pickles, then the storages."""
+    magic, version, _ = load(file), load(file), load(file)
+    if magic != int.from_bytes(TORCH_MAGIC, "little") or version != 1001:
+        raise FileError("it begins as PyTorch's files do, but is none")
+    storages: dict[str, Storage] = {}
+
+    def storage(identity: Any) -> Any:
+        if identity[0] == "module":
+            return identity[1]
+        _, kind, key, _, count, part = identity
+        if type(key) is not str:
+            raise FileError("its pickle is damaged: the name of a storage is no text")
+        whole = storages.setdefault(key, new_storage(kind, count))
+        return whole if part is None else whole.part(*part[1:])
+
+    tree = load(file, storage)
+    keys = load(file)
+    if type(keys) is not list or {*map(str, keys)} != {*storages} or len(keys) != len(storages):
+        raise FileError("it is damaged: its list of storages is not that of its tensors")
+    for key in map(str, keys):
+        _skip(storages[key], _number(file), file, size)
+    if file.tell() != size:
+        raise FileError(f"it is damaged: {size - file.tell():,} bytes follow its arrays")
+    return Content(tree)
 
 
 def _read_tar(file: BinaryIO, size: int) -> Content:
-    raise FileError("tar archives of torch are not read")
+    """Read an archive of torch before 0.1.10: storages, tensors, a pickle."""
+    members = _tar_members(file, size)
+    if not {"storages", "tensors", "pickle"} <= members.keys():
+        raise FileError("it is a tar archive, but not of torch.save: unpack it")
+    try:
+        return Content(_tar_tree(file, size, members))
+    except (TypeError, ValueError, LookupError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError("it is damaged: its tensors and storages do not fit together") from error
+
+
+def _tar_tree(file: BinaryIO, size: int, members: dict[str, int]) -> Any:
+    """Return the tree of an archive whose members begin at these places."""
+    storages: dict[Any, Storage] = {}
+    file.seek(members["storages"])
+    for _ in range(load(file)):
+        key, _, kind = load(file)
+        count = _number(file)
+        storages[key] = new_storage(kind, count)
+        _skip(storages[key], count, file, size)
+    for key, root, offset, count in load(file):
+        storages[key] = storages[root].part(offset, count)
+    tensors: dict[int, View] = {}
+    file.seek(members["tensors"])
+    for _ in range(load(file)):
+        key, owner, _ = load(file)
+        axes = _number(file) & 0xFFFFFFFF  # four bytes of eight: the others need not be zeros
+        if axes > MOST_AXES:
+            raise FileError(f"it is damaged: a tensor has {axes} axes")
+        shape, strides = (tuple(_number(file) for _ in range(axes)) for _ in range(2))
+        tensors[int(key)] = view(storages[owner], _number(file), shape, strides)
+    file.seek(members["pickle"])
+    return load(file, lambda identity: tensors[int(identity)])
+
+
+def _tar_members(file: BinaryIO, size: int) -> dict[str, int]:
+    """Return where the content of each member of a tar archive begins."""
+    members: dict[str, int] = {}
+    place = 0
+    while place + 512 <= size and len(members) < MOST_MEMBERS:
+        file.seek(place)
+        header = file.read(512)
+        if not any(header):
+            break
+        try:
+            length, total = (int(header[a:b].strip(b" \0"), 8) for a, b in ((124, 136), (148, 156)))
+        except ValueError as error:
+            raise FileError("it is a damaged tar archive: a header has no length") from error
+        if sum(header) - sum(header[148:156]) + 8 * ord(" ") != total or length < 0:
+            raise FileError("it is a damaged tar archive: the checksum of a header is wrong")
+        if place + 512 + length > size:
+            raise FileError("it is a part of a tar archive: it ends in the middle of a member")
+        members[header[:100].rstrip(b"\0").decode("latin-1").removeprefix("./")] = place + 512
+        place += 512 + length + -length % 512
+    return members
+
+
+def _number(file: BinaryIO) -> int:
+    """Return the next number of 64 bits."""
+    raw = file.read(8)
+    if len(raw) != 8:
+        raise FileError("it ends in the middle of a number")
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def _skip(storage: Storage, count: int, file: BinaryIO, size: int) -> None:
+    """Skip the numbers of a storage, and remember their place."""
+    storage.position = file.tell()
+    end = storage.position + storage.count * storage.item_size
+    if count != storage.count:
+        raise FileError(f"a storage should have {storage.count:,} numbers, but has {count:,}")
+    if end > size:
+        raise FileError("it ends in the middle of an array")
+    file.seek(end)

@@ -63,6 +63,23 @@ class Storage:
     item_size: int
     count: int
     position: int = -1
+    root: Storage | None = None
+    """Storage that this is a part of, from the number `offset`."""
+    offset: int = 0
+
+    def part(self, offset: Any, count: Any) -> Storage:
+        """Return some of these numbers as a storage."""
+        if not all(type(number) is int and number >= 0 for number in (offset, count)):
+            raise FileError("its pickle is damaged: a part of a storage has no place")
+        if offset + count > self.count:
+            raise FileError("its pickle is damaged: a part of a storage ends outside of it")
+        root, begin = self.root or self, self.offset + offset
+        return Storage(self.dtype, self.item_size, count, root=root, offset=begin)
+
+    def place(self) -> int:
+        """Return the position of the first number in the file."""
+        above = self.position if self.root is None else self.root.place()
+        return above + self.offset * self.item_size
 
 
 class View(NamedTuple):
@@ -75,9 +92,8 @@ class View(NamedTuple):
 
     def stored(self, file: BinaryIO, byte_order: str) -> Stored:
         """Return the array in the file."""
-        own = self.storage
-        position = own.position + own.item_size * self.offset
-        return Stored(file, position, own.dtype, self.shape, self.strides, byte_order)
+        position = self.storage.place() + self.storage.item_size * self.offset
+        return Stored(file, position, self.storage.dtype, self.shape, self.strides, byte_order)
 
 
 def load(source: bytes | BinaryIO, persistent_load: Callable[[Any], Any] | None = None) -> Any:
