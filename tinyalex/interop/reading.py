@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from tinyalex.files import LONGEST_HEADER, FileError
 from tinyalex.folders import open_regular
-from tinyalex.interop import strangers
+from tinyalex.interop import protobuf, strangers
 from tinyalex.interop.weights import Weights
 
 HEAD = 512
@@ -49,9 +49,13 @@ def _is_torch(head: bytes) -> bool:
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 """Number that torch's files began with before 1.6, in the first pickle."""
 
+CAFFE = {1: 2, 2: 2, 3: 2, 4: 0, 5: 0, 6: 2, 7: 0, 8: 2, 100: 2}
+"""Fields of Caffe's NetParameter and their kinds."""
+
 FORMATS: list[Format] = [
     Format("safetensors", _is_safetensors, "safetensors_files"),
     Format("PyTorch", _is_torch, "torch_files"),
+    Format("Caffe", lambda head: protobuf.begins(head, CAFFE), "caffe"),
 ]
 """Known formats; the first whose mark fits reads the file."""
 
