@@ -47,6 +47,11 @@ class Schedule:
     def after_epoch(self, error: float | None = None) -> None:
         """Record the validation error (lower is better) after an epoch."""
 
+    def take_new_groups(self) -> None:
+        """Schedule the groups that the optimiser was given since, too."""
+        new = self.optimizer.param_groups[len(self.base_lrs) :]
+        self.base_lrs += [group["lr"] for group in new]
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the schedule remembers: numbers and strings only."""
         state = {name: getattr(self, name) for name in self._state}

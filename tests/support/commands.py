@@ -215,7 +215,7 @@ def resumed(out, **changes):
     """Return the run in `out` as a new process would build it from the last checkpoint."""
     content = load_checkpoint(Checkpoints(out).last)
     settings = Settings(**{**content["settings"], **changes})
-    run = new_run(settings, content["classifier"]["mean"], content["colour_covariance"])
+    run = new_run(settings, before=content)
     run.set_state(content)
     return run
 

@@ -23,6 +23,7 @@ from tinyalex.training.evaluation import logits_and_loss
 from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.run import Run
 from tinyalex.training.step import train_step
+from tinyalex.training.transfer import set_training
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def dry_run(run: Run, out: Path) -> None:
         f"ok  {len(first)} training images read, "
         f"values from {float(first.images.min()):.1f} to {float(first.images.max()):.1f}"
     )
-    model.train()
+    set_training(model)
     for number, batch in enumerate((first, second)):
         run.schedule.before_step(state.step + number)
         random.start_step(state.step + number)

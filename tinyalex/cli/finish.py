@@ -70,6 +70,8 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
             f", {run.chance:.3f}: try more --epochs, more images, or another --lr (now "
             f"{run.settings.lr:g})"
         )
+    if run.frozen:
+        tell(trainer.as_begun(run.frozen))
     if left_out := len(run.train_data.bad + run.val_data.bad):
         tell(f"{left_out} images could not be read and were left out; they are named above")
 

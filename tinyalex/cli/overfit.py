@@ -8,6 +8,7 @@ from tinyalex.data import Batch, Loader
 from tinyalex.progress import say, warn
 from tinyalex.training.run import Run
 from tinyalex.training.step import train_step
+from tinyalex.training.transfer import set_training
 
 ENOUGH = 0.1
 """A loss at which the images count as learned: their classes have 90 % on average."""
@@ -28,7 +29,7 @@ def overfit(run: Run, count: int) -> bool:
         f"memorising {count} images, with neither augmentation nor dropout, until the loss "
         f"is below {ENOUGH}"
     )
-    model = run.classifier.model.train()
+    model = set_training(run.classifier.model)
     for step in range(1, MOST_STEPS + 1):
         result = train_step(model, run.optimizer, batch)
         done = result.loss < ENOUGH

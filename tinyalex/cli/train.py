@@ -43,6 +43,7 @@ from tinyalex.training import (
 from tinyalex.training.build import resumed_run
 from tinyalex.training.environment import environment
 from tinyalex.training.run_folder import open_run_folder
+from tinyalex.training.transfer import span
 
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
@@ -58,12 +59,12 @@ def main(argv: list[str] | None = None) -> int:
             if args.overfit:
                 settings = replace(settings, dropout=0.0)
             if args.summary and checkpoint is None:  # of which pixels no mean need be taken
-                run = new_run(settings, (0.0, 0.0, 0.0), np.zeros((3, 3)))
+                run = new_run(settings, (0.0, 0.0, 0.0), np.zeros((3, 3)), start=args.start)
             elif checkpoint is None:
-                run = new_run(settings, progress=Progress())
+                run = new_run(settings, progress=Progress(), start=args.start)
             else:
                 run = resumed_run(settings, checkpoint, args.out)
-            del checkpoint  # hundreds of megabytes
+            del checkpoint, args.start  # hundreds of megabytes
             print_header(run, args.out)
             if args.summary:
                 size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
@@ -126,8 +127,9 @@ def print_header(run: Run, out: Path) -> None:
         "classes": f"{len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}",
         "model": f"{settings.variant}, {VARIANTS[settings.variant].title}: "
         f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}",
+        **({"weights": weights_of(run)} if run.origin else {}),
         "recipe": f"{settings.epochs} epochs of {len(run.train_data)} steps of "
-        f"{settings.batch_size} images, lr {settings.lr:g} {settings.schedule}, "
+        f"{run.train_data.batch_size} images, lr {settings.lr:g} {settings.schedule}, "
         f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
         f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
         f"minus the mean {settings.mean}" + later(settings),
@@ -147,6 +149,29 @@ def later(settings: Settings) -> str:
     }
     used = {text: value for name, text in words.items() if (value := getattr(settings, name))}
     return "".join(f", {text} {value:g}" for text, value in used.items())
+
+
+def weights_of(run: Run) -> str:
+    """Return a sentence on the weights that a run begins with."""
+    settings, classifier, origin = run.settings, run.classifier, run.origin
+    head = list(classifier.model.weight_layers)[-1]
+    mean, std = ("/".join(f"{n:.4g}" for n in v) for v in (classifier.mean_colour, classifier.std))
+    parts = [f"{printable(origin['source'])}, SHA-256 {origin['digest']}"]
+    if origin["head"] == "kept":
+        parts.append(f"{head} is kept, for the classes are the same")
+    else:
+        factor = f"rate times {settings.head_lr_factor:g}"
+        parts.append(f"{head} is new, for {run.num_classes} classes, {factor}")
+    if settings.layer_lr_decay != 1:
+        parts.append(f"each layer below has {settings.layer_lr_decay:g} times the rate")
+    parts.append(
+        f"theirs are the mean {mean}, std {std} and the size, {classifier.resize} "
+        f"{classifier.shorter_side} pixels"
+    )
+    if run.frozen:
+        until = f" until epoch {settings.unfreeze_after}" if settings.unfreeze_after else ""
+        parts.append(f"{span(run.frozen)} frozen{until}, SHA-256 {origin['frozen']}")
+    return "; ".join(parts)
 
 
 def train(trainer: Trainer, stop: StopRequest) -> int:

@@ -16,7 +16,9 @@ from tinyalex.data.layout import image_folders
 from tinyalex.models import VARIANTS
 from tinyalex.progress import command_line, say, warn
 from tinyalex.threads import get_num_threads, set_num_threads
+from tinyalex.training.build import kind_of_mean, read_start
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
+from tinyalex.training.classifier import Classifier
 from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
 
 NOT_IN_2012 = {"first_size": None, "mixup": 0.0, "label_smoothing": 0.0, "average": 0.0}
@@ -37,6 +39,15 @@ SMALL_DATA: dict[str, Any] = {
     "schedule": "cosine",
 }
 """Defaults without --variant, for thousands of photographs, not for ImageNet's million."""
+
+WITH_WEIGHTS: dict[str, Any] = {
+    **SMALL_DATA,
+    "initial_weights": "variant",
+    "epochs": 40,
+    "lr": 0.001,
+    "head_lr_factor": 10.0,
+}
+"""Defaults with --weights, for few images: a tenth of the rate of a network from scratch."""
 
 EMBEDDED = {
     **SMALL_DATA,
@@ -68,6 +79,7 @@ def read_arguments(
     """
     parser = make_parser(description)
     args = parser.parse_args(argv)
+    args.start = None
     check(args.device)
     check_together(args)
     if args.tensorboard:
@@ -79,9 +91,13 @@ def read_arguments(
         check_place(args.out, settings.data)
         return args, settings, checkpoints, checkpoint
 
-    defaults = defaults_for(args.variant, args.data)
-    variant = VARIANTS[args.variant or defaults["variant"]]
-    settings = to_settings(args, {**defaults, "input_size": variant.input_size})
+    if args.weights is not None:
+        args.start = read_start(args.weights, args.variant)
+        defaults = defaults_with(args.start)
+    else:
+        defaults = defaults_for(args.variant, args.data)
+        defaults["input_size"] = VARIANTS[args.variant or defaults["variant"]].input_size
+    settings = to_settings(args, defaults)
     if args.out is None:
         args.out = Path("runs") / f"{Path(settings.data or 'patterns').name}-{settings.variant}"
     if not (args.overfit or args.summary):
@@ -94,12 +110,20 @@ def read_arguments(
     return args, settings, checkpoints, None
 
 
+def defaults_with(start: Classifier) -> dict[str, Any]:
+    """Return the default settings of a run that begins with weights."""
+    own = {"mean": kind_of_mean(start), "input_size": start.input_size}
+    return {**WITH_WEIGHTS, **own, "variant": start.model.variant.name}
+
+
 def check_together(args: argparse.Namespace) -> None:
     """Raise ValueError for options that would be ignored beside the others."""
     instead = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
     for name in ("steps", "time_limit", "tensorboard"):
         if instead and getattr(args, name):
             raise ValueError(f"{option(instead[0])} does not train: leave {option(name)} out")
+    if args.weights and args.resume is not None:
+        raise ValueError("--resume continues with the run's own weights: leave --weights out")
     if args.overfit and args.resume is not None:
         raise ValueError("--overfit begins with fresh weights: leave --resume out")
     if args.allow_change and args.resume is None:
@@ -119,7 +143,7 @@ def check_place(out: Path, data: str | None) -> None:
 def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
     """Return the settings for this variant and data, without other options."""
     if variant is None:
-        return EMBEDDED if data is None else SMALL_DATA
+        return dict(EMBEDDED if data is None else SMALL_DATA)
     pixels, recipe = VARIANTS[variant].pixels, VARIANTS[variant].recipe
     own = {**NOT_IN_2012, "initial_weights": "variant", "dropout": 0.5, "augment": "paper"}
     own["mean"] = pixels.measured
@@ -183,9 +207,11 @@ def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
     """Return the settings in `args`, with `defaults` for missing options."""
     names = Settings.__dataclass_fields__
     values = {name: getattr(args, name) for name in names}
+    defaults = {"head_lr_factor": 1.0, **defaults}
     values = {name: defaults.get(name) if v is None else v for name, v in values.items()}
-    if values["data"] is not None:
-        values["data"] = os.path.abspath(values["data"])
+    for name in ("data", "weights"):
+        if values[name] is not None:
+            values[name] = os.path.abspath(values[name])
     values["device"] = parse(values["device"])
     return Settings(**values)
 

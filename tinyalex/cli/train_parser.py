@@ -174,6 +174,33 @@ def make_parser(description: str | None = None) -> Parser:
         "(default: no other)",
     )
 
+    group = parser.add_argument_group("weights of another network, to learn from few images")
+    group.add_argument(
+        "--weights",
+        type=path_in,
+        metavar="FROM",
+        help="begin with a run's, or a file of other people's: variant, sizes and mean are "
+        "theirs, and the last layer is new for other classes",
+    )
+    group.add_argument(
+        "--freeze",
+        metavar="LAYER",
+        help="last layer that learns nothing: conv5; quickest with --augment none",
+    )
+    group.add_argument(
+        "--unfreeze-after", type=int, metavar="N", help="epochs until all layers learn"
+    )
+    group.add_argument(
+        "--head-lr-factor", type=float, metavar="F", help="on a new last layer's rate (default: 10)"
+    )
+    group.add_argument(
+        "--layer-lr-decay",
+        type=float,
+        default=1.0,
+        metavar="D",
+        help="factor from a layer's rate to the one below (default: %(default)g)",
+    )
+
     group = parser.add_argument_group(
         "recipe (paper section 5; defaults without --variant, which brings its own)"
     )

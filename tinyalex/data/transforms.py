@@ -76,6 +76,11 @@ class EvalTransform:
         """
         return len(self.shape) == 3
 
+    @property
+    def random(self) -> bool:
+        """True if an image does not always look the same."""
+        return False
+
     divisor = 1.0
     """By what the result is divided besides `std`."""
 
@@ -212,6 +217,12 @@ class TrainTransform(EvalTransform):
     def only_crops(self) -> bool:
         """True if nothing is resized and no colour jitters."""
         return self.scale is None and not self.jitter
+
+    @property
+    def random(self) -> bool:
+        """True unless it is always the centre, as it is."""
+        noise = self.colour_noise is not None
+        return self.random_crop or self.flip or self.jitter > 0 or noise
 
     def choose(self, region: np.ndarray, rng: np.random.Generator) -> tuple[int, int, bool]:
         """Draw the corner of the crop, and whether it is mirrored."""

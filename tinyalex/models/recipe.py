@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinyalex.nn import Module
-from tinyalex.optim import SGD, parameter_groups
+from tinyalex.optim import SGD, Group, parameter_groups
 from tinyalex.schedule import Constant, Cosine, DiscreteExponential, Plateau, Schedule, Step
 
 
@@ -49,10 +49,13 @@ class Recipe:
     bias_decay_factor: float = 1.0
     colour_noise: str = "none"
 
-    def optimizer(self, model: Module) -> SGD:
-        """Return the recipe's optimiser for ``model``, weights and biases in two groups."""
+    def optimizer(self, model: Module, groups: list[Group] | None = None) -> SGD:
+        """Return the recipe's optimiser for ``model``, or for groups of its parameters.
+
+        By default these are two, weights and biases.
+        """
         return SGD(
-            parameter_groups(model, self.bias_lr_factor, self.bias_decay_factor),
+            groups or parameter_groups(model, self.bias_lr_factor, self.bias_decay_factor),
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,

@@ -27,6 +27,7 @@ from tinyalex.training.run import Run, State
 from tinyalex.training.settings import CHANGEABLE, Settings
 from tinyalex.training.step import train_step
 from tinyalex.training.trainer import Trainer
+from tinyalex.training.transfer import freeze, layer_rates, replace_head, set_training
 
 __all__ = [
     "CHANGEABLE",
@@ -49,13 +50,17 @@ __all__ = [
     "evaluate",
     "examine",
     "features",
+    "freeze",
     "hits",
+    "layer_rates",
     "load_checkpoint",
     "load_classifier",
     "new_run",
     "open_dataset",
     "read_metrics",
+    "replace_head",
     "save_classifier",
+    "set_training",
     "settings_in",
     "train_step",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from tinyalex.data import (
 from tinyalex.data.kept import Kept
 from tinyalex.data.training_statistics import statistics_for
 from tinyalex.files import FileError
+from tinyalex.models import AlexNet
 from tinyalex.progress import Progress, warn
 from tinyalex.tensor import Tensor
 from tinyalex.text import listed
 from tinyalex.training.average import WeightAverage
+from tinyalex.training.checkpoint import load_classifier
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import (
     RunImages,
@@ -37,19 +39,21 @@ from tinyalex.training.datasets import (
     other_data,
     shorter_side_for,
 )
-from tinyalex.training.run import Run
+from tinyalex.training.run import Run, groups_of
 from tinyalex.training.settings import AUGMENTATIONS, Settings
+from tinyalex.training.transfer import digest, freeze, frozen_layers, replace_head
 
 INITIAL_IMAGES = 64
 """Number of images that the initial weights are suited to."""
 
 
 def open_as_before(
-    settings: Settings, kept: dict[str, Kept]
+    settings: Settings, kept: dict[str, Kept], shorter_side: int, resize: str
 ) -> tuple[Dataset, Dataset, Dataset | None]:
     """Return the splits that a run had; DataError if they have changed."""
     try:
-        opened = {split: open_kept(settings, kept, split) for split in kept}
+        resizing: dict[str, Any] = {"shorter_side": shorter_side, "resize": resize}
+        opened = {split: open_kept(settings, kept, split, **resizing) for split in kept}
         for split, images in opened.items():
             own = [part for part in kept.values() if part.folder == kept[split].folder]
             known = sum(len(part.labels) for part in own)
@@ -80,24 +84,47 @@ def new_run(
     colour_covariance: np.ndarray | None = None,
     progress: Progress | None = None,
     kept: dict[str, Kept] | None = None,
+    before: Mapping[str, Any] | None = None,
+    start: Classifier | None = None,
 ) -> Run:
-    """Put a run together, with fresh weights drawn from the seed.
+    """Put a run together, with weights drawn from the seed or loaded.
 
     `mean` and `colour_covariance` are those of an earlier part of the run, whose weights will take
     the place of the fresh ones; by default they are the variant's own, or are measured on the
     training set where variant and settings ask for that. `kept` says which images that part had;
-    by default they are found in the folder. Raises ValueError (DataError for the images) where
-    settings and data do not fit together.
+    by default they are found in the folder. `before` is that part's whole state, from which all
+    that is taken. `start` is what `settings.weights` hold, by default read from there; the run
+    changes it. Raises ValueError (DataError for the images, FileError for the weights) where
+    settings, data and weights do not fit together.
     """
+    if settings.weights is None or before is not None:
+        start = None
+    else:
+        start = start or read_start(settings.weights, settings.variant)
+        if settings.mean != (kind := kind_of_mean(start)):
+            raise ValueError(
+                f"{settings.weights} expects images minus a mean {kind}: leave --mean out"
+            )
     use(settings.device)
     set_float32_matmul_precision(settings.precision)
     threads.set_num_threads(settings.threads)
     random.manual_seed(settings.seed)
     variant, recipe = models.VARIANTS[settings.variant], settings.recipe
+    std, resizing, origin = variant.pixels.std, (0, "shorter_side"), dict[str, str]()
+    if before is not None:
+        state, colour_covariance = before["classifier"], before.get("colour_covariance")
+        mean, std, origin = state["mean"], tuple(state["std"]), before.get("origin", {})
+        resizing = state.get("shorter_side", 0), state.get("resize", "shorter_side")
+        if settings.weights is not None and not origin:
+            raise ValueError("the state does not say what the run began with")
+    elif start is not None:
+        std = start.std
+        same_size = settings.input_size == start.input_size
+        resizing = (start.shorter_side if same_size else 0), start.resize
     train, val, test = (
-        open_as_before(settings, kept)
+        open_as_before(settings, kept, *resizing)
         if kept
-        else (open_dataset(settings, split) for split in ("train", "val", "test"))
+        else (open_dataset(settings, split, *resizing) for split in ("train", "val", "test"))
     )
     assert train is not None
     assert val is not None
@@ -107,7 +134,8 @@ def new_run(
         warn(f"warning: {shared}: what is held out says nothing about those that are learned from")
     fresh = mean is None
     if mean is None:
-        mean, colour_covariance = measure(settings, train, progress or Progress(silent=True))
+        own = start.mean if start else None
+        mean, colour_covariance = measure(settings, train, progress or Progress(silent=True), own)
     elif not isinstance(mean, np.ndarray):
         mean = tuple(mean)
     noise = None
@@ -116,14 +144,15 @@ def new_run(
             raise ValueError("the colour noise of an earlier part of the run needs its covariance")
         noise = ColourNoise.of_kind(settings.colour_noise, colour_covariance)
 
-    model = models.alexnet(settings.variant, len(train.classes), settings.dropout)
-    classifier = Classifier(model, train.classes, mean, variant.pixels.std, settings.input_size)
+    if start is None:
+        model = models.alexnet(settings.variant, len(train.classes), settings.dropout)
+    else:
+        model, origin = begun_with(start, train.classes, settings)
+    classifier = Classifier(model, train.classes, mean, std, settings.input_size, *resizing)
 
     def augment(size: int) -> TrainTransform:
         options = AUGMENTATIONS[settings.augment]
-        return TrainTransform(
-            size, mean, variant.pixels.std, variant.in_channels, colour_noise=noise, **options
-        )
+        return TrainTransform(size, mean, std, variant.in_channels, colour_noise=noise, **options)
 
     loading: dict[str, Any] = {
         "workers": settings.workers,
@@ -131,6 +160,8 @@ def new_run(
         "cache_bytes": settings.image_cache * 1_000_000,
     }
     device, size, seed = settings.device, settings.batch_size, settings.seed
+    if origin:  # of few images, all are a batch
+        size = min(size, len(train))
     first = augment(settings.size_at(0))
     train_data = loader_on(device, train, size, first, seed=seed, **loading)
 
@@ -142,7 +173,13 @@ def new_run(
     if settings.initial_weights == "data" and fresh:
         nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))
 
-    optimizer = recipe.optimizer(model.to(device))
+    model.to(device)
+    groups = None
+    if origin:
+        if settings.freeze:
+            freeze(model, settings.freeze)
+        groups = groups_of(model, settings, origin)
+    optimizer = recipe.optimizer(model, groups)
     return Run(
         settings,
         classifier,
@@ -154,17 +191,62 @@ def new_run(
         colour_covariance=colour_covariance,
         average=WeightAverage(model, settings.average) if settings.average else None,
         augment=augment if settings.first_size is not None else None,
+        origin=origin,
         _kept=kept or None,
     )
+
+
+def read_start(weights: str, variant: str | None = None) -> Classifier:
+    """Read the classifier that a run begins with.
+
+    `weights` is another run, a checkpoint or a file of other people's weights. Raises ValueError
+    for those of another variant, FileNotFoundError or FileError where they cannot be read.
+    """
+    start = load_classifier(weights, variant=variant)
+    own = start.model.variant.name
+    if variant not in (None, own):
+        raise ValueError(
+            f"{weights} has weights of the variant {own}: leave --variant {variant} out"
+        )
+    return start
+
+
+def kind_of_mean(start: Classifier) -> str:
+    """Return which of `settings.MEANS` a classifier subtracts."""
+    return "image" if isinstance(start.mean, np.ndarray) else "colour"
+
+
+def begun_with(
+    start: Classifier, classes: list[str], settings: Settings
+) -> tuple[AlexNet, dict[str, str]]:
+    """Return a network that begins with a classifier's weights, and its origin.
+
+    Its last layer stays where the classes are the same, in the same order.
+    """
+    model, kept = start.model, start.classes == classes
+    assert settings.weights is not None
+    origin = {
+        "source": settings.weights,
+        "digest": digest(model),
+        "head": "kept" if kept else "new",
+    }
+    if not kept:
+        replace_head(model, len(classes), settings.seed)
+    model.dropout = settings.dropout
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = settings.dropout
+    if settings.freeze:
+        origin["frozen"] = digest(model, frozen_layers(freeze(model, settings.freeze)))
+    return model, origin
 
 
 def resumed_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
     """Rebuild the run of a checkpoint, in the checkpoint's state."""
     try:
-        mean = checkpoint["classifier"]["mean"]
         images = RunImages(checkpoint, settings, out)
         images.check_there()
-        run = new_run(settings, mean, checkpoint.get("colour_covariance"), kept=images.kept)
+        run = new_run(settings, kept=images.kept, before=checkpoint)
         run.set_state(checkpoint)
         run.look_at_files()
     except ValueError as error:
@@ -173,22 +255,26 @@ def resumed_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Ru
 
 
 def measure(
-    settings: Settings, train: Dataset, progress: Progress
+    settings: Settings,
+    train: Dataset,
+    progress: Progress,
+    mean: tuple[float, ...] | np.ndarray | None,
 ) -> tuple[tuple[float, ...] | np.ndarray, np.ndarray | None]:
     """Return the mean to subtract, and the colour covariance if needed.
 
-    Both come from one pass over all training images, where that pass has not been made before; a
-    mean colour alone takes a few of them. Raises DataError if too many images cannot be read,
-    WorkerError for a disk that does not answer.
+    The mean is `mean` where that is given. Both come from one pass over all training images, where
+    that pass has not been made before; a mean colour alone takes a few of them. Raises DataError
+    if too many images cannot be read, WorkerError for a disk that does not answer.
     """
-    mean, found = models.VARIANTS[settings.variant].pixels.mean, None
-    if settings.mean == "image" or settings.colour_noise != "none":
+    found, measured = None, settings.mean == "image" and mean is None
+    if measured or settings.colour_noise != "none":
         size = shorter_side_for(settings.input_size)
         cache, workers = settings.index_cache, settings.workers
         found = statistics_for(train, size, workers, cache, progress)
     covariance = found.colour_covariance if found and settings.colour_noise != "none" else None
-    if found and settings.mean == "image":
+    if found and measured:
         return found.mean_image.astype(np.float32), covariance
+    mean = models.VARIANTS[settings.variant].pixels.mean if mean is None else mean
     if mean is None:
         mean = tuple(found.mean_colour.tolist()) if found else mean_colour(train)
     return mean, covariance

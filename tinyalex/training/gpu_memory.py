@@ -12,6 +12,7 @@ from tinyalex.backends.devices import parse, using
 from tinyalex.data import Batch
 from tinyalex.training.evaluation import logits_and_loss
 from tinyalex.training.run import Run
+from tinyalex.training.transfer import set_training
 
 PLACES = 4
 """Buffers for batches: two for each of the loaders of training and of validation."""
@@ -65,5 +66,7 @@ def _try_step(run: Run, count: int) -> None:
     others += [xp.empty_like(images) for _ in range(OTHERS)]
     others += [xp.empty(sent, "uint8") for _ in range(PLACES)]
     with random.keys_from(itertools.repeat(0)):
-        _, loss = logits_and_loss(model.train(), Batch(xp.moveaxis(images, -1, 1), labels, labels))
+        _, loss = logits_and_loss(
+            set_training(model), Batch(xp.moveaxis(images, -1, 1), labels, labels)
+        )
     loss.backward()

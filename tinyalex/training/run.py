@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,7 +19,8 @@ from tinyalex.data import (
 )
 from tinyalex.data.kept import Kept
 from tinyalex.data.transforms import Transform
-from tinyalex.optim import SGD
+from tinyalex.models import AlexNet
+from tinyalex.optim import SGD, Group
 from tinyalex.schedule import Schedule
 from tinyalex.schema import (
     ARRAY,
@@ -35,6 +36,7 @@ from tinyalex.schema import (
     array_of,
     check,
     number,
+    one_of,
     whole,
 )
 from tinyalex.tensor import Tensor
@@ -53,6 +55,7 @@ from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.metrics import Average
 from tinyalex.training.mixing import with_soft_targets
 from tinyalex.training.settings import Settings
+from tinyalex.training.transfer import frozen_layers, layer_rates
 
 
 @dataclass
@@ -120,6 +123,9 @@ SCHEMA = _schema(1)
 RESUMABLE = _schema(0.5)
 """Schema of a state to resume: with room for all that a run will count."""
 
+HEADS = ("new", "kept")
+"""Fates of the last layer of the weights that a run began with."""
+
 _RATE, _WORD = number(0, 1e38), whole(0, 2**128 - 1)
 
 CONTENT = {
@@ -180,11 +186,25 @@ CONTENT = {
     ),
     "colour_covariance": Maybe(NOTHING | array_of("float64", 3, 3)),
     "learning": Maybe(Each(ARRAY)),
+    "origin": Maybe(
+        {
+            **dict.fromkeys(("source", "digest"), TEXT),
+            "head": one_of(HEADS),
+            "frozen": Maybe(TEXT),
+        }
+    ),
 }
 """Schema of what `Run.get_state` returns; a best network lacks what only resuming needs."""
 
 PARTS = {"classifier", "settings", "state", "data", "optimizer", "schedule", "random"}
 """Parts that a state must have."""
+
+
+def groups_of(model: AlexNet, settings: Settings, origin: Mapping[str, str]) -> list[Group]:
+    """Return the optimiser's groups where a run begins with weights."""
+    head_factor = settings.head_lr_factor if origin["head"] == "new" else 1.0
+    biases = settings.recipe.bias_lr_factor, settings.recipe.bias_decay_factor
+    return layer_rates(model, head_factor, settings.layer_lr_decay, *biases)
 
 
 @dataclass
@@ -205,6 +225,9 @@ class Run:
     augment: Callable[[int], Transform] | None = None
     """Function that returns the training transform for a size, if that grows."""
     state: State = field(default_factory=State)
+    origin: dict[str, str] = field(default_factory=dict)
+    """Weights that it began with: "source", "digest", "head", one of `HEADS`, and the digest of
+    the layers that were "frozen"; empty where it began with random ones."""
     _kept: dict[str, Kept] | None = None
 
     @property
@@ -222,18 +245,42 @@ class Run:
         """Batches to learn from in the whole run."""
         return self.settings.epochs * len(self.train_data)
 
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's training batches as they are learned from."""
+    def batches(
+        self, epoch: int, start_batch: int = 0, data: Loader | None = None
+    ) -> Iterator[Batch]:
+        """Yield an epoch's batches, by default of images, to learn from."""
         settings, size = self.settings, self.settings.size_at(epoch)
         if self.augment is not None and size != self.train_data.transform.shape[0]:
             self.train_data.use(self.augment(size))
         mixing = settings.label_smoothing, settings.mixup, settings.seed, epoch
-        for batch in self.train_data.epoch(epoch, start_batch):
+        for batch in (data or self.train_data).epoch(epoch, start_batch):
             yield with_soft_targets(batch, self.num_classes, *mixing)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Let the classifier have the averaged weights, if any, for a while."""
         return nullcontext() if self.average is None else self.average.in_use()
+
+    @property
+    def frozen(self) -> list[str]:
+        """The names of the layers that learn nothing now."""
+        return frozen_layers(self.classifier.model)
+
+    def unfreeze_if_due(self, epoch: int) -> list[str]:
+        """Unfreeze all layers if due in `epoch`, counted from 0; return their names.
+
+        The optimiser gets groups for them, whose velocities begin with zeros. The schedule
+        continues: their rates are as far down its curve as the others.
+        """
+        after, frozen = self.settings.unfreeze_after, self.frozen
+        if after is None or epoch < after or not frozen:
+            return []
+        own = {id(parameter) for _, parameter in self.optimised()}
+        self.classifier.model.requires_grad_()
+        for group in groups_of(self.classifier.model, self.settings, self.origin):
+            if id(group["params"][0]) not in own:
+                self.optimizer.add_param_group(group)
+        self.schedule.take_new_groups()
+        return frozen
 
     def optimised(self) -> list[tuple[str, Tensor]]:
         """Return (name, parameter) of each parameter, in the optimiser's order."""
@@ -252,6 +299,7 @@ class Run:
             "data": self.data_digest(),
             "images": image_counts(self.classifier.classes, *self._labels()),
             "split": {split: images.get_state() for split, images in self.kept().items()},
+            **({"origin": self.origin} if self.origin else {}),
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -284,8 +332,9 @@ class Run:
         for split, images in self.kept().items() if before else ():
             if split not in before or not np.array_equal(before[split].text, images.text):
                 raise other_data(f"in {self.settings.data} images have other names")
-        self._check_arrays(state)
         position = State.from_dict(state["state"])
+        self.unfreeze_if_due(position.epoch)
+        self._check_arrays(state)
         if position.batch > len(self.train_data):
             length = len(self.train_data)
             raise ValueError(f"the state is {position.batch} batches into an epoch of {length}")

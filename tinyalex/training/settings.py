@@ -11,6 +11,7 @@ from tinyalex.backends.precision import PRECISIONS
 from tinyalex.data.augment import KINDS
 from tinyalex.data.layout import LAYOUTS
 from tinyalex.data.worker_threads import WORKERS
+from tinyalex.interop.weights import array_names
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
 from tinyalex.schema import FLAG, NOTHING, TEXT, Rule, check, number, one_of, whole
@@ -110,8 +111,21 @@ SCHEMA: dict[str, Rule] = {
     "precision": one_of(PRECISIONS),
     "cuda_graph": FLAG,
     "read_loss_every": whole(1, STEPS_PER_ROW),
+    "weights": NOTHING | TEXT,
+    "freeze": NOTHING | TEXT,
+    "unfreeze_after": NOTHING | whole(1),
+    "head_lr_factor": Rule("a number from 0 to 1e6", number(0, 1e6).holds),
+    "layer_lr_decay": Rule("above 0, at most 1", lambda d: number(0, 1).holds(d) and d > 0),
 }
 """Schema of the settings."""
+
+TRANSFER = ("freeze", "unfreeze_after", "head_lr_factor", "layer_lr_decay")
+"""Settings for a run that begins with weights."""
+
+
+def _absent(other: str, default: Any) -> Rule:
+    """Return the rule of a setting that means nothing without another."""
+    return Rule(f"left out without --{other}", lambda value: value == default)
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,16 @@ class Settings:
     """True if a GPU records a whole step once, and then repeats the record."""
     read_loss_every: int = 10
     """Steps between two looks at the loss, for each of which a GPU's work is waited for."""
+    weights: str | None = None
+    """Run, checkpoint or file of other people's weights that the run begins with."""
+    freeze: str | None = None
+    """Last of the layers that keep those weights."""
+    unfreeze_after: int | None = None
+    """Number of epochs after which these learn as well."""
+    head_lr_factor: float = 1.0
+    """Factor of a new last layer's rate."""
+    layer_lr_decay: float = 1.0
+    """Factor between the rates of a layer and of the one above it."""
 
     def __post_init__(self) -> None:
         self._check(SCHEMA)
@@ -179,7 +203,24 @@ class Settings:
             resizes, fits = "scale" in AUGMENTATIONS[self.augment], whole(least, self.input_size)
             expected = f"{least} to the input size {self.input_size}, beside --augment strong"
             limits["first_size"] = Rule(expected, lambda size: resizes and fits.holds(size))
-        self._check(limits)
+        self._check({**limits, **self._transfer_limits()})
+
+    def _transfer_limits(self) -> dict[str, Rule]:
+        """Return the rules of settings that go with weights alone."""
+        if self.weights is None:
+            defaults = {f.name: f.default for f in fields(self) if f.name in TRANSFER}
+            return {name: _absent("weights", value) for name, value in defaults.items()}
+        weights = array_names(VARIANTS[self.variant])[::2]
+        *learning, head = (name.removesuffix(".weight") for name in weights)
+        layers = f"a layer from {learning[0]} to {learning[-1]}, for {head} at least must learn"
+        last = self.epochs - 1
+        return {
+            "initial_weights": Rule("variant beside weights", lambda value: value == "variant"),
+            "freeze": Rule(layers, lambda name: name is None or name in learning),
+            "unfreeze_after": _absent("freeze", None)
+            if self.freeze is None
+            else Rule(f"below the {self.epochs} epochs", lambda n: n is None or n <= last),
+        }
 
     def _check(self, rules: Mapping[str, Rule]) -> None:
         for name, rule in rules.items():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyalex import random
 from tinyalex.backends.devices import parse
@@ -21,6 +21,7 @@ from tinyalex.data import Batch, DataError, Loader, WorkerError
 from tinyalex.folders import FolderLostError, locked, new_folder
 from tinyalex.grad_mode import no_grad
 from tinyalex.interrupts import FAILED, StoppedError, StopRequest
+from tinyalex.models import AlexNet
 from tinyalex.progress import Progress, duration, folded, one_sentence, reason_of
 from tinyalex.training.checkpoint import Checkpoints
 from tinyalex.training.divergence import DivergedError, Step, explain
@@ -29,9 +30,17 @@ from tinyalex.training.metrics import METRICS, Average, MetricsFile, Throughput
 from tinyalex.training.run import Run
 from tinyalex.training.settings import STEPS_PER_ROW
 from tinyalex.training.step import Steps
+from tinyalex.training.transfer import digest, keep_features, set_training, span
 
 STUCK_WITHIN = 0.005
 """The loss counts as stuck while it is within this share of ln(classes)."""
+
+
+class Source(NamedTuple):
+    """A network, or the part of it that learns, and its batches."""
+
+    model: AlexNet
+    data: Loader
 
 
 @dataclass
@@ -53,7 +62,29 @@ class Trainer:
         self._latest: Step | None = None
         self._waits = False
         self._refused = False  # the last rows of metrics, by the disk
-        self.steps = steps_of(self.run)
+        self._kept = False  # whether the features of frozen layers are looked after
+        self._use_images()
+
+    def _use_images(self) -> None:
+        """Run the whole network on images."""
+        run, model = self.run, self.run.classifier.model
+        self.learning, self.validation = Source(model, run.train_data), Source(model, run.val_data)
+        self.steps = steps_of(run, self.learning.model)
+
+    def _keep_features(self, stop: StopRequest) -> None:
+        """Run only the layers that learn, where features can be kept."""
+        run, cache = self.run, self.run.settings.image_cache * 1_000_000
+        if self._kept or not run.frozen:
+            return
+
+        def kept(source: Source) -> Source:
+            return Source(*(keep_features(*source, cache, self.progress, stop) or source))
+
+        self.validation = kept(self.validation)
+        if not run.settings.mixup:  # which blends images
+            self.learning = kept(self.learning)
+        self.steps = steps_of(run, self.learning.model)
+        self._kept = True
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
@@ -123,6 +154,7 @@ class Trainer:
     def _train(self, stop: StopRequest) -> None:
         state, epochs = self.run.state, self.run.settings.epochs
         while state.epoch < epochs:
+            self._keep_features(stop)
             self._learn(stop)
             scores = None if stop else self._validate(stop)
             if scores is None:
@@ -137,7 +169,7 @@ class Trainer:
         """Train on the batches of an epoch, or on its rest."""
         run, state = self.run, self.run.state
         self._start_epoch()
-        for batch in run.batches(state.epoch, state.batch):
+        for batch in run.batches(state.epoch, state.batch, self.learning.data):
             step = stop.step = state.step + self.steps.unread + 1
             run.schedule.before_step(step - 1)
             random.start_step(step - 1)
@@ -150,14 +182,14 @@ class Trainer:
 
     def _start_epoch(self) -> None:
         run, state = self.run, self.run.state
-        run.classifier.model.train()
+        set_training(run.classifier.model)
         self.throughput.start_epoch()
         title = f"epoch {state.epoch + 1}/{run.settings.epochs}"
         self.progress.start(title, len(run.train_data), state.batch)
-        self._since, self._waited = time.perf_counter(), run.train_data.wait_seconds
+        self._since, self._waited = time.perf_counter(), self.learning.data.wait_seconds
 
     def _take(self, step: int, batch: Batch) -> None:
-        self._remember(step, batch, self.run.train_data)
+        self._remember(step, batch, self.learning)
         try:
             self.steps.take(batch)
             if self.run.average is not None:
@@ -167,7 +199,7 @@ class Trainer:
 
     def _after_reading(self, results: list[Average], stop: StopRequest) -> None:
         """Log, save, show and time the steps just read."""
-        state, data = self.run.state, self.run.train_data
+        state, data = self.run.state, self.learning.data
         if state.step % STEPS_PER_ROW == 0 or state.batch == len(data):
             self._log_steps()
         self._save_if_due()
@@ -186,7 +218,7 @@ class Trainer:
 
     def _read(self) -> list[Average]:
         """Count and return the results of the steps since the last reading."""
-        run, state, data = self.run, self.run.state, self.run.train_data
+        run, state, data = self.run, self.run.state, self.learning.data
         results = []
         try:
             for result in self.steps.read():
@@ -195,7 +227,8 @@ class Trainer:
         except DivergedError as error:  # in a step that may not be the last: back to where it began
             run.schedule.before_step(state.step)
             random.start_step(state.step)
-            self._remember(state.step + 1, next(run.batches(state.epoch, state.batch)), data)
+            batch = next(run.batches(state.epoch, state.batch, data))
+            self._remember(state.step + 1, batch, self.learning)
             raise self._explain(error) from error
         return results
 
@@ -205,7 +238,7 @@ class Trainer:
 
     def _evaluate(self, stop: StopRequest) -> Scores | None:
         started = time.perf_counter()
-        model, data = self.run.classifier.model, self.run.val_data
+        model, data = self.validation
         scores = evaluate(model, data, self.progress, stop, "validating")
         self.throughput.validation_seconds = time.perf_counter() - started
         self.run.state.seconds += self.throughput.validation_seconds
@@ -215,21 +248,27 @@ class Trainer:
                 with no_grad():
                     loss = logits_and_loss(model, batch)[1].item()
                 if not math.isfinite(loss):
-                    self._remember(self.run.state.step, batch, data)
+                    self._remember(self.run.state.step, batch, self.validation)
                     raise self._explain(error)
             raise error
         return scores
 
-    def _remember(self, step: int, batch: Batch, data: Loader) -> None:
-        rate = self.run.optimizer.param_groups[0]["lr"]
-        self._latest = Step(step, self.run.state.epoch + 1, rate, batch, data.dataset)
+    def _remember(self, step: int, batch: Batch, source: Source) -> None:
+        rate, self._suspect = self.run.optimizer.param_groups[0]["lr"], source.model
+        self._latest = Step(step, self.run.state.epoch + 1, rate, batch, source.data.dataset)
 
     def _explain(self, error: Exception) -> DivergedError:
         """Return the error with its cause, found by repeating the step."""
         if self._latest is None:
             return DivergedError(str(error))
         self.progress.stop()
-        return explain(error, self._latest, self.run.classifier.model, self.checkpoints.here)
+        return explain(error, self._latest, self._suspect, self.checkpoints.here)
+
+    def as_begun(self, layers: list[str]) -> str:
+        """Return a sentence with the digest of layers that were frozen."""
+        now = digest(self.run.classifier.model, layers)
+        same = "as" if now == self.run.origin["frozen"] else "NOT as"
+        return f"{span(layers)} are {same} at the start: SHA-256 {now}"
 
     def _log_steps(self) -> None:
         """Write a row about the last steps; warn if stuck or slow."""
@@ -268,6 +307,7 @@ class Trainer:
         learned, state.since_epoch = state.since_epoch, Average()
         state.epoch, state.batch = state.epoch + 1, 0
         run.schedule.after_epoch(1 - scores.top1)
+        unfrozen = run.unfreeze_if_due(state.epoch)
         kept = is_best = state.is_best(scores.top1, scores.loss)
         if is_best:
             state.best_top1, state.best_loss = scores.top1, scores.loss
@@ -299,6 +339,9 @@ class Trainer:
             + (" (best so far)" if kept else "")
         )
         self.progress.say(folded(ended, 2))
+        if unfrozen:
+            self._use_images()
+            self.progress.say(folded(f"{self.as_begun(unfrozen)}; from now on they learn", 2))
         for path, reason in run.train_data.bad + run.val_data.bad:
             if path not in self._left_out:
                 self._left_out.add(path)
@@ -387,9 +430,9 @@ class Trainer:
         )
 
 
-def steps_of(run: Run) -> Steps:
-    """Return what takes the steps of a run, on its device."""
-    settings, model = run.settings, run.classifier.model
+def steps_of(run: Run, model: AlexNet) -> Steps:
+    """Return what takes a run's steps on its device."""
+    settings = run.settings
     if parse(settings.device) == "cpu":
         return Steps(model, run.optimizer)
     from tinyalex.training.gpu_steps import GPUSteps  # which loads CuPy
