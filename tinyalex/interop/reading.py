@@ -17,6 +17,10 @@ HEAD = 512
 """Bytes of a file that a reader is chosen by: a tar archive's mark stands at 257."""
 
 
+LONGEST_MESSAGE = 1000
+"""Characters of an error."""
+
+
 class Request(NamedTuple):
     """File to read, open at its beginning, and what was asked for."""
 
@@ -66,6 +70,14 @@ def _checkpoint(path: Path) -> Path:
     return next((checkpoint for checkpoint in found if checkpoint.exists()), path)
 
 
+def _sentence(path: Path, text: str) -> str:
+    """Return a message that names the file; names in it are the file's own and may be odd."""
+    if str(path) not in text:
+        text = f"{path}: {text}"
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+
+
 def load_weights(
     path: str | os.PathLike[str],
     variant: str | None = None,
@@ -89,9 +101,7 @@ def load_weights(
                 try:
                     return module.read(Request(file, size, str(path), variant, mean))
                 except FileError as error:
-                    if str(path) in str(error):
-                        raise
-                    raise FileError(f"{path}: {error}") from error
+                    raise FileError(_sentence(path, str(error))) from error
     titles = ", ".join(known.title for known in FORMATS)
     what = strangers.described(head)
     raise FileError(

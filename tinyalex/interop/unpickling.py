@@ -363,13 +363,16 @@ def _key(key: Any) -> Any:
     return key
 
 
+_GROUPS = (tuple, list, dict)
+
+
 def _length(values: Any) -> int:
-    """Return the number of values, and of those inside them."""
-    if type(values) not in (tuple, list, dict):
+    """Return the bytes that the values take, and those inside them."""
+    if type(values) not in _GROUPS:
         return 0
-    sized = (str, bytes, tuple, list, dict)
-    inside = values.values() if type(values) is dict else values
-    return len(values) + sum(len(value) for value in inside if type(value) in sized)
+    inside = list(values.values() if type(values) is dict else values)
+    texts = sum(len(value) for value in inside if type(value) in (str, bytes))
+    return texts + 8 * sum(len(value) for value in (values, *inside) if type(value) in _GROUPS)
 
 
 def _fill(target: dict[Any, Any], values: list[Any]) -> None:
@@ -469,6 +472,7 @@ _BUILTINS: Allowed = {
     "dict": _mapping,
     "list": lambda: [],
     "set": _set,
+    "bytes": lambda raw=b"": _raw(raw),
     "bytearray": lambda raw=b"", *_: _raw(raw),
 }
 

@@ -101,7 +101,7 @@ def _entries(directory: bytes) -> Iterator[tuple[int, bytes, int, int]]:
         )
         if method or flags & 1 or packed != length:
             shown = name.decode(errors="replace")[:80]
-            raise FileError(f"its member {shown} is compressed, which torch.save never does")
+            raise FileError(f"its member {shown!r} is compressed, which torch.save never does")
         yield start, name, length, crc
 
 
