@@ -1,4 +1,4 @@
-"""Contribution of each ingredient of the default recipe on a few thousand photographs.
+"""Contribution of each ingredient of a recipe for few photographs.
 
     python benchmarks/recipe.py flowers                  # on a fifth of the training images
     python benchmarks/recipe.py flowers --rows default recipe --seeds 0
@@ -80,7 +80,7 @@ SPLITS = {
 
 
 def divided(data: Path, split: Split, out: Path) -> Path:
-    """Return a folder with train/ and val/ of links to the images of `data`."""
+    """Return a folder of links to the images, divided into train/ and val/."""
     if not split.folder:
         return data
     files = defaultdict(list)
