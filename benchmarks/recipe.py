@@ -80,7 +80,7 @@ SPLITS = {
 
 
 def divided(data: Path, split: Split, out: Path) -> Path:
-    """Return a folder of links to the images, divided into train/ and val/."""
+    """Divide images into train/ and val/ by links; return the folder."""
     if not split.folder:
         return data
     files = defaultdict(list)
