@@ -1,4 +1,4 @@
-"""Large weight files: read without PyTorch, equal bit for bit, in little memory."""
+"""Large weight files, read without PyTorch and in little memory."""
 
 import hashlib
 import json

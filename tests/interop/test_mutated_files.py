@@ -1,6 +1,6 @@
-"""Damaged weight files: refused in a sentence or read, and no code is ever run.
+"""Damaged weight files, which are read or refused.
 
-A test run reads some hundred files of each kind, the same each time; with
+No code in them is ever run. A test run reads some hundred files of each kind, the same each time; with
 ``--hypothesis-profile=campaign`` there are ten thousand.
 """
 

@@ -71,7 +71,7 @@ def _checkpoint(path: Path) -> Path:
 
 
 def _sentence(path: Path, text: str) -> str:
-    """Return a message that names the file; names in it are the file's own and may be odd."""
+    """Return a message that names the file, without odd characters."""
     if str(path) not in text:
         text = f"{path}: {text}"
     text = "".join(character if character.isprintable() else "?" for character in text)
