@@ -1,7 +1,7 @@
 """Damaged weight files, which are read or refused.
 
-No code in them is ever run. A test run reads some hundred files of each kind, the same each time; with
-``--hypothesis-profile=campaign`` there are ten thousand.
+No code in them is ever run. A test run reads some hundred files of each kind, the same each
+time; with ``--hypothesis-profile=campaign`` there are ten thousand.
 """
 
 import io

@@ -1,6 +1,9 @@
 """PyTorch's files and safetensors, in and out."""
 
+import argparse
+import io
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -394,3 +397,84 @@ def test_a_changed_number_in_an_archive_is_noticed(flip, state, path):
     content[content.index(state["features.3.weight"].tobytes()) + 5] ^= flip
     with pytest.raises(ta.FileError, match="checksum"):
         load(path, content)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"constants.pkl": b""}, "TorchScript"), ({"data.pkl/data.pkl": b""}, "not of torch.save")],
+)
+def test_other_zip_archives_are_refused(more, message, state, path):
+    with pytest.raises(ta.FileError, match=message):
+        load(path, twins.zip_file(tensors(state), more))
+
+
+def test_an_archive_that_was_packed_again_is_refused(state, path):
+    with zipfile.ZipFile(io.BytesIO(twins.zip_file(tensors(state)))) as source:
+        content = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, data in content.items():
+            target.writestr(name, data)
+    with pytest.raises(ta.FileError, match="compressed"):
+        ta.load_weights(path)
+
+
+TORCHS = {
+    "memory format": lambda torch, own: {
+        name: own[name].to(memory_format=torch.channels_last) if own[name].dim() == 4 else own[name]
+        for name in own
+    },
+    "Parameters": lambda torch, own: {name: torch.nn.Parameter(own[name]) for name in own},
+    "training": lambda torch, own: {
+        "state_dict": {f"module.{name}": own[name] for name in own},
+        "optimizer": optimizer_state(torch, own),
+        "best": np.float64(0.5),
+        "rng": [torch.get_rng_state(), np.random.default_rng(0).normal(size=3)],
+        "device": torch.device("cuda:0"),
+        "dtype": torch.float16,
+        "size": torch.Size([3, 4]),
+        "args": argparse.Namespace(lr=0.1),
+    },
+}
+
+
+def optimizer_state(torch, own):
+    parameters = [torch.nn.Parameter(own[name]) for name in own]
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "stream"])
+@pytest.mark.parametrize("case", TORCHS)
+def test_what_torch_writes_is_read(case, new, protocol, state, path):
+    torch = pytest.importorskip("torch")
+    own = {name: torch.from_numpy(array.copy()) for name, array in state.items()}
+    tree = TORCHS[case](torch, own)
+    torch.save(tree, path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
+    assert_equal(ta.load_weights(path), state)
+
+
+UNREAD = {
+    "a quantised tensor": lambda torch, a: torch.quantize_per_tensor(a, 0.1, 0, torch.qint8),
+    "a sparse tensor": lambda torch, a: a.to_sparse(),
+    "conjugated or negated": lambda torch, a: torch._neg_view(a),
+    "a dtype without a storage class": lambda torch, a: a.to(torch.float8_e4m3fn),
+    "complex64": lambda torch, a: a.to(torch.complex64),
+    "without values": lambda torch, a: a.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "stream"])
+@pytest.mark.parametrize("message", UNREAD)
+def test_torchs_other_tensors_are_refused_by_name(message, new, state, path):
+    torch = pytest.importorskip("torch")
+    own = {name: torch.from_numpy(array.copy()) for name, array in state.items()}
+    own["classifier.6.weight"] = UNREAD[message](torch, own["classifier.6.weight"])
+    torch.save(own, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(ta.FileError, match=message):
+        ta.load_weights(path)

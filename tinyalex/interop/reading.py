@@ -47,7 +47,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 def _is_torch(head: bytes) -> bool:
     """Tell a zip archive, torch's first pickle and a tar archive."""
-    return head.startswith(b"PK\3\4") or TORCH_MAGIC in head[:20] or head[257:262] == b"ustar"
+    return head.startswith(b"PK\3\4") or TORCH_MAGIC in head[:32] or head[257:262] == b"ustar"
 
 
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")

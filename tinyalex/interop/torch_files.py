@@ -65,8 +65,12 @@ def _read_zip(file: BinaryIO, size: int) -> Content:
     """Read an archive of torch 1.6 or later."""
     members = members_of(file, size)
     roots = [name[: -len("data.pkl")] for name in members if f"/{name}".endswith("/data.pkl")]
-    if len(roots) != 1 or f"{roots[0]}constants.pkl" in members:
-        raise FileError("it is a zip archive, but not of torch.save: save model.state_dict()")
+    if len(roots) != 1:
+        raise FileError(
+            "it is a zip archive, but not of torch.save: save model.state_dict() with it"
+        )
+    if f"{roots[0]}constants.pkl" in members:
+        raise FileError("it is a TorchScript program: save the state_dict() of the model instead")
 
     def content(name: str, default: bytes = b"") -> bytes:
         member = members.get(roots[0] + name)
@@ -87,7 +91,7 @@ def _read_zip(file: BinaryIO, size: int) -> Content:
         if key not in storages:
             new = storages[key] = new_storage(kind, count)
             new.position = member.position
-            if new.count * new.item_size != member.size:
+            if not member.compressed and new.count * new.item_size != member.size:
                 raise FileError(
                     f"its storage {key} should have {new.count:,} numbers of {new.dtype}, "
                     f"but has {member.size:,} bytes"

@@ -45,8 +45,15 @@ TYPES = {
     for kind, dtype in STORAGES.items()
     for place in ("", "cuda.")
     for what in ("Storage", "Tensor")
-}
+} | {"torch.storage.UntypedStorage": ("uint8", 1)}
 """Dtype and bytes of each class of storages and, as they once were, of tensors."""
+
+DTYPES = (
+    *(dtype for dtype, _ in STORAGES.values()),
+    *("float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64"),
+    *("per_tensor_affine", "per_channel_affine"),
+)
+"""Dtypes and kinds of quantisation that a pickle names."""
 
 DEEPEST = 10
 """Dicts inside each other, down to the weights."""
@@ -233,14 +240,13 @@ ALLOWED: Allowed = {
     **PLAIN,
     **NUMPY,
     **dict.fromkeys(TYPES),
-    **dict.fromkeys(f"torch.{dtype}" for dtype, _ in STORAGES.values()),
-    **dict.fromkeys(
-        ["torch.Tensor", "torch.nn.parameter.Parameter", "torch.storage.UntypedStorage"]
-    ),
+    **dict.fromkeys(f"torch.{dtype}" for dtype in DTYPES),
+    **dict.fromkeys(["torch.Tensor", "torch.nn.parameter.Parameter"]),
     **_TENSORS,
     **MODULES,
     **Instance.of("argparse.Namespace", "torch.device", "collections.Counter"),
     "torch.Size": _size,
+    "torch.serialization._get_layout": lambda name: name,
     "torch._tensor._rebuild_from_type_v2": _from_type,
 }
 """Names in torch's pickles, besides those of Python and NumPy."""

@@ -1,4 +1,4 @@
-"""Directory of a zip archive whose members are stored as they are."""
+"""Directory of a zip archive."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ class Member(NamedTuple):
     position: int
     size: int
     crc: int
+    compressed: bool
 
     def check(self, file: BinaryIO) -> None:
-        """Raise FileError unless the bytes have their checksum."""
+        """Raise FileError for compressed bytes or another checksum."""
+        if self.compressed:
+            raise FileError("the zip archive is compressed, which torch.save never does: unpack it")
         crc, left = 0, self.size if self.crc else 0
         file.seek(self.position)
         while left:
@@ -37,22 +40,22 @@ class Member(NamedTuple):
 
 
 def members_of(file: BinaryIO, size: int) -> dict[str, Member]:
-    """Return the members of an archive that is whole and not compressed."""
+    """Return the members of an archive that is whole."""
     try:
         begin, directory = _directory(file, size)
         members: dict[str, Member] = {}
         end = 0
-        for start, name, length, crc in sorted(_entries(directory)):
+        for start, name, member in sorted(_entries(directory)):
             file.seek(start)
             mark, names, extras = struct.unpack("<4s22xHH", file.read(30))
             position = start + 30 + names + extras
-            same = mark == b"PK\3\4" and file.read(names) == name
-            if not same or start < end or position + length > begin or name.decode() in members:
+            same = mark == b"PK\3\4" and file.read(names) == name and name.decode() not in members
+            if not same or start < end or position + member.size > begin:
                 raise FileError(
                     "it is a damaged zip archive: its members are not where they belong"
                 )
-            members[name.decode()] = Member(position, length, crc)
-            end = position + length
+            members[name.decode()] = member._replace(position=position)
+            end = position + member.size
         return members
     except (struct.error, ValueError) as error:
         if isinstance(error, FileError):
@@ -84,8 +87,8 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, bytes]:
     return begin, file.read(length)
 
 
-def _entries(directory: bytes) -> Iterator[tuple[int, bytes, int, int]]:
-    """Yield the start, name, length and checksum of each member."""
+def _entries(directory: bytes) -> Iterator[tuple[int, bytes, Member]]:
+    """Yield each member's start, name and bytes, whose position is unknown."""
     place = 0
     while place < len(directory):
         fields = struct.unpack_from("<4s4xHH4xLLLHHH8xL", directory, place)
@@ -96,13 +99,16 @@ def _entries(directory: bytes) -> Iterator[tuple[int, bytes, int, int]]:
         name, extra = directory[place : place + names], directory[place + names :][:extras]
         place += names + extras + comment
         long = _long_numbers(extra)
-        length, packed, start = (
-            next(long) if number == _LONG else number for number in (length, packed, start)
-        )
-        if method or flags & 1 or packed != length:
-            shown = name.decode(errors="replace")[:80]
-            raise FileError(f"its member {shown!r} is compressed, which torch.save never does")
-        yield start, name, length, crc
+        try:
+            length, packed, start = (
+                next(long) if number == _LONG else number for number in (length, packed, start)
+            )
+        except RuntimeError as error:  # of a generator that ends early
+            raise FileError(
+                "it is a damaged zip archive: a number of an entry is missing"
+            ) from error
+        compressed = bool(method or flags & 1 or packed != length)
+        yield start, name, Member(0, packed, crc, compressed)
 
 
 def _long_numbers(extra: bytes) -> Iterator[int]:
