@@ -13,7 +13,6 @@ import numpy as np
 
 from tinyalex.data.image import RESIZES
 from tinyalex.files import FileError
-from tinyalex.interop.weights import Weights
 from tinyalex.schema import NOTHING, TEXT, Maybe, Rule, check, list_of, number, one_of, whole
 
 KEY = "tinyalex"
@@ -44,8 +43,8 @@ SCHEMA = {
 }
 
 
-def describe(weights: Weights) -> str:
-    """Return everything but the arrays, as JSON."""
+def describe(weights: Any) -> str:
+    """Return everything but the arrays of weights as JSON."""
     mean: Any = weights.mean
     if isinstance(mean, np.ndarray):
         mean = {"image": base64.b64encode(mean.astype("<f4").tobytes()).decode()}

@@ -6,10 +6,8 @@ in evaluation, is left out. https://onnx.ai/onnx/operators says what the operato
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,9 +21,6 @@ from tinyalex.optional import borrowed
 from tinyalex.version import __version__
 
 OPSET, IR = 17, 8
-
-FORMAT = "tinyalex-onnx-1"
-"""Value of "format" in the metadata of files from here."""
 
 
 class Trained(Protocol):
@@ -44,7 +39,7 @@ class Trained(Protocol):
 class Content:
     """Network and preprocessing of a file, as in `Weights`; None is unknown."""
 
-    variant: Variant
+    network: Variant
     arrays: Mapping[str, np.ndarray]
     input_size: int
     mean: tuple[float, ...] | np.ndarray | None = None
@@ -54,51 +49,36 @@ class Content:
     classes: list[str] | None = None
 
     @property
+    def variant(self) -> str:
+        """Name of the variant."""
+        return self.network.name
+
+    @property
     def num_classes(self) -> int:
         """Number of outputs."""
         return len(list(self.arrays.values())[-1])
 
-    @property
-    def channels(self) -> str:
-        """Channels that the network takes."""
-        return "RGB" if self.variant.in_channels == 3 else "grey"
-
     def check(self) -> None:
         """Raise ValueError where network, variant and size do not fit together."""
-        variant, name = self.variant, self.variant.name
-        shapes = {key: array.shape for key, array in self.arrays.items()}
-        if shapes != parameter_shapes(variant, self.num_classes):
-            raise ValueError(f"the network has other layers than its variant {name!r}")
-        if self.input_size != variant.input_size and not variant.any_size:
-            expected = f"images of {variant.input_size} pixels"
-            raise ValueError(f"the variant {name!r} takes {expected}, not {self.input_size}")
-
-    def metadata(self) -> Iterator[tuple[str, str]]:
-        """Yield what prepares images, all but texts as JSON."""
-        mean: Any = self.mean
-        if isinstance(mean, np.ndarray):
-            image = np.ascontiguousarray(mean, "<f4")
-            mean = {"shape": image.shape, "float32": base64.b64encode(image.tobytes()).decode()}
-        yield from {"format": FORMAT, "variant": self.variant.name}.items()
-        yield from {"channels": self.channels, "resize": self.resize}.items()
-        for name, value in (
-            ("shorter_side", self.shorter_side),
-            ("input_size", self.input_size),
-            ("mean", mean),
-            ("std", self.std),
-            ("classes", self.classes),
-        ):
-            if value is not None:
-                yield name, json.dumps(value)
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        if shapes != parameter_shapes(self.network, self.num_classes):
+            raise ValueError(f"the network has other layers than its variant {self.variant!r}")
+        if self.input_size != self.network.input_size and not self.network.any_size:
+            expected = f"images of {self.network.input_size} pixels"
+            raise ValueError(
+                f"the variant {self.variant!r} takes {expected}, not {self.input_size}"
+            )
 
     def description(self, pixels: bool, output: str) -> str:
         """Return what a person needs to prepare images."""
         side, size, mean = self.shorter_side, self.input_size, self.mean
-        text = f"AlexNet (variant {self.variant.name}), {self.num_classes} classes. "
+        channels = self.network.in_channels
+        text = f"AlexNet (variant {self.variant}), {self.num_classes} classes. "
         if side:
             how = "the shorter side" if self.resize == "shorter_side" else "both sides"
             text += f"Resize {how} of an image to {side} pixels. "
-        text += f"Take the central {size} x {size} pixels, {self.channels}, as numbers 0..255. "
+        colours = "RGB" if channels == 3 else "grey"
+        text += f"Take the central {size} x {size} pixels, {colours}, as numbers 0..255. "
         if pixels:
             text += "The graph itself subtracts the mean and divides by std. "
         elif mean is not None:
@@ -106,7 +86,7 @@ class Content:
             text += f"Subtract the mean: {numbers}. Divide by std: {list(self.std or ())}. "
         else:
             text += "Subtract the mean of the training images, which this file does not know. "
-        shape = f"[N, {self.variant.in_channels}, {size}, {size}]"
+        shape = f"[N, {channels}, {size}, {size}]"
         return f"{text}Input images: float32 {shape}. Output: {output}."
 
 
@@ -129,6 +109,8 @@ def export_onnx(
     with borrowed("onnx"):
         import onnx.checker
         from onnx import helper
+    from tinyalex.interop.description import KEY, describe  # which knows images, so Pillow
+
     content = _content(network)
     content.check()
     graph = Graph()
@@ -141,7 +123,7 @@ def export_onnx(
     graph.nodes[-1].output[0] = output
 
     kind, size = onnx.TensorProto.FLOAT, content.input_size
-    shape: list[str | int | None] = ["N", content.variant.in_channels, size, size]
+    shape: list[str | int | None] = ["N", content.network.in_channels, size, size]
     images = helper.make_tensor_value_info("images", kind, shape)
     answers = helper.make_tensor_value_info(output, kind, ["N", content.num_classes])
     text = content.description(pixels, output)
@@ -153,7 +135,7 @@ def export_onnx(
         producer_version=__version__,
         doc_string=text,
     )
-    helper.set_model_props(model, dict(content.metadata()))
+    helper.set_model_props(model, {KEY: describe(content)})
     bits = model.SerializeToString(deterministic=True)
     onnx.checker.check_model(bits, full_check=True)
     write_atomically(path, lambda file: file.write(bits))
@@ -234,7 +216,7 @@ def _normalise(graph: Graph, content: Content) -> None:
         raise ValueError(
             "pixels=True needs a mean: export a trained classifier, or weights with it"
         )
-    size, channels = content.input_size, content.variant.in_channels
+    size, channels = content.input_size, content.network.in_channels
     transform = EvalTransform(size, content.mean, content.std, channels)
     mean = transform.mean
     if mean.ndim == 3:
@@ -248,7 +230,7 @@ def _normalise(graph: Graph, content: Content) -> None:
 
 def _add_layers(graph: Graph, content: Content) -> None:
     """Append the network's layers."""
-    variant = content.variant
+    variant = content.network
     channels, size, weighted = variant.in_channels, content.input_size, 0
     for part, layers in (("features", variant.features), ("classifier", variant.classifier)):
         if part == "classifier":

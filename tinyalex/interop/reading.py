@@ -56,10 +56,14 @@ TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 CAFFE = {1: 2, 2: 2, 3: 2, 4: 0, 5: 0, 6: 2, 7: 0, 8: 2, 100: 2}
 """Fields of Caffe's NetParameter and their kinds."""
 
+ONNX = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2}
+"""Fields of ONNX's ModelProto and their kinds."""
+
 FORMATS: list[Format] = [
     Format("safetensors", _is_safetensors, "safetensors_files"),
     Format("PyTorch", _is_torch, "torch_files"),
     Format("Caffe", lambda head: protobuf.begins(head, CAFFE), "caffe"),
+    Format("ONNX", lambda head: protobuf.begins(head, ONNX), "onnx_import"),
 ]
 """Known formats; the first whose mark fits reads the file."""
 
