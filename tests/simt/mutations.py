@@ -1,4 +1,4 @@
-"""Delete each barrier of the kernels in turn: do the exercises notice?
+"""Skip each barrier of the kernels in turn: do the exercises notice?
 
 Run ``python tests/simt/mutations.py`` to see which exercise misses which barrier. A barrier that
 none misses is not needed, or no exercise has the shape that needs it.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +27,6 @@ from tinyalex.backends.cuda import launch
 BARRIER = re.compile(
     r"(?<![\w:.])(?:__syncthreads|__syncwarp|\w+_wait|\w+\.wait)(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
 )
-AT_ONCE = 2
 
 
 class Barrier(NamedTuple):
@@ -70,52 +67,33 @@ def users(file: str, folder: Path) -> list[str]:
     return [path.name for path in sorted(folder.glob("*.cu")) if contains(path.name)]
 
 
-def missed_by(barrier: Barrier, folder: Path) -> str | None:
-    """Delete the barrier and say which exercise fails, if any: first by value, then by race."""
-    files = [f"--file={file}" for file in users(barrier.file, folder)]
-    with tempfile.TemporaryDirectory() as name:
-        kernels = Path(name, "kernels")
-        shutil.copytree(folder, kernels)
-        code = (kernels / barrier.file).read_text()
-        without = f"{code[: barrier.begin]};{code[barrier.end :]}"
-        (kernels / barrier.file).write_text(without)
-        for mode, how in (("quick", "values"), ("thread", "ThreadSanitizer")):
-            try:
-                status, output = run.run(mode, *files, timeout=200, **_at(kernels))
-            except subprocess.TimeoutExpired:
-                return f"{how}: it never ends"
-            if status == run.REPORTED and mode == "thread":
-                return f"{how}: {_race(output)}"
-            if status < 0:
-                return f"{how}: a crash, signal {-status}"
-            if status != 0:
-                first = output.partition("\n")[0]
-                if "CompileError" in output or "exercises" in first:
-                    raise RuntimeError(f"{barrier.file}:{barrier.line} deleted: {output}")
-                return f"{how}: {first}"
-    return None
-
-
-def _at(folder: Path) -> dict[str, str]:
-    return {"TINYALEX_KERNELS": str(folder)}
-
-
-def _race(report: str) -> str:
-    places = re.findall(r"#0 .*?([\w.]+\.cuh?:\d+)", report)
-    return "race of " + " and ".join(places[:2])
+def switchable(folder: Path, chosen: list[Barrier], target: Path) -> None:
+    """Copy the sources so that SIMT_SKIP=i leaves out barrier i: one build serves for all."""
+    shutil.copytree(folder, target)
+    for number, barrier in reversed(list(enumerate(chosen))):  # from the end of each file
+        path = target / barrier.file
+        code = path.read_text()
+        skipped = f"{{ if (!simt::skipped({number})) {barrier.text} }}"
+        path.write_text(code[: barrier.begin] + skipped + code[barrier.end :])
 
 
 def run_all(folder: Path | None = None, files: Sequence[str] = ()) -> list[Result]:
-    """Delete each barrier (of `files`, if some are named) in turn."""
+    """Skip each barrier (of `files`, if some are named) in turn: first by value, then by race."""
     folder = folder or launch.source_folder()
     chosen = [b for b in barriers(folder) if not files or b.file in files]
-    used = {user for barrier in chosen for user in users(barrier.file, folder)}
-    status, output = run.run("quick", *(f"--file={file}" for file in sorted(used)), **_at(folder))
-    if status != 0:
-        raise RuntimeError(f"with all barriers in place: {output}")
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        missed = pool.map(lambda barrier: missed_by(barrier, folder), chosen)
-        return [Result(*pair) for pair in zip(chosen, missed, strict=True)]
+    skips = [f"--skip={i}:{','.join(users(b.file, folder))}" for i, b in enumerate(chosen)]
+    missed: dict[int, str] = {}
+    with tempfile.TemporaryDirectory() as name:
+        switchable(folder, chosen, Path(name, "kernels"))
+        for mode, how in (("quick", "values"), ("thread", "ThreadSanitizer")):
+            left = [skip for number, skip in enumerate(skips) if number not in missed]
+            if left:
+                status, output = run.run(mode, *left, TINYALEX_KERNELS=f"{name}/kernels")
+                if status != 0:
+                    raise RuntimeError(f"with all barriers in place: {output}")
+                for number, exercise in re.findall(r"^(\d+) is missed by (.*)", output, re.M):
+                    missed[int(number)] = f"{how}: {exercise}"
+    return [Result(barrier, missed.get(number)) for number, barrier in enumerate(chosen)]
 
 
 def table(results: list[Result]) -> str:

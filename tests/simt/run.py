@@ -10,6 +10,7 @@ import argparse
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -87,10 +88,11 @@ def run(mode: str, *options: str, **more: str) -> tuple[int, str]:
     return python(mode, __file__, "--mode", mode, *options, **more)
 
 
-def exercise_all(schedules, files) -> None:
+def exercise_all(schedules, files, skip=None) -> None:
     """Run the exercises of `files` (all if none is named) under each schedule.
 
-    Those whose kernels copy asynchronously run twice, with lazy and with eager copies.
+    Those whose kernels copy asynchronously run twice, with lazy and with eager copies. The first
+    that fails without barrier `skip`, if there is one, ends it: it must pass with all barriers.
     """
     from simt.exercises import all_exercises
     from tinyalex.backends.cuda import launch
@@ -100,13 +102,32 @@ def exercise_all(schedules, files) -> None:
             continue
         asynchronous = any("cp_async" in launch.read_source(file) for file in exercise.files)
         for copies in build.COPIES if asynchronous else ("lazy",):
+            how = f"{exercise.name.rpartition('exercises.')[2]}, {schedule}, {copies} copies"
             with build.using(schedule=schedule, copies=copies):
+                missed = skip is not None and fails_without(skip, exercise)
                 try:
-                    exercise.run(np.random.default_rng(2012))
+                    if missed or skip is None:
+                        exercise.run(np.random.default_rng(2012))
                 except Exception:
-                    short = exercise.name.rpartition("exercises.")[2]
-                    print(f"{short}, {schedule}, {copies} copies", flush=True)
+                    print(how, flush=True)
                     raise
+            if missed:
+                print(f"{skip} is missed by {how}", flush=True)
+                return
+
+
+def fails_without(barrier, exercise) -> bool:
+    """Run the exercise without a barrier, in a process that may crash, or never end."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] != 0
+    signal.alarm(60)
+    os.environ["SIMT_SKIP"] = barrier
+    try:
+        exercise.run(np.random.default_rng(2012))
+    except Exception:
+        os._exit(1)
+    os._exit(0)
 
 
 def main() -> int:
@@ -115,6 +136,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=tuple(compiler.MODES), default="plain")
     parser.add_argument("--schedule", choices=build.SCHEDULES, action="append")
     parser.add_argument("--file", action="append", help="only the exercises of this file")
+    parser.add_argument("--skip", action="append", help="NUMBER:FILES, by mutations.py")
     options = parser.parse_args()
     from simt import standin
     from simt.exercises import all_exercises
@@ -125,7 +147,11 @@ def main() -> int:
         parser.error(f"no exercise of {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     with build.using(mode=options.mode):
         try:
-            exercise_all(options.schedule or build.SCHEDULES, options.file)
+            for skip in options.skip or ():
+                number, _, files = skip.partition(":")
+                exercise_all(build.SCHEDULES, files.split(","), number)
+            if not options.skip:
+                exercise_all(options.schedule or build.SCHEDULES, options.file)
         except Exception:
             traceback.print_exc(limit=-3)
             return 1

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <type_traits>
 #include <utility>
 
@@ -65,6 +66,12 @@ template <class T> SIMT_UNSEEN T& shared(Slot& slot, size_t alignment) {
 }
 
 SIMT_UNSEEN inline int lane() { return position->thread % WARP; }
+
+// Is this one, of the barriers that mutations.py numbers, to be left out?
+inline bool skipped(int barrier) {
+  const char* number = std::getenv("SIMT_SKIP");
+  return number && std::atoi(number) == barrier;
+}
 
 // ---- collectives of a warp ------------------------------------------------------------------
 // compute(in, out, members) sees what the lanes of `mask` gave and fills what each receives.
