@@ -97,9 +97,9 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
     """Measure one case, unless it is done or time is up."""
-    if not again and run.measured_already(campaign.folder, case.name, campaign):
+    if not again and run.measured_already(case.name, campaign):
         print(f"{case.name}: measured already", flush=True)
-        run.remember_favourites(run.load(campaign.folder, case.name), campaign)
+        run.remember_favourites(report.load(case.name, campaign.folder), campaign)
         return
     if campaign.time_is_up():
         print(f"{case.name}: not begun, the time is up", flush=True)
@@ -111,7 +111,7 @@ def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
     if campaign.only:
         print("  not saved, since not all took part", flush=True)
     elif result["contestants"]:
-        run.save(campaign.folder, case.name, result)
+        report.save(case.name, result, campaign.folder)
 
 
 def parser() -> argparse.ArgumentParser:

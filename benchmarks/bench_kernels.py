@@ -12,7 +12,6 @@ Writes benchmarks/results/kernels-VARIANT-N.json, and with --table the table in 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -123,7 +122,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name = f"kernels-{arguments.variant}-{arguments.batch_size}"
     if arguments.table_only:
-        result = json.loads((report.RESULTS / f"{name}.json").read_text())
+        result = report.load(name)
     else:
         print(report.one_line(report.machine()))
         result = run(arguments.variant, arguments.batch_size, arguments.rounds)

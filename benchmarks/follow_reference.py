@@ -99,12 +99,10 @@ def table(result: dict[str, Any]) -> str:
 
 def picture(result: dict[str, Any], path: Path) -> None:
     """Draw both curves."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
     reference, cpu = (result["losses"][name] for name in reversed(BACKENDS))
     steps = range(1, len(cpu) + 1)
     axes.plot(steps, reference, color="#bbbbbb", linewidth=5, label="plain NumPy")

@@ -9,7 +9,6 @@ those of NVRTC and ptxas for sm_90. Times are of an H100 or the like, from gpu-l
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -142,7 +141,7 @@ def usage() -> dict[str, resources.Usage]:
 
 def measure(folder: Path, rounds: int) -> None:
     """Time every version on the GPU with cold caches, and save."""
-    from gpu import layers, machine, run
+    from gpu import layers, machine
     from gpu.rungs import RUNGS
 
     facts = machine.facts()
@@ -169,7 +168,7 @@ def measure(folder: Path, rounds: int) -> None:
         except Exception as error:  # a version that fails does not hide the others
             found = {"failed": f"{type(error).__name__}: {error}"[:300]}
         result["rungs"][rung.entries[0]] = found
-        run.save(folder, NAME, result)
+        report.save(NAME, result, folder)
         print(f"{rung.entries[0]}: {_time(found)}", flush=True)
 
 
@@ -206,8 +205,7 @@ def table(folder: Path) -> str:
         from gpu.rungs import FAMILIES
 
         off = errors()
-    path = folder / f"{NAME}.json"
-    measured = json.loads(path.read_text()) if path.exists() else {"rungs": {}}
+    measured = report.load(NAME, folder) or {"rungs": {}}
     lines = []
     for family, rungs in FAMILIES.items():
         lines += [f"**{family}**", "", HEAD, "|---" * 8 + "|"]

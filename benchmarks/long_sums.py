@@ -4,13 +4,12 @@
 
 sums columns of float32 of up to 2^26 numbers, all 0.1 or random ones between 0.5 and 1.5, by every
 op that sums, and compares with sums of the same numbers in float64. Inner products have ones as
-their other factor. Takes half a minute and 2.2 GB. Writes benchmarks/results/long_sums.json, and
+their other factor. Takes half a minute and 2.2 GB. Writes benchmarks/results/long-sums.json, and
 with --table the table in docs/cpu.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from typing import Any
@@ -121,16 +120,13 @@ def _text(error: float) -> str:
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("--powers", type=int, nargs="+", default=POWERS, help="of 2: lengths")
     parser.add_argument("--table", action="store_true", help="update docs/cpu.md")
     args = parser.parse_args()
     found = {str(power): errors(power) for power in args.powers}
     result = {"machine": report.machine("torch"), "errors": found}
-    report.save("long_sums", result)
-    print(table(result))
-    if args.table:
-        report.replace_table(report.ROOT / "docs" / "cpu.md", "long-sums", table(result))
+    report.publish("long-sums", result, table(result), args.table)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ the very images that it is judged by. `tinyalex evaluate RUN/last.safetensors` p
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -246,8 +245,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Train and measure missing rows; record and draw all there are."""
-    recorded = report.RESULTS / "recipes.json"
-    found = json.loads(recorded.read_text()) if recorded.exists() else {"rows": {}}
+    found = report.load("recipes") or {"rows": {}}
     rows = {
         name: settings_of(ROWS[name], arguments.data, arguments.epochs, arguments.threads)
         for name in arguments.only

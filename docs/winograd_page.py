@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import statistics
 import sys
 import time
@@ -461,10 +460,9 @@ def _shares(result: dict[str, Any]) -> str:
 
 def time_block() -> str:
     """Return the table of times, or how to get it."""
-    path = report.RESULTS / "winograd-time.json"
-    if not path.exists():
+    result = report.load("winograd-time")
+    if not result:
         return "Not measured yet: `python docs/winograd_page.py --measure`."
-    result = json.loads(path.read_text())
     median = {name: statistics.median(values) for name, values in result["seconds"].items()}
     rows = []
     for title, name in (("im2col", "im2col"), ("Winograd", "chosen")):

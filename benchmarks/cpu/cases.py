@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import tinyalex as ta
 from cpu import gemm_floor
-from tinyalex import nn
+from shared.network import network, walk_one_image
 
 
 @dataclass(frozen=True)
@@ -62,43 +62,6 @@ def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal(shape, np.float32), rng.integers(0, 1000, case.batch_size)
 
 
-def network(variant: str) -> ta.models.AlexNet:
-    """Return the net with the weights that every contestant begins with.
-
-    They are He's: the paper's own would need raw pixels for the losses to move at all. There is no
-    dropout, since no two libraries draw the same masks.
-    """
-    ta.manual_seed(0)
-    model = ta.models.alexnet(variant, dropout=0.0)
-    for layer in model.weight_layers.values():
-        nn.init.kaiming_normal_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return model
-
-
-def walk(
-    model: ta.models.AlexNet, images: np.ndarray
-) -> Iterator[tuple[str, nn.Module, ta.Tensor, ta.Tensor]]:
-    """Yield name, layer, input and output of each layer.
-
-    Layers are numbered as usual: pool2 and relu2 follow conv2.
-    """
-    names = {id(layer): name for name, layer in model.weight_layers.items()}
-    kinds = {nn.ReLU: "relu", nn.MaxPool2d: "pool", nn.LocalResponseNorm: "norm"}
-    number = ""
-    x = ta.Tensor(images)
-    with ta.no_grad():
-        for layer in [*model.features, nn.Flatten(), *model.classifier]:
-            name = names.get(id(layer))
-            if name is None:
-                name = kinds.get(type(layer), type(layer).__name__.lower()) + number
-            else:
-                number = name[-1]
-            y = layer(x)
-            yield name, layer, x, y
-            x = y
-
-
 def prepare(case: Case, folder: Path, libraries: Collection[str]) -> dict[str, float]:
     """Write the net for ``libraries``; return the operations of its products."""
     model = network(case.variant)
@@ -113,6 +76,5 @@ def prepare(case: Case, folder: Path, libraries: Collection[str]) -> dict[str, f
         from cpu.onnx_twin import write_onnx
 
         write_onnx(model, case.batch_size, folder / "twin.onnx")
-    with ta.use_backend("reference"):  # for the shapes of one image Numba need not be woken
-        steps = list(walk(model, np.zeros((1, 3, case.pixels, case.pixels), np.float32)))
+    steps = walk_one_image(model, case.pixels)
     return gemm_floor.operations(steps, case.batch_size, case.training)

@@ -17,28 +17,18 @@ Bars = list[tuple[str, float, str]]  # label, images per second, colour; a blank
 
 def draw() -> None:
     """Write docs/images/cpu-speed.png: a panel for each net and mode that was measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     panels = [[_bars(mode, variant) for variant in tables.VARIANTS] for mode in tables.MODES]
     heights = [max(map(len, row)) * BAR_INCHES + HEAD_INCHES for row in panels]
-    figure, axes = plt.subplots(
-        len(panels),
-        len(tables.VARIANTS),
-        figsize=(WIDTH_INCHES, sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
+    places = len(panels), len(tables.VARIANTS)
+    axes = figure.subplots(*places, height_ratios=heights, squeeze=False)
     for mode, row, bars_of_row in zip(tables.MODES, axes, panels, strict=True):
         for variant, axis, bars in zip(tables.VARIANTS, row, bars_of_row, strict=True):
             _panel(axis, f"{tables.MODES[mode]}, {variant}", bars, max(map(len, bars_of_row)))
     figure.suptitle("images per second", color=INK)
-    target = report.ROOT / "docs" / "images" / "cpu-speed.png"
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    figure.savefig(report.ROOT / "docs" / "images" / "cpu-speed.png", dpi=110)
 
 
 def _bars(mode: str, variant: str) -> Bars:

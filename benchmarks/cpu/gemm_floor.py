@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tinyalex import Tensor, nn
+from shared.network import Step
+from tinyalex import nn
 from tinyalex.backends.cpu.conv.winograd_tiles import lay_out, lines_of
 from tinyalex.backends.cpu.conv.winograd_transforms import TILE
 
 SIZE = 2048  # of the large matrices
 SIZE_OPERATIONS = 2 * SIZE**3  # a multiplication and an addition for each product
-
-Step = tuple[str, nn.Module, Tensor, Tensor]  # name, layer, input, output
 
 
 def operations(steps: Iterable[Step], batch_size: int, training: bool) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cpu.cases import Case, batch, network, walk
+from cpu.cases import Case, batch
+from shared.network import network, walk
 from tinyalex import nn
 from tinyalex.backends import cpu, reference
 from tinyalex.backends.cpu.conv import choose, im2col

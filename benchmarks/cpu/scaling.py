@@ -6,7 +6,6 @@ not fit into memory; the sizes take turns.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -99,6 +98,5 @@ def _rates(row: dict[str, Any]) -> str:
 
 def write() -> None:
     """Write the tables into the document, if there is a measurement."""
-    path = report.RESULTS / f"{NAME}.json"
-    if path.exists():
-        report.replace_table(DOCUMENT, NAME, table(json.loads(path.read_text())))
+    if result := report.load(NAME):
+        report.replace_table(DOCUMENT, NAME, table(result))

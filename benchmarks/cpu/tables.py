@@ -72,8 +72,8 @@ def floor_rate(result: Result, algorithm: str) -> float:
 
 def load_pauses(condition: str, mode: str, variant: str, size: int) -> dict[str, Result]:
     """Return what was measured under a condition other than quiet, by `_moment`."""
-    path = report.RESULTS / f"{file_name(condition, Case(mode, variant, size, 0))}.json"
-    return by_pause(json.loads(path.read_text())) if path.exists() else {}
+    result = report.load(file_name(condition, Case(mode, variant, size, 0)))
+    return by_pause(result) if result else {}
 
 
 def by_pause(result: Result) -> dict[str, Result]:

@@ -9,7 +9,7 @@ import numpy as np
 
 import tinyalex as ta
 import tinyalex.functional as F
-from tinyalex import nn
+from shared.network import network
 from tinyalex.models import VARIANTS, Variant, spec
 
 LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
@@ -66,17 +66,8 @@ class Net:
         return variant.thinner(self.thin, self.pixels) if self.thin > 1 else variant
 
     def build(self) -> ta.models.AlexNet:
-        """Return the net with the weights that every contestant begins with.
-
-        They are He's: the paper's own want raw pixels. There is no dropout, since no two libraries
-        draw the same masks.
-        """
-        ta.manual_seed(0)
-        model = ta.models.alexnet(self.variant(), self.classes, dropout=0.0)
-        for layer in model.weight_layers.values():
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        return model
+        """Return the net with the weights that every contestant begins with."""
+        return network(self.variant(), self.classes)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-import tinyalex as ta
 from gpu import cases
+from shared.network import walk_one_image
 from tinyalex import nn
 
 BYTES = {"A": 4, "B": 4, "C": 2}  # of a number in memory, in the best case that a class admits
@@ -108,22 +108,9 @@ class Step:
 
 def shapes(net: cases.Net, images: int) -> Iterator[Step]:
     """Yield the layers in the order in which they run."""
-    model = net.build()
-    layers = dict(model.named_modules())
-    names = {id(layer): name for name, layer in model.weight_layers.items()}
-    kinds = {nn.ReLU: "relu", nn.MaxPool2d: "pool", nn.LocalResponseNorm: "norm"}
-    with ta.use_backend("reference"):  # for the shapes of one image Numba need not be woken
-        rows = ta.summary(model, (3, net.pixels, net.pixels)).rows
-    x: tuple[int, ...] = (3, net.pixels, net.pixels)
-    number = ""
-    for row in rows:
-        layer = layers[row.path]
-        name = names.get(id(layer))
-        number = name[-1] if name else number
-        if not isinstance(layer, nn.Dropout):
-            y = row.output_shape
-            yield Step(name or kinds[type(layer)] + number, layer, (images, *x), (images, *y))
-            x = y
+    for name, layer, x, y in walk_one_image(net.build(), net.pixels):
+        if not isinstance(layer, (nn.Dropout, nn.Flatten)):
+            yield Step(name, layer, (images, *x.shape[1:]), (images, *y.shape[1:]))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tinyalex.backends.geometry import (
 # Of the norm: sums of products of operands that were rounded to 24, 11 and 8 bits, and for bfloat16
 # a result rounded to as many.
 TOLERANCE = {"A": 1e-5, "B": 1.5e-3, "C": 1e-2}
+ALONE = {"relu": 2, "relu_input_grad": 3}  # numbers moved by what has no floor of its own
 
 
 @dataclass
@@ -86,13 +87,9 @@ def rows(net: Net, images: int) -> Iterator[Row]:
             if before is None and part == INPUT:
                 continue  # the photographs need no gradient
             loose = kernel == "norm_max_pool2d_input_grad"
-            work = works.get((layer, part)) or Work(layer, part, 0.0, _moved(kernel, x.size))
+            work = works.get((layer, part)) or Work(layer, part, 0.0, ALONE[kernel] * x.size)
             yield Row(work, kernel, arguments, x, loose)
     yield _sgd(works["all weights", UPDATE])
-
-
-def _moved(kernel: str, size: int) -> int:
-    return {"relu": 2, "relu_input_grad": 3}[kernel] * size
 
 
 Made = tuple[str, str, str, tuple[Any, ...]]

@@ -19,6 +19,7 @@ from gpu.cases import Net, distance
 from gpu.contestant_tinyalex import WORDS
 from gpu.layer_rows import Row, rows
 from gpu.run import Campaign
+from shared import report
 from tinyalex.backends import cuda
 from tinyalex.backends.gpu import cupy, download
 
@@ -34,7 +35,7 @@ def name_of(net: Net, images: int) -> str:
 def measure(net: Net, images: int, classes: list[str], campaign: Campaign) -> None:
     """Measure all rows in all classes; the file grows with every row."""
     name = name_of(net, images)
-    if run.measured_already(campaign.folder, name, campaign):
+    if run.measured_already(name, campaign):
         print(f"{name}: measured already", flush=True)
         return
     result: dict[str, Any] = {
@@ -57,7 +58,7 @@ def measure(net: Net, images: int, classes: list[str], campaign: Campaign) -> No
             _show(measured)
         run.tidy()
         if not campaign.only:
-            run.save(campaign.folder, name, result)
+            report.save(name, result, campaign.folder)
 
 
 def _row(

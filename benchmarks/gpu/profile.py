@@ -14,7 +14,8 @@ from typing import Any
 from gpu import machine
 from gpu.cases import Case, Net
 from gpu.contestants import Contestant
-from gpu.run import Campaign, save
+from gpu.run import Campaign
+from shared import report
 
 STEPS = 5
 WARM_UP = 10
@@ -52,7 +53,7 @@ def run(campaign: Campaign, net: Net) -> None:
                 )
                 continue
             file = f"gpu-profile-{name}-{IMAGES}-{precision}"
-            save(campaign.folder, file, {"facts": campaign.facts, **found})
+            report.save(file, {"facts": campaign.facts, **found}, campaign.folder)
             _show(file, found)
 
 

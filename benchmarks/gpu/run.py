@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ from gpu import cases, floors, machine, timing
 from gpu.cases import Case
 from gpu.contestants import Contestant, check
 from gpu.timing import Protocol, Times
-from tinyalex import folders
+from shared import report
 from tinyalex.backends.gpu import cupy
 
 Result = dict[str, Any]
@@ -109,7 +108,7 @@ def run(case: Case, campaign: Campaign) -> Result:
         "case": asdict(case),
         "ceilings": asdict(campaign.ceilings),
         "clock": [before, machine.clock()],
-        "protocol": campaign.protocol.facts(),
+        "protocol": asdict(campaign.protocol),
         "floor_seconds": floor,
         "contestants": found,
         "failed": failed,
@@ -199,28 +198,12 @@ def show(result: Result) -> None:
         print(text, flush=True)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
-def save(folder: Path, name: str, result: Result) -> None:
-    """Write a result atomically: the machine may end at any moment."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1) + "\n"
-    folders.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
-
-
-def load(folder: Path, name: str) -> Result:
-    """Return what was measured under this name, nothing if nothing was."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def measured_already(folder: Path, name: str, campaign: Campaign) -> bool:
+def measured_already(name: str, campaign: Campaign) -> bool:
     """Return True if this program measured the case on such a machine.
 
     What a quick run measured counts for another quick run only.
     """
-    result = load(folder, name)
+    result = report.load(name, campaign.folder)
     if not result or (result.get("quick") and not campaign.quick):
         return False
     same = ("commit", "gpu", "driver", "versions")

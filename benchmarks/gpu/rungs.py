@@ -206,19 +206,12 @@ FAMILIES: dict[str, list[Rung]] = {
         ),
     ],
     "Normalisation within a channel": [
-        Rung(
+        *_pair(
             "within_channel_norm.cu",
-            _typed("within_channel_norm"),
-            "one thread per element of the result",
+            "within_channel_norm",
             "within_channel_response_norm",
-            within_norm.within_channel_response_norm_naive,
-        ),
-        Rung(
-            "within_channel_norm.cu",
-            ("within_channel_norm_quads",),
+            within_norm,
             "four channels per thread",
-            "within_channel_response_norm",
-            within_norm.within_channel_response_norm,
         ),
         Rung(
             "within_channel_norm.cu",

@@ -108,14 +108,10 @@ def nets_table(results: list[Result]) -> str:
     parts = []
     for mode, what in MODES.items():
         for precision, meaning in CLASSES.items():
-            chosen = [r for r in results if _is(r, mode, precision)]
+            chosen = [r for r in results if (_key(r)[0], _key(r)[3]) == (mode, precision)]
             if chosen:
                 parts += [f"**{what}, class {precision}** ({meaning})", "", _speeds(chosen), ""]
     return "\n".join([*parts, *_feet(results)])
-
-
-def _is(result: Result, mode: str, precision: str) -> bool:
-    return (result["case"]["mode"], result["case"]["precision"]) == (mode, precision)
 
 
 def _speeds(results: list[Result]) -> str:
@@ -159,7 +155,9 @@ def errors_table(results: list[Result]) -> str:
                 f"{found['peak_bytes'] / 2**20:.0f} MiB | {found['alone'] * 1e3:.3f} |"
             )
     failures = [
-        f"{'-'.join(map(str, _key(r)))}, {n}: {why}" for r in results for n, why in _failed(r)
+        f"{'-'.join(map(str, _key(r)))}, {n}: {why}"
+        for r in results
+        for n, why in r["failed"].items()
     ]
     if failures:
         lines += ["", "Did not take part:", "", *(f"- {text}" for text in failures)]
@@ -169,10 +167,6 @@ def errors_table(results: list[Result]) -> str:
         for name, found in result["contestants"].items()
     }
     return "\n".join([*lines, "", "Switches, as read back:", "", *sorted(switches)])
-
-
-def _failed(result: Result) -> Iterable[tuple[str, str]]:
-    return result["failed"].items()
 
 
 # --- layers and floors ----------------------------------------------------------------------------

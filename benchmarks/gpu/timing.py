@@ -10,8 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from gpu.contestants import Contestant
 from shared.report import Ratio
@@ -28,10 +27,6 @@ class Protocol:
     warm_up: int = 10  # steps before anything is timed, and one more before each turn
     most_steps: int = 5000  # in a window
     calls: int = 20  # of a single pass of a layer, in a turn
-
-    def facts(self) -> dict[str, Any]:
-        """Return it for the file of results."""
-        return asdict(self)
 
 
 Turn = dict[str, list[float]]  # "device" and "wall": seconds a step, one number for each window

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyalex.folders import write_atomically
 from tinyalex.threads import available_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,10 +81,18 @@ def median(rounds: list[list[float]]) -> float:
     return statistics.median(number for numbers in rounds for number in numbers)
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """Write ``result`` to benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+def save(name: str, result: dict[str, Any], folder: Path | None = None) -> None:
+    """Write NAME.json atomically: a rented machine may end at any moment."""
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1) + "\n"
+    write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
+
+
+def load(name: str, folder: Path | None = None) -> dict[str, Any]:
+    """Return what was saved under this name, nothing if nothing was."""
+    path = (folder or RESULTS) / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def publish(name: str, result: dict[str, Any], table: str, into_document: bool) -> None:

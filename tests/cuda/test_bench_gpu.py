@@ -338,14 +338,15 @@ def test_only_the_fastest_settings_are_tried_at_other_sizes(modules):
 
 def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
     from gpu import run
+    from shared import report
 
     facts = {"commit": "c", "gpu": "g", "driver": "d", "versions": {}}
-    run.save(tmp_path, "case", {"facts": facts, "quick": True})
+    report.save("case", {"facts": facts, "quick": True}, tmp_path)
     for quick in (True, False):
         campaign = run.Campaign(tmp_path, facts, None, None, quick)
-        assert run.measured_already(tmp_path, "case", campaign) == quick
+        assert run.measured_already("case", campaign) == quick
     other = run.Campaign(tmp_path, {**facts, "gpu": "another"}, None, None, True)
-    assert not run.measured_already(tmp_path, "case", other)
+    assert not run.measured_already("case", other)
 
 
 def test_pytorch_in_every_setting_that_a_cpu_can_run(modules, standin, monkeypatch):
