@@ -1,6 +1,6 @@
 """Look at a trained network: one command for each picture.
 
-python examples/look.py RUN kernels                        what the first layer looks for
+python examples/look.py RUN filters                        what the first layer looks for
 python examples/look.py RUN answers photos/                images with the five best answers
 python examples/look.py RUN neighbours a.jpg --among DIR   images that the network finds alike
 python examples/look.py RUN features a.jpg                 what each layer makes of an image

@@ -7,6 +7,10 @@
 array([2., 4., 6.], dtype=float32)
 """
 
+# isort: off
+from tinyalex import ctrl_c as ctrl_c  # first: the rest takes a moment to import
+
+# isort: on
 from tinyalex import functional as functional
 from tinyalex import models, nn, optim, random, schedule, threads
 from tinyalex.autograd import Function

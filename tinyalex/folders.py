@@ -390,7 +390,7 @@ NAME = "run.lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[Lock]:
+def locked(folder: Path) -> Iterator[FolderLock]:
     """Make `folder` and lock it against other processes.
 
     The lock goes with the process, however that ends; the empty file `run.lock` stays. Systems
@@ -399,7 +399,7 @@ def locked(folder: Path) -> Iterator[Lock]:
     """
     make_folder(folder)
     with Folder(folder) as opened:
-        lock = Lock(opened)
+        lock = FolderLock(opened)
         try:
             if not lock.take():
                 raise ValueError(
@@ -410,7 +410,7 @@ def locked(folder: Path) -> Iterator[Lock]:
             lock.release()
 
 
-class Lock:
+class FolderLock:
     """Lock on a folder, and on its file `run.lock` where possible.
 
     The folder cannot be exchanged under the lock, as the file can; but network file systems lock

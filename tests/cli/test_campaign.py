@@ -206,7 +206,7 @@ LATER = {
     "predict": ("predict", ["RUN", "DATA"]),
     "predict ten crops": ("predict", ["RUN", "DATA", "--crops", "10"]),
     "sort": ("predict", ["RUN", "DATA", "--sort", "sorted"]),
-    "kernels": ("look", ["RUN", "kernels"]),
+    "filters": ("look", ["RUN", "filters"]),
     "answers": ("look", ["RUN", "answers"]),
     "answers to a folder": ("look", ["RUN", "answers", "DATA"]),
     "neighbours": ("look", ["RUN", "neighbours"]),
@@ -314,11 +314,11 @@ def finished(place, grown, tmp_path_factory):
 
 FILES = (
     "last.safetensors", "best.safetensors", "previous.safetensors", "metrics.jsonl", "run.json",
-    "filters.png", "curves.png", "confusion.png", "mistakes.png", "kernels.png", "ANY",
+    "filters.png", "curves.png", "confusion.png", "mistakes.png", "ANY",
 )  # fmt: skip
 CHECKPOINTS = FILES[:3]
 USES = (
-    "evaluate", "predict", "sort", "kernels", "answers", "curves", "resume", "resume to the end",
+    "evaluate", "predict", "sort", "filters", "answers", "curves", "resume", "resume to the end",
 )  # fmt: skip
 
 

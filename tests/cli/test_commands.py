@@ -44,7 +44,7 @@ def test_commands_that_are_printed_run(beginning, capsys):
     with pytest.raises(SystemExit):
         load("look").main(["--help"])
     assert shown.stdout == capsys.readouterr().out
-    assert f"\n{call} RUN kernels" in shown.stdout
+    assert f"\n{call} RUN filters" in shown.stdout
 
 
 def test_a_script_that_is_alone_prints_commands_of_the_module(tmp_path, monkeypatch):

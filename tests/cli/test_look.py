@@ -135,7 +135,10 @@ def test_neighbour_sheet_has_a_row_for_each_query():
     assert np.array(centres)[..., 0].tolist() == [[0, 1, 2], [10, 11, 12]]
 
 
-@pytest.mark.parametrize("what", ["kernels", "answers", "neighbours", "features", "curves"])
+PICTURES = ["filters", "kernels", "answers", "neighbours", "features", "curves"]
+
+
+@pytest.mark.parametrize("what", PICTURES)  # kernels is the former word for filters
 def test_each_picture_from_the_run_alone(what, trained, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "picture.png"
@@ -148,9 +151,9 @@ def test_each_picture_from_the_run_alone(what, trained, tmp_path):
 
 def test_pictures_go_beside_the_checkpoint(trained, tmp_path):
     alone = shutil.copy(Checkpoints(trained).last, tmp_path / "moved.safetensors")
-    code, said, _ = run("look", alone, "kernels")
-    assert (code, said) == (0, f"drawn in {tmp_path / 'kernels.png'}\n")
-    assert (tmp_path / "kernels.png").read_bytes() == (trained / "filters.png").read_bytes()
+    code, said, _ = run("look", alone, "filters")
+    assert (code, said) == (0, f"drawn in {tmp_path / 'filters.png'}\n")
+    assert (tmp_path / "filters.png").read_bytes() == (trained / "filters.png").read_bytes()
 
 
 def test_answers_know_the_right_class_by_the_folder(photos, trained, tmp_path):
@@ -193,7 +196,7 @@ def test_neighbours_among_other_images(photos, trained, tmp_path):
             ("features", "{folder}"),
             "no images (.jpg .jpeg .jpe .jfif .png .webp .bmp .gif) in {folder}",
         ),
-        (("kernels", "--out", "{folder}"), "--out must name a file, {folder} is a folder"),
+        (("filters", "--out", "{folder}"), "--out must name a file, {folder} is a folder"),
         (("neighbours", "--among", "{folder}"), "no images"),
     ],
 )
@@ -220,7 +223,7 @@ def test_curves_need_matplotlib(trained, tmp_path, monkeypatch):
 
 
 def test_a_picture_that_does_not_exist(trained):
-    code, _, complaints = run("look", trained, "kernel")
+    code, _, complaints = run("look", trained, "filter")
     assert code == 2
     assert complaints.count("\n") == 1
-    assert "kernels" in complaints
+    assert "filters" in complaints

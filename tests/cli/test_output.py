@@ -118,7 +118,7 @@ def test_the_interpreter_ends_in_peace(to):
 
 def test_a_file_is_never_taken_for_a_stream_that_is_closed(trained, tmp_path):
     last = Checkpoints(trained).last
-    script = [sys.executable, ROOT / "tests/support/commands.py", "look", last, "kernels"]
+    script = [sys.executable, ROOT / "tests/support/commands.py", "look", last, "filters"]
     command = command_line([*script, "--out", tmp_path / "k.png"])
     subprocess.run(["bash", "-c", f"{command} >&- 2>&-"], env=environment(), check=True)
     assert (tmp_path / "k.png").read_bytes() == (trained / "filters.png").read_bytes()
@@ -324,7 +324,7 @@ def test_a_time_limit_may_be_as_long_as_it_likes(limit):
 
 @pytest.mark.parametrize("out", ["sheet.jpg", "sheet", "sheet.png.gif", ".png"])
 def test_pictures_are_png(trained, photos, tmp_path, out):
-    for name, arguments in (("predict", (trained, photos)), ("look", (trained, "kernels"))):
+    for name, arguments in (("predict", (trained, photos)), ("look", (trained, "filters"))):
         code, _, complaints = run(name, *arguments, "--out", tmp_path / out)
         assert (code, complaints.count("\n")) == (2, 1)
         assert "--out must name a .png file, which pictures are, got " in complaints
@@ -439,12 +439,19 @@ def test_the_table_of_classes_fits_the_terminal(rng, monkeypatch, capsys, column
 # --- signals
 
 
+INSTALLED = "import sys\nfrom tinyalex.cli.main import main\nsys.exit(main())\n"
+"""The command `tinyalex` as pip writes it."""
+
+
 @pytest.mark.parametrize(
     ("words", "library"),  # that is imported first, by the command if not by the script
     [*(([ROOT / "examples" / script], "numpy") for script in SCRIPTS.values()),
-     (["-m", "tinyalex", "predict"], "PIL")],
+     *((words, library) for words in (["-m", "tinyalex", "predict"], ["tinyalex", "predict"])
+       for library in ("numpy", "PIL"))],
 )  # fmt: skip
 def test_ctrl_c_while_libraries_are_imported(words, library, tmp_path):
+    (tmp_path / "tinyalex").write_text(INSTALLED)
+    words = [tmp_path / word if word == words[0] == "tinyalex" else word for word in words]
     slow = tmp_path / f"{library}.py"
     slow.write_text("import os, time\nos.write(1, b'importing')\ntime.sleep(60)\n")
     process = subprocess.Popen(

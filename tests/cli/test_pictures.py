@@ -1,4 +1,4 @@
-"""Pictures of kernels, predictions and curves."""
+"""Pictures of filters, predictions and curves."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tinyalex.pictures.sheets import (
     contact_sheet,
     drawable,
     filter_grid,
-    first_kernels,
+    first_filters,
     font,
     shorten,
 )
@@ -45,16 +45,16 @@ def test_filter_grid_stretches_each_kernel():
         filter_grid(np.ones((4, 2, 3, 3)))
 
 
-def test_first_kernels_are_one_tower_above_the_other():
+def test_first_filters_are_one_tower_above_the_other():
     paper, one_tower = (
-        first_kernels(alexnet(VARIANTS[name].thinner(6, 67), 2)) for name in ("paper", "one_tower")
+        first_filters(alexnet(VARIANTS[name].thinner(6, 67), 2)) for name in ("paper", "one_tower")
     )
-    assert one_tower.size == (16 * 68 + 2, 68 + 2)  # 16 kernels
+    assert one_tower.size == (16 * 68 + 2, 68 + 2)  # 16 filters
     assert paper.size == (6 * 68 + 2, 2 * (2 * 68 + 2) + 8)  # 8 above 8
     pixels = np.asarray(paper)
     white = (pixels == 255).all(axis=(1, 2))
     assert np.flatnonzero(white).tolist() == list(range(138, 146))
-    with pytest.raises(ValueError, match="3 kernels cannot be divided among 2 towers"):
+    with pytest.raises(ValueError, match="3 filters cannot be divided among 2 towers"):
         filter_grid(np.ones((3, 1, 2, 2)), towers=2)
 
 
@@ -228,7 +228,7 @@ def failing(error):
 )
 def test_a_picture_that_fails_ends_no_run(photos, tmp_path, monkeypatch, error, reason):
     monkeypatch.setattr("tinyalex.cli.finish.learning_curves", failing(error))
-    monkeypatch.setattr("tinyalex.cli.finish.first_kernels", failing(error))
+    monkeypatch.setattr("tinyalex.cli.finish.first_filters", failing(error))
     arguments = ("--variant", "tiny", "--data", photos, "--epochs", 1, "--out", tmp_path / "run")
     code, said, complaints = run(TRAIN, *arguments)
     assert (code, complaints) == (0, "")

@@ -291,7 +291,7 @@ def test_a_name_that_is_no_text(photos, trained, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["look answers photos", "look kernels", "look curves", "evaluate", "predict photos"],
+    ["look answers photos", "look filters", "look curves", "evaluate", "predict photos"],
 )
 def test_a_disk_that_is_full_when_the_picture_is_written_is_a_failure(
     photos, trained, tmp_path, disk, command

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "tinyalex"
 
 # From the ground up. What is not listed here stands on top of everything it imports.
 FLOORS = [
-    {"locks", "text", "interrupts"},
+    {"ctrl_c", "locks", "text", "interrupts"},
     {"choices", "version", "random", "threads", "grad_mode", "storage", "optional", "folders"},
     {"progress"},
     {"backends"},

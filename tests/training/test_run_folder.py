@@ -164,7 +164,7 @@ def test_a_run_ends_without_its_best_network(photos, tmp_path, copy, spoil, monk
 def test_a_signal_while_the_pictures_are_drawn_finishes_them(copy, monkeypatch, capfd):
     (copy / "curves.png").unlink()
     kill = partial(os.kill, os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr("tinyalex.cli.finish.first_kernels", lambda model: kill())
+    monkeypatch.setattr("tinyalex.cli.finish.first_filters", lambda model: kill())
     code, said, _ = run(TRAIN, "--resume", copy)
     assert code == 143
     assert (
@@ -231,7 +231,7 @@ def test_pictures_that_cannot_be_drawn_cost_nothing(copy, monkeypatch, error):
     def refuse(*arguments):
         raise error
 
-    for name in ("first_kernels", "learning_curves"):
+    for name in ("first_filters", "learning_curves"):
         monkeypatch.setattr(f"tinyalex.cli.finish.{name}", refuse)
     code, said, complaints = run(TRAIN, "--resume", copy)
     assert (code, complaints) == (0, "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from tinyalex.files import FileError
 from tinyalex.interrupts import StopRequest
 from tinyalex.pictures.charts import learning_curves
-from tinyalex.pictures.sheets import failure, first_kernels, save_png
+from tinyalex.pictures.sheets import failure, first_filters, save_png
 from tinyalex.progress import duration, folded, one_sentence
 from tinyalex.text import printable
 from tinyalex.training.checkpoint import BEST, classifier_in, load_checkpoint, state_in
@@ -77,7 +77,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
 
     model = run.classifier.model
     pictures: dict[str, Callable[[Path], None]] = {
-        "filters.png": lambda path: save_png(first_kernels(model), path),
+        "filters.png": lambda path: save_png(first_filters(model), path),
         "curves.png": lambda path: learning_curves(rows, run.num_classes, path),
     }
     if last is None:  # the metrics were removed

@@ -1,6 +1,6 @@
 """Look at a trained network: one command for each picture.
 
-tinyalex look RUN kernels                        what the first layer looks for
+tinyalex look RUN filters                        what the first layer looks for
 tinyalex look RUN answers photos/                images with the five best answers
 tinyalex look RUN neighbours a.jpg --among DIR   images that the network finds alike
 tinyalex look RUN features a.jpg                 what each layer makes of an image
@@ -18,7 +18,7 @@ import os
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,7 @@ from tinyalex.pictures.features import (
     nearest,
     neighbour_sheet,
 )
-from tinyalex.pictures.sheets import contact_sheet, first_kernels, save_png
+from tinyalex.pictures.sheets import contact_sheet, first_filters, save_png
 from tinyalex.progress import Progress, say, warn
 from tinyalex.text import printable
 from tinyalex.threads import set_num_threads
@@ -127,10 +127,13 @@ def make_parser() -> Parser:
     add_checkpoint(parser)
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
 
-    for draw in (kernels, answers, neighbours, features, curves):
-        name, text = draw.__name__, inspect.cleandoc(draw.__doc__ or "")
-        summary = text.partition("\n")[0].removesuffix(".")
-        parts = commands.add_parser(name, help=summary, description=text)
+    pictures = {draw.__name__: draw for draw in (filters, answers, neighbours, features, curves)}
+    for name, draw in {**pictures, "kernels": filters}.items():  # filters' former name, not listed
+        text = inspect.cleandoc(draw.__doc__ or "")
+        listed: dict[str, Any] = {}
+        if name in pictures:
+            listed["help"] = text.partition("\n")[0].removesuffix(".")
+        parts = commands.add_parser(name, description=text, **listed)
         parts.set_defaults(draw=draw)
         if name in AT_MOST:
             parts.add_argument(
@@ -163,12 +166,12 @@ def make_parser() -> Parser:
     return parser
 
 
-def kernels(look: Look, out: Path) -> None:
-    """Draw the kernels of the first layer (Figure 3 of the paper).
+def filters(look: Look, out: Path) -> None:
+    """Draw the filters of the first layer (Figure 3 of the paper).
 
     In networks of two towers, those of the second tower are below the white line.
     """
-    save_png(first_kernels(look.classifier.model), out)
+    save_png(first_filters(look.classifier.model), out)
 
 
 def answers(look: Look, out: Path) -> None:

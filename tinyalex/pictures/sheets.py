@@ -31,7 +31,7 @@ NO_CHARACTER = "\U0010fffe"
 """A character that no font has."""
 
 
-def first_kernels(model: AlexNet) -> Image.Image:
+def first_filters(model: AlexNet) -> Image.Image:
     """Draw the filters of conv1 as in the paper's Figure 3.
 
     One tower is above the other.
@@ -44,15 +44,15 @@ def first_kernels(model: AlexNet) -> Image.Image:
 def filter_grid(weight: np.ndarray, scale: int = 6, gap: int = 2, towers: int = 1) -> Image.Image:
     """Draw the filters of a first convolution side by side (paper, Figure 3).
 
-    weight [K, 3 or 1, R, S]. Each kernel is stretched to the full contrast by its own largest
+    weight [K, 3 or 1, R, S]. Each filter is stretched to the full contrast by its own largest
     magnitude, with 0 at mid-grey, and enlarged `scale` times without smoothing. The first
-    K / `towers` kernels are those of the first tower, and so on: a white line parts the towers.
+    K / `towers` filters are those of the first tower, and so on: a white line parts the towers.
     """
     count, channels, height, width = weight.shape
     if channels not in (1, 3):
-        raise ValueError(f"expected kernels over 1 or 3 colours to draw, got shape {weight.shape}")
+        raise ValueError(f"expected filters over 1 or 3 colours to draw, got shape {weight.shape}")
     if count % towers:
-        raise ValueError(f"{count} kernels cannot be divided among {towers} towers")
+        raise ValueError(f"{count} filters cannot be divided among {towers} towers")
     largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
     stretched = 0.5 + 0.5 * weight / np.where(largest > 0, largest, 1)
     pixels = np.rint(255 * stretched).astype(np.uint8).transpose(0, 2, 3, 1)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyalex.files import FileError, is_saved, load, save, writer_of
-from tinyalex.folders import Folder, Lock
+from tinyalex.folders import Folder, FolderLock
 from tinyalex.interop import load_weights
 from tinyalex.schema import check
 from tinyalex.training.classifier import Classifier, check_state
@@ -47,7 +47,7 @@ class Checkpoints:
         self, folder: str | os.PathLike[str], seconds: float = 120.0, share: float = 0.02
     ) -> None:
         self.folder = Path(folder)
-        self.lock: Lock | None = None
+        self.lock: FolderLock | None = None
         """Lock that keeps the folder ours, once it is taken."""
         self.seconds = seconds
         self.share = share
@@ -90,7 +90,7 @@ class Checkpoints:
             self.folder = self.lock.where()
         return self.folder
 
-    def move(self, lock: Lock) -> None:
+    def move(self, lock: FolderLock) -> None:
         """Continue in another folder, which is new and ours."""
         self.folder, self.lock, self._kept = lock.folder.path, lock, None
 

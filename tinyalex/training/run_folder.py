@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyalex.folders import Lock, locked, open_regular
+from tinyalex.folders import FolderLock, locked, open_regular
 from tinyalex.grad_mode import no_grad
 from tinyalex.interrupts import StopRequest
 from tinyalex.progress import Progress, one_sentence
@@ -78,7 +78,7 @@ def open_run_folder(
         yield Trainer(run, checkpoints, metrics, progress)
 
 
-def write_record(run: Run, lock: Lock, again: str) -> None:
+def write_record(run: Run, lock: FolderLock, again: str) -> None:
     """Write everything that repeats the run; `sessions` grows by one per resume."""
     sessions = _sessions(lock.where() / RECORD)
     here = environment(run.settings.device)
