@@ -3,6 +3,7 @@
     python benchmarks/bench_cpu.py --table             # everything: an hour on two cores
     python benchmarks/bench_cpu.py --mode train --variant paper --batch-size 128 --rounds 5
     python benchmarks/bench_cpu.py --idle --busy 1     # one image after pauses, and not alone
+    python benchmarks/bench_cpu.py --against ../before # another checkout's tinyalex takes turns
     python benchmarks/bench_cpu.py --scaling --table   # tinyalex alone, over batch and image size
     python benchmarks/bench_cpu.py --table-only        # from the files of earlier runs
 
@@ -41,6 +42,7 @@ from cpu.peers import (
     ONE_THREAD,
     TINYALEX,
     Contestant,
+    checkout,
 )
 from cpu.workers import (
     ContestantError,
@@ -262,11 +264,16 @@ def main() -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="back to back, with nothing beside")
     parser.add_argument("--idle", action="store_true", help="single predictions after pauses")
+    parser.add_argument("--against", metavar="CHECKOUT", help="beside the tinyalex in CHECKOUT")
     parser.add_argument("--scaling", action="store_true", help="tinyalex over batch and image size")
     parser.add_argument("--table", action="store_true", help="rewrite docs/cpu.md at the end")
     parser.add_argument("--table-only", action="store_true", help="rewrite it without measuring")
     arguments = parser.parse_args()
     stop_cleanly_on_sigterm()
+    if arguments.against:
+        before = checkout(arguments.against)
+        CONTESTANTS.update({mode: (*group, before) for mode, group in CONTESTANTS.items()})
+        arguments.only = [*arguments.only, before.name]
     if arguments.scaling and not arguments.table_only:
         scaling.measure(arguments.batch_size, arguments.rounds, arguments.steps)
     elif not arguments.table_only:

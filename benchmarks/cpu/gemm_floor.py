@@ -11,8 +11,6 @@ from collections.abc import Iterable
 
 from shared.network import Step
 from tinyalex import nn
-from tinyalex.backends.cpu.conv.winograd_tiles import lay_out, lines_of
-from tinyalex.backends.cpu.conv.winograd_transforms import TILE
 
 SIZE = 2048  # of the large matrices
 SIZE_OPERATIONS = 2 * SIZE**3  # a multiplication and an addition for each product
@@ -46,6 +44,9 @@ def _pixels(size: tuple[int, ...]) -> int:
 
 def _winograd(layer: nn.Module, output: tuple[int, ...], images: int) -> float | None:
     """Return the operations by Winograd's algorithm, None where it does not apply."""
+    from tinyalex.backends.cpu.conv.winograd_tiles import lay_out, lines_of
+    from tinyalex.backends.cpu.conv.winograd_transforms import TILE
+
     if not isinstance(layer, nn.Conv2d):
         return None
     K, channels, taps, _ = layer.weight.shape

@@ -9,6 +9,8 @@ default; OpenVINO in float32. Every library uses as many threads as there are co
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,6 +77,20 @@ def _tinyalex(case: Case, folder: Path) -> Ready:
         return loss.item()
 
     return step, settings
+
+
+def checkout(folder: str) -> Contestant:
+    """Return the tinyalex of another checkout, named by its commit."""
+    words = ["git", "-C", folder, "describe", "--always", "--dirty"]
+    commit = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    return Contestant(f"{TINYALEX} {commit}", partial(_other_tinyalex, folder), 10)
+
+
+def _other_tinyalex(folder: str, case: Case, weights: Path) -> Ready:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tinyalex"]:
+        del sys.modules[name]
+    sys.path.insert(0, folder)
+    return _tinyalex(case, weights)
 
 
 def _torch(

@@ -56,6 +56,6 @@ def walk(model: AlexNet, images: np.ndarray) -> Iterator[Step]:
 
 
 def walk_one_image(model: AlexNet, pixels: int) -> list[Step]:
-    """Return the layers with the shapes of one image, for which Numba need not be woken."""
-    with ta.use_backend("reference"):
+    """Return the layers with the shapes of one image."""
+    with ta.use_backend("reference"):  # for which Numba need not be woken
         return list(walk(model, np.zeros((1, 3, pixels, pixels), np.float32)))
