@@ -478,3 +478,46 @@ def test_torchs_other_tensors_are_refused_by_name(message, new, state, path):
     torch.save(own, path, _use_new_zipfile_serialization=new)
     with pytest.raises(ta.FileError, match=message):
         ta.load_weights(path)
+
+
+NAMES = ["daisy", "rose", "tulip", "lily", "\N{TULIP}"]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"classes": NAMES},
+        {"class_names": NAMES},
+        {"class_to_idx": {n: NAMES.index(n) for n in sorted(NAMES)}},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_classes_beside_the_weights_are_read(beside, state, path):
+    content = twins.zip_file({"model": tensors(state), **beside})
+    assert load(path, content).classes == NAMES
+    for wrong in ([3], "daisy", {"daisy": 1}):
+        assert (
+            load(path, twins.zip_file({"model": tensors(state), next(iter(beside)): wrong})).classes
+            is None
+        )
+    with pytest.raises(ta.FileError, match="names 1 classes, but the network has 5"):
+        load(path, twins.zip_file({"model": tensors(state), "classes": ["daisy"]}))
+
+
+def test_another_variant_than_the_files_is_refused(weights, path):
+    save_safetensors(weights, path)
+    with pytest.raises(ta.FileError, match="it is of the variant 'torchvision/32', not 'caffe'"):
+        ta.load_weights(path, variant="caffe")
+
+
+DEEP = b"]" * 100_000 + b"a" * 99_999 + b"."
+
+
+def test_deep_lists_are_no_trouble(state, path):
+    content = twins.stream_file(tensors(state))
+    begin = content.index(b"}(X")
+    with pytest.raises(ta.FileError):
+        load(path, content[:begin] + DEEP + DEEP)
+    tree = {"model": tensors(state), "deep": None}
+    content = twins.stream_file(tree)
+    load(path, content.replace(b"X\4\0\0\0deepN", b"X\4\0\0\0deep" + DEEP[:-1]))

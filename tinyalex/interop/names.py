@@ -96,6 +96,8 @@ def select(
         raise FileError(f"it has more arrays than an AlexNet: {', '.join(more[:4])}{_normed(more)}")
     own = {name: arrays[key] for name, key in found.keys.items()}
     shapes = {name: array.shape for name, array in own.items()}
+    if asked and said and asked != said:
+        raise FileError(f"it is of the variant {said!r}, not {asked!r}")
     variant = asked or said or _choose(shapes, found.style)
     check_shapes(shapes, variant)
     return {name: own[name] for name in array_names(VARIANTS[variant])}, variant, found.prefix

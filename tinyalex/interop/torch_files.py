@@ -16,6 +16,7 @@ from tinyalex.interop.stored import MOST_AXES, Stored
 from tinyalex.interop.torch_pickles import Storage, View, leaves, load, new_storage, view
 from tinyalex.interop.weights import Weights
 from tinyalex.interop.zip_files import Member, members_of
+from tinyalex.schema import TEXT
 
 LONGEST_PICKLE = 2**24
 """Bytes of the pickle in an archive: an AlexNet's has a few thousand."""
@@ -51,7 +52,7 @@ def read(request: Request) -> Weights:
         if name in arrays:
             raise FileError(f"it has two arrays under {name}")
         arrays[name] = leaf.stored(file, content.byte_order) if isinstance(leaf, View) else leaf
-    options = described(content.description) if content.description else {}
+    options = described(content.description) if content.description else _classes(content.tree)
     own, variant, prefix = names.select(arrays, request.variant, options.pop("variant", None))
     places = [array.position for array in own.values() if isinstance(array, Stored)]
     for member in content.members:
@@ -59,6 +60,22 @@ def read(request: Request) -> Weights:
             member.check(file)
     notes = (f"names begin with {prefix}",) if prefix else ()
     return Weights(names.read(own), variant, source="PyTorch", notes=notes, **options)
+
+
+def _classes(tree: Any) -> dict[str, Any]:
+    """Return the names of the classes, if they are beside the weights."""
+    beside = tree if type(tree) is dict else {}
+    found = beside.get("classes", beside.get("class_names"))
+    numbers = beside.get("class_to_idx")
+    if type(numbers) is dict and {*range(len(numbers))} == {*map(_as_int, numbers.values())}:
+        found = sorted(numbers, key=numbers.__getitem__)
+    if type(found) is list and found and all(map(TEXT.holds, found)):
+        return {"classes": found}
+    return {}
+
+
+def _as_int(number: Any) -> int:
+    return number if type(number) is int else -1
 
 
 def _read_zip(file: BinaryIO, size: int) -> Content:
@@ -123,9 +140,10 @@ def _read_stream(file: BinaryIO, size: int) -> Content:
 
     tree = load(file, storage)
     keys = load(file)
-    if type(keys) is not list or {*map(str, keys)} != {*storages} or len(keys) != len(storages):
+    named = type(keys) is list and all(type(key) is str for key in keys)
+    if not named or {*keys} != {*storages} or len(keys) != len(storages):
         raise FileError("it is damaged: its list of storages is not that of its tensors")
-    for key in map(str, keys):
+    for key in keys:
         _skip(storages[key], _number(file), file, size)
     if file.tell() != size:
         raise FileError(f"it is damaged: {size - file.tell():,} bytes follow its arrays")

@@ -58,8 +58,8 @@ DTYPES = (
 DEEPEST = 10
 """Dicts inside each other, down to the weights."""
 
-MOST_ITEMS = 1_000_000
-"""Items of a checkpoint that are looked at."""
+MOST_ITEMS = 100_000
+"""Arrays, dicts and lists of a checkpoint that are looked at."""
 
 
 @dataclass
@@ -150,24 +150,26 @@ def leaves(tree: Any) -> Iterator[tuple[str, View | np.ndarray]]:
         path, value = waiting.pop()
         if isinstance(value, View) or (type(value) is np.ndarray and value.dtype != object):
             yield ".".join(path), value
-        elif items := _items(value):
+        elif type(value) in _NODES and len(path) < DEEPEST:
+            items = _items(value)
             count += len(items)
             if count > MOST_ITEMS:
                 raise FileError("it has too many items to be an AlexNet")
-            if len(path) < DEEPEST:
-                waiting += [((*path, name), item) for name, item in reversed(items)]
+            waiting += [((*path, str(key)), item) for key, item in reversed(items)]
 
 
-def _items(value: Any) -> list[tuple[str, Any]]:
-    """Return the named items of a dict, a list or a module."""
-    if isinstance(value, dict):
-        return [(str(key), item) for key, item in value.items() if type(key) in (str, int)]
-    if isinstance(value, (list, tuple)):
-        return [(str(place), item) for place, item in enumerate(value)]
-    if isinstance(value, Instance) and type(value.state) is dict:
-        parts = ("_parameters", "_buffers", "_modules")
-        return [item for part in parts for item in _items(value.state.get(part, ()))]
-    return []
+_NODES = (dict, list, tuple, Instance)
+
+
+def _items(value: Any) -> list[tuple[str | int, Any]]:
+    """Return the named items of a dict, a list or a module that may have arrays."""
+    if isinstance(value, Instance):
+        state = value.state if type(value.state) is dict else {}
+        parts = (state.get(part) for part in ("_parameters", "_buffers", "_modules"))
+        return [item for part in parts if type(part) is dict for item in _items(part)]
+    named = value.items() if isinstance(value, dict) else enumerate(value)
+    kinds = (*_NODES, View, np.ndarray)
+    return [(key, item) for key, item in named if type(key) in (str, int) and type(item) in kinds]
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> View:

@@ -41,6 +41,9 @@ class Weights:
 
     def __post_init__(self) -> None:
         check_arrays(self.arrays, self.variant)
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            named = len(self.classes)
+            raise FileError(f"it names {named} classes, but the network has {self.num_classes}")
 
     @property
     def num_classes(self) -> int:

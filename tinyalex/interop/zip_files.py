@@ -99,14 +99,9 @@ def _entries(directory: bytes) -> Iterator[tuple[int, bytes, Member]]:
         name, extra = directory[place : place + names], directory[place + names :][:extras]
         place += names + extras + comment
         long = _long_numbers(extra)
-        try:
-            length, packed, start = (
-                next(long) if number == _LONG else number for number in (length, packed, start)
-            )
-        except RuntimeError as error:  # of a generator that ends early
-            raise FileError(
-                "it is a damaged zip archive: a number of an entry is missing"
-            ) from error
+        length, packed, start = (
+            next(long, number) if number == _LONG else number for number in (length, packed, start)
+        )
         compressed = bool(method or flags & 1 or packed != length)
         yield start, name, Member(0, packed, crc, compressed)
 
