@@ -162,7 +162,7 @@ _NODES = (dict, list, tuple, Instance)
 
 
 def _items(value: Any) -> list[tuple[str | int, Any]]:
-    """Return the named items of a dict, a list or a module that may have arrays."""
+    """Return the named items that may have arrays."""
     if isinstance(value, Instance):
         state = value.state if type(value.state) is dict else {}
         parts = (state.get(part) for part in ("_parameters", "_buffers", "_modules"))
