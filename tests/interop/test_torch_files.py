@@ -273,9 +273,16 @@ def test_checkpoints_and_runs_are_read(state, path, tmp_path):
         assert_equal(read, state)
         assert read.classes == list("abcde")
         assert (read.mean, read.std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-    ta.save({"weights": state}, path)
-    with pytest.raises(ta.FileError, match="no trained network"):
-        ta.load_weights(path)
+    del classifier["weights"]["features.0.bias"]
+    others = {"weights": "classifier is missing", "classifier": "not those of its variant"}
+    for key, message in others.items():
+        ta.save({key: classifier}, path)
+        with pytest.raises(ta.FileError, match=message):
+            ta.load_weights(path)
+    for key, wrong in {"weights": {"features.0.weight": "x"}, "classes": "abc", "mean": 3}.items():
+        ta.save({"classifier": {**classifier, key: wrong}}, path)
+        with pytest.raises(ta.FileError, match=f"classifier.{key}.* must be"):
+            ta.load_weights(path)
 
 
 # --- refusals ---

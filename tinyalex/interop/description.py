@@ -23,7 +23,7 @@ LONGEST = 2**22
 
 _SIDE = whole(0, 4096)
 
-_COLOURS = list_of(number(-1e6, 1e6), 1, 3)
+COLOURS = list_of(number(-1e6, 1e6), 1, 3)
 
 _IMAGE = Rule("a mean image", lambda value: type(value) is dict and value.keys() == {"image"})
 
@@ -35,7 +35,7 @@ _CLASSES = Rule(
 SCHEMA = {
     "variant": TEXT,
     "classes": Maybe(NOTHING | _CLASSES),
-    "mean": Maybe(NOTHING | _COLOURS | _IMAGE),
+    "mean": Maybe(NOTHING | COLOURS | _IMAGE),
     "std": Maybe(NOTHING | list_of(number(1e-6, 1e6), 1, 3)),
     "resize": Maybe(one_of(RESIZES)),
     "shorter_side": Maybe(_SIDE),

@@ -13,12 +13,13 @@ from typing import Any, BinaryIO
 from tinyalex import files
 from tinyalex.files import FileError
 from tinyalex.interop import names
-from tinyalex.interop.description import KEY, described
+from tinyalex.interop.description import COLOURS, KEY, SCHEMA, described
 from tinyalex.interop.reading import Request
 from tinyalex.interop.stored import MOST_AXES, Stored, row_major
 from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS
 from tinyalex.models.alexnet import parameter_shapes
+from tinyalex.schema import ARRAY, TEXT, Each, array_of, check
 
 LONGEST_HEADER = 2**22
 """Bytes of a header: an AlexNet's has a few thousand, a mean image in it takes a million."""
@@ -40,6 +41,16 @@ DTYPES = {
     "F8_E4M3": ("float8_e4m3fn", 1),
     "F8_E5M2": ("float8_e5m2", 1),
 }
+
+CHECKPOINT = {
+    "classifier": {
+        **SCHEMA,
+        "classes": [TEXT],
+        "mean": COLOURS | array_of("float32", None, None, 3),
+        "weights": Each(ARRAY),
+    }
+}
+"""Schema of a run's checkpoint, as far as it is needed."""
 
 
 def read(request: Request) -> Weights:
@@ -102,7 +113,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_checkpoint(request: Request) -> Weights:
     """Read what our own training wrote: `training.Classifier.get_state`."""
-    content = files.load(request.name)
+    content = files.load(request.name, lambda content: check(content, CHECKPOINT))
     try:
         state = content["classifier"]
         variant = state["variant"]
@@ -125,4 +136,4 @@ def _read_checkpoint(request: Request) -> Weights:
             classes=list(state["classes"]),
         )
     except (LookupError, TypeError) as error:
-        raise FileError("it is a file of tinyalex, but holds no trained network") from error
+        raise FileError("its weights are not those of its variant") from error
