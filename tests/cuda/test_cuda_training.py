@@ -65,12 +65,15 @@ def assert_rows_close(found, expected):
         assert one == pytest.approx(other, rel=1e-5)
 
 
-@pytest.mark.parametrize("augment", ["paper", "strong"])
-def test_metrics_and_weights_are_those_of_the_cpu(photos, tmp_path, augment):
+SOFT = {"mixup": 0.4, "label_smoothing": 0.1, "average": 0.5, "epochs": 4}
+
+
+@pytest.mark.parametrize("change", [{}, {"augment": "strong"}, SOFT])
+def test_metrics_and_weights_are_those_of_the_cpu(photos, tmp_path, change):
     """Without dropout, whose draws are others on a GPU."""
     rows, weights = [], []
     for device in ("cpu", "cuda"):
-        options = {**STEPS, "device": device, "augment": augment, "dropout": 0.0}
+        options = {**STEPS, **change, "device": device, "dropout": 0.0}
         rows.append(train(photos, tmp_path / device, **options)[2])
         weights.append(load_checkpoint(tmp_path / device / "last.safetensors")["classifier"])
     assert_rows_close(*rows)
@@ -87,6 +90,14 @@ def test_neither_graph_nor_readings_change_a_bit(photos, tmp_path, plain, monkey
         assert train(photos, tmp_path / name, **options) == plain, name
         assert len(replays) == graph * (6 - WARM_UP)
         replays.clear()
+
+
+def test_a_graph_of_soft_targets(photos, tmp_path):
+    plain, graph = (
+        train(photos, tmp_path / str(graph), **{**STEPS, **SOFT}, cuda_graph=graph)
+        for graph in (False, True)
+    )
+    assert graph == plain
 
 
 @pytest.mark.parametrize("graph", [False, True])
