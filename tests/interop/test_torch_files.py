@@ -206,7 +206,7 @@ HEADERS = {
 @pytest.mark.parametrize("case", HEADERS)
 def test_a_damaged_header_is_refused(case, path):
     text, size = HEADERS[case]
-    with pytest.raises(ta.FileError, match=path.name):
+    with pytest.raises(ta.FileError, match=f"{path.name}: its (header is damaged|arrays end)"):
         load(path, container(b"{" + text.encode() + b"}", bytes(size)))
 
 
@@ -321,6 +321,7 @@ STATES = {
     ),
     "none": (lambda own: {"x": np.ones(3, "f4")}, "none of AlexNet's layers"),
     "empty": (lambda own: {}, "no arrays"),
+    "odd names": (lambda own: {"x\n\0y" * 999: np.ones(3, "f4")}, r"x\?\?yx\?\?yx"),
 }
 
 
@@ -389,10 +390,22 @@ def test_a_part_of_a_file_is_refused(kind, state, path):
             load(path, content[:length])
 
 
+@pytest.mark.parametrize("kind", ["stream", "zip", "safetensors"])
+def test_bytes_behind_the_arrays_are_refused(kind, state, path):
+    if kind == "safetensors":
+        save_file(state, path)
+        content = path.read_bytes()
+    else:
+        content = twins.FILES[kind](tensors(state))
+    with pytest.raises(ta.FileError, match=r"damaged|arrays end"):
+        load(path, content + b"\0")
+
+
+@pytest.mark.parametrize("count", [3, 10**9])
 @pytest.mark.parametrize("kind", [*twins.FILES])
-def test_a_storage_that_is_smaller_than_it_says_is_refused(kind, state, path):
+def test_a_storage_that_is_smaller_than_it_says_is_refused(kind, count, state, path):
     tree = tensors(state)
-    tree["features.0.bias"].count = 10**9
+    tree["features.0.bias"].count = count
     with pytest.raises(ta.FileError, match=path.name):
         load(path, twins.FILES[kind](tree))
 
