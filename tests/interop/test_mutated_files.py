@@ -66,12 +66,22 @@ def without_checksums(content):
     return content
 
 
+def checkpoint():
+    """Return a checkpoint of our own."""
+    colours = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+    network = {"variant": THIN.name, "classes": list("abc"), "weights": state(), **colours}
+    file = io.BytesIO()
+    ta.files.writer_of({"classifier": {**network, "input_size": 63, "dropout": 0.5}})(file)
+    return file.getvalue()
+
+
 KINDS = {
     "zip": lambda: twins.zip_file(tree()),
     "zip without checksums": lambda: without_checksums(twins.zip_file(tree())),
     "stream": lambda: twins.stream_file(tree()),
     "tar": lambda: twins.tar_file(tree()),
     "safetensors": lambda: save(state(), {"format": "pt"}),
+    "checkpoint": checkpoint,
 }
 
 

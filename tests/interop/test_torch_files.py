@@ -3,6 +3,7 @@
 import argparse
 import io
 import struct
+import time
 import zipfile
 
 import numpy as np
@@ -191,7 +192,7 @@ ENTRY = '"%s":{"dtype":"F32","shape":[%d],"data_offsets":[%d,%d]}'
 HEADERS = {
     "hole": (ENTRY % ("a", 1, 0, 4) + "," + ENTRY % ("b", 1, 8, 12), 12),
     "overlap": (ENTRY % ("a", 2, 0, 8) + "," + ENTRY % ("b", 1, 4, 8), 8),
-    "twice": (ENTRY % ("a", 1, 0, 4) + "," + ENTRY % ("a", 1, 4, 8), 8),
+    "twice": (ENTRY % ("a", 1, 0, 4) + "," + ENTRY % ("a", 1, 0, 4), 4),
     "longer than the file": (ENTRY % ("a", 4, 0, 16), 8),
     "shorter than the file": (ENTRY % ("a", 1, 0, 4), 8),
     "wrong size": (ENTRY % ("a", 3, 0, 8), 8),
@@ -541,3 +542,12 @@ def test_deep_lists_are_no_trouble(state, path):
     tree = {"model": tensors(state), "deep": None}
     content = twins.stream_file(tree)
     load(path, content.replace(b"X\4\0\0\0deepN", b"X\4\0\0\0deep" + DEEP[:-1]))
+
+
+def test_lists_in_many_lists_take_no_time(path):
+    long = b"](" + b"N" * 200_000 + b"eq\0"
+    tree = b"\x80\x02](" + long + b"h\0" * 100_000 + b"e."
+    begin = time.perf_counter()
+    with pytest.raises(ta.FileError, match="too many items"):
+        load(path, twins.zip_file(None, pickled=tree))
+    assert time.perf_counter() - begin < 10

@@ -109,10 +109,13 @@ def raw(array: np.ndarray) -> bytes:
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
-def zip_file(tree: Any, more: dict[str, bytes] | None = None) -> bytes:
+def zip_file(
+    tree: Any, more: dict[str, bytes] | None = None, pickled: bytes | None = None
+) -> bytes:
     """Return a file as torch 1.6 and later write it."""
     storages, file = Storages(), io.BytesIO()
-    content = {"data.pkl": dump(tree, storages.reference), "byteorder": b"little"}
+    pickled = pickled or dump(tree, storages.reference)
+    content = {"data.pkl": pickled, "byteorder": b"little"}
     content |= {f"data/{key}": raw(array) for key, array in storages.arrays.items()}
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in {**content, "version": b"3\n", **(more or {})}.items():

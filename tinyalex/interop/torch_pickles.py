@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -58,8 +59,8 @@ DTYPES = (
 DEEPEST = 10
 """Dicts inside each other, down to the weights."""
 
-MOST_ITEMS = 100_000
-"""Arrays, dicts and lists of a checkpoint that are looked at."""
+MOST_ITEMS = 1_000_000
+"""Items of a checkpoint that are looked at."""
 
 
 @dataclass
@@ -151,25 +152,26 @@ def leaves(tree: Any) -> Iterator[tuple[str, View | np.ndarray]]:
         if isinstance(value, View) or (type(value) is np.ndarray and value.dtype != object):
             yield ".".join(path), value
         elif type(value) in _NODES and len(path) < DEEPEST:
-            items = _items(value)
-            count += len(items)
-            if count > MOST_ITEMS:
-                raise FileError("it has too many items to be an AlexNet")
-            waiting += [((*path, str(key)), item) for key, item in reversed(items)]
+            below = []
+            for key, item in _items(value):
+                count += 1
+                if type(item) in (*_NODES, View, np.ndarray) and type(key) in (str, int):
+                    below.append(((*path, str(key)), item))
+                if count > MOST_ITEMS:  # a list can be in many others
+                    raise FileError("it has too many items to be an AlexNet")
+            waiting += reversed(below)
 
 
 _NODES = (dict, list, tuple, Instance)
 
 
-def _items(value: Any) -> list[tuple[str | int, Any]]:
-    """Return the named items that may have arrays."""
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the named items of a dict, a list or a module."""
     if isinstance(value, Instance):
         state = value.state if type(value.state) is dict else {}
-        parts = (state.get(part) for part in ("_parameters", "_buffers", "_modules"))
-        return [item for part in parts if type(part) is dict for item in _items(part)]
-    named = value.items() if isinstance(value, dict) else enumerate(value)
-    kinds = (*_NODES, View, np.ndarray)
-    return [(key, item) for key, item in named if type(key) in (str, int) and type(item) in kinds]
+        parts = [state.get(part) for part in ("_parameters", "_buffers", "_modules")]
+        return itertools.chain(*(part.items() for part in parts if type(part) is dict))
+    return value.items() if isinstance(value, dict) else enumerate(value)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> View:
