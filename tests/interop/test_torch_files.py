@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import struct
 import time
 import zipfile
@@ -178,10 +179,22 @@ def test_safetensors_are_read(prefix, metadata, state, path):
     assert_equal(ta.load_weights(path), state)
 
 
-def test_halves_in_safetensors_are_read(state, path):
-    halves = {name: array.astype(np.float16) for name, array in state.items()}
-    save_file(halves, path)
-    assert_equal(ta.load_weights(path), {k: a.astype(np.float32) for k, a in halves.items()})
+@pytest.mark.parametrize("kind", ["F16", "F64", "BF16"])
+def test_other_precisions_in_safetensors_become_float32(kind, state, path):
+    if kind == "BF16":
+        arrays = {name: (upper(array) >> 16).astype("<u2") for name, array in state.items()}
+        expected = {name: upper(array).view(np.float32) for name, array in state.items()}
+    else:
+        arrays = {
+            name: array.astype({"F16": "<f2", "F64": "<f8"}[kind]) for name, array in state.items()
+        }
+        expected = {name: array.astype(np.float32) for name, array in arrays.items()}
+    entries, end = {}, 0
+    for name, array in arrays.items():
+        place = [end, end := end + array.nbytes]
+        entries[name] = {"dtype": kind, "shape": array.shape, "data_offsets": place}
+    raw = b"".join(array.tobytes() for array in arrays.values())
+    assert_equal(load(path, container(json.dumps(entries).encode(), raw)), expected)
 
 
 def container(header, arrays=b""):
