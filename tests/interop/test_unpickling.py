@@ -4,6 +4,7 @@ import collections
 import io
 import pickle
 import struct
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -11,6 +12,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from commands import ROOT
 
 from tinyalex.files import FileError
 from tinyalex.interop.unpickling import MOST_STEPS, NUMPY, PLAIN, Instance, Name, unpickle
@@ -31,6 +33,16 @@ DATA = {
 @pytest.mark.parametrize("name", DATA)
 def test_plain_data_come_back(name, protocol):
     assert unpickle(pickle.dumps(DATA[name], protocol), ALLOWED) == DATA[name]
+
+
+def test_nothing_is_imported_for_data():
+    code = "import sys; from tinyalex.interop.unpickling import *; heard = [];"
+    code += "sys.addaudithook(lambda event, arguments: heard.append(event));"
+    for data in DATA.values():
+        for protocol in PROTOCOLS:
+            code += f"unpickle({pickle.dumps(data, protocol)!r}, PLAIN);"
+    code += "assert not {'import', 'open', 'exec', 'compile'} & {*heard}, heard"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -9,6 +9,7 @@ memory, for lengths are held against what is left of the file before anything is
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import struct
@@ -307,7 +308,7 @@ class _Machine:
         """Put a text in a line, with escapes, on the stack."""
         line = self.line()
         self.charge(3 * len(line))
-        self.push(line.decode("raw-unicode-escape"))
+        self.push(codecs.raw_unicode_escape_decode(line)[0])  # by name, Python would import it
 
     def python2_text(self, length: int) -> None:
         """Put a string of Python 2 on the stack."""
