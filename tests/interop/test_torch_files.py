@@ -1,6 +1,7 @@
 """PyTorch's files and safetensors, in and out."""
 
 import argparse
+import dataclasses
 import io
 import json
 import struct
@@ -16,6 +17,8 @@ from torch_twins import Call, Tensor
 import tinyalex as ta
 from tinyalex.interop.writing import save_safetensors, save_torch
 from tinyalex.models import VARIANTS, alexnet
+
+pytest_plugins = ("trained",)
 
 THIN = VARIANTS["torchvision"].thinner(32, 63)
 
@@ -268,6 +271,17 @@ def test_torch_reads_what_is_written(write, weights, state, path):
     assert list(read) == list(state)
     for name, array in state.items():
         np.testing.assert_array_equal(read[name].numpy(), array, strict=True)
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_full_disk_leaves_the_old_file(write, weights, path, disk):
+    write(weights, path)
+    before = path.read_bytes()
+    disk(4096)
+    with pytest.raises(OSError):
+        write(dataclasses.replace(weights, classes=None), path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_checkpoints_and_runs_are_read(state, path, tmp_path):
