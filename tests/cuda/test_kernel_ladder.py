@@ -75,8 +75,3 @@ def test_floors_of_operations_are_those_of_conv3(ladder):
     work = ladder.work("conv2d", values, result)
     assert work.operations == 2 * 384 * 256 * 9 * 13 * 13 * 128
     assert work.bytes("A") == 4 * (128 * 169 * (256 + 384) + 384 * 256 * 9 + 384)
-
-
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)[)#]", TEXT))))
-def test_linked_files_exist(target):
-    assert (README.parent / target).exists()

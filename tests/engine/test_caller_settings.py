@@ -3,7 +3,6 @@
 import contextlib
 import decimal
 import gc
-import sys
 import warnings
 
 import numpy as np
@@ -144,17 +143,3 @@ def a_step_of_training():
 @pytest.mark.parametrize("compute", [conversions, steps, initial_values, a_step_of_training])
 def test_everything_else(backend, setting, compute):
     with_and_without(setting, lambda: list(compute()))
-
-
-def test_a_deep_graph_needs_no_recursion():
-    x = y = ta.ones(1, requires_grad=True)
-    before, depth = sys.getrecursionlimit(), 3000
-    sys.setrecursionlimit(500)
-    try:
-        for _ in range(depth):
-            y = y + 1
-        y.backward(np.ones(1, np.float32))
-        del y
-    finally:
-        sys.setrecursionlimit(before)
-    assert x.grad.tolist() == [1]

@@ -1,6 +1,5 @@
 """The page on Winograd's convolution prints what the code does."""
 
-import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -46,31 +45,3 @@ def test_code_on_the_page_runs(capsys):
     assert source.count("assert ") == 4
     exec(source, {})
     assert "[-1.  3.  1.  3.]" in capsys.readouterr().out
-
-
-def names_in(path):
-    """Return the functions, classes and constants at the top level of a file."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            yield node.name
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (name.id for t in targets for name in ast.walk(t) if hasattr(name, "id"))
-
-
-ROWS = re.findall(r"^\| .+ \| \[`\S+`\]\((\S+\.py)\) \| (.+) \|$", TEXT, re.MULTILINE)
-
-
-def test_the_code_map_has_rows():
-    assert len(ROWS) > 5
-
-
-@pytest.mark.parametrize(("file", "names"), ROWS)
-def test_names_of_the_code_map_exist(file, names):
-    missing = set(re.findall(r"`(\w+)`", names)) - set(names_in(PAGE.parent / file))
-    assert not missing, f"{file} has no {missing}"
-
-
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
-def test_linked_files_exist(target):
-    assert (PAGE.parent / target).exists()

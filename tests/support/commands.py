@@ -169,6 +169,13 @@ def draw_photos(root, count=24):
     return root
 
 
+def put(place, *keys, value):
+    """Put a value where the keys lead to."""
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+
+
 def tiny_settings(photos, **changes):
     """Return the settings of a run of TINY's recipe on `photos`."""
     values = {

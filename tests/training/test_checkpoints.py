@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import tiny_settings, train_on
+from commands import put, tiny_settings, train_on
 
 import tinyalex as ta
 from tinyalex.files import FileError
@@ -195,28 +195,8 @@ def of_another_dtype(state):
     weights["classifier.0.weight"] = weights["classifier.0.weight"].astype(np.float64)
 
 
-def of_another_shape(state):
-    state["optimizer"]["velocity"][1] = np.zeros(3, np.float32)
-
-
-def no_number(state):
-    state["optimizer"]["velocity"][0].flat[1] = np.nan
-
-
 def too_few(state):
     state["optimizer"]["velocity"].pop()
-
-
-def of_another_schedule(state):
-    state["schedule"]["schedule"] = "Sawtooth"
-
-
-def of_no_rate(state):
-    state["optimizer"]["param_groups"][0]["lr"] = -1
-
-
-def beyond_the_epoch(state):
-    state["state"]["batch"] = 8
 
 
 @pytest.mark.parametrize(
@@ -224,12 +204,27 @@ def beyond_the_epoch(state):
     [
         (renamed, "differs in extra, features.0.bias"),
         (of_another_dtype, "classifier.0.weight must be float32 of shape"),
-        (of_another_shape, "the velocity of classifier.0.weight must be float32 of shape (64, "),
-        (no_number, "the velocity of features.0.weight has values that are not finite"),
+        (
+            lambda state: put(state, "optimizer", "velocity", 1, value=np.zeros(3, np.float32)),
+            "the velocity of classifier.0.weight must be float32 of shape (64, ",
+        ),
+        (
+            lambda state: put(state, "optimizer", "velocity", 0, (0, 0, 0, 1), value=np.nan),
+            "the velocity of features.0.weight has values that are not finite",
+        ),
         (too_few, "differs in the velocities"),
-        (of_another_schedule, "this is a Plateau schedule, the state is of Sawtooth"),
-        (of_no_rate, "lr must be a finite number from 0 to 1e+38, got -1"),
-        (beyond_the_epoch, "the state is 8 batches into an epoch of 7"),
+        (
+            lambda state: put(state, "schedule", "schedule", value="Sawtooth"),
+            "this is a Plateau schedule, the state is of Sawtooth",
+        ),
+        (
+            lambda state: put(state, "optimizer", "param_groups", 0, "lr", value=-1),
+            "lr must be a finite number from 0 to 1e+38, got -1",
+        ),
+        (
+            lambda state: put(state, "state", "batch", value=8),
+            "the state is 8 batches into an epoch of 7",
+        ),
     ],
 )
 def test_what_does_not_fit_is_found_before_anything_is_touched(photos, spoil, reason):

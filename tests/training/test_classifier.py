@@ -127,63 +127,33 @@ def test_the_mean_image_travels_with_the_weights(photos, tmp_path):
     assert (classifier.probabilities(images) != shares).any()
 
 
-def with_a_mean_of_another_size(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["mean"] = np.zeros((33, 33, 3), np.float32)
-    ta.save(checkpoint, path)
+def where(key, value):
+    """Return a function that writes the checkpoint with another value of its classifier."""
+
+    def spoil(path, content):
+        path.write_bytes(content)
+        checkpoint = load_checkpoint(path)
+        checkpoint["classifier"][key] = value
+        ta.save(checkpoint, path)
+
+    return spoil
 
 
-def with_a_mean_that_is_no_number(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["mean"] = [100.0, math.nan, 100.0]
-    ta.save(checkpoint, path)
+SPOILT = {
+    "damaged": lambda path, content: path.write_bytes(content[: len(content) // 2]),
+    "a bit flipped": lambda path, content: path.write_bytes(
+        content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    ),
+    "an unknown variant": where("variant", "vgg"),
+    "another network": where("variant", "torchvision"),
+    "a mean of another size": where("mean", np.zeros((33, 33, 3), np.float32)),
+    "a mean that is no number": where("mean", [100.0, math.nan, 100.0]),
+    "something else": lambda path, content: ta.save({"weights": np.zeros(3)}, path),
+    "text": lambda path, content: path.write_text("not a checkpoint"),
+}
 
 
-def damaged(path, content):
-    path.write_bytes(content[: len(content) // 2])
-
-
-def flipped(path, content):
-    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-
-
-def of_unknown_variant(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["variant"] = "vgg"
-    ta.save(checkpoint, path)
-
-
-def of_another_network(path, content):
-    path.write_bytes(content)
-    checkpoint = load_checkpoint(path)
-    checkpoint["classifier"]["variant"] = "torchvision"
-    ta.save(checkpoint, path)
-
-
-def something_else(path, content):
-    ta.save({"weights": np.zeros(3)}, path)
-
-
-def text(path, content):
-    path.write_text("not a checkpoint")
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        damaged,
-        flipped,
-        of_unknown_variant,
-        of_another_network,
-        with_a_mean_of_another_size,
-        with_a_mean_that_is_no_number,
-        something_else,
-        text,
-    ],
-)
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
 def test_a_file_that_cannot_be_used_is_named(trained, tmp_path, spoil):
     path = tmp_path / "spoilt.safetensors"
     spoil(path, Checkpoints(trained).best.read_bytes())

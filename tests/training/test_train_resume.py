@@ -12,6 +12,7 @@ from commands import (
     TRAIN,
     assert_refused,
     contents,
+    put,
     result,
     resumed,
     run,
@@ -199,42 +200,16 @@ def truncated(run):
 WEIGHT = ("classifier", "weights", "features.0.weight")
 
 
-def of_another_network(run):
-    changed(run, *WEIGHT, value=np.zeros((9, 3, 5, 5), np.float32))
+def where(*keys, value):
+    """Return a function that puts another value where the keys lead to in the only checkpoint."""
 
+    def spoil(run):
+        Checkpoints(run).previous.unlink()
+        content = load_checkpoint(Checkpoints(run).last)
+        put(content, *keys, value=value)
+        ta.save(content, Checkpoints(run).last)
 
-def changed(run, *keys, value):
-    """Put another value where the keys lead to in the only checkpoint."""
-    Checkpoints(run).previous.unlink()
-    content = place = load_checkpoint(Checkpoints(run).last)
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = value
-    ta.save(content, Checkpoints(run).last)
-
-
-def of_another_mean(run):
-    changed(run, "classifier", "mean", value=np.zeros((31, 31, 3), np.float32))
-
-
-def with_weights_that_are_none(run):
-    changed(run, *WEIGHT, value=3)
-
-
-def with_no_velocities(run):
-    changed(run, "optimizer", "velocity", value=[1, 2, 3, 4, 5, 6])
-
-
-def with_no_state(run):
-    changed(run, "state", value={})
-
-
-def of_more_threads(run):
-    changed(run, "settings", "threads", value=10**6)
-
-
-def with_data_that_is_no_folder(run):
-    changed(run, "settings", "data", value=5)
+    return spoil
 
 
 def only_the_best(run):
@@ -247,19 +222,25 @@ def only_the_best(run):
         (gone, "there is no checkpoint"),
         (truncated, "last.safetensors is damaged"),
         (
-            of_another_network,
+            where(*WEIGHT, value=np.zeros((9, 3, 5, 5), np.float32)),
             "cannot be used: these weights do not fit the network: features.0.weight must have",
         ),
         (only_the_best, "it lacks ['optimizer', 'random', 'schedule']"),
-        (of_another_mean, "the mean image has shape (31, 31, 3), expected (32, 32, 3)"),
         (
-            with_weights_that_are_none,
-            "classifier.weights.'features.0.weight' must be an array, got 3",
+            where("classifier", "mean", value=np.zeros((31, 31, 3), np.float32)),
+            "the mean image has shape (31, 31, 3), expected (32, 32, 3)",
         ),
-        (with_no_velocities, "optimizer.velocity.0 must be None or an array, got 1"),
-        (with_no_state, "last.safetensors cannot be used: state.epoch is missing"),
-        (of_more_threads, "where that is less); got 1000000: resume with --threads "),
-        (with_data_that_is_no_folder, "data must be a folder, got 5"),
+        (where(*WEIGHT, value=3), "weights.'features.0.weight' must be an array, got 3"),
+        (
+            where("optimizer", "velocity", value=[*range(1, 7)]),
+            "optimizer.velocity.0 must be None or an array, got 1",
+        ),
+        (where("state", value={}), "last.safetensors cannot be used: state.epoch is missing"),
+        (
+            where("settings", "threads", value=10**6),
+            "where that is less); got 1000000: resume with --threads ",
+        ),
+        (where("settings", "data", value=5), "data must be a folder, got 5"),
         (shutil.rmtree, "copy: give --resume the folder that was the --out of a run"),
     ],
 )
