@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from tinyalex.cli.common import (
     add_threads,
@@ -88,9 +90,7 @@ class Look(NamedTuple):
             chosen = list(range(len(paths)))
         else:
             dataset = self.of_run().held_out(*self.classifier.resizing)
-            count = min(HELD_OUT[what], len(dataset))
-            spread = ((np.arange(count) + 0.5) * len(dataset) / count).astype(int)
-            chosen = np.argsort(dataset.labels, kind="stable")[spread].tolist()
+            chosen = of_all_classes(dataset.labels, HELD_OUT[what])
         skipped: list[int] = []
         with closing(readable(dataset.load, chosen, skipped, dataset.describe)) as images:
             found = list(islice(images, AT_MOST[what]))
@@ -104,6 +104,13 @@ class Look(NamedTuple):
     def files(self, paths: list[str]) -> ImageFiles:
         """Return files as a data set."""
         return ImageFiles(paths, self.classifier.classes, *self.classifier.resizing)
+
+
+def of_all_classes(labels: np.ndarray, count: int) -> list[int]:
+    """Return `count` positions, or all, spread evenly over the classes."""
+    count = min(count, len(labels))
+    spread = ((np.arange(count) + 0.5) * len(labels) / count).astype(int)
+    return np.argsort(labels, kind="stable")[spread].tolist()
 
 
 @command
@@ -214,6 +221,18 @@ def neighbours(look: Look, out: Path) -> None:
     found, distances = nearest(model, queries, loader, progress=Progress())
     for name, reason in loader.bad:
         warn(f"left out: {name}: {reason}")
+    save_png(neighbours_of(dataset, places, images, others, found, distances), out)
+
+
+def neighbours_of(
+    dataset: Dataset,
+    places: Sequence[int],
+    images: Sequence[np.ndarray],
+    others: Dataset,
+    found: np.ndarray,
+    distances: np.ndarray,
+) -> Image.Image:
+    """Return a sheet of images and, among `others`, those found near them."""
     rows, titles = [], []
     for place, image, near, far in zip(places, images, found, distances, strict=True):
         distance = dict(zip(near.tolist(), far.tolist(), strict=True))
@@ -221,7 +240,7 @@ def neighbours(look: Look, out: Path) -> None:
         rows.append([image, *again.values()])
         below = (f"{title(others, other)}\ndistance {distance[other]:#.3g}" for other in again)
         titles.append([title(dataset, place), *below])
-    save_png(neighbour_sheet(rows, titles), out)
+    return neighbour_sheet(rows, titles)
 
 
 def features(look: Look, out: Path) -> None:

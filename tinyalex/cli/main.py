@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train an AlexNet on photographs, or on images drawn on the fly",
     "predict": "name what is in images",
     "evaluate": "measure a trained network, class by class",
+    "probe": "measure how much a network's features tell of other images",
     "look": "draw what a trained network has learned",
     "prepare": "turn a folder of images into a clean one",
     "gradcheck": "check every gradient against finite differences",

@@ -13,6 +13,7 @@ SCRIPTS = {
     "train": "train_alexnet.py",
     "predict": "predict.py",
     "evaluate": "evaluate.py",
+    "probe": "probe.py",
     "look": "look.py",
     "prepare": "prepare_images.py",
     "gradcheck": "gradient_check.py",

@@ -134,6 +134,11 @@ class Loader:
         self.close()
         self.transform = transform
 
+    @property
+    def bad_for_good(self) -> bool:
+        """True if no image in `bad` is unreadable for the disk's sake."""
+        return self._unreadable.lasting
+
     def close(self) -> None:
         """End the processes, if there are any; another epoch starts new ones."""
         if self._batches is not None:
@@ -272,7 +277,7 @@ class Loader:
             try:
                 return index, self._source.load(index)
             except ImageError as error:
-                self._unreadable.add(index, error.reason)
+                self._unreadable.add(index, error.reason, error.lasting)
         return None
 
     def leave_out(self, reasons: dict[int, str]) -> None:

@@ -1,20 +1,16 @@
 """Mean and colour covariance of the training images: prepared, cached or measured.
 
-`tinyalex prepare` writes them beside the images. What was measured on another large folder goes to
-the user's cache folder (`$XDG_CACHE_HOME/tinyalex`, or `~/.cache/tinyalex`), together with a digest
-of the names, identities and times of the files: it counts only as long as these are what they were.
+`tinyalex prepare` writes them beside the images. What was measured on another large folder is
+cached (`data.cache`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import PIL
-
+from tinyalex.data.cache import cache_file, images_digest, keep, kept
 from tinyalex.data.dataset import Dataset, Unreadable
 from tinyalex.data.folder import ImageFolder
 from tinyalex.data.manifest import (
@@ -26,10 +22,8 @@ from tinyalex.data.manifest import (
     training_entries,
 )
 from tinyalex.data.statistics import PixelStatistics, load_statistics, pixel_statistics
-from tinyalex.files import FileError, load, save
-from tinyalex.folders import make_folder
+from tinyalex.files import FileError
 from tinyalex.progress import Progress
-from tinyalex.version import __version__
 
 WORTH_KEEPING = 1000
 """Images below which statistics are measured again each time, in seconds."""
@@ -116,55 +110,13 @@ def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | Non
     return statistics if there == listed else None
 
 
-def images_digest(images: ImageFolder, size: int) -> str:
-    """Return a digest of the images and the kind of measurement.
-
-    That is the mean of their central `size` pixels, with this Pillow and this tinyalex: another one
-    may decode and resize in another way.
-    """
-    digest = hashlib.sha256(f"{__version__} {PIL.__version__} {size}\n".encode())
-    for path in images.paths:
-        digest.update(os.fsencode(path) + f"\0{_identity(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _identity(path: str) -> tuple[int, ...] | None:
-    """Return the file's identity and times; None for a dangling link."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def cache_file(folder: str | Path) -> Path | None:
-    """Return the cache file for images in `folder`; None without a home."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # unset; or relative, which the XDG specification ignores
-        cache = os.path.expanduser("~/.cache")
-    name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
-    return (
-        Path(cache, "tinyalex", f"statistics-{name}.safetensors") if os.path.isabs(cache) else None
-    )
-
-
 def kept_statistics(place: Path | None, digest: str) -> PixelStatistics | None:
     """Return what `keep_statistics` wrote, if the digest is the same."""
-    try:
-        content: Any = load(place) if place else None
-        if content["images_sha256"] == digest:
-            return PixelStatistics.of(content["statistics"])
-    except (OSError, FileError, KeyError, TypeError, ValueError):  # none, or not one of ours
-        pass
+    with suppress(KeyError, TypeError, ValueError):  # none, or not one of ours
+        return PixelStatistics.of(kept(place, digest)["statistics"])
     return None
 
 
 def keep_statistics(place: Path | None, digest: str, statistics: PixelStatistics) -> None:
-    """Cache the statistics of images with this digest.
-
-    Where they cannot be written, the next run measures again.
-    """
-    if place is not None:
-        with suppress(OSError):
-            make_folder(place.parent)
-            save({"images_sha256": digest, "statistics": vars(statistics)}, place)
+    """Cache the statistics of images with this digest."""
+    keep(place, digest, {"statistics": vars(statistics)})

@@ -80,15 +80,19 @@ class AlexNet(nn.Module):
         and nothing behind the layer runs. Raises ValueError for an unknown layer.
         """
         self._check(x)
+        self.check_layer(layer)
         layers, (*_, last) = self.layers, self.weight_layers
-        if layer not in layers:
-            raise ValueError(f"layer must be one of {', '.join(layers)}; got {layer!r}")
         stages = [*self.features, nn.Flatten(), *self.classifier]
         stages = stages[: stages.index(layers[layer]) + 1]
         part = [stage for stage in stages if not isinstance(stage, nn.Dropout)]
         if layer != last:
             part.append(nn.ReLU())  # changes nothing where the network's own came before
         return nn.Sequential(*part)(x).flatten(1)
+
+    def check_layer(self, layer: str) -> None:
+        """Raise ValueError for the name of an unknown layer."""
+        if layer not in self.layers:
+            raise ValueError(f"layer must be one of {', '.join(self.layers)}; got {layer!r}")
 
     @property
     def layers(self) -> dict[str, nn.Module]:

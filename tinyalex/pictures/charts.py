@@ -1,11 +1,11 @@
-"""Charts drawn with matplotlib: learning curves, confusion matrix."""
+"""Charts drawn with matplotlib: learning curves, confusion matrix, accuracy over shots."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,6 +108,38 @@ def confusion_matrix(
                 if images:
                     colour = "white" if share[row, column] > 0.3 else INK
                     axes.text(column, row, f"{images}", color=colour, ha="center", va="center")
+        figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, lambda file: file.write(png.getvalue()))
+
+
+def shots_chart(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    num_classes: int,
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw accuracy over the training images per class into a PNG.
+
+    curves: for each title (images per class, mean accuracy, spread) per point. Raises PackageError
+    where matplotlib does not work.
+    """
+    with _matplotlib() as png:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
+
+        figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for (title, points), colour in zip(curves.items(), (RED, BLUE, PALE), strict=False):
+            shots, means, spreads = (np.array(column) for column in zip(*points, strict=True))
+            style: dict[str, Any] = {"color": colour, "ms": 5, "capsize": 3, "label": title}
+            axes.errorbar(shots, 100 * means, 100 * spreads, fmt="o-", **style)
+        axes.axhline(100 / num_classes, color=INK, ls="--", lw=1, label="guessing")
+        axes.set_xscale("log")
+        axes.set_xticks(shots, [f"{count:.0f}" for count in shots])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="training images per class", ylabel="accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
         figure.savefig(png, format="png", dpi=130)
     write_atomically(path, lambda file: file.write(png.getvalue()))
 

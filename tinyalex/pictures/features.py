@@ -69,13 +69,22 @@ def nearest(
     distances = np.empty((len(queries), 0), np.float32)
     hidden = partial(hidden_vectors, model)
     for batch, vectors in computed(hidden, loader, progress, "comparing"):
-        new = [np.linalg.norm(vectors - query, axis=1) for query in queries]
-        distances = np.concatenate([distances, new], axis=1)
-        places = np.concatenate([places, np.tile(batch.indices, (len(queries), 1))], axis=1)
+        near, far = closest(queries, vectors, count)
+        distances = np.concatenate([distances, far], axis=1)
+        places = np.concatenate([places, batch.indices[near]], axis=1)
         best = np.argsort(distances, axis=1, kind="stable")[:, :count]
         distances = np.take_along_axis(distances, best, axis=1)
         places = np.take_along_axis(places, best, axis=1)
     return places, distances
+
+
+def closest(
+    queries: np.ndarray, vectors: np.ndarray, count: int = 6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions and distances of each query's nearest vectors, in order."""
+    distances = np.stack([np.linalg.norm(vectors - query, axis=1) for query in queries])
+    near = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    return near, np.take_along_axis(distances, near, axis=1)
 
 
 def neighbour_sheet(
