@@ -21,7 +21,6 @@ from tinyalex.schema import TEXT
 LONGEST_PICKLE = 2**24
 """Bytes of the pickle in an archive: an AlexNet's has a few thousand."""
 
-
 MOST_MEMBERS = 64
 """Members of a tar archive that are looked at."""
 

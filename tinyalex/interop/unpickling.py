@@ -3,8 +3,8 @@
 A pickle is a program for a small stack machine. This one runs it in Python, for all protocols. A
 name is looked up in the caller's dictionary and never imported; what it stands for there is called
 only with arguments from the pickle. Instances get their state through `set_state`, and items are
-put into real dicts and lists alone. A pickle of n bytes cannot take much more than n bytes of
-memory, for lengths are held against what is left of the file before anything is read.
+put into real dicts and lists alone. Memory is bounded: lengths are held against what is left of
+the file before anything is read, instructions are counted, and so is what copies a value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGEST_LINE = 255
 """Bytes of a name or a number."""
 
 ROOM = 2**24
-"""Bytes that texts may take beyond those of the file, and items that may be copied."""
+"""Bytes that copies of values may take beyond those of the file."""
 
 
 class UnknownNameError(FileError):
