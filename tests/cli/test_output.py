@@ -81,6 +81,7 @@ def commands(photos, trained, tmp_path):
         "predict": ([trained, photos / "elm", "--out", out / "p.png", "--sort", out], ["p.png"]),
         "look": ([trained, "answers", photos / "elm", "--out", out / "a.png"], ["a.png"]),
         "prepare": ([photos, out / "clean", "--processes", 1], ["clean/manifest.jsonl"]),
+        "convert": ([trained, out / "moved"], ["moved/best.safetensors"]),
     }  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def lost(kind):
 
 
 @pytest.mark.parametrize("kind", ["reader", "disk", "closed"])
-@pytest.mark.parametrize("name", [TRAIN, "evaluate", "predict", "look", "prepare"])
+@pytest.mark.parametrize("name", [TRAIN, "evaluate", "predict", "look", "prepare", "convert"])
 def test_nothing_is_lost_but_what_nobody_reads(commands, tmp_path, name, kind):
     (tmp_path / "out").mkdir()
     arguments, files = commands[name]
@@ -244,6 +245,10 @@ def test_odd_names_break_no_line_and_no_picture(odd, photos, tmp_path, recwarn):
         ("look", ("{trained}", "answers", "{odd}/gone")),
         ("look", ("{trained}", "{odd}")),
         ("prepare", ("{odd}/gone", "{odd}/new")),
+        ("convert", ("{odd}/gone", "new")),
+        ("convert", ("{trained}", "{odd}")),
+        ("convert", ("{trained}", "{odd}/gone/x.onnx")),
+        ("convert", ("{trained}", "new", "--classes", "{odd}/gone")),
         ("prepare", ("--verify", "{odd}/empty")),
         ("gradcheck", ("--backend", "{odd}")),
         (TRAIN, ("--data", "{odd}")),

@@ -72,6 +72,7 @@ NAMES = {
     "prepare": (["--verify"], ["photos"]),
     "predict": ([], ["run"], ["run", "photos", "--out"], ["run", "photos", "--sort"]),
     "evaluate": ([], ["run", "--data"], ["run", "--out"]),
+    "convert": ([], ["run"], ["run", "out", "--classes"], ["run", "out", "--mean"]),
     "look": ([], ["run", "answers"], ["run", "neighbours", "--among"], ["run", "curves", "--out"]),
 }
 """Of each command, what comes before the names that it takes."""

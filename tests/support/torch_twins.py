@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAGIC = 0x1950A86A20F9469CFC6C
-KINDS = {"f4": "Float", "f8": "Double", "f2": "Half", "u2": "BFloat16", "i8": "Long", "u1": "Byte"}
+KINDS = {
+    **{"f4": "Float", "f8": "Double", "f2": "Half", "u2": "BFloat16"},
+    **{"i8": "Long", "i1": "Char", "u1": "Byte"},
+}
 
 
 class Name(NamedTuple):

@@ -15,6 +15,7 @@ SCRIPTS = {
     "evaluate": "evaluate.py",
     "probe": "probe.py",
     "look": "look.py",
+    "convert": "convert_weights.py",
     "prepare": "prepare_images.py",
     "gradcheck": "gradient_check.py",
 }

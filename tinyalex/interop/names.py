@@ -152,7 +152,8 @@ def _find(arrays: Mapping[str, Array]) -> Found:
     candidates: dict[tuple[str, Style], Found] = {}
     for key in arrays:
         *path, part = key.split(".")
-        for depth in depths if part in _PART else ():
+        deep = [depth for depth in depths if depth <= len(path)]
+        for depth in deep if part in _PART else ():
             prefix = "".join(f"{above}." for above in path[:-depth])
             for style, layer in known.get(".".join(path[-depth:]), ()):
                 found = candidates.setdefault((prefix, style), Found(prefix, style, {}))

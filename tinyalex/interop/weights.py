@@ -91,12 +91,19 @@ def expected_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int, 
     return dict(zip(array_names(variant), shapes, strict=True))
 
 
+def _expected_for(
+    variant: Variant, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return `expected_shapes` for as many classes as there are last biases, one at least."""
+    bias = shapes.get(array_names(variant)[-1]) or (1,)
+    return expected_shapes(variant, max(1, bias[0]))
+
+
 def fitting_variants(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return the variants whose layers have these shapes."""
 
     def fits(variant: Variant) -> bool:
-        classes = (*shapes.get(array_names(variant)[-1], ()), 0)[0]
-        return expected_shapes(variant, classes) == shapes
+        return _expected_for(variant, shapes) == shapes
 
     return [name for name, variant in VARIANTS.items() if fits(variant)]
 
@@ -111,7 +118,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
         raise FileError(f"{', '.join(missing)} missing for the variant {name!r}")
     if more := sorted(shapes.keys() - set(own)):
         raise FileError(f"the variant {name!r} has no {', '.join(more)}")
-    for place, shape in expected_shapes(variant, (*shapes[own[-1]], 0)[0]).items():
+    for place, shape in _expected_for(variant, shapes).items():
         if shapes[place] != shape:
             fitting = fitting_variants(shapes)
             raise FileError(
