@@ -14,7 +14,7 @@ from tinyalex.training import Classifier, load_classifier, save_classifier
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
-FILES = ("moved.safetensors", "moved.pth", "moved.pt", "moved")
+FILES = ("moved.safetensors", "moved.pth", "moved.pt", "moved.onnx", "moved")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -99,7 +99,8 @@ def load_weights(
         size = os.fstat(file.fileno()).st_size
         head = file.read(HEAD) or b""
         file.seek(0)
-        for known in FORMATS:
+        what = strangers.known(head)
+        for known in () if what else FORMATS:
             if known.begins(head):
                 module = importlib.import_module(f"tinyalex.interop.{known.module}")
                 try:
@@ -107,7 +108,7 @@ def load_weights(
                 except FileError as error:
                     raise FileError(_sentence(path, str(error))) from error
     titles = ", ".join(known.title for known in FORMATS)
-    what = strangers.described(head)
+    what = what or ("a text file" if strangers.is_text(head) else "")
     raise FileError(
         f"{path} is no weight file of a known format ({titles})"
         + (f": it is {what}" if what else "")

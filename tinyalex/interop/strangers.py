@@ -35,12 +35,14 @@ MARKS: dict[str, tuple[bytes, ...]] = {
 TEXT = bytes(range(32, 127)) + b"\t\n\r\f\v"
 
 
-def described(head: bytes) -> str:
+def known(head: bytes) -> str:
     """Return a description of a file that begins so, or ""."""
     if not head.strip():
-        return "empty" if not head else "blank"
+        return "blank" if head else "empty"
     begins = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for description, marks in MARKS.items():
-        if begins.startswith(marks):
-            return description
-    return "" if head.translate(None, TEXT) else "a text file"
+    return next((text for text, marks in MARKS.items() if begins.startswith(marks)), "")
+
+
+def is_text(head: bytes) -> bool:
+    """Tell whether a file begins with plain text, as some weights do."""
+    return not head.translate(None, TEXT)

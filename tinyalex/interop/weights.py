@@ -94,9 +94,9 @@ def expected_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int, 
 def _expected_for(
     variant: Variant, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Return `expected_shapes` for as many classes as there are last biases, one at least."""
+    """Return `expected_shapes` for as many classes as last biases."""
     bias = shapes.get(array_names(variant)[-1]) or (1,)
-    return expected_shapes(variant, max(1, bias[0]))
+    return expected_shapes(variant, max(1, bias[0]))  # no network has none
 
 
 def fitting_variants(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
