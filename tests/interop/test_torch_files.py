@@ -339,6 +339,10 @@ STATES = {
     "swapped layers": (swapped("classifier.1", "classifier.4"), "fc6.weight has shape"),
     "transposed": (reshaped("classifier.6.weight", np.transpose), "fc8.weight has shape"),
     "one more": (lambda own: {**own, "classifier.8.weight": np.ones((2, 5), "f4")}, "more arrays"),
+    "one more of another kind": (
+        lambda own: {**own, "remap.weight": np.ones(2, "f4")},
+        "more arrays than an AlexNet: remap.weight",
+    ),
     "batch normalisation": (lambda own: {**own, **NORM}, "features.1.running_mean is of batch"),
     "NaN": (reshaped("features.0.bias", lambda a: a * np.nan), "not finite"),
     "too large": (reshaped("features.0.bias", lambda a: np.full(2, 1e300)), "not finite"),

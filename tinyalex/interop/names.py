@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
@@ -43,7 +44,7 @@ PARTS = {
 
 _PART = {other: part for part, others in PARTS.items() for other in others}
 
-OTHERS = ("ema", "average", "swa", "optim", "momentum", "exp_avg")
+COPY = re.compile(r"(^|[._])(ema|swa|averaged?|optim(izer)?|momentum|exp_avg)([._]|$)", re.I)
 """Parts of names that copies of the weights have, and the state of an optimiser."""
 
 
@@ -190,7 +191,7 @@ def _normed(keys: Mapping[str, Array] | list[str]) -> str:
 
 
 def _is_copy(key: str) -> bool:
-    return any(mark in key.lower() for mark in OTHERS)
+    return COPY.search(key) is not None
 
 
 def _choose(shapes: Mapping[str, tuple[int, ...]], style: Style) -> str:
