@@ -8,8 +8,10 @@ import importlib
 import io
 import itertools
 import sys
+import tempfile
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +81,15 @@ def checkpoint():
     return file.getvalue()
 
 
+def onnx_file():
+    """Return the network as ONNX, with its pool that is two products."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = alexnet(THIN, 3)
+        model.load_state_dict(state())
+        ta.export_onnx(model, path := Path(folder) / "net.onnx", softmax=True, pixels=True)
+        return path.read_bytes()
+
+
 KINDS = {
     "zip": lambda: twins.zip_file(tree()),
     "zip without checksums": lambda: without_checksums(twins.zip_file(tree())),
@@ -86,6 +97,7 @@ KINDS = {
     "tar": lambda: twins.tar_file(tree()),
     "safetensors": lambda: save(state(), {"format": "pt"}),
     "checkpoint": checkpoint,
+    "ONNX": onnx_file,
 }
 
 
@@ -135,6 +147,8 @@ BOMBS = [
     b"b",
     b"99999999999999999",
     b"[" * 40,
+    b"\xff\xff\xff\xff\x07",
+    b"\x80" * 9 + b"\x01",
 ]
 
 

@@ -219,6 +219,14 @@ class Node:
         return Step(words, self.label, *arrays)
 
 
+class MisfitError(FileError):
+    """Weights that do not fit the activations before them, which `maps` are."""
+
+    def __init__(self, message: str, maps: Maps) -> None:
+        super().__init__(message)
+        self.maps = maps
+
+
 class Window(NamedTuple):
     """Square window that slides over maps."""
 
@@ -309,9 +317,8 @@ def _averages(matrix: np.ndarray) -> bool:
 def _linear(node: Node, x: Value, weight: np.ndarray, bias: np.ndarray | None) -> Maps:
     x = node.maps(x, 1)
     if weight.ndim != 2 or weight.shape[1] != x.shape[0]:
-        raise node.refuse(
-            f"weights [out, in] {list(weight.shape)} do not fit the {x.shape[0]} values before it"
-        )
+        reason = f"weights [out, in] {[*weight.shape]} do not fit the {x.shape[0]} values before it"
+        raise MisfitError(str(node.refuse(reason)), x)
     outputs = len(weight)
     step = node.step(f"a linear layer of {outputs} outputs", weight, bias)
     return x.then(step, (outputs,), positive=False)
@@ -376,10 +383,11 @@ def split(node: Node, x: Value, sizes: Value = None) -> list[Part]:
     return [Part(x, index, count) for index in range(count)]
 
 
-def concat(node: Node, *values: Value) -> Value:
+def concat(graph: Graph, node: Node, *values: Value) -> Value:
     """The parts of a Split together again, or a small constant."""
     if all(isinstance(value, np.ndarray) for value in values):
-        return np.concatenate(values, node.get("axis", 1))
+        axis = node.get("axis", 1)
+        return graph.folded(node, lambda *arrays: np.concatenate(arrays, axis), *values)
     first = values[0]
     if isinstance(first, Part) and [*values] == [
         replace(first, index=index) for index in range(first.count)
@@ -589,14 +597,14 @@ def same(node: Node, x: Value, *unused: Value) -> Value:
     return x
 
 
-def cast(graph: Graph, node: Node, x: Value) -> Value:
+def cast(node: Node, x: Value) -> Value:
     """Another type: of a constant, or floating-point of activations."""
     from onnx import helper
 
     dtype = helper.tensor_dtype_to_np_dtype(node.get("to", 0))
     if isinstance(x, np.ndarray):
         with np.errstate(all="ignore"):
-            return graph.counted(node, x.astype(dtype))
+            return x.astype(dtype)
     if dtype.name not in ("float16", "float32", "float64", "bfloat16"):
         raise node.refuse(f"activations become {dtype}")
     return x
@@ -632,7 +640,7 @@ def dequantize(graph: Graph, node: Node, x: Value, scale: Value, zero: Value = N
     scale, zero = _along_axis(node, x, scale, zero)
     graph.note("weights of 8 bits (QDQ) were turned back into float32")
     whole = x.astype(np.int32) - zero.astype(np.int32)
-    return graph.counted(node, whole.astype(np.float32) * scale)
+    return whole.astype(np.float32) * scale
 
 
 def _along_axis(node: Node, x: np.ndarray, scale: Value, zero: Value) -> tuple[Any, Any]:
@@ -701,15 +709,16 @@ def constant(graph: Graph, node: Node) -> np.ndarray:
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Conv": conv, "Gemm": gemm, "MatMul": matmul, "Relu": relu, "MaxPool": max_pool,
     "AveragePool": average_pool, "GlobalAveragePool": global_average_pool, "LRN": lrn,
-    "Split": split, "Concat": concat, "Flatten": flatten, "Pad": pad, "Pow": power,
+    "Split": split, "Flatten": flatten, "Pad": pad, "Pow": power,
     "Softmax": softmax, "LogSoftmax": softmax, "Identity": same, "Dropout": same,
-    "Transpose": transpose, "QuantizeLinear": quantize, "ConstantOfShape": constant_of_shape,
+    "Cast": cast, "Transpose": transpose, "QuantizeLinear": quantize,
+    "ConstantOfShape": constant_of_shape,
 }  # fmt: skip
 
 WITH_GRAPH: dict[str, Callable[..., Any]] = {
-    "Reshape": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Cast": cast,
+    "Reshape": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze,
     "DequantizeLinear": dequantize, "Shape": shape, "Gather": gather, "Slice": slice_,
-    "Constant": constant, **dict.fromkeys(ARITHMETIC, arithmetic),
+    "Constant": constant, "Concat": concat, **dict.fromkeys(ARITHMETIC, arithmetic),
 }  # fmt: skip
 """Operators that need more than their inputs: the graph comes first."""
 
@@ -755,13 +764,6 @@ class Graph:
         if isinstance(value, Maps):
             return (self.batch, *value.shape)
         raise FileError("the shape of quantised or split activations is not known here")
-
-    def counted(self, node: Node, array: np.ndarray) -> np.ndarray:
-        """Return an array, unless the budget of bytes is spent."""
-        self.budget -= array.nbytes
-        if self.budget < 0:
-            raise node.refuse("the file would unfold to many times its size")
-        return array
 
     def folded(self, node: Node, function: Callable[..., Any], *arrays: Value, **more: Any) -> Any:
         """Return a function of small constants."""
@@ -817,6 +819,10 @@ class Graph:
                 raise node.refuse(f"no node before it makes {error}") from error
             except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
                 raise node.refuse(f"is malformed ({error})") from error
+            new = (r for r in results if isinstance(r, np.ndarray) and r.base is None)
+            self.budget -= sum(array.nbytes for array in new)
+            if self.budget < 0:
+                raise node.refuse("the file would unfold to many times its size")
             values.update(zip(proto.output, results, strict=False))
 
     def _evaluate(self, node: Node, inputs: list[Value]) -> list[Value]:

@@ -21,7 +21,15 @@ from tinyalex.files import FileError
 from tinyalex.folders import open_regular
 from tinyalex.interop.description import KEY, described
 from tinyalex.interop.means import IMAGENET_MEAN, read_mean
-from tinyalex.interop.onnx_graph import SCALE, SOFTMAX, Graph, Maps, Step, steps_of
+from tinyalex.interop.onnx_graph import (
+    SCALE,
+    SOFTMAX,
+    Graph,
+    Maps,
+    MisfitError,
+    Step,
+    steps_of,
+)
 from tinyalex.interop.reading import Request
 from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS
@@ -151,10 +159,15 @@ def _choose(graph: Graph, asked: str | None, said: int) -> tuple[str, int, Maps]
     for size in [given] if given else sorted({v.input_size for v in VARIANTS.values()}):
         try:
             maps = graph.follow(size)
+        except MisfitError as error:  # perhaps because of a step before
+            failures.append(error)
+            nearest = max(_tries(error.maps, size, asked), key=lambda found: found.same)
+            if nearest.same < len(_compared(error.maps)):
+                failures[-1] = _misfit(graph, nearest)
         except FileError as error:  # where the file leaves the size open, another may do
             failures.append(error)
         else:
-            tries += [Try(_agreement(maps, name, size), name, size, maps) for name in VARIANTS]
+            tries += _tries(maps, size)
     if not tries:
         raise failures[0]
     fitting = [
@@ -169,7 +182,14 @@ def _choose(graph: Graph, asked: str | None, said: int) -> tuple[str, int, Maps]
         return chosen[0]
     if fitting:
         raise FileError(f"it is of the variant {fitting[0][0]!r}, not {asked!r}")
-    raise _misfit(graph, [found for found in tries if asked in (None, found[1])])
+    near = [found for found in tries if asked in (None, found.variant)]
+    raise _misfit(graph, max(near, key=lambda found: found.same))
+
+
+def _tries(maps: Maps, size: int, asked: str | None = None) -> list[Try]:
+    """Return the comparisons with the variants."""
+    names = [name for name in VARIANTS if asked in (None, name)]
+    return [Try(_agreement(maps, name, size), name, size, maps) for name in names]
 
 
 def _compared(maps: Maps) -> list[Step]:
@@ -188,9 +208,9 @@ def _agreement(maps: Maps, name: str, size: int) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
-def _misfit(graph: Graph, tries: list[Try]) -> FileError:
+def _misfit(graph: Graph, nearest: Try) -> FileError:
     """Return the error that names the first step that differs."""
-    same, name, size, maps = max(tries, key=lambda found: found[0])
+    same, name, size, maps = nearest
     pairs = list(zip_longest(_compared(maps), _expected(maps, name, size)))[same:]
     near = f"{name!r}, the nearest variant,"
     if not pairs:
