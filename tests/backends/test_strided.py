@@ -2,19 +2,9 @@
 
 import numpy as np
 import pytest
-from convolution import (
-    assert_right_in_layout,
-    expected,
-    expected_with_relu,
-    padded,
-    problem,
-    relu_output,
-    run,
-    run_with_relu,
-)
+from convolution import assert_chosen, assert_right, expected, padded, problem
 from helpers import LAYOUTS, assert_close
 
-from tinyalex.backends import cpu
 from tinyalex.backends.cpu.conv import choose, im2col, strided
 from tinyalex.backends.geometry import ConvOptions, conv_output_size
 from tinyalex.models import VARIANTS, spec
@@ -55,26 +45,14 @@ def draw(rng, case):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_agrees_with_the_reference(rng, case):
-    arguments = draw(rng, case)
-    actual = run(strided, *arguments)
-    for name, result in expected(*arguments).items():
-        assert actual[name].dtype == np.float32
-        assert_close(actual[name], result, what=name)
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_agrees_with_the_reference_before_a_relu(rng, case):
-    arguments = draw(rng, case)
-    mask = relu_output(rng, arguments[3].shape)
-    actual = run_with_relu(strided, *arguments, mask)
-    for name, result in expected_with_relu(*arguments, mask).items():
-        assert_close(actual[name], result, what=name)
+    assert_right(rng, strided, *draw(rng, case))
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 def test_accepts_any_memory_layout(rng, layout):
     *arrays, geometry = draw(rng, SMALL)
-    assert_right_in_layout(rng, LAYOUTS[layout], strided, arrays, geometry)
+    arrays = map(LAYOUTS[layout], arrays)
+    assert_right(rng, strided, *arrays, geometry, layout=LAYOUTS[layout])
 
 
 def test_does_without_a_bias(rng):
@@ -135,10 +113,4 @@ def test_chosen_where_blocks_make_a_convolution_for_winograd():
 
 
 def test_all_directions_use_it(rng):
-    x, weight, bias, grad, geometry = problem(rng, 3, 3, (67, 67), 16, 11, padded(2), stride=4)
-    results = run(strided, x, weight, bias, grad, geometry)
-    assert np.array_equal(cpu.conv2d(x, weight, bias, geometry), results["y"])
-    dx = cpu.conv2d_input_grad(grad, weight, x.shape, geometry)
-    assert np.array_equal(dx, results["dx"])
-    dweight = cpu.conv2d_weight_grad(grad, x, weight.shape, geometry)
-    assert np.array_equal(dweight, results["dweight"])
+    assert_chosen(strided, *problem(rng, 3, 3, (67, 67), 16, 11, padded(2), stride=4))

@@ -5,20 +5,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from convolution import (
-    assert_right_in_layout,
-    expected,
-    expected_with_relu,
-    padded,
-    problem,
-    relu_output,
-    run,
-    run_with_relu,
-)
+from convolution import assert_chosen, assert_right, expected, padded, problem, run
 from helpers import LAYOUTS, assert_close
 
 import tinyalex.threads
-from tinyalex.backends import cpu
 from tinyalex.backends.cpu.conv import choose, im2col, winograd
 from tinyalex.backends.cpu.conv import winograd_transforms as transforms
 from tinyalex.backends.cpu.conv.winograd_tiles import lay_out
@@ -90,29 +80,14 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_agrees_with_the_reference(rng, case, taps):
     N, C, size, K, padding, groups = case
-    arguments = problem(rng, N, C, size, K, taps, padding, groups)
-    actual = run(winograd, *arguments)
-    for name, result in expected(*arguments).items():
-        assert actual[name].dtype == np.float32
-        assert_close(actual[name], result, what=name)
-
-
-@pytest.mark.parametrize("taps", TAPS)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_agrees_with_the_reference_before_a_relu(rng, case, taps):
-    N, C, size, K, padding, groups = case
-    arguments = problem(rng, N, C, size, K, taps, padding, groups)
-    mask = relu_output(rng, arguments[3].shape)
-    actual = run_with_relu(winograd, *arguments, mask)
-    for name, result in expected_with_relu(*arguments, mask).items():
-        assert actual[name].dtype == np.float32
-        assert_close(actual[name], result, what=name)
+    assert_right(rng, winograd, *problem(rng, N, C, size, K, taps, padding, groups))
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 def test_accepts_any_memory_layout(rng, layout):
     *arrays, geometry = problem(rng, 3, 6, (6, 9), 10, 3, padded(1), 2)
-    assert_right_in_layout(rng, LAYOUTS[layout], winograd, arrays, geometry)
+    arrays = map(LAYOUTS[layout], arrays)
+    assert_right(rng, winograd, *arrays, geometry, layout=LAYOUTS[layout])
 
 
 def test_sum_and_gradient_of_the_bias(rng):
@@ -199,13 +174,7 @@ def test_winograd_is_chosen_where_it_pays():
 
 
 def test_all_three_directions_use_the_algorithm_chosen(rng):
-    x, weight, bias, grad, geometry = problem(rng, 5, 16, (13, 13), 16, 3, padded(1))
-    expected = run(winograd, x, weight, bias, grad, geometry)
-    assert np.array_equal(cpu.conv2d(x, weight, bias, geometry), expected["y"])
-    dx = cpu.conv2d_input_grad(grad, weight, x.shape, geometry)
-    assert np.array_equal(dx, expected["dx"])
-    dweight = cpu.conv2d_weight_grad(grad, x, weight.shape, geometry)
-    assert np.array_equal(dweight, expected["dweight"])
+    assert_chosen(winograd, *problem(rng, 5, 16, (13, 13), 16, 3, padded(1)))
 
 
 def test_memory_does_not_grow_with_the_batch(rng, monkeypatch):

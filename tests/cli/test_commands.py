@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import ROOT, load
+from commands import INSTALLED, ROOT, load
 
 from tinyalex.cli.main import COMMANDS, main
 from tinyalex.cli.started import SCRIPTS, call_of
@@ -18,8 +18,7 @@ def beginning(request, tmp_path, monkeypatch):
     """Let this process seem to have been started in one way; return how its hints begin."""
     installed = tmp_path / "bin/tinyalex"
     installed.parent.mkdir()
-    program = "import sys\nfrom tinyalex.cli.main import main\nsys.exit(main())\n"
-    installed.write_text(f"#!{sys.executable}\n{program}")
+    installed.write_text(f"#!{sys.executable}\n{INSTALLED}")
     installed.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("COLUMNS", "101")

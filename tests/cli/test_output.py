@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 import pytest
-from commands import ROOT, TRAIN, load, run
+from commands import INSTALLED, ROOT, TRAIN, load, run
 from preparing import content
 
 import tinyalex as ta
@@ -442,10 +442,6 @@ def test_the_table_of_classes_fits_the_terminal(rng, monkeypatch, capsys, column
 
 
 # --- signals
-
-
-INSTALLED = "import sys\nfrom tinyalex.cli.main import main\nsys.exit(main())\n"
-"""The command `tinyalex` as pip writes it."""
 
 
 @pytest.mark.parametrize(

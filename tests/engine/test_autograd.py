@@ -303,15 +303,6 @@ def test_graph_goes_without_the_garbage_collector():
 # --- what it refuses -----------------------------------------------------------------------------
 
 
-def test_second_backward_is_refused():
-    x = leaf(2.0)
-    y = (x * x).sum()
-    y.backward()
-    with pytest.raises(RuntimeError, match="retain_graph=True"):
-        y.backward()
-    np.testing.assert_array_equal(x.grad, [4])
-
-
 def test_second_backward_through_a_shared_part_is_refused():
     x = leaf(2.0)
     shared = x * x

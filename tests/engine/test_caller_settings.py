@@ -15,12 +15,6 @@ from tinyalex import nn, optim
 
 
 @contextlib.contextmanager
-def errors_raise():
-    with np.errstate(all="raise"):
-        yield
-
-
-@contextlib.contextmanager
 def warnings_raise():
     with warnings.catch_warnings(), np.errstate(all="warn"):
         warnings.simplefilter("error")
@@ -53,7 +47,7 @@ def no_collection():
 
 
 SETTINGS = {
-    "seterr": errors_raise,
+    "seterr": lambda: np.errstate(all="raise"),
     "warnings": warnings_raise,
     "setbufsize": small_buffers,
     "formats and seeds": odd_numbers,

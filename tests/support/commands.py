@@ -169,6 +169,10 @@ def draw_photos(root, count=24):
     return root
 
 
+INSTALLED = "import sys\nfrom tinyalex.cli.main import main\nsys.exit(main())\n"
+"""The command `tinyalex` as pip writes it."""
+
+
 def put(place, *keys, value):
     """Put a value where the keys lead to."""
     for key in keys[:-1]:

@@ -3,7 +3,7 @@
 import numpy as np
 from helpers import assert_close, normal
 
-from tinyalex.backends import reference
+from tinyalex.backends import cpu, reference
 from tinyalex.backends.geometry import ConvOptions, conv_output_size
 
 
@@ -68,10 +68,24 @@ def expected_with_relu(x, weight, bias, grad, geometry, mask):
     return {**results, "y": reference.relu(results["y"]), "dbias": dbias}
 
 
-def assert_right_in_layout(rng, layout, algorithm, arrays, geometry):
-    """Fail unless an algorithm with a ReLU computes what is expected from arrays in a layout."""
-    arguments = *map(layout, arrays), geometry
-    mask = layout(relu_output(rng, arrays[3].shape))
-    actual = run_with_relu(algorithm, *arguments, mask)
-    for name, result in expected_with_relu(*arguments, mask).items():
-        assert_close(actual[name], result, what=name)
+def assert_right(rng, algorithm, *arguments, layout=np.asarray):
+    """Fail unless an algorithm computes what is expected, without a ReLU behind it and with one."""
+    mask = layout(relu_output(rng, arguments[3].shape))
+    for actual, results in (
+        (run(algorithm, *arguments), expected(*arguments)),
+        (run_with_relu(algorithm, *arguments, mask), expected_with_relu(*arguments, mask)),
+    ):
+        for name, result in results.items():
+            assert actual[name].dtype == np.float32
+            assert_close(actual[name], result, what=name)
+
+
+def assert_chosen(algorithm, x, weight, bias, grad, geometry):
+    """Fail unless the backend computes all directions by an algorithm, bit for bit."""
+    results = run(algorithm, x, weight, bias, grad, geometry)
+    for name, array in {
+        "y": cpu.conv2d(x, weight, bias, geometry),
+        "dx": cpu.conv2d_input_grad(grad, weight, x.shape, geometry),
+        "dweight": cpu.conv2d_weight_grad(grad, x, weight.shape, geometry),
+    }.items():
+        np.testing.assert_array_equal(array, results[name])

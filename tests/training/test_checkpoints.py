@@ -265,10 +265,7 @@ def test_a_state_that_no_run_can_be_in_is_refused(change, reason):
 
 
 def test_room_on_the_disk_is_looked_for_first(photos, tmp_path, monkeypatch):
-    class Usage:
-        free = 1000
-
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="0 MB free, the checkpoints need"):
         Checkpoints(tmp_path).prepare(new_run(tiny_settings(photos)))
 

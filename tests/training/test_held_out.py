@@ -365,23 +365,20 @@ def test_a_split_leads_nowhere_else(data, copy):
 # --- other images, and images elsewhere
 
 
-def folder_itself(data, other):
-    return data
-
-
 def one_class(data, other):
     return shutil.copytree(data / "ash", other / "ash").parent
 
 
-def links(data, other):
-    (other / "ash").mkdir(parents=True)
-    for path in learned(data)[:5]:
-        (other / "ash" / f"x{path.name}").symlink_to(path)
-    return other
+def five_linked(link):
+    """Return a function that makes a folder of links to five images that were learned from."""
 
+    def make(data, other):
+        (other / "ash").mkdir(parents=True)
+        for path in learned(data)[:5]:
+            link(path, other / "ash" / f"x{path.name}")
+        return other
 
-def copy_of_all(data, other):
-    return shutil.copytree(data, other)
+    return make
 
 
 def copy_after_all_is_gone(data, other):
@@ -394,25 +391,18 @@ def copy_below(data, other):
     return other.rename(data / "backup")
 
 
-def hard_links(data, other):
-    (other / "ash").mkdir(parents=True)
-    for path in learned(data)[:5]:
-        os.link(path, other / "ash" / f"x{path.name}")
-    return other
-
-
 LEARNED = {
-    copy_below: (57, 72, True),
-    hard_links: (5, 5, False),
-    folder_itself: (57, 72, True),
-    one_class: (19, 24, True),
-    links: (5, 5, False),
-    copy_of_all: (57, 72, True),
-    copy_after_all_is_gone: (57, 72, True),
+    "copies below": (copy_below, (57, 72, True)),
+    "hard links": (five_linked(os.link), (5, 5, False)),
+    "the folder itself": (lambda data, other: data, (57, 72, True)),
+    "one class": (one_class, (19, 24, True)),
+    "links": (five_linked(os.symlink), (5, 5, False)),
+    "copies": (shutil.copytree, (57, 72, True)),
+    "copies, and all is gone": (copy_after_all_is_gone, (57, 72, True)),
 }
 
 
-@pytest.mark.parametrize(("make", "expected"), LEARNED.items())
+@pytest.mark.parametrize(("make", "expected"), LEARNED.values(), ids=LEARNED)
 def test_evaluating_training_images_is_said(make, expected, data, copy, tmp_path):
     other = make(data, tmp_path / "other")
     code, _, complaints = evaluated(copy, "--data", other)

@@ -25,22 +25,6 @@ pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
 
 
-def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(photos, tmp_path):
-    run = new_run(tiny_settings(photos))
-    parameter = run.classifier.model.weight_layers["conv1"].weight
-
-    def poison(title, done):
-        if (title, done) == ("epoch 2/3", 2):
-            parameter.data[0, 0, 0, 0] = np.nan
-
-    stopping = trainer(run, tmp_path, Watcher(poison), seconds=0, share=math.inf)
-    with pytest.raises(DivergedError, match="the loss is nan"):
-        stopping.train()
-    last = load_checkpoint(stopping.checkpoints.last)
-    assert last["state"]["step"] == 9
-    assert np.isfinite(last["classifier"]["weights"]["features.0.weight"]).all()
-
-
 def test_weights_that_overflow_without_a_loss_to_show_for_it_stop_the_run(photos, tmp_path):
     run = new_run(tiny_settings(photos))
 
