@@ -295,7 +295,8 @@ NEEDED = {
     "prepare": ["{photos}", "{out}"],
 }
 ALLOWED = {
-    "0": {"--image-cache", "--seed", "--dropout", "--weight-decay"},
+    "0": {"--image-cache", "--seed", "--dropout", "--weight-decay", "--mixup", "--average",
+          "--label-smoothing"},
     "1" + 400 * "0": {"--image-cache", "--seed", "--steps"},
     "nan": set(), "inf": set(), "-inf": set(), "-1": set(), "1e400": set(), "x": set(), "": set(),
 }  # fmt: skip
