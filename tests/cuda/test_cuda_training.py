@@ -113,6 +113,19 @@ def test_resuming_is_as_never_stopping(photos, tmp_path, plain, graph):
     assert computed(tmp_path) == plain
 
 
+def test_frozen_layers_learn_later_in_another_graph(photos, trained, tmp_path):
+    """The steps of the first epoch are recorded without them, those of the second with them."""
+    own = {"weights": str(trained), "freeze": "conv1", "unfreeze_after": 1, "epochs": 2}
+    options = {**STEPS, **own, "augment": "none", "dropout": 0.0}
+    results = [
+        train(photos, tmp_path / name, **options, **changes)
+        for name, changes in {"plain": {}, "graph": {"cuda_graph": True}}.items()
+    ]
+    assert results[0] == results[1]
+    *_, on_cpu = train(photos, tmp_path / "cpu", **{**options, "device": "cpu"})
+    assert_rows_close(on_cpu, results[0][2])
+
+
 def test_a_signal_between_two_readings_stops_and_saves(photos, tmp_path, plain, monkeypatch):
     run = new_run(tiny_settings(photos, **STEPS))
     take = GPUSteps.take

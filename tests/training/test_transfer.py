@@ -420,7 +420,7 @@ def test_the_command_from_end_to_end(trained, others, tmp_path):
     assert f"{frozen}; from now on they learn" in text
     content = load_checkpoint(out / "last.safetensors")
     assert content["origin"]["source"] == str(trained)
-    assert (content["settings"]["lr"], content["settings"]["head_lr_factor"]) == (0.001, 10)
+    assert (content["settings"]["lr"], content["settings"]["head_lr_factor"]) == (0.0003, 10)
     assert run("evaluate", out)[0] == 0
     code, said, _ = run(TRAIN, "--resume", out, "--epochs", 4)
     assert code == 0

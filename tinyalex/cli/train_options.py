@@ -42,12 +42,14 @@ SMALL_DATA: dict[str, Any] = {
 
 WITH_WEIGHTS: dict[str, Any] = {
     **SMALL_DATA,
+    **NOT_IN_2012,
     "initial_weights": "variant",
-    "epochs": 40,
-    "lr": 0.001,
+    "epochs": 60,
+    "batch_size": 16,
+    "lr": 0.0003,  # from 0.001 on, some networks give NaN
     "head_lr_factor": 10.0,
 }
-"""Defaults with --weights, for few images: a tenth of the rate of a network from scratch."""
+"""Defaults with --weights, for few images: benchmarks/transfer.py compares rates."""
 
 EMBEDDED = {
     **SMALL_DATA,
@@ -196,6 +198,8 @@ def read_resumed(
         raise ValueError(f"{error}: resume with --threads {get_num_threads()}") from error
     rounding = "the last digits may differ from those of an uninterrupted run"
     notes = {"threads": rounding, "device": rounding}
+    if new.freeze:  # whose features may be kept in it
+        notes["image_cache"] = rounding
     if new.schedule in LONGER:
         notes["epochs"] = LONGER[new.schedule]
     if changed:
