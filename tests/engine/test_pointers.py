@@ -22,7 +22,10 @@ FILES = sorted(
 )
 NAMES_OF_FILES = ["/" + path.relative_to(ROOT).as_posix() for path in FILES]
 # Files of other projects, and of examples.
-FOREIGN_FILES = {"convdata_jpeg.py", "solvers/sgd_solver.cpp", "test.cu", "b.py"}
+FOREIGN_FILES = {
+    *("convdata_jpeg.py", "solvers/sgd_solver.cpp", "import-caffe.py", "kaffe/transformers.py"),
+    *("test.cu", "b.py"),
+}
 # What may stand before a dot and is no module or class of this project: packages, tools, variables.
 FOREIGN_OWNERS = {
     *("np", "torch", "cupy", "cupyx", "numba", "time", "dataclasses", "cudnn", "cuda"),

@@ -8,21 +8,19 @@ stretched to a square before a square is cut from them.
 
 from __future__ import annotations
 
-import math
-from dataclasses import fields
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyalex.files import FileError
 from tinyalex.interop.blobs import blob_array, blob_shape
+from tinyalex.interop.layers import fitting
 from tinyalex.interop.means import IMAGENET_MEAN, Mean, as_mean, read_mean
 from tinyalex.interop.protobuf import EMPTY, Fields, Reader, Value
 from tinyalex.interop.reading import Request
 from tinyalex.interop.weights import Weights, array_names, check_shapes
 from tinyalex.models import VARIANTS
-from tinyalex.models.spec import LRN, Conv, Dropout, Layer, Linear, Pool, ReLU
+from tinyalex.models.spec import LRN, Conv, Layer, Linear, Pool, ReLU
 
 SHORTER_SIDE = 256
 """Pixels of the square that Caffe's examples stretch an image to."""
@@ -123,10 +121,6 @@ class Net:
             self._add(reader.fields(place), V2)
         if not self.layers:
             raise FileError("it has no layers")
-        last = max((i for i, (_, own) in enumerate(self.layers) if type(own) is Linear), default=0)
-        name, layer = self.layers[last]
-        if isinstance(layer, Linear):
-            self.layers[last] = name, Linear(None)
 
     def _add(self, content: Fields, generation: Generation) -> None:
         name = self.reader.text(content.get(generation.name, [EMPTY])[-1])
@@ -214,7 +208,7 @@ def read(request: Request) -> Weights:
     """Return the weights in a .caffemodel file."""
     reader = Reader(request.file, request.size)
     net = Net(reader)
-    name = _fitting(net, request.variant)
+    name = fitting(net.layers, request.variant)
     variant = VARIANTS[name]
     crop = net.input.get("crop", variant.input_size)
     if crop != variant.input_size:
@@ -234,6 +228,12 @@ def read(request: Request) -> Weights:
         mean = as_mean(np.array(net.input["mean"] * (3 // len(net.input["mean"]))))
     else:
         notes.append("the file has no mean: ImageNet's is subtracted, a number per colour")
+    shorter_side = len(mean) if isinstance(mean, np.ndarray) else SHORTER_SIDE
+    if shorter_side < variant.input_size:
+        raise FileError(
+            f"the mean image has {shorter_side} pixels, fewer than the {variant.input_size} of the "
+            f"variant {name!r}"
+        )
     return Weights(
         arrays,
         variant=name,
@@ -241,7 +241,7 @@ def read(request: Request) -> Weights:
         mean=mean,
         std=(1 / scale,) * 3,
         resize="warp",
-        shorter_side=len(mean) if isinstance(mean, np.ndarray) else SHORTER_SIDE,
+        shorter_side=shorter_side,
         input_size=variant.input_size,
         channels="BGR",
         notes=tuple(notes),
@@ -252,41 +252,3 @@ def turn_colours(weight: np.ndarray) -> None:
     """Turn filters [K, C, H, W] from BGR to RGB, in place."""
     if weight.shape[1] == 3:
         weight[:, [0, 2]] = weight[:, [2, 0]]
-
-
-def _fitting(net: Net, asked: str | None) -> str:
-    """Return the variant that has a network's layers."""
-    if asked is not None and asked not in VARIANTS:
-        raise FileError(f"variant must be one of {', '.join(VARIANTS)}; got {asked!r}")
-    differences = {name: _difference(net, name) for name in ([asked] if asked else VARIANTS)}
-    name = max(differences, key=lambda one: differences[one][0])
-    if told := differences[name][1]:
-        raise FileError(told)
-    return name
-
-
-def _difference(net: Net, variant: str) -> tuple[float, str]:
-    """Return place and sentence of the first layer that differs."""
-    features, classifier = VARIANTS[variant].features, VARIANTS[variant].classifier
-    own = [layer for layer in (*features, *classifier) if layer != Dropout()]
-    if all(isinstance(layer, (Conv, Linear)) for _, layer in net.layers):  # weights alone
-        own = [layer for layer in own if isinstance(layer, (Conv, Linear))]
-    for place, (layer, there) in enumerate(zip_longest(own, net.layers)):
-        name, other = there or ("", None)
-        if _told(layer) != _told(other):
-            return place, (
-                (f"layer {name!r} is {_told(other)}" if other else "it ends")
-                + f" where the variant {variant!r} "
-                + (f"has {_told(layer)}" if layer else "ends")
-            )
-    return math.inf, ""
-
-
-def _told(layer: Layer | None) -> str:
-    """Return a layer in words, but for its initial weights."""
-    if layer is None:
-        return ""
-    shown = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    shown.pop("init", None)
-    numbers = (f"{name} {'classes' if x is None else f'{x:g}'}" for name, x in shown.items())
-    return f"{type(layer).__name__}({', '.join(numbers)})"

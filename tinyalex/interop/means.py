@@ -14,6 +14,8 @@ import numpy as np
 from tinyalex.files import FileError
 from tinyalex.folders import open_regular
 from tinyalex.interop.blobs import blob_array, blob_shape
+from tinyalex.interop.matlab_files import read_variables
+from tinyalex.interop.npy_files import read_npy
 from tinyalex.interop.protobuf import Reader
 
 IMAGENET_MEAN = (122.67891434, 116.66876762, 104.00698793)
@@ -37,12 +39,8 @@ def read_mean(path: str | os.PathLike[str]) -> Mean:
             head = file.read(128) or b""
             file.seek(0)
             if head.startswith(b"\x93NUMPY"):
-                from tinyalex.interop.numpy_files import read_npy
-
                 return as_mean(read_npy(file, size, MOST_NUMBERS))
             if head.startswith(b"MATLAB"):
-                from tinyalex.interop.matlab import read_variables
-
                 return _from_matlab(read_variables(file, size))
             return as_mean(_from_blob(file, size))
     except FileError as error:
@@ -78,7 +76,7 @@ def _from_matlab(variables: dict[str, np.ndarray]) -> Mean:
     return as_mean(image.transpose(orders[names[0]]))
 
 
-def as_mean(mean: np.ndarray) -> Mean:
+def as_mean(mean: np.ndarray, order: str = "BGR") -> Mean:
     """Return the mean [3], [3, 1, 1] or [3, H, W] in BGR as RGB."""
     while mean.ndim > 3 and len(mean) == 1:
         mean = mean[0]
@@ -95,7 +93,7 @@ def as_mean(mean: np.ndarray) -> Mean:
     if 0 < rgb.max() <= 1:
         raise FileError("its values lie in 0..1; those of pixels in 0..255 are expected")
     colours = tuple(rgb.reshape(3, -1).mean(1, dtype=np.float64).tolist())
-    check_order(colours)
+    check_order(colours, order)
     if rgb[0].size == 1:
         return colours
     return np.ascontiguousarray(rgb.transpose(1, 2, 0))

@@ -45,6 +45,12 @@ def _is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
 
 
+def _is_numpy(head: bytes) -> bool:
+    """Tell an array, and a zip archive that begins with one."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    return head.startswith(b"\x93NUMPY") or (head[:4] == b"PK\3\4" and name.endswith(b".npy"))
+
+
 def _is_torch(head: bytes) -> bool:
     """Tell a zip archive, torch's first pickle and a tar archive."""
     return head.startswith(b"PK\3\4") or TORCH_MAGIC in head[:32] or head[257:262] == b"ustar"
@@ -61,7 +67,9 @@ ONNX = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2}
 
 FORMATS: list[Format] = [
     Format("safetensors", _is_safetensors, "safetensors_files"),
+    Format("NumPy", _is_numpy, "numpy_files"),
     Format("PyTorch", _is_torch, "torch_files"),
+    Format("MatConvNet", lambda head: head.startswith(b"MATLAB"), "matlab"),
     Format("Caffe", lambda head: protobuf.begins(head, CAFFE), "caffe"),
     Format("ONNX", lambda head: protobuf.begins(head, ONNX), "onnx_import"),
 ]

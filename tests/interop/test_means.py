@@ -1,0 +1,105 @@
+"""Mean images and colours of Caffe's networks, in each of their files."""
+
+import io
+
+import numpy as np
+import pytest
+import scipy.io
+from caffemodels import blob, caffemodel, layers
+
+from tinyalex.files import FileError
+from tinyalex.interop import load_weights
+from tinyalex.interop.means import IMAGENET_MEAN, read_mean
+
+
+@pytest.fixture
+def image(rng):
+    """Return a mean image [H, W, 3] in RGB, whose rows, columns and colours all differ."""
+    ramps = np.linspace(0, 60, 256)[:, None, None] + np.linspace(0, 30, 256)[:, None]
+    return (ramps + np.array([40, 30, 20]) + rng.uniform(0, 5, (256, 256, 3))).astype(np.float32)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def mat(**variables):
+    file = io.BytesIO()
+    scipy.io.savemat(file, variables)
+    return file.getvalue()
+
+
+FILES = {  # of an image [3, H, W] in BGR, as Caffe's npy has it
+    "binaryproto": lambda bgr: blob(bgr[None], legacy=True),
+    "binaryproto with a shape": lambda bgr: blob(bgr[None]),
+    "binaryproto of doubles": lambda bgr: blob(bgr[None], dtype="<f8"),
+    "npy": npy,
+    "npy of doubles": lambda bgr: npy(bgr.astype(np.float64)),
+    "npy in columns": lambda bgr: npy(np.asfortranarray(bgr)),
+    "npy of one image in a batch": lambda bgr: npy(bgr[None]),
+    "mat, W x H x BGR": lambda bgr: mat(mean_data=bgr.transpose(2, 1, 0)),
+    "mat before 2015, H x W x BGR": lambda bgr: mat(image_mean=bgr.transpose(1, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("write", FILES.values(), ids=FILES.keys())
+def test_every_file_has_the_same_image(tmp_path, image, write):
+    (tmp_path / "mean").write_bytes(write(image.transpose(2, 0, 1)[::-1]))
+    mean = read_mean(tmp_path / "mean")
+    assert mean.dtype == np.float32
+    assert np.array_equal(mean, image)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
+def test_three_numbers_are_a_colour(tmp_path, shape):
+    (tmp_path / "mean").write_bytes(npy(np.reshape([104.0, 117.0, 123.0], shape)))
+    assert read_mean(tmp_path / "mean") == (123, 117, 104)
+
+
+BGR = np.full((3, 256, 256), 100.0, np.float32)
+RGB = np.array(IMAGENET_MEAN)[:, None, None] + np.zeros((256, 256))
+REFUSALS = {
+    "RGB": (npy(RGB), "colours are those of ImageNet in the wrong order: BGR is expected"),
+    "RGB numbers": (npy(np.array([123.0, 117, 104])), "wrong order"),
+    "RGB in a blob": (blob(RGB[None]), "wrong order"),
+    "RGB in a mat": (mat(mean_data=RGB.T), "wrong order"),
+    "colours last": (npy(BGR.T), r"\[3, H, W\] .* got float32 of shape \[256, 256, 3\]"),
+    "one channel": (npy(BGR[0]), r"got float32 of shape \[256, 256\]"),
+    "four numbers": (npy(np.ones(4)), r"three numbers are expected"),
+    "unknown variable": (mat(mean=BGR.T), r"it has mean; mean_data .* is expected"),
+    "two variables": (mat(mean_data=BGR.T, image_mean=BGR.T), "it has mean_data, image_mean"),
+    "colours first in a mat": (mat(mean_data=BGR), "got float32 of shape"),
+    "0..1": (npy(BGR / 255), "its values lie in 0..1"),
+    "negative": (npy(BGR - 200), r"its values must lie in 0\.\.255"),
+    "not finite": (npy(BGR * np.nan), r"its values must lie in 0\.\.255"),
+    "not square": (npy(BGR[:, :, :200]), "200 x 256 pixels is not square"),
+    "pickle": (npy(np.array({"a": 1}, object)), "its array of object has no numbers"),
+    "cut": (npy(BGR)[:-4], "does not fill it"),
+    "cut blob": (blob(BGR)[:-4], "its fields are damaged"),
+    "no blob": (b"no mean", "its fields are damaged"),
+    "empty": (b"", r"got float32 of shape|numbers are expected"),
+}
+
+
+@pytest.mark.parametrize(("raw", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_what_is_no_mean_is_refused(tmp_path, raw, message):
+    (tmp_path / "mean").write_bytes(raw)
+    with pytest.raises(FileError, match=message) as failure:
+        read_mean(tmp_path / "mean")
+    assert "\n" not in str(failure.value)
+    assert f"the mean {tmp_path / 'mean'}: " in str(failure.value)
+
+
+def test_the_image_s_size_is_the_one_that_images_are_resized_to(tmp_path, image, thin):
+    name, variant, arrays = thin
+    (tmp_path / "net").write_bytes(caffemodel(layers(variant, arrays), 2))
+    for size in (256, 240):
+        (tmp_path / "mean").write_bytes(FILES["npy"](image[:size, :size].transpose(2, 0, 1)[::-1]))
+        weights = load_weights(tmp_path / "net", mean=tmp_path / "mean")
+        assert np.array_equal(weights.mean, image[:size, :size])
+        assert weights.shorter_side == size
+    (tmp_path / "mean").write_bytes(FILES["npy"](image[:200, :200].transpose(2, 0, 1)))
+    with pytest.raises(FileError, match=f"200 pixels, fewer than the 227 .* '{name}'"):
+        load_weights(tmp_path / "net", mean=tmp_path / "mean")
