@@ -2,6 +2,7 @@
 
 import os
 
+import cv2
 import numpy as np
 import pytest
 from caffemodels import caffemodel, field, layers, prototxt
@@ -35,7 +36,6 @@ def test_every_generation_has_the_same_weights(load, thin, generation, packed, d
 @pytest.mark.parametrize(("name", "generation"), [("caffe", 1), ("caffenet", 2)])
 def test_answers_are_opencv_s(tmp_path, rng, draw, name, generation):
     """In BGR there, in RGB here; and in the memory of the weights."""
-    cv2 = pytest.importorskip("cv2")
     variant = VARIANTS[name]
     drawn = draw(variant, 1000)
     theirs = layers(variant, drawn)

@@ -192,13 +192,19 @@ class Reader:
 
 
 def begins(head: bytes, kinds: Mapping[int, int]) -> bool:
-    """Tell if a file begins with fields of these numbers and kinds."""
+    """Tell if a file begins with fields of these numbers and kinds.
+
+    There is no mark. The first field is a name: that tells texts that begin with an empty line.
+    """
     here = seen = 0
     while here + 1 < len(head):
         tag, here = _number(head, here)
         if kinds.get(tag >> 3) != tag & 7:
             return False
         value, here = _number(head, here)
+        name = head[here : here + value] if tag >> 3 == 1 else b""
+        if tag >> 3 == 1 and (len(name) < value or not name.decode("latin-1").isprintable()):
+            return False
         here += value if tag & 7 == 2 else 0
         seen += 1
     return seen > 0
