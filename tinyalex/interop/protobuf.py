@@ -205,8 +205,9 @@ def begins(head: bytes, kinds: Mapping[int, int]) -> bool:
         name = head[here : here + value] if tag >> 3 == 1 else b""
         if tag >> 3 == 1 and (len(name) < value or not name.decode("latin-1").isprintable()):
             return False
-        here += value if tag & 7 == 2 else 0
-        seen += 1
+        if tag & 7 == 2:
+            here += value
+            seen += 1
     return seen > 0
 
 
