@@ -3,7 +3,8 @@
     python benchmarks/transfer.py flowers                # half an hour on one core
 
 The first classes of the folder are learned from all their photographs, by a thin network, the
-others from a few each: from scratch, or beginning with that network. The rate of each way to learn
+others from a few each: from scratch, beginning with that network, or by a linear classifier of its
+features, of an untrained network's and of pixels. The rate of each way to learn
 is the best of five for each number of photographs, by images that are in no table; accuracies are
 then of the validation images, over other draws of photographs. The folder has train/ and val/.
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tinyalex.models import VARIANTS, AlexNet
 from tinyalex.schedule import Cosine
 from tinyalex.training import (
     evaluate,
+    features,
     freeze,
     layer_rates,
     replace_head,
@@ -36,6 +38,8 @@ from tinyalex.training import (
     train_step,
 )
 from tinyalex.training.build import first_images
+from tinyalex.training.features import pixels
+from tinyalex.training.probe import fit_probe
 from tinyalex.training.settings import AUGMENTATIONS
 
 PIXELS, SIDE = 95, 109
@@ -171,6 +175,34 @@ WAYS: dict[str, Begin] = {
 }
 
 
+Describe = Callable[[np.ndarray], np.ndarray]
+
+
+def of_pool5(state: dict[str, np.ndarray] | None, seed: int) -> Describe:
+    """Return the description by pool5, untrained without a state."""
+    ta.manual_seed(seed)
+    model = ta.models.alexnet(VARIANT, BASE)
+    if state is not None:
+        model.load_state_dict(state)
+    return partial(features, model, layer="pool5")
+
+
+PROBES: dict[str, Callable[[dict[str, np.ndarray], int], Describe]] = {
+    "probe of pool5": of_pool5,
+    "probe of an untrained pool5": lambda state, seed: of_pool5(None, seed),
+    "probe of pixels": lambda state, seed: pixels,
+}
+
+
+def vectors(describe: Describe, images: Images) -> np.ndarray:
+    """Return the vectors that describe images."""
+    scale = VARIANT.pixels
+    assert scale.mean is not None
+    transform = EvalTransform(PIXELS, scale.mean, scale.std)
+    loader = Loader(images, min(50, len(images)), transform, shuffle=False, workers=1)
+    return np.concatenate([describe(batch.images) for batch in loader.epoch(0)])
+
+
 class Experiment:
     """Trainings on one folder, with their results in a file."""
 
@@ -201,14 +233,25 @@ class Experiment:
             self.keep()
         return model.state_dict()
 
+    def images_for(self, shots: int, seed: int) -> tuple[Images, Images]:
+        """Return the images to learn from, and those to judge by."""
+        pool = self.images("train")
+        order = np.random.default_rng(0).permutation(len(pool))
+        judges = pool.some(order[:300]) if seed in TUNING else self.images("val")
+        return drawn(pool.some(order[300:]), shots, seed), judges
+
+    def probed(self, way: str, shots: int, seed: int) -> float:
+        """Return the accuracy of one probe."""
+        images, judges = self.images_for(shots, seed)
+        describe = PROBES[way](self.base(), seed)
+        probe = fit_probe(vectors(describe, images), images.labels, len(images.classes))
+        return probe.accuracy(vectors(describe, judges), judges.labels)
+
     def score(self, way: str, shots: int, rate: float, seed: int) -> float:
         """Return the accuracy of one training."""
         key = f"{way}, {shots}, {rate:g}, {seed}"
         if key not in self.done:
-            pool = self.images("train")
-            order = np.random.default_rng(0).permutation(len(pool))
-            judges = pool.some(order[:300]) if seed in TUNING else self.images("val")
-            images = drawn(pool.some(order[300:]), shots, seed)
+            images, judges = self.images_for(shots, seed)
             model, groups = WAYS[way](self.base(), images, seed)
             try:
                 self.done[key] = accuracy(learn(model, groups, images, rate, STEPS, seed), judges)
@@ -225,6 +268,8 @@ class Experiment:
 
     def cell(self, way: str, shots: int) -> dict[str, Any]:
         """Return the accuracies of a way to learn, at its best rate."""
+        if way in PROBES:
+            return {"top1": [self.probed(way, shots, seed) for seed in SEEDS]}
 
         def tuned(rate: float) -> float:
             return statistics.fmean(self.score(way, shots, rate, seed) for seed in TUNING)
@@ -236,13 +281,13 @@ class Experiment:
 def table(result: dict[str, Any]) -> str:
     """Return the table: means and standard deviations of the accuracies."""
     lines = [
-        "| photographs of each class | " + " | ".join(WAYS) + " |",
-        "|---" * (1 + len(WAYS)) + "|",
+        "| photographs of each class | " + " | ".join([*WAYS, *PROBES]) + " |",
+        "|---" * (1 + len(WAYS) + len(PROBES)) + "|",
     ]
     for shots, cells in result["cells"].items():
         texts = [
-            f"{statistics.fmean(cell['top1']):.1%} ± {statistics.stdev(cell['top1']):.1%} "
-            f"(rate {cell['rate']:g})"
+            f"{statistics.fmean(cell['top1']):.1%} ± {statistics.stdev(cell['top1']):.1%}"
+            + (f" (rate {cell['rate']:g})" if "rate" in cell else "")
             for cell in cells.values()
         ]
         lines.append(f"| {shots} | " + " | ".join(texts) + " |")
@@ -264,7 +309,8 @@ def main() -> None:
     threads.set_num_threads(1)  # as many of these as there are cores are quicker
     experiment = Experiment(arguments.data, arguments.store)
     experiment.base()
-    cells = {shots: {way: experiment.cell(way, shots) for way in WAYS} for shots in arguments.shots}
+    ways = [*WAYS, *PROBES]
+    cells = {shots: {way: experiment.cell(way, shots) for way in ways} for shots in arguments.shots}
     result = {"machine": report.machine(), "base": experiment.done["base"], "cells": cells}
     report.save("transfer", result)
     print(table(result))
