@@ -33,9 +33,9 @@ from tinyalex.training import Settings, StoppedError
 
 RECIPE: dict[str, Any] = {
     "input_size": 128,
-    "epochs": 160,
+    "epochs": 150,
     "batch_size": 32,
-    "lr": 0.003,
+    "lr": 0.002,
     "mixup": 0.2,
     "label_smoothing": 0.1,
 }
@@ -46,15 +46,21 @@ ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "recipe": ("the recipe in question", {}),
     "rate-half": ("... at half the rate", {"lr": RECIPE["lr"] / 2}),
     "rate-double": ("... at twice the rate", {"lr": RECIPE["lr"] * 2}),
-    "batch-64": ("... in batches of 64 at twice the rate", {"lr": 0.006, "batch_size": 64}),
+    "batch-64": (
+        "... in batches of 64 at twice the rate",
+        {"lr": RECIPE["lr"] * 2, "batch_size": 64},
+    ),
     "no-mixup": ("... without mixup", {"mixup": 0.0}),
     "no-smoothing": ("... without label smoothing", {"label_smoothing": 0.0}),
     "average": ("... with averaged weights", {"average": 0.1}),
     "decay-2e-3": ("... with a weight decay of 0.002", {"weight_decay": 2e-3}),
     "dropout-0.3": ("... with a dropout of 0.3", {"dropout": 0.3}),
-    "160": ("... of 160 pixels, as long", {"input_size": 160, "epochs": 130}),
-    "growing": ("... from 96 to 176 pixels, as long", {"first_size": 96, "input_size": 176}),
-    "224": ("... of 224 pixels, as long", {"input_size": 224, "epochs": 90}),
+    "160": ("... of 160 pixels, as long", {"input_size": 160, "epochs": 120}),
+    "growing": (
+        "... from 96 to 176 pixels, as long",
+        {"first_size": 96, "input_size": 176, "epochs": 130},
+    ),
+    "224": ("... of 224 pixels, as long", {"input_size": 224, "epochs": 85}),
     "paper-augmentation": ("... with the paper's augmentation", {"augment": "paper"}),
     "variant-weights": ("... from the variant's weights", {"initial_weights": "variant"}),
 }
