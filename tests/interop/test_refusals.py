@@ -4,6 +4,7 @@ import itertools
 import re
 from dataclasses import replace
 
+import caffemodels
 import numpy as np
 import pytest
 import torch_twins
@@ -382,4 +383,52 @@ def test_one_file_begins_and_another_ends(first, second, tmp_path):
     path = tmp_path / "alexnet.pth"
     path.write_bytes(one[: len(one) // 2] + two[len(two) // 2 :])
     with pytest.raises(ta.FileError, match=r"alexnet\.pth"):
+        ta.load_weights(path)
+
+
+def of_layer(layer, change):
+    """Return a change of the arrays of one of Caffe's layers."""
+    return lambda found: [
+        (kind, name, settings, change(own) if name == layer else own)
+        for kind, name, settings, own in found
+    ]
+
+
+def exchanged(one, other):
+    """Return a change that gives two of Caffe's layers each other's arrays."""
+
+    def change(found):
+        own = {name: arrays for _, name, _, arrays in found}
+        own[one], own[other] = own[other], own[one]
+        return [(kind, name, settings, own[name]) for kind, name, settings, _ in found]
+
+    return change
+
+
+CAFFE = {
+    "fc6 and fc7": (exchanged("fc6", "fc7"), "fc6"),
+    "fc7 and fc8": (exchanged("fc7", "fc8"), "fc7|fc8"),
+    "conv3 and conv4": (exchanged("conv3", "conv4"), "conv3"),
+    "NaN": (of_layer("conv2", lambda own: [put(np.nan)(own[0]), own[1]]), "conv2.weight .*finite"),
+    "no arrays": (of_layer("conv5", lambda own: []), "conv5"),
+    "no bias": (of_layer("fc7", lambda own: own[:1]), "fc7"),
+    "HWIO": (of_layer("conv1", lambda own: [own[0].transpose(2, 3, 1, 0), own[1]]), "conv1"),
+    "in, out": (of_layer("fc6", lambda own: [own[0].T, own[1]]), "fc6"),
+    "no conv3": (lambda found: [one for one in found if one[1] != "conv3"], "conv3|conv4|layer"),
+    "no fc8": (lambda found: [one for one in found if one[1] != "fc8"], "fc"),
+    "a layer more": (lambda found: [*found[:-1], found[-2], found[-1]], "layer|fc"),
+    "only data": (lambda found: found[:1], "layer"),
+}
+
+
+@pytest.mark.parametrize("generation", [0, 1, 2])
+@pytest.mark.parametrize("case", CAFFE)
+def test_caffemodels_that_are_refused(case, generation, tmp_path):
+    change, expected = CAFFE[case]
+    arrays = dict(zip(LAYERS.values(), state_of("caffe").values(), strict=True))
+    path = tmp_path / "alexnet.caffemodel"
+    path.write_bytes(
+        caffemodels.caffemodel(change(caffemodels.layers(VARIANTS["caffe"], arrays)), generation)
+    )
+    with pytest.raises(ta.FileError, match=rf"alexnet\.caffemodel.*({expected})"):
         ta.load_weights(path)
