@@ -8,6 +8,7 @@ Winograd's algorithm in tiles of 4 x 4 outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
 from shared.network import Step
 from tinyalex import nn
@@ -31,15 +32,11 @@ def operations(steps: Iterable[Step], batch_size: int, training: bool) -> dict[s
         if training and not first:
             outputs.append(x.shape[2:])  # the input gradient is a convolution, too
         first = False
-        direct = 2.0 * batch_size * layer.weight.size * _pixels(y.shape[2:])
+        direct = 2.0 * batch_size * layer.weight.size * prod(y.shape[2:])  # 1 of a linear layer
         for output in outputs:
             total["direct"] += direct
             total["winograd"] += _winograd(layer, output, batch_size) or direct
     return total
-
-
-def _pixels(size: tuple[int, ...]) -> int:
-    return size[0] * size[1] if size else 1  # a linear layer has none
 
 
 def _winograd(layer: nn.Module, output: tuple[int, ...], images: int) -> float | None:

@@ -205,13 +205,10 @@ def _pool(name: str, layer: nn.MaxPool2d, x: np.ndarray, grad: np.ndarray) -> It
 
 
 def _relu(name: str, x: np.ndarray, grad: np.ndarray) -> Iterator[Row]:
-    yield Row(name, "forward", {**_ours("relu", lambda x: (x,), x), **_theirs(_torch_relu, (x,))})
+    torch_relu = torch.relu if torch_kernels else None
+    yield Row(name, "forward", {**_ours("relu", lambda x: (x,), x), **_theirs(torch_relu, (x,))})
     backward = _ours("relu_input_grad", lambda *a: a, grad, np.maximum(x, 0))
-    yield Row(name, "input gradient", {**backward, **_theirs(_torch_relu, (x,), grad)})
-
-
-def _torch_relu(x: Any) -> Any:
-    return torch.relu(x)
+    yield Row(name, "input gradient", {**backward, **_theirs(torch_relu, (x,), grad)})
 
 
 def _dropout(name: str, x: np.ndarray) -> Row:

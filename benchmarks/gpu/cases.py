@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,7 +108,9 @@ def expected(net: Net, images: int, training: bool) -> dict[str, np.ndarray]:
     For training ``loss`` and the gradient of each parameter, else ``logits``.
     """
     model = net.build().to(np.dtype(np.float64))
-    parts = list(_chunks(*batch(net, images)))
+    x, labels = batch(net, images)
+    chunks = [slice(begin, begin + CHUNK) for begin in range(0, images, CHUNK)]
+    parts = [(ta.Tensor(x[part].astype(np.float64)), labels[part]) for part in chunks]
     if not training:
         with ta.no_grad():
             return {"logits": np.concatenate([model(x).numpy() for x, _ in parts])}
@@ -120,12 +121,6 @@ def expected(net: Net, images: int, training: bool) -> dict[str, np.ndarray]:
         loss += part.item() / images
     gradients = {name: p.grad / images for name, p in model.named_parameters()}
     return {"loss": np.array(loss), **gradients}
-
-
-def _chunks(x: np.ndarray, labels: np.ndarray) -> Iterator[tuple[ta.Tensor, np.ndarray]]:
-    for begin in range(0, len(x), CHUNK):
-        part = slice(begin, begin + CHUNK)
-        yield ta.Tensor(x[part].astype(np.float64)), labels[part]
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """The CPU's benchmark with tinyalex alone, and its tables."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from cpu import tables
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -21,12 +24,6 @@ if __name__ == "__main__":
         print(*processes, flush=True)
         {then}
 """
-
-
-@pytest.fixture
-def modules(monkeypatch):
-    """Let a test import the benchmark's modules, as its own process does."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def lives(process):
@@ -110,6 +107,17 @@ def test_after_pauses_and_beside_a_busy_process(tmp_path):
     assert "not saved" in done.stdout
 
 
+def test_another_checkout_is_named_by_its_commit_and_imported(tmp_path):
+    (tmp_path / "tinyalex.py").write_text("print('another'); raise SystemExit")
+    git = ["git", "-C", tmp_path, "-c", "user.name=A", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], check=True)
+    code = f"from cpu import peers; other = peers.checkout({str(tmp_path)!r}); print(other.name)"
+    command = [sys.executable, "-c", f"{code}; other.build(None, None)"]
+    said = subprocess.check_output(command, env=ENVIRONMENT, text=True)
+    assert re.fullmatch(r"tinyalex [0-9a-f]{7,}\nanother\n", said)
+
+
 def result(ours, **theirs):
     """Return a saved result, of rounds of one call each."""
     times = {"tinyalex": ours, **{name.replace("_", " "): of for name, of in theirs.items()}}
@@ -130,19 +138,15 @@ def result(ours, **theirs):
     ],
 )
 def test_a_goal_counts_the_best_peer_and_says_what_compiling_changes(
-    compiled, goal, measured, moved, modules
+    compiled, goal, measured, moved
 ):
-    from cpu import tables
-
     times = result([2.0] * 3, OpenVINO=[3.0, 3.1, 2.9], torch_compiled=[compiled] * 3)
     text = tables._speed_goal(times, tables.PREDICTORS, goal)
     assert f"{measured}<br>{moved}" in text.replace(tables.TIMES, "x")
 
 
 @pytest.mark.parametrize(("goal", "verdict"), [(1.0, "met"), (1.05, "missed")])
-def test_a_difference_inside_the_spread_is_equal(goal, verdict, modules):
-    from cpu import tables
-
+def test_a_difference_inside_the_spread_is_equal(goal, verdict):
     times = result([2.0, 2.2, 2.1], OpenVINO=[2.1, 1.9, 2.1])
     text = tables._speed_goal(times, ("OpenVINO",), goal)
     assert f"equal (0.86 .. 1.05), OpenVINO: **{verdict}**" in text

@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpu import floors, run, tables
+from gpu.cases import Case, Net, distance, expected, objection
+from gpu.timing import Times
+from shared import report
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 START = """
@@ -69,14 +74,6 @@ def measured(tmp_path_factory):
     return folder, bench(folder, "--images 1 --precision A --precision C --calls 1 --table")
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """Let the tests import the benchmark's modules, as its own process does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield
-
-
 def test_every_contestant_is_checked_and_timed(measured):
     folder, _ = measured
     for precision, limit in (("A", 1e-5), ("C", 1e-2)):
@@ -108,11 +105,7 @@ def test_switches_and_what_is_missing_are_printed(measured):
     assert "commit" in printed
 
 
-def test_percentages_are_of_measured_ceilings(measured, modules):
-    from gpu import floors
-    from gpu.cases import Net
-    from gpu.timing import Times
-
+def test_percentages_are_of_measured_ceilings(measured):
     folder, _ = measured
     case = result(folder, CASE.format("train", "A"))
     ceilings = floors.Ceilings(**case["ceilings"])
@@ -131,7 +124,7 @@ def test_percentages_are_of_measured_ceilings(measured, modules):
     assert result(folder, CASE.format("train", "C"))["floor_seconds"] is None
 
 
-def test_every_pass_of_every_layer_has_a_row(measured, modules):
+def test_every_pass_of_every_layer_has_a_row(measured):
     folder, _ = measured
     rows = result(folder, "gpu-layers-g1-lrn-thin32-63-1")["rows"]
     assert not [row for row in rows if row["failed"]]
@@ -256,10 +249,7 @@ def test_without_a_gpu_it_says_what_is_missing(words, tmp_path):
 # --- floors, ratios, PyTorch ----------------------------------------------------------------------
 
 
-def test_floors_are_those_calculated_by_hand(modules):
-    from gpu import floors
-    from gpu.cases import Net
-
+def test_floors_are_those_calculated_by_hand():
     works = {(w.layer, w.part): w for w in floors.works(Net(), 128, True)}
     # 256 filters of 5 x 5 x 96 on 27 x 27 pixels of 128 images; x, w, y in float32.
     conv2 = works["conv2", "forward"]
@@ -277,12 +267,10 @@ def test_floors_are_those_calculated_by_hand(modules):
     assert towers["conv2", "forward"].operations == conv2.operations / 2
 
 
-def test_class_a_may_use_the_tensor_cores(modules):
-    from gpu.floors import Ceilings
-
-    assert Ceilings({"A": 60e12, "B": 300e12}, 3e12).rate("A") == 100e12
-    assert Ceilings({"A": 60e12, "B": 150e12}, 3e12).rate("A") == 60e12
-    assert Ceilings({"A": 60e12}, 3e12).rate("B") is None
+def test_class_a_may_use_the_tensor_cores():
+    assert floors.Ceilings({"A": 60e12, "B": 300e12}, 3e12).rate("A") == 100e12
+    assert floors.Ceilings({"A": 60e12, "B": 150e12}, 3e12).rate("A") == 60e12
+    assert floors.Ceilings({"A": 60e12}, 3e12).rate("B") is None
 
 
 def turns(*milliseconds):
@@ -310,9 +298,7 @@ def case_result(precision, ours, theirs):
         ((2, 2, 2), "0.67\N{MULTIPLICATION SIGN} (0.67 .. 0.67), torch NCHW eager: **missed**"),
     ],
 )
-def test_goals_are_met_only_ahead_in_every_round(modules, theirs, expected):
-    from gpu import tables
-
+def test_goals_are_met_only_ahead_in_every_round(theirs, expected):
     table = tables.goals_table([case_result("B", turns(3, 3, 3), turns(*theirs))])
     row = next(line for line in table.splitlines() if line.startswith("| training step, class B"))
     assert row.endswith(f"goal: more than 1.2\N{MULTIPLICATION SIGN}<br>{expected} |")
@@ -322,9 +308,7 @@ def test_goals_are_met_only_ahead_in_every_round(modules, theirs, expected):
     assert table.count("not yet measured on hardware") == 11
 
 
-def test_only_the_fastest_settings_are_tried_at_other_sizes(modules):
-    from gpu import run
-
+def test_only_the_fastest_settings_are_tried_at_other_sizes():
     campaign = run.Campaign(Path(), {}, None, None, quick=False)
     alone = {"torch a": 5, "torch b": 1, "torch c": 3, "torch d": 2, "tinyalex": 0.5}
     found = case_result("B", turns(1), turns(1))
@@ -336,10 +320,7 @@ def test_only_the_fastest_settings_are_tried_at_other_sizes(modules):
     assert campaign.favourites["train", "B"][0] == "torch b"
 
 
-def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
-    from gpu import run
-    from shared import report
-
+def test_a_quick_run_does_not_stand_for_a_full_one(tmp_path):
     facts = {"commit": "c", "gpu": "g", "driver": "d", "versions": {}}
     report.save("case", {"facts": facts, "quick": True}, tmp_path)
     for quick in (True, False):
@@ -349,10 +330,9 @@ def test_a_quick_run_does_not_stand_for_a_full_one(modules, tmp_path):
     assert not run.measured_already("case", other)
 
 
-def test_pytorch_in_every_setting_that_a_cpu_can_run(modules, standin, monkeypatch):
+def test_pytorch_in_every_setting_that_a_cpu_can_run(standin, monkeypatch):
     torch = pytest.importorskip("torch")
     from gpu import contestant_torch as peer
-    from gpu.cases import Case, Net, expected, objection
     from gpu.contestants import check
 
     monkeypatch.setattr(peer, "DEVICE", "cpu")
@@ -385,9 +365,7 @@ def test_pytorch_in_every_setting_that_a_cpu_can_run(modules, standin, monkeypat
     assert len(seen) == 9
 
 
-def test_distance_counts_what_was_not_written(modules):
-    from gpu.cases import distance
-
+def test_distance_counts_what_was_not_written():
     assert distance(np.array([3.0, 4.5]), np.array([3.0, 4.0])) == pytest.approx(0.1)
     assert distance(np.array([np.nan, 4.0]), np.array([3.0, 4.0])) == np.inf
     assert distance(np.zeros((2, 1)), np.ones(2)) == np.inf

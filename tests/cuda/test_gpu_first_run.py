@@ -7,24 +7,18 @@ from pathlib import Path
 import pytest
 from helpers import run_python
 
+import gpu_first_run
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 
-@pytest.fixture
-def first_run(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu_first_run
-
-    return gpu_first_run
+def script(name, code, minutes=1.0):
+    return gpu_first_run.Part(name, (sys.executable, "-c", code), minutes)
 
 
-def script(first_run, name, code, minutes=1.0):
-    return first_run.Part(name, (sys.executable, "-c", code), minutes)
-
-
-def test_parts_run_what_exists(first_run, tmp_path):
-    parts = first_run.parts(tmp_path)
+def test_parts_run_what_exists(tmp_path):
+    parts = gpu_first_run.parts(tmp_path)
     for part in parts:
         for word in part.command:
             assert not word.startswith("benchmarks/") or (ROOT / word).exists()
@@ -36,17 +30,15 @@ def test_parts_run_what_exists(first_run, tmp_path):
     assert sum(part.minutes for part in parts[:-1]) < 28
 
 
-def test_a_failing_part_stops_no_other(first_run, tmp_path, monkeypatch):
+def test_a_failing_part_stops_no_other(tmp_path, monkeypatch):
     parts = [
-        script(first_run, "broken", "raise SystemExit('no GPU')"),
-        script(
-            first_run, "endless", "import time; print('begun', flush=True); time.sleep(60)", 0.02
-        ),
-        first_run.Part("foreign", ("no-such-program",), 1, "no-such-program"),
-        script(first_run, "good", "print('measured')"),
+        script("broken", "raise SystemExit('no GPU')"),
+        script("endless", "import time; print('begun', flush=True); time.sleep(60)", 0.02),
+        gpu_first_run.Part("foreign", ("no-such-program",), 1, "no-such-program"),
+        script("good", "print('measured')"),
     ]
-    monkeypatch.setattr(first_run, "parts", lambda folder: parts)
-    first_run.main([str(tmp_path)])
+    monkeypatch.setattr(gpu_first_run, "parts", lambda folder: parts)
+    gpu_first_run.main([str(tmp_path)])
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split(": ", 1)[0] for line in lines] == ["broken", "endless", "foreign", "good"]
     assert "FAILED (1)" in lines[0]
@@ -57,15 +49,15 @@ def test_a_failing_part_stops_no_other(first_run, tmp_path, monkeypatch):
     assert logs == {"broken": "no GPU\n", "endless": "begun\n", "good": "measured\n"}
 
 
-def test_parts_can_be_chosen_and_time_ends(first_run, tmp_path, monkeypatch, capsys):
-    parts = [script(first_run, name, "") for name in ("one", "two", "three")]
-    monkeypatch.setattr(first_run, "parts", lambda folder: parts)
-    first_run.main([str(tmp_path), "--from", "two", "--to", "two"])
-    first_run.main([str(tmp_path), "--minutes", "0", "--from", "three"])
+def test_parts_can_be_chosen_and_time_ends(tmp_path, monkeypatch, capsys):
+    parts = [script(name, "") for name in ("one", "two", "three")]
+    monkeypatch.setattr(gpu_first_run, "parts", lambda folder: parts)
+    gpu_first_run.main([str(tmp_path), "--from", "two", "--to", "two"])
+    gpu_first_run.main([str(tmp_path), "--minutes", "0", "--from", "three"])
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split(" after")[0] for line in lines] == ["two: done", "three: no time left"]
     with pytest.raises(SystemExit):
-        first_run.main([str(tmp_path), "--from", "four"])
+        gpu_first_run.main([str(tmp_path), "--from", "four"])
     assert "there are one, two, three" in capsys.readouterr().err
 
 

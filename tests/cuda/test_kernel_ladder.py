@@ -17,8 +17,7 @@ BOUNDS = {"A": 1e-6, "B": 1.5e-3, "C": 5e-3}
 
 
 @pytest.fixture
-def ladder(standin, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def ladder(standin):
     import kernel_ladder
 
     return kernel_ladder

@@ -1,7 +1,7 @@
 """The page on Winograd's convolution prints what the code does."""
 
-import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -11,18 +11,10 @@ PAGE = ROOT / "docs" / "winograd.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
-def load(path):
-    """Import a script that belongs to no package."""
-    description = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(description)
-    description.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def generated():
     """What the page should have between its markers now."""
-    return load(ROOT / "docs" / "winograd_page.py").blocks()
+    return runpy.run_path(str(ROOT / "docs" / "winograd_page.py"))["blocks"]()
 
 
 def on_page(name):

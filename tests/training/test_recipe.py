@@ -4,7 +4,7 @@ import importlib
 import shutil
 
 import pytest
-from commands import ROOT, contents
+from commands import contents
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -13,7 +13,6 @@ pytestmark = pytest.mark.usefixtures("tiny")
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     """Return the script, with a small recipe, writing below a folder."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     script = importlib.import_module("recipe")
     monkeypatch.setattr(script.report, "ROOT", tmp_path)
     monkeypatch.setattr(script.report, "RESULTS", tmp_path / "results")

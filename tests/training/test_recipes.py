@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from commands import ROOT, contents
+from commands import contents
 
 from tinyalex.training import Checkpoints, load_checkpoint, run_folder
 
@@ -19,7 +19,6 @@ TINY = {"variant": "tiny", "input_size": 28, "batch_size": 8, "augment": "none"}
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
     """Return the script, with two rows, writing below a folder."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     script = importlib.import_module("recipes")
     monkeypatch.setattr(script.report, "ROOT", tmp_path)
     monkeypatch.setattr(script.report, "RESULTS", tmp_path / "results")

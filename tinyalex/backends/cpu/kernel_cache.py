@@ -36,7 +36,7 @@ class KernelCache(FunctionCache):
         name = f"sealed-{self._impl.filename_base}"  # not the names of Numba's own files
         stamp = self._impl.locator.get_source_stamp()
         files = self._cache_file = _SealedFile(self.cache_path, name, stamp)
-        files.owners = {0, os.stat(inspect.getfile(function)).st_uid, _user()}
+        files.owners = {0, os.stat(inspect.getfile(function)).st_uid, getattr(os, "geteuid", int)()}
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return a kernel from the disk, or None."""
@@ -115,7 +115,3 @@ class _SealedFile(IndexDataCacheFile):
             os.unlink(path)
         say_once(f"{path} {reason}", AGAIN)
         return False
-
-
-def _user() -> int:
-    return os.geteuid() if hasattr(os, "geteuid") else 0
