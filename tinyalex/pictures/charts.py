@@ -139,7 +139,7 @@ def shots_chart(
         axes.set(xlabel="training images per class", ylabel="accuracy, %")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
         figure.savefig(png, format="png", dpi=130)
     write_atomically(path, lambda file: file.write(png.getvalue()))
 
