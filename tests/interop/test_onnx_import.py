@@ -118,8 +118,7 @@ def test_the_zoos_bvlcalexnet_at_its_real_size(tmp_path):
     network = weights.network()
     x = images(network, 1, scale=50.0)
     to_logits(model)
-    onnx.save(model, path)
-    agree(logits(network, x), run(path, as_blue_green_red(x)), 2e-6)
+    agree(logits(network, x), run(model, as_blue_green_red(x)), 2e-6)
 
 
 def zoo_model_of(opset):
