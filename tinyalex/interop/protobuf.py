@@ -22,6 +22,9 @@ MOST_FIELDS = 100_000
 BLOCK = 2**20
 """Bytes that are read at once where numbers are not packed."""
 
+NAME = 1 << 3 | 2
+"""Tag of a first field with a length: the name of Caffe's network."""
+
 LONGEST_TEXT = 1000
 """Bytes of a name."""
 
@@ -194,7 +197,8 @@ class Reader:
 def begins(head: bytes, kinds: Mapping[int, int]) -> bool:
     """Tell if a file begins with fields of these numbers and kinds.
 
-    There is no mark. The first field is a name: that tells texts that begin with an empty line.
+    There is no mark. A name in the first field must be printable: a text with an empty line in
+    front, which begins like that field, has none.
     """
     here = seen = 0
     while here + 1 < len(head):
@@ -202,8 +206,8 @@ def begins(head: bytes, kinds: Mapping[int, int]) -> bool:
         if kinds.get(tag >> 3) != tag & 7:
             return False
         value, here = _number(head, here)
-        name = head[here : here + value] if tag >> 3 == 1 else b""
-        if tag >> 3 == 1 and (len(name) < value or not name.decode("latin-1").isprintable()):
+        name = head[here : here + value] if tag == NAME else b""
+        if tag == NAME and (len(name) < value or not name.decode("latin-1").isprintable()):
             return False
         if tag & 7 == 2:
             here += value
