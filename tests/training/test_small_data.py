@@ -117,6 +117,14 @@ def test_images_grow_to_their_full_size(photos):
         assert batch.images.shape == (8, 3, side, side)
 
 
+@pytest.mark.parametrize("input_size", [25, 36, 37, 41, 57])
+def test_no_image_grows_beyond_the_full_size(photos, input_size):
+    settings = tiny_settings(photos, **{**ALL, "input_size": input_size, "epochs": 50})
+    sizes = [settings.size_at(epoch) for epoch in range(50)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1], max(sizes)) == (20, input_size, input_size)
+
+
 def test_processes_make_images_that_grow(photos):
     run, other = (
         new_run(tiny_settings(photos, **ALL, worker_processes=processes, workers=1))

@@ -259,7 +259,7 @@ class Settings:
         if self.first_size is None or done >= 1:
             return self.input_size
         side = self.first_size + (self.input_size - self.first_size) * done
-        return max(self.first_size, round(side / 16) * 16)
+        return min(max(self.first_size, round(side / 16) * 16), self.input_size)
 
     def differences(self, other: Settings) -> list[str]:
         """Return the names of the fields in which the two differ."""
