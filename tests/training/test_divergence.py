@@ -79,10 +79,10 @@ def test_the_layer_that_a_nan_is_planted_in_is_named(
     assert (report["step"], report["direction"], report["layer"]) == (3, direction, layer)
 
 
-@pytest.fixture
-def diverged(photos, tmp_path):
+@pytest.fixture(params=[{}, {"mixup": 0.3, "label_smoothing": 0.1}], ids=["labels", "targets"])
+def diverged(request, photos, tmp_path):
     """Return a run that stopped at its fifth step for a NaN in conv1, the error, and its folder."""
-    run = new_run(tiny_settings(photos))
+    run = new_run(tiny_settings(photos, **request.param))
     layer = run.classifier.model.weight_layers["conv1"]
     watcher = Watcher(lambda *now: now == ("epoch 1/3", 4) and in_the_weight(layer))
     stopping = trainer(run, tmp_path, watcher, seconds=0, share=math.inf)
@@ -114,7 +114,10 @@ def test_the_step_can_be_repeated_from_what_is_left(diverged):
     for name, parameter in again.classifier.model.named_parameters():
         parameter.data = left["weights"][name]
     random.set_state(left["random"])
-    batch = Batch(left["images"], left["labels"], np.arange(8))
+    batch = Batch(left["images"], left["labels"], np.arange(8), left.get("targets"))
+    expected = next(run.batches(0, start_batch=4))
+    np.testing.assert_array_equal(batch.images, expected.images)
+    np.testing.assert_array_equal(batch.targets, expected.targets)
     cause, _ = find_cause(again.classifier.model.train(left["training"]), batch)
     assert str(cause) == "forward in conv1, whose weight has values that are not finite"
 

@@ -209,6 +209,7 @@ def explain(
         "random": step.random_state,
         "images": move(batch.images, "cpu"),
         "labels": batch.labels,
+        "targets": batch.targets,
     }
     text = json.dumps(report, indent=1) + "\n"
     try:
