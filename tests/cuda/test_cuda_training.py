@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import TRAIN, Watcher, result, resumed, run, tiny_settings, train_on, trainer
+from commands import TINY, TRAIN, Watcher, result, resumed, run, tiny_settings, train_on, trainer
 from helpers import assert_close
 
 import tinyalex as ta
 from tinyalex.data import DataError
+from tinyalex.models import VARIANTS
+from tinyalex.models.spec import AdaptivePool
 from tinyalex.training import (
     Checkpoints,
     DivergedError,
@@ -98,6 +101,25 @@ def test_a_graph_of_soft_targets(photos, tmp_path):
         for graph in (False, True)
     )
     assert graph == plain
+
+
+def test_images_that_grow_have_a_graph_for_each_size(photos, tmp_path, monkeypatch):
+    features = (*TINY.features, AdaptivePool(3))
+    monkeypatch.setitem(VARIANTS, "any_size", replace(TINY, name="any_size", features=features))
+    growing = {"variant": "any_size", "augment": "strong", "first_size": 20, "input_size": 36}
+    replays, replay = [], StepGraph._replay
+
+    def count(graph, images, labels):
+        replays.append(images.shape[2])
+        replay(graph, images, labels)
+
+    monkeypatch.setattr(StepGraph, "_replay", count)
+    plain, graph = (
+        train(photos, tmp_path / str(graph), **{**STEPS, **growing, "epochs": 4}, cuda_graph=graph)
+        for graph in (False, True)
+    )
+    assert graph == plain
+    assert replays == [20] * (3 - WARM_UP) + [32] * (6 - WARM_UP) + [36] * (3 - WARM_UP)
 
 
 @pytest.mark.parametrize("graph", [False, True])

@@ -23,6 +23,7 @@ from tinyalex.data import Batch
 from tinyalex.models import VARIANTS, alexnet
 from tinyalex.training import (
     Classifier,
+    DivergedError,
     StoppedError,
     StopRequest,
     freeze,
@@ -274,6 +275,35 @@ def test_resuming_is_exact_in_every_phase(trained, others, tmp_path, features, s
         trainer(resumed(out), out).train()
         shutil.move(tmp_path / "gone", tmp_path / "weights")
         assert result(out) == result(tmp_path / "whole"), end
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_stop_while_features_are_computed_takes_no_step_without_them(
+    trained, others, tmp_path, which
+):
+    settings = settings_with(trained, others)
+    begin(settings, tmp_path / "whole").train()
+    stop, computed = StopRequest(), []
+
+    def interrupt(title, done):
+        if "features" in title and done == 1:
+            computed.append(title)
+            if len(computed) == which:
+                stop.reason = "a signal"
+
+    training = begin(settings, tmp_path / "cut", Watcher(interrupt))
+    with pytest.raises(StoppedError):
+        training.train(stop)
+    assert training.run.state.step == 0
+    trainer(resumed(tmp_path / "cut"), tmp_path / "cut").train()
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+
+
+def test_the_frozen_layer_whose_output_is_not_finite_is_named(trained, others, tmp_path):
+    training = begin(settings_with(trained, others), tmp_path / "run")
+    training.run.classifier.model.weight_layers["conv1"].weight.data[...] = 3e38
+    with pytest.raises(DivergedError, match=r"forward in conv1, whose output"):
+        training.train()
 
 
 class KilledError(BaseException):

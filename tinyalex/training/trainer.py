@@ -155,7 +155,8 @@ class Trainer:
         state, epochs = self.run.state, self.run.settings.epochs
         while state.epoch < epochs:
             self._keep_features(stop)
-            self._learn(stop)
+            if not stop:
+                self._learn(stop)
             scores = None if stop else self._validate(stop)
             if scores is None:
                 break
@@ -288,7 +289,7 @@ class Trainer:
         limit = min(1000, max(100, run.total_steps // 10))
         before = state.stuck_steps
         if abs(recent.loss / run.chance - 1) < STUCK_WITHIN:
-            state.stuck_steps += recent.count // run.settings.batch_size
+            state.stuck_steps += recent.count // run.train_data.batch_size
         else:
             state.stuck_steps = 0
         if before < limit <= state.stuck_steps:
@@ -342,6 +343,8 @@ class Trainer:
         if unfrozen:
             self._use_images()
             self.progress.say(folded(f"{self.as_begun(unfrozen)}; from now on they learn", 2))
+        elif run.settings.size_at(state.epoch) != run.settings.size_at(state.epoch - 1):
+            self.steps = steps_of(run, self.learning.model)  # a CUDA graph is of one size
         for path, reason in run.train_data.bad + run.val_data.bad:
             if path not in self._left_out:
                 self._left_out.add(path)

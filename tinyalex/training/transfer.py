@@ -213,11 +213,11 @@ def keep_features(
     """Compute the frozen part's outputs; return what is left to run.
 
     That is the rest of the network, and batches of the features of the images in the batches of
-    `images`. They are computed
-    in the order of the data set, so they have the same bits each time; in batches of other images,
-    as in training without this, the last bits may be others. Returns None where nothing is frozen,
-    an image does not always look the same, the network is on a GPU, the features take more than
-    `most_bytes`, or a stop was requested on the way.
+    `images`. They are computed in the order of the data set, so they have the same bits each time;
+    in batches of other images, as in training without this, the last bits may be others. Returns
+    None where nothing is frozen, an image does not always look the same, the network is on a GPU,
+    the features take more than `most_bytes` or are not finite (a step on the images tells why), or
+    a stop was requested on the way.
     """
     boundary = _boundary(model)
     transform, size = images.transform, images.batch_size
@@ -240,7 +240,7 @@ def keep_features(
     with closing(once):
         for batch, found in computed(compute, once, progress, title):
             outputs[batch.indices] = found
-            if stop:
+            if stop or not np.isfinite(found).all():
                 return None
     bad = once.bad_from(np.arange(len(images.dataset)))
     kept = Loader(
