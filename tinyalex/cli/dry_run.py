@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -84,8 +85,10 @@ def dry_run(run: Run, out: Path) -> None:
     for path, reason in bad:
         say(f"left out: {path}: {reason}")
 
-    left = (run.total_steps - state.step) * max(step_seconds, loading)
-    epochs_left = run.settings.epochs - state.epoch
+    epochs_left, size_at = run.settings.epochs - state.epoch, run.settings.size_at
+    pixels = [size_at(epoch) ** 2 for epoch in range(state.epoch, run.settings.epochs)]
+    growth = statistics.mean(pixels) / pixels[0] if pixels else 1
+    left = (run.total_steps - state.step) * max(step_seconds * growth, loading)
     left += epochs_left * len(run.val_data) * max(validation_seconds, loading)
     rest = "resuming it to the end" if state.step else "training"
     but = f" but for {len(bad)} of the images looked at, which cannot be read" if bad else ""

@@ -26,8 +26,8 @@ def overfit(run: Run, count: int) -> bool:
     """
     batch = chosen_images(run, count)
     say(
-        f"memorising {count} images, with neither augmentation nor dropout, until the loss "
-        f"is below {ENOUGH}"
+        f"memorising {count} images, with neither augmentation, soft labels nor dropout, until "
+        f"the loss is below {ENOUGH}"
     )
     model = set_training(run.classifier.model)
     for step in range(1, MOST_STEPS + 1):

@@ -48,8 +48,8 @@ class ImageFolder:
     inside a class folder belong to that class. Only names with an image extension count
     (`image.EXTENSIONS`, any case); what is skipped is counted in `passed_over`, as `index.Scan`
     says. The class folders lie in `folder`. Images are resized to `shorter_side` by the rule
-    `resize` of `image.RESIZES`. Nothing is decoded here: a broken image raises
-    ImageError from `load`.
+    `resize` of `image.RESIZES`. Nothing is decoded here: a broken image raises ImageError from
+    `load`.
 
     Raises DataError for a folder that cannot be trained on: one with a single class, or with a
     class without images. With `complete=False` such a one is taken, too, unless it is empty, as an

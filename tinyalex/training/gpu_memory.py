@@ -27,7 +27,7 @@ def check_memory(run: Run) -> None:
     the half of it and so on. Nothing is learned and no chance is used up. On the CPU, where it can
     only be known too late, nothing is checked.
     """
-    size, device = run.settings.batch_size, parse(run.settings.device)
+    size, device = run.train_data.batch_size, parse(run.settings.device)
     if device == "cpu":
         return
     fits = size
@@ -58,7 +58,7 @@ def _cupy(run: Run) -> Any:
 def _try_step(run: Run, count: int) -> None:
     """Compute gradients beside all other memory of a run."""
     xp, model, pixels = _cupy(run), run.classifier.model, run.settings.input_size
-    transform = run.train_data.transform
+    transform = run.augment(pixels) if run.augment else run.train_data.transform
     images = xp.zeros((count, pixels, pixels, model.variant.in_channels), "float32")
     labels = xp.zeros(count, "int64")
     sent = count * math.prod(transform.shape) * transform.dtype.itemsize
