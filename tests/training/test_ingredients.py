@@ -1,4 +1,4 @@
-"""benchmarks/recipe.py: how images are divided, and runs that are not repeated."""
+"""benchmarks/ingredients.py: how images are divided, and runs that are not repeated."""
 
 import importlib
 import shutil
@@ -11,14 +11,14 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
+def ingredients(tmp_path, monkeypatch):
     """Return the script, with a small recipe, writing below a folder."""
-    script = importlib.import_module("recipe")
+    script = importlib.import_module("ingredients")
     monkeypatch.setattr(script.report, "ROOT", tmp_path)
     monkeypatch.setattr(script.report, "RESULTS", tmp_path / "results")
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks/README.md").write_text(
-        "<!-- recipe-tuning-0.5 --><!-- /recipe-tuning-0.5 -->"
+        "<!-- ingredients-tuning-0.5 --><!-- /ingredients-tuning-0.5 -->"
     )
     tiny = {"variant": "tiny", "input_size": 28, "batch_size": 8, "augment": "none", "epochs": 2}
     monkeypatch.setattr(script, "RECIPE", tiny)
@@ -35,28 +35,28 @@ def halves(photos, tmp_path):
     return tmp_path / "photos"
 
 
-def test_choices_are_made_on_images_of_train_alone(recipe, halves, tmp_path):
-    small = recipe.Split("train", ("ash", "elm"), lambda i: i < 10)
-    for split, learned, classes in ((recipe.SPLITS["tuning"], 20, 3), (small, 10, 2)):
-        out = recipe.divided(halves, split, tmp_path / str(classes))
-        assert recipe.divided(halves, split, out) == out  # once more changes nothing
+def test_choices_are_made_on_images_of_train_alone(ingredients, halves, tmp_path):
+    small = ingredients.Split("train", ("ash", "elm"), lambda i: i < 10)
+    for split, learned, classes in ((ingredients.SPLITS["tuning"], 20, 3), (small, 10, 2)):
+        out = ingredients.divided(halves, split, tmp_path / str(classes))
+        assert ingredients.divided(halves, split, out) == out  # once more changes nothing
         for part, count in (("train", learned), ("val", 24 - learned)):
             folders = list((out / part).iterdir())
             assert len(folders) == classes
             for folder in folders:
                 assert len(list(folder.iterdir())) == count
                 assert all((halves / "train") in p.resolve().parents for p in folder.iterdir())
-    assert recipe.divided(halves, recipe.SPLITS["final"], tmp_path) == halves
+    assert ingredients.divided(halves, ingredients.SPLITS["final"], tmp_path) == halves
     with pytest.raises(ValueError, match="there are no images in"):
-        recipe.divided(halves, recipe.SPLITS["small"], tmp_path / "none")
+        ingredients.divided(halves, ingredients.SPLITS["small"], tmp_path / "none")
 
 
-def test_runs_that_are_done_are_skipped_and_means_are_told(recipe, halves, tmp_path, capsys):
+def test_runs_that_are_done_are_skipped_and_means_are_told(ingredients, halves, tmp_path, capsys):
     arguments = [str(halves), "--out", str(tmp_path / "runs"), "--threads", "1", "--share", "0.5"]
-    assert recipe.main([*arguments, "--seeds", "0", "1", "--table"]) == 0
+    assert ingredients.main([*arguments, "--seeds", "0", "1", "--table"]) == 0
     before = contents(tmp_path / "runs")
     capsys.readouterr()
-    assert recipe.main([*arguments, "--seeds", "0", "1"]) == 0
+    assert ingredients.main([*arguments, "--seeds", "0", "1"]) == 0
     assert capsys.readouterr().out.count("is done") == 4
     assert contents(tmp_path / "runs") == before
     table = (tmp_path / "benchmarks/README.md").read_text()

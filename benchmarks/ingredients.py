@@ -1,14 +1,15 @@
 """Contribution of each ingredient of a recipe for few photographs.
 
-    python benchmarks/recipe.py flowers                  # on a fifth of the training images
-    python benchmarks/recipe.py flowers --rows default recipe --seeds 0
-    python benchmarks/recipe.py flowers --split small    # daisy and tulips, 120 of each
-    python benchmarks/recipe.py flowers --split final    # on the validation images, at the end
+    python benchmarks/ingredients.py flowers                  # on a fifth of the training images
+    python benchmarks/ingredients.py flowers --rows default recipe --seeds 0
+    python benchmarks/ingredients.py flowers --split small    # daisy and tulips, 120 of each
+    python benchmarks/ingredients.py flowers --split final    # on the validation images, at the end
 
 The folder has train/ and val/. A choice between recipes is made on images of train/ alone: every
 fifth of each class, by name, is held out of what is learned from. The last network counts, not the
 best one. Each run is saved where it is interrupted and resumes by the same command; what is done is
-skipped. Results go to benchmarks/results/recipe.json, tables to benchmarks/README.md (`--table`).
+skipped. Results go to benchmarks/results/ingredients.json, tables to benchmarks/README.md
+(`--table`).
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         "--share", type=float, default=1.0, help="share of the recipe's epochs, for a quick look"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/recipe"))
+    parser.add_argument("--out", type=Path, default=Path("runs/ingredients"))
     parser.add_argument("--table", action="store_true", help="write benchmarks/README.md")
     arguments = parser.parse_args(argv)
     try:
@@ -188,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
 def compare(arguments: argparse.Namespace) -> None:
     """Train and measure missing runs, seed by seed; record all there are."""
     name = arguments.split + (f"-{arguments.share:g}" if arguments.share != 1 else "")
-    recorded = report.RESULTS / "recipe.json"
+    recorded = report.RESULTS / "ingredients.json"
     everything = json.loads(recorded.read_text()) if recorded.exists() else {}
     found = everything.setdefault(name, {"runs": {}})
     data = divided(arguments.data, SPLITS[arguments.split], arguments.out / arguments.split)
@@ -202,11 +203,11 @@ def compare(arguments: argparse.Namespace) -> None:
             print(f"\n{label}: {ROWS[row][0]}", flush=True)
             found["runs"][label] = run(settings, arguments.out / name / label)
             found["machine"] = report.machine()
-            report.save("recipe", everything)
+            report.save("ingredients", everything)
     text = table(found)
     print("\n" + text)
     if arguments.table:
-        report.replace_table(report.ROOT / "benchmarks" / "README.md", f"recipe-{name}", text)
+        report.replace_table(report.ROOT / "benchmarks" / "README.md", f"ingredients-{name}", text)
 
 
 if __name__ == "__main__":
