@@ -5,7 +5,7 @@ import time
 import pytest
 from commands import TRAIN, result, run, train_on
 
-from tinyalex.cli.train_options import EMBEDDED, SMALL_DATA, read_arguments
+from tinyalex.cli.train_options import EMBEDDED, SMALL_DATA, WITH_WEIGHTS, read_arguments
 from tinyalex.models import VARIANTS
 from tinyalex.training import Checkpoints, StopRequest, load_checkpoint
 
@@ -77,6 +77,8 @@ def test_help_has_the_defaults_of_the_recipe(monkeypatch):
     assert f"images per step (default: {SMALL_DATA['batch_size']})" in said
     assert f"towards zero (default: {SMALL_DATA['weight_decay']:.0e})".replace("e-0", "e-") in said
     assert f"{SMALL_DATA['schedule']} for small data sets (default)" in said
+    own = "{epochs} epochs of {batch_size} images at lr {lr} by default"
+    assert own.format(**WITH_WEIGHTS) in said
 
 
 def test_steps_stop_a_run_that_can_go_on(photos, tmp_path, trained):

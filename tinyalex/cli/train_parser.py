@@ -174,7 +174,9 @@ def make_parser(description: str | None = None) -> Parser:
         "(default: no other)",
     )
 
-    group = parser.add_argument_group("weights of another network, to learn from few images")
+    group = parser.add_argument_group(
+        "weights of another network (60 epochs of 16 images at lr 0.0003 by default)"
+    )
     group.add_argument(
         "--weights",
         type=path_in,
