@@ -106,6 +106,17 @@ def test_the_average_is_that_of_the_formula(rng):
     assert all((array == learning[name]).all() for name, array in model.state_dict().items())
 
 
+def test_the_average_of_the_first_steps_is_their_last_weights():
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, share=1.0)
+    for step in range(1, EVERY + 1):
+        for parameter in model.parameters():
+            parameter.data[...] = step
+        average.after_step(step)
+        with average.in_use():
+            assert all((array == step).all() for array in model.state_dict().values())
+
+
 def test_images_grow_to_their_full_size(photos):
     settings = tiny_settings(photos, **{**ALL, "epochs": 8})
     assert [settings.size_at(epoch) for epoch in range(8)] == [20, 20, 32, 32, 32, 32, 36, 36]

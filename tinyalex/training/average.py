@@ -18,9 +18,10 @@ class WeightAverage:
     """Average of a model's weights w over the last steps.
 
     They are about the last `share` of all so far: ``a <- a + (w - a) min(1, EVERY / (share step))``
-    after every `EVERY` steps. That is polynomial-decay averaging (Shamir, Zhang: Stochastic
-    gradient descent for non-smooth optimization, ICML 2013), an exponential moving average whose
-    memory grows: it forgets the beginning, and a longer run needs no other number.
+    after every `EVERY` steps, and after each of the first. That is polynomial-decay averaging
+    (Shamir, Zhang: Stochastic gradient descent for non-smooth optimization, ICML 2013), an
+    exponential moving average whose memory grows: it forgets the beginning, and a longer run needs
+    no other number.
     """
 
     def __init__(self, model: Module, share: float) -> None:
@@ -30,7 +31,7 @@ class WeightAverage:
 
     def after_step(self, step: int) -> None:
         """Take the weights after update number `step`, counted from 1, into the average."""
-        if step % EVERY:
+        if step % EVERY and step > EVERY:
             return
         gain = min(1.0, EVERY / (self._share * step))
         for name, parameter in self._model.named_parameters():
