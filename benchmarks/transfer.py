@@ -4,11 +4,12 @@
 
 The first classes of the folder are learned from all their photographs, by a thin network, the
 others from a few each: from scratch, beginning with that network, or by a linear classifier of its
-features, of an untrained network's and of pixels. The rate of each way to learn
-is the best of five for each number of photographs, by images that are in no table; accuracies are
-then of the validation images, over other draws of photographs. The folder has train/ and val/.
+features, of an untrained network's and of pixels. The rate of each way to learn is the best of five
+for each number of photographs, by images that are in no table; accuracies are then of the
+validation images, over other draws of photographs. The folder has train/ and val/.
 
-Resumes where it was interrupted. Writes benchmarks/results/transfer.json and prints the table.
+Resumes where it was interrupted. Writes benchmarks/results/transfer.json and the table in
+docs/weights.md.
 """
 
 from __future__ import annotations
@@ -170,8 +171,8 @@ def fine_tuned(factor: float, frozen: str | None = None, decay: float = 1) -> Be
 
 WAYS: dict[str, Begin] = {
     "from scratch": scratch,
-    "fine-tuned, the new layer 10 times as fast": fine_tuned(10),
-    "the same, up to conv5 frozen": fine_tuned(10, "conv5"),
+    "fine-tuned": fine_tuned(10),
+    "fine-tuned, up to conv5 frozen": fine_tuned(10, "conv5"),
 }
 
 
@@ -188,9 +189,9 @@ def of_pool5(state: dict[str, np.ndarray] | None, seed: int) -> Describe:
 
 
 PROBES: dict[str, Callable[[dict[str, np.ndarray], int], Describe]] = {
-    "probe of pool5": of_pool5,
-    "probe of an untrained pool5": lambda state, seed: of_pool5(None, seed),
-    "probe of pixels": lambda state, seed: pixels,
+    "linear classifier of pool5": of_pool5,
+    "of an untrained one's": lambda state, seed: of_pool5(None, seed),
+    "of pixels": lambda state, seed: pixels,
 }
 
 
@@ -314,6 +315,7 @@ def main() -> None:
     result = {"machine": report.machine(), "base": experiment.done["base"], "cells": cells}
     report.save("transfer", result)
     print(table(result))
+    report.replace_table(report.ROOT / "docs" / "weights.md", "transfer", table(result))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ DOTTED = re.compile(r"`(\w+(?:\.\w+)*)\.(\w+)(?:\([^`]*\))?`")
 ALONE = re.compile(r"`(\w*[a-z]_[a-z]\w*)(?:\([^`]*\))?`")
 # Lines of a function: `backward`, a walk of 22 lines; of a file or folder: [..](..) (230 lines).
 LINES_OF_FUNCTION = re.compile(r"`(\w+)`,\s+a\s+\w+\s+of\s+(\d+)\s+lines")
+LINES_IN_ALL = re.compile(r"These ([\d,]+) lines")
 LINES_OF_FILE = re.compile(r"\]\(([^)]+)\) \(([\d,]+)(?: lines)?\)")
 
 
@@ -190,7 +191,16 @@ def test_lines_are_as_many_as_a_text_says(path):
         files = file.rglob("*.py") if file.is_dir() else [file]
         now = sum(len(f.read_text(encoding="utf-8").splitlines()) for f in files)
         # Said roundly, so that a line more or less changes nothing.
-        assert int(lines.replace(",", "")) == pytest.approx(now, rel=0.1), target
+        assert number(lines) == pytest.approx(now, rel=0.1), target
+    for paragraph in text.split("\n\n"):
+        for lines in LINES_IN_ALL.findall(paragraph):
+            parts = [number(part) for _, part in LINES_OF_FILE.findall(paragraph)]
+            assert number(lines) == pytest.approx(sum(parts), rel=0.02)
+
+
+def number(text):
+    """Return a number with commas."""
+    return int(text.replace(",", ""))
 
 
 def lines_of_function(path, name):

@@ -137,9 +137,10 @@ def make_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--variant",
         choices=VARIANTS,
-        help="which AlexNet, with its initial weights and input scale; naming one brings its own "
-        "recipe as well, made for ImageNet (default: torchvision, with a recipe for thousands "
-        "of images)",
+        metavar="NAME",
+        help=f"which AlexNet, with its initial weights and input scale: {', '.join(VARIANTS)}; "
+        "naming one brings its own recipe as well, made for ImageNet (default: torchvision, with a "
+        "recipe for thousands of images)",
     )
     group.add_argument(
         "--show-recipe",

@@ -41,7 +41,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "pillow": _version("pillow"),
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "command": command_line(sys.argv),
+        "command": command_line(sys.orig_argv),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
