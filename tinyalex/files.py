@@ -36,6 +36,10 @@ class FileError(ValueError):
     """Unusable file; the message names it and says what to do."""
 
 
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""Errors that readers meet in values which are not what their place in a file promises."""
+
+
 def save(
     obj: Any, path: str | os.PathLike[str], keep: str | os.PathLike[str] | None = None
 ) -> None:
@@ -117,7 +121,7 @@ def _refusing(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FileError:
         raise
-    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (SafetensorError, *DAMAGE) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileError(
             f"{path} is damaged or was not written by tinyalex.save ({reason})"

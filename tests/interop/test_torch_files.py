@@ -460,6 +460,22 @@ def test_other_zip_archives_are_refused(more, message, state, path):
         load(path, twins.zip_file(tensors(state), more))
 
 
+@pytest.mark.parametrize("place", [2**62, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("what", ["member", "directory"])
+def test_places_beyond_every_file_are_refused(what, place, path):
+    local = b"PK\3\4" + bytes(26)
+    if what == "member":
+        sizes = (0, 0, 0, 0, 0, 1, 12, 0, 2**32 - 1)
+        entry = struct.pack("<4s4xHH4xLLLHHH8xL", b"PK\1\2", *sizes)
+        entry += b"x" + struct.pack("<HHQ", 1, 8, place)
+        end = struct.pack("<4s8xLLH", b"PK\5\6", len(entry), len(local), 0)
+    else:
+        entry = struct.pack("<4s4xQ4x", b"PK\6\7", place)
+        end = struct.pack("<4s8xLLH", b"PK\5\6", 2**32 - 1, 2**32 - 1, 0)
+    with pytest.raises(ta.FileError, match="damaged zip archive"):
+        load(path, local + entry + end)
+
+
 def test_an_archive_that_was_packed_again_is_refused(state, path):
     with zipfile.ZipFile(io.BytesIO(twins.zip_file(tensors(state)))) as source:
         content = {name: source.read(name) for name in source.namelist()}

@@ -185,7 +185,9 @@ def test_folders_are_a_list_of_names(tmp_path):
         (b'{"oak": "x"}', "invalid literal for int"),
         (b'{"id2label": 3}', "is no list of names of classes"),
         (b"{0: open('x')}", "is no list of names of classes"),
-        (b"oak\n" * 2_500_001, "it has more than 10,000,000 bytes"),
+        (b"oak\n" * 500_001, "it has more than 2,000,000 bytes"),
+        (b"{1e999: 'oak'}", "cannot convert float infinity to integer"),
+        (b"[" + b"-" * 100_000 + b"1]", "is no list of names of classes"),
     ],
 )
 def test_no_list_of_names(content, expected, tmp_path):

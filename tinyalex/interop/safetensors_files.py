@@ -70,7 +70,7 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, St
         return _read_header(file, size)
     except FileError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except files.DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FileError(f"its header is damaged ({reason})") from error
 

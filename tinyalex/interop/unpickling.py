@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DAMAGE, FileError
 
 MOST_STEPS = 500_000
 """Instructions of a pickle: an AlexNet's have thousands, and each can make 216 bytes."""
@@ -87,11 +87,9 @@ def unpickle(
         return machine.run()
     except FileError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    except (*DAMAGE, struct.error) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FileError(f"its pickle is damaged ({reason})") from error
-    except (struct.error, RecursionError) as error:
-        raise FileError("its pickle is damaged") from error
 
 
 class _Mark:

@@ -46,7 +46,7 @@ def members_of(file: BinaryIO, size: int) -> dict[str, Member]:
         members: dict[str, Member] = {}
         end = 0
         for start, name, member in sorted(_entries(directory)):
-            file.seek(start)
+            file.seek(min(start, size))
             mark, names, extras = struct.unpack("<4s22xHH", file.read(30))
             position = start + 30 + names + extras
             same = mark == b"PK\3\4" and file.read(names) == name and name.decode() not in members
@@ -77,7 +77,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, bytes]:
         raise FileError("it is a damaged zip archive: it does not end with its directory")
     if _LONG in (length, begin):
         mark, end = struct.unpack_from("<4s4xQ", tail, place - 20)
-        file.seek(end if mark == b"PK\6\7" else 0)
+        file.seek(min(end, size) if mark == b"PK\6\7" else 0)
         mark, length, begin = struct.unpack("<4s36xQQ", file.read(56))
         if mark != b"PK\6\6":
             raise FileError("it is a damaged zip archive: its directory cannot be found")
