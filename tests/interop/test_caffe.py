@@ -71,6 +71,10 @@ def test_scale_and_mean_of_the_data_layer_travel_with_the_weights(load, thin):
         assert weights.std == pytest.approx((256,) * 3)
     theirs[0][2].update({"mean_value": 120.0})
     assert load(caffemodel(theirs, 2)).mean == (120, 120, 120)
+    for wrong in (b"", [104.0, 117.0]):
+        theirs[0][2].update({"mean_value": wrong})
+        with pytest.raises(FileError, match=r"its mean is \[.*\], where one number is expected"):
+            load(caffemodel(theirs, 2))
 
 
 def test_weights_alone_are_read_as_what_is_asked_for(load, thin):
@@ -154,6 +158,15 @@ def test_what_is_no_variant_is_refused(load, thin, change, message, generation):
     with pytest.raises(FileError, match=message) as failure:
         load(caffemodel(theirs, GENERATIONS[generation]))
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+@pytest.mark.parametrize(("place", "unread"), [("fc7", "transpose"), ("relu3", "negative_slope")])
+def test_layers_that_compute_something_else_are_refused(load, thin, place, unread, generation):
+    theirs = layers(*thin[1:])
+    changed(place, **{unread: 1 if unread == "transpose" else 0.1})(theirs)
+    with pytest.raises(FileError, match=f"layer '{place}': it has settings that an AlexNet has"):
+        load(caffemodel(theirs, generation))
 
 
 @pytest.mark.parametrize("kind", ["Concat", "Deconvolution", "BatchNorm"])

@@ -1,6 +1,7 @@
 """MatConvNet's networks: SimpleNN old and new, DagNN, refusals, damaged files."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -122,6 +123,9 @@ REFUSALS = {
     "mean": (refused(at("pool1", method="avg")), "'pool1': it pools by another rule"),
     "norm": (refused(at("norm1", param=np.array([5, 1, 1e-4, 0.75]))), r"is LRN\(alpha 0.0005"),
     "short norm": (refused(at("norm1", param=np.ones(3))), "'norm1': it has 3 numbers where 4"),
+    "leak": (refused(at("relu3", leak=0.1)), r"'relu3': its leak is \[0.1\], .* whole number"),
+    "leak of 1": (refused(at("relu3", leak=1.0)), "'relu3': it lets negative values through"),
+    "dilation": (refused(at("conv3", dilate=2.0)), "'conv3': its filters are dilated"),
     "type": (refused(at("relu3", type="bnorm")), "'relu3': an AlexNet has no .* 'bnorm'"),
     "missing": (refused(lambda net: net.pop(0)), "layer 'relu1' is ReLU"),
     "BGR": (refused(normalization=settings(BGR)), "wrong order: RGB is expected"),
@@ -134,6 +138,38 @@ def test_what_is_no_network_is_refused(load, thin, file, message):
     with pytest.raises(FileError, match=message) as failure:
         load(file(layers(*thin[1:])))
     assert "\n" not in str(failure.value)
+
+
+def element(kind, raw):
+    return struct.pack("<II", kind, len(raw)) + raw + bytes(-len(raw) % 8)
+
+
+def array(kind, sizes, *rest):
+    """Return an array of a class (1 cell, 2 struct, 7 float32) with sizes of any type."""
+    code = {"<i4": 5, "<f4": 7}[sizes.dtype.str]
+    head = element(6, struct.pack("<II", kind, 0)) + element(code, sizes.tobytes())
+    return element(14, head + element(1, b"x") + b"".join(rest))
+
+
+def struct_array(count, width=b"\x08\0\0\0"):
+    return array(2, np.array([count, 1], "<i4"), element(5, width), element(1, b""))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        array(7, np.array([np.nan, 1], "<f4")),
+        array(7, np.array([np.inf, 1], "<f4")),
+        array(2, np.array([1, 1], "<i4"), element(2, b"a"), element(1, b"")),
+        struct_array(1, b""),
+        array(1, np.array([100, 1], "<i4"), *[struct_array(90_000)] * 100),
+    ],
+    ids=["size nan", "size inf", "short width", "no width", "structs without names"],
+)
+def test_damaged_elements_are_refused_in_little_memory(load, value):
+    result, most = peak(load, b"MATLAB 5.0".ljust(124) + b"\0\1IM" + value)
+    assert isinstance(result, FileError)
+    assert most < 2**22
 
 
 def test_what_unpacks_to_much_is_refused(load):

@@ -4,12 +4,15 @@ import io
 
 import numpy as np
 import pytest
-import scipy.io
 from caffemodels import blob, caffemodel, layers
+from matconvnets import cell, mat, simple
 
+import tinyalex as ta
 from tinyalex.files import FileError
-from tinyalex.interop import load_weights
+from tinyalex.interop import Weights, load_weights
 from tinyalex.interop.means import IMAGENET_MEAN, read_mean
+from tinyalex.interop.writing import save_safetensors, save_torch
+from tinyalex.models import VARIANTS
 
 
 @pytest.fixture
@@ -22,12 +25,6 @@ def image(rng):
 def npy(array):
     file = io.BytesIO()
     np.save(file, array)
-    return file.getvalue()
-
-
-def mat(**variables):
-    file = io.BytesIO()
-    scipy.io.savemat(file, variables)
     return file.getvalue()
 
 
@@ -92,14 +89,39 @@ def test_what_is_no_mean_is_refused(tmp_path, raw, message):
     assert f"the mean {tmp_path / 'mean'}: " in str(failure.value)
 
 
-def test_the_image_s_size_is_the_one_that_images_are_resized_to(tmp_path, image, thin):
+def caffe(weights, path):
+    path.write_bytes(caffemodel(layers(VARIANTS[weights.variant], weights.arrays), 2))
+
+
+def matconvnet(weights, path):
+    theirs = simple(layers(VARIANTS[weights.variant], weights.arrays))
+    path.write_bytes(mat(layers=cell(theirs)))
+
+
+def numpy(weights, path):
+    with path.open("wb") as file:
+        np.savez(file, **{n: a.transpose(2, 3, 1, 0) if a.ndim == 4 else a.T
+                          for n, a in weights.arrays.items()})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "write", [caffe, matconvnet, numpy, ta.export_onnx, save_torch, save_safetensors]
+)
+def test_a_mean_is_taken_with_weights_of_every_format(tmp_path, image, thin, write, monkeypatch):
     name, variant, arrays = thin
-    (tmp_path / "net").write_bytes(caffemodel(layers(variant, arrays), 2))
-    for size in (256, 240):
-        (tmp_path / "mean").write_bytes(FILES["npy"](image[:size, :size].transpose(2, 0, 1)[::-1]))
-        weights = load_weights(tmp_path / "net", mean=tmp_path / "mean")
+    monkeypatch.setitem(VARIANTS, variant.name, variant)
+    write(Weights(arrays, variant.name, "a test"), tmp_path / "net")
+
+    def load(mean):
+        (tmp_path / "mean").write_bytes(npy(mean))
+        asked = name if write in (caffe, matconvnet, numpy) else variant.name
+        return load_weights(tmp_path / "net", asked, mean=tmp_path / "mean")
+
+    for size in (256, 240):  # that of a mean image is the one that images are resized to
+        weights = load(image[:size, :size].transpose(2, 0, 1)[::-1])
         assert np.array_equal(weights.mean, image[:size, :size])
         assert weights.shorter_side == size
-    (tmp_path / "mean").write_bytes(FILES["npy"](image[:200, :200].transpose(2, 0, 1)))
-    with pytest.raises(FileError, match=f"200 pixels, fewer than the 227 .* '{name}'"):
-        load_weights(tmp_path / "net", mean=tmp_path / "mean")
+        assert "mean" not in " ".join(weights.notes)
+    assert load(np.array([104.0, 117, 123])).mean == (123, 117, 104)
+    with pytest.raises(FileError, match=f"200 pixels, fewer than the 227 .* '{name}"):
+        load(image[:200, :200].transpose(2, 0, 1))

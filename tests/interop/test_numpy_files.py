@@ -130,6 +130,10 @@ REFUSALS = {
         changed(fc8=lambda w, b: [w.astype(int), b]),
         "fc8.weight must have floating-point",
     ),
+    "flat": (
+        lambda layers: npy({"fc6": layers["fc6"], "conv5": [np.zeros(4), np.zeros(4)]}),
+        r"conv5.weight of shape \(4,\) does not lie",
+    ),
     "K, C, H, W": (
         changed(conv1=lambda w, b: [w.transpose(3, 2, 0, 1), b]),
         r"conv1.weight of shape \(6, 3, 11, 11\) does not lie as H, W, C, K",

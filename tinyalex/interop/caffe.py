@@ -15,7 +15,7 @@ import numpy as np
 from tinyalex.files import FileError
 from tinyalex.interop.blobs import blob_array, blob_shape
 from tinyalex.interop.layers import fitting
-from tinyalex.interop.means import IMAGENET_MEAN, Mean, as_mean, read_mean
+from tinyalex.interop.means import IMAGENET_MEAN, Mean, as_mean
 from tinyalex.interop.protobuf import EMPTY, Fields, Reader, Value
 from tinyalex.interop.reading import Request
 from tinyalex.interop.weights import Weights, array_names, check_shapes
@@ -37,7 +37,7 @@ class Generation(NamedTuple):
     """Messages with the settings of each kind of layer; the oldest layers had their own."""
     settings: dict[str, dict[str, int]]
     unread: dict[str, set[int]]
-    """Settings that an AlexNet has no use for: numbers per side, dilation, other kinds of norm."""
+    """Settings that an AlexNet has no use for: numbers per side, dilation, slopes of ReLU, ..."""
 
 
 SETTINGS = {
@@ -46,16 +46,22 @@ SETTINGS = {
     "norm": {"size": 1, "alpha": 2, "beta": 3, "k": 5},
     "data": {"scale": 1, "crop": 3, "mean": 5},
 }
-UNREAD = {"conv": {9, 10, 11, 12, 13, 14, 18}, "pool": {5, 6, 7, 8, 9, 10, 12}, "norm": {4}}
+UNREAD = {
+    "conv": {9, 10, 11, 12, 13, 14, 18},
+    "pool": {5, 6, 7, 8, 9, 10, 12},
+    "norm": {4},
+    "fc": {5, 6},
+    "relu": {1},
+}
 V2 = Generation(
     *("layer", 1, 2, 7),
-    {"conv": 106, "pool": 121, "norm": 118, "data": 100},
+    {"conv": 106, "pool": 121, "norm": 118, "fc": 117, "relu": 123, "data": 100},
     SETTINGS,
     UNREAD,
 )
 V1 = Generation(
     *("layers", 4, 5, 6),
-    {"conv": 10, "pool": 19, "norm": 18, "data": 36},
+    {"conv": 10, "pool": 19, "norm": 18, "fc": 17, "relu": 30, "data": 36},
     SETTINGS,
     UNREAD,
 )
@@ -179,7 +185,7 @@ class Net:
             numbers: list[Any] = [float(f"{x:.6g}") for x in self.reader.floats(values, 4)]
         else:
             numbers = self.reader.whole_numbers(values)
-        if name == "mean":
+        if name == "mean" and len(numbers) == 3:
             return tuple(numbers)
         if len(set(numbers)) != 1:
             raise FileError(f"its {name} is {numbers}, where one number is expected")
@@ -222,18 +228,10 @@ def read(request: Request) -> Weights:
         raise FileError(f"it multiplies pixels by {scale}")
     notes = [f"the format's layers are {net.generation.title!r}"]
     mean: Mean = IMAGENET_MEAN
-    if request.mean is not None:
-        mean = read_mean(request.mean)
-    elif "mean" in net.input:
-        mean = as_mean(np.array(net.input["mean"] * (3 // len(net.input["mean"]))))
-    else:
+    if "mean" in net.input:
+        mean = as_mean(np.broadcast_to(net.input["mean"], 3))
+    elif request.mean is None:
         notes.append("the file has no mean: ImageNet's is subtracted, a number per colour")
-    shorter_side = len(mean) if isinstance(mean, np.ndarray) else SHORTER_SIDE
-    if shorter_side < variant.input_size:
-        raise FileError(
-            f"the mean image has {shorter_side} pixels, fewer than the {variant.input_size} of the "
-            f"variant {name!r}"
-        )
     return Weights(
         arrays,
         variant=name,
@@ -241,7 +239,7 @@ def read(request: Request) -> Weights:
         mean=mean,
         std=(1 / scale,) * 3,
         resize="warp",
-        shorter_side=shorter_side,
+        shorter_side=SHORTER_SIDE,
         input_size=variant.input_size,
         channels="BGR",
         notes=tuple(notes),

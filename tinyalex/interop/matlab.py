@@ -44,6 +44,7 @@ def read(request: Request) -> Weights:
     notes = ["MatConvNet resizes images by bicubic interpolation"]
     if mean is None:
         mean, shorter_side = IMAGENET_MEAN, 256
+    if mean is IMAGENET_MEAN and request.mean is None:
         notes.append("the file has no mean: ImageNet's is subtracted, a number per colour")
     classes = meta.get("classes")
     names = classes.get("description") if isinstance(classes, dict) else None
@@ -99,6 +100,8 @@ def _translate(theirs: list[dict[str, Any]]) -> tuple[Layers, list[np.ndarray]]:
             if kind == "conv":
                 weight, bias = _weights(layer.get("weights"))
                 inputs, outputs = weight.shape[2:]
+                if _number(layer, "dilate", 1) != 1:
+                    raise FileError("its filters are dilated")
                 if len(arrays) < 2 * (weighted - FULLY_CONNECTED):
                     settings = _number(layer, "stride", 1), _number(layer, "pad", 0)
                     groups = channels // inputs if inputs and channels % inputs == 0 else 0
@@ -108,6 +111,8 @@ def _translate(theirs: list[dict[str, Any]]) -> tuple[Layers, list[np.ndarray]]:
                 arrays += [weight, bias]
                 channels = outputs
             elif kind == "relu":
+                if _number(layer, "leak", 0):
+                    raise FileError("it lets negative values through")
                 layers.append((name, ReLU()))
             elif kind == "lrn":
                 size, k, alpha, beta = _numbers(layer.get("param"), 4)
@@ -161,8 +166,8 @@ def _number(layer: dict[str, Any], name: str, default: int) -> int:
     if layer.get(name) is None:
         return default
     sides = set(_numbers(layer[name]))
-    if len(sides) != 1:
-        raise FileError(f"its {name} is {sorted(sides)}, where one number is expected")
+    if len(sides) != 1 or min(sides) % 1:
+        raise FileError(f"its {name} is {sorted(sides)}, where one whole number is expected")
     return int(sides.pop())
 
 

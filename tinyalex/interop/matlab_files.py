@@ -220,8 +220,11 @@ class _Reader:
             for start in range(0, len(raw), width)
         ]
         self._count(count * max(1, len(names)))
-        found = [{name: self._element(source, depth) for name in names} for _ in range(count)]
-        return found[0] if count == 1 else found
+        found = [
+            {name: self._element(source, depth) for name in names}
+            for _ in range(count if names else 1)  # without names, there are no bytes
+        ]
+        return found[0] if len(found) == 1 else found
 
     def _count(self, count: int) -> int:
         """Return a number of elements that a file may have."""

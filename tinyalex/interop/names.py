@@ -109,7 +109,7 @@ def read(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
     done = {}
     for name, array in arrays.items():
         try:
-            done[name] = array.read() if isinstance(array, Stored) else _as_float32(array)
+            done[name] = array.read() if isinstance(array, Stored) else as_float32(array)
         except FileError as error:
             raise FileError(f"{name}: {error}") from error
     return done
@@ -121,11 +121,12 @@ def own_names(variant: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Return an array as float32; raise FileError for whole numbers."""
     if array.dtype.kind != "f":
         raise FileError(f"its dtype {array.dtype} is no floating point")
     with np.errstate(over="ignore"):  # what is too large is refused as not finite
-        return array.astype(np.float32)
+        return array.astype(np.float32, order="C")
 
 
 def _styles() -> list[Style]:

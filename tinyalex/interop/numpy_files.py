@@ -17,7 +17,7 @@ import numpy as np
 from tinyalex.files import FileError
 from tinyalex.interop.caffe import SHORTER_SIDE, turn_colours
 from tinyalex.interop.means import IMAGENET_MEAN
-from tinyalex.interop.names import LAYERS
+from tinyalex.interop.names import LAYERS, as_float32
 from tinyalex.interop.npy_files import read_header, stored_array
 from tinyalex.interop.reading import Request
 from tinyalex.interop.unpickling import NUMPY, PLAIN, unpickle
@@ -41,11 +41,13 @@ def read(request: Request) -> Weights:
             raise FileError(f"it has the array {key!r} besides an AlexNet's, conv1 to fc8")
         arrays[place] = array
     name = request.variant or "caffe"
-    own = {place: _turned(place, arrays) for place in arrays}
+    own = {place: _turned(place, arrays) for place in sorted(arrays)}
     check_shapes({place: array.shape for place, array in own.items()}, name)
-    own = {place: np.ascontiguousarray(array, np.float32) for place, array in own.items()}
+    own = {place: as_float32(array) for place, array in own.items()}
     turn_colours(own["conv1.weight"])
-    notes = ["ImageNet's mean is subtracted, a number per colour"]
+    notes = []
+    if request.mean is None:
+        notes.append("ImageNet's mean is subtracted, a number per colour")
     if request.variant is None:
         notes.append(
             "taken for bvlc_alexnet's; CaffeNet's have the same shapes: ask for 'caffenet'"

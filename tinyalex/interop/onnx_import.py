@@ -20,7 +20,7 @@ import numpy as np
 from tinyalex.files import FileError
 from tinyalex.folders import open_regular
 from tinyalex.interop.description import KEY, described
-from tinyalex.interop.means import IMAGENET_MEAN, read_mean
+from tinyalex.interop.means import IMAGENET_MEAN
 from tinyalex.interop.onnx_graph import (
     SCALE,
     SOFTMAX,
@@ -61,8 +61,8 @@ def read(request: Request) -> Weights:
     options = described(metadata[KEY]) if KEY in metadata else {}
     load = _loader(Path(request.name).parent)
     graph = Graph(model, load, GROWTH * request.size + 2**20)
-    asked = request.variant or options.pop("variant", None)
-    variant, size, maps = _choose(graph, asked, options.get("input_size", 0))
+    said = options.pop("variant", None)
+    variant, size, maps = _choose(graph, request.variant or said, options.get("input_size", 0))
     scales = [step for step in maps.steps if step.words == SCALE]
     weighted = [step for step in maps.steps if step.weighted]
     parts = (part for step in weighted for part in _arrays(step))
@@ -79,10 +79,6 @@ def read(request: Request) -> Weights:
                 zoo = {"mean": CAFFE_MEAN, "std": (1.0,) * 3, "resize": "warp"}
                 options = {**zoo, "shorter_side": size, **options}
         options["input_size"] = size
-    if request.mean is not None:
-        options["mean"] = mean = read_mean(request.mean)
-        if isinstance(mean, np.ndarray):
-            options["shorter_side"] = len(mean)
     producer = " ".join(filter(None, (model.producer_name, model.producer_version)))
     return Weights(
         arrays,

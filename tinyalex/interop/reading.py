@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tinyalex.files import LONGEST_HEADER, FileError
+from tinyalex.files import DAMAGE, LONGEST_HEADER, FileError
 from tinyalex.folders import open_regular
 from tinyalex.interop import protobuf, strangers
+from tinyalex.interop.means import read_mean
 from tinyalex.interop.weights import Weights
 
 HEAD = 512
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     """Path as it is printed."""
     variant: str | None = None
     mean: str | os.PathLike[str] | None = None
+    """File with the mean, which takes the place of the one that a reader finds."""
 
 
 class Format(NamedTuple):
@@ -112,9 +114,13 @@ def load_weights(
             if known.begins(head):
                 module = importlib.import_module(f"tinyalex.interop.{known.module}")
                 try:
-                    return module.read(Request(file, size, str(path), variant, mean))
-                except FileError as error:
-                    raise FileError(_sentence(path, str(error))) from error
+                    weights = module.read(Request(file, size, str(path), variant, mean))
+                    return weights if mean is None else weights.with_mean(read_mean(mean))
+                except DAMAGE as error:
+                    told = str(error)
+                    if not isinstance(error, FileError):
+                        told = f"it is damaged ({told or type(error).__name__})"
+                    raise FileError(_sentence(path, told)) from error
     titles = ", ".join(known.title for known in FORMATS)
     what = what or ("a text file" if strangers.is_text(head) else "")
     raise FileError(

@@ -72,6 +72,18 @@ class Weights:
             )
         return replace(self, classes=named)
 
+    def with_mean(self, mean: tuple[float, ...] | np.ndarray) -> Weights:
+        """Return these weights with a mean; images are resized to a mean image's size."""
+        if not isinstance(mean, np.ndarray):
+            return replace(self, mean=mean)
+        size = self.input_size or VARIANTS[self.variant].input_size
+        if len(mean) < size:
+            raise FileError(
+                f"the mean image has {len(mean)} pixels, fewer than the {size} of the variant "
+                f"{self.variant!r}"
+            )
+        return replace(self, mean=mean, shorter_side=len(mean))
+
 
 def array_names(variant: Variant) -> list[str]:
     """Return the names of a variant's arrays: conv1.weight ... fc8.bias."""
