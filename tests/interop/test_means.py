@@ -89,6 +89,16 @@ def test_what_is_no_mean_is_refused(tmp_path, raw, message):
     assert f"the mean {tmp_path / 'mean'}: " in str(failure.value)
 
 
+@pytest.mark.parametrize("write", [ta.export_onnx, save_torch, save_safetensors])
+def test_a_mean_image_too_large_to_be_read_is_not_written(tmp_path, thin, write, monkeypatch):
+    _, variant, arrays = thin
+    monkeypatch.setitem(VARIANTS, variant.name, variant)
+    mean = np.full((512, 512, 3), 100, np.float32)
+    with pytest.raises(ValueError, match="use the mean colour instead of a mean image"):
+        write(Weights(arrays, variant.name, "a test").with_mean(mean), tmp_path / "net")
+    assert not any(tmp_path.iterdir())
+
+
 def caffe(weights, path):
     path.write_bytes(caffemodel(layers(VARIANTS[weights.variant], weights.arrays), 2))
 

@@ -18,8 +18,8 @@ from tinyalex.schema import NOTHING, TEXT, Maybe, Rule, check, list_of, number, 
 KEY = "tinyalex"
 """Name of the description among a file's metadata."""
 
-LONGEST = 2**22
-"""Bytes of a description."""
+LONGEST = 2**22 - 2**16
+"""Bytes of a description: a header of safetensors, of 4 MiB, has room for the names besides."""
 
 _SIDE = whole(0, 4096)
 
@@ -44,11 +44,20 @@ SCHEMA = {
 
 
 def describe(weights: Any) -> str:
-    """Return everything but the arrays of weights as JSON."""
+    """Return everything but the arrays of weights as JSON.
+
+    Raises ValueError for what `described` would refuse.
+    """
     mean: Any = weights.mean
     if isinstance(mean, np.ndarray):
         mean = {"image": base64.b64encode(mean.astype("<f4").tobytes()).decode()}
-    return json.dumps({**{name: getattr(weights, name) for name in SCHEMA}, "mean": mean})
+    text = json.dumps({**{name: getattr(weights, name) for name in SCHEMA}, "mean": mean})
+    if len(text) > LONGEST:
+        raise ValueError(
+            f"mean and classes take {len(text):,} bytes, of which {LONGEST:,} can be read again: "
+            "use the mean colour instead of a mean image"
+        )
+    return text
 
 
 def described(text: str | bytes) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Weights:
         return replace(self, classes=named)
 
     def with_mean(self, mean: tuple[float, ...] | np.ndarray) -> Weights:
-        """Return these weights with a mean; images are resized to a mean image's size."""
+        """Return these weights with a mean, to whose size images are resized."""
         if not isinstance(mean, np.ndarray):
             return replace(self, mean=mean)
         size = self.input_size or VARIANTS[self.variant].input_size
