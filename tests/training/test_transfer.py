@@ -448,6 +448,8 @@ def test_the_command_from_end_to_end(trained, others, tmp_path):
     assert text.count(frozen) == 2
     assert f"conv1 frozen until epoch 2, {frozen}" in text
     assert f"{frozen}; from now on they learn" in text
+    summary = run(TRAIN, "--weights", trained, "--data", others, "--summary")[1]
+    assert f"the mean {mean}, std 60/60/60" in " ".join(summary.split())
     content = load_checkpoint(out / "last.safetensors")
     assert content["origin"]["source"] == str(trained)
     assert (content["settings"]["lr"], content["settings"]["head_lr_factor"]) == (0.0003, 10)

@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
             if args.overfit:
                 settings = replace(settings, dropout=0.0)
             if args.summary and checkpoint is None:  # of which pixels no mean need be taken
-                run = new_run(settings, (0.0, 0.0, 0.0), np.zeros((3, 3)), start=args.start)
+                mean = args.start.mean if args.start else (0.0, 0.0, 0.0)
+                run = new_run(settings, mean, np.zeros((3, 3)), start=args.start)
             elif checkpoint is None:
                 run = new_run(settings, progress=Progress(), start=args.start)
             else:
