@@ -211,20 +211,14 @@ def make_parser(description: str | None = None) -> Parser:
         "--epochs",
         type=int,
         metavar="N",
-        help="passes over the training images (default: 30; 60 with --weights; 5 without --data)",
+        help="passes over the training images (default: 30; 5 without --data)",
     )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images per step (default: 32; 16 with --weights)",
-    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per step (default: 32)")
     group.add_argument(
         "--lr",
         type=float,
         metavar="RATE",
-        help="learning rate at the start (default: 0.001; 0.0003 with --weights; 0.0015 "
-        "without --data)",
+        help="learning rate at the start (default: 0.001; 0.0015 without --data)",
     )
     group.add_argument(
         "--schedule",
