@@ -169,6 +169,17 @@ def test_layers_that_compute_something_else_are_refused(load, thin, place, unrea
         load(caffemodel(theirs, generation))
 
 
+@pytest.mark.parametrize("generation", [1, 2])
+def test_settings_that_change_nothing_may_be_written(load, thin, generation):
+    theirs = layers(*thin[1:])
+    changed("conv2", dilation=1)(theirs)
+    changed("norm1", norm_region=0)(theirs)
+    changed("pool5", global_pooling=0)(theirs)
+    changed("fc6", axis=1, transpose=0)(theirs)
+    changed("relu7", negative_slope=0.0)(theirs)
+    assert load(caffemodel(theirs, generation)).variant == thin[0]
+
+
 @pytest.mark.parametrize("kind", ["Concat", "Deconvolution", "BatchNorm"])
 def test_other_networks_are_refused_by_their_layers(load, thin, kind):
     raw = caffemodel(layers(*thin[1:]), 2) + field(

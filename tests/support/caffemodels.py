@@ -19,10 +19,12 @@ TYPES = {  # in prototxt and V2, in V1, in V0
 }
 SETTINGS = {  # name of the message, its field in V2 and V1; name and field of each setting
     "conv": ("convolution_param", 106, 10, {"num_output": 1, "pad": 3, "kernel_size": 4,
-                                            "group": 5, "stride": 6}),
-    "norm": ("lrn_param", 118, 18, {"local_size": 1, "alpha": 2, "beta": 3, "k": 5}),
-    "pool": ("pooling_param", 121, 19, {"pool": 1, "kernel_size": 2, "stride": 3}),
-    "fc": ("inner_product_param", 117, 17, {"num_output": 1, "transpose": 6}),
+                                            "group": 5, "stride": 6, "dilation": 18}),
+    "norm": ("lrn_param", 118, 18, {"local_size": 1, "alpha": 2, "beta": 3, "norm_region": 4,
+                                    "k": 5}),
+    "pool": ("pooling_param", 121, 19, {"pool": 1, "kernel_size": 2, "stride": 3,
+                                        "global_pooling": 12}),
+    "fc": ("inner_product_param", 117, 17, {"num_output": 1, "axis": 5, "transpose": 6}),
     "relu": ("relu_param", 123, 30, {"negative_slope": 1}),
     "drop": ("dropout_param", 108, 12, {"dropout_ratio": 1}),
     "data": ("transform_param", 100, 36, {"scale": 1, "mirror": 2, "crop_size": 3,

@@ -341,7 +341,10 @@ def test_what_a_run_froze_stays_until_it_learns(trained, others, tmp_path):
     assert digest(run.classifier.model, ["conv1"]) == before == run.origin["frozen"]
     named = [name for name, _ in run.optimised()]
     assert named == [f"classifier.{i}.{part}" for i in (3, 0) for part in PARTS]
-    assert training.as_begun(["conv1"]) == f"conv1 are as at the start: SHA-256 {before}"
+    assert (
+        training.as_begun(["conv1"])
+        == f"the weights of conv1 are as at the start: SHA-256 {before}"
+    )
     training = trainer(resumed(tmp_path), tmp_path, watcher)
     training.train()
     named = [name for name, _ in training.run.optimised()]
@@ -352,7 +355,7 @@ def test_what_a_run_froze_stays_until_it_learns(trained, others, tmp_path):
     assert digest(training.run.classifier.model, ["conv1"]) != before
     (said,) = (line for line in watcher.said if "SHA-256" in line)
     assert " ".join(said.split()) == (
-        f"conv1 are as at the start: SHA-256 {before}; from now on they learn"
+        f"the weights of conv1 are as at the start: SHA-256 {before}; from now on they learn"
     )
 
 
@@ -465,7 +468,7 @@ def test_the_command_from_end_to_end(trained, others, tmp_path):
     text = " ".join(said.split())
     assert code == 0
     assert "fc3 is kept, for the classes are the same" in text
-    assert "conv1 are as at the start: SHA-256" in text
+    assert "the weights of conv1 are as at the start: SHA-256" in text
 
 
 @pytest.mark.parametrize(

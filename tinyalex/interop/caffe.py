@@ -8,6 +8,7 @@ stretched to a square before a square is cut from them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from tinyalex.files import FileError
 from tinyalex.interop.blobs import blob_array, blob_shape
 from tinyalex.interop.layers import fitting
 from tinyalex.interop.means import IMAGENET_MEAN, Mean, as_mean
-from tinyalex.interop.protobuf import EMPTY, Fields, Reader, Value
+from tinyalex.interop.protobuf import EMPTY, Fields, Reader, Run, Value
 from tinyalex.interop.reading import Request
 from tinyalex.interop.weights import Weights, array_names, check_shapes
 from tinyalex.models import VARIANTS
@@ -36,8 +37,8 @@ class Generation(NamedTuple):
     messages: dict[str, int]
     """Messages with the settings of each kind of layer; the oldest layers had their own."""
     settings: dict[str, dict[str, int]]
-    unread: dict[str, set[int]]
-    """Settings that an AlexNet has no use for: numbers per side, dilation, slopes of ReLU, ..."""
+    unread: dict[str, dict[int, int | None]]
+    """Settings that an AlexNet has no use for, with the value that changes nothing, if any."""
 
 
 SETTINGS = {
@@ -46,12 +47,12 @@ SETTINGS = {
     "norm": {"size": 1, "alpha": 2, "beta": 3, "k": 5},
     "data": {"scale": 1, "crop": 3, "mean": 5},
 }
-UNREAD = {
-    "conv": {9, 10, 11, 12, 13, 14, 18},
-    "pool": {5, 6, 7, 8, 9, 10, 12},
-    "norm": {4},
-    "fc": {5, 6},
-    "relu": {1},
+UNREAD: dict[str, dict[int, int | None]] = {
+    "conv": {**dict.fromkeys(range(9, 15)), 18: 1},  # numbers per side; dilation
+    "pool": {**dict.fromkeys(range(5, 11)), 12: 0},  # numbers per side; whole maps
+    "norm": {4: 0},  # within channels
+    "fc": {5: 1, 6: 0},  # axis; transposed
+    "relu": {1: 0},  # slope below 0
 }
 V2 = Generation(
     *("layer", 1, 2, 7),
@@ -172,13 +173,18 @@ class Net:
         if generation.messages:
             place = content.get(generation.messages.get(kind, 0), [EMPTY])[-1]
             message = self.reader.fields(place)
-        if more := message.keys() & generation.unread.get(kind, set()):
-            raise FileError(f"it has settings that an AlexNet has not (field {min(more)})")
+        for number, harmless in generation.unread.get(kind, {}).items():
+            if number in message and set(self._numbers(message[number])) != {harmless}:
+                raise FileError(f"it has settings that an AlexNet has not (field {number})")
         found = {}
         for name, number in generation.settings.get(kind, {}).items():
             if number in message:
                 found[name] = self._setting(name, message[number])
         return found
+
+    def _numbers(self, values: list[Value]) -> Iterable[float]:
+        floats = isinstance(values[0], Run)
+        return self.reader.floats(values, 4) if floats else self.reader.whole_numbers(values)
 
     def _setting(self, name: str, values: list[Value]) -> Any:
         if name in FLOATS:  # as they are written: 1e-4, where float32 has 9.99999975e-05

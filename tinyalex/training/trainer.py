@@ -269,7 +269,7 @@ class Trainer:
         """Return a sentence with the digest of layers that were frozen."""
         now = digest(self.run.classifier.model, layers)
         same = "as" if now == self.run.origin["frozen"] else "NOT as"
-        return f"{span(layers)} are {same} at the start: SHA-256 {now}"
+        return f"the weights of {span(layers)} are {same} at the start: SHA-256 {now}"
 
     def _log_steps(self) -> None:
         """Write a row about the last steps; warn if stuck or slow."""
