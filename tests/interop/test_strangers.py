@@ -51,7 +51,7 @@ def test_images_that_are_given_first(tmp_path):
     path = write(tmp_path / "photo.png")
     code, _, complaints = run("predict", path, "alexnet.pth")
     assert_refused(code, complaints, "photo.png is no weight file")
-    assert "it is an image: weights come first, then images" in complaints
+    assert "it is an image, not weights" in complaints
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):

@@ -416,15 +416,15 @@ def test_a_few_images_are_less_than_a_batch(trained, others, tmp_path):
         ),
         ({"freeze": "conv5"}, "freeze must be a layer from conv1 to fc2"),
         ({"freeze": 3}, "freeze must be None or text"),
-        ({"freeze": None, "unfreeze_after": 1}, "unfreeze-after must be left out without --freeze"),
+        ({"freeze": None, "unfreeze_after": 1}, "unfreeze-after must be given with --freeze only"),
         ({"unfreeze_after": 4}, "unfreeze-after must be below the 4 epochs, got 4"),
         ({"unfreeze_after": 0}, "unfreeze-after must be None or a whole number >= 1, got 0"),
         ({"head_lr_factor": -1.0}, "head-lr-factor must be a number from 0 to 1e6"),
         ({"layer_lr_decay": 0.0}, "layer-lr-decay must be above 0, at most 1"),
         ({"layer_lr_decay": 1.5}, "layer-lr-decay must be above 0, at most 1"),
         ({"initial_weights": "data"}, "initial-weights must be variant beside weights"),
-        ({"weights": None}, "freeze must be left out without --weights, got 'conv1'"),
-        ({"weights": None, "freeze": None}, "head-lr-factor must be left out without --weights"),
+        ({"weights": None}, "freeze must be given with --weights only, got 'conv1'"),
+        ({"weights": None, "freeze": None}, "head-lr-factor must be given with --weights only"),
     ],
 )
 def test_settings_that_do_not_go_together(photos, change, complaint):
@@ -476,7 +476,7 @@ def test_the_command_from_end_to_end(trained, others, tmp_path):
     [
         (["--freeze", "conv9"], "freeze must be a layer from conv1 to fc2"),
         (["--freeze", "fc3"], "for fc3 at least must learn"),
-        (["--unfreeze-after", "2"], "left out without --freeze"),
+        (["--unfreeze-after", "2"], "given with --freeze only"),
         (["--variant", "paper"], "has weights of the variant tiny: leave --variant paper out"),
         (["--mean", "image"], "expects images minus a mean colour: leave --mean out"),
         (["--input-size", "64"], "input-size must be 28 for the variant tiny"),
@@ -495,4 +495,4 @@ def test_options_that_are_refused(trained, others, tmp_path, options, complaint)
 @pytest.mark.parametrize("option", [["--freeze", "conv1"], ["--head-lr-factor", "2"]])
 def test_options_that_need_weights(others, tmp_path, option):
     code, _, complaints = train_on(others, tmp_path / "run", *option)
-    assert_refused(code, complaints, f"{option[0][2:]} must be left out without --weights")
+    assert_refused(code, complaints, f"{option[0][2:]} must be given with --weights only")

@@ -182,7 +182,8 @@ def _refuse(arrays: Mapping[str, Array], candidates: list[Found]) -> NoReturn:
         )
     nearest = max(candidates, key=lambda found: len(found.keys) - len(found.missing))
     missing = [f"{own} ({nearest.prefix}{key})" for own, key in nearest.missing.items()]
-    raise FileError(f"{', '.join(missing)} missing{_normed(arrays)}")
+    some = ", ".join(missing[:4]) + " ..." * (len(missing) > 4)
+    raise FileError(f"it is no whole AlexNet: {some} missing{_normed(arrays)}")
 
 
 def _normed(keys: Mapping[str, Array] | list[str]) -> str:

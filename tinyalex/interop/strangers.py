@@ -21,7 +21,7 @@ MARKS: dict[str, tuple[bytes, ...]] = {
         b"7z\xbc\xaf",
         b"rar!",
     ),
-    "an image: weights come first, then images": (
+    "an image, not weights": (
         b"\x89png",
         b"\xff\xd8\xff",
         b"gif8",

@@ -125,7 +125,7 @@ TRANSFER = ("freeze", "unfreeze_after", "head_lr_factor", "layer_lr_decay")
 
 def _absent(other: str, default: Any) -> Rule:
     """Return the rule of a setting that means nothing without another."""
-    return Rule(f"left out without --{other}", lambda value: value == default)
+    return Rule(f"given with --{other} only", lambda value: value == default)
 
 
 @dataclass(frozen=True)
