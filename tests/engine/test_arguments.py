@@ -74,11 +74,11 @@ MAKING_AND_JOINING = {
 """The functions of the package itself that read tensors or numbers."""
 
 WITHOUT_GRADIENT = {
-    *("DeviceError", "FileError", "Function", "GradcheckError", "Tensor"),
+    *("DeviceError", "FileError", "Function", "GradcheckError", "Tensor", "Weights"),
     *("arange", "ones", "rand", "randn", "tensor", "zeros"),  # make leaves
     *("current_backend", "empty_cache", "is_grad_enabled", "no_grad", "use_backend", "use_fusion"),
     *("get_float32_matmul_precision", "set_float32_matmul_precision", "manual_seed"),
-    *("gradcheck", "load", "save", "summary"),
+    *("export_onnx", "gradcheck", "load", "load_weights", "save", "summary"),
 }
 
 REDUCTION = {"self": normal(2, 3), "dim": None, "keepdim": False, "axis": 1, "keepdims": True}

@@ -71,11 +71,14 @@ class Trainer:
         self.learning, self.validation = Source(model, run.train_data), Source(model, run.val_data)
         self.steps = steps_of(run, self.learning.model)
 
-    def _keep_features(self, stop: StopRequest) -> None:
-        """Run only the layers that learn, where features can be kept."""
+    def _keep_features(self, stop: StopRequest) -> bool:
+        """Run only the layers that learn, where features can be kept.
+
+        Returns False if a stop was requested meanwhile.
+        """
         run, cache = self.run, self.run.settings.image_cache * 1_000_000
         if self._kept or not run.frozen:
-            return
+            return True
 
         def kept(source: Source) -> Source:
             return Source(*(keep_features(*source, cache, self.progress, stop) or source))
@@ -85,6 +88,7 @@ class Trainer:
             self.learning = kept(self.learning)
         self.steps = steps_of(run, self.learning.model)
         self._kept = True
+        return not stop
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Train until `settings.epochs` epochs are done, from wherever `run.state` is.
@@ -154,8 +158,7 @@ class Trainer:
     def _train(self, stop: StopRequest) -> None:
         state, epochs = self.run.state, self.run.settings.epochs
         while state.epoch < epochs:
-            self._keep_features(stop)
-            if not stop:
+            if self._keep_features(stop):
                 self._learn(stop)
             scores = None if stop else self._validate(stop)
             if scores is None:
