@@ -112,9 +112,10 @@ def leaving_on_signals(pause: bool = False) -> Iterator[None]:
         nonlocal leaving, received
         if leaving is not None:
             os._exit(_exit_code(signum))
-        received, leaving = signum, KeyboardInterrupt()
+        said, received, leaving = received, signum, KeyboardInterrupt()
         if signum != signal.SIGINT:
-            _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
+            if said != signum:  # else it comes once more, having been dropped
+                _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
             leaving = LeftError(_exit_code(signum))
         raise leaving
 
