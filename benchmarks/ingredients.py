@@ -25,12 +25,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes import measure, train
+from recipes import measure, resumable, train
 from shared import report
-from tinyalex.cli.common import EXPECTED_ERRORS, complain
 from tinyalex.cli.train_options import defaults_for
 from tinyalex.data.image import EXTENSIONS
-from tinyalex.training import Settings, StoppedError
+from tinyalex.training import Settings
 
 RECIPE: dict[str, Any] = {
     "input_size": 128,
@@ -174,16 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/ingredients"))
     parser.add_argument("--table", action="store_true", help="write benchmarks/README.md")
     arguments = parser.parse_args(argv)
-    try:
-        compare(arguments)
-    except StoppedError as stopped:
-        print(f"{stopped} and saved; the same command resumes")
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except EXPECTED_ERRORS as error:
-        return complain(error)
-    return 0
+    return resumable(compare, arguments)
 
 
 def compare(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import argparse
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,6 +231,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     arguments = parser.parse_args(argv)
     add_variants()
+    return resumable(compare, arguments)
+
+
+def resumable(compare: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Run a comparison that can be resumed; return the exit code."""
     try:
         compare(arguments)
     except StoppedError as stopped:

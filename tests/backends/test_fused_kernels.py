@@ -102,13 +102,13 @@ TYPICAL = NORM_POOLS["padding"]
 
 
 def forward(separate, case, x):
-    """Return the output and the winning taps, by the two kernels of one backend."""
+    """Return output and winning taps, by two kernels of one backend."""
     y = separate.local_response_norm(x, case.norm)
     return separate.max_pool2d(y, case.pool, case.output_size)
 
 
 def input_grad(separate, case, grad, taps, x):
-    """Return the gradient of the input, by the two kernels of one backend."""
+    """Return the input gradient, by two kernels of one backend."""
     grad = separate.max_pool2d_input_grad(grad, taps, x.shape, case.pool)
     return separate.local_response_norm_input_grad(grad, x, case.norm)
 
@@ -191,7 +191,7 @@ NEEDS = [needs for needs in product((True, False), repeat=3) if any(needs)]
 
 
 def convolution(rng, algorithm, sizes, dtype):
-    """Draw a problem that this algorithm computes, if it computes float64 at all."""
+    """Draw a problem for this algorithm, in float64 if it can."""
     arguments = problem(rng, *sizes, dtype=dtype)
     x, weight, _, grad, options = arguments
     layer = choose.Problem(grad.shape, weight.shape, options, x.dtype)

@@ -38,7 +38,7 @@ SMALL = CASES["asymmetric"]
 
 
 def draw(rng, case):
-    """Return x, weight, bias, an output gradient and the geometry of one line of the table."""
+    """Return arrays and geometry of one line of the table."""
     *sizes, stride = case
     return problem(rng, *sizes, stride=stride)
 

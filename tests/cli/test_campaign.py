@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 class Playground:
-    """A folder with a home, a place for temporary files, data and runs, and nothing outside."""
+    """Home, temporary files, data and runs in one folder."""
 
     def __init__(self, root):
         self.root = Path(root)
@@ -99,7 +99,7 @@ def place(tmp_path_factory):
 
 @contextlib.contextmanager
 def playground(place, grown=None):
-    """Make a Playground, with a run on some images or with nothing, and go there."""
+    """Make a Playground, perhaps with a run, and go there."""
     with pytest.MonkeyPatch.context() as patch:
         made = Playground(place)
         if grown is not None:
@@ -264,7 +264,7 @@ def test_any_folder(place, tree, what, cached):
 
 
 class Grown(NamedTuple):
-    """A run that was stopped in its second epoch, and which images it used."""
+    """Run stopped in its second epoch, and the images it used."""
 
     root: Path
     images: int
@@ -306,7 +306,7 @@ def test_any_change_after_training(place, grown, changes, what, seed):
 
 @pytest.fixture(scope="module")
 def finished(place, grown, tmp_path_factory):
-    """Return the folder of the same run when nothing disturbed it until its end."""
+    """Return the folder of the same run, undisturbed."""
     with playground(place, grown) as ground:
         assert later(ground, "resume to the end").code == 0
         return shutil.copytree(ground.out, tmp_path_factory.mktemp("finished") / "run")

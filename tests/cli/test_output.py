@@ -72,7 +72,7 @@ def test_all_that_is_shown_goes_through_say(path):
 
 @pytest.fixture
 def commands(photos, trained, tmp_path):
-    """Return a command line of each command, and the files that it leaves."""
+    """Return each command's command line, and files it leaves."""
     out = tmp_path / "out"
     return {
         TRAIN: (["--variant", "tiny", "--data", photos, "--out", out / "run", "--epochs", 1],
@@ -133,7 +133,7 @@ def test_streams_that_are_closed_are_opened_first():
 
 
 def environment(**changes):
-    """Return the environment for a process, None for what is to be missing."""
+    """Return a process's environment; None removes a variable."""
     values = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -206,7 +206,7 @@ def test_commands_for_an_odd_folder_can_be_pasted(photos, tmp_path):
 
 @pytest.fixture
 def odd(trained, photos, tmp_path):
-    """Return a checkpoint with odd names for its classes, and a folder of images with such."""
+    """Return a checkpoint and images, all with odd names."""
     crafted = load_checkpoint(Checkpoints(trained).best)
     crafted["classifier"]["classes"] = ["a\nb", "Ä 漢 \x1b[2J", "  "]
     ta.save(crafted, tmp_path / "odd\n.safetensors")

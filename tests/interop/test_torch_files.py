@@ -409,13 +409,17 @@ def test_tensors_that_cannot_be_read_are_refused(message, kind, state, path):
         load(path, twins.FILES[kind](tree))
 
 
+def content_of(kind, state, path):
+    """Return a file of this kind with these weights."""
+    if kind != "safetensors":
+        return twins.FILES[kind](tensors(state))
+    save_file(state, path)
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize("kind", [*twins.FILES, "safetensors"])
 def test_a_part_of_a_file_is_refused(kind, state, path):
-    if kind == "safetensors":
-        save_file(state, path)
-        content = path.read_bytes()
-    else:
-        content = twins.FILES[kind](tensors(state))
+    content = content_of(kind, state, path)
     end = len(content) - (0 if kind != "tar" else 12_000)  # a tar archive is filled with zeros
     for length in np.linspace(0, end, 60, endpoint=False, dtype=int):
         with pytest.raises(ta.FileError, match=path.name):
@@ -424,11 +428,7 @@ def test_a_part_of_a_file_is_refused(kind, state, path):
 
 @pytest.mark.parametrize("kind", ["stream", "zip", "safetensors"])
 def test_bytes_behind_the_arrays_are_refused(kind, state, path):
-    if kind == "safetensors":
-        save_file(state, path)
-        content = path.read_bytes()
-    else:
-        content = twins.FILES[kind](tensors(state))
+    content = content_of(kind, state, path)
     with pytest.raises(ta.FileError, match=r"damaged|arrays end"):
         load(path, content + b"\0")
 
