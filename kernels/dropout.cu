@@ -10,6 +10,8 @@
 // 10 rounds x 2 multiplications for four elements. The launch costs more than either, so there is
 // one version.
 //
+// Where x is the end of something longer, `before` counts the fours of elements in front of it.
+//
 // The key comes by value or, where `key_slot` is not null, from memory. A recorded CUDA graph
 // repeats a launch with the very same arguments, so that a key among them would drop the same
 // elements for ever; memory can be filled anew before each replay.
@@ -21,10 +23,10 @@ constexpr int THREADS = 256;
 template <class T>
 __device__ __forceinline__ void dropout(const T* x, T* y, unsigned count,
                                         const unsigned long long* key_slot, unsigned long long key,
-                                        unsigned threshold, T scale) {
+                                        unsigned threshold, T scale, unsigned before) {
   const unsigned first = first_of_four();
   if (first >= count) return;
-  const uint4 words = philox(make_uint4(first / 4, 0, 0, 0), key_slot ? *key_slot : key);
+  const uint4 words = philox(make_uint4(before + first / 4, 0, 0, 0), key_slot ? *key_slot : key);
   const unsigned random[4] = {words.x, words.y, words.z, words.w};
   Four<T> four = load_four(x, first, count);
 #pragma unroll
@@ -34,14 +36,14 @@ __device__ __forceinline__ void dropout(const T* x, T* y, unsigned count,
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 dropout_float(const float* x, float* y, int count, const unsigned long long* key_slot,
-              unsigned long long key, int threshold, float scale) {
-  dropout(x, y, count, key_slot, key, threshold, scale);
+              unsigned long long key, int threshold, float scale, int before) {
+  dropout(x, y, count, key_slot, key, threshold, scale, before);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 dropout_double(const double* x, double* y, int count, const unsigned long long* key_slot,
-               unsigned long long key, int threshold, double scale) {
-  dropout(x, y, count, key_slot, key, threshold, scale);
+               unsigned long long key, int threshold, double scale, int before) {
+  dropout(x, y, count, key_slot, key, threshold, scale, before);
 }
 
 // The generator by itself, words[4 i ...] = philox(counters[4 i ...], keys[i]), so that a test can

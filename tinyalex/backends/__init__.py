@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tinyalex import threads
+from tinyalex.backends import shards
 from tinyalex.backends.devices import device_of
 from tinyalex.backends.types import Array
 from tinyalex.choices import Choice
@@ -96,8 +97,11 @@ class use_backend(  # noqa: N801 (reads as a verb, in a `with` statement too)
 _loaded: dict[str, ModuleType] = {}
 
 
-def of(array: Array) -> ModuleType:
-    """Return the backend module for ``array``; TypeError if there is none."""
+def of(array: Array) -> Any:
+    """Return the backend module for ``array``; TypeError if there is none.
+
+    Within `shards.sharded` its kernels compute each shard of a batch by itself.
+    """
     on_cpu = device_of(array) == "cpu"
     name = use_backend.current if on_cpu else "cuda"
     # Loaded at first use: `import tinyalex` must wait for neither Numba nor CuPy.
@@ -106,7 +110,12 @@ def of(array: Array) -> ModuleType:
             _checked(name, "the environment variable TINYALEX_BACKEND")
             threads.start()
         _loaded[name] = importlib.import_module(f"tinyalex.backends.{name}")
-    return _loaded[name]
+    part = shards.current()
+    if part is None:
+        return _loaded[name]
+    from tinyalex.backends.sharded import ShardedKernels  # which needs this file
+
+    return ShardedKernels(_loaded[name], part)
 
 
 def array_module(array: Array) -> Any:

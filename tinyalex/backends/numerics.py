@@ -21,6 +21,7 @@ PARTS = 16  # of a long axis, which are added one to the next
 # Kernels add the terms of inner products one to the next. Axes longer than LONG are cut into
 # pieces; those of usual layers are not, since cutting costs copies and additions.
 LONG, PIECE = 1 << 14, 1 << 9
+MAX_ROWS = 1 << 10  # of a linear layer's batch, whose gradients one product sums
 
 # A decorator. In what it decorates, infinity and NaN come as they do in torch: without warnings and
 # errors, whatever the caller has set with `np.seterr`.
@@ -74,6 +75,11 @@ def pieces(length: int, longest: int = LONG) -> Iterator[slice]:
     size = PIECE if length > longest else max(1, length)
     for first in range(0, max(1, length), size):
         yield slice(first, min(length, first + size))
+
+
+def by_rows(kernel: Callable[[Array, Array], Array], grad: Array, x: Array) -> Array:
+    """Return ``kernel(grad, x)``, a sum over rows, in pieces of a long batch."""
+    return sum_of(kernel(grad[part], x[part]) for part in pieces(len(grad), MAX_ROWS))
 
 
 def product(a: Array, b: Array) -> Array:

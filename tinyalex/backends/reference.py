@@ -284,6 +284,10 @@ def relu_input_grad(grad: Array, y: Array) -> Array:
     return np.where(y <= 0, grad.dtype.type(0), grad)  # written so that NaN lets dy through
 
 
+GOLDEN = 0x9E3779B97F4A7C15
+"""Step of the SplitMix64 sequence: 2 ** 64 divided by the golden ratio."""
+
+
 def random_bits(key: int, count: int) -> Array:
     """Return ``count`` 64-bit random numbers: the SplitMix64 sequence that begins at ``key``.
 
@@ -291,17 +295,21 @@ def random_bits(key: int, count: int) -> Array:
     (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2 ** 64 is meant
-        z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
+        z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def dropout(x: Array, p: float, key: int) -> Array:
+def shifted(key: int, first: int) -> int:
+    """Return the key whose sequence begins ``first`` numbers further on."""
+    return (key + first * GOLDEN) % 2**64
+
+
+def dropout(x: Array, p: float, key: int, first: int = 0) -> Array:
     """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
+    ``first`` is the position of the first element, where ``x`` is the end of something longer.
     Zeroing is a product with 0: infinity and NaN become NaN, as in torch.
 
     The top 24 bits of `random_bits` decide, so the mask is never stored: the gradient is the same
@@ -309,7 +317,9 @@ def dropout(x: Array, p: float, key: int) -> Array:
     """
     if p == 1:
         return x * x.dtype.type(0)
-    keep = (random_bits(key, x.size) >> np.uint64(40)) >= np.uint64(int(p * 2**24 + 0.5))
+    keep = (random_bits(shifted(key, first), x.size) >> np.uint64(40)) >= np.uint64(
+        int(p * 2**24 + 0.5)
+    )
     return x * (keep.reshape(x.shape) * x.dtype.type(1 / (1 - p)))
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from tinyalex import backends
 from tinyalex.autograd import Function
-from tinyalex.backends.numerics import pieces, product, sum_of
+from tinyalex.backends.numerics import by_rows, pieces, product, sum_of
+from tinyalex.backends.shards import current
 from tinyalex.backends.types import Array
 from tinyalex.ops.arguments import floating
 from tinyalex.ops.arithmetic import unbroadcast
-
-MAX_ROWS = 1 << 10  # of a linear layer's batch, whose gradients one product sums
 
 
 class MatMul(Function):
@@ -73,10 +72,8 @@ class Linear(Function):
                 for part in pieces(grad.shape[1])
             )
         if need_weight:
-            dweight = sum_of(
-                kernels.linear_weight_grad(grad[part], x[part])
-                for part in pieces(len(grad), MAX_ROWS)
-            )
+            sum_rows = kernels.linear_weight_grad  # which sees to the rows of shards itself
+            dweight = by_rows(sum_rows, grad, x) if current() is None else sum_rows(grad, x)
         dbias = kernels.conv2d_bias_grad(grad[:, :, None, None]) if need_bias else None
         return dx, dweight, dbias
 

@@ -10,6 +10,7 @@ from numba import prange
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.runtime import num_threads, parallel_kernel, plain
 from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.reference import shifted
 from tinyalex.backends.types import Array
 
 BLOCK = 1 << 16  # elements that `all_finite` adds up in one go
@@ -71,9 +72,10 @@ def _dropout(x, key, threshold, scale, y):
         y[i] = x[i] * (scale if keep else x.dtype.type(0))
 
 
-def dropout(x: Array, p: float, key: int) -> Array:
+def dropout(x: Array, p: float, key: int, first: int = 0) -> Array:
     """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
+    ``first`` is the position of the first element, where ``x`` is the end of something longer.
     Zeroing is a product with 0: infinity and NaN become NaN, as in torch.
 
     A hash of (key, position) decides, so the mask is never stored: the gradient is the same
@@ -84,6 +86,7 @@ def dropout(x: Array, p: float, key: int) -> Array:
     # The position counts in the order of the shape, so that layouts do not change the draw.
     line = plain(x).reshape(-1)
     y = memory.empty_like(line)
+    key = shifted(key, first)
     _dropout(line, np.uint64(key), np.uint64(int(p * 2**24 + 0.5)), x.dtype.type(1 / (1 - p)), y)
     return y.reshape(x.shape)
 

@@ -10,7 +10,8 @@ from tinyalex.backends.layout import as_nchw, channels_last
 from tinyalex.backends.types import Array
 
 BLOCK = 256  # threads
-EACH = 4 * BLOCK  # elements of a block: a thread has four
+FOUR = 4  # elements of a thread
+EACH = FOUR * BLOCK  # of a block
 BLOCKS_EACH = 8  # of 256 threads, that a multiprocessor has room for
 WARP = 32
 
@@ -54,9 +55,10 @@ def relu_input_grad(grad: Array, y: Array) -> Array:
     return restore(dx)
 
 
-def dropout(x: Array, p: float, key: int) -> Array:
+def dropout(x: Array, p: float, key: int, first: int = 0) -> Array:
     """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
+    ``first`` is the position of the first element, where ``x`` is the end of something longer.
     Philox4x32-10 of (key, position in the order of the shape) decides, so the mask is never stored:
     the gradient is the same function of the gradient, with the same key. The draw differs from that
     of the CPU's backends. A `SlotKey` is read from the device's memory when the kernel runs.
@@ -64,12 +66,15 @@ def dropout(x: Array, p: float, key: int) -> Array:
     if p == 1:
         return x * x.dtype.type(0)
     # The position counts in the order of the shape, so that layouts do not change the draw.
-    line = contiguous(x).reshape(-1)
+    line, begin = contiguous(x).reshape(-1), first % FOUR
+    if begin:  # in the middle of four elements, which share a random word
+        line = cupy().concatenate([cupy().zeros(begin, x.dtype), line])
     y = cupy().empty(line.shape, line.dtype)
     drawn = (getattr(key, "slot", None), int(key), int(p * 2**24 + 0.5), 1 / (1 - p))
+    arguments = (line, y, y.size, *drawn, first // FOUR)
     entry = f"dropout_{type_name(x.dtype)}"
-    launch("dropout.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), (line, y, y.size, *drawn))
-    return y.reshape(x.shape)
+    launch("dropout.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), arguments)
+    return y[begin:].reshape(x.shape)
 
 
 def philox_words(counters: Array, keys: Array) -> Array:
