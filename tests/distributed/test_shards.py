@@ -6,7 +6,8 @@ import pytest
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models, random
-from tinyalex.backends.shards import part_of, sharded, spans_of_ranks, tree_of_ranks
+from tinyalex.backends.sharded import sharded
+from tinyalex.backends.shards import part_of, spans_of_ranks, tree_of_ranks
 
 
 def gradients(model, images, labels, part):

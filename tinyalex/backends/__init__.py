@@ -100,7 +100,7 @@ _loaded: dict[str, ModuleType] = {}
 def of(array: Array) -> Any:
     """Return the backend module for ``array``; TypeError if there is none.
 
-    Within `shards.sharded` its kernels compute each shard of a batch by itself.
+    Within `sharded.sharded` its kernels compute each shard of a batch by itself.
     """
     on_cpu = device_of(array) == "cpu"
     name = use_backend.current if on_cpu else "cuda"
@@ -110,12 +110,7 @@ def of(array: Array) -> Any:
             _checked(name, "the environment variable TINYALEX_BACKEND")
             threads.start()
         _loaded[name] = importlib.import_module(f"tinyalex.backends.{name}")
-    part = shards.current()
-    if part is None:
-        return _loaded[name]
-    from tinyalex.backends.sharded import ShardedKernels  # which needs this file
-
-    return ShardedKernels(_loaded[name], part)
+    return shards.wrapped(_loaded[name])
 
 
 def array_module(array: Array) -> Any:

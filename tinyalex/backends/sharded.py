@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,15 @@ from typing import Any
 from tinyalex.backends import array_module
 from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions
 from tinyalex.backends.numerics import by_rows
-from tinyalex.backends.shards import Part, tree_sum
+from tinyalex.backends.shards import Part, in_use, tree_sum
 from tinyalex.backends.types import Array, Shape
+
+
+def sharded(part: Part | None) -> AbstractContextManager[None]:
+    """Let this thread's kernels compute shards in a ``with`` block."""
+    if part is None:
+        return in_use(None, None)
+    return in_use(part, lambda kernels: ShardedKernels(kernels, part))
 
 
 def joined(outputs: Sequence[Array]) -> Array:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from types import ModuleType
+from typing import Any
 
 from tinyalex.backends.types import Array
 
@@ -125,23 +127,34 @@ def part_of(images: int, shards: int, span: Span) -> Part:
     return Part(tuple(size + (i < more) for i in range(shards)), span)
 
 
+Wrapper = Callable[[ModuleType], Any]
+"""Function that returns kernels for shards, given a backend."""
+
+
 class _Thread(threading.local):
     part: Part | None = None
+    wrapper: Wrapper | None = None
 
 
 _thread = _Thread()
 
 
 @contextmanager
-def sharded(part: Part | None) -> Iterator[None]:
-    """Let this thread's kernels compute shards in a ``with`` block."""
-    before, _thread.part = _thread.part, part
+def in_use(part: Part | None, wrapper: Wrapper | None) -> Iterator[None]:
+    """Let this thread's kernels be wrapped in a ``with`` block."""
+    before = _thread.part, _thread.wrapper
+    _thread.part, _thread.wrapper = part, wrapper
     try:
         yield
     finally:
-        _thread.part = before
+        _thread.part, _thread.wrapper = before
 
 
 def current() -> Part | None:
-    """Return the part that this thread's kernels compute."""
+    """Return the part of a batch that this thread's kernels compute."""
     return _thread.part
+
+
+def wrapped(kernels: ModuleType) -> Any:
+    """Return a backend's kernels, wrapped if they are to be."""
+    return kernels if _thread.wrapper is None else _thread.wrapper(kernels)
