@@ -22,6 +22,7 @@ FLOORS = [
     {"optim"},
     {"schedule"},
     {"models", "data", "summary"},
+    {"distributed"},
     {"interop"},
     {"training"},
     {"pictures"},

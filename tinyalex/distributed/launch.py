@@ -1,0 +1,113 @@
+"""Start as one of several ranks, under mpiexec or srun."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tinyalex.distributed.communicator import CommunicationError, Communicator, Single
+from tinyalex.distributed.mpi import TIMEOUT, MPICommunicator
+from tinyalex.interrupts import FAILED, USAGE, StoppedError
+
+_RANK = ("PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+_SIZE_IN_SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")  # a mere shell of salloc has these, too
+_LAUNCHERS = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "MPI_LOCAL", "HYDI_", "HYDRA_", "SLURM_")
+
+
+class LaunchError(ValueError):
+    """Launcher and MPI that do not fit together."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place among the ranks that a launcher has started; None is unknown."""
+
+    rank: int
+    size: int | None
+
+
+def launched(environ: Mapping[str, str] = os.environ) -> Launch | None:
+    """Return the place that the environment gives, None outside a job.
+
+    Launchers known are those of MPICH, Intel MPI, Open MPI, PMIx, and Slurm's srun.
+    """
+    known = {name: int(value) for name, value in environ.items() if value.isdecimal()}
+    rank = next((known[name] for name in _RANK if name in known), None)
+    sizes = _SIZE + (_SIZE_IN_SLURM if "SLURM_PROCID" in known else ())
+    size = next((known[name] for name in sizes if name in known), None)
+    if rank is None and size is None:
+        return None
+    return Launch(rank or 0, size)
+
+
+def communicator(timeout: float = TIMEOUT) -> Communicator:
+    """Return what connects this process to the others of its job.
+
+    The launcher's variables are removed from the environment then: processes that a rank starts are
+    no ranks. Raises LaunchError where the launcher and MPI disagree, on the first rank; the others
+    leave in silence.
+    """
+    job = launched()
+    if job is None or job.size == 1:
+        return Single()
+    try:
+        ranks = MPICommunicator(timeout)
+    except CommunicationError as error:
+        _refuse(
+            job, f"{error}: pip install 'tinyalex[mpi]', or mpi4py alone where MPI is installed"
+        )
+    if ranks.size != (job.size or ranks.size) or job.rank >= ranks.size:
+        ranks.close()
+        _refuse(
+            job,
+            f"this is one of {job.size or job.rank + 1} ranks, but MPI says that there "
+            f"are {ranks.size}: start it by the mpiexec of the MPI that mpi4py uses, "
+            "or by srun --mpi=TYPE with the type for it",
+        )
+    for name in [name for name in os.environ if name.startswith(_LAUNCHERS)]:
+        del os.environ[name]
+    return ranks
+
+
+def _refuse(job: Launch, why: str) -> None:
+    if job.rank == 0:
+        raise LaunchError(why)
+    time.sleep(1)  # the launcher ends all once one has left: the first one may speak before
+    raise SystemExit(USAGE)
+
+
+@contextmanager
+def together(timeout: float = TIMEOUT) -> Iterator[Communicator]:
+    """Connect this process to its job for a block.
+
+    What ends the block early ends all ranks, but for `StoppedError` and an exit with 0, which all
+    come to at once.
+    """
+    ranks = communicator(timeout)
+    try:
+        yield ranks
+    except StoppedError:
+        ranks.close()
+        raise
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else FAILED
+        if ranks.size == 1:
+            raise
+        if not code:
+            ranks.close()
+            raise
+        if isinstance(error, SystemExit):
+            ranks.abort(f"ended by exit({code!r})", code if isinstance(code, int) else FAILED)
+        traceback.print_exc()
+        sys.stderr.flush()
+        ranks.abort(
+            f"{type(error).__name__}: {error}",
+            130 if isinstance(error, KeyboardInterrupt) else FAILED,
+        )
+    ranks.close()

@@ -1,0 +1,303 @@
+"""Messages between ranks through MPI."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+from tinyalex.distributed.communicator import (
+    CommunicationError,
+    Communicator,
+    Pending,
+    Tree,
+    ranks_of,
+)
+from tinyalex.text import escaped
+
+T = TypeVar("T")
+
+TIMEOUT = 300.0
+"""Seconds without a message after which the job is given up."""
+
+PIECE = 1 << 20
+"""Bytes of one message at most: each that arrives is a sign of life."""
+
+BLOCK = 1 << 26
+"""Bytes of an array that are summed at a time, which bounds the memory for it."""
+
+LONGEST_NAP = 1e-3
+"""Seconds between two looks for messages at most."""
+
+GRACE = 0.3
+"""Seconds for words to get through before the job is ended."""
+
+_HEADER, _DATA = 1, 2  # tags of messages
+
+
+class _Request(Pending[T]):
+    """Request in the queue of the thread."""
+
+    def __init__(self, owner: MPICommunicator, label: str, work: Callable[[], T]) -> None:
+        self.label = label
+        self.work = work
+        self.done = threading.Event()
+        self.result: T
+        self.error: BaseException | None = None
+        self._owner = owner
+
+    def wait(self) -> T:
+        if not self.done.is_set():
+            self._owner.wait_for(self)
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class MPICommunicator(Communicator):
+    """Ranks under MPI.
+
+    One thread makes all calls of MPI, the first and the last included, so that MPI needs to know
+    of no threads. It sends point to point and looks for what has come, with naps between: so it
+    knows which ranks are missing, other threads have the cores, and sums are taken in an order
+    that no library chooses.
+
+    Each request begins with a header to every rank, which says what is asked for: ranks that do not
+    ask for the same end with an error. `sum` sends chunk j of the array to rank j, which adds
+    those of all ranks and sends the result to all: the bytes of a ring, 2 (n - 1) / n times the
+    array from each of n ranks. It needs memory for n - 1 chunks of a block of `BLOCK` bytes.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        self.timeout = timeout
+        self.rank = self.size = -1
+        self._host = socket.gethostname()
+        self._mpi: Any = None
+        self._ranks: Any = None  # a communicator of MPI
+        self._queue: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._missing: set[int] = set()
+        self._heard = time.monotonic()  # when the last message came
+        self._exit_code: int | None = None
+        self._closed = False
+        start = _Request(self, "start", self._start)
+        self._queue.put(start)
+        self._thread = threading.Thread(target=self._serve, name="MPI", daemon=True)
+        self._thread.start()
+        start.wait()
+        atexit.register(self._leave)
+        self.hosts = self.share("hosts", self._host).wait()
+
+    def wait_for(self, request: _Request[Any]) -> None:
+        """Wait for a request; end all ranks after `timeout` seconds of silence."""
+        begun = heard = time.monotonic()
+        while not request.done.wait(heard + self.timeout - time.monotonic()):
+            heard = max(begun, self._heard)
+            if time.monotonic() >= heard + self.timeout:
+                missing = ", ".join(map(str, sorted(self._missing)))
+                self.abort(
+                    f"step {self.step}, {request.label}: nothing came for {self.timeout:g} s from "
+                    + (f"rank {missing}" if missing else "ranks that have not started")
+                )
+        self.waited += time.monotonic() - begun
+
+    def abort(self, message: str, code: int = 1) -> NoReturn:
+        """Print the message and end all ranks with the exit code."""
+        who = f"rank {self.rank} ({self._host})" if self._ranks else self._host
+        line = f"{escaped(f'{who}: {message}')}\n"
+        os.write(2, line.encode(errors="replace"))  # whole, and now
+        time.sleep(GRACE)
+        self._exit_code = code or 1
+        self._queue.put(None)
+        self._thread.join(GRACE)
+        self._abort_if_asked()  # the thread is stuck in MPI
+        os.kill(os.getpid(), signal.SIGKILL)  # before MPI has started: its launcher sees this
+        raise SystemExit(code)
+
+    def close(self) -> None:
+        """Wait until all ranks have come here, and end MPI."""
+        if not self._closed:
+            self.share("end", None).wait()
+            self._closed = True
+            end = _Request(self, "end", self._finish)
+            self._queue.put(end)
+            end.wait()
+
+    def _leave(self) -> None:
+        if not self._closed:
+            self.abort("ended before the others")
+
+    def _ask(self, label: str, work: Callable[[], T]) -> Pending[T]:
+        if self._closed:
+            raise CommunicationError(f"{label}: requested after the communicator was closed")
+        request = _Request(self, label, work)
+        self._queue.put(request)
+        return request
+
+    # --- in the thread ----------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while True:
+            request = self._queue.get()
+            if request is None:
+                self._abort_if_asked()
+                continue
+            self._heard = time.monotonic()
+            try:
+                if self._error is not None:
+                    raise self._error
+                request.result = request.work()
+            except BaseException as error:
+                self._error = request.error = error
+            request.done.set()
+
+    def _start(self) -> None:
+        try:
+            import mpi4py
+
+            mpi4py.rc.initialize = mpi4py.rc.finalize = False
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise CommunicationError(f"mpi4py does not work here ({error})") from error
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_FUNNELED)  # this thread is the one that may call
+        elif MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+            raise CommunicationError("MPI was started for the use of one thread, another one")
+        self._mpi = MPI
+        self._ranks = MPI.COMM_WORLD.Dup()
+        self.rank, self.size = self._ranks.rank, self._ranks.size
+
+    def _finish(self) -> None:
+        self._ranks.Free()
+        self._mpi.Finalize()
+
+    def _gather(self, label: str, array: np.ndarray) -> list[np.ndarray]:
+        array = np.ascontiguousarray(array)
+        like = ["gather", label, array.dtype.str, *array.shape[1:]]
+        lengths = self._agree(like, len(array))
+        arrays = [np.empty((length, *array.shape[1:]), array.dtype) for length in lengths]
+        arrays[self.rank] = array
+        self._transfer([array] * self.size, arrays)
+        return arrays
+
+    def _exchange(
+        self, label: str, parts: list[np.ndarray], expect: list[tuple[int, ...]]
+    ) -> list[np.ndarray]:
+        parts = [np.ascontiguousarray(part) for part in parts]
+        dtype = parts[self.rank].dtype
+        shapes = self._agree(["exchange", label, dtype.str], [part.shape for part in parts])
+        for peer, (shape, sent) in enumerate(zip(expect, shapes, strict=True)):
+            if tuple(shape) != tuple(sent[self.rank]):
+                raise CommunicationError(
+                    f"{label}: rank {self.rank} expects {tuple(shape)} from rank {peer}, which "
+                    f"sends {tuple(sent[self.rank])}"
+                )
+        received = [np.empty(shape, dtype) for shape in expect]
+        received[self.rank] = parts[self.rank]
+        self._transfer(parts, received)
+        return received
+
+    def _sum(self, label: str, array: np.ndarray, tree: Tree) -> None:
+        self._agree(["sum", label, array.dtype.str, *array.shape, repr(tree)])
+        line = np.ascontiguousarray(array).reshape(-1)
+        length = BLOCK // array.itemsize
+        for start in range(0, line.size, length):
+            self._sum_block(line[start : start + length], tree)
+        if not np.may_share_memory(line, array):
+            array[...] = line.reshape(array.shape)
+
+    def _sum_block(self, block: np.ndarray, tree: Tree) -> None:
+        bounds = [len(block) * rank // self.size for rank in range(self.size + 1)]
+        chunks = [block[start:end] for start, end in pairwise(bounds)]
+        mine, nothing = chunks[self.rank], block[:0]
+        terms = ranks_of(tree, self.size)
+        received = [np.empty_like(mine) if r in terms else nothing for r in range(self.size)]
+        received[self.rank] = mine
+        self._transfer(chunks if self.rank in terms else [nothing] * self.size, received)
+        total = _add(tree, received)
+        if total is not mine:
+            mine[...] = total
+        self._transfer([mine] * self.size, chunks)
+
+    def _share(self, label: str, value: Any) -> list[Any]:
+        return self._agree(["share", label], value)
+
+    def _agree(self, request: list[Any], value: Any = None) -> list[Any]:
+        """Return the values of all ranks, whose requests must be the same."""
+        header = json.dumps([request, value]).encode()
+        others = [peer for peer in range(self.size) if peer != self.rank]
+        open_ = [self._ranks.Isend(header, peer, _HEADER) for peer in others]
+        self.sent += len(header) * len(others)
+        headers: dict[int, bytes | bytearray] = {self.rank: header}
+        self._missing = set(others)
+        while self._missing:
+            for peer in list(self._missing):
+                status = self._mpi.Status()
+                if message := self._ranks.Improbe(peer, _HEADER, status):
+                    headers[peer] = bytearray(status.Get_count())
+                    open_.append(message.Irecv(headers[peer]))
+                    self._missing.remove(peer)
+                    self._heard = time.monotonic()
+            if self._missing:
+                self._nap()
+        self._complete(open_, others * 2)
+        values = []
+        for peer in range(self.size):
+            theirs, value = json.loads(headers[peer])
+            if theirs != request:
+                ours, theirs = (" ".join(map(str, words)) for words in (request, theirs))
+                raise CommunicationError(
+                    f"ranks must ask for the same things in the same order, but rank {self.rank} "
+                    f"asks for {ours}, and rank {peer} for {theirs}"
+                )
+            values.append(value)
+        return values
+
+    def _transfer(self, parts: Sequence[np.ndarray], into: Sequence[np.ndarray]) -> None:
+        """Send a part to each other rank; receive one from each."""
+        requests, peers = [], []
+        for call, arrays in ((self._ranks.Irecv, into), (self._ranks.Isend, parts)):
+            for away in range(1, self.size):  # each rank begins with another one
+                peer = (self.rank + away) % self.size
+                line = arrays[peer].reshape(-1).view(np.uint8)
+                for start in range(0, len(line), PIECE):
+                    requests.append(call(line[start : start + PIECE], peer, _DATA))
+                    peers.append(peer)
+        self.sent += sum(part.nbytes for peer, part in enumerate(parts) if peer != self.rank)
+        self._complete(requests, peers)
+
+    def _complete(self, requests: list[Any], peers: list[int]) -> None:
+        """Wait for messages from and to `peers`."""
+        while (done := self._mpi.Request.Testsome(requests)) is not None:
+            self._missing = {peer for r, peer in zip(requests, peers, strict=True) if r}
+            if done:
+                self._heard = time.monotonic()
+            else:
+                self._nap()
+
+    def _nap(self) -> None:
+        """Sleep a tenth of the time for which nothing has come."""
+        self._abort_if_asked()
+        time.sleep(min(LONGEST_NAP, (time.monotonic() - self._heard) / 10))
+
+    def _abort_if_asked(self) -> None:
+        if self._exit_code is not None and self._mpi:
+            self._mpi.COMM_WORLD.Abort(self._exit_code)
+
+
+def _add(tree: Tree, terms: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum in the order of the tree; it overwrites terms."""
+    if isinstance(tree, int):
+        return terms[tree]
+    left, right = (_add(branch, terms) for branch in tree)
+    return np.add(left, right, out=left)
