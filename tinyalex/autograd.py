@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -147,10 +148,14 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
     A node is born after everything that it depends on, so the newest node that has a gradient has
     all of it: no sorting, no recursion, and a node used by many others is still visited once. What
     a node saved, and the gradient that reached it, are freed as the walk passes.
+
+    A leaf's hooks are called as soon as all that adds to its gradient has been passed.
     """
     if not isinstance(root, Function):
-        return _accumulate(root, gradient)
+        _accumulate(root, gradient)
+        return _call_hooks(root)
     gradients, newest_first = {root: gradient}, [(-root.birth, root)]
+    to_come: Counter[int] | None = None  # gradients by leaf, once one with a hook was met
     while newest_first:
         _, node = heapq.heappop(newest_first)
         edges, grad = node.enter(retain_graph), gradients.pop(node)
@@ -160,15 +165,41 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
         others = [grad, *node.saved, *[input_grad for _, input_grad in arrived]]
         if not retain_graph:
             node.saved, node.edges, node.versions = (), (), ()
-        for edge, input_grad in arrived:
+        for number, (edge, input_grad) in enumerate(arrived):
             if not isinstance(edge, Function):
                 _accumulate(edge, input_grad, others)
+                if edge._grad_hooks and to_come is None:
+                    ahead = [edge for edge, _ in arrived[number:]]
+                    to_come = _count_leaves(ahead + [node for _, node in newest_first])
+                if to_come is not None:
+                    to_come[id(edge)] -= 1
+                    if not to_come[id(edge)]:
+                        _call_hooks(edge)
             elif edge in gradients:
                 with using(edge.device):
                     gradients[edge] = gradients[edge] + input_grad
             else:
                 gradients[edge] = input_grad
                 heapq.heappush(newest_first, (-edge.birth, edge))
+
+
+def _count_leaves(edges: list[Function | Tensor]) -> Counter[int]:
+    """Return how many edges lead to each leaf, by its id."""
+    found: Counter[int] = Counter()
+    seen: set[Function] = set()
+    while edges:
+        edge = edges.pop()
+        if not isinstance(edge, Function):
+            found[id(edge)] += 1
+        elif edge not in seen:
+            seen.add(edge)
+            edges += [one for one in edge.edges if one is not None]
+    return found
+
+
+def _call_hooks(leaf: Tensor) -> None:
+    for registration in leaf._grad_hooks if leaf.requires_grad else ():
+        registration.hook(leaf)
 
 
 def _checked(

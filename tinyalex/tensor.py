@@ -16,6 +16,7 @@ from tinyalex.backends import array_module, numerics
 from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import is_grad_enabled
+from tinyalex.hooks import HookHandle, Registration
 from tinyalex.ops import activation, arithmetic, matmul, reduction, shape
 from tinyalex.ops.arguments import dimension, flag, is_integer, number
 from tinyalex.ops.ingress import looks_like_array, plain_array
@@ -46,11 +47,20 @@ class Tensor:
     _values: Array
     _grad: Array | None
     _grad_fn: Function | None
+    _grad_hooks: tuple[Registration, ...]
     _requires_grad: bool
     _storage: Storage
 
     # Not `_data`, which numpy.ma would take without asking.
-    __slots__ = ("__weakref__", "_grad", "_grad_fn", "_requires_grad", "_storage", "_values")
+    __slots__ = (
+        "__weakref__",
+        "_grad",
+        "_grad_fn",
+        "_grad_hooks",
+        "_requires_grad",
+        "_storage",
+        "_values",
+    )
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
@@ -67,6 +77,7 @@ class Tensor:
         self._values = data
         self._grad = None
         self._grad_fn = None
+        self._grad_hooks = ()
         self._requires_grad = False
         if requires_grad is not False:
             self.requires_grad = requires_grad
@@ -307,6 +318,16 @@ class Tensor:
                 raise ValueError(f"expected a gradient of shape {self.shape}, got {array.shape}")
             array = array.reshape(self.shape)
         run_backward(self.grad_fn or self, array, retain_graph)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], object]) -> HookHandle:
+        """Call ``hook(tensor)`` in backward, once this leaf's ``grad`` is complete.
+
+        Layers below may not have theirs yet. Raises RuntimeError unless this is a leaf that
+        requires a gradient, TypeError for what cannot be called.
+        """
+        if not (self.is_leaf and self.requires_grad):
+            raise RuntimeError("only a leaf that requires a gradient has a grad to wait for")
+        return HookHandle(self, "_grad_hooks", hook, "hook(tensor)")
 
     def detach(self) -> Tensor:
         """Return a tensor on the same array, outside the graph."""

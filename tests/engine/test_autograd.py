@@ -384,3 +384,36 @@ def test_leaves_do_not_share_a_gradient():
     Twice.apply(a, b).sum().backward()
     a.grad += 1
     assert b.grad.tolist() == [2, 2, 2]
+
+
+def test_hooks_see_complete_gradients():
+    """Also of leaves that are used several times, in one node and in several."""
+    w, b, frozen = leaf(3.0), leaf(1.0), leaf(2.0)
+    seen = []
+    for tensor in (w, b, frozen):
+        tensor.register_post_accumulate_grad_hook(lambda t: seen.append((t, t.grad.item())))
+    y = (w * w + b) * w * frozen
+    frozen.requires_grad_(False)
+    y.backward()
+    assert seen == [(b, 6.0), (w, 56.0)]
+    b.register_post_accumulate_grad_hook(lambda t: seen.append("second"))
+    b.backward()
+    assert seen[2:] == [(b, 7.0), "second"]
+
+
+def test_hooks_come_before_the_gradients_below():
+    below, above = leaf(2.0), leaf(3.0)
+    found = []
+    with above.register_post_accumulate_grad_hook(lambda t: found.append((t.grad, below.grad))):
+        (below * 5 * above).backward()
+    (below * 5 * above).backward()
+    assert found == [(10.0, None)]
+
+
+def test_only_leaves_that_learn_take_hooks():
+    learns = leaf(1.0)
+    for tensor in (learns * 2, ta.ones(1)):
+        with pytest.raises(RuntimeError, match="leaf that requires a gradient"):
+            tensor.register_post_accumulate_grad_hook(print)
+    with pytest.raises(TypeError, match=r"hook\(tensor\), got 3"):
+        learns.register_post_accumulate_grad_hook(3)

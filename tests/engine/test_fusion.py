@@ -173,7 +173,7 @@ def test_what_is_replaced_later_runs(rng, monkeypatch, change, first, position):
 def test_a_hook_of_the_class_runs(rng, monkeypatch):
     seen = []
     with nn.ReLU().register_forward_hook(lambda *call: seen.append(call[0])) as handle:
-        monkeypatch.setattr(nn.ReLU, "_forward_hooks", handle._module._forward_hooks)
+        monkeypatch.setattr(nn.ReLU, "_forward_hooks", handle._owner._forward_hooks)
     layers = conv_relu()
     nn.Sequential(*layers)(ta.randn(1, 16, 9, 9))
     assert seen == layers[1:]

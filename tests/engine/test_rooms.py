@@ -11,7 +11,17 @@ PACKAGE = Path(__file__).parents[2] / "tinyalex"
 # From the ground up. What is not listed here stands on top of everything it imports.
 FLOORS = [
     {"ctrl_c", "locks", "text", "interrupts"},
-    {"choices", "version", "random", "threads", "grad_mode", "storage", "optional", "folders"},
+    {
+        "choices",
+        "version",
+        "random",
+        "threads",
+        "grad_mode",
+        "storage",
+        "optional",
+        "folders",
+        "hooks",
+    },
     {"progress"},
     {"backends"},
     {"autograd"},

@@ -12,6 +12,7 @@ from tinyalex.backends.devices import device_of, host_copy, move, using
 from tinyalex.backends.layout import for_device
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import no_grad
+from tinyalex.hooks import HookHandle, Registration
 from tinyalex.tensor import Tensor, as_array
 
 Self = TypeVar("Self", bound="Module")
@@ -35,31 +36,6 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class Registration:
-    """One registration of a forward hook; the same hook may have several."""
-
-    def __init__(self, hook: Hook) -> None:
-        self.hook = hook
-
-
-class HookHandle:
-    """Removes a forward hook: call ``remove()``, or leave its ``with`` block."""
-
-    def __init__(self, module: Module, registration: Registration) -> None:
-        self._module, self._registration = module, registration
-
-    def remove(self) -> None:
-        """Take this registration off its module; a second call does nothing."""
-        kept = (one for one in self._module._forward_hooks if one is not self._registration)
-        self._module._forward_hooks = tuple(kept)
-
-    def __enter__(self) -> HookHandle:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
 
 class Module:
@@ -119,11 +95,7 @@ class Module:
 
         What it returns, if anything, replaces the output.
         """
-        if not callable(hook):
-            raise TypeError(f"a hook must be callable as hook(module, args, output), got {hook!r}")
-        registration = Registration(hook)
-        self._forward_hooks = (*self._forward_hooks, registration)
-        return HookHandle(self, registration)
+        return HookHandle(self, "_forward_hooks", hook, "hook(module, args, output)")
 
     def add_module(self, name: str, module: Module) -> None:
         """Set ``module`` as the child called ``name``.
