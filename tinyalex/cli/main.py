@@ -19,6 +19,7 @@ COMMANDS = {
     "look": "draw what a trained network has learned",
     "convert": "turn other people's weights, or a run's, into another format",
     "prepare": "turn a folder of images into a clean one",
+    "plan": "estimate the speed of a training on several computers",
     "gradcheck": "check every gradient against finite differences",
 }
 

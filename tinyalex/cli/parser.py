@@ -17,6 +17,7 @@ from tinyalex.interrupts import USAGE
 from tinyalex.progress import show
 from tinyalex.text import escaped
 
+MOST = 1e9
 STOPPED = "129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM"
 
 
@@ -86,6 +87,19 @@ def whole(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
         return number
 
     return number_in
+
+
+def positive(text: str) -> float:
+    """Return a number above 0, and not beyond what measures of machines need."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= MOST:
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0, up to {MOST:,.0f}, got {text!r}"
+        )
+    return number
 
 
 def name_in(text: str) -> str:

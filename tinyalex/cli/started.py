@@ -17,6 +17,7 @@ SCRIPTS = {
     "look": "look.py",
     "convert": "convert_weights.py",
     "prepare": "prepare_images.py",
+    "plan": "plan_training.py",
     "gradcheck": "gradient_check.py",
 }
 """The commands as scripts of examples/."""

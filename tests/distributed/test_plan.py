@@ -1,0 +1,258 @@
+"""Cost model of several ranks: bytes, schedule, and its command."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from commands import TINY
+
+import tinyalex as ta
+from tinyalex.cli.main import main
+from tinyalex.cli.plan import fitted
+from tinyalex.distributed import plan
+from tinyalex.distributed.plan import Layer, Machine, cost, layers_of
+from tinyalex.models import VARIANTS
+from tinyalex.models.alexnet import smallest_input
+
+PAPER, SOURCE2012 = (layers_of(VARIANTS[name], 1000, 224) for name in ("paper", "source2012"))
+SLOW = Machine(rate=80, link=1, latency=20e-6)
+MACHINES = [SLOW, replace(SLOW, link=10), Machine(40000, 400, 2e-6), replace(SLOW, fixed=0.3)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_layers_are_those_of_the_network(variant):
+    size = smallest_input(variant) + 32 if variant.any_size else variant.input_size
+    model = ta.models.alexnet(thin := variant.thinner(16, variant.input_size), 7)
+    with ta.use_backend("reference"):
+        rows = [row for row in ta.summary(model, (variant.in_channels, size, size)).rows
+                if row.parameters]  # fmt: skip
+    layers = layers_of(thin, 7, size)
+    assert [layer.name for layer in layers] == [*model.weight_layers]
+    assert [layer.multiply_adds for layer in layers] == [row.multiply_adds for row in rows]
+    assert [sum(layer.parameters) for layer in layers] == [row.parameters for row in rows]
+    assert [layer.outputs for layer in layers] == [row.output_shape[0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("layers", "strategy", "megabytes"),
+    [(PAPER, "data", 243.9), (SOURCE2012, "towers", 30.0), (PAPER, "hybrid", 18.8)],
+)
+def test_megabytes_of_two_ranks_and_128_images(layers, strategy, megabytes):
+    assert cost(layers, strategy, 2, 128, SLOW).sent / 1e6 == pytest.approx(megabytes, abs=0.05)
+
+
+class Ranks:
+    """Ranks that count what each sends to another."""
+
+    def __init__(self, number):
+        self.sent = np.zeros((number, number))
+
+    def sum(self, values, ranks):
+        for chunk, adder in zip(np.array_split(np.empty(values), len(ranks)), ranks, strict=True):
+            for other in ranks:
+                self.sent[other, adder] += chunk.nbytes / 2
+                self.sent[adder, other] += chunk.nbytes / 2
+
+    def gather(self, values, ranks, to=None):
+        for rank in ranks:
+            self.sent[rank, to or ranks] += 4 * values / len(ranks)
+
+    def busiest(self):
+        return (self.sent.sum(1) - self.sent.diagonal()).max()
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 8])
+def test_bytes_are_what_ranks_send_to_each_other(number):
+    images, everyone = 64, list(range(number))
+    shapes = [(layer.inputs, sum(layer.parameters)) for layer in SOURCE2012]
+    data, hybrid, towers = Ranks(number), Ranks(number), Ranks(number)
+    for place, (inputs, parameters) in enumerate(shapes):
+        data.sum(parameters, everyone)
+        if place < 5:
+            hybrid.sum(parameters, everyone)
+        else:
+            hybrid.gather(2 * images * inputs, everyone)
+    hybrid.gather(2 * images * 1000, everyone)
+    for first in everyone[::2] if number > 1 else []:
+        for place in (2, 5, 6):
+            towers.gather(2 * 2 * images / number * shapes[place][0], [first, first + 1])
+        towers.gather(2 * images / number * shapes[7][0], [first, first + 1], [first])
+        towers.gather(2 * images / number * shapes[7][0], [first, first + 1], [first + 1])
+    for place, (_, parameters) in enumerate(shapes if number > 1 else []):
+        for tower in (0,) if place == 7 else (0, 1):
+            towers.sum(parameters if place == 7 else parameters // 2, everyone[tower::2])
+    for strategy, ranks in zip(plan.STRATEGIES, (data, towers, hybrid), strict=True):
+        if strategy != "towers" or number > 1:
+            sent = cost(SOURCE2012, strategy, number, images, SLOW).sent
+            assert sent == pytest.approx(ranks.busiest(), rel=1e-4), strategy
+
+
+TWO = [
+    Layer("conv1", 3, 2, 100, (250_000_000 // 2, 0)),
+    Layer("fc2", 4, 5, 300, (250_000_000, 0), linear=True),
+]
+
+
+def test_exchange_follows_exchange_while_backward_continues():
+    """By hand: 2 ranks, 10 images each; 3 * 400 - 100 multiply-adds are an image.
+
+    Forward takes 4/11 of the second that 10 images take, fc2's backward 6/11, conv1's 1/11. The
+    gradients of fc2 take 8 s on a link of 1 Gbit/s, those of conv1 4 s, and each 4 messages.
+    """
+    machine = Machine(rate=10, link=1 / plan.PAYLOAD, latency=0.25)
+    found = cost(TWO, "data", 2, 20, machine)
+    assert (found.sent, found.compute) == (1.5e9, pytest.approx(1))
+    assert (found.link, found.latency) == pytest.approx((12, 2))
+    assert found.step == pytest.approx(10 / 11 + 14)
+    assert found.hidden == pytest.approx(1 / 11 / 14)
+    fast = cost(TWO, "data", 2, 20, replace(machine, link=1e6, latency=1e-9))
+    assert fast.step == pytest.approx(1, rel=1e-4)
+
+
+def test_the_next_layer_waits_for_inputs():
+    """By hand: hybrid on 2 ranks exchanges fc2's inputs, and logits, before anything else."""
+    slow = Machine(rate=1e9, link=1e-6 / plan.PAYLOAD, latency=1e-12)  # 125 bytes per second
+    found = cost(TWO, "hybrid", 2, 20, slow)
+    activations = 2 * 20 * (4 + 5) * 4 / 2
+    assert found.sent == pytest.approx(5e8 + activations)
+    assert found.step == pytest.approx(found.exchange, rel=1e-6)
+    assert (found.hidden, found.bound) == (pytest.approx(0, abs=1e-6), "link")
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+@pytest.mark.parametrize("ranks", [1, 2, 6, 64, 1024])
+@pytest.mark.parametrize("strategy", plan.STRATEGIES)
+def test_a_step_lies_between_its_longest_part_and_the_sum_of_all(machine, ranks, strategy):
+    if strategy == "towers" and ranks == 1:
+        return
+    for batch in (1, 256, 128 * ranks):
+        found = cost(SOURCE2012, strategy, ranks, batch, machine)
+        longest = max(found.compute, found.exchange)
+        assert longest * (1 - 1e-9) <= found.step <= (found.compute + found.exchange) * (1 + 1e-9)
+        assert -1e-9 <= found.hidden <= 1
+        assert found.speed_up(machine.alone(batch)) <= ranks * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("strategy", ["data", "hybrid"])
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+def test_one_rank_exchanges_nothing(strategy, machine):
+    found = cost(PAPER, strategy, 1, 256, machine)
+    assert (found.sent, found.wait, found.hidden) == (0, 0, 1)
+    assert found.batch / found.step == pytest.approx(machine.alone(256))
+
+
+def test_hybrid_sends_less_than_data_up_to_a_batch():
+    assert plan.hybrid_below(PAPER) == pytest.approx(3185, abs=1)
+    for ranks in (2, 64):
+        for batch, less in ((3185, True), (3186, False)):
+            sent = {way: cost(PAPER, way, ranks, batch, SLOW).sent for way in ("data", "hybrid")}
+            assert (sent["hybrid"] < sent["data"]) == less
+
+
+def test_a_rank_without_images_and_uneven_parts_count_by_the_busiest():
+    even, uneven = (cost(PAPER, "data", ranks, 12, SLOW).compute for ranks in (4, 5))
+    assert even == pytest.approx(uneven)
+    few = layers_of(VARIANTS["paper"], 10, 224)
+    with_all = [part.arithmetic(1).multiply_adds for part in plan.parts_of(few, "hybrid", 4, 8)]
+    assert with_all[7] == 8 * 4096 * 3  # of ten classes a rank has three at most
+
+
+def test_only_the_network_of_2012_has_towers():
+    assert [name for name, variant in VARIANTS.items() if plan.has_towers(variant)] == [
+        "source2012"
+    ]
+
+
+# --- the command
+
+
+def planned(capsys, *words):
+    """Return the rows of the table, and all lines."""
+    assert main(["plan", *words]) == 0
+    said, complaints = capsys.readouterr()
+    assert not complaints
+    lines = said.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("ranks ")) + 1
+    return [line.split() for line in lines[first : lines.index("", first)]], lines
+
+
+def test_a_table_of_all_strategies(capsys):
+    rows, lines = planned(capsys, "--variant", "source2012", "--rate", "80", "--ranks", "4,2,3")
+    assert [row[0] + row[2][0] for row in rows] == ["2d", "2t", "2h", "3d", "3h", "4d", "4t", "4h"]
+    assert [row[3] for row in rows[:3]] == ["243.9", "30.0", "18.8"]
+    assert max(map(len, lines[lines.index("") + 1 :][:10])) <= 80
+    text = "\n".join(lines)
+    for said in ("data on 4 ranks is bound by the bytes on its link", "fastest is hybrid",
+                 "fewer than 3,185 images", "needs no LARS"):  # fmt: skip
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch-size", "1024"], "a learning rate in proportion to it is 0.08"),
+        (["--batch-size", "1025"], "1,025 images needs LARS, which tinyalex lacks"),
+        (["--batch-per-rank", "128", "--ranks", "1024"], "131,072 images needs LARS"),
+        (["--ranks", "1024"], "896 of 1,024 ranks get no image"),
+        ([], "towers take an even number of ranks, and a network of two towers: source2012"),
+        (["--batch-size", "4096", "--ranks", "2"], "fastest is data"),
+        (["--link", "100", "--ranks", "1024"], "by the number of its messages"),
+        (["--ranks", "1", "--num-classes", "10"], "bound by its arithmetic"),
+    ],
+)
+def test_findings(words, said, capsys):
+    _, lines = planned(capsys, "--variant", "paper", "--rate", "80", *words)
+    assert said in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "one of the arguments --rate --measure is required"),
+        (["--rate", "80", "--measure"], "not allowed with argument"),
+        (["--rate", "0"], "argument --rate: expected a number above 0"),
+        (["--rate", "nan"], "got 'nan'"),
+        (["--rate", "inf"], "got 'inf'"),
+        (["--rate", "80", "--link", "-1"], "--link: expected a number above 0"),
+        (["--rate", "80", "--latency", "x"], "--latency: expected a number above 0"),
+        (["--rate", "80", "--ranks", "2,2000"], "expected a whole number from 1 to 1024"),
+        (["--rate", "80", "--ranks", "2,,4"], "got ''"),
+        (["--rate", "80", "--batch-size", "0"], "--batch-size: expected a whole number"),
+        (["--rate", "80", "--batch-size", "8", "--batch-per-rank", "8"], "not allowed with"),
+        (["--rate", "80", "--cores", "8"], "--cores is for --measure"),
+        (["--rate", "80", "--variant", "paper", "--input-size", "200"], "takes images of 224"),
+        (["--rate", "80", "--input-size", "20"], "torchvision takes images of at least 63"),
+        (["--rate", "80", "--num-classes", "9" * 400], "--num-classes: expected a whole number"),
+        (["--measure", "--threads", "0"], "thread"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(words, complaint, capsys):
+    try:
+        code = main(["plan", *words])
+    except SystemExit as stop:
+        code = stop.code
+    said, complained = capsys.readouterr()
+    assert (code, said, complained.count("\n")) == (2, "", 1)
+    assert complaint in complained
+
+
+def test_measuring_trains_here(monkeypatch, capsys):
+    monkeypatch.setitem(VARIANTS, TINY.name, TINY)
+    assert (
+        main(["plan", "--variant", "tiny", "--measure", "--cores", "4", "--num-classes", "3"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert re.match(r"measured here: \S+ s for 32 images, \S+ s for 128 images\n", said)
+    assert "\n    2      4  hybrid" in said
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "rate", "fixed"),
+    [(0.42, 1.38, 100, 0.1), (0.32, 1.28, 100, 0), (1.2, 1.28, 200, 0.64), (0.1, 1.28, 100, 0)],
+)
+def test_two_measured_steps_tell_what_does_not_grow_with_the_images(few, many, rate, fixed):
+    found = fitted(SLOW, {32: few, 128: many}, 1)
+    assert (found.rate, found.fixed) == pytest.approx((rate, fixed))
+    assert found.alone(128) == pytest.approx(128 / many)
+    assert fitted(SLOW, {32: few, 128: many}, 4).alone(128) == pytest.approx(4 * 128 / many)
