@@ -98,14 +98,14 @@ def test_exchange_follows_exchange_while_backward_continues():
     """By hand: 2 ranks, 10 images each; 3 * 400 - 100 multiply-adds are an image.
 
     Forward takes 4/11 of the second that 10 images take, fc2's backward 6/11, conv1's 1/11. The
-    gradients of fc2 take 8 s on a link of 1 Gbit/s, those of conv1 4 s, and each 4 messages.
+    gradients of fc2 take 8 s on a link of 1 Gbit/s, those of conv1 4 s, and each sum 3 messages.
     """
     machine = Machine(rate=10, link=1 / plan.PAYLOAD, latency=0.25)
     found = cost(TWO, "data", 2, 20, machine)
     assert (found.sent, found.compute) == (1.5e9, pytest.approx(1))
-    assert (found.link, found.latency) == pytest.approx((12, 2))
-    assert found.step == pytest.approx(10 / 11 + 14)
-    assert found.hidden == pytest.approx(1 / 11 / 14)
+    assert (found.link, found.latency) == pytest.approx((12, 3))
+    assert found.step == pytest.approx(10 / 11 + 15)
+    assert found.hidden == pytest.approx(1 / 11 / 15)
     fast = cost(TWO, "data", 2, 20, replace(machine, link=1e6, latency=1e-9))
     assert fast.step == pytest.approx(1, rel=1e-4)
 

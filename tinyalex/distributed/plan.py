@@ -32,9 +32,10 @@ For N = 128 on two ranks that is, in MB (1e6 bytes):
 Seconds are those of the busiest rank. It computes in proportion to multiply-adds: backward costs
 twice forward, in the first layer once, since images need no gradient. One link carries one exchange
 after the other, both ways at once, in the order in which they were begun: its bytes over the
-bandwidth, and for each message, one to each other rank, the latency (Hockney's model). Left out are
-ranks slower than others, loading of images, memory that is full, the additions of a sum, the core
-that an MPI library may keep busy, and a network that has less than a whole link for each rank.
+bandwidth, and for each message the latency (Hockney's model): to each other rank one that says what
+follows, then one for a gather, two for a sum. Left out are ranks slower than others, loading of
+images, memory that is full, the additions of a sum, the core that an MPI library may keep busy, and
+a network that has less than a whole link for each rank.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Part(NamedTuple):
         others = self.replicas - 1
         for size, name in zip(self.layer.parameters, ("weight", "bias"), strict=False):
             sent = FLOAT * 2 * others / self.replicas * size * self.share
-            yield Exchange(f"{self.layer.name}.{name}", sent, sent, 2 * others, False)
+            yield Exchange(f"{self.layer.name}.{name}", sent, sent, 3 * others, False)
 
     def whole(self, forward: bool) -> Iterator[Exchange]:
         """Yield the exchange that makes the layer's inputs whole, or its backward."""
@@ -169,7 +170,7 @@ class Part(NamedTuple):
             if self.share * self.peers > 1:  # a layer of one tower alone
                 sent, received = (0.0, received) if forward else (sent, 0.0)
             label = f"{'inputs' if forward else 'gradients of inputs'} of {layer.name}"
-            yield Exchange(label, sent, received, others, True)
+            yield Exchange(label, sent, received, 2 * others, True)
 
 
 def parts_of(layers: Sequence[Layer], strategy: str, ranks: int, batch: int) -> list[Part]:
