@@ -8,10 +8,13 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -23,6 +26,7 @@ from tinyalex.distributed.communicator import (
     Tree,
     ranks_of,
 )
+from tinyalex.distributed.watcher import SAID, WELL, Watcher
 from tinyalex.text import escaped
 
 T = TypeVar("T")
@@ -90,13 +94,27 @@ class MPICommunicator(Communicator):
         self._heard = time.monotonic()  # when the last message came
         self._exit_code: int | None = None
         self._closed = False
+        self._watcher: Watcher | None = None
         start = _Request(self, "start", self._start)
         self._queue.put(start)
         self._thread = threading.Thread(target=self._serve, name="MPI", daemon=True)
         self._thread.start()
         start.wait()
         atexit.register(self._leave)
-        self.hosts = self.share("hosts", self._host).wait()
+        places = self.share("places", _place()).wait()
+        self.hosts = [host for host, _ in places]
+        here = [rank for rank, place in enumerate(places) if place == places[self.rank]]
+        self._watch(here, f"rank {self.rank} ({self._host}, process {os.getpid()})")
+
+    def _watch(self, here: list[int], name: str) -> None:
+        """Connect the ranks of a host to a watcher."""
+        first = self.rank == here[0]
+        if first and sys.platform == "linux":
+            self._watcher = Watcher(name, len(here))
+        address = self._watcher.address if self._watcher else None
+        addresses = self.share("watchers", address).wait()
+        if not first and addresses[here[0]]:
+            self._watcher = Watcher(name, len(here), addresses[here[0]])
 
     def wait_for(self, request: _Request[Any]) -> None:
         """Wait for a request; end all ranks after `timeout` seconds of silence."""
@@ -116,18 +134,21 @@ class MPICommunicator(Communicator):
         who = f"rank {self.rank} ({self._host})" if self._ranks else self._host
         line = f"{escaped(f'{who}: {message}')}\n"
         os.write(2, line.encode(errors="replace"))  # whole, and now
+        if self._watcher:
+            self._watcher.close(SAID)
         time.sleep(GRACE)
         self._exit_code = code or 1
         self._queue.put(None)
-        self._thread.join(GRACE)
-        self._abort_if_asked()  # the thread is stuck in MPI
-        os.kill(os.getpid(), signal.SIGKILL)  # before MPI has started: its launcher sees this
+        self._thread.join(1)
+        os.kill(os.getpid(), signal.SIGKILL)  # the thread is stuck in MPI: the launcher sees this
         raise SystemExit(code)
 
     def close(self) -> None:
         """Wait until all ranks have come here, and end MPI."""
         if not self._closed:
             self.share("end", None).wait()
+            if self._watcher:
+                self._watcher.close(WELL)
             self._closed = True
             end = _Request(self, "end", self._finish)
             self._queue.put(end)
@@ -291,8 +312,17 @@ class MPICommunicator(Communicator):
         time.sleep(min(LONGEST_NAP, (time.monotonic() - self._heard) / 10))
 
     def _abort_if_asked(self) -> None:
-        if self._exit_code is not None and self._mpi:
+        if self._exit_code is not None:
             self._mpi.COMM_WORLD.Abort(self._exit_code)
+
+
+def _place() -> tuple[str, str]:
+    """Return the host, and what else ranks share that find each other's sockets."""
+    system = ""
+    with suppress(OSError):  # Linux has both
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        system = f"{boot.strip()} {os.stat('/proc/self/ns/net').st_ino}"
+    return socket.gethostname(), system
 
 
 def _add(tree: Tree, terms: Sequence[np.ndarray]) -> np.ndarray:
