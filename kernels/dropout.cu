@@ -10,7 +10,7 @@
 // 10 rounds x 2 multiplications for four elements. The launch costs more than either, so there is
 // one version.
 //
-// Where x is the end of something longer, `before` counts the fours of elements in front of it.
+// Where x is a part of something longer, `before` counts the fours of elements in front of it.
 //
 // The key comes by value or, where `key_slot` is not null, from memory. A recorded CUDA graph
 // repeats a launch with the very same arguments, so that a key among them would drop the same

@@ -41,11 +41,15 @@ def philox(counter, key):
     return a, b, c, d
 
 
-def dropout(x, p, key):
-    """Element i stays if the upper 24 bits of word i % 4 of philox(i / 4) reach p * 2^24."""
+def dropout(x, p, key, first=0):
+    """Element i stays if the upper 24 bits of word i % 4 of philox(i / 4) reach p * 2^24.
+
+    Elements are numbered from ``first``.
+    """
     threshold = math.floor(p * 2**24 + 0.5)
     words = []
-    for block in range(-(-x.size // 4)):
+    for block in range(first // 4, -(-(first + x.size) // 4)):
         words += philox((block, 0, 0, 0), (key & WORD, key >> 32))
-    keep = np.array([word >> 8 >= threshold for word in words[: x.size]], bool).reshape(x.shape)
+    words = words[first % 4 :][: x.size]
+    keep = np.array([word >> 8 >= threshold for word in words], bool).reshape(x.shape)
     return np.where(keep, np.asarray(x, np.float64) / (1 - p), 0.0) if p < 1 else np.zeros(x.shape)

@@ -3,6 +3,8 @@
 A block has 1024 elements: 2053 are two blocks and five elements, the last of them alone.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import oracles
 import oracles_random
@@ -103,6 +105,27 @@ def dropout_reads_its_key_when_it_runs(rng):
         for key, value in zip(keys, step, strict=True):
             y = to_host(elementwise.dropout(to_device(x), 0.5, key))
             np.testing.assert_array_equal(y != 0, oracles_random.dropout(x, 0.5, value) != 0)
+
+
+@exercise("dropout.cu")
+def dropout_of_parts_side_by_side(rng):
+    """Parts that begin at any element, no multiple of 4 either, drop what the whole drops."""
+    slots = KeySlots(1)
+    slots.fill([2**63 + 1])
+    with random.keys_from(slots):
+        slot_key = random.next_key()
+    for dtype, key, value in zip(DTYPES, (7, slot_key), (7, 2**63 + 1), strict=True):
+        x = normal(rng, (2053,), dtype)
+        whole = oracles_random.dropout(x, 0.5, value)
+        ends = 0, 1, 7, 8, 1030, 1030, 2052, 2053
+        parts = [
+            elementwise.dropout(to_device(x[first:end]), 0.5, key, first)
+            for first, end in pairwise(ends)
+        ]
+        assert_close(np.concatenate([to_host(part) for part in parts]), whole, 1e-7)
+    far = 2**33 - 5  # elements of a batch that no GPU holds, and the last that a counter numbers
+    y = elementwise.dropout(to_device(np.ones(5), np.float32), 0.5, 7, far)
+    assert_close(to_host(y), oracles_random.dropout(np.ones(5), 0.5, 7, far), 1e-7)
 
 
 @exercise("all_finite.cu")

@@ -75,7 +75,7 @@ def _dropout(x, key, threshold, scale, y):
 def dropout(x: Array, p: float, key: int, first: int = 0) -> Array:
     """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
-    ``first`` is the position of the first element, where ``x`` is the end of something longer.
+    ``first`` is the position of the first element, where ``x`` is a part of something longer.
     Zeroing is a product with 0: infinity and NaN become NaN, as in torch.
 
     A hash of (key, position) decides, so the mask is never stored: the gradient is the same

@@ -58,7 +58,7 @@ def relu_input_grad(grad: Array, y: Array) -> Array:
 def dropout(x: Array, p: float, key: int, first: int = 0) -> Array:
     """Zero each element with probability ``p``, scale the others by 1 / (1 - p).
 
-    ``first`` is the position of the first element, where ``x`` is the end of something longer.
+    ``first`` is the position of the first element, where ``x`` is a part of something longer.
     Philox4x32-10 of (key, position in the order of the shape) decides, so the mask is never stored:
     the gradient is the same function of the gradient, with the same key. The draw differs from that
     of the CPU's backends. A `SlotKey` is read from the device's memory when the kernel runs.
