@@ -63,9 +63,14 @@ class StopRequest:
         self._previous: list[dict[int, Handler]] = []  # one for each `with` under way
         self._insistent = False
 
+    @property
+    def at_limit(self) -> bool:
+        """True once `step` has come to `steps`."""
+        return self.step >= self._steps
+
     def __bool__(self) -> bool:
         if self.reason is None:  # and once there is one, it stays
-            if self.step >= self._steps:
+            if self.at_limit:
                 self.reason = f"the limit of {self._steps} steps"
             elif time.monotonic() + self.reserve >= self._deadline:
                 self.reason = "the time limit"

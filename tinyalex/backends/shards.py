@@ -26,8 +26,8 @@ from tinyalex.backends.types import Array
 
 Span = tuple[int, int]
 """Numbers of the first shard and of the one after the last."""
-Tree = int | tuple["Tree", "Tree"] | None
-"""Number of a rank, or the pair of whose sums this is the sum; None for no rank at all."""
+Tree = int | tuple["Tree", "Tree"]
+"""Number of a rank, or the pair of whose sums this is the sum."""
 
 
 def halves(first: int, last: int) -> tuple[Span, Span]:

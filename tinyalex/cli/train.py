@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from tinyalex.backends.devices import DeviceError
 from tinyalex.cli.common import command, complain
 from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.finish import finish
+from tinyalex.cli.jointly import jointly
 from tinyalex.cli.overfit import advice, overfit
 from tinyalex.cli.started import call_of
 from tinyalex.cli.tensorboard import shown_by_tensorboard
-from tinyalex.cli.train_options import as_arguments, read_arguments
+from tinyalex.cli.train_options import Arguments, as_arguments, read_arguments
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.data.index import in_words
+from tinyalex.distributed.communicator import Communicator
+from tinyalex.distributed.launch import together
 from tinyalex.folders import FolderLostError
 from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.models import VARIANTS
@@ -42,7 +45,10 @@ from tinyalex.training import (
 )
 from tinyalex.training.build import resumed_run
 from tinyalex.training.environment import environment
+from tinyalex.training.follower import Follower
+from tinyalex.training.ranks import Ranks, SharedStop
 from tinyalex.training.run_folder import open_run_folder
+from tinyalex.training.sharded_step import RankError
 from tinyalex.training.transfer import span
 
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
@@ -54,43 +60,69 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     with ExitStack() as held:
         held.enter_context(leaving_on_signals(pause=True))
-        try:
-            args, settings, checkpoints, checkpoint = read_arguments(argv, __doc__)
-            if args.overfit:
-                settings = replace(settings, dropout=0.0)
-            if args.summary and checkpoint is None:  # of which pixels no mean need be taken
-                mean = args.start.mean if args.start else (0.0, 0.0, 0.0)
-                run = new_run(settings, mean, np.zeros((3, 3)), start=args.start)
-            elif checkpoint is None:
-                run = new_run(settings, progress=Progress(), start=args.start)
-            else:
-                run = resumed_run(settings, checkpoint, args.out)
-            del checkpoint, args.start  # hundreds of megabytes
-            print_header(run, args.out)
-            if args.summary:
-                size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
-                say(str(summary(run.classifier.model, size)))
-                return DONE
-            if args.dry_run:
-                dry_run(run, args.out)
-                return DONE
-            if args.overfit:
-                return DONE if overfit(run, args.overfit) else complain(advice(run), FAILED)
-            steps = args.steps if args.steps and args.steps < run.total_steps else None
-            stop = StopRequest(steps, started + args.time_limit if args.time_limit else None)
-            place = ("--out", Path(f"{args.out}-again"))
-            again = call_of("train", *as_arguments(settings), *place)
+        link = held.enter_context(together())
+        if link.rank:  # the first rank speaks for all
+            held.enter_context(redirect_stdout(None))
+        asked = jointly(link, lambda: read_arguments(argv, __doc__, link.size))
+        if isinstance(asked, int):
+            return asked
+        link.timeout = asked[0].exchange_timeout
+        begun = jointly(link, lambda: begin(asked, started, link, held))
+        return begun if isinstance(begun, int) else train(*begun)
+
+
+def begin(
+    asked: Arguments, started: float, link: Communicator, held: ExitStack
+) -> tuple[Trainer, StopRequest] | int:
+    """Build the run and its folder; return the exit code where that is all."""
+    args, settings, checkpoints, checkpoint = asked
+    ranks = Ranks(link, settings.shards)
+    try:
+        if args.overfit:
+            settings = replace(settings, dropout=0.0)
+        if args.summary and checkpoint is None:  # of which pixels no mean need be taken
+            mean = args.start.mean if args.start else (0.0, 0.0, 0.0)
+            run = new_run(settings, mean, np.zeros((3, 3)), start=args.start)
+        elif checkpoint is None:
+            run = new_run(settings, progress=Progress(), start=args.start, ranks=ranks)
+        else:
+            run = resumed_run(settings, checkpoint, args.out, ranks)
+        del checkpoint, args.start  # hundreds of megabytes
+        print_header(run, args.out)
+        if args.summary:
+            size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
+            say(str(summary(run.classifier.model, size)))
+            return DONE
+        if args.dry_run:
+            dry_run(run, args.out)
+            return DONE
+        if args.overfit:
+            return DONE if overfit(run, args.overfit) else complain(advice(run), FAILED)
+        steps = args.steps if args.steps and args.steps < run.total_steps else None
+        deadline = started + args.time_limit if args.time_limit else None
+        if link.size == 1:
+            stop = StopRequest(steps, deadline)
+        else:
+            stop = ranks.stop = SharedStop(steps, deadline)
+        place = ("--out", Path(f"{args.out}-again"))
+        again = call_of("train", *as_arguments(settings), *place)
+        trainer: Trainer
+        if ranks.first:
             trainer = held.enter_context(open_run_folder(run, checkpoints, stop, again))
-            if args.tensorboard:
-                held.enter_context(shown_by_tensorboard(trainer))
-        except WorkerError as error:
-            return complain(error, FAILED)
-        except MemoryError as error:
-            reason = "the memory does not suffice: lower --batch-size"
-            return complain(f"{reason} ({one_sentence(error)})", FAILED)
-        except (DivergedError, FloatingPointError) as error:
-            return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
-        return train(trainer, stop)
+        else:
+            trainer = Follower(run, args.out)
+            held.enter_context(stop)
+        trainer.check_sync = args.check_sync
+        if args.tensorboard and ranks.first:
+            held.enter_context(shown_by_tensorboard(trainer))
+    except WorkerError as error:
+        return complain(error, FAILED)
+    except MemoryError as error:
+        reason = "the memory does not suffice: lower --batch-size"
+        return complain(f"{reason} ({one_sentence(error)})", FAILED)
+    except (DivergedError, FloatingPointError) as error:
+        return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
+    return trainer, stop
 
 
 def print_header(run: Run, out: Path) -> None:
@@ -177,10 +209,22 @@ def weights_of(run: Run) -> str:
 
 def train(trainer: Trainer, stop: StopRequest) -> int:
     """Train to the end, or report the interruption and how to resume."""
-    run = trainer.run
+    run, ranks = trainer.run, trainer.run.ranks
+    apart = ranks.link.size == 1  # from the other ranks
+
+    def end(message: BaseException | str, code: int, all_know: bool = False) -> int:
+        """Say why this ends, and end the ranks that do not know; return the code."""
+        if not (apart or all_know):
+            ranks.link.abort(message if isinstance(message, str) else one_sentence(message), code)
+        return complain(message, code) if ranks.first else code
+
     try:
         try:
             trainer.train(stop)
+            ranks.link.close()
+            apart = True
+            if not ranks.first:
+                return DONE
             finish(trainer, stop)
         finally:  # it may have got another name, or another folder
             out = trainer.checkpoints.folder
@@ -190,41 +234,48 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
         evaluate, predict = (call_of(what, out, *there) for what in ("evaluate", "predict"))
         say(f"next:\n  {evaluate}\n  {predict} IMAGES")
     except StoppedError as stopped:
+        if not (apart or stop):  # of this rank alone
+            return end(f"stopped by {stopped.reason}", stopped.exit_code)
         say(
             f"stopped by {stopped.reason} and saved at step {run.state.step} of "
             f"{run.total_steps}; resume: {resume}"
         )
         return stopped.exit_code
+    except RankError as error:
+        return end(f"{error}; resume from before: {resume}", FAILED, all_know=True)
     except DivergedError as error:
-        return complain(
+        return end(
             f"{error}; training stopped, {trainer.checkpoints.last} is from before that; resume "
             f"from there with a lower rate (it was {run.settings.lr:g}): {resume} --allow-change "
             f"--lr {run.settings.lr / 2:g}",
             DIVERGED,
+            all_know=True,
         )
     except DataError as error:
-        return complain(
+        return end(
             f"{one_sentence(error)}; replace them under the same names and resume: {resume}; or "
             "remove them and begin anew with another --out",
             USAGE,
+            all_know=True,
         )
     except FolderLostError as error:
-        return complain(error, FAILED)
+        return end(error, FAILED)
     except (OSError, WorkerError) as error:
-        return complain(f"{one_sentence(error)}; once that is mended, resume: {resume}", FAILED)
+        known = isinstance(error, WorkerError)
+        return end(f"{one_sentence(error)}; once that is mended, resume: {resume}", FAILED, known)
     except MemoryError as error:
         if isinstance(error, DeviceError) or run.settings.device != "cpu":
-            return complain(
+            return end(
                 f"the memory of {run.settings.device} does not suffice, but did when the run began "
                 f"({one_sentence(error)}): end what else is using it and resume: {resume}",
                 FAILED,
             )
-        return complain(
+        return end(
             f"the memory does not suffice: keep fewer images in it ({resume} --image-cache 0), or "
             f"lower --batch-size (now {run.settings.batch_size}) and begin anew with another --out "
             f"({one_sentence(error)})",
             FAILED,
         )
     except DeviceError as error:
-        return complain(f"{one_sentence(error)}; resume: {resume}", FAILED)
+        return end(f"{one_sentence(error)}; resume: {resume}", FAILED)
     return DONE

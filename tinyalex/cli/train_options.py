@@ -69,9 +69,13 @@ LONGER = {
 """Effect of other --epochs on a resumed run; the other schedules have no length."""
 
 
+Arguments = tuple[argparse.Namespace, Settings, Checkpoints, dict[str, Any] | None]
+"""Arguments, settings, checkpoints, and the state to resume."""
+
+
 def read_arguments(
-    argv: list[str] | None, description: str | None = None
-) -> tuple[argparse.Namespace, Settings, Checkpoints, dict[str, Any] | None]:
+    argv: list[str] | None, description: str | None = None, ranks: int = 1
+) -> Arguments:
     """Return arguments, settings, checkpoints, and the state to resume.
 
     The last is None for a new run. Exits with code 2 for options that do not exist. Raises
@@ -84,6 +88,7 @@ def read_arguments(
     args.start = None
     check(args.device)
     check_together(args)
+    check_ranks(args, ranks)
     if args.tensorboard:
         require_tensorboard()
     if args.resume is not None:
@@ -99,7 +104,7 @@ def read_arguments(
     else:
         defaults = defaults_for(args.variant, args.data)
         defaults["input_size"] = VARIANTS[args.variant or defaults["variant"]].input_size
-    settings = to_settings(args, defaults)
+    settings = to_settings(args, {"shards": ranks, **defaults})
     if args.out is None:
         args.out = Path("runs") / f"{Path(settings.data or 'patterns').name}-{settings.variant}"
     if not (args.overfit or args.summary):
@@ -130,6 +135,17 @@ def check_together(args: argparse.Namespace) -> None:
         raise ValueError("--overfit begins with fresh weights: leave --resume out")
     if args.allow_change and args.resume is None:
         raise ValueError("--allow-change is for --resume alone: leave it out")
+
+
+def check_ranks(args: argparse.Namespace, ranks: int) -> None:
+    """Raise ValueError for options of several processes that cannot be."""
+    if not args.exchange_timeout > 0:
+        raise ValueError(f"--exchange-timeout must be above 0 seconds, got {args.exchange_timeout}")
+    if args.check_sync < 0:
+        raise ValueError(f"--check-sync must be at least 0 steps, got {args.check_sync}")
+    alone = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
+    if alone and ranks > 1:
+        raise ValueError(f"{option(alone[0])} is for one process: leave mpiexec out")
 
 
 def check_place(out: Path, data: str | None) -> None:

@@ -276,6 +276,27 @@ def make_parser(description: str | None = None) -> Parser:
         metavar="K",
         help="steps that a GPU takes without being waited for, 1 to %(default)s",
     )
+    group.add_argument(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="parts of a batch that are computed by themselves, so that any number of ranks up to "
+        "N computes the same bits (default: the number of ranks that mpiexec has started)",
+    )
+    group.add_argument(
+        "--exchange-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="silence of another rank after which all end, with its number (default: %(default)g)",
+    )
+    group.add_argument(
+        "--check-sync",
+        type=int,
+        default=100,
+        metavar="N",
+        help="steps after which ranks compare their weights (default: %(default)s; 0: never)",
+    )
     place = group.add_mutually_exclusive_group()
     place.add_argument(
         "--out",

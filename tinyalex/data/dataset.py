@@ -75,6 +75,10 @@ class Unreadable:
             self.lasting = self.lasting and lasting
             self.reasons[index] = reason
             count = len(self.reasons)
+        self.check(count)
+
+    def check(self, count: int) -> None:
+        """Raise DataError, which lists some, if so many are too many."""
         size = len(self._dataset)
         allowed = max(1, int(self.max_bad * size)) if self.max_bad > 0 else 0
         if count > allowed or count == size:

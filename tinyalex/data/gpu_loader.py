@@ -100,11 +100,13 @@ class GPULoader(Loader):
             self._uploads = Uploads()
         self._mean: Array | None = None
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
+    def epoch(
+        self, epoch: int, start_batch: int = 0, every: int = 1
+    ) -> Generator[Batch, None, None]:
         """Yield the batches of one epoch, as `Loader.epoch` does."""
         from tinyalex.backends.cuda.transfer import one_ahead
 
-        with closing(super().epoch(epoch, start_batch)) as batches:
+        with closing(super().epoch(epoch, start_batch, every)) as batches:
             for batch, place in one_ahead(batches, self._send):
                 yield replace(batch, images=self._receive(batch, place))
 

@@ -23,6 +23,10 @@ Empty = Callable[[tuple[int, ...], Any], np.ndarray]
 """Function that returns uninitialised memory of a shape and a dtype."""
 
 
+Rows = Callable[[int], slice]
+"""Function that returns which rows of a batch to make, given their number."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """`images` float32 [N, C, H, W], channels last in memory; `labels`, `indices` int64 [N].
@@ -66,6 +70,9 @@ class Loader:
     waiting at any time, by default one more than there are workers. They lie in memory from
     `empty`.
 
+    Where several processes share the batches, `rows` returns which rows of a batch of so many
+    images are this one's. They are made whatever happens to the others, and may be none.
+
     An image that a worker is at for 8 seconds, as on a disk that does not answer, counts as
     unreadable; another worker makes the batch anew, without it. Where there are four in an epoch,
     or more than `max_bad` allows, WorkerError comes in the place of a batch. So it does, within 10
@@ -87,6 +94,7 @@ class Loader:
         cache_bytes: int = 0,
         processes: bool = False,
         empty: Empty = memory.empty,
+        rows: Rows | None = None,
     ) -> None:
         prefetch = workers + 1 if prefetch is None else prefetch
         if batch_size < 1 or workers < 1 or prefetch < 1:
@@ -109,6 +117,7 @@ class Loader:
         self.prefetch = prefetch
         self.processes = processes
         self.wait_seconds = 0.0
+        self.rows = rows
         self._cache_bytes = cache_bytes
         self._empty = empty
         self._batches: BatchProcesses | None = None
@@ -145,16 +154,19 @@ class Loader:
             self._batches.close()
             self._batches = None
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of one epoch, from `start_batch` on.
+    def epoch(
+        self, epoch: int, start_batch: int = 0, every: int = 1
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of one epoch, from `start_batch` on, or only some.
 
+        With `every` they are that one and each `every`-th behind it.
         An error in a thread is raised here, in the place of its batch. Closing the iterator, or
         leaving the loop over it by an exception, stops the threads.
         """
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start_batch must be 0 to {len(self)}, got {start_batch}")
         order = self._order(epoch)
-        numbers = iter(range(start_batch, len(self)))
+        numbers = iter(range(start_batch, len(self), every))
         pending: deque[Task] = deque()
         if self.processes and self._batches is None:
             self._batches = self._start_processes()
@@ -165,13 +177,15 @@ class Loader:
                 while True:
                     while len(pending) < self.prefetch and (k := next(numbers, None)) is not None:
                         chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
+                        if self.rows is not None:
+                            chosen = chosen[self.rows(len(chosen))]
                         pending.append(self._submit(threads, epoch, chosen))
                     if not pending:
                         return
                     start = time.perf_counter()
                     batch = threads.result(pending.popleft(), self._unreadable.give_up)
                     self.wait_seconds += time.perf_counter() - start
-                    if len(batch):
+                    if len(batch) or self.rows is not None:
                         yield batch
             finally:
                 threads.close()
@@ -280,9 +294,18 @@ class Loader:
                 self._unreadable.add(index, error.reason, error.lasting)
         return None
 
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Reason of each unreadable image so far, by index."""
+        return dict(self._unreadable.reasons)
+
     def leave_out(self, reasons: dict[int, str]) -> None:
         """Count images as unreadable from now on, for these reasons by index."""
         self._unreadable.reasons.update(reasons)
+
+    def check_left_out(self, count: int) -> None:
+        """Raise DataError if so many unreadable images are too many."""
+        self._unreadable.check(count)
 
     def bad_from(self, chosen: np.ndarray) -> dict[int, str]:
         """Return index and reason of unreadable images in a batch of `chosen`."""

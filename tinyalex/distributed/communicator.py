@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +11,10 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
+from tinyalex.backends.shards import Tree
 from tinyalex.text import escaped
 
 T = TypeVar("T")
-Tree = int | tuple["Tree", "Tree"]
-"""The order of a sum: a rank, or the pair of two trees, as in ((0, 1), 2)."""
 
 
 class CommunicationError(RuntimeError):
@@ -40,6 +40,8 @@ class Communicator(ABC):
     size: int
     hosts: Sequence[str]
     """The host of each rank."""
+    timeout = math.inf
+    """Seconds without a message after which `Pending.wait` ends all ranks."""
     step: int | None = None
     """The step of training that messages about a failure name."""
     sent = 0

@@ -19,11 +19,11 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from tinyalex.backends.shards import Tree
 from tinyalex.distributed.communicator import (
     CommunicationError,
     Communicator,
     Pending,
-    Tree,
     ranks_of,
 )
 from tinyalex.distributed.watcher import SAID, WELL, Watcher

@@ -39,6 +39,7 @@ from tinyalex.training.datasets import (
     other_data,
     shorter_side_for,
 )
+from tinyalex.training.ranks import Ranks
 from tinyalex.training.run import Run, groups_of
 from tinyalex.training.settings import AUGMENTATIONS, Settings
 from tinyalex.training.transfer import digest, freeze, frozen_layers, replace_head
@@ -86,6 +87,7 @@ def new_run(
     kept: dict[str, Kept] | None = None,
     before: Mapping[str, Any] | None = None,
     start: Classifier | None = None,
+    ranks: Ranks | None = None,
 ) -> Run:
     """Put a run together, with weights drawn from the seed or loaded.
 
@@ -94,8 +96,9 @@ def new_run(
     training set where variant and settings ask for that. `kept` says which images that part had;
     by default they are found in the folder. `before` is that part's whole state, from which all
     that is taken. `start` is what `settings.weights` hold, by default read from there; the run
-    changes it. Raises ValueError (DataError for the images, FileError for the weights) where
-    settings, data and weights do not fit together.
+    changes it. `ranks` are the processes that train together, by default this one alone. Raises
+    ValueError (DataError for the images, FileError for the weights) where settings, data and
+    weights do not fit together.
     """
     if settings.weights is None or before is not None:
         start = None
@@ -166,13 +169,16 @@ def new_run(
     train_data = loader_on(device, train, size, first, seed=seed, **loading)
 
     def held_out(dataset: Dataset, **loading: Any) -> Loader:
-        size = min(settings.batch_size, len(dataset))
+        size = min(-(-settings.batch_size // settings.shards), len(dataset))
         transform = classifier.transform
         return loader_on(device, dataset, size, transform, shuffle=False, **loading)
 
     if settings.initial_weights == "data" and fresh:
         nn.data_dependent_(model, first_images(train_data, INITIAL_IMAGES))
 
+    ranks = Ranks(shards=settings.shards) if ranks is None else ranks
+    if not ranks.alone:
+        train_data.rows = ranks.rows_with_partners if settings.mixup else ranks.rows
     model.to(device)
     groups = None
     if origin:
@@ -192,6 +198,7 @@ def new_run(
         average=WeightAverage(model, settings.average) if settings.average else None,
         augment=augment if settings.first_size is not None else None,
         origin=origin,
+        ranks=ranks,
         _kept=kept or None,
     )
 
@@ -241,12 +248,14 @@ def begun_with(
     return model, origin
 
 
-def resumed_run(settings: Settings, checkpoint: dict[str, Any], out: Path) -> Run:
+def resumed_run(
+    settings: Settings, checkpoint: dict[str, Any], out: Path, ranks: Ranks | None = None
+) -> Run:
     """Rebuild the run of a checkpoint, in the checkpoint's state."""
     try:
         images = RunImages(checkpoint, settings, out)
         images.check_there()
-        run = new_run(settings, kept=images.kept, before=checkpoint)
+        run = new_run(settings, kept=images.kept, before=checkpoint, ranks=ranks)
         run.set_state(checkpoint)
         run.look_at_files()
     except ValueError as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from tinyalex.nn import Module
 from tinyalex.progress import Progress
 from tinyalex.tensor import Tensor
 from tinyalex.training.metrics import hits
+from tinyalex.training.ranks import Ranks
 
 Result = TypeVar("Result")
 
@@ -42,6 +44,16 @@ class Scores:
         right, among_five = (labels[hits(log_probabilities, labels, k)] for k in (1, 5))
         counts = (np.bincount(some, minlength=classes) for some in (labels, right, among_five))
         return cls(float(losses.sum(dtype=np.float64)), *counts)
+
+    def as_lists(self) -> list[Any]:
+        """Return the numbers as JSON has them."""
+        arrays = self.class_counts, self.class_top1, self.class_top5
+        return [self.loss_sum, *(array.tolist() for array in arrays)]
+
+    @classmethod
+    def from_lists(cls, lists: list[Any]) -> Scores:
+        """Rebuild what `as_lists` returned."""
+        return cls(lists[0], *(np.array(counts, np.int64) for counts in lists[1:]))
 
     def __add__(self, other: Scores) -> Scores:
         return Scores(
@@ -123,19 +135,42 @@ def evaluate(
     progress: Progress | None = None,
     stop: StopRequest | None = None,
     title: str = "evaluating",
+    ranks: Ranks | None = None,
 ) -> Scores | None:
     """Run the network in evaluation mode over the loader, each image once.
 
     With `TenCropTransform` as the loader's transform the softmax outputs of the ten views of an
-    image are averaged, as in the paper (section 4.1). Returns None if a stop was requested on the
-    way.
+    image are averaged, as in the paper (section 4.1). Several `ranks` take turns at the batches,
+    and all of them return the scores of all. Returns None if a stop was requested on the way.
     """
+    if ranks is not None and not ranks.alone:
+        return _evaluate_together(model, loader, progress, title, ranks)
     scores: Scores | None = None
     for batch, views in _answered(model, loader, progress, title):
         some = Scores.of(batch.labels, averaged(views))
         scores = some if scores is None else scores + some
         if stop:
             return None
+    return scores
+
+
+def _evaluate_together(
+    model: Module, loader: Loader, progress: Progress | None, title: str, ranks: Ranks
+) -> Scores | None:
+    """Return the scores of all ranks' batches, added in the order of one rank."""
+    rank, size = ranks.link.rank, ranks.link.size
+    mine = _answered(model, loader, progress, title, rank, size)
+    scores: Scores | None = None
+    with closing(mine):
+        for first in range(0, len(loader), size):
+            found = next(mine, None) if first + rank < len(loader) else None
+            own = None if found is None else Scores.of(found[0].labels, averaged(found[1]))
+            for told in ranks.tell(loader, scores=own and own.as_lists()):
+                if told["scores"] is not None:
+                    some = Scores.from_lists(told["scores"])
+                    scores = some if scores is None else scores + some
+            if ranks.stop:
+                return None
     return scores
 
 
@@ -194,25 +229,38 @@ def averaged(log_probabilities: np.ndarray) -> np.ndarray:
 
 
 def _answered(
-    model: Module, loader: Loader, progress: Progress | None, title: str
-) -> Iterator[tuple[Batch, np.ndarray]]:
+    model: Module,
+    loader: Loader,
+    progress: Progress | None,
+    title: str,
+    first: int = 0,
+    every: int = 1,
+) -> Generator[tuple[Batch, np.ndarray], None, None]:
     """Return each batch with the network's `log_probabilities`."""
     model.eval()
-    return computed(partial(log_probabilities, model), loader, progress, title)
+    return computed(partial(log_probabilities, model), loader, progress, title, first, every)
 
 
 def computed(
-    compute: Callable[[Array], Result], loader: Loader, progress: Progress | None, title: str
-) -> Iterator[tuple[Batch, Result]]:
-    """Yield each batch with what `compute` makes of its images."""
+    compute: Callable[[Array], Result],
+    loader: Loader,
+    progress: Progress | None,
+    title: str,
+    first: int = 0,
+    every: int = 1,
+) -> Generator[tuple[Batch, Result], None, None]:
+    """Yield each batch with what `compute` makes of its images.
+
+    It may be only the `first` and each `every`-th behind it.
+    """
     progress = progress or Progress(silent=True)
     progress.start(title, len(loader))
     seen = 0
     try:
-        for number, batch in enumerate(loader.epoch(0), start=1):
+        for number, batch in enumerate(loader.epoch(0, min(first, len(loader)), every)):
             found = compute(batch.images)
             seen += len(batch)
-            progress.update(number, f"{seen} images")
+            progress.update(min(first + (number + 1) * every, len(loader)), f"{seen} images")
             yield batch, found
     finally:
         progress.stop()

@@ -11,13 +11,18 @@ from tinyalex.backends.devices import device_of, move
 from tinyalex.data import Batch
 
 
+def partners(count: int) -> np.ndarray:
+    """Return the neighbour of each image: pairs of two; the last may be left with itself."""
+    return np.minimum(np.arange(count) ^ 1, count - 1)
+
+
 def mixed(batch: Batch, alpha: float, seed: int, epoch: int) -> tuple[Batch, np.ndarray]:
     """Return the batch with images blended in pairs, and their own shares.
 
     Zhang, Cisse, Dauphin, Lopez-Paz: mixup: beyond empirical risk minimization, ICLR 2018. Image i
-    becomes ``l_i x_i + (1 - l_i) x_j``, where j is as far from the end of the batch as i is from
-    its beginning, and ``l_i = max(b, 1 - b)`` with b from Beta(alpha, alpha): the label of an image
-    stays that of its larger part. b is drawn from (seed, epoch, image).
+    becomes ``l_i x_i + (1 - l_i) x_j``, where j is its neighbour (`partners`), and
+    ``l_i = max(b, 1 - b)`` with b from Beta(alpha, alpha): the label of an image stays that of its
+    larger part. b is drawn from (seed, epoch, image).
     """
     draws = [np.random.default_rng((seed, epoch, 1 + i, 1)) for i in batch.indices.tolist()]
     b = np.array([draw.beta(alpha, alpha) for draw in draws])
@@ -27,7 +32,7 @@ def mixed(batch: Batch, alpha: float, seed: int, epoch: int) -> tuple[Batch, np.
     # Channels last, as they lie in memory.
     x = array_module(images).moveaxis(images, 1, -1)
     blended = own * x
-    blended += (1 - own) * x[::-1]
+    blended += (1 - own) * x[partners(len(x))]
     return replace(batch, images=array_module(images).moveaxis(blended, -1, 1)), shares
 
 
@@ -45,7 +50,8 @@ def with_soft_targets(
     targets = np.eye(classes, dtype=np.float32)[batch.labels]
     if mixup:
         batch, shares = mixed(batch, mixup, seed, epoch)
-        targets = shares[:, None] * targets + (1 - shares[:, None]) * targets[::-1]
+        others = targets[partners(len(targets))]
+        targets = shares[:, None] * targets + (1 - shares[:, None]) * others
     targets *= np.float32(1 - label_smoothing)
     targets += np.float32(label_smoothing / classes)
     return replace(batch, targets=targets)

@@ -54,6 +54,7 @@ from tinyalex.training.datasets import (
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.metrics import Average
 from tinyalex.training.mixing import with_soft_targets
+from tinyalex.training.ranks import Ranks
 from tinyalex.training.settings import Settings
 from tinyalex.training.transfer import frozen_layers, layer_rates
 
@@ -225,6 +226,8 @@ class Run:
     augment: Callable[[int], Transform] | None = None
     """Function that returns the training transform for a size, if that grows."""
     state: State = field(default_factory=State)
+    ranks: Ranks = field(default_factory=Ranks)
+    """Processes that train it together."""
     origin: dict[str, str] = field(default_factory=dict)
     """Weights that it began with: "source", "digest", "head", one of `HEADS`, and the digest of
     the layers that were "frozen"; empty where it began with random ones."""
@@ -253,8 +256,13 @@ class Run:
         if self.augment is not None and size != self.train_data.transform.shape[0]:
             self.train_data.use(self.augment(size))
         mixing = settings.label_smoothing, settings.mixup, settings.seed, epoch
-        for batch in (data or self.train_data).epoch(epoch, start_batch):
-            yield with_soft_targets(batch, self.num_classes, *mixing)
+        source = data or self.train_data
+        batches: Iterator[Batch] = source.epoch(epoch, start_batch)
+        if not self.ranks.alone:
+            batches = self.ranks.watched(batches, source)
+        for batch in batches:
+            mixed = with_soft_targets(batch, self.num_classes, *mixing)
+            yield self.ranks.own_rows(mixed, source.batch_size) if settings.mixup else mixed
 
     def averaged(self) -> AbstractContextManager[None]:
         """Let the classifier have the averaged weights, if any, for a while."""

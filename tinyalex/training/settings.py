@@ -86,6 +86,7 @@ SCHEMA: dict[str, Rule] = {
     "variant": one_of(VARIANTS),
     "epochs": whole(1, 1_000_000_000),
     "batch_size": whole(1),
+    "shards": whole(1, 65536),
     "lr": Rule("a finite number > 0", lambda lr: number(0).holds(lr) and lr > 0),
     "weight_decay": number(0),
     "schedule": one_of(SCHEDULES),
@@ -159,6 +160,8 @@ class Settings:
     initial_weights: str = "variant"
     dropout: float = 0.5
     seed: int = 0
+    shards: int = 1
+    """Parts of a batch that are computed by themselves: the most processes that can share it."""
     threads: int = 1
     workers: int = WORKERS
     worker_processes: bool = False

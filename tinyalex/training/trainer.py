@@ -29,6 +29,7 @@ from tinyalex.training.evaluation import Scores, evaluate, logits_and_loss
 from tinyalex.training.metrics import METRICS, Average, MetricsFile, Throughput
 from tinyalex.training.run import Run
 from tinyalex.training.settings import STEPS_PER_ROW
+from tinyalex.training.sharded_step import ShardedSteps
 from tinyalex.training.step import Steps
 from tinyalex.training.transfer import digest, keep_features, set_training, span
 
@@ -55,6 +56,8 @@ class Trainer:
     metrics: MetricsFile
     progress: Progress
     on_row: Callable[[dict[str, Any]], None] | None = None
+    check_sync: int = 0
+    """Steps after which ranks compare their weights, 0 for never."""
 
     def __post_init__(self) -> None:
         self.throughput = Throughput(self.run.total_steps, self.run.settings.epochs)
@@ -69,7 +72,11 @@ class Trainer:
         """Run the whole network on images."""
         run, model = self.run, self.run.classifier.model
         self.learning, self.validation = Source(model, run.train_data), Source(model, run.val_data)
-        self.steps = steps_of(run, self.learning.model)
+        self.steps = steps_of(run, self.learning, self.check_sync)
+
+    def _renew_steps(self) -> None:
+        self.steps.close()
+        self.steps = steps_of(self.run, self.learning, self.check_sync)
 
     def _keep_features(self, stop: StopRequest) -> bool:
         """Run only the layers that learn, where features can be kept.
@@ -77,7 +84,7 @@ class Trainer:
         Returns False if a stop was requested meanwhile.
         """
         run, cache = self.run, self.run.settings.image_cache * 1_000_000
-        if self._kept or not run.frozen:
+        if self._kept or not run.frozen or not run.ranks.alone:
             return True
 
         def kept(source: Source) -> Source:
@@ -86,7 +93,7 @@ class Trainer:
         self.validation = kept(self.validation)
         if not run.settings.mixup:  # which blends images
             self.learning = kept(self.learning)
-        self.steps = steps_of(run, self.learning.model)
+        self._renew_steps()
         self._kept = True
         return not stop
 
@@ -243,7 +250,7 @@ class Trainer:
     def _evaluate(self, stop: StopRequest) -> Scores | None:
         started = time.perf_counter()
         model, data = self.validation
-        scores = evaluate(model, data, self.progress, stop, "validating")
+        scores = evaluate(model, data, self.progress, stop, "validating", self.run.ranks)
         self.throughput.validation_seconds = time.perf_counter() - started
         self.run.state.seconds += self.throughput.validation_seconds
         if scores is not None and not math.isfinite(scores.loss):
@@ -344,10 +351,11 @@ class Trainer:
         )
         self.progress.say(folded(ended, 2))
         if unfrozen:
+            self.steps.close()
             self._use_images()
             self.progress.say(folded(f"{self.as_begun(unfrozen)}; from now on they learn", 2))
         elif run.settings.size_at(state.epoch) != run.settings.size_at(state.epoch - 1):
-            self.steps = steps_of(run, self.learning.model)  # a CUDA graph is of one size
+            self._renew_steps()  # a CUDA graph is of one size
         for path, reason in run.train_data.bad + run.val_data.bad:
             if path not in self._left_out:
                 self._left_out.add(path)
@@ -436,9 +444,11 @@ class Trainer:
         )
 
 
-def steps_of(run: Run, model: AlexNet) -> Steps:
+def steps_of(run: Run, source: Source, check_sync: int) -> Steps:
     """Return what takes a run's steps on its device."""
-    settings = run.settings
+    settings, model = run.settings, source.model
+    if not run.ranks.alone:
+        return ShardedSteps(model, run.optimizer, run.ranks, source.data, check_sync)
     if parse(settings.device) == "cpu":
         return Steps(model, run.optimizer)
     from tinyalex.training.gpu_steps import GPUSteps  # which loads CuPy

@@ -1,0 +1,128 @@
+"""Part that one of several processes (ranks) has in a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tinyalex.backends.shards import Part, Span, Tree, part_of, spans_of_ranks, tree_of_ranks
+from tinyalex.data import Batch, DataError, Loader, WorkerError
+from tinyalex.distributed.communicator import Communicator, Single
+from tinyalex.interrupts import StopRequest
+from tinyalex.progress import one_sentence
+
+
+class SharedStop(StopRequest):
+    """Request of any rank to stop, which all heed at the same step."""
+
+    agreed = False
+
+    def __bool__(self) -> bool:
+        # All come to a limit of steps at once, and need not talk about it.
+        return self.agreed or (self.at_limit and super().__bool__())
+
+    def own(self) -> list[Any] | None:
+        """Return this rank's reason and exit code, None without a request."""
+        return [self.reason, self.exit_code] if super().__bool__() else None
+
+    def settle(self, requests: list[list[Any] | None]) -> None:
+        """Take note of what all ranks have asked for."""
+        for request in filter(None, requests):
+            self.agreed = True
+            self.reason, self.exit_code = request
+            break
+
+
+@dataclass
+class Ranks:
+    """Processes that train one network, and this one among them.
+
+    The batch of all is cut into `shards` (`backends.shards`), of which each rank has some.
+    """
+
+    link: Communicator = field(default_factory=Single)
+    shards: int = 1
+    stop: SharedStop | None = None
+    """That of the training under way."""
+    _unreadable: set[int] = field(default_factory=set)
+    """Images that all ranks know of."""
+
+    @property
+    def alone(self) -> bool:
+        """True for one process that computes whole batches."""
+        return self.link.size == self.shards == 1
+
+    @property
+    def first(self) -> bool:
+        """True on the rank that writes files and messages."""
+        return self.link.rank == 0
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Shards of each rank."""
+        return spans_of_ranks(self.shards, self.link.size)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """Order in which the sums of ranks are added."""
+        return tree_of_ranks(self.spans)
+
+    def part(self, images: int) -> Part:
+        """Return this rank's part of a batch of all ranks."""
+        return part_of(images, self.shards, self.spans[self.link.rank])
+
+    def rows(self, images: int) -> slice:
+        """Return this rank's images in a batch of all ranks."""
+        return self.part(images).rows
+
+    def rows_with_partners(self, images: int) -> slice:
+        """Return `rows` and those with which `mixing.mixed` blends them, pairs of two."""
+        rows = self.rows(images)
+        if rows.start == rows.stop:
+            return rows
+        return slice(rows.start - rows.start % 2, min(images, rows.stop + rows.stop % 2))
+
+    def own_rows(self, batch: Batch, images: int) -> Batch:
+        """Return the rows of this rank alone, of a batch with partners."""
+        rows, more = self.rows(images), self.rows_with_partners(images)
+        own = slice(rows.start - more.start, rows.stop - more.start)
+        targets = None if batch.targets is None else batch.targets[own]
+        return Batch(batch.images[own], batch.labels[own], batch.indices[own], targets)
+
+    def tell(self, data: Loader, **own: Any) -> list[dict[str, Any]]:
+        """Return what all ranks tell of a step, `own` being this rank's.
+
+        With it go requests to stop and images that cannot be read. Raises DataError where these
+        are too many, and DataError or WorkerError for the "problem" of another rank.
+        """
+        new = [i for i in data.unreadable if i not in self._unreadable]
+        told = {
+            **own,
+            "stop": self.stop and self.stop.own(),
+            "unreadable": [[i, data.unreadable[i]] for i in new],
+        }
+        everything = self.link.share("the step", told).wait()
+        if self.stop is not None:
+            self.stop.settle([one["stop"] for one in everything])
+        found = {i: reason for one in everything for i, reason in one["unreadable"]}
+        self._unreadable |= found.keys()
+        data.leave_out({i: reason for i, reason in found.items() if i not in data.unreadable})
+        for rank, one in enumerate(everything):
+            if problem := one.get("problem"):
+                kind, text = problem
+                raise {"WorkerError": WorkerError}.get(kind, DataError)(f"rank {rank}: {text}")
+        if found:
+            data.check_left_out(len(self._unreadable))
+        return everything
+
+    def watched(self, batches: Iterator[Batch], data: Loader) -> Iterator[Batch]:
+        """Yield batches; tell the other ranks where they cannot be read."""
+        try:
+            yield from batches
+        except (DataError, WorkerError) as error:
+            with suppress(DataError, WorkerError):
+                self.tell(data, problem=[type(error).__name__, one_sentence(error)])
+            raise

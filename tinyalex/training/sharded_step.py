@@ -1,0 +1,108 @@
+"""Training step on shards of a batch, on one rank or several."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import tinyalex.functional as F
+from tinyalex.backends.sharded import sharded
+from tinyalex.data import Batch, Loader
+from tinyalex.distributed.communicator import Pending
+from tinyalex.models import AlexNet
+from tinyalex.optim import SGD
+from tinyalex.tensor import Tensor
+from tinyalex.training.divergence import NOT_FINITE, DivergedError, not_finite
+from tinyalex.training.metrics import Average, hits
+from tinyalex.training.ranks import Ranks
+from tinyalex.training.step import Steps
+from tinyalex.training.transfer import digest
+
+
+class RankError(RuntimeError):
+    """Ranks whose networks are not the same any more."""
+
+
+def check_equal(ranks: Ranks, model: AlexNet) -> None:
+    """Raise RankError, with the first rank whose weights are not those of rank 0."""
+    digests = ranks.link.share("digests of weights", digest(model)).wait()
+    for rank, found in enumerate(digests):
+        if found != digests[0]:
+            raise RankError(
+                f"the weights of rank {rank} ({ranks.link.hosts[rank]}) are not those of rank 0 "
+                f"(SHA-256 {found} and {digests[0]}): its machine computes otherwise, or is faulty"
+            )
+
+
+class ShardedSteps(Steps):
+    """`Steps` on this rank's shards, with the sums of all ranks.
+
+    What is learned from a batch is the same, bit for bit, for any number of ranks with as many
+    shards and as many threads. Gradients are on their way, layer by layer, while backward goes on:
+    those of the fully connected layers, 96 % of the bytes, come first, and nearly all of backward's
+    arithmetic after them. With `check_every`, weights are compared after so many steps.
+    """
+
+    def __init__(
+        self, model: AlexNet, optimizer: SGD, ranks: Ranks, data: Loader, check_every: int = 0
+    ) -> None:
+        super().__init__(model, optimizer)
+        self._network = model
+        self._ranks, self._data, self._check_every = ranks, data, check_every
+        self._taken = 0
+        self._on_their_way: list[Pending[None]] = []
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._sender(name))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _sender(self, name: str) -> Any:
+        link, tree = self._ranks.link, self._ranks.tree
+
+        def send(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            self._on_their_way.append(link.sum(f"the gradient of {name}", parameter.grad, tree))
+
+        return send
+
+    @np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for
+    def take(self, batch: Batch) -> None:
+        """Learn from this rank's part of a batch.
+
+        Raises DivergedError as `train_step` does, DataError and WorkerError as `Ranks.tell`, and
+        RankError where weights differ.
+        """
+        ranks, optimizer = self._ranks, self._optimizer
+        optimizer.zero_grad()
+        with sharded(ranks.part(self._data.batch_size)):
+            logits = self._model(Tensor(batch.images))
+            target = batch.labels if batch.targets is None else batch.targets
+            losses = F.cross_entropy(logits, Tensor(target), reduction="none")
+            right = hits(logits.detach().numpy(), batch.labels)
+            told = ranks.tell(
+                self._data, losses=losses.detach().numpy().tolist(), hits=int(right.sum())
+            )
+            everything = [loss for one in told for loss in one["losses"]]
+            if not math.isfinite(total := math.fsum(everything)):
+                raise DivergedError(f"the loss is {total / len(everything)}")
+            losses.backward(np.full(len(losses), 1 / len(everything), np.float32))
+        for pending in self._on_their_way:
+            pending.wait()
+        self._on_their_way.clear()
+        gradients = {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
+        if wrong := not_finite(gradients):
+            raise DivergedError(f"the gradient of {wrong} {NOT_FINITE}")
+        optimizer.step()
+        correct = sum(one["hits"] for one in told)
+        self._results.append(Average(total, correct, len(everything)))
+        self._taken += 1
+        if self._check_every and self._taken % self._check_every == 0:
+            check_equal(ranks, self._network)
