@@ -101,7 +101,7 @@ class Ranks:
         new = [i for i in data.unreadable if i not in self._unreadable]
         told = {
             **own,
-            "stop": self.stop and self.stop.own(),
+            "stop": None if self.stop is None else self.stop.own(),
             "unreadable": [[i, data.unreadable[i]] for i in new],
         }
         everything = self.link.share("the step", told).wait()
