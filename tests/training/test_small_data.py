@@ -48,7 +48,7 @@ def test_mixup_is_that_of_the_formula(rng, count, smoothing):
     batch = some_batch(rng, count)
     found = with_soft_targets(batch, 4, smoothing, 0.3, seed=7, epoch=2)
     for i, index in enumerate(batch.indices):
-        j = count - 1 - i
+        j = min(i ^ 1, count - 1)
         b = np.random.default_rng((7, 2, 1 + index, 1)).beta(0.3, 0.3)
         share = max(b, 1 - b)
         image = share * batch.images[i].astype(np.float64) + (1 - share) * batch.images[j]

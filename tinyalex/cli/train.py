@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def begin(
     asked: Arguments, started: float, link: Communicator, held: ExitStack
 ) -> tuple[Trainer, StopRequest] | int:
-    """Build the run and its folder; return the exit code where that is all."""
+    """Return the trainer of a run, or the exit code."""
     args, settings, checkpoints, checkpoint = asked
     ranks = Ranks(link, settings.shards)
     try:
@@ -213,7 +213,7 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
     apart = ranks.link.size == 1  # from the other ranks
 
     def end(message: BaseException | str, code: int, all_know: bool = False) -> int:
-        """Say why this ends, and end the ranks that do not know; return the code."""
+        """Say why this ends, also to the other ranks; return the code."""
         if not (apart or all_know):
             ranks.link.abort(message if isinstance(message, str) else one_sentence(message), code)
         return complain(message, code) if ranks.first else code

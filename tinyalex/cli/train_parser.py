@@ -242,8 +242,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--average",
         type=float,
         metavar="SHARE",
-        help="validate and keep the average of the weights over about the last SHARE of the steps, "
-        "such as 0.1 (default: 0, the last ones)",
+        help="validate and keep averages over the last SHARE of the steps (default: 0, none)",
     )
 
     group = parser.add_argument_group("run")
@@ -280,22 +279,21 @@ def make_parser(description: str | None = None) -> Parser:
         "--shards",
         type=int,
         metavar="N",
-        help="parts of a batch that are computed by themselves, so that any number of ranks up to "
-        "N computes the same bits (default: the number of ranks that mpiexec has started)",
+        help="parts of a batch for up to N ranks of mpiexec (default: their number)",
     )
     group.add_argument(
         "--exchange-timeout",
         type=float,
         default=300.0,
-        metavar="SECONDS",
-        help="silence of another rank after which all end, with its number (default: %(default)g)",
+        metavar="S",
+        help="end all ranks after S seconds without a word of one (default: %(default)g)",
     )
     group.add_argument(
         "--check-sync",
         type=int,
         default=100,
         metavar="N",
-        help="steps after which ranks compare their weights (default: %(default)s; 0: never)",
+        help="compare the weights of ranks every N steps (default: %(default)s; 0: never)",
     )
     place = group.add_mutually_exclusive_group()
     place.add_argument(
@@ -345,8 +343,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--overfit",
         type=whole(),
         metavar="N",
-        help="memorise N images, without augmentation and dropout: what cannot do that has a "
-        "mistake in it",
+        help="memorise N images, for what cannot do that has a mistake in it",
     )
     instead.add_argument("--summary", action="store_true", help="print the table of layers")
     return parser

@@ -157,7 +157,7 @@ def evaluate(
 def _evaluate_together(
     model: Module, loader: Loader, progress: Progress | None, title: str, ranks: Ranks
 ) -> Scores | None:
-    """Return the scores of all ranks' batches, added in the order of one rank."""
+    """Return the scores of all ranks, added as one rank adds them."""
     rank, size = ranks.link.rank, ranks.link.size
     mine = _answered(model, loader, progress, title, rank, size)
     scores: Scores | None = None

@@ -12,7 +12,7 @@ from tinyalex.data import Batch
 
 
 def partners(count: int) -> np.ndarray:
-    """Return the neighbour of each image: pairs of two; the last may be left with itself."""
+    """Return each image's partner in a pair; the last may be alone."""
     return np.minimum(np.arange(count) ^ 1, count - 1)
 
 

@@ -16,7 +16,7 @@ from tinyalex.progress import one_sentence
 
 
 class SharedStop(StopRequest):
-    """Request of any rank to stop, which all heed at the same step."""
+    """Request to stop that all ranks heed at the same step."""
 
     agreed = False
 

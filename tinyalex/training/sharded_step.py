@@ -26,7 +26,7 @@ class RankError(RuntimeError):
 
 
 def check_equal(ranks: Ranks, model: AlexNet) -> None:
-    """Raise RankError, with the first rank whose weights are not those of rank 0."""
+    """Raise RankError where the weights of ranks differ, with the first."""
     digests = ranks.link.share("digests of weights", digest(model)).wait()
     for rank, found in enumerate(digests):
         if found != digests[0]:
@@ -40,7 +40,7 @@ class ShardedSteps(Steps):
     """`Steps` on this rank's shards, with the sums of all ranks.
 
     What is learned from a batch is the same, bit for bit, for any number of ranks with as many
-    shards and as many threads. Gradients are on their way, layer by layer, while backward goes on:
+    shards and as many threads. Gradients are sent, layer by layer, while backward computes the others:
     those of the fully connected layers, 96 % of the bytes, come first, and nearly all of backward's
     arithmetic after them. With `check_every`, weights are compared after so many steps.
     """
