@@ -236,13 +236,13 @@ def make_parser(description: str | None = None) -> Parser:
         "--label-smoothing",
         type=float,
         metavar="SHARE",
-        help="share of each target that all classes have alike, such as 0.1 (default: 0)",
+        help="share of each target that all classes have alike (default: 0)",
     )
     group.add_argument(
         "--average",
         type=float,
         metavar="SHARE",
-        help="validate and keep averages over the last SHARE of the steps (default: 0, none)",
+        help="validate and keep averages of the last SHARE of the steps (default: 0)",
     )
 
     group = parser.add_argument_group("run")

@@ -40,7 +40,7 @@ class ShardedSteps(Steps):
     """`Steps` on this rank's shards, with the sums of all ranks.
 
     What is learned from a batch is the same, bit for bit, for any number of ranks with as many
-    shards and as many threads. Gradients are sent, layer by layer, while backward computes the others:
+    shards and as many threads. Gradients are sent, layer by layer, while backward computes others:
     those of the fully connected layers, 96 % of the bytes, come first, and nearly all of backward's
     arithmetic after them. With `check_every`, weights are compared after so many steps.
     """
