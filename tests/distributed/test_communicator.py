@@ -1,7 +1,7 @@
 """Requests that ranks make of each other, under a real MPI."""
 
 import pytest
-from ranks import run
+from ranks import said
 
 COUNTS = [1, 2, 3, 4, 8]
 
@@ -37,4 +37,4 @@ def test_a_sum_is_taken_in_the_order_of_its_tree(count):
     if count > 2:
         trees.append(tree_of(range(count)[1:]))
     cases = [(tree, size) for tree in trees for size in (0, 1, 2, 5, 1000, 300_001)]
-    assert run(count, script, cases) == [str(rank) for rank in range(count)]
+    assert said(count, script, cases) == [str(rank) for rank in range(count)]

@@ -103,8 +103,9 @@ def together(timeout: float = TIMEOUT) -> Iterator[Communicator]:
             ranks.close()
             raise
         if isinstance(error, SystemExit):
-            ranks.abort(f"ended by exit({code!r})", code if isinstance(code, int) else FAILED)
-        traceback.print_exc()
+            ranks.abort(f"exit code {code!r}", code if isinstance(code, int) else FAILED)
+        if not isinstance(error, CommunicationError):
+            traceback.print_exc()
         sys.stderr.flush()
         ranks.abort(
             f"{type(error).__name__}: {error}",

@@ -317,7 +317,7 @@ class MPICommunicator(Communicator):
 
 
 def _place() -> tuple[str, str]:
-    """Return the host, and what else ranks share that find each other's sockets."""
+    """Return the host, and the system in which sockets are found."""
     system = ""
     with suppress(OSError):  # Linux has both
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()

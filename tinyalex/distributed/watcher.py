@@ -13,6 +13,7 @@ import select
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 WELL, SAID = b"well", b"said"
 """Last words of a rank: it ends as it should, or has said why not."""
@@ -47,8 +48,8 @@ class Watcher:
 
     def close(self, word: bytes) -> None:
         """Say a last word."""
-        self._socket.sendall(word)
-        self._socket.close()
+        with self._socket, suppress(OSError):  # the watcher has ended with another rank
+            self._socket.sendall(word)
         if self._process:
             self._process.wait()
 
