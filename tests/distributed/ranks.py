@@ -27,8 +27,8 @@ with together(float(os.environ["LIMIT"])) as ranks:
 def started(count, script, *words, limit=20, launcher=(), **settings):
     """Start Python code on `count` ranks; see that no process is left.
 
-    Each rank has `ranks`, its communicator, and `say`, which prints a line. It waits `limit` seconds
-    for the others at most.
+    Each rank has `ranks`, its communicator, and `say`, which prints a line. It waits `limit`
+    seconds for the others at most.
     """
     mark = f"TINYALEX_TEST={uuid.uuid4()}"
     code = PRELUDE + textwrap.indent(textwrap.dedent(script), "    ")

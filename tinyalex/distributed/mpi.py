@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import os
 import queue
@@ -124,8 +125,10 @@ class MPICommunicator(Communicator):
             if time.monotonic() >= heard + self.timeout:
                 missing = ", ".join(map(str, sorted(self._missing)))
                 self.abort(
-                    f"step {self.step}, {request.label}: nothing came for {self.timeout:g} s from "
-                    + (f"rank {missing}" if missing else "ranks that have not started")
+                    f"step {self.step}, {request.label}: nothing came for {self.timeout:g} s "
+                    f"from rank {missing}"
+                    if self._ranks
+                    else f"MPI has not started on all ranks within {self.timeout:g} s"
                 )
         self.waited += time.monotonic() - begun
 
@@ -139,7 +142,8 @@ class MPICommunicator(Communicator):
         time.sleep(GRACE)
         self._exit_code = code or 1
         self._queue.put(None)
-        self._thread.join(1)
+        if self._ranks:
+            self._thread.join(1)
         os.kill(os.getpid(), signal.SIGKILL)  # the thread is stuck in MPI: the launcher sees this
         raise SystemExit(code)
 
@@ -190,17 +194,22 @@ class MPICommunicator(Communicator):
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             raise CommunicationError(f"mpi4py does not work here ({error})") from error
-        if not MPI.Is_initialized():
-            MPI.Init_thread(MPI.THREAD_FUNNELED)  # this thread is the one that may call
+        # mpi4py's own two would stop all threads of Python until all ranks have come there.
+        self._calls = ctypes.CDLL(MPI.__file__)
+        if not MPI.Is_initialized():  # for one thread, this one
+            self._calls.MPI_Init_thread(
+                None, None, MPI.THREAD_FUNNELED, ctypes.byref(ctypes.c_int())
+            )
         elif MPI.Query_thread() < MPI.THREAD_SERIALIZED:
             raise CommunicationError("MPI was started for the use of one thread, another one")
         self._mpi = MPI
+        MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # which become exceptions
         self._ranks = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._ranks.rank, self._ranks.size
 
     def _finish(self) -> None:
         self._ranks.Free()
-        self._mpi.Finalize()
+        self._calls.MPI_Finalize()
 
     def _gather(self, label: str, array: np.ndarray) -> list[np.ndarray]:
         array = np.ascontiguousarray(array)
