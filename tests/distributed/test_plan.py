@@ -1,11 +1,12 @@
 """Cost model of several ranks: bytes, schedule, and its command."""
 
 import re
+import runpy
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import TINY
+from commands import ROOT, TINY
 
 import tinyalex as ta
 from tinyalex.cli.main import main
@@ -89,7 +90,7 @@ def test_bytes_are_what_ranks_send_to_each_other(number):
 
 
 TWO = [
-    Layer("conv1", 3, 2, 100, (250_000_000 // 2, 0)),
+    Layer("conv1", 3, 2, 100, (250_000_000 // 2, 0), both_towers=False),
     Layer("fc2", 4, 5, 300, (250_000_000, 0), linear=True),
 ]
 
@@ -110,14 +111,19 @@ def test_exchange_follows_exchange_while_backward_continues():
     assert fast.step == pytest.approx(1, rel=1e-4)
 
 
-def test_the_next_layer_waits_for_inputs():
-    """By hand: hybrid on 2 ranks exchanges fc2's inputs, and logits, before anything else."""
-    slow = Machine(rate=1e9, link=1e-6 / plan.PAYLOAD, latency=1e-12)  # 125 bytes per second
-    found = cost(TWO, "hybrid", 2, 20, slow)
-    activations = 2 * 20 * (4 + 5) * 4 / 2
-    assert found.sent == pytest.approx(5e8 + activations)
-    assert found.step == pytest.approx(found.exchange, rel=1e-6)
-    assert (found.hidden, found.bound) == (pytest.approx(0, abs=1e-6), "link")
+@pytest.mark.parametrize(
+    ("ranks", "step", "sent"),
+    # conv1 0.1, fc2's inputs 1, forward 0.6, backward 1.2, gradients of the inputs 1, conv1 0.1
+    [(2, 0.1 + 1 + 0.6 + 1.2 + 1 + 0.1, 176),
+     # and with half the images of a pair 2 s of fc2's gradients come before those of its inputs
+     (4, 0.05 + 0.5 + 0.3 + 0.6 + (2 + 0.5) + 0.05 + 1, 88 + 352 + 176)],
+)  # fmt: skip
+def test_a_layer_waits_for_its_inputs_behind_what_was_begun_before(ranks, step, sent):
+    """By hand, for the rank with fc2 of two towers, on a link of 176 bytes per second."""
+    layers = [TWO[0]._replace(parameters=(88, 0)), TWO[1]._replace(parameters=(88, 0))]
+    machine = Machine(rate=10, link=176 * 8e-9 / plan.PAYLOAD, latency=1e-12)
+    found = cost(layers, "towers", ranks, 22, machine)
+    assert (found.step, found.sent) == pytest.approx((step, sent))
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
@@ -162,6 +168,12 @@ def test_only_the_network_of_2012_has_towers():
     assert [name for name, variant in VARIANTS.items() if plan.has_towers(variant)] == [
         "source2012"
     ]
+
+
+def test_the_table_of_the_page_is_that_of_the_model():
+    table = runpy.run_path(str(ROOT / "docs/cluster_page.py"))["table"]()
+    page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    assert f"<!-- cluster-plan -->\n{table}\n<!-- /cluster-plan -->" in page, "run cluster_page.py"
 
 
 # --- the command
