@@ -8,9 +8,10 @@ from commands import draw_photos, finish, result, start
 
 MPIEXEC = str(Path(sys.executable).with_name("mpiexec"))
 OPTIONS = (
-    "--variant tiny --threads 1 --batch-size 13 --shards 8 --epochs 2 --lr 0.01 --schedule cosine "
-    "--augment strong --dropout 0.4 --label-smoothing 0.1 --check-sync 2"
-).split()
+    *("--variant", "tiny", "--threads", "1", "--lr", "0.01", "--schedule", "cosine"),
+    *("--batch-size", "13", "--shards", "8", "--epochs", "2", "--check-sync", "2"),
+    *("--augment", "strong", "--dropout", "0.4", "--label-smoothing", "0.1"),
+)
 
 
 def train(ranks, *arguments):

@@ -165,7 +165,7 @@ def _evaluate_together(
         for first in range(0, len(loader), size):
             found = next(mine, None) if first + rank < len(loader) else None
             own = None if found is None else Scores.of(found[0].labels, averaged(found[1]))
-            for told in ranks.tell(loader, scores=own and own.as_lists()):
+            for told in ranks.tell(title, loader, scores=own and own.as_lists()):
                 if told["scores"] is not None:
                     some = Scores.from_lists(told["scores"])
                     scores = some if scores is None else scores + some

@@ -14,6 +14,9 @@ from tinyalex.distributed.communicator import Communicator, Single
 from tinyalex.interrupts import StopRequest
 from tinyalex.progress import one_sentence
 
+LOSSES = "losses"
+"""Label of what ranks tell in every step."""
+
 
 class SharedStop(StopRequest):
     """Request to stop that all ranks heed at the same step."""
@@ -92,8 +95,8 @@ class Ranks:
         targets = None if batch.targets is None else batch.targets[own]
         return Batch(batch.images[own], batch.labels[own], batch.indices[own], targets)
 
-    def tell(self, data: Loader, **own: Any) -> list[dict[str, Any]]:
-        """Return what all ranks tell of a step, `own` being this rank's.
+    def tell(self, what: str, data: Loader, **own: Any) -> list[dict[str, Any]]:
+        """Return what all ranks tell, `own` being this rank's, under the label `what`.
 
         With it go requests to stop and images that cannot be read. Raises DataError where these
         are too many, and DataError or WorkerError for the "problem" of another rank.
@@ -104,7 +107,7 @@ class Ranks:
             "stop": None if self.stop is None else self.stop.own(),
             "unreadable": [[i, data.unreadable[i]] for i in new],
         }
-        everything = self.link.share("the step", told).wait()
+        everything = self.link.share(what, told).wait()
         if self.stop is not None:
             self.stop.settle([one["stop"] for one in everything])
         found = {i: reason for one in everything for i, reason in one["unreadable"]}
@@ -124,5 +127,5 @@ class Ranks:
             yield from batches
         except (DataError, WorkerError) as error:
             with suppress(DataError, WorkerError):
-                self.tell(data, problem=[type(error).__name__, one_sentence(error)])
+                self.tell(LOSSES, data, problem=[type(error).__name__, one_sentence(error)])
             raise

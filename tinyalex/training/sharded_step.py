@@ -16,7 +16,7 @@ from tinyalex.optim import SGD
 from tinyalex.tensor import Tensor
 from tinyalex.training.divergence import NOT_FINITE, DivergedError, not_finite
 from tinyalex.training.metrics import Average, hits
-from tinyalex.training.ranks import Ranks
+from tinyalex.training.ranks import LOSSES, Ranks
 from tinyalex.training.step import Steps
 from tinyalex.training.transfer import digest
 
@@ -88,7 +88,7 @@ class ShardedSteps(Steps):
             losses = F.cross_entropy(logits, Tensor(target), reduction="none")
             right = hits(logits.detach().numpy(), batch.labels)
             told = ranks.tell(
-                self._data, losses=losses.detach().numpy().tolist(), hits=int(right.sum())
+                LOSSES, self._data, losses=losses.detach().numpy().tolist(), hits=int(right.sum())
             )
             everything = [loss for one in told for loss in one["losses"]]
             if not math.isfinite(total := math.fsum(everything)):

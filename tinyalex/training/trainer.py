@@ -181,7 +181,7 @@ class Trainer:
         run, state = self.run, self.run.state
         self._start_epoch()
         for batch in run.batches(state.epoch, state.batch, self.learning.data):
-            step = stop.step = state.step + self.steps.unread + 1
+            step = stop.step = run.ranks.link.step = state.step + self.steps.unread + 1
             run.schedule.before_step(step - 1)
             random.start_step(step - 1)
             self._take(step, batch)

@@ -1,0 +1,136 @@
+"""Training on several ranks that is stopped, killed, and resumed on others."""
+
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commands import draw_photos, finish, result
+from test_train_ranks import OPTIONS, spoil, train, trained
+
+from tinyalex.training import Checkpoints, load_checkpoint
+
+TRIALS = int(os.environ.get("TINYALEX_KILLS", "2"))
+LONG = (*OPTIONS, "--epochs", "6")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Return a folder of photographs."""
+    return draw_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory):
+    """Return what an undisturbed process finds."""
+    return trained(0, tmp_path_factory.mktemp("alone") / "run", "--data", photos, *LONG)
+
+
+def ranks_of(job):
+    """Return the processes of a job's ranks, in the order of their numbers."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            variables = (process / "environ").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue
+        rank = next((v for v in variables if v.startswith(b"PMI_RANK=")), None)
+        if rank and str(job.args[-1]).encode() in words:
+            found[int(rank[9:])] = int(process.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def alive(process):
+    """Return whether a process is there and not merely waited for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for_step(job, out, step):
+    """Wait until a step is saved."""
+    last = Checkpoints(out).last
+    for _ in range(600):
+        if last.exists() and load_checkpoint(last)["state"]["step"] >= step:
+            return
+        assert job.poll() is None, finish(job)
+        time.sleep(0.02)
+    raise AssertionError("no step was saved")
+
+
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_killed_jobs_are_resumed_on_any_number_of_ranks(photos, undisturbed, tmp_path, trial):
+    out, rng = tmp_path / "run", random.Random(trial)
+    arguments = ("--data", photos, *LONG, "--out", out)
+    for ranks, step in ((2, rng.randint(0, 8)), (4, rng.randint(9, 18))):
+        job = train(ranks, *arguments)
+        wait_for_step(job, out, step)
+        os.kill(rng.choice(ranks_of(job)), signal.SIGKILL)
+        assert finish(job)[0] != 0
+        arguments = ("--resume", out)
+    assert finish(train(0, "--resume", out))[0] == 0
+    assert result(out) == undisturbed
+
+
+@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
+def test_signals_save_all_ranks_at_one_step(photos, undisturbed, tmp_path, signum, code, trial):
+    out = tmp_path / "run"
+    job = train(3, "--data", photos, *LONG, "--out", out)
+    wait_for_step(job, out, 2 + 4 * trial)
+    job.send_signal(signum)
+    found, said, complaints = finish(job)
+    assert found == code, said + complaints
+    (step,) = re.findall(r"stopped by SIG\w+ and saved at step (\d+) of 24", said)
+    assert load_checkpoint(Checkpoints(out).last)["state"]["step"] == int(step)
+    assert finish(train(2, "--resume", out))[0] == 0
+    assert result(out) == undisturbed
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_that_stands_still_ends_the_job(photos, tmp_path, ranks):
+    out = tmp_path / "run"
+    job = train(ranks, "--data", photos, *LONG, "--exchange-timeout", "3", "--out", out)
+    wait_for_step(job, out, 3)
+    processes = ranks_of(job)
+    assert len(processes) == ranks
+    os.kill(processes[-1], signal.SIGSTOP)
+    begun = time.monotonic()
+    code, _, complaints = finish(job)
+    assert time.monotonic() - begun < 3 + 2
+    assert code != 0
+    assert re.search(rf"step \d+, .*: nothing came for 3 s from rank {ranks - 1}\b", complaints)
+    time.sleep(1)  # the kernel takes a moment to end what was killed
+    assert not any(map(alive, processes))
+    assert finish(train(0, "--resume", out))[0] == 0
+
+
+def test_too_many_unreadable_images_end_all_ranks_alike(tmp_path):
+    photos = draw_photos(tmp_path / "photos")
+    for name in ("ash/03.png", "birch/17.png", "birch/19.png", "elm/11.png"):
+        spoil(photos / name)
+    code, _, complaints = finish(train(3, "--data", photos, *OPTIONS, "--out", tmp_path / "run"))
+    assert code == 2
+    assert re.search(r"\d of 57 images cannot be read, 1 are allowed", complaints)
+    assert complaints.count("error:") == 1, complaints
+    assert "--resume" in complaints
+
+
+def test_a_mistake_is_told_once(photos, tmp_path):
+    for option, expected in (
+        ("--lr -1", "lr"),
+        ("--dry-run", "mpiexec"),
+        ("--nonsense", "nonsense"),
+    ):
+        out = tmp_path / "run"
+        code, _, complaints = finish(
+            train(3, "--data", photos, *OPTIONS, *option.split(), "--out", out)
+        )
+        assert code == 2
+        assert complaints.count(expected) == 1, complaints
+        assert not out.exists()
