@@ -28,7 +28,7 @@ from tinyalex.cli.train_options import Arguments, as_arguments, read_arguments
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.data.index import in_words
 from tinyalex.distributed.communicator import Communicator
-from tinyalex.distributed.launch import together
+from tinyalex.distributed.launch import share_cores, together
 from tinyalex.folders import FolderLostError
 from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.models import VARIANTS
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as held:
         held.enter_context(leaving_on_signals(pause=True))
         link = held.enter_context(together())
+        share_cores(link)
         if link.rank:  # the first rank speaks for all
             held.enter_context(redirect_stdout(None))
         asked = jointly(link, lambda: read_arguments(argv, __doc__, link.size))
@@ -166,6 +167,7 @@ def print_header(run: Run, out: Path) -> None:
         f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
         f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
         f"minus the mean {settings.mean}" + later(settings),
+        **({} if run.ranks.alone else {"ranks": ranks_of(run)}),
         "output": f"{printable(out)}{from_step}",
     }
     for name, text in rows.items():
@@ -182,6 +184,21 @@ def later(settings: Settings) -> str:
     }
     used = {text: value for name, text in words.items() if (value := getattr(settings, name))}
     return "".join(f", {text} {value:g}" for text, value in used.items())
+
+
+def ranks_of(run: Run) -> str:
+    """Return a sentence on the processes that train a run together."""
+    link, shards = run.ranks.link, run.ranks.shards
+    if link.size == 1:
+        return f"1, which computes {shards} shards of each batch"
+    hosts = Counter(map(printable, link.hosts))
+    places = ", ".join(f"{count} on {host}" for host, count in hosts.items())
+    learning = [p for p in run.classifier.model.parameters() if p.requires_grad]
+    sent = 2 * (link.size - 1) / link.size * sum(p.data.nbytes for p in learning)
+    return (
+        f"{link.size} ({places}) by {link.engine}, {shards} shards, each rank sends "
+        f"{sent / 1e6:.1f} MB per step"
+    )
 
 
 def weights_of(run: Run) -> str:

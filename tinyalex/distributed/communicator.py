@@ -40,6 +40,8 @@ class Communicator(ABC):
     size: int
     hosts: Sequence[str]
     """The host of each rank."""
+    engine = ""
+    """The library that carries messages, and its version."""
     timeout = math.inf
     """Seconds without a message after which `Pending.wait` ends all ranks."""
     step: int | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tinyalex.distributed.communicator import CommunicationError, Communicator, Single
 from tinyalex.distributed.mpi import TIMEOUT, MPICommunicator
 from tinyalex.interrupts import FAILED, USAGE, StoppedError
+from tinyalex.threads import get_num_threads, set_num_threads
 
 _RANK = ("PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 _SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -80,6 +81,16 @@ def _refuse(job: Launch, why: str) -> None:
         raise LaunchError(why)
     time.sleep(1)  # the launcher ends all once one has left: the first one may speak before
     raise SystemExit(USAGE)
+
+
+def share_cores(ranks: Communicator) -> None:
+    """Let the ranks on one host share its cores.
+
+    They do unless ``TINYALEX_NUM_THREADS`` says how many threads each has.
+    """
+    neighbours = sum(host == ranks.hosts[ranks.rank] for host in ranks.hosts)
+    if neighbours > 1 and "TINYALEX_NUM_THREADS" not in os.environ:
+        set_num_threads(max(1, get_num_threads() // neighbours))
 
 
 @contextmanager

@@ -204,6 +204,10 @@ class MPICommunicator(Communicator):
             raise CommunicationError("MPI was started for the use of one thread, another one")
         self._mpi = MPI
         MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # which become exceptions
+        library = MPI.Get_library_version().split("\n")[0].rstrip("\0")
+        self.engine = (
+            f"{' '.join(library.replace('Version:', '').split())}, mpi4py {mpi4py.__version__}"
+        )
         self._ranks = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._ranks.rank, self._ranks.size
 

@@ -50,8 +50,8 @@ class Ranks:
     shards: int = 1
     stop: SharedStop | None = None
     """That of the training under way."""
-    _unreadable: set[int] = field(default_factory=set)
-    """Images that all ranks know of."""
+    _unreadable: dict[int, set[int]] = field(default_factory=dict)
+    """Unreadable images that all ranks know of, by loader."""
 
     @property
     def alone(self) -> bool:
@@ -101,7 +101,8 @@ class Ranks:
         With it go requests to stop and images that cannot be read. Raises DataError where these
         are too many, and DataError or WorkerError for the "problem" of another rank.
         """
-        new = [i for i in data.unreadable if i not in self._unreadable]
+        known = self._unreadable.setdefault(id(data), set())
+        new = [i for i in data.unreadable if i not in known]
         told = {
             **own,
             "stop": None if self.stop is None else self.stop.own(),
@@ -111,14 +112,14 @@ class Ranks:
         if self.stop is not None:
             self.stop.settle([one["stop"] for one in everything])
         found = {i: reason for one in everything for i, reason in one["unreadable"]}
-        self._unreadable |= found.keys()
+        known |= found.keys()
         data.leave_out({i: reason for i, reason in found.items() if i not in data.unreadable})
         for rank, one in enumerate(everything):
             if problem := one.get("problem"):
                 kind, text = problem
                 raise {"WorkerError": WorkerError}.get(kind, DataError)(f"rank {rank}: {text}")
         if found:
-            data.check_left_out(len(self._unreadable))
+            data.check_left_out(len(known))
         return everything
 
     def watched(self, batches: Iterator[Batch], data: Loader) -> Iterator[Batch]:

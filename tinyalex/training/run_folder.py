@@ -83,7 +83,8 @@ def write_record(run: Run, lock: FolderLock, again: str) -> None:
     sessions = _sessions(lock.where() / RECORD)
     here = environment(run.settings.device)
     decisive = {name: getattr(run.settings, name) for name in DECISIVE}
-    sessions.append({"from_step": run.state.step, **here, **decisive})
+    ranks = {"hosts": list(run.ranks.link.hosts)} if run.ranks.link.size > 1 else {}
+    sessions.append({"from_step": run.state.step, **here, **decisive, **ranks})
     changed = [n for n in DECISIVE if any(s.get(n, decisive[n]) != decisive[n] for s in sessions)]
     note = f"settings were changed on the way, as sessions say: {', '.join(changed)}"
     record = {

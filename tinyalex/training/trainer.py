@@ -197,6 +197,7 @@ class Trainer:
         self.throughput.start_epoch()
         title = f"epoch {state.epoch + 1}/{run.settings.epochs}"
         self.progress.start(title, len(run.train_data), state.batch)
+        self._exchanging = run.ranks.link.waited
         self._since, self._waited = time.perf_counter(), self.learning.data.wait_seconds
 
     def _take(self, step: int, batch: Batch) -> None:
@@ -337,6 +338,9 @@ class Trainer:
                     "seconds": round(state.seconds, 3),
                     "validation_seconds": round(throughput.validation_seconds, 3),
                     **throughput.as_row(whole_epoch=True),
+                    **(
+                        {} if run.ranks.alone else {"ranks_share": round(self._waited_for_ranks, 4)}
+                    ),
                 },
             }
         )
@@ -348,6 +352,11 @@ class Trainer:
             f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}"
             + (f", top-5 {scores.top5:.1%}" if run.num_classes > 5 else "")
             + (" (best so far)" if kept else "")
+            + (
+                f";  {self._waited_for_ranks:.0%} waiting for ranks"
+                if run.ranks.link.size > 1
+                else ""
+            )
         )
         self.progress.say(folded(ended, 2))
         if unfrozen:
@@ -360,6 +369,12 @@ class Trainer:
             if path not in self._left_out:
                 self._left_out.add(path)
                 self.progress.say(f"left out: {path}: {reason}")
+
+    @property
+    def _waited_for_ranks(self) -> float:
+        """Share of the epoch's time that passed by waiting for other ranks."""
+        waited = self.run.ranks.link.waited - self._exchanging
+        return waited / max(self.throughput.epoch_seconds, 1e-9)
 
     @property
     def _mixed(self) -> str:
