@@ -6,6 +6,7 @@ import pytest
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import models, random
+from tinyalex.backends.cpu import elementwise
 from tinyalex.backends.sharded import sharded
 from tinyalex.backends.shards import part_of, spans_of_ranks, tree_of_ranks
 
@@ -62,3 +63,25 @@ def test_the_bits_are_those_of_one_rank(variant, count, shards, backend):
             np.testing.assert_array_equal(losses, others)
             for name, gradient in expected.items():
                 np.testing.assert_array_equal(gradient, found[name], err_msg=f"{name}, {ranks}")
+
+
+def differ(first, second):
+    """Return the names of gradients that differ."""
+    return [name for name, gradient in first[1].items() if (gradient != second[1][name]).any()]
+
+
+def test_dropout_that_is_not_shifted_gives_another_network(monkeypatch):
+    arguments = problem("torchvision", 16)
+    expected = of_ranks(*arguments, 8, 1)
+    monkeypatch.setattr(elementwise, "shifted", lambda key, first: key)
+    # Each rank then begins with the draws of the first image.
+    assert len(differ(expected, of_ranks(*arguments, 8, 2))) == len(expected[1])
+
+
+def test_sums_in_another_order_give_other_bits():
+    arguments = problem("torchvision", 16)
+    found = [gradients(*arguments, part_of(16, 8, (i, i + 1))) for i in range(8)]
+    one_by_one = {name: sum(grads[name] for _, grads in found[1:]) for name in found[0][1]}
+    for name, gradient in found[0][1].items():
+        one_by_one[name] = gradient + one_by_one[name]
+    assert len(differ(of_ranks(*arguments, 8, 1), (None, one_by_one))) > 4

@@ -1,4 +1,4 @@
-"""The same network on one rank and on several, by the whole command."""
+"""The same network from one rank and from several."""
 
 import sys
 from pathlib import Path

@@ -96,7 +96,7 @@ class Ranks:
         return Batch(batch.images[own], batch.labels[own], batch.indices[own], targets)
 
     def tell(self, what: str, data: Loader, **own: Any) -> list[dict[str, Any]]:
-        """Return what all ranks tell, `own` being this rank's, under the label `what`.
+        """Return what all ranks tell under a label, `own` being this rank's.
 
         With it go requests to stop and images that cannot be read. Raises DataError where these
         are too many, and DataError or WorkerError for the "problem" of another rank.
