@@ -18,7 +18,8 @@ From that follows what a rank sends in a step of N images on R ranks, in float32
   much back from there, as soon as the layer's backward is done;
 - whole inputs, where each of p peers has a part: (p - 1) / p of the inputs of their images before
   the layer (an all-gather), and as much of their gradients after its backward (a reduce-scatter).
-  The layer waits for both.
+  The layer waits for both;
+- the losses of its images, to each other rank, between forward and backward.
 
 For N = 128 on two ranks that is, in MB (1e6 bytes):
 
@@ -51,6 +52,8 @@ from tinyalex.models.alexnet import output_shape, parameter_shapes, smallest_inp
 STRATEGIES = ("data", "towers", "hybrid")
 FLOAT = 4
 """Bytes of a float32."""
+LOSS = 20
+"""Bytes of an image's loss, in words that all ranks tell each other."""
 PAYLOAD = 1448 / 1538
 """Share of Ethernet's bytes that TCP leaves to ours, in packets of 1,500 bytes."""
 LARGEST_SGD = 1024
@@ -195,6 +198,10 @@ def program(parts: Sequence[Part]) -> Iterator[Compute | Exchange]:
     for part in parts:
         yield from part.whole(forward=True)
         yield part.arithmetic(1)
+    first = parts[0]
+    others = first.peers * first.replicas - 1
+    sent = LOSS * math.ceil(first.images / first.peers) * others
+    yield Exchange("losses", sent, sent, others, True)
     for part in reversed(parts):
         yield part.arithmetic(1 if part is parts[0] else 2)
         yield from part.sums()
