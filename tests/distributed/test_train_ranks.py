@@ -60,3 +60,8 @@ def test_shards_change_the_rounding_alone(photos, alone, tmp_path):
     _, _, rows = trained(0, tmp_path / "run", "--data", photos, *OPTIONS, "--shards", "1")
     for row, other in zip(rows, alone[2], strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_statistics_are_those_of_one_process(photos, tmp_path):
+    options = ("--data", photos, *OPTIONS, "--mean", "image", "--colour-noise", "eigenvalues")
+    assert trained(3, tmp_path / "3", *options) == trained(0, tmp_path / "0", *options)

@@ -11,12 +11,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from tinyalex.data.dataset import DataError, Dataset, ImageError, Unreadable
 from tinyalex.data.image import central_square
+from tinyalex.data.worker_processes import WorkerError
 from tinyalex.data.worker_threads import WORKERS, Task, Threads, readable
 from tinyalex.files import FileError, load, writer_of
 from tinyalex.folders import write_atomically
@@ -93,18 +94,42 @@ def load_statistics(path: str | os.PathLike[str]) -> tuple[PixelStatistics, dict
         raise FileError(f"{path} cannot be used: {error}") from error
 
 
+class Others(Protocol):
+    """Processes that share the work with this one."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        ...
+
+    def have(self, mine: bool) -> bool:
+        """Return whether `mine` is true in all of them."""
+        ...
+
+    def add_up(self, sums: PixelSums, bad: Unreadable, problem: Exception | None) -> None:
+        """Replace sums by those of all, or raise the problem of any."""
+        ...
+
+
 def pixel_statistics(
     dataset: Dataset,
     size: int = 256,
     workers: int = WORKERS,
     progress: Callable[[int, int], None] = lambda done, total: None,
     unreadable: Unreadable | None = None,
+    others: Others | None = None,
 ) -> PixelStatistics:
     """Measure the central `size x size` pixels of all images.
 
     Every image is decoded once, by `workers` threads; memory does not grow with the data set.
     Images that cannot be read are left out and noted in `unreadable`. `progress(done, total)` is
-    called now and then, in the thread that called. Raises DataError if too many images cannot be
+    called now and then, in the thread that called. With `others` this process reads its share of
+    the images, and the result is that of all. Raises DataError if too many images cannot be
     read (by default more than 1 %, as in `Loader`), or take 8 seconds: then WorkerError; ValueError
     if one is too small.
     """
@@ -130,14 +155,23 @@ def pixel_statistics(
     total = PixelSums(size)
     everything = range(len(dataset))
     chunks = [everything[start : start + CHUNK] for start in everything[::CHUNK]]
+    if others is not None:
+        chunks = chunks[others.rank :: others.size]
+    problem = None
     threads = Threads(workers)
     try:
         pending: deque[Task] = deque(threads.submit(sums_of, chunk) for chunk in chunks)
         for chunk in chunks:
             total.merge([threads.result(pending.popleft(), bad.give_up)])
             progress(chunk.stop, len(dataset))
+    except (DataError, WorkerError) as error:
+        if others is None:
+            raise
+        problem = error
     finally:  # after an error or Ctrl-C, only the images under way are waited for
         threads.close()
+    if others is not None:
+        others.add_up(total, bad, problem)
     return total.statistics()
 
 

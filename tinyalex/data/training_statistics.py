@@ -21,7 +21,7 @@ from tinyalex.data.manifest import (
     sha256,
     training_entries,
 )
-from tinyalex.data.statistics import PixelStatistics, load_statistics, pixel_statistics
+from tinyalex.data.statistics import Others, PixelStatistics, load_statistics, pixel_statistics
 from tinyalex.files import FileError
 from tinyalex.progress import Progress
 
@@ -32,24 +32,30 @@ WHAT = "the mean and the colours of the training images"
 
 
 def statistics_for(
-    train: Dataset, size: int, workers: int, cache: bool, progress: Progress
+    train: Dataset,
+    size: int,
+    workers: int,
+    cache: bool,
+    progress: Progress,
+    others: Others | None = None,
 ) -> PixelStatistics:
     """Return statistics that are prepared, kept by an earlier run, or measured.
 
     They are of the central squares of `size` pixels; `cache` allows to look for kept ones and to
-    keep new ones. Raises DataError if too many images cannot be read, WorkerError for a disk that
-    does not answer.
+    keep new ones. `others` are processes that measure them together. Raises DataError if too many
+    images cannot be read, WorkerError for a disk that does not answer.
     """
-    place, digest = None, ""
+    place, digest, found = None, "", None
     if isinstance(train, ImageFolder):
-        if found := _prepared(train, size, progress):
-            return found
-        if cache and len(train) >= WORTH_KEEPING:
+        found = _prepared(train, size, progress)
+        if found is None and cache and len(train) >= WORTH_KEEPING:
             place = cache_file(train.folder)
             digest = images_digest(train, size)
             if found := kept_statistics(place, digest):
                 progress.say(f"{WHAT} are those measured before, in {place}")
-                return found
+    everywhere = others is None or others.have(found is not None)
+    if found is not None and everywhere:
+        return found
     progress.say(f"{WHAT} are measured now")
     unreadable = Unreadable(train)
     progress.start(f"measuring {WHAT}", len(train))
@@ -60,6 +66,7 @@ def statistics_for(
             workers,
             lambda done, total: progress.update(done, f"{done} images"),
             unreadable,
+            others,
         )
     finally:
         progress.stop()

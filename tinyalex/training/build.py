@@ -138,7 +138,9 @@ def new_run(
     fresh = mean is None
     if mean is None:
         own = start.mean if start else None
-        mean, colour_covariance = measure(settings, train, progress or Progress(silent=True), own)
+        mean, colour_covariance = measure(
+            settings, train, progress or Progress(silent=True), own, ranks
+        )
     elif not isinstance(mean, np.ndarray):
         mean = tuple(mean)
     noise = None
@@ -268,6 +270,7 @@ def measure(
     train: Dataset,
     progress: Progress,
     mean: tuple[float, ...] | np.ndarray | None,
+    ranks: Ranks | None = None,
 ) -> tuple[tuple[float, ...] | np.ndarray, np.ndarray | None]:
     """Return the mean to subtract, and the colour covariance if needed.
 
@@ -279,7 +282,8 @@ def measure(
     if measured or settings.colour_noise != "none":
         size = shorter_side_for(settings.input_size)
         cache, workers = settings.index_cache, settings.workers
-        found = statistics_for(train, size, workers, cache, progress)
+        others = ranks if ranks is not None and ranks.size > 1 else None
+        found = statistics_for(train, size, workers, cache, progress, others)
     covariance = found.colour_covariance if found and settings.colour_noise != "none" else None
     if found and measured:
         return found.mean_image.astype(np.float32), covariance

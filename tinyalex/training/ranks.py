@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from tinyalex.backends.shards import Part, Span, Tree, part_of, spans_of_ranks, tree_of_ranks
-from tinyalex.data import Batch, DataError, Loader, WorkerError
+from tinyalex.data import Batch, DataError, Loader, PixelSums, WorkerError
+from tinyalex.data.dataset import Unreadable
 from tinyalex.distributed.communicator import Communicator, Single
 from tinyalex.interrupts import StopRequest
 from tinyalex.progress import one_sentence
@@ -59,6 +60,16 @@ class Ranks:
         return self.link.size == self.shards == 1
 
     @property
+    def rank(self) -> int:
+        """Number of this rank, from 0."""
+        return self.link.rank
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.link.size
+
+    @property
     def first(self) -> bool:
         """True on the rank that writes files and messages."""
         return self.link.rank == 0
@@ -67,6 +78,11 @@ class Ranks:
     def spans(self) -> list[Span]:
         """Shards of each rank."""
         return spans_of_ranks(self.shards, self.link.size)
+
+    @cached_property
+    def tree_of_all(self) -> Tree:
+        """Order of sums of all ranks, also of those without shards."""
+        return tree_of_ranks(spans_of_ranks(self.size, self.size))
 
     @cached_property
     def tree(self) -> Tree:
@@ -80,6 +96,27 @@ class Ranks:
     def rows(self, images: int) -> slice:
         """Return this rank's images in a batch of all ranks."""
         return self.part(images).rows
+
+    def have(self, mine: bool) -> bool:
+        """Return whether `mine` is true on all ranks."""
+        return all(self.link.share("what is there", mine).wait())
+
+    def add_up(self, sums: PixelSums, bad: Unreadable, problem: Exception | None) -> None:
+        """Replace sums over images and unreadable ones by those of all ranks.
+
+        Raises the problem of any rank.
+        """
+        told = [sums.count, list(bad.reasons.items()), problem and one_sentence(problem)]
+        for rank, (count, unreadable, why) in enumerate(self.link.share("sums", told).wait()):
+            if problem is not None:
+                raise problem
+            if why:
+                raise DataError(f"rank {rank}: {why}")
+            sums.count += count if rank != self.rank else 0
+            bad.reasons.update(dict(unreadable))
+        bad.check(len(bad.reasons))
+        for name, array in (("mean", sums.image), ("colours", sums.products)):
+            self.link.sum(name, array, self.tree_of_all).wait()
 
     def rows_with_partners(self, images: int) -> slice:
         """Return `rows` and those with which `mixing.mixed` blends them, pairs of two."""
