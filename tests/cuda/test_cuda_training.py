@@ -84,6 +84,16 @@ def test_metrics_and_weights_are_those_of_the_cpu(photos, tmp_path, change):
         assert_close(weights[1]["weights"][name], array, 1e-4, name)
 
 
+def test_shards_are_those_of_the_cpu(photos, tmp_path):
+    rows = [
+        train(
+            photos, tmp_path / device, **{**STEPS, "device": device, "dropout": 0.0, "shards": 3}
+        )[2]
+        for device in ("cpu", "cuda")
+    ]
+    assert_rows_close(*rows)
+
+
 def test_neither_graph_nor_readings_change_a_bit(photos, tmp_path, plain, monkeypatch):
     replays = []
     replay = StepGraph._replay

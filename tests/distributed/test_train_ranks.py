@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from commands import draw_photos, finish, result, start
 
+from tinyalex.training.ranks import Ranks
+
 MPIEXEC = str(Path(sys.executable).with_name("mpiexec"))
 OPTIONS = (
     *("--variant", "tiny", "--threads", "1", "--lr", "0.01", "--schedule", "cosine"),
@@ -65,3 +67,11 @@ def test_shards_change_the_rounding_alone(photos, alone, tmp_path):
 def test_statistics_are_those_of_one_process(photos, tmp_path):
     options = ("--data", photos, *OPTIONS, "--mean", "image", "--colour-noise", "eigenvalues")
     assert trained(3, tmp_path / "3", *options) == trained(0, tmp_path / "0", *options)
+
+
+def test_a_rank_may_have_fewer_images_than_planned():
+    ranks = Ranks(shards=4)
+    assert ranks.part(8).sizes == (2, 2, 2, 2)
+    part = ranks.part(8, 7)
+    assert part.sizes == (2, 2, 2, 1)
+    assert part.of(7) is part

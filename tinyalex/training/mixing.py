@@ -32,7 +32,7 @@ def mixed(batch: Batch, alpha: float, seed: int, epoch: int) -> tuple[Batch, np.
     # Channels last, as they lie in memory.
     x = array_module(images).moveaxis(images, 1, -1)
     blended = own * x
-    blended += (1 - own) * x[partners(len(x))]
+    blended += (1 - own) * x[move(partners(len(x)), device)]
     return replace(batch, images=array_module(images).moveaxis(blended, -1, 1)), shares
 
 

@@ -89,9 +89,17 @@ class Ranks:
         """Order in which the sums of ranks are added."""
         return tree_of_ranks(self.spans)
 
-    def part(self, images: int) -> Part:
-        """Return this rank's part of a batch of all ranks."""
-        return part_of(images, self.shards, self.spans[self.link.rank])
+    def part(self, images: int, own: int | None = None) -> Part:
+        """Return this rank's part of a batch of all ranks.
+
+        It may have fewer images of its `own` than planned, where one took too long to read.
+        """
+        first, last = self.spans[self.rank]
+        part = part_of(images, self.shards, (first, last))
+        if own is not None and own < part.rows.stop - part.rows.start:
+            sizes = part_of(own, last - first, (0, 0)).sizes
+            part = Part((*part.sizes[:first], *sizes, *part.sizes[last:]), part.span)
+        return part
 
     def rows(self, images: int) -> slice:
         """Return this rank's images in a batch of all ranks."""

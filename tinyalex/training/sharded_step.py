@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import tinyalex.functional as F
+from tinyalex.backends.devices import move
 from tinyalex.backends.sharded import sharded
 from tinyalex.data import Batch, Loader
 from tinyalex.distributed.communicator import Pending
@@ -15,6 +16,7 @@ from tinyalex.models import AlexNet
 from tinyalex.optim import SGD
 from tinyalex.tensor import Tensor
 from tinyalex.training.divergence import NOT_FINITE, DivergedError, not_finite
+from tinyalex.training.evaluation import device_of_model
 from tinyalex.training.metrics import Average, hits
 from tinyalex.training.ranks import LOSSES, Ranks
 from tinyalex.training.step import Steps
@@ -52,7 +54,7 @@ class ShardedSteps(Steps):
         self._network = model
         self._ranks, self._data, self._check_every = ranks, data, check_every
         self._taken = 0
-        self._on_their_way: list[Pending[None]] = []
+        self._on_their_way: list[tuple[Tensor, np.ndarray, Pending[None]]] = []
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._sender(name))
             for name, parameter in model.named_parameters()
@@ -68,10 +70,19 @@ class ShardedSteps(Steps):
         link, tree = self._ranks.link, self._ranks.tree
 
         def send(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            self._on_their_way.append(link.sum(f"the gradient of {name}", parameter.grad, tree))
+            if link.size > 1:
+                gradient = move(parameter.grad, "cpu")
+                pending = link.sum(f"the gradient of {name}", gradient, tree)
+                self._on_their_way.append((parameter, gradient, pending))
 
         return send
+
+    def _wait(self) -> None:
+        """Wait until the gradients are those of all ranks."""
+        for parameter, gradient, pending in self._on_their_way:
+            pending.wait()
+            parameter.grad = move(gradient, parameter.device)
+        self._on_their_way.clear()
 
     @np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for
     def take(self, batch: Batch) -> None:
@@ -80,23 +91,21 @@ class ShardedSteps(Steps):
         Raises DivergedError as `train_step` does, DataError and WorkerError as `Ranks.tell`, and
         RankError where weights differ.
         """
-        ranks, optimizer = self._ranks, self._optimizer
+        ranks, optimizer, device = self._ranks, self._optimizer, device_of_model(self._model)
         optimizer.zero_grad()
-        with sharded(ranks.part(self._data.batch_size)):
-            logits = self._model(Tensor(batch.images))
+        with sharded(ranks.part(self._data.batch_size, len(batch))):
+            logits = self._model(Tensor(batch.images).to(device))
             target = batch.labels if batch.targets is None else batch.targets
-            losses = F.cross_entropy(logits, Tensor(target), reduction="none")
-            right = hits(logits.detach().numpy(), batch.labels)
-            told = ranks.tell(
-                LOSSES, self._data, losses=losses.detach().numpy().tolist(), hits=int(right.sum())
-            )
+            losses = F.cross_entropy(logits, Tensor(target).to(device), reduction="none")
+            right = hits(logits.detach().cpu().numpy(), batch.labels)
+            own = losses.detach().cpu().numpy().tolist()
+            told = ranks.tell(LOSSES, self._data, losses=own, hits=int(right.sum()))
             everything = [loss for one in told for loss in one["losses"]]
             if not math.isfinite(total := math.fsum(everything)):
                 raise DivergedError(f"the loss is {total / len(everything)}")
-            losses.backward(np.full(len(losses), 1 / len(everything), np.float32))
-        for pending in self._on_their_way:
-            pending.wait()
-        self._on_their_way.clear()
+            share = np.full(len(losses), 1 / len(everything), np.float32)
+            losses.backward(Tensor(share).to(device))
+        self._wait()
         gradients = {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
         if wrong := not_finite(gradients):
             raise DivergedError(f"the gradient of {wrong} {NOT_FINITE}")
