@@ -21,15 +21,9 @@ from tinyalex.files import FileError
 from tinyalex.folders import open_regular
 from tinyalex.interop.description import KEY, described
 from tinyalex.interop.means import IMAGENET_MEAN
-from tinyalex.interop.onnx_graph import (
-    SCALE,
-    SOFTMAX,
-    Graph,
-    Maps,
-    MisfitError,
-    Step,
-    steps_of,
-)
+from tinyalex.interop.onnx_graph import Graph
+from tinyalex.interop.onnx_nodes import Maps, MisfitError
+from tinyalex.interop.onnx_steps import SCALE, SOFTMAX, Step, steps_of
 from tinyalex.interop.reading import Request
 from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS
@@ -74,7 +68,7 @@ def read(request: Request) -> Weights:
             channels = "BGR"
             arrays["conv1.weight"] = np.ascontiguousarray(arrays["conv1.weight"][:, ::-1])
             options = {name: _flipped(value) for name, value in options.items()}
-            graph.note("its colours are taken as BGR, and were turned to RGB")
+            graph.context.notes.append("its colours are taken as BGR, and were turned to RGB")
             if variant == "caffe_onnx":
                 zoo = {"mean": CAFFE_MEAN, "std": (1.0,) * 3, "resize": "warp"}
                 options = {**zoo, "shorter_side": size, **options}
@@ -85,7 +79,7 @@ def read(request: Request) -> Weights:
         variant,
         source=f"ONNX, opset {graph.opset}" + (f", by {producer}" if producer else ""),
         channels=channels,
-        notes=tuple(graph.notes),
+        notes=tuple(graph.context.notes),
         **options,
     )
 
