@@ -103,12 +103,12 @@ class StopRequest:
 
 
 @contextmanager
-def leaving_on_signals(pause: bool = False) -> Iterator[None]:
+def leaving_on_signals(pause: bool = False, left: str = "with nothing to save") -> Iterator[None]:
     """Let signals end a block by an exception, as Ctrl-C does.
 
     That of SIGTERM, SIGHUP and, with `pause`, SIGUSR1 is LeftError with the code that
-    `StopRequest` would give. A second signal ends the process at once. For what has nothing to
-    save.
+    `StopRequest` would give. A second signal ends the process at once. A line on stderr
+    says so, and what is `left`. For what has nothing to save.
     """
     leaving: BaseException | None = None
     received = 0
@@ -118,9 +118,9 @@ def leaving_on_signals(pause: bool = False) -> Iterator[None]:
         if leaving is not None:
             os._exit(_exit_code(signum))
         said, received, leaving = received, signum, KeyboardInterrupt()
+        if said != signum:  # else it comes once more, having been dropped
+            _tell(f"stopped by {signal.Signals(signum).name}, {left}".encode())
         if signum != signal.SIGINT:
-            if said != signum:  # else it comes once more, having been dropped
-                _tell(f"stopped by {signal.Signals(signum).name}, with nothing to save".encode())
             leaving = LeftError(_exit_code(signum))
         raise leaving
 

@@ -173,7 +173,7 @@ def test_ctrl_c_leaves_nothing_half_written(originals, prepared, tmp_path):
     process = begin(originals, target)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the worker gets it, too
     code, _, err = commands.finish(process)
-    assert (code, err) == (130, "stopped; the same command resumes\n")
+    assert (code, err) == (130, "\nstopped by SIGINT, and the same command resumes\n")
     assert not list(target.rglob("*.tmp"))
     assert prepare(originals, target)[0] == 0
     assert content(target) == content(prepared)

@@ -26,7 +26,7 @@ from tinyalex.data.manifest import ENDINGS, LEFT_OUT, Options, verify
 from tinyalex.data.prepare import prepare, source_images
 from tinyalex.data.worker_processes import WorkerError
 from tinyalex.folders import locked
-from tinyalex.interrupts import DONE, FAILED, USAGE
+from tinyalex.interrupts import DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.progress import Progress, duration, one_sentence, say, warn
 from tinyalex.text import printable
 from tinyalex.threads import available_cores
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         options = Options(args.size, args.format, args.quality)
         found = source_images(args.source, args.target, args.layout)
         with ExitStack() as held:
+            held.enter_context(leaving_on_signals(left="and the same command resumes"))
             try:
                 lock = held.enter_context(locked(args.target))
             except OSError as error:
@@ -63,9 +64,6 @@ def main(argv: list[str] | None = None) -> int:
         return complain(
             f"{one_sentence(error)}; once that is mended, the same command resumes", FAILED
         )
-    except KeyboardInterrupt:
-        warn("stopped; the same command resumes")
-        return 130
     finally:
         show.stop()
     for name, reason in result.left_out:
