@@ -30,6 +30,7 @@ from tinyalex.cli.train_options import defaults_for
 from tinyalex.data import Loader
 from tinyalex.models import VARIANTS
 from tinyalex.models.spec import LRN, Gaussian, Layer, Linear, ReLU
+from tinyalex.text import counted
 from tinyalex.training import (
     Checkpoints,
     Progress,
@@ -163,7 +164,7 @@ def check_alike(results: Iterable[dict[str, Any]], settings: Settings) -> None:
     here = len(dataset or ()), settings.epochs
     for there in {(result["images"], len(result["epochs"])) for result in results} - {here}:
         raise ValueError(
-            "the rows that are there are of {} validation images and {} epochs, this one would be "
+            "the rows that are there are of {} validation images, epochs: {}, this one would be "
             "of {} and {}: give the same data and --epochs, or train all rows".format(*there, *here)
         )
 
@@ -190,8 +191,8 @@ def table(found: dict[str, Any]) -> str:
     chance = (share * (1 - share) / images) ** 0.5
     lines += [
         "",
-        f"Each {epochs} epochs, seed 0; top-1 of {images} validation images after the last epoch: "
-        f"the standard deviation of such a share is {chance:.1%}. In no epoch did "
+        f"Each {counted(epochs, 'epoch')}, seed 0; top-1 of {images} validation images after the "
+        f"last epoch: the standard deviation of such a share is {chance:.1%}. In no epoch did "
         f"a network wait for data longer than {waited:.1%} of the time. "
         f"{report.one_line(found['machine'])}.",
     ]

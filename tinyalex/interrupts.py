@@ -71,7 +71,7 @@ class StopRequest:
     def __bool__(self) -> bool:
         if self.reason is None:  # and once there is one, it stays
             if self.at_limit:
-                self.reason = f"the limit of {self._steps} steps"
+                self.reason = "the limit of steps"
             elif time.monotonic() + self.reserve >= self._deadline:
                 self.reason = "the time limit"
         return self.reason is not None

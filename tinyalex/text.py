@@ -33,6 +33,16 @@ def escaped(text: str) -> str:
     return "".join(map(_escape, text))
 
 
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """Return a number with its noun or verb, ``more`` being the plural.
+
+    >>> counted(1, "epoch"), counted(2, "epoch"), counted(0, "class"), counted(3, "is", "are")
+    ('1 epoch', '2 epochs', '0 classes', '3 are')
+    """
+    plural = more or one + ("es" if one.endswith(("s", "tch")) else "s")
+    return f"{number} {one if number == 1 else plural}"
+
+
 def listed(names: Iterable[str | bytes], limit: int = 5) -> str:
     """Return the first names for a message, and the number of others.
 

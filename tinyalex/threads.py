@@ -147,7 +147,8 @@ def description() -> str:
     notes, quota = list(_kinds), cpu_quota()
     if quota < _cores():
         notes.append(f"CPU quota {quota:g} of {_cores()} cores")
-    return f"{get_num_threads()} threads" + (f" ({', '.join(notes)})" if notes else "")
+    number = get_num_threads()
+    return f"{number} thread{'s' * (number > 1)}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def follow(setter: Callable[[int], None], most: int, kind: str | None = None) -> None:

@@ -205,8 +205,8 @@ ELSEWHERE = "platform.machine = lambda: 'riscv64'"  # whose system calls the poo
     [
         ("", {"NUMBA_THREADING_LAYER": "workqueue"}, "(Numba's workqueue)"),
         (ELSEWHERE, {}, "(Numba's "),
-        (ONE_CORE, {}, "1 threads (tinyalex's own) 1"),
-        ("", {"TINYALEX_NUM_THREADS": "1"}, "1 threads (tinyalex's own) 1"),
+        (ONE_CORE, {}, "1 thread (tinyalex's own) 1"),
+        ("", {"TINYALEX_NUM_THREADS": "1"}, "1 thread (tinyalex's own) 1"),
     ],
     ids=["the user's choice", "another processor", "one core", "one thread"],
 )

@@ -145,7 +145,7 @@ def begun(prepare, **variables):
 
 def test_affinity_decides_on_threads_and_workers():
     one = {min(os.sched_getaffinity(0))}
-    assert begun(lambda: os.sched_setaffinity(0, one)) == "1 1 1 1 threads\n"
+    assert begun(lambda: os.sched_setaffinity(0, one)) == "1 1 1 1 thread\n"
 
 
 @pytest.fixture
@@ -172,5 +172,5 @@ def test_a_real_quota_decides_unless_the_number_was_asked_for(half_a_core):
         half_a_core.write_text("0")
 
     note = f"CPU quota 0.5 of {MOST} cores"
-    assert begun(enter) == f"1 1 1 1 threads ({note})\n"
+    assert begun(enter) == f"1 1 1 1 thread ({note})\n"
     assert begun(enter, **{SETTING: "2"}) == f"1 2 1 2 threads ({note})\n"

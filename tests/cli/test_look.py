@@ -191,7 +191,7 @@ def test_neighbours_among_other_images(photos, trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("answers", "{folder}/gone.png"), "none of 1 images could be read"),
+        (("answers", "{folder}/gone.png"), "none of 1 image could be read"),
         (
             ("features", "{folder}"),
             "no images (.jpg .jpeg .jpe .jfif .png .webp .bmp .gif) in {folder}",

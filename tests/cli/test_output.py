@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import images
 import numpy as np
 import pytest
 from commands import INSTALLED, ROOT, TRAIN, load, run
@@ -440,6 +441,32 @@ def test_the_table_of_classes_fits_the_terminal(rng, monkeypatch, capsys, column
         assert any(line.startswith(f"{'a' * 90} ") for line in table)
     else:
         assert cells(table[0]) <= columns
+
+
+# --- numbers
+
+
+def test_a_single_thing_is_not_said_in_the_plural(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "run"
+    for split in ("train", "val"):
+        images.folder(data / split, ash=1, elm=1)
+    new = ("--variant", "tiny", "--data", data, "--out", out, "--threads", 1)
+    whole = ("--epochs", 1, "--batch-size", 2)
+    calls = [
+        (TRAIN, *new, *whole, "--dry-run"),
+        (TRAIN, *new, *whole, "--overfit", 1),
+        (TRAIN, *new, "--epochs", 2, "--batch-size", 2, "--steps", 1),
+        (TRAIN, "--resume", out, "--steps", 1),
+        (TRAIN, "--resume", out),
+        ("evaluate", out, "--crops", 1),
+        ("predict", out, data / "val/ash", "--out", tmp_path / "a.png", "--sort", tmp_path / "b"),
+        ("look", out, "answers"),
+        ("probe", out, "--shots", 1, "--draws", 1, "--no-cache"),
+        ("prepare", data / "train", tmp_path / "clean"),
+    ]
+    said = "".join("".join(run(*call)[1:]) for call in calls)
+    assert "1 epoch of 1 step of 2 images" in said
+    assert not re.findall(r"\b1 (?:\w+ )?(?!is|has|was)(?:[a-z]+s|are|were|have)\b", said)
 
 
 # --- signals

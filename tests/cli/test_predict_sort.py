@@ -41,7 +41,7 @@ def test_sorting_copies_into_the_folder_of_the_most_probable_class(photos, train
     code, said, complaints = run("predict", *arguments)
     assert code == 0
     assert complaints.startswith(f"skipped: {mixed}/broken.png: not an image")
-    last = f"copied 20 images into the folders of {target}; 1 could not be read and were left out"
+    last = f"copied 20 images into the folders of {target}; 1 could not be read and was left out"
     assert said.splitlines()[-1] == last
     assert sorted_into(mixed) == before
     assert {folder.name for folder in target.iterdir()} <= {"ash", "birch", "elm"}
@@ -57,7 +57,7 @@ def test_sorting_copies_into_the_folder_of_the_most_probable_class(photos, train
     name = next(iter(copies))
     (target / name).write_text("the user's own")  # is not overwritten when the command runs again
     said = run("predict", *arguments)[1]
-    assert f"copied 1 images into the folders of {target}, 19 were there already; 1 could" in said
+    assert f"copied 1 image into the folders of {target}, 19 were there already; 1 could" in said
     again = sorted_into(target)
     assert again.pop(name) == b"the user's own"
     assert len(again) == 20

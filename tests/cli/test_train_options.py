@@ -84,7 +84,7 @@ def test_help_has_the_defaults_of_the_recipe(monkeypatch):
 def test_steps_stop_a_run_that_can_go_on(photos, tmp_path, trained):
     code, said, _ = train_on(photos, tmp_path / "run", "--steps", 9)
     assert code == 0
-    assert "stopped by the limit of 9 steps and saved at step 9 of 21; resume: " in said
+    assert "stopped by the limit of steps and saved at step 9 of 21; resume: " in said
     assert load_checkpoint(Checkpoints(tmp_path / "run").last)["state"]["step"] == 9
     assert run(TRAIN, "--resume", tmp_path / "run", "--steps", 21)[0] == 0
     assert result(tmp_path / "run") == result(trained)

@@ -161,7 +161,7 @@ def unusable_folders():
         nothing: "expected a folder of class folders: No such file",
         a_file: "expected a folder of class folders, found a file",
         empty: "expected one folder for each class.*found no folders",
-        loose_images: "found 1 images and no folders",
+        loose_images: "found 1 image and no folders",
         one_class: "expected at least 2 classes, found only 'cats'",
         empty_class: "no images .* in dogs",
         only_train: "a folder train but no val",

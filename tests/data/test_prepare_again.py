@@ -43,7 +43,7 @@ def test_a_changed_source_is_made_again_and_a_broken_one_removed(
     images.text(source / "train/elm/01.jpg")
     code, out, err = prepare(source, prepared_copy)
     assert code == 0
-    assert f"1 images made, {GOOD - 2} were there, 1 left out" in out
+    assert f"1 image made, {GOOD - 2} were there, 1 left out" in out
     assert "left out: train/elm/01.jpg: not an image" in err
     assert not (prepared_copy / "train/elm/01.jpg").exists()
     assert prepare("--verify", prepared_copy)[0] == 0
@@ -59,7 +59,7 @@ def test_a_picture_that_takes_the_name_of_another_takes_its_place(tmp_path):
     images.write(source / "cats/1.png.jpg", images.BLUE)
     code, out, _ = prepare(source, target)
     assert code == 0
-    assert "1 images made, 1 were there" in out
+    assert "1 image made, 1 was there" in out
     red, _, blue = read_image(target / "cats/1.png.jpg")[0, 0]
     assert blue > 250 > 5 > red
 
@@ -91,7 +91,7 @@ def test_what_leaves_the_source_leaves_the_target(tmp_path):
     shutil.rmtree(source / "birds")
     code, out, _ = prepare(source, target)
     assert code == 0
-    assert "1 images made, 3 were there" in out
+    assert "1 image made, 3 were there" in out
     assert f"2 removed: they are no longer in {source}\n" in out
     paths = [entry["path"] for entry in lines(target / MANIFEST)[1:]]
     assert paths == [f"{name}.png.jpg" for name in ("cats/000", "cats/001", "dogs/000", "dogs/002")]

@@ -169,7 +169,7 @@ def test_a_stuck_image_is_left_out_and_a_stuck_disk_is_an_error(stuck, images, m
 
 
 def test_nothing_to_measure_and_too_small_images_are_errors():
-    with pytest.raises(DataError, match="1 of 1 images cannot be read, 1 are allowed: image 0"):
+    with pytest.raises(DataError, match="1 of 1 image cannot be read, 1 is allowed: image 0"):
         pixel_statistics(Images([None], broken=[0]))
     with pytest.raises(DataError, match="no image could be read"):
         pixel_statistics(Images([]))

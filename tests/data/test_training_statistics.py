@@ -177,7 +177,7 @@ def test_unreadable_images_are_named_and_too_many_are_an_error(photos):
             _, said = measure(photos)
             reason = "not an image that can be read"
             assert said[1].startswith(f"left out of the mean: {listed}: {reason}")
-    with pytest.raises(DataError, match="2 of 57 images cannot be read, 1 are allowed: "):
+    with pytest.raises(DataError, match="2 of 57 images cannot be read, 1 is allowed: "):
         measure(photos)
 
 

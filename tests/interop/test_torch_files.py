@@ -568,7 +568,7 @@ def test_classes_beside_the_weights_are_read(beside, state, path):
             load(path, twins.zip_file({"model": tensors(state), next(iter(beside)): wrong})).classes
             is None
         )
-    with pytest.raises(ta.FileError, match="names 1 classes, but the network has 5"):
+    with pytest.raises(ta.FileError, match="names 1 class, but the network has 5"):
         load(path, twins.zip_file({"model": tensors(state), "classes": ["daisy"]}))
 
 

@@ -17,6 +17,7 @@ from commands import TRAIN, assert_refused, draw_photos, result, run, train_on
 import tinyalex as ta
 from tinyalex.cli.started import words_of
 from tinyalex.data import ImageFolder
+from tinyalex.text import counted
 from tinyalex.training import Checkpoints, load_checkpoint
 
 pytest_plugins = ("trained",)
@@ -136,10 +137,10 @@ def split_into_folders(data):
 
 HARMLESS = [nothing, rename_one_of_each_class, delete_a_training_image, add, add_a_class]
 HARMFUL = {
-    rename_held_out: "1 are no longer there: ash/",
-    delete_held_out: "1 are no longer there: ash/",
-    move_to_another_class: "1 are no longer there: ash/",
-    exchange: "of the 15 images that the run held out, 1 have other contents than then: ash/",
+    rename_held_out: "1 is no longer there: ash/",
+    delete_held_out: "1 is no longer there: ash/",
+    move_to_another_class: "1 is no longer there: ash/",
+    exchange: "of the 15 images that the run held out, 1 has other contents than then: ash/",
     number_anew: "have other contents than then: ash/",
     exchange_two_classes: "of the 15 images that the run held out, 10 have other contents",
     rename_a_class: "does not hold the classes of the run any more: ash gone, oak new",
@@ -199,7 +200,7 @@ def test_neighbours_are_those_that_the_run_learned_from(data, copy, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     delete_a_training_image(data)
     code, _, complaints = run(*arguments, tmp_path / "c.png")
-    assert_refused(code, complaints, "of the 57 images of the run, 1 are no longer there: ash/")
+    assert_refused(code, complaints, "of the 57 images of the run, 1 is no longer there: ash/")
 
 
 def test_ready_splits_are_kept(tmp_path):
@@ -213,7 +214,7 @@ def test_ready_splits_are_kept(tmp_path):
     alone = shutil.copytree(data / "test", tmp_path / "alone")
     (data / "test/ash/02.png").rename(data / "Train/ash/02x.png")
     assert_refused(
-        *evaluated(out)[::2], "of the 12 images of the run, 1 are no longer there: ash/02"
+        *evaluated(out)[::2], "of the 12 images of the run, 1 is no longer there: ash/02"
     )
     assert evaluated(out, "--data", alone, "--held-out") == before
     assert_refused(*run(TRAIN, "--resume", out)[::2], "began with: ")
@@ -257,7 +258,7 @@ def test_two_unicode_forms_of_a_name_are_two_images(twins, tmp_path):
     else:
         shutil.rmtree(data / forms[0])
     code, _, complaints = run(TRAIN, "--resume", out, "--epochs", 2)
-    assert_refused(code, complaints, "gone" if twins == "classes" else "1 are no longer there: ")
+    assert_refused(code, complaints, "gone" if twins == "classes" else "1 is no longer there: ")
 
 
 # --- splits that share files
@@ -292,22 +293,23 @@ def test_splits_that_share_files_are_refused(link, count, tmp_path, monkeypatch)
     data, out = tmp_path / "data", tmp_path / "run"
     link(draw_photos(data / "train", 8), data / "val")
     code, _, complaints = train_on(data, out, "--epochs", 1)
-    assert_refused(code, complaints, f"{count} image files belong to train and to val, by links")
+    files = counted(count, "image file belongs", "image files belong")
+    assert_refused(code, complaints, f"{files} to train and to val, by links")
     assert f"{data}/train/" in complaints
     assert f" is {data}/val/" in complaints
     monkeypatch.setattr("tinyalex.training.build.in_both", lambda splits: "")
     assert train_on(data, out, "--epochs", 1)[0] == 0  # as runs did before this was noticed
     monkeypatch.undo()
     _, _, complaints = evaluated(out)
-    assert f"warning: {count} of these" in complaints
-    assert "images are images that the run learned from: they say nothing" in complaints
+    assert f"warning: the run learned from {count} of " in complaints
+    assert "images here: that says nothing about others" in complaints
 
 
 def test_an_image_linked_into_a_drawn_split_is_in_one_part_alone(photos, tmp_path):
     data = shutil.copytree(photos, tmp_path / "data")
     shutil.copytree(data / "ash", data / "oak", copy_function=os.link)
     code, _, complaints = train_on(data, tmp_path / "run", "--epochs", 1)
-    assert_refused(code, complaints, "image files belong to train and to val, by links")
+    assert_refused(code, complaints, " to train and to val, by links")
 
 
 # --- runs from before
@@ -408,9 +410,7 @@ def test_evaluating_training_images_is_said(make, expected, data, copy, tmp_path
     code, _, complaints = evaluated(copy, "--data", other)
     count, among, some_held_out = expected
     assert code == 0
-    assert complaints.startswith(
-        f"warning: {count} of these {among} images are images that the run learned from"
-    )
+    assert complaints.startswith(f"warning: the run learned from {count} of {among} images here")
     assert ("judging by their names" in complaints) == (make is copy_after_all_is_gone)
     assert (f"--data {other} --held-out takes those alone" in complaints) == some_held_out
 
@@ -435,7 +435,7 @@ def test_prepared_copies_of_training_images_are_known(learned_from_prepared, dat
     assert train_on(one, out, "--epochs", 1)[0] == 0
     code, _, complaints = evaluated(out, "--data", other)
     assert code == 0
-    assert complaints.startswith("warning: 57 of these 72 images are images that the run learned")
+    assert complaints.startswith("warning: the run learned from 57 of 72 images here")
 
 
 def test_a_copy_with_names_in_another_unicode_form_is_known(tmp_path):
@@ -449,7 +449,7 @@ def test_a_copy_with_names_in_another_unicode_form_is_known(tmp_path):
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
     code, _, complaints = evaluated(out, "--data", other)
     assert code == 0
-    assert complaints.startswith("warning: 18 of these 24 images are images that the run learned")
+    assert complaints.startswith("warning: the run learned from 18 of 24 images here")
 
 
 def test_the_files_that_links_lead_to_are_known(photos, tmp_path):
@@ -459,7 +459,7 @@ def test_the_files_that_links_lead_to_are_known(photos, tmp_path):
         (data / path.parent.name / f"x{path.name}").symlink_to(path)
     assert train_on(data, out, "--epochs", 1)[0] == 0
     _, _, complaints = evaluated(out, "--data", photos)
-    assert complaints.startswith("warning: 57 of these 72 images are images that the run learned")
+    assert complaints.startswith("warning: the run learned from 57 of 72 images here")
 
 
 @pytest.mark.parametrize("root", ["all", "train"])
@@ -476,7 +476,7 @@ def test_a_part_of_a_prepared_folder_is_known(root, learned_from_prepared, tmp_p
     code, _, complaints = evaluated(out, "--data", other / "train")
     assert code == 0
     count = 24 if root == "all" else 18
-    assert complaints.startswith(f"warning: {count} of these 24 images are images that the run ")
+    assert complaints.startswith(f"warning: the run learned from {count} of 24 images here")
     assert evaluated(out, "--data", other / "val")[::2] == (0, "")
     again = tmp_path / "test"
     if learned_from_prepared:
@@ -485,7 +485,7 @@ def test_a_part_of_a_prepared_folder_is_known(root, learned_from_prepared, tmp_p
         arguments = ("--size", 36, "--processes", 1)
         assert run("prepare", data / "train", again, *arguments)[0] == 0
     _, _, complaints = evaluated(out, "--data", again)
-    assert complaints.startswith(f"warning: {count} of these 24 images are images that the run ")
+    assert complaints.startswith(f"warning: the run learned from {count} of 24 images here")
 
 
 def test_names_that_no_file_has_cost_no_evaluation(data, copy, tmp_path):
@@ -494,7 +494,7 @@ def test_names_that_no_file_has_cost_no_evaluation(data, copy, tmp_path):
     (tmp_path / "manifest.jsonl").write_text("{}\n" + json.dumps(entry) + "\n")
     code, _, complaints = evaluated(copy, "--data", other)
     assert code == 0
-    assert complaints.startswith("warning: 57 of these 72 images are images that the run learned")
+    assert complaints.startswith("warning: the run learned from 57 of 72 images here")
 
 
 def test_printed_commands_run(photos, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def compare(script, photos, *arguments):
 def test_what_is_there_is_not_repeated_and_what_does_not_fit_is_refused(photos, recipes, capsys):
     assert compare(recipes, photos) == 0
     folder = recipes.report.ROOT
-    assert "Each 1 epochs, seed 0; top-1 of 15 validation" in (folder / "README.md").read_text()
+    assert "Each 1 epoch, seed 0; top-1 of 15 validation" in (folder / "README.md").read_text()
     before = contents(folder / "runs")
     assert compare(recipes, photos) == 0
     assert contents(folder / "runs") == before
@@ -48,7 +48,7 @@ def test_what_is_there_is_not_repeated_and_what_does_not_fit_is_refused(photos, 
     assert compare(recipes, photos, "--only", "a", "--epochs", "2") == 2
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
-    assert "of 15 validation images and 1 epochs, this one would be of 15 and 2" in complaint
+    assert "of 15 validation images, epochs: 1, this one would be of 15 and 2" in complaint
     assert contents(folder / "runs") == before
     shutil.rmtree(folder / "runs/b")  # to have that one done again
     assert compare(recipes, photos) == 0

@@ -267,7 +267,7 @@ def test_resuming_with_other_images(photos, copy, tmp_path):
         (None, {"a": 1}, "the classes or the number of images in one of them have changed"),
         ({"a": 1}, {"a": 1}, "the images are split otherwise"),
         ({"a": 1, "b": 2}, {"a": 1, "c": 3}, "'b' had 2 images, not 0, 'c' had 0 images, not 3"),
-        (dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2), "'c' had 1 images, not 2 and 2 mo"),
+        (dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2), "'c' had 1 image, not 2 and 2 mo"),
     ],
 )
 def test_what_changed_in_the_images_is_said(then, now, said):

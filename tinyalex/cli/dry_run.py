@@ -17,7 +17,7 @@ from tinyalex import random
 from tinyalex.data import Batch
 from tinyalex.grad_mode import no_grad
 from tinyalex.progress import duration, say
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
 from tinyalex.training.evaluation import logits_and_loss
@@ -47,7 +47,7 @@ def dry_run(run: Run, out: Path) -> None:
     _, seconds = timed(skip, batches, workers)
     loading = seconds / workers
     say(
-        f"ok  {len(first)} training images read, "
+        f"ok  {counted(len(first), 'training image')} read, "
         f"values from {float(first.images.min()):.1f} to {float(first.images.max()):.1f}"
     )
     set_training(model)
@@ -66,7 +66,7 @@ def dry_run(run: Run, out: Path) -> None:
         (_, loss), validation_seconds = timed(logits_and_loss, model, held_out)
     if not math.isfinite(loss.item()):
         raise DivergedError(f"the validation loss is {loss.item()}")
-    say(f"ok  {len(held_out)} validation images evaluated: loss {loss.item():.3f}")
+    say(f"ok  {counted(len(held_out), 'validation image')} evaluated: loss {loss.item():.3f}")
 
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place) as temporary:

@@ -44,7 +44,7 @@ from tinyalex.progress import (
     say,
     warn,
 )
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import Answers, examine
 from tinyalex.training.datasets import open_folder, title
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
                 "--data DIR, without --held-out"
             )
         dataset = images.held_out(*classifier.resizing)
-        where = f"the {len(dataset)} images that the run held out"
+        where = f"the {counted(len(dataset), 'image')} that the run held out"
         where += f" of {printable(images.settings.data)}" if images.settings.data else ""
     else:
         dataset = folder = open_folder(
@@ -161,8 +161,8 @@ def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
     say(row("all", slice(None)))
     chance, spread = 1 / len(classes), (best.top1 * (1 - best.top1) / best.count) ** 0.5
     note = (
-        f"worst classes first; guessing would be right in {chance:.1%}, and of {best.count} other "
-        f"images the share would vary by about {spread:.1%}"
+        f"worst classes first; guessing would be right in {chance:.1%}, and of "
+        f"{counted(best.count, 'other image')} the share would vary by about {spread:.1%}"
     )
     say(folded(note, 2))
     losses = ", ".join(f"{one.loss:.4f} ({heading})" for heading, one in scores.items())
@@ -185,7 +185,7 @@ def draw(answers: Answers, dataset: Dataset, out: Path) -> int:
     confused = partial(confusion_matrix, answers.confusion, dataset.classes)
     pictures = {"confusion.png": ("what is taken for what", confused)}
     if len(worst := answers.worst_mistakes(MISTAKES)):
-        text = f"the {len(worst)} answers most surely wrong; green: the right class"
+        text = f"the {counted(len(worst), 'answer')} most surely wrong; green: the right class"
         pictures["mistakes.png"] = text, partial(draw_mistakes, answers, worst, dataset)
     code = DONE
     say(f"\nin {printable(out)}:")

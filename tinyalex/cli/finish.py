@@ -12,7 +12,7 @@ from tinyalex.interrupts import StopRequest
 from tinyalex.pictures.charts import learning_curves
 from tinyalex.pictures.sheets import failure, first_filters, save_png
 from tinyalex.progress import duration, folded, one_sentence
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.training.checkpoint import BEST, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.metrics import METRICS, read_metrics, rows_of
@@ -31,7 +31,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     def tell(text: str) -> None:
         say(folded(text, 2))
 
-    say(f"\ntrained {run.state.epoch} epochs in {duration(run.state.seconds)}")
+    say(f"\ntrained {counted(run.state.epoch, 'epoch')} in {duration(run.state.seconds)}")
     for loader in (run.train_data, run.val_data):  # their processes have done their work
         loader.close()
     classifier, best, whose = run.classifier, run.state, "last"
@@ -52,8 +52,9 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
         trainer.append({"kind": "test", "step": run.state.step, **results})
         tell(
-            f"test accuracy of the {whose} epoch's network: {scores.top1:.1%} of {scores.count} "
-            f"images that played no part in training (top-5 {scores.top5:.1%})"
+            f"test accuracy of the {whose} epoch's network: {scores.top1:.1%} of "
+            f"{counted(scores.count, 'image')} that played no part in training (top-5 "
+            f"{scores.top5:.1%})"
         )
     out, rows = trainer.here(), []
     with suppress(OSError):  # it was removed
@@ -73,7 +74,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     if run.frozen:
         tell(trainer.as_begun(run.frozen))
     if left_out := len(run.train_data.bad + run.val_data.bad):
-        tell(f"{left_out} images could not be read and were left out; they are named above")
+        tell(f"{counted(left_out, 'image')} could not be read and stayed out, as named above")
 
     model = run.classifier.model
     pictures: dict[str, Callable[[Path], None]] = {

@@ -45,7 +45,7 @@ from tinyalex.pictures.features import (
 )
 from tinyalex.pictures.sheets import contact_sheet, first_filters, save_png
 from tinyalex.progress import Progress, say, warn
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import Classifier, checkpoint_path, read_metrics
 from tinyalex.training.datasets import ImageFiles, RunImages, title
@@ -96,9 +96,9 @@ class Look(NamedTuple):
             found = list(islice(images, AT_MOST[what]))
         self.missing.extend({paths[place] for place in skipped if paths} & set(self.args.images))
         if not found:
-            raise ValueError(f"none of {len(chosen)} images could be read")
+            raise ValueError(f"none of {counted(len(chosen), 'image')} could be read")
         if len(chosen) > AT_MOST[what]:
-            say(f"only the first {len(found)} of {len(chosen)} images are drawn")
+            say(f"drawn: the first {len(found)} of {counted(len(chosen), 'image')}")
         return dataset, [place for place, _ in found], [image for _, image in found]
 
     def files(self, paths: list[str]) -> ImageFiles:

@@ -14,7 +14,7 @@ from tinyalex.data.class_names import read_class_names
 from tinyalex.interop import Weights, load_weights
 from tinyalex.models import VARIANTS
 from tinyalex.progress import say
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.training import (
     Classifier,
     checkpoint_path,
@@ -111,7 +111,7 @@ def load_completed(args: argparse.Namespace, path: Path) -> Weights:
 
 def described(weights: Weights) -> list[str]:
     """Return format, network, classes, pixels and notes in words."""
-    count = f"{weights.num_classes} classes"
+    count = counted(weights.num_classes, "class")
     if weights.classes is None:
         count += " without names, which --classes FILE gives"
     size, std = weights.input_size, weights.std or (1.0,)

@@ -6,6 +6,7 @@ import numpy as np
 
 from tinyalex.data import Batch, Loader
 from tinyalex.progress import say, warn
+from tinyalex.text import counted
 from tinyalex.training.run import Run
 from tinyalex.training.step import train_step
 from tinyalex.training.transfer import set_training
@@ -26,8 +27,8 @@ def overfit(run: Run, count: int) -> bool:
     """
     batch = chosen_images(run, count)
     say(
-        f"memorising {count} images, with neither augmentation, soft labels nor dropout, until "
-        f"the loss is below {ENOUGH}"
+        f"memorising {counted(count, 'image')}, with neither augmentation, soft labels nor "
+        f"dropout, until the loss is below {ENOUGH}"
     )
     model = set_training(run.classifier.model)
     for step in range(1, MOST_STEPS + 1):

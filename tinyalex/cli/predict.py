@@ -32,7 +32,7 @@ from tinyalex.data.image import decode_image, read_bytes
 from tinyalex.interrupts import DONE, FAILED, USAGE
 from tinyalex.pictures.sheets import contact_sheet, failure, save_png
 from tinyalex.progress import one_sentence, say, warn
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.threads import set_num_threads
 
 EXIT_CODES = (
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
                     whole = f"the copies made before that ({copied}) are whole"
                     return complain(f"{one_sentence(error)}; {whole}", FAILED)
     if not named:
-        raise ValueError(f"none of {len(paths)} images could be read")
+        raise ValueError(f"none of {counted(len(paths), 'image')} could be read")
     reason = failure(lambda: draw(drawn, classifier.classes, args.out))
     code = complain(f"no contact sheet: {one_sentence(reason)}", FAILED) if reason else DONE
     if reason is None:
@@ -91,10 +91,11 @@ def main(argv: list[str] | None = None) -> int:
         say(f"drawn in {printable(args.out)}{rest}")
     if args.sort is not None:
         there = named - copied - failed
-        parts = [f"copied {copied} images into the folders of {printable(args.sort)}"]
-        parts += [f"{there} were there already"] if there else []
+        parts = [f"copied {counted(copied, 'image')} into the folders of {printable(args.sort)}"]
+        parts += [f"{counted(there, 'was', 'were')} there already"] if there else []
         parts += [f"{failed} could not be copied"] if failed else []
-        some = f"; {len(skipped)} could not be read and were left out" if skipped else ""
+        unread = counted(len(skipped), "could not be read and was", "could not be read and were")
+        some = f"; {unread} left out" if skipped else ""
         say(", ".join(parts) + some)
     return code or (USAGE if failed or set(skipped) & set(args.images) else DONE)
 

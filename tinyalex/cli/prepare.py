@@ -28,7 +28,7 @@ from tinyalex.data.worker_processes import WorkerError
 from tinyalex.folders import locked
 from tinyalex.interrupts import DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.progress import Progress, duration, one_sentence, say, warn
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.threads import available_cores
 
 EXIT_CODES = (
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, reason in result.left_out:
         warn(f"left out: {printable(name)}: {reason}")
     say(
-        f"{printable(args.target)}: {result.made} images made, {result.kept} were there, "
-        f"{len(result.left_out)} left out"
+        f"{printable(args.target)}: {counted(result.made, 'image')} made, "
+        f"{counted(result.kept, 'was', 'were')} there, {len(result.left_out)} left out"
     )
     if skipped := in_words(found.passed_over):
         say(skipped)
@@ -109,8 +109,8 @@ def check(target: Path, processes: int, show: Shown) -> int:
     show.stop()
     for sentence in wrong:
         warn(sentence)
-    advice = "files are wrong: remove them, then prepare again"
-    say(f"{printable(target)}: " + (f"{len(wrong)} {advice}" if wrong else "all is well"))
+    advice = counted(len(wrong), "file is wrong: remove it", "files are wrong: remove them")
+    say(f"{printable(target)}: " + (f"{advice}, then prepare again" if wrong else "all is well"))
     return USAGE if wrong else DONE
 
 

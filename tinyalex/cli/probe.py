@@ -31,7 +31,7 @@ from tinyalex.pictures.charts import shots_chart
 from tinyalex.pictures.features import closest
 from tinyalex.pictures.sheets import failure, save_png
 from tinyalex.progress import Progress, folded, one_sentence, say, warn
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training.datasets import in_both
 from tinyalex.training.features import PIXELS, Described, described
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     shots = possible(args.shots, train)
     where = f" in {printable(args.data)}" if args.data else ""
     say(f"{printable(path)}, {model.variant.name}, layer {layer}")
-    images = f"{len(train)} images to learn from, {len(val)} to judge by"
-    say(f"{len(train.classes)} classes{where}: {images}")
+    images = f"{counted(len(train), 'image')} to learn from, {len(val)} to judge by"
+    say(f"{counted(len(train.classes), 'class')}{where}: {images}")
     found = described(classifier, layer, splits, args.seed, args.cache, Progress())
     for part in found.values():
         for name, reason in part.bad:
@@ -159,7 +159,7 @@ def possible(shots: list[int], train: Dataset) -> list[int]:
     counts = np.bincount(train.labels, minlength=len(train.classes))
     smallest = int(counts.min())
     name = printable(train.classes[int(counts.argmin())])
-    fewer = f"{name!r} has {smallest} training images"
+    fewer = f"{name!r} has {counted(smallest, 'training image')}"
     few = [count for count in shots if count > smallest]
     if len(few) == len(shots):
         raise ValueError(f"--shots: {fewer}, fewer than {few[0]}: give less, or all")
@@ -226,10 +226,10 @@ def print_note(val: Dataset, draws: int) -> None:
     """Print what the figures mean."""
     chance = 1 / len(val.classes)
     note = (
-        f"top-1: share of the images held out that are named right, the mean over {draws} draws "
-        "of the training images; spread: its standard deviation; strength: of the penalty, the "
-        f"median of those chosen by cross-validation; pixels: {PIXELS} x {PIXELS}; guessing would "
-        f"be right in {chance:.1%}"
+        "top-1: share of the images held out that are named right, the mean over "
+        f"{counted(draws, 'draw')} of the training images; spread: its standard deviation; "
+        "strength: of the penalty, the median of those chosen by cross-validation; "
+        f"pixels: {PIXELS} x {PIXELS}; guessing would be right in {chance:.1%}"
     )
     say(folded(note, 2))
 

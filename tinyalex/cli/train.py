@@ -33,7 +33,7 @@ from tinyalex.folders import FolderLostError
 from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.models import VARIANTS
 from tinyalex.progress import Progress, folded, one_sentence, say
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.training import (
     DivergedError,
     Run,
@@ -136,13 +136,14 @@ def print_header(run: Run, out: Path) -> None:
         arithmetic += ["a CUDA graph"] if settings.cuda_graph else []
         arithmetic += [f"CuPy {here['cupy']}, CUDA {here['cuda']}, driver {here['driver']}"]
     parameters = sum(p.size for p in run.classifier.model.parameters())
-    sizes = f"{len(run.train_data.dataset)} training, {len(run.val_data.dataset)} validation"
-    if run.test_data is not None:
-        sizes += f", {len(run.test_data.dataset)} test"
+    splits = {"training": run.train_data, "validation": run.val_data, "test": run.test_data}
+    *others, last = ((len(data.dataset), name) for name, data in splits.items() if data)
+    sizes = "".join(f"{count} {name}, " for count, name in others)
+    sizes += counted(last[0], f"{last[1]} image")
     datasets = (run.train_data.dataset, run.val_data.dataset)
     folders = {data.folder: data.passed_over for data in datasets if isinstance(data, ImageFolder)}
     skipped = in_words(sum(folders.values(), Counter()))
-    sizes += " images" + (f"; {skipped}" if skipped else "")
+    sizes += f"; {skipped}" if skipped else ""
     classes = run.classifier.classes
     names = ", ".join(map(printable, classes[:10])) + ", ..."
     if len(classes) <= 10:
@@ -162,9 +163,9 @@ def print_header(run: Run, out: Path) -> None:
         "model": f"{settings.variant}, {VARIANTS[settings.variant].title}: "
         f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}",
         **({"weights": weights_of(run)} if run.origin else {}),
-        "recipe": f"{settings.epochs} epochs of {len(run.train_data)} steps of "
-        f"{run.train_data.batch_size} images, lr {settings.lr:g} {settings.schedule}, "
-        f"momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
+        "recipe": f"{counted(settings.epochs, 'epoch')} of {counted(len(run.train_data), 'step')} "
+        f"of {counted(run.train_data.batch_size, 'image')}, lr {settings.lr:g} "
+        f"{settings.schedule}, momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
         f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
         f"minus the mean {settings.mean}" + later(settings),
         **({} if run.ranks.alone else {"ranks": ranks_of(run)}),
@@ -211,7 +212,7 @@ def weights_of(run: Run) -> str:
         parts.append(f"{head} is kept, for the classes are the same")
     else:
         factor = f"rate times {settings.head_lr_factor:g}"
-        parts.append(f"{head} is new, for {run.num_classes} classes, {factor}")
+        parts.append(f"{head} is new, for {counted(run.num_classes, 'class')}, {factor}")
     if settings.layer_lr_decay != 1:
         parts.append(f"each layer below has {settings.layer_lr_decay:g} times the rate")
     parts.append(

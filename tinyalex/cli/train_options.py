@@ -15,6 +15,7 @@ from tinyalex.cli.train_parser import make_parser, option
 from tinyalex.data.layout import image_folders
 from tinyalex.models import VARIANTS
 from tinyalex.progress import command_line, say, warn
+from tinyalex.text import counted
 from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.build import kind_of_mean, read_start
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
@@ -201,9 +202,9 @@ def read_resumed(
             f"{behind.epoch}, to resume it with these"
         )
     if new.epochs < behind.epoch:
-        raise ValueError(f"{folder} has {behind.epoch} epochs behind it already")
+        raise ValueError(f"{folder} has {counted(behind.epoch, 'epoch')} behind it already")
     if args.steps is not None and args.steps <= behind.step:
-        raise ValueError(f"{folder} has {behind.step} steps behind it already")
+        raise ValueError(f"{folder} has {counted(behind.step, 'step')} behind it already")
     try:
         check(new.device)
     except DeviceError as error:

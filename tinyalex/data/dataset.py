@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from tinyalex.data.worker_processes import late
-from tinyalex.text import escaped, printable
+from tinyalex.text import counted, escaped, printable
 
 
 class DataError(ValueError):
@@ -85,7 +85,8 @@ class Unreadable:
             listed = "; ".join(f"{path}: {reason}" for path, reason in self.listed()[:10])
             more = f"; and {count - 10} more" if count > 10 else ""
             raise DataError(
-                f"{count} of {size} images cannot be read, {allowed} are allowed: {listed}"
+                f"{count} of {counted(size, 'image')} cannot be read, "
+                f"{counted(allowed, 'is', 'are')} allowed: {listed}"
                 f"{more} (`tinyalex prepare` names all, and makes a folder without them)"
             )
 

@@ -27,7 +27,7 @@ from tinyalex.data.index import (
 )
 from tinyalex.data.kept import Kept, same_names
 from tinyalex.data.layout import LAYOUTS, Layout, find_layout, visible_folders
-from tinyalex.text import UNPRINTABLE, listed, printable
+from tinyalex.text import UNPRINTABLE, counted, listed, printable
 
 _LAYOUT = "expected one folder for each class, with its images inside"
 
@@ -116,7 +116,7 @@ class ImageFolder:
         """Return folder, split and sizes."""
         return (
             f"ImageFolder({str(self.root)!r}, split={self.split!r}): "
-            f"{len(self)} images, {len(self.classes)} classes"
+            f"{counted(len(self), 'image')}, {counted(len(self.classes), 'class')}"
         )
 
     def load(self, index: int) -> np.ndarray:
@@ -169,8 +169,8 @@ class ImageFolder:
         if self._complete and not is_there.all():
             missing = [name for name, here in zip(kept.names, is_there, strict=True) if not here]
             raise DataError(
-                f"{self.folder}: of the {len(places)} images of the run, {len(missing)} are no "
-                f"longer there: {listed(missing)}"
+                f"{self.folder}: of the {counted(len(places), 'image')} of the run, "
+                f"{counted(len(missing), 'is', 'are')} no longer there: {listed(missing)}"
             )
         places, self.labels = places[is_there], kept.labels[is_there]
         self.paths, self.identities = index.paths.at(places), index.identities[places]
@@ -227,7 +227,7 @@ class ImageFolder:
                 loose_images += has_image_name(entry.name, self._rules)
         if not names and loose_images:
             way_out = "" if folder == self.root else "; if it is a class itself, --layout classes"
-            found = f"found {loose_images} images and no folders"
+            found = f"found {counted(loose_images, 'image')} and no folders"
             raise DataError(f"{folder}: {_LAYOUT}, {found}{way_out}")
         if not names:
             raise DataError(f"{folder}: {_LAYOUT}, found no folders")

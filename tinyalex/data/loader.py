@@ -18,6 +18,7 @@ from tinyalex.data.dataset import CachedDataset, DataError, Dataset, ImageError,
 from tinyalex.data.transforms import Transform
 from tinyalex.data.worker_processes import WorkerError
 from tinyalex.data.worker_threads import WORKERS, Task, Threads
+from tinyalex.text import counted
 
 Empty = Callable[[tuple[int, ...], Any], np.ndarray]
 """Function that returns uninitialised memory of a shape and a dtype."""
@@ -124,7 +125,8 @@ class Loader:
         self._unreadable = Unreadable(dataset, max_bad)
         if len(self) == 0:
             raise DataError(
-                f"a batch of {batch_size} needs more than the {len(dataset)} images there are"
+                f"a batch of {batch_size} needs more than the "
+                f"{counted(len(dataset), 'image there is', 'images there are')}"
                 + (": lower batch_size" if len(dataset) else "")
             )
 

@@ -53,7 +53,7 @@ from tinyalex.data.statistics import PixelSums, load_statistics
 from tinyalex.data.worker_processes import Work, Workers
 from tinyalex.files import FileError
 from tinyalex.folders import Folder, FolderLostError
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 
 
 @dataclass
@@ -213,7 +213,7 @@ def _prepare(
         result.left_out += ((name, reason) for (name, _), reason in stuck.items())
         result.left_out.sort()
         if not images:
-            raise DataError(f"none of the {len(jobs)} images in {source} could be read")
+            raise DataError(f"none of the {counted(len(jobs), 'image')} in {source} could be read")
         entries = [images[path] for path in sorted(images)]
         manifest = (options.header() + "".join(entry.line() for entry in entries)).encode()
         _write_statistics(root, entries, found.training, manifest, options, workers, show)

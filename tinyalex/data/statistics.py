@@ -22,6 +22,7 @@ from tinyalex.data.worker_threads import WORKERS, Task, Threads, readable
 from tinyalex.files import FileError, load, writer_of
 from tinyalex.folders import write_atomically
 from tinyalex.schema import TEXT, Each, array_of, check, whole
+from tinyalex.text import counted
 
 FORMAT = "tinyalex-statistics-1"
 
@@ -252,6 +253,8 @@ def mean_colour(dataset: Dataset, samples: int = 256) -> tuple[float, float, flo
     images = readable(dataset.load, chosen.tolist(), skip, dataset.describe)
     colours = [image.mean(axis=(0, 1), dtype=np.float64) for _, image in images]
     if not colours:
-        raise DataError(f"none of {len(chosen)} images could be read; the last one: {skipped[-1]}")
+        raise DataError(
+            f"none of {counted(len(chosen), 'image')} could be read; the last one: {skipped[-1]}"
+        )
     red, green, blue = np.mean(colours, axis=0)
     return float(red), float(green), float(blue)

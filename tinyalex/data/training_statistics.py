@@ -24,6 +24,7 @@ from tinyalex.data.manifest import (
 from tinyalex.data.statistics import Others, PixelStatistics, load_statistics, pixel_statistics
 from tinyalex.files import FileError
 from tinyalex.progress import Progress
+from tinyalex.text import counted
 
 WORTH_KEEPING = 1000
 """Images below which statistics are measured again each time, in seconds."""
@@ -64,7 +65,7 @@ def statistics_for(
             train,
             size,
             workers,
-            lambda done, total: progress.update(done, f"{done} images"),
+            lambda done, total: progress.update(done, counted(done, "image")),
             unreadable,
             others,
         )
@@ -88,7 +89,9 @@ def _prepared(train: ImageFolder, size: int, progress: Progress) -> PixelStatist
         progress.say(f"warning: {path} is not used: {error}")
         return None
     if found is None:
-        which = f"it is not of just the {len(train)} images to train on, or of another size"
+        which = (
+            f"it is not of just the {counted(len(train), 'image')} to train on, or of another size"
+        )
         progress.say(f"{path} is not used: {which}")
     else:
         progress.say(f"{WHAT} are those in {path}")

@@ -20,6 +20,7 @@ from tinyalex.interop.reading import Request
 from tinyalex.interop.weights import Weights, array_names, check_shapes
 from tinyalex.models import VARIANTS
 from tinyalex.models.spec import LRN, Conv, Linear, Pool, ReLU
+from tinyalex.text import counted
 
 FULLY_CONNECTED = 3
 """Convolutions at the end that stand for fully connected layers."""
@@ -157,7 +158,9 @@ def _shaped(place: str, array: np.ndarray) -> np.ndarray:
 def _numbers(values: Any, count: int | None = None) -> list[float]:
     numbers = values.ravel().tolist() if isinstance(values, np.ndarray) else []
     if not numbers or not np.isfinite(numbers).all() or count not in (None, len(numbers)):
-        raise FileError(f"it has {len(numbers)} numbers where {count or 'some'} are expected")
+        raise FileError(
+            f"it has {counted(len(numbers), 'number')} where {count or 'some'} are expected"
+        )
     return [float(f"{x:.6g}") for x in numbers]
 
 

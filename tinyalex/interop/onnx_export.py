@@ -18,6 +18,7 @@ from tinyalex.interop.weights import Weights
 from tinyalex.models import VARIANTS, AlexNet, Variant, spec
 from tinyalex.models.alexnet import output_shape, parameter_shapes
 from tinyalex.optional import borrowed
+from tinyalex.text import counted
 from tinyalex.version import __version__
 
 OPSET, IR = 17, 8
@@ -73,7 +74,7 @@ class Content:
         """Return what a person needs to prepare images."""
         side, size, mean = self.shorter_side, self.input_size, self.mean
         channels = self.network.in_channels
-        text = f"AlexNet (variant {self.variant}), {self.num_classes} classes. "
+        text = f"AlexNet (variant {self.variant}), {counted(self.num_classes, 'class')}. "
         if side:
             how = "the shorter side" if self.resize == "shorter_side" else "both sides"
             text += f"Resize {how} of an image to {side} pixels. "

@@ -28,6 +28,7 @@ from tinyalex.interop.reading import Request
 from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS
 from tinyalex.optional import borrowed
+from tinyalex.text import counted
 
 LARGEST = 2**31 - 1
 """Bytes of a file: what protobuf allows."""
@@ -205,9 +206,10 @@ def _misfit(graph: Graph, nearest: Try) -> FileError:
     near = f"{name!r}, the nearest variant,"
     if not pairs:
         variant = VARIANTS[name]
-        expected = f"{variant.in_channels} channels and {variant.input_size} pixels"
+        expected = f"{counted(variant.in_channels, 'channel')} and {variant.input_size} pixels"
         return FileError(
-            f"it takes images of {graph.channels} channels and {size} pixels, {near} {expected}"
+            f"it takes images of {counted(graph.channels, 'channel')} and {size} pixels, {near} "
+            f"{expected}"
         )
     step, expected = pairs[0]
     if step is None:

@@ -11,6 +11,7 @@ import numpy as np
 from tinyalex.interop.onnx_export import averaging
 from tinyalex.interop.onnx_nodes import Maps, MisfitError, Node, Part, Rows, Squares, Value
 from tinyalex.interop.onnx_steps import RELU, SCALE, SOFTMAX, convolution, norm, pooling
+from tinyalex.text import counted
 
 
 class Window(NamedTuple):
@@ -65,7 +66,10 @@ def conv(node: Node, x: Value, weight: Value, bias: Value = None) -> Maps:
     groups = node.get("group", 1)
     if weight.ndim != 4 or groups < 1 or weight.shape[1] * groups != x.shape[0]:
         shape = list(weight.shape)
-        raise node.refuse(f"weights {shape} in {groups} groups do not fit {x.shape[0]} channels")
+        raise node.refuse(
+            f"weights {shape} in {counted(groups, 'group')} do not fit "
+            f"{counted(x.shape[0], 'channel')}"
+        )
     window = window_of(node, x.shape[1], [*weight.shape[2:]])
     begin = window.begin + (x.pad or 0)
     filters, out = len(weight), window.out
@@ -103,10 +107,13 @@ def _averages(matrix: np.ndarray) -> bool:
 def _linear(node: Node, x: Value, weight: np.ndarray, bias: np.ndarray | None) -> Maps:
     x = node.maps(x, 1)
     if weight.ndim != 2 or weight.shape[1] != x.shape[0]:
-        reason = f"weights [out, in] {[*weight.shape]} do not fit the {x.shape[0]} values before it"
+        reason = (
+            f"weights [out, in] {[*weight.shape]} do not fit the "
+            f"{counted(x.shape[0], 'value')} before it"
+        )
         raise MisfitError(str(node.refuse(reason)), x)
     outputs = len(weight)
-    step = node.step(f"a linear layer of {outputs} outputs", weight, bias)
+    step = node.step(f"a linear layer of {counted(outputs, 'output')}", weight, bias)
     return x.then(step, (outputs,), positive=False)
 
 
@@ -163,7 +170,9 @@ def split(node: Node, x: Value, sizes: Value = None) -> list[Part]:
     given = node.get("split", None) if sizes is None else node.integers(sizes)
     node.expect(axis=1)
     if "axis" not in node.attributes or x.shape[0] % count:
-        raise node.refuse(f"expected {count} equal parts of the {x.shape[0]} channels")
+        raise node.refuse(
+            f"expected {counted(count, 'equal part')} of the {counted(x.shape[0], 'channel')}"
+        )
     if given is not None and [*given] != [x.shape[0] // count] * count:
         raise node.refuse(f"parts must be equal, got {[*given]}")
     return [Part(x, index, count) for index in range(count)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyalex.models import Variant, spec
 from tinyalex.models.alexnet import output_shape
+from tinyalex.text import counted
 
 
 class Step(NamedTuple):
@@ -36,8 +37,8 @@ RELU = "ReLU"
 def convolution(filters: int, kernel: int, stride: int, begin: int, groups: int, out: int) -> str:
     """Return words for a convolution."""
     return (
-        f"a convolution of {filters} filters of {kernel}x{kernel}, stride {stride}, padding "
-        f"{begin}, groups {groups}, to maps of {out}x{out}"
+        f"a convolution of {counted(filters, 'filter')} of {kernel}x{kernel}, stride {stride}, "
+        f"padding {begin}, groups {groups}, to maps of {out}x{out}"
     )
 
 
@@ -73,4 +74,4 @@ def steps_of(variant: Variant, size: int, num_classes: int) -> Iterator[str]:
             case spec.WithinMapNorm(alpha, k, window, beta):
                 yield norm(window, alpha, beta, k) + " within each map"
             case spec.Linear(features):
-                yield f"a linear layer of {features or num_classes} outputs"
+                yield f"a linear layer of {counted(features or num_classes, 'output')}"

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from tinyalex.files import FileError
+from tinyalex.text import counted
 
 MOST_FIELDS = 100_000
 """Fields that are looked at in one file; a network's have hundreds."""
@@ -82,7 +83,9 @@ class Reader:
             elif kind == 2:
                 length, here = self._varint(here, end)
                 if length > end - here:
-                    _damaged(f"a field of {length} bytes lies where {end - here} are left")
+                    _damaged(
+                        f"a field of {counted(length, 'byte')} lies where {end - here} are left"
+                    )
                 value, here = Span(here, here + length), here + length
             elif kind in (1, 5):
                 value = self._run(begin, here, end, 8 if kind == 1 else 4)
@@ -124,7 +127,7 @@ class Reader:
         runs = [self._packed(value, size) for value in values]
         there = sum(run.length for run in runs)
         if count is not None and there != count:
-            _damaged(f"{count} numbers are expected and {there} are there")
+            _damaged(f"{counted(count, 'number is', 'numbers are')} expected, not {there}")
         numbers = np.empty(there, np.float32)
         done = 0
         for run in runs:
@@ -136,7 +139,7 @@ class Reader:
         if isinstance(value, Span):
             length = value.end - value.start
             if length % size:
-                _damaged(f"numbers of {size} bytes take {length} bytes")
+                _damaged(f"numbers of {counted(size, 'byte')} take {counted(length, 'byte')}")
             return Run(value.start, length // size, size, size)
         if not isinstance(value, Run) or value.size != size:
             _damaged("numbers are not of the expected kind")

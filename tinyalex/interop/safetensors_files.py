@@ -20,6 +20,7 @@ from tinyalex.interop.weights import Weights, array_names
 from tinyalex.models import VARIANTS
 from tinyalex.models.alexnet import parameter_shapes
 from tinyalex.schema import ARRAY, TEXT, Each, array_of, check
+from tinyalex.text import counted
 
 LONGEST_HEADER = 2**22
 """Bytes of a header: an AlexNet's has a few thousand, a mean image in it takes a million."""
@@ -78,7 +79,9 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, St
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Stored]]:
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= size - 8:
-        raise FileError(f"a file of {size} bytes cannot have a header of {length}: it is damaged")
+        raise FileError(
+            f"a file of {counted(size, 'byte')} cannot have a header of {length}: it is damaged"
+        )
     if length > LONGEST_HEADER:
         raise FileError(f"its header has {length:,} bytes, at most {LONGEST_HEADER:,} are read")
     entries = json.loads(file.read(length).decode(), object_pairs_hook=_without_duplicates)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from tinyalex.files import DAMAGE, FileError
+from tinyalex.text import counted
 
 MOST_STEPS = 500_000
 """Instructions of a pickle: an AlexNet's have thousands, and each can make 216 bytes."""
@@ -444,7 +445,7 @@ def _checked(shape: Any, dtype: Any, values: Any) -> tuple[tuple[int, ...], np.d
     if items != (dtype.dtype.kind == "O"):
         _damaged("the values of an array do not fit its dtype")
     if count * (1 if items else dtype.dtype.itemsize) != len(values):
-        _damaged(f"an array of shape {shape} has {len(values)} values or bytes")
+        _damaged(f"an array of shape {shape} has {counted(len(values), 'value')} or bytes")
     return shape, dtype.dtype
 
 

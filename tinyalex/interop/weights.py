@@ -11,6 +11,7 @@ from tinyalex.files import FileError
 from tinyalex.models import VARIANTS, AlexNet, Variant, alexnet
 from tinyalex.models.alexnet import parameter_shapes
 from tinyalex.models.spec import Conv, Linear
+from tinyalex.text import counted
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Weights:
         check_arrays(self.arrays, self.variant)
         if self.classes is not None and len(self.classes) != self.num_classes:
             named = len(self.classes)
-            raise FileError(f"it names {named} classes, but the network has {self.num_classes}")
+            raise FileError(
+                f"it names {counted(named, 'class')}, but the network has {self.num_classes}"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -67,8 +70,8 @@ class Weights:
         named = list(classes)
         if len(named) != self.num_classes:
             raise ValueError(
-                f"the network has {self.num_classes} classes, got {len(named)} names: give one for "
-                "each, in the order of its outputs"
+                f"the network has {counted(self.num_classes, 'class')}, got "
+                f"{counted(len(named), 'name')}: give one for each, in the order of its outputs"
             )
         return replace(self, classes=named)
 

@@ -161,8 +161,9 @@ def _settings(variant: Variant) -> list[tuple[str, str]]:
             name, numbers = _norm(layer, layers[place + 1 :])
             norms[name] = list(dict.fromkeys([*norms.get(name, []), numbers]))
     weights = [layer for layer in layers if isinstance(layer, (Conv, Linear))]
+    colours = "1 channel" if variant.in_channels == 1 else f"{variant.in_channels} channels"
     return [
-        ("input", f"{size} x {size} pixels, {variant.in_channels} channels"),
+        ("input", f"{size} x {size} pixels, {colours}"),
         ("mean", mean),
         ("pixel scale", f"0..255, divided by {_numbers(pixels.std)}"),
         ("augmentation", "random crops, half of them mirrored"),

@@ -14,7 +14,7 @@ import numpy as np
 from tinyalex.folders import write_atomically
 from tinyalex.optional import borrowed
 from tinyalex.pictures.sheets import BLUE, INK, PALE, RED, drawable, font
-from tinyalex.text import printable
+from tinyalex.text import counted, printable
 from tinyalex.training.metrics import rows_of
 
 NUMBERED, NAMED = 20, 60
@@ -93,7 +93,7 @@ def confusion_matrix(
         bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"])
         bar.set_label("share of the row")
         right, total = int(np.trace(counts)), int(counts.sum())
-        title = f"{right} of {total} images right ({right / max(total, 1):.1%})"
+        title = f"{right} of {counted(total, 'image')} right ({right / max(total, 1):.1%})"
         axes.set(xlabel="predicted", ylabel="true", title=title)
         if number <= NAMED:
             names = [drawable(printable(name), font(10)) for name in classes]

@@ -26,6 +26,7 @@ from tinyalex.schema import (
     one_of,
     whole,
 )
+from tinyalex.text import counted
 from tinyalex.training.datasets import shorter_side_for
 from tinyalex.training.evaluation import averaged, log_probabilities
 
@@ -67,7 +68,7 @@ def check_state(state: Any) -> None:
             if weights[name].shape != shape:
                 raise ValueError(
                     f"these weights do not fit the network: {name} must have shape {shape} for "
-                    f"{len(classes)} classes, not {weights[name].shape}"
+                    f"{counted(len(classes), 'class')}, not {weights[name].shape}"
                 )
 
 

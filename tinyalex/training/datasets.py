@@ -28,7 +28,7 @@ from tinyalex.data.layout import find_layout, split_of
 from tinyalex.data.manifest import file_size, sources
 from tinyalex.files import FileError
 from tinyalex.progress import warn
-from tinyalex.text import listed, printable
+from tinyalex.text import counted, listed, printable
 from tinyalex.training.settings import Settings
 
 PATTERN_SIZES = {"train": 4000, "val": 500, "test": 1000}
@@ -72,8 +72,11 @@ def what_changed(then: dict[str, int] | None, now: dict[str, int]) -> str:
     named = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if not named:
         return "the images are split otherwise into those for training and for validation"
-    more = f" and {len(named) - 3} more classes" if len(named) > 3 else ""
-    changes = [f"{name!r} had {then.get(name, 0)} images, not {now.get(name, 0)}" for name in named]
+    more = f" and {counted(len(named) - 3, 'more class')}" if len(named) > 3 else ""
+    changes = [
+        f"{name!r} had {counted(then.get(name, 0), 'image')}, not {now.get(name, 0)}"
+        for name in named
+    ]
     return ", ".join(changes[:3]) + more
 
 
@@ -135,8 +138,8 @@ def in_both(splits: Mapping[str, Dataset | None]) -> str:
         ]:
             first, second = (printable(path) for path in pairs[0])
             return (
-                f"{len(pairs)} image files belong to {one} and to {other}, by links or as the same "
-                f"folder: {first} is {second}"
+                f"{counted(len(pairs), 'image file belongs', 'image files belong')} to {one} "
+                f"and to {other}, by links or as the same folder: {first} is {second}"
             )
     return ""
 
@@ -226,8 +229,9 @@ class RunImages:
             kept = self.kept[split]
             if changed := kept.changed(kept.marked(images.paths)):
                 raise DataError(
-                    f"{images.folder}: of the {len(images)} images that the run held out, "
-                    f"{len(changed)} have other contents than then: {listed(changed)}; {_WAY_OUT}"
+                    f"{images.folder}: of the {counted(len(images), 'image')} that the run held "
+                    f"out, {counted(len(changed), 'has', 'have')} other contents than then: "
+                    f"{listed(changed)}; {_WAY_OUT}"
                 )
             if count := self._learned_from(images).sum():
                 warn(f"warning: {self._say(count, images)}")
@@ -301,8 +305,8 @@ class RunImages:
     def _say(self, count: int, images: ImageFolder) -> str:
         known = "" if os.path.isdir(self._home()) else ", judging by their names"
         return (
-            f"{count} of these {len(images)} images are images that the run learned from{known}: "
-            "they say nothing about others"
+            f"the run learned from {count} of {counted(len(images), 'image')} here{known}: "
+            "that says nothing about others"
         )
 
     def _home(self) -> str:

@@ -19,6 +19,7 @@ from tinyalex.interrupts import StopRequest
 from tinyalex.nn import Module
 from tinyalex.progress import Progress
 from tinyalex.tensor import Tensor
+from tinyalex.text import counted
 from tinyalex.training.metrics import hits
 from tinyalex.training.ranks import Ranks
 
@@ -260,7 +261,7 @@ def computed(
         for number, batch in enumerate(loader.epoch(0, min(first, len(loader)), every)):
             found = compute(batch.images)
             seen += len(batch)
-            progress.update(min(first + (number + 1) * every, len(loader)), f"{seen} images")
+            progress.update(min(first + (number + 1) * every, len(loader)), counted(seen, "image"))
             yield batch, found
     finally:
         progress.stop()

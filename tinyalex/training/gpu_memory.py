@@ -10,6 +10,7 @@ from tinyalex import random
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import parse, using
 from tinyalex.data import Batch
+from tinyalex.text import counted
 from tinyalex.training.evaluation import logits_and_loss
 from tinyalex.training.run import Run
 from tinyalex.training.transfer import set_training
@@ -36,7 +37,7 @@ def check_memory(run: Run) -> None:
             fits //= 2
     if fits < size:
         advice = f"{fits} fit" if fits else "not even one fits"
-        raise MemoryError(f"{device} has no room for steps of {size} images, {advice}")
+        raise MemoryError(f"{device} has no room for steps of {counted(size, 'image')}, {advice}")
 
 
 def _fits(run: Run, count: int) -> bool:

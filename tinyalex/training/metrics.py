@@ -22,6 +22,7 @@ import numpy as np
 
 from tinyalex.folders import Folder, open_regular, sync
 from tinyalex.schema import check, number, one_of, whole
+from tinyalex.text import counted
 
 METRICS = "metrics.jsonl"
 
@@ -152,8 +153,8 @@ class MetricsFile:
             rows += _row_in(line) is not None
         if rows < keep:
             self.say(
-                f"warning: {self.path} has {rows} whole rows, {expected}: those that are missing "
-                "are missing in the curves, and training continues"
+                f"warning: {self.path} has {counted(rows, 'whole row')}, {expected}: those that "
+                "are missing are missing in the curves, and training continues"
             )
         self.rows = rows + len(self._unwritten)
         return end

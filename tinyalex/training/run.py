@@ -40,7 +40,7 @@ from tinyalex.schema import (
     whole,
 )
 from tinyalex.tensor import Tensor
-from tinyalex.text import listed
+from tinyalex.text import counted, listed
 from tinyalex.training.average import WeightAverage
 from tinyalex.training.classifier import SCHEMA as CLASSIFIER
 from tinyalex.training.classifier import Classifier
@@ -345,7 +345,9 @@ class Run:
         self._check_arrays(state)
         if position.batch > len(self.train_data):
             length = len(self.train_data)
-            raise ValueError(f"the state is {position.batch} batches into an epoch of {length}")
+            raise ValueError(
+                f"the state is {counted(position.batch, 'batch')} into an epoch of {length}"
+            )
         optimizer, schedule = dict(state["optimizer"]), dict(state["schedule"])
         changed = self.settings.differences(Settings(**state["settings"]))
         if {"lr", "weight_decay", "schedule"} & set(changed):
@@ -427,8 +429,9 @@ class Run:
                 now = kept[split].marked(images.paths)
                 if changed := kept[split].changed(now):
                     raise other_data(
-                        f"of the {len(images)} images that it held out in {images.folder}, "
-                        f"{len(changed)} have other contents than then: {listed(changed)}"
+                        f"of the {counted(len(images), 'image')} that it held out in "
+                        f"{images.folder}, {counted(len(changed), 'has', 'have')} other contents "
+                        f"than then: {listed(changed)}"
                     )
                 if kept[split].marks is None:
                     kept[split] = now

@@ -15,6 +15,7 @@ from tinyalex.interop.weights import array_names
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
 from tinyalex.schema import FLAG, NOTHING, TEXT, Rule, check, number, one_of, whole
+from tinyalex.text import counted
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {"random_crop": False, "flip": False},
@@ -222,7 +223,9 @@ class Settings:
             "freeze": Rule(layers, lambda name: name is None or name in learning),
             "unfreeze_after": _absent("freeze", None)
             if self.freeze is None
-            else Rule(f"below the {self.epochs} epochs", lambda n: n is None or n <= last),
+            else Rule(
+                f"below the {counted(self.epochs, 'epoch')}", lambda n: n is None or n <= last
+            ),
         }
 
     def _check(self, rules: Mapping[str, Rule]) -> None:

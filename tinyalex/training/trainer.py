@@ -23,6 +23,7 @@ from tinyalex.grad_mode import no_grad
 from tinyalex.interrupts import FAILED, StoppedError, StopRequest
 from tinyalex.models import AlexNet
 from tinyalex.progress import Progress, duration, folded, one_sentence, reason_of
+from tinyalex.text import counted
 from tinyalex.training.checkpoint import Checkpoints
 from tinyalex.training.divergence import DivergedError, Step, explain
 from tinyalex.training.evaluation import Scores, evaluate, logits_and_loss
@@ -451,7 +452,8 @@ class Trainer:
         if run.settings.initial_weights == "data":
             weights = ""
         return (
-            f"the loss has been ln(classes) = {run.chance:.3f} for {run.state.stuck_steps} steps: "
+            f"the loss has been ln(classes) = {run.chance:.3f} for "
+            f"{counted(run.state.stuck_steps, 'step')}: "
             "the network gives the same answer to every image. With 1,000 classes the first 1,000 "
             f"steps may look like this. If it lasts, try {weights}another --lr (now "
             f"{run.settings.lr:g}; half, double) or --seed, keep the variant's own input scale, "
