@@ -95,6 +95,13 @@ def test_cross_validation_finds_the_strength_that_suits():
     assert fit_probe(features[:3], np.arange(3), 3).accuracy(features[:3], np.arange(3)) == 1
 
 
+@pytest.mark.parametrize("count", [2, 8])
+def test_equal_images_leave_nothing_to_learn_but_how_many_there_are(count):
+    labels = np.arange(count) % 2
+    probe = fit_probe(np.ones((count, 5)), labels, 2)
+    assert_close(softmax(probe.logits(np.ones((1, 5))), axis=1), np.full((1, 2), 0.5))
+
+
 def test_shots_are_drawn_of_each_class():
     labels = np.repeat([0, 1, 2], [5, 30, 9])
     drawn = draw_shots(labels, 5, np.random.default_rng(0))

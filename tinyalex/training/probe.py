@@ -158,7 +158,7 @@ class _Problem:
             change *= shares[..., None]
             gradient = penalty * solutions
             by_row = change.reshape(len(rows), -1)
-            gradient[..., :-1] += (by_row.T @ rows).reshape(*start.shape[:2], -1)
+            gradient[..., :-1] += (by_row.T @ rows).reshape(*start.shape[:2], self.rank)
             gradient[..., -1] += change.sum(axis=0)
             loss = (losses * shares).sum() + (penalty * solutions**2).sum() / 2
             return float(loss), gradient.ravel()
@@ -172,8 +172,9 @@ class _Problem:
         self, rows: np.ndarray, solutions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return cross-entropies [N, P] and probabilities [N, P, C]."""
-        weight = solutions[..., :-1].reshape(-1, self.rank)
-        logits = (rows @ weight.T).reshape(len(rows), *solutions.shape[:2]) + solutions[..., -1]
+        parts, classes, _ = solutions.shape
+        weight = solutions[..., :-1].reshape(parts * classes, self.rank)
+        logits = (rows @ weight.T).reshape(len(rows), parts, classes) + solutions[..., -1]
         logits -= logits.max(axis=2, keepdims=True)
         at_label = logits[np.arange(len(rows)), :, self._labels]
         probabilities = np.exp(logits, out=logits)
