@@ -77,7 +77,7 @@ def test_help_has_the_defaults_of_the_recipe(monkeypatch):
     assert f"images per step (default: {SMALL_DATA['batch_size']})" in said
     assert f"towards zero (default: {SMALL_DATA['weight_decay']:.0e})".replace("e-0", "e-") in said
     assert f"{SMALL_DATA['schedule']} for small data sets (default)" in said
-    own = "{epochs} epochs of {batch_size} images at lr {lr} by default"
+    own = "{epochs} epochs of up to {batch_size} images at lr {lr} by default"
     assert own.format(**WITH_WEIGHTS) in said
 
 

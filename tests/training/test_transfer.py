@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import images
 import numpy as np
 import pytest
 from commands import (
@@ -469,6 +470,26 @@ def test_the_command_from_end_to_end(trained, others, tmp_path):
     assert code == 0
     assert "fc3 is kept, for the classes are the same" in text
     assert "the weights of conv1 are as at the start: SHA-256" in text
+
+
+@pytest.mark.parametrize(
+    ("ash", "elm", "options", "expected"),
+    [
+        (16, 15, [], "2 steps of 15 images"),
+        (16, 17, [], "3 steps of 11 images"),
+        (16, 16, [], "2 steps of 16 images"),
+        (3, 2, [], "1 step of 5 images"),
+        (16, 15, ["--batch-size", "16"], "1 step of 16 images"),
+    ],
+)
+def test_the_default_batch_leaves_few_images_out(trained, tmp_path, ash, elm, options, expected):
+    images.folder(tmp_path / "data/train", ash=ash, elm=elm)
+    images.folder(tmp_path / "data/val", ash=1, elm=1)
+    data = ("--data", tmp_path / "data", "--out", tmp_path / "run")
+    said = run(TRAIN, "--weights", trained, *data, "--steps", 1, *options)[1]
+    assert f"60 epochs of {expected}, " in said
+    content = load_checkpoint(tmp_path / "run/last.safetensors")
+    assert expected.endswith(f" of {content['settings']['batch_size']} images")
 
 
 @pytest.mark.parametrize(
