@@ -423,6 +423,14 @@ def test_a_few_images_are_less_than_a_batch(trained, others, tmp_path):
         ({"head_lr_factor": -1.0}, "head-lr-factor must be a number from 0 to 1e6"),
         ({"layer_lr_decay": 0.0}, "layer-lr-decay must be above 0, at most 1"),
         ({"layer_lr_decay": 1.5}, "layer-lr-decay must be above 0, at most 1"),
+        (
+            {"freeze": "fc2", "layer_lr_decay": 0.5},
+            "layer-lr-decay must be 1 where fc3 alone learns",
+        ),
+        (
+            {"freeze": "fc2", "head_lr_factor": 0.0},
+            "head-lr-factor must be above 0 where fc3 alone",
+        ),
         ({"initial_weights": "data"}, "initial-weights must be variant beside weights"),
         ({"weights": None}, "freeze must be given with --weights only, got 'conv1'"),
         ({"weights": None, "freeze": None}, "head-lr-factor must be given with --weights only"),
@@ -511,6 +519,16 @@ def test_options_that_are_refused(trained, others, tmp_path, options, complaint)
     place = () if "--resume" in options else ("--out", tmp_path / "run")
     code, _, complaints = run(TRAIN, "--weights", trained, "--data", others, *place, *options)
     assert_refused(code, complaints, complaint)
+
+
+def test_a_factor_for_a_head_that_stays_is_refused(trained, photos, tmp_path):
+    place = ("--data", photos, "--out", tmp_path / "run", "--steps", 1)
+    code, _, complaints = run(TRAIN, "--weights", trained, *place, "--head-lr-factor", 10)
+    assert_refused(code, complaints, "its own is kept: leave --head-lr-factor out")
+    assert not (tmp_path / "run").exists()
+    code, said, _ = run(TRAIN, "--weights", trained, *place)
+    assert (code, "fc3 is kept" in said) == (0, True)
+    assert run(TRAIN, "--resume", tmp_path / "run", "--head-lr-factor", 10, "--steps", 2)[0] == 0
 
 
 @pytest.mark.parametrize("option", [["--freeze", "conv1"], ["--head-lr-factor", "2"]])

@@ -24,7 +24,7 @@ from tinyalex.cli.jointly import jointly
 from tinyalex.cli.overfit import advice, overfit
 from tinyalex.cli.started import call_of
 from tinyalex.cli.tensorboard import shown_by_tensorboard
-from tinyalex.cli.train_options import Arguments, as_arguments, read_arguments
+from tinyalex.cli.train_options import Arguments, as_arguments, check_head, read_arguments
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.data.index import in_words
 from tinyalex.distributed.communicator import Communicator
@@ -88,6 +88,7 @@ def begin(
             run = new_run(settings, progress=Progress(), start=args.start, ranks=ranks)
         else:
             run = resumed_run(settings, checkpoint, args.out, ranks)
+        check_head(args, run)
         del checkpoint, args.start  # hundreds of megabytes
         print_header(run, args.out)
         if args.summary:

@@ -16,12 +16,13 @@ from tinyalex.cli.train_parser import make_parser, option
 from tinyalex.data.layout import image_folders
 from tinyalex.models import VARIANTS
 from tinyalex.progress import command_line, say, warn
-from tinyalex.text import counted
+from tinyalex.text import counted, printable
 from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.build import kind_of_mean, read_start
 from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset
+from tinyalex.training.run import Run
 from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
 
 NOT_IN_2012 = {"first_size": None, "mixup": 0.0, "label_smoothing": 0.0, "average": 0.0}
@@ -162,6 +163,15 @@ def check_ranks(args: argparse.Namespace, ranks: int) -> None:
     alone = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
     if alone and ranks > 1:
         raise ValueError(f"{option(alone[0])} is for one process: leave mpiexec out")
+
+
+def check_head(args: argparse.Namespace, run: Run) -> None:
+    """Raise ValueError for a factor given for a last layer that stays."""
+    if args.resume is None and args.head_lr_factor is not None and run.origin["head"] == "kept":
+        raise ValueError(
+            "--head-lr-factor is for a new last layer, and the classes are those of "
+            f"{printable(args.weights)}, so its own is kept: leave --head-lr-factor out"
+        )
 
 
 def check_place(out: Path, data: str | None) -> None:

@@ -217,8 +217,13 @@ class Settings:
         weights = array_names(VARIANTS[self.variant])[::2]
         *learning, head = (name.removesuffix(".weight") for name in weights)
         layers = f"a layer from {learning[0]} to {learning[-1]}, for {head} at least must learn"
-        last = self.epochs - 1
+        last, alone = self.epochs - 1, {}
+        if self.freeze == learning[-1] and self.unfreeze_after is None:
+            others = f"where {head} alone learns"
+            alone["layer_lr_decay"] = Rule(f"1 {others}", lambda value: value == 1)
+            alone["head_lr_factor"] = Rule(f"above 0 {others}", lambda value: value > 0)
         return {
+            **alone,
             "initial_weights": Rule("variant beside weights", lambda value: value == "variant"),
             "freeze": Rule(layers, lambda name: name is None or name in learning),
             "unfreeze_after": _absent("freeze", None)
