@@ -218,6 +218,21 @@ def test_dry_run_estimates_loading_and_validation(photos, tmp_path, monkeypatch,
     assert 0.95 * expected < seconds_told(capsys) < 1.5 * expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [({}, 1), ({"unfreeze_after": 20}, 5 + 1), ({"mixup": 0.2}, 25), ({"image_cache": 0}, 25)],
+)
+def test_dry_run_reckons_with_features_that_are_kept(
+    trained, photos, tmp_path, monkeypatch, capsys, changes, epochs
+):
+    load = ImageFolder.load
+    monkeypatch.setattr(ImageFolder, "load", lambda *call: time.sleep(0.05) or load(*call))
+    frozen = {"weights": str(trained), "freeze": "conv1", "augment": "none", "epochs": 25}
+    dry_run(new_run(tiny_settings(photos, **frozen, **changes)), tmp_path)
+    expected = 0.05 * 8 / 2 * epochs * (7 + 2)
+    assert 0.95 * expected < seconds_told(capsys) < 3 * expected
+
+
 def test_dry_run_leaves_the_start_of_processes_out(photos, tmp_path, capsys):
     started = time.monotonic()
     dry_run(new_run(tiny_settings(photos, epochs=200, worker_processes=True)), tmp_path)

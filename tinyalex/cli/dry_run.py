@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from tinyalex.training.evaluation import logits_and_loss
 from tinyalex.training.gpu_memory import check_memory
 from tinyalex.training.run import Run
 from tinyalex.training.step import train_step
-from tinyalex.training.transfer import set_training
+from tinyalex.training.transfer import set_training, split_frozen
 
 T = TypeVar("T")
 
@@ -59,6 +60,13 @@ def dry_run(run: Run, out: Path) -> None:
             f"ok  step {number + 1} in {step_seconds:.1f} s: loss {result.loss:.3f} (guess: "
             f"{run.chance:.3f}), lr {run.optimizer.param_groups[0]['lr']:.2g}"
         )
+    most = 0 if run.settings.mixup else run.settings.image_cache * 1_000_000
+    split = split_frozen(model, run.train_data, most)
+    if split is not None:  # as training will, where features of frozen layers are kept
+        random.start_step(state.step + 2)
+        features, features_seconds = timed(split.below, second.images)
+        kept = replace(second, images=features.transpose(0, 3, 1, 2))
+        _, kept_seconds = timed(train_step, split.rest, run.optimizer, kept)
 
     held_out = next(run.val_data.epoch(0))
     model.eval()
@@ -85,11 +93,16 @@ def dry_run(run: Run, out: Path) -> None:
     for path, reason in bad:
         say(f"left out: {path}: {reason}")
 
-    epochs_left, size_at = run.settings.epochs - state.epoch, run.settings.size_at
+    size_at, steps = run.settings.size_at, (len(run.train_data), len(run.val_data))
     pixels = [size_at(epoch) ** 2 for epoch in range(state.epoch, run.settings.epochs)]
     growth = statistics.mean(pixels) / pixels[0] if pixels else 1
-    left = (run.total_steps - state.step) * max(step_seconds * growth, loading)
-    left += epochs_left * len(run.val_data) * max(validation_seconds, loading)
+    epoch = steps[0] * max(step_seconds * growth, loading)
+    epoch += steps[1] * max(validation_seconds, loading)
+    left = epoch * (run.total_steps - state.step) / steps[0]
+    if split is not None:
+        until = min(run.settings.unfreeze_after or run.settings.epochs, run.settings.epochs)
+        left -= (until - state.epoch) * (epoch - sum(steps) * kept_seconds)
+        left += sum(steps) * max(features_seconds, loading)
     rest = "resuming it to the end" if state.step else "training"
     but = f" but for {len(bad)} of the images looked at, which cannot be read" if bad else ""
     say(f"all is well{but}; {rest} would take about {duration(left)}")

@@ -9,9 +9,9 @@ output (its features) need be computed only once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -203,6 +203,33 @@ class _Copy:
         return out
 
 
+class Split(NamedTuple):
+    """Frozen part of a network as a function, and the rest."""
+
+    below: Callable[[Array], np.ndarray]
+    """Function that returns the features [N, height, width, channels] of images."""
+    shape: tuple[int, ...]
+    rest: Part
+
+
+def split_frozen(model: AlexNet, images: Loader, most_bytes: int) -> Split | None:
+    """Split a network above its frozen part; None where features cannot be kept."""
+    boundary, transform = _boundary(model), images.transform
+    if not boundary or getattr(transform, "random", True) or device_of_model(model) != "cpu":
+        return None
+    below = Part(model, 0, boundary).eval()
+
+    def compute(pixels: Array) -> np.ndarray:
+        with no_grad():
+            found = below(Tensor(pixels)).numpy()
+        return found[:, None, None] if found.ndim == 2 else np.moveaxis(found, 1, -1)
+
+    of_one = compute(np.zeros((1, *transform.shape), np.float32).transpose(0, 3, 1, 2))
+    if of_one.nbytes * len(images.dataset) > most_bytes:
+        return None
+    return Split(compute, of_one.shape[1:], Part(model, boundary))
+
+
 def keep_features(
     model: AlexNet,
     images: Loader,
@@ -219,23 +246,14 @@ def keep_features(
     the features take more than `most_bytes` or are not finite (a step on the images tells why), or
     a stop was requested on the way.
     """
-    boundary = _boundary(model)
-    transform, size = images.transform, images.batch_size
-    if not boundary or getattr(transform, "random", True) or device_of_model(model) != "cpu":
+    split = split_frozen(model, images, most_bytes)
+    if split is None:
         return None
-    below = Part(model, 0, boundary).eval()
-
-    def compute(pixels: Array) -> np.ndarray:
-        with no_grad():
-            found = below(Tensor(pixels)).numpy()
-        return found[:, None, None] if found.ndim == 2 else np.moveaxis(found, 1, -1)
-
-    of_one = compute(np.zeros((1, *transform.shape), np.float32).transpose(0, 3, 1, 2))
-    if of_one.nbytes * len(images.dataset) > most_bytes:
-        return None
-    outputs = np.zeros((len(images.dataset), *of_one.shape[1:]), np.float32)
+    compute, shape, rest = split
+    size = images.batch_size
+    outputs = np.zeros((len(images.dataset), *shape), np.float32)
     options: dict[str, Any] = {"workers": images.workers, "processes": images.processes}
-    once = Loader(images.dataset, size, transform, shuffle=False, **options)
+    once = Loader(images.dataset, size, images.transform, shuffle=False, **options)
     title = f"computing the features of {span(frozen_layers(model))}"
     with closing(once):
         for batch, found in computed(compute, once, progress, title):
@@ -246,7 +264,7 @@ def keep_features(
     kept = Loader(
         Features(images.dataset, outputs),
         size,
-        _Copy(outputs.shape[1:]),
+        _Copy(shape),
         images.seed,
         images.shuffle,
         images.drop_last,
@@ -254,4 +272,4 @@ def keep_features(
     )
     for loader in (images, kept):
         loader.leave_out(bad)
-    return Part(model, boundary), kept
+    return rest, kept
