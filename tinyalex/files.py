@@ -20,6 +20,7 @@ import numpy as np
 from tinyalex.backends.devices import move, on_gpu
 from tinyalex.folders import open_regular, write_atomically
 from tinyalex.tensor import Tensor, as_array
+from tinyalex.text import printable
 
 FORMAT = "tinyalex-1"
 
@@ -85,7 +86,9 @@ def load(path: str | os.PathLike[str], check: Callable[[Any], None] | None = Non
             size = os.fstat(file.fileno()).st_size
             metadata, structure, outlines = _read_header(file, size)
             if metadata["format"] != FORMAT:
-                raise FileError(f"{path} has format {metadata['format']!r}, expected {FORMAT!r}")
+                raise FileError(
+                    f"{printable(path)} has format {metadata['format']!r}, expected {FORMAT!r}"
+                )
             outline = _fill(structure, outlines)
         if check is not None:
             try:
@@ -93,13 +96,15 @@ def load(path: str | os.PathLike[str], check: Callable[[Any], None] | None = Non
             except FileError:
                 raise
             except ValueError as error:
-                raise FileError(f"{path} cannot be used: {error}") from error
+                raise FileError(f"{printable(path)} cannot be used: {error}") from error
         file.seek(0)  # read, not mapped: truncating a mapped file kills its reader
         content = file.read(size) or b""
     with _refusing(path):
         arrays = from_bytes(content)
         if metadata["sha256"] != _digest(metadata["structure"], arrays):
-            raise FileError(f"{path} is damaged: its content does not match its SHA-256 digest")
+            raise FileError(
+                f"{printable(path)} is damaged: its content does not match its SHA-256 digest"
+            )
         return _fill(structure, arrays)
 
 
@@ -124,7 +129,7 @@ def _refusing(path: str | os.PathLike[str]) -> Iterator[None]:
     except (SafetensorError, *DAMAGE) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileError(
-            f"{path} is damaged or was not written by tinyalex.save ({reason})"
+            f"{printable(path)} is damaged or was not written by tinyalex.save ({reason})"
         ) from error
 
 

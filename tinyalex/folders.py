@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from tinyalex.text import printable
+
 ASIDE = ".unreadable"
 """Ending of the name that something gets which is in the way and is not ours."""
 
@@ -109,7 +111,7 @@ class Folder:
         self.identity = (status.st_dev, status.st_ino)
         if identity not in (None, self.identity):
             self.close()
-            raise FolderLostError(f"{path} is no longer the folder that it was")
+            raise FolderLostError(f"{printable(path)} is no longer the folder that it was")
 
     def __enter__(self) -> Folder:
         return self
@@ -135,7 +137,7 @@ class Folder:
                     if path != self.absolute:
                         self.path = self.absolute = path
                     return self.path
-        raise FolderLostError(f"{self.absolute} is gone, or another folder has its name")
+        raise FolderLostError(f"{printable(self.absolute)} is gone, or another folder has its name")
 
     def inside(self, path: str | os.PathLike[str]) -> Folder:
         """Open a folder below, made if missing; links are refused."""
@@ -403,7 +405,8 @@ def locked(folder: Path) -> Iterator[FolderLock]:
         try:
             if not lock.take():
                 raise ValueError(
-                    f"another process is at work in {folder}: wait for it, or give another folder"
+                    f"another process is at work in {printable(folder)}: wait for it, or give "
+                    "another folder"
                 )
             yield lock
         finally:
@@ -450,7 +453,9 @@ class FolderLock:
         """
         path = self.folder.where()
         if not self.take():
-            raise FolderLostError(f"another process is at work in {path} since its lock was gone")
+            raise FolderLostError(
+                f"another process is at work in {printable(path)} since its lock was gone"
+            )
         return path
 
 

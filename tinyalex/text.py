@@ -19,11 +19,12 @@ _REVERSING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 def printable(name: str | os.PathLike[str]) -> str:
     r"""Return a name or a path on one line, quoted if needed.
 
-    >>> printable("a\nb.png"), printable("caf\udce9"), printable("  ")
-    ('a\\nb.png', 'caf\\xe9', "'  '")
+    >>> printable("a\nb.png"), printable("caf\udce9"), printable("a /b")
+    ('a\\nb.png', 'caf\\xe9', "'a /b'")
     """
     text = escaped(os.fspath(name))
-    return text if text and text == text.strip() else f"'{text}'"
+    plain = text and all(part == part.strip() for part in text.split("/"))
+    return text if plain else f"'{text}'"
 
 
 def escaped(text: str) -> str:

@@ -269,6 +269,39 @@ def test_errors_name_odd_names_in_one_sentence(name, arguments, trained, tmp_pat
     assert complaints.count("\n") == 1 + complaints.startswith("skipped: ")
 
 
+@pytest.mark.parametrize("name", ["a ", "\u3000a"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "{odd}", "x.png"),
+        ("predict", "{trained}", "{odd}/b "),
+        ("predict", "{trained}", "x.png", "--out", "{odd}/b /x.png"),
+        ("evaluate", "{odd}/b "),
+        ("evaluate", "{trained}", "--data", "{odd}"),
+        ("probe", "{trained}", "--data", "{odd}"),
+        ("look", "{trained}", "answers", "--data", "{odd}"),
+        ("prepare", "{odd}", "new"),
+        ("prepare", "{photos}", "{odd}"),
+        ("prepare", "--verify", "{odd}"),
+        ("convert", "{odd}", "new"),
+        ("convert", "{trained}", "new", "--mean", "{odd}/b "),
+        (TRAIN, "--data", "{odd}"),
+        (TRAIN, "--data", "{odd}/b "),
+        (TRAIN, "--data", "{photos}", "--weights", "{odd}"),
+        (TRAIN, "--data", "{photos}", "--out", "{odd}/file"),
+        (TRAIN, "--resume", "{odd}"),
+    ],
+)
+def test_spaces_at_the_ends_of_names_are_seen(words, name, trained, photos, tmp_path):
+    odd = tmp_path / name
+    odd.mkdir()
+    (odd / "file").write_text("no image")
+    filled = [word.format(odd=odd, trained=trained, photos=photos) for word in words]
+    code, _, complaints = run(*filled)
+    assert code == 2
+    assert re.search(rf"'[^']*{name}[^']*'", complaints) or f"{name}/file" in complaints
+
+
 # --- numbers
 
 

@@ -91,7 +91,7 @@ def dry_run(run: Run, out: Path) -> None:
     say(f"ok  trial checkpoint of {size / 1e6:.0f} MB written to {where}, read back and removed")
     bad = run.train_data.bad + run.val_data.bad
     for path, reason in bad:
-        say(f"left out: {path}: {reason}")
+        say(f"left out: {printable(path)}: {reason}")
 
     size_at, steps = run.settings.size_at, (len(run.train_data), len(run.val_data))
     pixels = [size_at(epoch) ** 2 for epoch in range(state.epoch, run.settings.epochs)]

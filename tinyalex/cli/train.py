@@ -264,9 +264,9 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
         return end(f"{error}; resume from before: {resume}", FAILED, all_know=True)
     except DivergedError as error:
         return end(
-            f"{error}; training stopped, {trainer.checkpoints.last} is from before that; resume "
-            f"from there with a lower rate (it was {run.settings.lr:g}): {resume} --allow-change "
-            f"--lr {run.settings.lr / 2:g}",
+            f"{error}; training stopped, {printable(trainer.checkpoints.last)} is from before "
+            f"that; resume from there with a lower rate (it was {run.settings.lr:g}): {resume} "
+            f"--allow-change --lr {run.settings.lr / 2:g}",
             DIVERGED,
             all_know=True,
         )

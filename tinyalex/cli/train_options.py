@@ -119,7 +119,7 @@ def read_arguments(
     if checkpoints.found() and not (args.overfit or args.summary):
         resume = command_line(["--resume", args.out])
         resume = f"resume it by {resume}, or " if checkpoints.exist() else ""
-        raise ValueError(f"{args.out} holds a run already: {resume}give another --out")
+        raise ValueError(f"{printable(args.out)} holds a run already: {resume}give another --out")
     return args, settings, checkpoints, None
 
 
@@ -179,8 +179,8 @@ def check_place(out: Path, data: str | None) -> None:
     for folder in image_folders(Path(data)) if data else ():
         if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"{out} lies in the folder of images {folder} and would be taken for a class: "
-                "give an --out elsewhere (a run that is there can be moved)"
+                f"{printable(out)} lies in the folder of images {printable(folder)} and would be "
+                "taken for a class: give an --out elsewhere (a run that is there can be moved)"
             )
 
 
@@ -204,7 +204,11 @@ def read_resumed(
     """
     folder = args.resume
     if not checkpoints.exist():
-        which = f"{folder} is a file" if folder.is_file() else f"there is no checkpoint in {folder}"
+        which = (
+            f"{printable(folder)} is a file"
+            if folder.is_file()
+            else f"there is no checkpoint in {printable(folder)}"
+        )
         raise FileNotFoundError(f"{which}: give --resume the folder that was the --out of a run")
     checkpoint, path = checkpoints.load(warn)
     old = settings_in(checkpoint, path)
@@ -217,23 +221,29 @@ def read_resumed(
     if never or (on_request and not args.allow_change):
         way_out = "start a new run with another --out" if never else "add --allow-change"
         raise ValueError(
-            f"{folder} was started with other settings ({listed}): leave these options out to "
-            f"resume it, or {way_out}"
+            f"{printable(folder)} was started with other settings ({listed}): leave these options "
+            f"out to resume it, or {way_out}"
         )
     behind = state_in(checkpoint, path)
     if on_request and behind.epoch == new.epochs:
         raise ValueError(
-            f"{folder} is finished, with other settings ({listed}): add --epochs, more than "
-            f"{behind.epoch}, to resume it with these"
+            f"{printable(folder)} is finished, with other settings ({listed}): add --epochs, more "
+            f"than {behind.epoch}, to resume it with these"
         )
     if new.epochs < behind.epoch:
-        raise ValueError(f"{folder} has {counted(behind.epoch, 'epoch')} behind it already")
+        raise ValueError(
+            f"{printable(folder)} has {counted(behind.epoch, 'epoch')} behind it already"
+        )
     if args.steps is not None and args.steps <= behind.step:
-        raise ValueError(f"{folder} has {counted(behind.step, 'step')} behind it already")
+        raise ValueError(
+            f"{printable(folder)} has {counted(behind.step, 'step')} behind it already"
+        )
     try:
         check(new.device)
     except DeviceError as error:
-        raise DeviceError(f"{error}; {folder} can also be resumed with another --device") from error
+        raise DeviceError(
+            f"{error}; {printable(folder)} can also be resumed with another --device"
+        ) from error
     try:
         set_num_threads(new.threads)
     except ValueError as error:

@@ -15,7 +15,7 @@ from typing import Any
 from tinyalex.data.layout import visible_folders
 from tinyalex.files import DAMAGE, FileError
 from tinyalex.folders import open_regular
-from tinyalex.text import listed
+from tinyalex.text import listed, printable
 
 LONGEST = 2_000_000
 """Bytes of a list of names: that of ImageNet's 21,843 classes has a quarter."""
@@ -87,9 +87,11 @@ def read_class_names(path: str | Path) -> list[str]:
             names = _structured(text) if text[:1] in ("{", "[") else _lines(text)
         except (*DAMAGE, MemoryError, SyntaxError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FileError(f"{path} is no list of names of classes: {reason}") from error
+            raise FileError(
+                f"{printable(path)} is no list of names of classes: {reason}"
+            ) from error
     if not names:
-        raise FileError(f"{path} has no names of classes: expected one per line")
+        raise FileError(f"{printable(path)} has no names of classes: expected one per line")
     return without_ids(names)
 
 

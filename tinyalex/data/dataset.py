@@ -82,7 +82,9 @@ class Unreadable:
         size = len(self._dataset)
         allowed = max(1, int(self.max_bad * size)) if self.max_bad > 0 else 0
         if count > allowed or count == size:
-            listed = "; ".join(f"{path}: {reason}" for path, reason in self.listed()[:10])
+            listed = "; ".join(
+                f"{printable(path)}: {reason}" for path, reason in self.listed()[:10]
+            )
             more = f"; and {count - 10} more" if count > 10 else ""
             raise DataError(
                 f"{count} of {counted(size, 'image')} cannot be read, "

@@ -156,7 +156,7 @@ class ImageFolder:
         gone = [name for name in own if name not in called]
         if gone and (self._complete or len(gone) == len(own)):
             raise DataError(
-                f"{self.folder} does not hold the classes of the run any more: "
+                f"{printable(self.folder)} does not hold the classes of the run any more: "
                 f"{listed(sorted(gone))} gone, {listed(sorted(there.difference(own)))} new"
             )
         names = [called[name] for name in own if name in called]
@@ -169,7 +169,7 @@ class ImageFolder:
         if self._complete and not is_there.all():
             missing = [name for name, here in zip(kept.names, is_there, strict=True) if not here]
             raise DataError(
-                f"{self.folder}: of the {counted(len(places), 'image')} of the run, "
+                f"{printable(self.folder)}: of the {counted(len(places), 'image')} of the run, "
                 f"{counted(len(missing), 'is', 'are')} no longer there: {listed(missing)}"
             )
         places, self.labels = places[is_there], kept.labels[is_there]
@@ -180,10 +180,12 @@ class ImageFolder:
         """Raise DataError unless the root is a folder."""
         try:
             if not stat.S_ISDIR(os.stat(self.root).st_mode):
-                raise DataError(f"{self.root}: expected a folder of class folders, found a file")
+                raise DataError(
+                    f"{printable(self.root)}: expected a folder of class folders, found a file"
+                )
         except OSError as error:
             raise DataError(
-                f"{self.root}: expected a folder of class folders: {error.strerror}"
+                f"{printable(self.root)}: expected a folder of class folders: {error.strerror}"
             ) from error
 
     def _layout(self, layout: str | None, complete: bool) -> Layout:
@@ -195,7 +197,7 @@ class ImageFolder:
             if train != val:
                 one, other = found.splits["train"], found.splits["val"]
                 raise DataError(
-                    f"{self.root}: {one} and {other} must hold the same classes, but "
+                    f"{printable(self.root)}: {one} and {other} must hold the same classes, but "
                     f"{listed(sorted(train - val))} only in {one}, "
                     f"{listed(sorted(val - train))} only in {other}"
                 )
@@ -205,9 +207,13 @@ class ImageFolder:
         """Return the folder that holds the class folders of the split."""
         if splits and self.split is None:
             names = " and ".join(splits.values())
-            raise DataError(f"{self.root} is split into {names}: say which, split='train'")
+            raise DataError(
+                f"{printable(self.root)} is split into {names}: say which, split='train'"
+            )
         if self.split == "test" and "test" not in splits:
-            raise DataError(f"{self.root} has no folder of test images with the classes of train")
+            raise DataError(
+                f"{printable(self.root)} has no folder of test images with the classes of train"
+            )
         name = splits.get(self.split or "", splits.get("train", ""))
         return self.root / name
 
@@ -219,27 +225,31 @@ class ImageFolder:
                 continue
             if is_folder(entry):
                 if any(unicodedata.category(character) in UNPRINTABLE for character in entry.name):
-                    raise DataError(f"{folder}: the folder {_refusal(entry.name)}")
+                    raise DataError(f"{printable(folder)}: the folder {_refusal(entry.name)}")
                 names.append(entry.name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
-                raise DataError(f"{entry.path} is a link that leads nowhere: mend or remove it")
+                raise DataError(
+                    f"{printable(entry.path)} is a link that leads nowhere: mend or remove it"
+                )
             else:
                 loose_images += has_image_name(entry.name, self._rules)
         if not names and loose_images:
             way_out = "" if folder == self.root else "; if it is a class itself, --layout classes"
             found = f"found {counted(loose_images, 'image')} and no folders"
-            raise DataError(f"{folder}: {_LAYOUT}, {found}{way_out}")
+            raise DataError(f"{printable(folder)}: {_LAYOUT}, {found}{way_out}")
         if not names:
-            raise DataError(f"{folder}: {_LAYOUT}, found no folders")
+            raise DataError(f"{printable(folder)}: {_LAYOUT}, found no folders")
         if len(names) == 1 and self._complete:
-            raise DataError(f"{folder}: expected at least 2 classes, found only {names[0]!r}")
+            raise DataError(
+                f"{printable(folder)}: expected at least 2 classes, found only {names[0]!r}"
+            )
         return sorted(names), loose_images
 
     def _check_counts(self, names: list[str], counts: np.ndarray) -> None:
         empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
         if empty and (self._complete or not counts.any()):
             raise DataError(
-                f"{self.folder}: no images ({' '.join(EXTENSIONS)}) in {listed(empty)}: "
+                f"{printable(self.folder)}: no images ({' '.join(EXTENSIONS)}) in {listed(empty)}: "
                 "add some, or remove the folder"
                 + (f"; {passed_over}" if (passed_over := in_words(self.passed_over)) else "")
             )
@@ -253,7 +263,8 @@ class ImageFolder:
                 continue
             if count == 1:
                 raise DataError(
-                    f"{self.paths[start]} is the only image of its class: a split needs at least 2"
+                    f"{printable(self.paths[start])} is the only image of its class: a split needs "
+                    "at least 2"
                 )
             held_out = min(max(1, round(val_fraction * count)), count - 1)
             rng = np.random.default_rng((seed, label))

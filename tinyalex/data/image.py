@@ -18,6 +18,7 @@ from tinyalex.data.image_file import (
     picture_of,
     read_file,
 )
+from tinyalex.text import printable
 
 # Pillow looks at the content, not the name, and some of its readers start other programs (EPS
 # calls Ghostscript): only these are allowed.
@@ -105,7 +106,7 @@ def decode_image(
 
 
 def _out_of_memory(path: str | Path) -> MemoryError:
-    return MemoryError(f"{path}: the memory does not suffice to decode it")
+    return MemoryError(f"{printable(path)}: the memory does not suffice to decode it")
 
 
 def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:

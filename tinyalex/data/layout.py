@@ -16,7 +16,7 @@ from tinyalex.data.index import (
     is_folder,
     is_hidden,
 )
-from tinyalex.text import listed
+from tinyalex.text import listed, printable
 
 LAYOUTS = ("classes", "splits")
 """Every folder is a class; or folders called train, val and test hold the class folders."""
@@ -75,8 +75,8 @@ def find_layout(
         split = split_of(name) or ""
         if splits.setdefault(split, name) != name:
             raise DataError(
-                f"{root} has the folders {listed([splits[split], name])}, and either could hold "
-                f"the {_SPLITS[split]} images: rename or remove one, or {as_classes}"
+                f"{printable(root)} has the folders {listed([splits[split], name])}, and either "
+                f"could hold the {_SPLITS[split]} images: rename or remove one, or {as_classes}"
             )
     if layout is None and with_images and not {"train", "val"} <= splits.keys():
         hold = " and ".join(_SPLITS[split] for split in splits)
@@ -85,7 +85,7 @@ def find_layout(
         else:
             way_out = "give --layout classes, or put the others into a folder train"
         raise DataError(
-            f"{root} has the folders {listed(named)}, which may be classes beside "
+            f"{printable(root)} has the folders {listed(named)}, which may be classes beside "
             f"{listed(with_images)}, or hold the {hold} images: say which, {way_out}"
         )
     if complete:
@@ -102,14 +102,20 @@ def _check_complete(root: Path, splits: dict[str, str], layout: str | None) -> N
     names = list(splits.values())
     if "train" not in splits:
         found = f"found only {listed(names)}" if names else "found none called train"
-        part = f", or give {root / names[0]} to have a split made from that" if names else ""
+        part = (
+            f", or give {printable(root / names[0])} to have a split made from that"
+            if names
+            else ""
+        )
         raise DataError(
-            f"{root}: expected a folder with the training images beside the others, {found}: add "
+            f"{printable(root)}: expected a folder with the training images beside the others, "
+            f"{found}: add "
             f"it{part}" + (", or give --layout classes if they are classes" if names else "")
         )
     if len(splits) == 1 and layout is None:
         raise DataError(
-            f"{root} has a folder {names[0]} but no val: add it, or give {root / names[0]} to have "
+            f"{printable(root)} has a folder {names[0]} but no val: add it, or give "
+            f"{printable(root / names[0])} to have "
             "a split made from it"
         )
 

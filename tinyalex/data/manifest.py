@@ -214,13 +214,16 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
     prepared to the end, FileError for a damaged manifest.
     """
     if (target / JOURNAL).exists():
-        raise DataError(f"{target} is not finished: prepare it to the end first")
+        raise DataError(f"{printable(target)} is not finished: prepare it to the end first")
     if not (target / MANIFEST).is_file():
-        raise DataError(f"{target} has no {MANIFEST}: it was not made by `tinyalex prepare`")
+        raise DataError(
+            f"{printable(target)} has no {MANIFEST}: it was not made by `tinyalex prepare`"
+        )
     _, entries, damaged = read_manifest(target / MANIFEST)
     if damaged:
         raise FileError(
-            f"{target / MANIFEST} is damaged in line {damaged[0]}: prepare again, which mends it"
+            f"{printable(target / MANIFEST)} is damaged in line {damaged[0]}: prepare again, which "
+            "mends it"
         )
     wrong = []
     try:

@@ -90,7 +90,9 @@ def source_images(source: Path, target: Path, layout: str | None = None) -> Sour
         if (files_below(target) | journal) - {
             name for name in OWN_FILES if file_size(target / name) == 0
         }:
-            raise DataError(f"{target} holds other files: give a folder that is empty or new")
+            raise DataError(
+                f"{printable(target)} holds other files: give a folder that is empty or new"
+            )
     splits, beside = find_layout(source, layout)
     if splits:
         ImageFolder(source, "train", layout=layout)  # which compares their classes
@@ -119,7 +121,9 @@ def _check_apart(folders: Iterable[Path], target: Path) -> None:
     for folder in folders:
         here = folder.resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):
-            raise DataError(f"{folder} and {target} must not lie in one another")
+            raise DataError(
+                f"{printable(folder)} and {printable(target)} must not lie in one another"
+            )
 
 
 def _is_ours(target: Path) -> bool:
@@ -171,13 +175,16 @@ def _prepare(
 
     def stay() -> None:
         if (now := here()) != target:
-            raise FolderLostError(f"{target} is called {now} now: give it its name again")
+            raise FolderLostError(
+                f"{printable(target)} is called {printable(now)} now: give it its name again"
+            )
 
     jobs = _jobs(found.names, options, result)
     known = _find_known(target, options)
     if known and {entry.source for entry in known.values()}.isdisjoint(found.names):
         raise DataError(
-            f"{target} was prepared from other images, of which none is in {source}: give another "
+            f"{printable(target)} was prepared from other images, of which none is in "
+            f"{printable(source)}: give another "
             "TARGET, or empty it"
         )
     images = {path: known[path] for name, path in jobs if _is_there(known.get(path), name, source)}
@@ -213,7 +220,9 @@ def _prepare(
         result.left_out += ((name, reason) for (name, _), reason in stuck.items())
         result.left_out.sort()
         if not images:
-            raise DataError(f"none of the {counted(len(jobs), 'image')} in {source} could be read")
+            raise DataError(
+                f"none of the {counted(len(jobs), 'image')} in {printable(source)} could be read"
+            )
         entries = [images[path] for path in sorted(images)]
         manifest = (options.header() + "".join(entry.line() for entry in entries)).encode()
         _write_statistics(root, entries, found.training, manifest, options, workers, show)
@@ -249,8 +258,8 @@ def _find_known(target: Path, options: Options) -> dict[str, Entry]:
         header, entries, _ = read_manifest(path)
         if header not in ("", options.header()):
             raise DataError(
-                f"{target} was prepared with other options ({header.strip()}): give the same, or "
-                "another folder"
+                f"{printable(target)} was prepared with other options ({header.strip()}): give the "
+                "same, or another folder"
             )
         if header:  # else it is not known what they were made with
             known.update((entry.path, entry) for entry in entries)

@@ -22,7 +22,7 @@ from tinyalex.data.worker_threads import WORKERS, Task, Threads, readable
 from tinyalex.files import FileError, load, writer_of
 from tinyalex.folders import write_atomically
 from tinyalex.schema import TEXT, Each, array_of, check, whole
-from tinyalex.text import counted
+from tinyalex.text import counted, printable
 
 FORMAT = "tinyalex-statistics-1"
 
@@ -85,14 +85,14 @@ def load_statistics(path: str | os.PathLike[str]) -> tuple[PixelStatistics, dict
 
     def look(content: Any) -> None:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise FileError(f"{path} holds no statistics of images")
+            raise FileError(f"{printable(path)} holds no statistics of images")
         check(content, {**SCHEMA, "notes": Each(TEXT)})
 
     content = load(path, look)
     try:
         return PixelStatistics.of(content), content["notes"]
     except ValueError as error:
-        raise FileError(f"{path} cannot be used: {error}") from error
+        raise FileError(f"{printable(path)} cannot be used: {error}") from error
 
 
 class Others(Protocol):

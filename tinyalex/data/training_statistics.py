@@ -24,7 +24,7 @@ from tinyalex.data.manifest import (
 from tinyalex.data.statistics import Others, PixelStatistics, load_statistics, pixel_statistics
 from tinyalex.files import FileError
 from tinyalex.progress import Progress
-from tinyalex.text import counted
+from tinyalex.text import counted, printable
 
 WORTH_KEEPING = 1000
 """Images below which statistics are measured again each time, in seconds."""
@@ -72,7 +72,7 @@ def statistics_for(
     finally:
         progress.stop()
     for path, reason in unreadable.listed():
-        progress.say(f"left out of the mean: {path}: {reason}")
+        progress.say(f"left out of the mean: {printable(path)}: {reason}")
     if unreadable.lasting:  # else the next run may find these images, too
         keep_statistics(place, digest, found)
     return found
@@ -86,15 +86,15 @@ def _prepared(train: ImageFolder, size: int, progress: Progress) -> PixelStatist
     try:
         found = prepared_statistics(train, size)
     except (OSError, FileError) as error:
-        progress.say(f"warning: {path} is not used: {error}")
+        progress.say(f"warning: {printable(path)} is not used: {error}")
         return None
     if found is None:
         which = (
             f"it is not of just the {counted(len(train), 'image')} to train on, or of another size"
         )
-        progress.say(f"{path} is not used: {which}")
+        progress.say(f"{printable(path)} is not used: {which}")
     else:
-        progress.say(f"{WHAT} are those in {path}")
+        progress.say(f"{WHAT} are those in {printable(path)}")
     return found
 
 
@@ -107,7 +107,7 @@ def prepared_statistics(images: ImageFolder, size: int) -> PixelStatistics | Non
     statistics, notes = load_statistics(images.root / STATISTICS)
     _, entries, damaged = read_manifest(images.root / MANIFEST)
     if damaged:
-        raise FileError(f"{images.root / MANIFEST} is damaged in line {damaged[0]}")
+        raise FileError(f"{printable(images.root / MANIFEST)} is damaged in line {damaged[0]}")
     if notes.get("manifest_sha256") != sha256(images.root / MANIFEST):
         return None
     folder = os.path.relpath(images.folder, images.root).removeprefix(".")

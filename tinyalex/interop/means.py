@@ -17,6 +17,7 @@ from tinyalex.interop.blobs import blob_array, blob_shape
 from tinyalex.interop.matlab_files import read_variables
 from tinyalex.interop.npy_files import read_npy
 from tinyalex.interop.protobuf import Reader
+from tinyalex.text import printable
 
 IMAGENET_MEAN = (122.67891434, 116.66876762, 104.00698793)
 """Mean of the colours over Caffe's python/caffe/imagenet/ilsvrc_2012_mean.npy, as RGB.
@@ -44,7 +45,7 @@ def read_mean(path: str | os.PathLike[str]) -> Mean:
                 return _from_matlab(read_variables(file, size))
             return as_mean(_from_blob(file, size))
     except FileError as error:
-        raise FileError(f"the mean {path}: {error}") from error
+        raise FileError(f"the mean {printable(path)}: {error}") from error
 
 
 MOST_NUMBERS = 3 * 1024 * 1024

@@ -13,6 +13,7 @@ from tinyalex.folders import open_regular
 from tinyalex.interop import protobuf, strangers
 from tinyalex.interop.means import read_mean
 from tinyalex.interop.weights import Weights
+from tinyalex.text import printable
 
 HEAD = 512
 """Bytes of a file that a reader is chosen by: a tar archive's mark stands at 257."""
@@ -87,7 +88,7 @@ def _checkpoint(path: Path) -> Path:
 def _sentence(path: Path, text: str) -> str:
     """Return a message that names the file, without odd characters."""
     if str(path) not in text:
-        text = f"{path}: {text}"
+        text = f"{printable(path)}: {text}"
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
 
@@ -124,6 +125,6 @@ def load_weights(
     titles = ", ".join(known.title for known in FORMATS)
     what = what or ("a text file" if strangers.is_text(head) else "")
     raise FileError(
-        f"{path} is no weight file of a known format ({titles})"
+        f"{printable(path)} is no weight file of a known format ({titles})"
         + (f": it is {what}" if what else "")
     )

@@ -27,7 +27,7 @@ from tinyalex.files import FileError
 from tinyalex.models import AlexNet
 from tinyalex.progress import Progress, warn
 from tinyalex.tensor import Tensor
-from tinyalex.text import listed
+from tinyalex.text import listed, printable
 from tinyalex.training.average import WeightAverage
 from tinyalex.training.checkpoint import load_classifier
 from tinyalex.training.classifier import Classifier
@@ -61,9 +61,11 @@ def open_as_before(
             assert isinstance(images, ImageFolder)
             if images.new_classes:
                 more = ", ".join(images.new_classes[:3])
-                raise DataError(f"in {images.folder} there are more classes: {more}")
+                raise DataError(f"in {printable(images.folder)} there are more classes: {more}")
             if images.beside + len(images) > known:
-                raise DataError(f"in {images.folder} there are more: {listed(images.new(own))}")
+                raise DataError(
+                    f"in {printable(images.folder)} there are more: {listed(images.new(own))}"
+                )
         return opened["train"], opened["val"], opened.get("test")
     except DataError as error:
         raise other_data(str(error)) from error
@@ -106,7 +108,8 @@ def new_run(
         start = start or read_start(settings.weights, settings.variant)
         if settings.mean != (kind := kind_of_mean(start)):
             raise ValueError(
-                f"{settings.weights} expects images minus a mean {kind}: leave --mean out"
+                f"{printable(settings.weights)} expects images minus a mean {kind}: leave --mean "
+                "out"
             )
     use(settings.device)
     set_float32_matmul_precision(settings.precision)
@@ -133,7 +136,9 @@ def new_run(
     assert val is not None
     if shared := in_both({"train": train, "val": val, "test": test}):
         if not kept:
-            raise DataError(f"{settings.data}: {shared}; keep each file in one of them")
+            raise DataError(
+                f"{printable(settings.data or '')}: {shared}; keep each file in one of them"
+            )
         warn(f"warning: {shared}: what is held out says nothing about those that are learned from")
     fresh = mean is None
     if mean is None:
@@ -215,7 +220,7 @@ def read_start(weights: str, variant: str | None = None) -> Classifier:
     own = start.model.variant.name
     if variant not in (None, own):
         raise ValueError(
-            f"{weights} has weights of the variant {own}: leave --variant {variant} out"
+            f"{printable(weights)} has weights of the variant {own}: leave --variant {variant} out"
         )
     return start
 
@@ -261,7 +266,7 @@ def resumed_run(
         run.set_state(checkpoint)
         run.look_at_files()
     except ValueError as error:
-        raise FileError(f"the run in {out} cannot be resumed: {error}") from error
+        raise FileError(f"the run in {printable(out)} cannot be resumed: {error}") from error
     return run
 
 

@@ -23,6 +23,7 @@ from tinyalex.files import FileError, is_saved, load, save, writer_of
 from tinyalex.folders import Folder, FolderLock
 from tinyalex.interop import load_weights
 from tinyalex.schema import check
+from tinyalex.text import printable
 from tinyalex.training.classifier import Classifier, check_state
 from tinyalex.training.divergence import NOT_FINITE, not_finite
 from tinyalex.training.metrics import METRICS
@@ -103,7 +104,8 @@ class Checkpoints:
         """
         if self.found() != self._found:
             raise ValueError(
-                f"another process has trained in {self.folder} meanwhile: start once more"
+                f"another process has trained in {printable(self.folder)} meanwhile: start once "
+                "more"
             )
         files = (self.last, self.previous, self.best)
         weights = sum(p.data.nbytes for p in run.classifier.model.parameters())
@@ -116,10 +118,13 @@ class Checkpoints:
         )
         free = _free(self.folder)
         if free is None:
-            say(f"warning: {self.folder} does not say how much room there is: it may not suffice")
+            say(
+                f"warning: {printable(self.folder)} does not say how much room there is: it may "
+                "not suffice"
+            )
         elif free < needed:
             raise OSError(
-                f"{self.folder} has {free / 1e6:,.0f} MB free, the checkpoints need "
+                f"{printable(self.folder)} has {free / 1e6:,.0f} MB free, the checkpoints need "
                 f"{needed / 1e6:,.0f} MB: make room, or choose another folder with --out"
             )
         if self._kept and self._kept[0].get("data") != run.settings.data:
@@ -131,8 +136,8 @@ class Checkpoints:
                 folder.rename(PREVIOUS, LAST)
             if not folder.sync():
                 say(
-                    f"warning: {self.folder} is on a file system that does not know fsync for "
-                    "folders: after a power failure, a checkpoint may be missing"
+                    f"warning: {printable(self.folder)} is on a file system that does not know "
+                    "fsync for folders: after a power failure, a checkpoint may be missing"
                 )
 
     def _tell_best(self, data: str | None) -> None:
@@ -174,7 +179,7 @@ class Checkpoints:
                 step = state_in(content, path).step
             except FileError as second:
                 raise FileError(f"{error}; and {second}") from second
-            say(f"warning: {error}; resuming from {path}, of step {step}")
+            say(f"warning: {error}; resuming from {printable(path)}, of step {step}")
             self._fallen_back = True
         self._kept = content.get("settings"), content.get("state")
         return content, path
@@ -269,11 +274,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     sentence.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"there is no checkpoint {printable(path)}")
 
     def look(content: Any) -> None:
         if not isinstance(content, dict) or content.get("kind") != KIND:
-            raise FileError(f"{path} is not a checkpoint of this version of tinyalex ({KIND!r})")
+            raise FileError(
+                f"{printable(path)} is not a checkpoint of this version of tinyalex ({KIND!r})"
+            )
         check(content, CONTENT)
         check_state(content["classifier"])
         velocities = content.get("optimizer", {}).get("velocity", ())
@@ -281,12 +288,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         most = sum(w.nbytes for w in content["classifier"]["weights"].values())
         for what, arrays in {"velocities": velocities, "learning weights": learning}.items():
             if sum(array.nbytes for array in arrays if array is not None) > most:
-                raise FileError(f"{path} cannot be used: its {what} are larger than its weights")
+                raise FileError(
+                    f"{printable(path)} cannot be used: its {what} are larger than its weights"
+                )
 
     try:
         content: dict[str, Any] = load(path, look)
     except OSError as error:
-        raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise FileError(f"{printable(path)} cannot be read ({error.strerror or error})") from error
     return content
 
 
@@ -301,7 +310,9 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     for name in (BEST, LAST, PREVIOUS):
         if (path / name).exists():
             return path / name
-    raise FileNotFoundError(f"{path} is not the folder of a run: there is no checkpoint in it")
+    raise FileNotFoundError(
+        f"{printable(path)} is not the folder of a run: there is no checkpoint in it"
+    )
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -350,7 +361,7 @@ def classifier_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Clas
     try:
         return Classifier.from_state(content["classifier"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"the network in {path} cannot be used: {error}") from error
+        raise FileError(f"the network in {printable(path)} cannot be used: {error}") from error
 
 
 def settings_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Settings:
@@ -358,7 +369,7 @@ def settings_in(content: dict[str, Any], path: str | os.PathLike[str]) -> Settin
     try:
         return Settings(**content["settings"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"the settings in {path} cannot be used: {error}") from error
+        raise FileError(f"the settings in {printable(path)} cannot be used: {error}") from error
 
 
 def state_in(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
@@ -366,4 +377,4 @@ def state_in(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
     try:
         return State.from_dict(content["state"])
     except (KeyError, ValueError) as error:
-        raise FileError(f"the state in {path} cannot be used: {error}") from error
+        raise FileError(f"the state in {printable(path)} cannot be used: {error}") from error

@@ -105,7 +105,9 @@ def kept_in(
         if not {"train", "val"} <= kept.keys() <= {"train", "val", "test"}:
             raise ValueError(f"these are the splits {sorted(kept)}")
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise FileError(f"the names of images in {path} cannot be used: {error!r}") from error
+        raise FileError(
+            f"the names of images in {printable(path)} cannot be used: {error!r}"
+        ) from error
     return kept
 
 
@@ -121,7 +123,7 @@ def _split_now(
     digest = data_digest(found, *labels)
     if content.get("data", digest) != digest or found != classes:
         changed = what_changed(content.get("images"), image_counts(found, *labels))
-        raise other_data(f"in {settings.data} {changed}")
+        raise other_data(f"in {printable(settings.data)} {changed}")
     return {split: folder.kept() for split, folder in folders.items()}
 
 
@@ -229,7 +231,8 @@ class RunImages:
             kept = self.kept[split]
             if changed := kept.changed(kept.marked(images.paths)):
                 raise DataError(
-                    f"{images.folder}: of the {counted(len(images), 'image')} that the run held "
+                    f"{printable(images.folder)}: of the {counted(len(images), 'image')} that the "
+                    "run held "
                     f"out, {counted(len(changed), 'has', 'have')} other contents than then: "
                     f"{listed(changed)}; {_WAY_OUT}"
                 )
@@ -254,8 +257,8 @@ class RunImages:
         data = self.settings.data
         if data is not None and not self._moved and not os.path.isdir(data):
             raise DataError(
-                f"the images of this run were in {data}, which is no folder any more: say with "
-                f"{self._option} where they are now"
+                f"the images of this run were in {printable(data)}, which is no folder any more: "
+                f"say with {self._option} where they are now"
             )
 
     def warning(self, images: ImageFolder) -> str:
@@ -379,7 +382,10 @@ def open_folder(
     split = next((name for name in ("test", "val") if name in splits), None)
     if splits and split is None:
         (train,) = splits.values()
-        raise DataError(f"{root} has training images alone: name {Path(root) / train} to use those")
+        raise DataError(
+            f"{printable(root)} has training images alone: name {printable(Path(root) / train)} to "
+            "use those"
+        )
     dataset = ImageFolder(
         root, split, shorter_side=shorter_side, complete=False, layout=layout, resize=resize
     )

@@ -27,6 +27,7 @@ from tinyalex.folders import write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Module
 from tinyalex.tensor import Tensor
+from tinyalex.text import printable
 from tinyalex.training.evaluation import logits_and_loss
 
 REPORT, STEP = "diverged.json", "diverged.safetensors"
@@ -216,7 +217,7 @@ def explain(
         folder = here()
         write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
         save(repeat, folder / STEP)
-        where = f"{folder / REPORT} has the whole report"
+        where = f"{printable(folder / REPORT)} has the whole report"
     except OSError as refused:
         where = f"no report could be written ({refused.strerror or refused})"
     return DivergedError(f"{what}: {cause or began}; {_name(suspects, files)}; {where}")

@@ -22,7 +22,7 @@ import numpy as np
 
 from tinyalex.folders import Folder, open_regular, sync
 from tinyalex.schema import check, number, one_of, whole
-from tinyalex.text import counted
+from tinyalex.text import counted, printable
 
 METRICS = "metrics.jsonl"
 
@@ -109,7 +109,9 @@ class MetricsFile:
         try:
             self._write()
         except OSError as error:
-            say(f"warning: {self.path} cannot be written now ({error.strerror or error})")
+            say(
+                f"warning: {printable(self.path)} cannot be written now ({error.strerror or error})"
+            )
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; after an OSError it is written with the next."""
@@ -153,8 +155,8 @@ class MetricsFile:
             rows += _row_in(line) is not None
         if rows < keep:
             self.say(
-                f"warning: {self.path} has {counted(rows, 'whole row')}, {expected}: those that "
-                "are missing are missing in the curves, and training continues"
+                f"warning: {printable(self.path)} has {counted(rows, 'whole row')}, {expected}: "
+                "those that are missing are missing in the curves, and training continues"
             )
         self.rows = rows + len(self._unwritten)
         return end

@@ -40,7 +40,7 @@ from tinyalex.schema import (
     whole,
 )
 from tinyalex.tensor import Tensor
-from tinyalex.text import counted, listed
+from tinyalex.text import counted, listed, printable
 from tinyalex.training.average import WeightAverage
 from tinyalex.training.classifier import SCHEMA as CLASSIFIER
 from tinyalex.training.classifier import Classifier
@@ -335,11 +335,13 @@ class Run:
         if state["data"] != self.data_digest():
             now = image_counts(self.classifier.classes, *self._labels())
             where = self.settings.data or "the patterns"
-            raise other_data(f"in {where} {what_changed(state.get('images'), now)}")
+            raise other_data(f"in {printable(where)} {what_changed(state.get('images'), now)}")
         before = kept_in(state, self.settings, "the state") if "split" in state else {}
         for split, images in self.kept().items() if before else ():
             if split not in before or not np.array_equal(before[split].text, images.text):
-                raise other_data(f"in {self.settings.data} images have other names")
+                raise other_data(
+                    f"in {printable(self.settings.data or '')} images have other names"
+                )
         position = State.from_dict(state["state"])
         self.unfreeze_if_due(position.epoch)
         self._check_arrays(state)
@@ -430,8 +432,8 @@ class Run:
                 if changed := kept[split].changed(now):
                     raise other_data(
                         f"of the {counted(len(images), 'image')} that it held out in "
-                        f"{images.folder}, {counted(len(changed), 'has', 'have')} other contents "
-                        f"than then: {listed(changed)}"
+                        f"{printable(images.folder)}, {counted(len(changed), 'has', 'have')} other "
+                        f"contents than then: {listed(changed)}"
                     )
                 if kept[split].marks is None:
                     kept[split] = now

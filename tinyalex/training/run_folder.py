@@ -13,6 +13,7 @@ from tinyalex.folders import FolderLock, locked, open_regular
 from tinyalex.grad_mode import no_grad
 from tinyalex.interrupts import StopRequest
 from tinyalex.progress import Progress, one_sentence
+from tinyalex.text import printable
 from tinyalex.training.checkpoint import (
     LAST,
     Checkpoints,
@@ -74,7 +75,9 @@ def open_run_folder(
                 checkpoints.save(run)
                 load_checkpoint(checkpoints.last)
         except OSError as error:
-            raise OSError(f"cannot write to the folder {out}: {one_sentence(error)}") from error
+            raise OSError(
+                f"cannot write to the folder {printable(out)}: {one_sentence(error)}"
+            ) from error
         yield Trainer(run, checkpoints, metrics, progress)
 
 

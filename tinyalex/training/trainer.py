@@ -23,7 +23,7 @@ from tinyalex.grad_mode import no_grad
 from tinyalex.interrupts import FAILED, StoppedError, StopRequest
 from tinyalex.models import AlexNet
 from tinyalex.progress import Progress, duration, folded, one_sentence, reason_of
-from tinyalex.text import counted
+from tinyalex.text import counted, printable
 from tinyalex.training.checkpoint import Checkpoints
 from tinyalex.training.divergence import DivergedError, Step, explain
 from tinyalex.training.evaluation import Scores, evaluate, logits_and_loss
@@ -144,7 +144,10 @@ class Trainer:
         before, now = self.metrics.path, self.checkpoints.here()
         if now != before.parent:
             self.metrics.path = now / METRICS
-            self.progress.say(f"{before.parent} is called {now} now, and the run continues there")
+            self.progress.say(
+                f"{printable(before.parent)} is called {printable(now)} now, and the run continues "
+                "there"
+            )
         return now
 
     def _rescue(self, lost: FolderLostError) -> StoppedError:
@@ -346,7 +349,9 @@ class Trainer:
             }
         )
         if is_best and not (kept := self.checkpoints.keep_best(run)):
-            self.progress.say(f"{self.checkpoints.best} stays: its network was better than this")
+            self.progress.say(
+                f"{printable(self.checkpoints.best)} stays: its network was better than this"
+            )
         ended = (
             f"epoch {state.epoch}/{run.settings.epochs} in {duration(throughput.epoch_seconds)}:  "
             f"training loss {learned.loss:.3f}, top-1 {learned.top1:.1%}{self._mixed};  validation "
@@ -369,7 +374,7 @@ class Trainer:
         for path, reason in run.train_data.bad + run.val_data.bad:
             if path not in self._left_out:
                 self._left_out.add(path)
-                self.progress.say(f"left out: {path}: {reason}")
+                self.progress.say(f"left out: {printable(path)}: {reason}")
 
     @property
     def _waited_for_ranks(self) -> float:
@@ -402,7 +407,7 @@ class Trainer:
         except OSError as error:
             if not self._refused:
                 where, reason = self.metrics.path, reason_of(error)
-                self.progress.say(f"warning: {where} cannot be written now ({reason})")
+                self.progress.say(f"warning: {printable(where)} cannot be written now ({reason})")
             self._refused = True
 
     def _save(self) -> None:
