@@ -153,9 +153,8 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
     """
     if not isinstance(root, Function):
         _accumulate(root, gradient)
-        return _call_hooks(root)
-    gradients, newest_first = {root: gradient}, [(-root.birth, root)]
-    to_come: Counter[int] | None = None  # gradients by leaf, once one with a hook was met
+        return _Hooks().after(root, [(root, gradient)], [])
+    gradients, newest_first, hooks = {root: gradient}, [(-root.birth, root)], _Hooks()
     while newest_first:
         _, node = heapq.heappop(newest_first)
         edges, grad = node.enter(retain_graph), gradients.pop(node)
@@ -168,19 +167,39 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
         for number, (edge, input_grad) in enumerate(arrived):
             if not isinstance(edge, Function):
                 _accumulate(edge, input_grad, others)
-                if edge._grad_hooks and to_come is None:
-                    ahead = [edge for edge, _ in arrived[number:]]
-                    to_come = _count_leaves(ahead + [node for _, node in newest_first])
-                if to_come is not None:
-                    to_come[id(edge)] -= 1
-                    if not to_come[id(edge)]:
-                        _call_hooks(edge)
+                hooks.after(edge, arrived[number:], newest_first)
             elif edge in gradients:
                 with using(edge.device):
                     gradients[edge] = gradients[edge] + input_grad
             else:
                 gradients[edge] = input_grad
                 heapq.heappush(newest_first, (-edge.birth, edge))
+
+
+class _Hooks:
+    """Calls of leaves' hooks, each when nothing more comes to its gradient."""
+
+    to_come: Counter[int] | None = None  # gradients by leaf, once one with a hook was met
+
+    def after(
+        self,
+        leaf: Tensor,
+        arrived: list[tuple[Function | Tensor, Array]],
+        waiting: list[tuple[int, Function]],
+    ) -> None:
+        """Take note that the first of the gradients that arrived was added.
+
+        ``waiting`` are the nodes that the walk has still to pass.
+        """
+        if self.to_come is None:
+            if not leaf._grad_hooks:
+                return
+            edges = [edge for edge, _ in arrived]
+            self.to_come = _count_leaves(edges + [node for _, node in waiting])
+        self.to_come[id(leaf)] -= 1
+        if not self.to_come[id(leaf)] and leaf.requires_grad:
+            for registration in leaf._grad_hooks:
+                registration.hook(leaf)
 
 
 def _count_leaves(edges: list[Function | Tensor]) -> Counter[int]:
@@ -195,11 +214,6 @@ def _count_leaves(edges: list[Function | Tensor]) -> Counter[int]:
             seen.add(edge)
             edges += [one for one in edge.edges if one is not None]
     return found
-
-
-def _call_hooks(leaf: Tensor) -> None:
-    for registration in leaf._grad_hooks if leaf.requires_grad else ():
-        registration.hook(leaf)
 
 
 def _checked(
