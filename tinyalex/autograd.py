@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +17,7 @@ from tinyalex.backends.devices import device_of, same_device, using
 from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import is_grad_enabled
+from tinyalex.hooks import GradHooks
 from tinyalex.locks import new_rlock
 from tinyalex.storage import Saved, owner_of, versions_of
 
@@ -153,8 +153,8 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
     """
     if not isinstance(root, Function):
         _accumulate(root, gradient)
-        return _Hooks().after(root, [(root, gradient)], [])
-    gradients, newest_first, hooks = {root: gradient}, [(-root.birth, root)], _Hooks()
+        return GradHooks().after(root, [(root, gradient)], [])
+    gradients, newest_first, hooks = {root: gradient}, [(-root.birth, root)], GradHooks()
     while newest_first:
         _, node = heapq.heappop(newest_first)
         edges, grad = node.enter(retain_graph), gradients.pop(node)
@@ -174,46 +174,6 @@ def backward(root: Function | Tensor, gradient: Array, retain_graph: bool = Fals
             else:
                 gradients[edge] = input_grad
                 heapq.heappush(newest_first, (-edge.birth, edge))
-
-
-class _Hooks:
-    """Calls of leaves' hooks, each when nothing more comes to its gradient."""
-
-    to_come: Counter[int] | None = None  # gradients by leaf, once one with a hook was met
-
-    def after(
-        self,
-        leaf: Tensor,
-        arrived: list[tuple[Function | Tensor, Array]],
-        waiting: list[tuple[int, Function]],
-    ) -> None:
-        """Take note that the first of the gradients that arrived was added.
-
-        ``waiting`` are the nodes that the walk has still to pass.
-        """
-        if self.to_come is None:
-            if not leaf._grad_hooks:
-                return
-            edges = [edge for edge, _ in arrived]
-            self.to_come = _count_leaves(edges + [node for _, node in waiting])
-        self.to_come[id(leaf)] -= 1
-        if not self.to_come[id(leaf)] and leaf.requires_grad:
-            for registration in leaf._grad_hooks:
-                registration.hook(leaf)
-
-
-def _count_leaves(edges: list[Function | Tensor]) -> Counter[int]:
-    """Return how many edges lead to each leaf, by its id."""
-    found: Counter[int] = Counter()
-    seen: set[Function] = set()
-    while edges:
-        edge = edges.pop()
-        if not isinstance(edge, Function):
-            found[id(edge)] += 1
-        elif edge not in seen:
-            seen.add(edge)
-            edges += [one for one in edge.edges if one is not None]
-    return found
 
 
 def _checked(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -38,3 +39,42 @@ class HookHandle:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+class GradHooks:
+    """Calls of leaves' hooks in one backward, with complete gradients."""
+
+    _to_come: Counter[int] | None = None  # gradients by leaf, once one with a hook was met
+
+    def after(
+        self, leaf: Any, arrived: Sequence[tuple[Any, Any]], waiting: Sequence[tuple[int, Any]]
+    ) -> None:
+        """Take note of a gradient that was added to a leaf.
+
+        It is the first of those that ``arrived``; ``waiting`` are the nodes that the walk has still
+        to pass.
+        """
+        if self._to_come is None:
+            if not leaf._grad_hooks:
+                return
+            edges = [edge for edge, _ in arrived]
+            self._to_come = _count_leaves(edges + [node for _, node in waiting])
+        self._to_come[id(leaf)] -= 1
+        if not self._to_come[id(leaf)] and leaf.requires_grad:
+            for registration in leaf._grad_hooks:
+                registration.hook(leaf)
+
+
+def _count_leaves(edges: list[Any]) -> Counter[int]:
+    """Return how many edges lead to each leaf, by its id."""
+    found: Counter[int] = Counter()
+    seen: set[int] = set()
+    while edges:
+        edge = edges.pop()
+        further = getattr(edge, "edges", None)  # of a node
+        if further is None:
+            found[id(edge)] += 1
+        elif id(edge) not in seen:
+            seen.add(id(edge))
+            edges += [one for one in further if one is not None]
+    return found
