@@ -24,15 +24,18 @@ with together(float(os.environ["LIMIT"])) as ranks:
 
 
 @contextmanager
-def started(count, script, *words, limit=20, launcher=(), **settings):
+def started(count, script, *words, limit=20, network=None, options=(), **settings):
     """Start Python code on `count` ranks; see that no process is left.
 
     Each rank has `ranks`, its communicator, and `say`, which prints a line. It waits `limit`
-    seconds for the others at most.
+    seconds for the others at most. Ranks are on the hosts of a network, or all here. Processes of a
+    launcher beyond a cut link may stay: they wait for the network.
     """
     mark = f"TINYALEX_TEST={uuid.uuid4()}"
     code = PRELUDE + textwrap.indent(textwrap.dedent(script), "    ")
-    mpiexec = launcher or [str(Path(sys.executable).with_name("mpiexec"))]
+    mpiexec = [str(Path(sys.executable).with_name("mpiexec")), *options]
+    if network:
+        mpiexec, settings = network.launcher(mpiexec), {**settings, "UCX_TLS": "tcp,self"}
     job = subprocess.Popen(
         [*mpiexec, "-n", str(count), sys.executable, "-c", code, *map(str, words)],
         env=environment(mark, LIMIT=limit, **settings),
@@ -42,10 +45,12 @@ def started(count, script, *words, limit=20, launcher=(), **settings):
     )
     try:
         yield job
-        deadline = time.monotonic() + 1  # those killed last free their memory
-        while (left := processes(mark)) and time.monotonic() < deadline:
+        job.wait(timeout=SECONDS)
+        # Those killed last free their memory; those beyond a cut link have a limit of their own.
+        deadline = time.monotonic() + (limit + 2 if network else 1)
+        while (left := processes(mark, network)) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert not left
+        assert not left, left
     finally:
         for pid in processes(mark):
             with suppress(ProcessLookupError):
@@ -60,13 +65,15 @@ def environment(*assignments, **settings):
     return {**os.environ, "PYTHONPATH": path, **more, **settings}
 
 
-def processes(mark):
+def processes(mark, only_ranks=False):
     """Return the processes with this setting in their environment, stopped ones included."""
-    found = []
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
+            words = (folder / "cmdline").read_bytes()
+            marked = mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+            if marked and not (only_ranks and b"hydra_pmi_proxy" in words):
+                found[int(folder.name)] = words
     return found
 
 
@@ -91,3 +98,13 @@ def said(count, script, *words, **settings):
     ended = run(count, script, *words, **settings)
     assert ended.code == 0, ended.err
     return sorted(ended.out)
+
+
+def wait_for(job, count):
+    """Wait until `count` ranks are ready; return the lines before."""
+    lines = []
+    while lines.count("ready") < count:
+        line = job.stdout.readline()
+        assert line, job.stderr.read()
+        lines.append(line.strip())
+    return [line for line in lines if line != "ready"]

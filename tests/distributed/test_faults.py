@@ -4,11 +4,13 @@ A test run has one or two ranks per fault; with ``--hypothesis-profile=campaign`
 three and four.
 """
 
+import os
 import time
 
 import pytest
 from hypothesis import settings
-from ranks import run
+from networks import network
+from ranks import run, started, wait_for
 
 LIMIT = 2
 """Seconds of silence until the others give up."""
@@ -30,8 +32,9 @@ ranks.step = 17
 weight = np.zeros(300_000, np.float32)
 ranks.sum("fc6.weight", weight, 0).wait()
 if ranks.rank == int(sys.argv[1]):
-    say(time.time(), os.getpid(), os.uname().nodename)
+    say("at", time.time(), os.getpid(), os.uname().nodename)
     exec(sys.argv[2])
+say("ready")
 while True:
     ranks.sum("fc6.weight", weight, 0).wait()
 """
@@ -47,9 +50,28 @@ CASES = [
 @pytest.mark.parametrize(("count", "rank", "fault"), CASES)
 def test_a_fault_of_one_rank_ends_all(count, rank, fault):
     ended = run(count, SCRIPT, rank, fault, limit=LIMIT)
-    seconds = time.time() - float(ended.out[0].split()[0])
-    _, pid, host = ended.out[0].split()
+    (begun, pid, host), *_ = filter(None, (line.split()[1:] for line in ended.out))
+    seconds = time.time() - float(begun)
     message, code = FAULTS[fault]
     assert message.format(rank=rank, pid=pid, host=host) in ended.err
     assert seconds < LIMIT + 2
     assert ended.code == code if code else ended.code > 0, ended.err
+
+
+CUTS = RANKS if settings.default.max_examples > 100 else [(3, 1)]
+
+
+@pytest.mark.parametrize(("count", "rank"), CUTS)
+def test_a_cut_link_ends_all(count, rank, tmp_path):
+    """The launcher, like all other ranks, has no way to the one beyond the link."""
+    with (
+        network(count, tmp_path) as hosts,
+        started(count, SCRIPT, -1, "", limit=LIMIT, network=hosts) as job,
+    ):
+        wait_for(job, count)
+        hosts.cut(rank)
+        begun = time.monotonic()
+        _, err = job.communicate(timeout=20)
+        assert time.monotonic() - begun < LIMIT + 2
+    assert SILENT.format(rank=rank, host=os.uname().nodename) in err
+    assert job.returncode > 0

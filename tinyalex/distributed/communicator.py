@@ -44,6 +44,8 @@ class Communicator(ABC):
     """The library that carries messages, and its version."""
     timeout = math.inf
     """Seconds without a message after which `Pending.wait` ends all ranks."""
+    sharing: int
+    """The number of ranks that have the cores of this one."""
     step: int | None = None
     """The step of training that messages about a failure name."""
     sent = 0
@@ -167,7 +169,7 @@ class Single(Communicator):
     """One process without MPI: every request is done at once."""
 
     rank, size = 0, 1
-    hosts = ("",)
+    hosts, sharing = ("",), 1
 
     def abort(self, message: str, code: int = 1) -> NoReturn:
         """Print the message and exit."""

@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from tinyalex.distributed.communicator import CommunicationError, Communicator, Single
-from tinyalex.distributed.mpi import TIMEOUT, MPICommunicator
+from tinyalex.distributed.mpi import TIMEOUT, MPICommunicator, load
 from tinyalex.interrupts import FAILED, USAGE, StoppedError
 from tinyalex.threads import get_num_threads, set_num_threads
 
@@ -58,25 +59,28 @@ def communicator(timeout: float = TIMEOUT) -> Communicator:
     if job is None or job.size == 1:
         return Single()
     try:
-        ranks = MPICommunicator(timeout)
+        vendor, version = load().get_vendor()
     except CommunicationError as error:
-        _refuse(
-            job, f"{error}: pip install 'tinyalex[mpi]', or mpi4py alone where MPI is installed"
-        )
+        _refuse(job, f"{error}: pip install 'tinyalex[mpi]', or mpi4py alone beside another MPI")
+    launcher = "mpiexec of the MPI that mpi4py uses ({} {})".format(
+        vendor, ".".join(map(str, version))
+    )
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and vendor != "Open MPI":  # which would not even start
+        _refuse(job, f"this is a rank of Open MPI: start it by the {launcher}")
+    ranks = MPICommunicator(timeout)
     if ranks.size != (job.size or ranks.size) or job.rank >= ranks.size:
         ranks.close()
         _refuse(
             job,
-            f"this is one of {job.size or job.rank + 1} ranks, but MPI says that there "
-            f"are {ranks.size}: start it by the mpiexec of the MPI that mpi4py uses, "
-            "or by srun --mpi=TYPE with the type for it",
+            f"this is one of {job.size or 'several'} ranks for its launcher, and one of "
+            f"{ranks.size} for MPI: start it by the {launcher}, or by srun --mpi=TYPE for it",
         )
     for name in [name for name in os.environ if name.startswith(_LAUNCHERS)]:
         del os.environ[name]
     return ranks
 
 
-def _refuse(job: Launch, why: str) -> None:
+def _refuse(job: Launch, why: str) -> NoReturn:
     if job.rank == 0:
         raise LaunchError(why)
     time.sleep(1)  # the launcher ends all once one has left: the first one may speak before
@@ -84,13 +88,12 @@ def _refuse(job: Launch, why: str) -> None:
 
 
 def share_cores(ranks: Communicator) -> None:
-    """Let the ranks on one host share its cores.
+    """Let ranks that have the same cores share them.
 
     They do unless ``TINYALEX_NUM_THREADS`` says how many threads each has.
     """
-    neighbours = sum(host == ranks.hosts[ranks.rank] for host in ranks.hosts)
-    if neighbours > 1 and "TINYALEX_NUM_THREADS" not in os.environ:
-        set_num_threads(max(1, get_num_threads() // neighbours))
+    if ranks.sharing > 1 and "TINYALEX_NUM_THREADS" not in os.environ:
+        set_num_threads(max(1, get_num_threads() // ranks.sharing))
 
 
 @contextmanager

@@ -50,6 +50,18 @@ GRACE = 0.3
 _HEADER, _DATA = 1, 2  # tags of messages
 
 
+def load() -> Any:
+    """Import MPI, which begins nothing yet."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise CommunicationError(f"mpi4py does not work here ({error})") from error
+    return MPI
+
+
 class _Request(Pending[T]):
     """Request in the queue of the thread."""
 
@@ -103,8 +115,10 @@ class MPICommunicator(Communicator):
         start.wait()
         atexit.register(self._leave)
         places = self.share("places", _place()).wait()
-        self.hosts = [host for host, _ in places]
-        here = [rank for rank, place in enumerate(places) if place == places[self.rank]]
+        self.hosts = [host for host, *_ in places]
+        own = places[self.rank]
+        self.sharing = sum([host, cores] == own[::2] for host, _, cores in places)
+        here = [rank for rank, place in enumerate(places) if place[:2] == own[:2]]
         self._watch(here, f"rank {self.rank} ({self._host}, process {os.getpid()})")
 
     def _watch(self, here: list[int], name: str) -> None:
@@ -187,14 +201,10 @@ class MPICommunicator(Communicator):
             request.done.set()
 
     def _start(self) -> None:
-        try:
-            import mpi4py
+        MPI = load()
+        from mpi4py import __version__
 
-            mpi4py.rc.initialize = mpi4py.rc.finalize = False
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:
-            raise CommunicationError(f"mpi4py does not work here ({error})") from error
-        # mpi4py's own two would stop all threads of Python until all ranks have come there.
+        # mpi4py's own calls that start and end MPI would stop the other threads until they return.
         self._calls = ctypes.CDLL(MPI.__file__)
         if not MPI.Is_initialized():  # for one thread, this one
             self._calls.MPI_Init_thread(
@@ -205,9 +215,7 @@ class MPICommunicator(Communicator):
         self._mpi = MPI
         MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # which become exceptions
         library = MPI.Get_library_version().split("\n")[0].rstrip("\0")
-        self.engine = (
-            f"{' '.join(library.replace('Version:', '').split())}, mpi4py {mpi4py.__version__}"
-        )
+        self.engine = f"{' '.join(library.replace('Version:', '').split())}, mpi4py {__version__}"
         self._ranks = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._ranks.rank, self._ranks.size
 
@@ -326,16 +334,18 @@ class MPICommunicator(Communicator):
 
     def _abort_if_asked(self) -> None:
         if self._exit_code is not None:
-            self._mpi.COMM_WORLD.Abort(self._exit_code)
+            world = self._mpi._handleof(self._mpi.COMM_WORLD)
+            self._calls.MPI_Abort(ctypes.c_void_p(world), self._exit_code)
 
 
-def _place() -> tuple[str, str]:
-    """Return the host, and the system in which sockets are found."""
-    system = ""
+def _place() -> list[Any]:
+    """Return the host, the name space of its sockets, and the cores."""
+    system, cores = "", []
     with suppress(OSError):  # Linux has both
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         system = f"{boot.strip()} {os.stat('/proc/self/ns/net').st_ino}"
-    return socket.gethostname(), system
+        cores = sorted(os.sched_getaffinity(0))
+    return [socket.gethostname(), system, cores]
 
 
 def _add(tree: Tree, terms: Sequence[np.ndarray]) -> np.ndarray:

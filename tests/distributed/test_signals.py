@@ -1,0 +1,38 @@
+"""Signals to the launcher, which end all ranks at one step.
+
+A test run sends three of each; with ``--hypothesis-profile=campaign`` it is twenty.
+"""
+
+import random
+import signal
+import time
+
+import pytest
+from hypothesis import settings
+from ranks import started, wait_for
+
+COUNT = 3
+TIMES = 20 if settings.default.max_examples > 100 else 3
+
+SCRIPT = """
+from tinyalex.interrupts import StopRequest
+with StopRequest() as stop:
+    say("ready")
+    while not any(ranks.share("stop", bool(stop)).wait()):
+        stop.step += 1
+say(stop.step)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("attempt", range(TIMES))
+def test_a_signal_to_the_launcher_ends_all_at_one_step(name, attempt):
+    with started(COUNT, SCRIPT) as job:
+        before = wait_for(job, COUNT)
+        time.sleep(random.Random(f"{name} {attempt}").uniform(0, 0.1))
+        job.send_signal(getattr(signal, name))
+        out, err = job.communicate(timeout=20)
+    steps = [line for line in [*before, *out.split()] if line != "ready"]
+    assert len(steps) == COUNT
+    assert len(set(steps)) == 1
+    assert job.returncode == 0, err
