@@ -130,7 +130,7 @@ def defaults_with(start: Classifier) -> dict[str, Any]:
 
 
 def even_batch(settings: Settings) -> int:
-    """Return a batch size that leaves few images out, at most the default.
+    """Return the default batch size, or less to leave few out.
 
     Of 31 images, two batches of 15 leave one out, and one of 16 fifteen.
     """

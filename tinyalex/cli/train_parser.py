@@ -176,7 +176,7 @@ def make_parser(description: str | None = None) -> Parser:
     )
 
     group = parser.add_argument_group(
-        "weights of another network (60 epochs of up to 16 images at lr 0.0003 by default)"
+        "weights of others (60 epochs of up to 16 images at lr 0.0003 by default)"
     )
     group.add_argument(
         "--weights",

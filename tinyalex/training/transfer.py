@@ -213,7 +213,7 @@ class Split(NamedTuple):
 
 
 def split_frozen(model: AlexNet, images: Loader, most_bytes: int) -> Split | None:
-    """Split a network above its frozen part; None where features cannot be kept."""
+    """Split a network above its frozen part, if features can be kept."""
     boundary, transform = _boundary(model), images.transform
     if not boundary or getattr(transform, "random", True) or device_of_model(model) != "cpu":
         return None
