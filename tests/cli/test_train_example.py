@@ -91,6 +91,13 @@ def test_a_run_leaves_its_files(trained):
     assert load_checkpoint(Checkpoints(trained).last)["state"]["epoch"] == 3
 
 
+def test_the_filters_drawn_are_those_of_the_network_that_is_kept(photos, tmp_path):
+    out = tmp_path / "run"
+    assert train_on(photos, out, "--average", 0.5)[0] == 0
+    assert run("look", out / "last.safetensors", "filters", "--out", tmp_path / "kept.png")[0] == 0
+    assert (out / "filters.png").read_bytes() == (tmp_path / "kept.png").read_bytes()
+
+
 def test_a_run_can_be_done_again_from_its_record(trained):
     record = json.loads((trained / "run.json").read_text())
     assert "again_differs" not in record

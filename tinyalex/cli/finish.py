@@ -16,6 +16,7 @@ from tinyalex.text import counted, printable
 from tinyalex.training.checkpoint import BEST, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.metrics import METRICS, read_metrics, rows_of
+from tinyalex.training.run import Run
 from tinyalex.training.run_folder import OUTPUTS
 from tinyalex.training.trainer import Trainer
 
@@ -76,9 +77,8 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     if left_out := len(run.train_data.bad + run.val_data.bad):
         tell(f"{counted(left_out, 'image')} could not be read and stayed out, as named above")
 
-    model = run.classifier.model
     pictures: dict[str, Callable[[Path], None]] = {
-        "filters.png": lambda path: save_png(first_filters(model), path),
+        "filters.png": lambda path: draw_filters(run, path),
         "curves.png": lambda path: learning_curves(rows, run.num_classes, path),
     }
     if last is None:  # the metrics were removed
@@ -94,3 +94,9 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
             say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))
     if stop.reason is not None:  # a signal
         raise stop.error()
+
+
+def draw_filters(run: Run, path: Path) -> None:
+    """Draw the filters of the network that a run keeps."""
+    with run.averaged():
+        save_png(first_filters(run.classifier.model), path)
