@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,18 @@ def test_what_more_epochs_do_to_the_schedule(photos, tmp_path, capsys, schedule,
     longer = resumed(tmp_path, epochs=5).schedule
     same = [longer.factor(step) == run.schedule.factor(step) for step in range(21)]
     assert all(same) == (schedule != "cosine")
+
+
+def test_more_epochs_let_images_that_grow_begin_smaller_again(trained, tmp_path, capsys):
+    growing = {"augment": "strong", "first_size": 64, "input_size": 96, "variant": "torchvision"}
+    settings = tiny_settings(None, schedule="cosine", **growing)
+    assert settings.size_at(2) > replace(settings, epochs=9).size_at(2)
+    content = {**load_checkpoint(Checkpoints(trained).last), "settings": asdict(settings)}
+    ta.save(content, Checkpoints(tmp_path).last)
+    read_arguments(["--resume", str(tmp_path), "--epochs", "9"])
+    assert (
+        "jumps; the images grow over the new length, and may be smaller" in capsys.readouterr().out
+    )
 
 
 def test_a_run_from_before_means_and_noise_had_names_goes_on(copy, trained):

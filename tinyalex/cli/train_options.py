@@ -254,6 +254,9 @@ def read_resumed(
         notes["image_cache"] = rounding
     if new.schedule in LONGER:
         notes["epochs"] = LONGER[new.schedule]
+    if new.first_size is not None:
+        grown = "the images grow over the new length, and may be smaller again at first"
+        notes["epochs"] = "; ".join(filter(None, [notes.get("epochs"), grown]))
     if changed:
         say("; ".join([f"changed: {listed}", *(notes[n] for n in changed if n in notes)]))
     return new, checkpoint
