@@ -37,8 +37,9 @@ from tinyalex.training import (
     set_training,
     train_step,
 )
+from tinyalex.training.divergence import find_cause
 from tinyalex.training.evaluation import logits_and_loss
-from tinyalex.training.transfer import digest, frozen_layers, keep_features
+from tinyalex.training.transfer import Part, _boundary, digest, frozen_layers, keep_features
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -305,6 +306,20 @@ def test_the_frozen_layer_whose_output_is_not_finite_is_named(trained, others, t
     training.run.classifier.model.weight_layers["conv1"].weight.data[...] = 3e38
     with pytest.raises(DivergedError, match=r"forward in conv1, whose output"):
         training.train()
+
+
+def test_a_step_on_kept_features_can_be_repeated(trained, others, tmp_path):
+    training = begin(settings_with(trained, others), tmp_path / "run")
+    training.run.classifier.model.weight_layers["fc2"].weight.data[...] = 3e38
+    with pytest.raises(DivergedError, match=r"forward in fc2, whose output"):
+        training.train()
+    left = ta.load(tmp_path / "run/diverged.safetensors")
+    again = load_classifier(trained).model
+    replace_head(again, 2).load_state_dict(left["weights"])
+    assert left["features_of"] == frozen_layers(freeze(again, "conv1")) == ["conv1"]
+    batch = Batch(left["images"], left["labels"], np.arange(8), left["targets"])
+    cause, _ = find_cause(set_training(Part(again, _boundary(again))), batch)
+    assert str(cause).startswith("forward in fc2, whose output")
 
 
 class KilledError(BaseException):

@@ -175,13 +175,18 @@ class Step:
 
 
 def explain(
-    error: Exception, step: Step, model: AlexNet, here: Callable[[], Path]
+    error: Exception,
+    step: Step,
+    model: AlexNet,
+    here: Callable[[], Path],
+    whole: AlexNet | None = None,
 ) -> DivergedError:
     """Return `error` with cause and images; write two files into `here()`.
 
     `diverged.json` is the report, for people; `diverged.safetensors` has weights, random state and
-    batch, all that it takes to repeat the step. A disk that refuses them is no reason for another
-    error.
+    batch, all that it takes to repeat the step. Where `model` is the part of the `whole` network
+    that learns, the weights are of all layers, and "images" are what those in "features_of" made
+    of them. A disk that refuses them is no reason for another error.
     """
     what, batch = f"{error} in step {step.number} (epoch {step.epoch})", step.batch
     random.set_state(step.random_state)
@@ -194,6 +199,8 @@ def explain(
         began = "and the memory does not suffice to find out where"
     files = [step.dataset.describe(index) for index in batch.indices.tolist()]
     suspects = [files[row] for row in cause.rows] if cause else []
+    whole = whole or model
+    below = [name for name in whole.weight_layers if name not in model.weight_layers]
     report = {
         "what": what,
         "step": step.number,
@@ -201,11 +208,13 @@ def explain(
         "lr": step.lr,
         **(asdict(cause) if cause else {}),
         "suspects": suspects,
+        "features_of": below,
         "images": files,
         "layers": [_as_row(trace) for trace in traces],
     }
     repeat = {
-        "weights": model.state_dict(),
+        "weights": whole.state_dict(),
+        "features_of": below,
         "training": model.training,
         "random": step.random_state,
         "images": move(batch.images, "cpu"),

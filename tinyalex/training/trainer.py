@@ -278,7 +278,8 @@ class Trainer:
         if self._latest is None:
             return DivergedError(str(error))
         self.progress.stop()
-        return explain(error, self._latest, self._suspect, self.checkpoints.here)
+        whole = self.run.classifier.model
+        return explain(error, self._latest, self._suspect, self.checkpoints.here, whole)
 
     def as_begun(self, layers: list[str]) -> str:
         """Return a sentence with the digest of layers that were frozen."""
