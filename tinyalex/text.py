@@ -44,6 +44,18 @@ def counted(number: int, one: str, more: str | None = None) -> str:
     return f"{number} {one if number == 1 else plural}"
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share in percent, with more digits where it is small.
+
+    >>> percent(0.873), percent(0.0525), percent(0.0012, 1), percent(4e-7), percent(0.0)
+    ('87%', '5.2%', '0.12%', '<0.01%', '0%')
+    """
+    if 0 < share < 5e-5:
+        return "<0.01%"
+    least = 0 if share == 0 or share >= 0.0995 else 1 if share >= 0.00995 else 2
+    return f"{share:.{max(digits, least)}%}"
+
+
 def listed(names: Iterable[str | bytes], limit: int = 5) -> str:
     """Return the first names for a message, and the number of others.
 

@@ -11,9 +11,10 @@ from commands import ROOT, TRAIN, load, run
 from PIL import Image, ImageDraw, ImageFont
 from PIL._util import DeferredError
 
+from tinyalex.cli.predict import describe
 from tinyalex.models import VARIANTS, alexnet
 from tinyalex.optional import PackageError
-from tinyalex.pictures.charts import confusion_matrix, learning_curves
+from tinyalex.pictures.charts import confusion_matrix, learning_curves, shots_chart
 from tinyalex.pictures.features import feature_sheet, neighbour_sheet
 from tinyalex.pictures.sheets import (
     contact_sheet,
@@ -109,6 +110,26 @@ def test_learning_curves_are_a_png(trained, tmp_path):
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (1300, 520)
         assert len(image.convert("RGB").getcolors(2**16)) > 100
+
+
+@pytest.mark.parametrize(("points", "least", "most"), [(1, 30_000, 10**6), (2, 50, 10_000)])
+def test_a_single_number_of_shots_is_drawn_as_bars(tmp_path, points, least, most):
+    pytest.importorskip("matplotlib")
+    curves = {name: [(5, 0.75, 0.02), (20, 0.8, 0.01)][:points] for name in ("fc7", "b", "pixels")}
+    shots_chart(curves, 2, tmp_path / "probe.png")
+    with Image.open(tmp_path / "probe.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert least < (pixels == (0xC0, 0x39, 0x2B)).all(axis=2).sum() < most
+
+
+def test_small_shares_have_digits_on_sheets_and_in_answers():
+    shares = np.full((1, 1000), 0.0007, np.float32)
+    drawn = [
+        contact_sheet([np.zeros((9, 9, 3), np.uint8)], [""], shares * scale, [""] * 1000)
+        for scale in (1, 1.5)
+    ]
+    assert drawn[0] != drawn[1]
+    assert describe("a.png", shares[0], [*map(str, range(1000))]).count("0.07%") == 5
 
 
 def test_there_are_no_curves_before_the_first_epoch(tmp_path):

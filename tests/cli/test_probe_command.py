@@ -87,6 +87,12 @@ def test_too_many_shots_are_skipped_and_named(trained, photos, tmp_path):
     )
 
 
+def test_all_shots_are_mentioned_where_they_were_not_asked_for(trained, photos, tmp_path):
+    where = (trained, "--data", photos, "--draws", 1, "--out", tmp_path / "a.png", "--shots")
+    assert "--shots all: learn from all 57\n" in run("probe", *where, "3")[1]
+    assert "--shots all" not in run("probe", *where, "3,all")[1]
+
+
 def test_mistakes_are_one_sentence(trained, photos, tmp_path):
     one = images.folder(tmp_path / "one", ash=3)
     (tmp_path / "none").mkdir()

@@ -77,7 +77,7 @@ def test_what_more_epochs_do_to_the_schedule(photos, tmp_path, capsys, schedule,
 
 def test_more_epochs_let_images_that_grow_begin_smaller_again(trained, tmp_path, capsys):
     growing = {"augment": "strong", "first_size": 64, "input_size": 96, "variant": "torchvision"}
-    settings = tiny_settings(tmp_path, schedule="cosine", **growing)
+    settings = tiny_settings(tmp_path / "data", schedule="cosine", **growing)
     assert settings.size_at(2) > replace(settings, epochs=9).size_at(2)
     content = {**load_checkpoint(Checkpoints(trained).last), "settings": asdict(settings)}
     ta.save(content, Checkpoints(tmp_path).last)

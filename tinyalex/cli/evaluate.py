@@ -44,7 +44,7 @@ from tinyalex.progress import (
     say,
     warn,
 )
-from tinyalex.text import counted, printable
+from tinyalex.text import counted, percent, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import Answers, examine
 from tinyalex.training.datasets import open_folder, title
@@ -161,7 +161,7 @@ def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
     say(row("all", slice(None)))
     chance, spread = 1 / len(classes), (best.top1 * (1 - best.top1) / best.count) ** 0.5
     note = (
-        f"worst classes first; guessing would be right in {chance:.1%}, and of "
+        f"worst classes first; guessing would be right in {percent(chance, 1)}, and of "
         f"{counted(best.count, 'other image')} the share would vary by about {spread:.1%}"
     )
     say(folded(note, 2))

@@ -12,7 +12,7 @@ from tinyalex.interrupts import StopRequest
 from tinyalex.pictures.charts import learning_curves
 from tinyalex.pictures.sheets import failure, first_filters, save_png
 from tinyalex.progress import duration, folded, one_sentence
-from tinyalex.text import counted, printable
+from tinyalex.text import counted, percent, printable
 from tinyalex.training.checkpoint import BEST, classifier_in, load_checkpoint, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.metrics import METRICS, read_metrics, rows_of
@@ -64,7 +64,7 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     of_last = f"{last['val_top1']:.1%} after the last epoch, " if last else ""
     tell(
         f"validation accuracy: {of_last}{best.best_top1:.1%} "
-        f"after the best, epoch {best.best_epoch}; guessing gets {1 / run.num_classes:.1%}"
+        f"after the best, epoch {best.best_epoch}; guessing gets {percent(1 / run.num_classes, 1)}"
     )
     if last and last["val_loss"] >= run.chance:
         tell(

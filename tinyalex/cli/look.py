@@ -45,7 +45,7 @@ from tinyalex.pictures.features import (
 )
 from tinyalex.pictures.sheets import contact_sheet, first_filters, save_png
 from tinyalex.progress import Progress, say, warn
-from tinyalex.text import counted, printable
+from tinyalex.text import counted, percent, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import Classifier, checkpoint_path, read_metrics
 from tinyalex.training.datasets import ImageFiles, RunImages, title
@@ -253,9 +253,8 @@ def features(look: Look, out: Path) -> None:
     outputs = layer_outputs(look.classifier.model, look.classifier.inputs(images))
     (shares,) = look.classifier.probabilities(images)
     best = int(shares.argmax())
-    heading = (
-        f"{title(dataset, place)}; answer: {printable(dataset.classes[best])}, {shares[best]:.0%}"
-    )
+    answer = f"{printable(dataset.classes[best])}, {percent(shares[best])}"
+    heading = f"{title(dataset, place)}; answer: {answer}"
     region = look.classifier.transform.region(images[0])
     seen = EvalTransform(look.classifier.input_size)(region, np.random.default_rng(0))
     save_png(feature_sheet(seen.astype(np.uint8), heading, outputs), out)

@@ -32,7 +32,7 @@ from tinyalex.data.image import decode_image, read_bytes
 from tinyalex.interrupts import DONE, FAILED, USAGE
 from tinyalex.pictures.sheets import contact_sheet, failure, save_png
 from tinyalex.progress import one_sentence, say, warn
-from tinyalex.text import counted, printable
+from tinyalex.text import counted, percent, printable
 from tinyalex.threads import set_num_threads
 
 EXIT_CODES = (
@@ -161,5 +161,5 @@ def draw(drawn: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str], ou
 def describe(path: str, probabilities: np.ndarray, classes: list[str]) -> str:
     """Return one line: the image and its five most probable classes."""
     order = np.argsort(-probabilities, kind="stable")[:5]
-    shares = (f"{printable(classes[i])} {probabilities[i]:.1%}" for i in order)
+    shares = (f"{printable(classes[i])} {percent(probabilities[i], 1)}" for i in order)
     return f"{printable(path)}: {', '.join(shares)}"

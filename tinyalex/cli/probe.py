@@ -31,7 +31,7 @@ from tinyalex.pictures.charts import shots_chart
 from tinyalex.pictures.features import closest
 from tinyalex.pictures.sheets import failure, save_png
 from tinyalex.progress import Progress, folded, one_sentence, say, warn
-from tinyalex.text import counted, printable
+from tinyalex.text import counted, percent, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training.datasets import in_both
 from tinyalex.training.features import PIXELS, Described, described
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             say(f"left out: {name}: {reason}")
     titles = {"network": layer, "random": f"{layer}, untrained", "pixels": "pixels"}
     rows = measured(found, splits, shots, args.draws, args.seed, titles)
-    print_note(val, args.draws)
+    print_note(splits, shots, args.draws)
     return draw(rows, found, splits, titles, out)
 
 
@@ -222,14 +222,15 @@ def spread_of(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def print_note(val: Dataset, draws: int) -> None:
+def print_note(splits: dict[str, Dataset], shots: list[int], draws: int) -> None:
     """Print what the figures mean."""
-    chance = 1 / len(val.classes)
+    chance = 1 / len(splits["val"].classes)
+    more = "" if ALL in shots else f"; --shots all: learn from all {len(splits['train'])}"
     note = (
         "top-1: share of the images held out that are named right, the mean over "
         f"{counted(draws, 'draw')} of the training images; spread: its standard deviation; "
         "strength: of the penalty, the median of those chosen by cross-validation; "
-        f"pixels: {PIXELS} x {PIXELS}; guessing would be right in {chance:.1%}"
+        f"pixels: {PIXELS} x {PIXELS}; guessing would be right in {percent(chance, 1)}{more}"
     )
     say(folded(note, 2))
 

@@ -119,8 +119,8 @@ def shots_chart(
 ) -> None:
     """Draw accuracy over the training images per class into a PNG.
 
-    curves: for each title (images per class, mean accuracy, spread) per point. Raises PackageError
-    where matplotlib does not work.
+    curves: for each title (images per class, mean accuracy, spread) per point; single points are
+    drawn as bars. Raises PackageError where matplotlib does not work.
     """
     with _matplotlib() as png:
         from matplotlib.figure import Figure
@@ -128,15 +128,22 @@ def shots_chart(
 
         figure = Figure(figsize=(6.5, 4.2), layout="constrained")
         axes = figure.subplots()
-        for (title, points), colour in zip(curves.items(), (RED, BLUE, PALE), strict=False):
-            shots, means, spreads = (np.array(column) for column in zip(*points, strict=True))
-            style: dict[str, Any] = {"color": colour, "ms": 5, "capsize": 3, "label": title}
-            axes.errorbar(shots, 100 * means, 100 * spreads, fmt="o-", **style)
         axes.axhline(100 / num_classes, color=INK, ls="--", lw=1, label="guessing")
-        axes.set_xscale("log")
-        axes.set_xticks(shots, [f"{count:.0f}" for count in shots])
-        axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="training images per class", ylabel="accuracy, %")
+        colours = (RED, BLUE, PALE)
+        (shots, *_), *_ = drawn = [np.array(points).T for points in curves.values()]
+        if len(shots) == 1:  # one point is no curve
+            _, means, spreads = np.concatenate(drawn, axis=1)
+            bars = axes.bar([*curves], 100 * means, yerr=100 * spreads, color=colours, capsize=3)
+            axes.bar_label(bars, fmt="%.1f%%", label_type="center", color="white")
+            axes.set_xlabel(counted(round(shots[0]), "training image") + " per class")
+        else:
+            for title, points, colour in zip(curves, drawn, colours, strict=False):
+                style: dict[str, Any] = {"color": colour, "ms": 5, "capsize": 3, "label": title}
+                axes.errorbar(points[0], 100 * points[1], 100 * points[2], fmt="o-", **style)
+            axes.set_xscale("log")
+            axes.set_xticks(shots, [f"{count:.0f}" for count in shots])
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)

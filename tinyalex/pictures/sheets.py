@@ -18,7 +18,7 @@ from tinyalex.backends.devices import move
 from tinyalex.folders import write_atomically
 from tinyalex.models import AlexNet
 from tinyalex.nn import Conv2d
-from tinyalex.text import escaped, printable
+from tinyalex.text import escaped, percent, printable
 
 INK, PALE, RED, BLUE = "#222222", "#8a8a8a", "#c0392b", "#7f9cc0"
 
@@ -116,11 +116,11 @@ def contact_sheet(
             bar = (left, y + 2, left + round(share * (size - 1)), y + bar_height - 3)
             right = labels is not None and label == labels[i]
             draw.rectangle(bar, PALE_GREEN if right else PALE_BLUE)
-            percent = f"{share:.0%}"
-            percent_width = round(draw.textlength(percent, small))
-            name = shorten(draw, printable(classes[label]), small, size - percent_width - 14)
+            figure = percent(share)
+            figure_width = round(draw.textlength(figure, small))
+            name = shorten(draw, printable(classes[label]), small, size - figure_width - 14)
             draw.text((left + 4, y + 3), name, INK, small)
-            draw.text((left + size - percent_width - 4, y + 3), percent, INK, small)
+            draw.text((left + size - figure_width - 4, y + 3), figure, INK, small)
     return sheet
 
 
