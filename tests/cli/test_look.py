@@ -152,8 +152,9 @@ def test_each_picture_from_the_run_alone(what, trained, tmp_path):
 def test_pictures_go_beside_the_checkpoint(trained, tmp_path):
     alone = shutil.copy(Checkpoints(trained).last, tmp_path / "moved.safetensors")
     code, said, _ = run("look", alone, "filters")
-    assert (code, said) == (0, f"drawn in {tmp_path / 'filters.png'}\n")
-    assert (tmp_path / "filters.png").read_bytes() == (trained / "filters.png").read_bytes()
+    picture = tmp_path / "moved.safetensors-filters.png"
+    assert (code, said) == (0, f"drawn in {picture}\n")
+    assert picture.read_bytes() == (trained / "filters.png").read_bytes()
 
 
 def test_answers_know_the_right_class_by_the_folder(photos, trained, tmp_path):

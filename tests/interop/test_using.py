@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -42,6 +43,27 @@ def weight_file(tmp_path, monkeypatch):
         return (tmp_path / "weights.npz").rename(tmp_path / "weights.pth")
 
     return written
+
+
+def test_pictures_of_files_in_one_folder_do_not_replace_each_other(trained, photos, tmp_path):
+    assert run("convert", trained, tmp_path / "a.safetensors")[0] == 0
+    for source, copy in {
+        tmp_path / "a.safetensors": "a.pth",
+        trained / "best.safetensors": "best.safetensors",
+        trained / "last.safetensors": "last.safetensors",
+    }.items():
+        shutil.copy(source, tmp_path / copy)
+    files, made = sorted(tmp_path.iterdir()), []
+    for path in files:
+        before = set(tmp_path.iterdir())
+        data = ("--data", photos)
+        assert run("look", path, "filters")[0] == 0
+        assert run("evaluate", path, *data, "--crops", 1)[0] == 0
+        assert run("probe", path, *data, "--shots", 2, "--draws", 1, "--no-cache")[0] == 0
+        made.append({new.name for new in set(tmp_path.iterdir()) - before})
+    plain = {"filters.png", "confusion.png", "mistakes.png", "probe.png", "probe-neighbours.png"}
+    begin = ["" if path.name == "best.safetensors" else f"{path.name}-" for path in files]
+    assert made == [{prefix + picture for picture in plain} for prefix in begin]
 
 
 def test_a_thousand_classes_are_imagenets(weight_file, photos, tmp_path):
@@ -115,7 +137,7 @@ def test_pictures_of_a_weight_file(what, weight_file, photos, tmp_path):
     code, said, complaints = run("look", weight_file(3), what, *images, *among)
     assert (code, complaints) == (0, "")
     assert said.startswith(f"{tmp_path}/weights.pth: a file for tests; tiny, 3 classes")
-    assert (tmp_path / f"{what}.png").exists()
+    assert (tmp_path / f"weights.pth-{what}.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tinyalex.cli.common import (
     command,
     readable,
 )
-from tinyalex.cli.network import add_network_arguments, open_network
+from tinyalex.cli.network import add_network_arguments, open_network, prefix_of
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data import Dataset, loader_on
 from tinyalex.interrupts import DONE, FAILED
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"left out: {name}: {reason}")
     best = answers[args.crops]
     print_confused(best, classifier.classes, TITLES[args.crops])
-    return draw(best, dataset, out)
+    return draw(best, dataset, out, "" if args.out else prefix_of(path))
 
 
 def make_parser() -> Parser:
@@ -180,7 +180,7 @@ def print_confused(answers: Answers, classes: list[str], crops: str) -> None:
         say(f"  {printable(classes[right])} taken for {printable(classes[answer])}: {share}")
 
 
-def draw(answers: Answers, dataset: Dataset, out: Path) -> int:
+def draw(answers: Answers, dataset: Dataset, out: Path, prefix: str = "") -> int:
     """Draw confusion matrix and worst mistakes into `out`; return exit code."""
     confused = partial(confusion_matrix, answers.confusion, dataset.classes)
     pictures = {"confusion.png": ("what is taken for what", confused)}
@@ -189,7 +189,8 @@ def draw(answers: Answers, dataset: Dataset, out: Path) -> int:
         pictures["mistakes.png"] = text, partial(draw_mistakes, answers, worst, dataset)
     code = DONE
     say(f"\nin {printable(out)}:")
-    for name, (text, draw_into) in pictures.items():
+    for picture, (text, draw_into) in pictures.items():
+        name = prefix + picture
         error = failure(partial(draw_into, out / name))
         say(f"  no {name}: {one_sentence(error)}" if error else f"  {name:14} {text}")
         if error and not isinstance(error, PackageError):

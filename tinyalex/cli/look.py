@@ -31,7 +31,7 @@ from tinyalex.cli.common import (
     find_images,
     readable,
 )
-from tinyalex.cli.network import add_checkpoint, open_network
+from tinyalex.cli.network import add_checkpoint, open_network, prefix_of
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in
 from tinyalex.data import Dataset, EvalTransform, Loader
 from tinyalex.interrupts import DONE, USAGE
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     set_num_threads(args.threads)
     path = checkpoint_path(args.checkpoint)
-    out = args.out or path.parent / f"{args.what}.png"
+    out = args.out or path.parent / f"{prefix_of(path)}{args.what}.png"
     check_picture(out)
     network = open_network(args)
     images = network.run_images(getattr(args, "data", None))
@@ -167,7 +167,7 @@ def make_parser() -> Parser:
             "--out",
             type=path_in,
             metavar="PNG",
-            help=f"the picture (default: {name}.png in the folder of the checkpoint)",
+            help=f"the picture (default: {name}.png in the folder of a run, else FILE-{name}.png)",
         )
         add_threads(parts)
     return parser

@@ -22,7 +22,7 @@ from tinyalex.training import (
     load_checkpoint,
     settings_in,
 )
-from tinyalex.training.checkpoint import is_checkpoint
+from tinyalex.training.checkpoint import BEST, is_checkpoint
 from tinyalex.training.classifier import complete
 from tinyalex.training.datasets import RunImages
 
@@ -101,6 +101,15 @@ def open_network(args: argparse.Namespace) -> Network:
     weights = load_completed(args, path)
     say(f"{printable(path)}: {'; '.join(described(weights))}")
     return Network(Classifier.from_weights(weights), path, None)
+
+
+def prefix_of(path: Path) -> str:
+    """Return what names of pictures beside a network's file begin with.
+
+    It is the file's name, lest two files in a folder replace each other's pictures, and nothing
+    for the best network of a run.
+    """
+    return "" if path.name == BEST and is_checkpoint(path) else f"{path.name}-"
 
 
 def load_completed(args: argparse.Namespace, path: Path) -> Weights:

@@ -22,7 +22,7 @@ import numpy as np
 from tinyalex.backends.devices import check
 from tinyalex.cli.common import add_layout, check_picture, command, readable
 from tinyalex.cli.look import HELD_OUT, neighbours_of, of_all_classes
-from tinyalex.cli.network import Network, add_network_arguments, open_network
+from tinyalex.cli.network import Network, add_network_arguments, open_network, prefix_of
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data import Dataset, ImageFolder
 from tinyalex.interrupts import DONE, FAILED
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     set_num_threads(args.threads)
     network = open_network(args)
     classifier, path = network.classifier, network.path
-    out = args.out or path.parent / "probe.png"
+    out = args.out or path.parent / f"{prefix_of(path)}probe.png"
     check_picture(out)
     model = classifier.model.to(args.device)
     layer = args.layer or [*model.weight_layers][-2]
@@ -122,7 +122,7 @@ def make_parser() -> Parser:
         "--out",
         type=path_in,
         metavar="PNG",
-        help="the picture (default: probe.png in the folder of the checkpoint)",
+        help="the picture (default: probe.png in the folder of a run, else FILE-probe.png)",
     )
     return parser
 
