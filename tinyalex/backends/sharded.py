@@ -48,7 +48,8 @@ class ShardedKernels:
 
     Those in which images do not meet, neither in sums nor in the choice of an algorithm, are the
     backend's own. A backend may compute several shards at once where that gives the same bits: by
-    functions in its ``SHARD_KERNELS`` that take the `Part` before the kernel's own arguments.
+    functions in its ``SHARD_KERNELS`` that take the `Part` before the kernel's own arguments, and
+    return None where it does not.
     """
 
     def __init__(self, kernels: ModuleType, part: Part) -> None:
@@ -56,9 +57,19 @@ class ShardedKernels:
         self._own: dict[str, Callable[..., Any]] = getattr(kernels, "SHARD_KERNELS", {})
 
     def __getattr__(self, name: str) -> Any:
-        kernel = getattr(self._kernels, name)
+        one_by_one = self._one_by_one(name)
         if name in self._own:
-            return lambda first, *rest: self._own[name](self._part.of(len(first)), first, *rest)
+            return partial(self._together, self._own[name], one_by_one)
+        return one_by_one
+
+    def _together(
+        self, own: Callable[..., Any], one_by_one: Callable[..., Any], images: Array, *rest: Any
+    ) -> Any:
+        found = own(self._part.of(len(images)), images, *rest) if len(images) else None
+        return one_by_one(images, *rest) if found is None else found
+
+    def _one_by_one(self, name: str) -> Any:
+        kernel = getattr(self._kernels, name)
         if name in OUTPUTS:
             return partial(self._outputs, kernel, OUTPUTS[name])
         if name in SUMS:

@@ -75,6 +75,15 @@ def tree_sum(term: Callable[[int], Array], first: int, last: int) -> Array:
     return total
 
 
+def additions(terms: int) -> list[int]:
+    """Return, for each term of the tree, the additions that it completes."""
+    if terms == 1:
+        return [0]
+    left, right = halves(0, terms)
+    *others, last = additions(right[1] - right[0])
+    return [*additions(left[1]), *others, last + 1]
+
+
 @dataclass(frozen=True)
 class Part:
     """Shards of a rank in the batch of all ranks."""

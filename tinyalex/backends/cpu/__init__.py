@@ -20,6 +20,7 @@ from tinyalex.backends.cpu.lrn_pool import norm_max_pool2d, norm_max_pool2d_inpu
 from tinyalex.backends.cpu.pool import max_pool2d, max_pool2d_input_grad
 from tinyalex.backends.cpu.runtime import MOST_THREADS, set_num_threads
 from tinyalex.backends.cpu.sgd import sgd_step
+from tinyalex.backends.cpu.shard_kernels import SHARD_KERNELS
 from tinyalex.backends.cpu.threading_layer import choose
 from tinyalex.backends.cpu.within_norm import (
     within_channel_response_norm,
@@ -28,6 +29,7 @@ from tinyalex.backends.cpu.within_norm import (
 from tinyalex.threads import follow
 
 __all__ = [
+    "SHARD_KERNELS",
     "all_finite",
     "conv2d",
     "conv2d_bias_grad",

@@ -8,12 +8,15 @@ features) is left to BLAS.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numba import prange
 
 from tinyalex.backends import memory
 from tinyalex.backends.cpu.gemm import gemm
-from tinyalex.backends.cpu.microkernel import ROWS, WIDTH, View, multiply
+from tinyalex.backends.cpu.microkernel import ROWS, TERM, WIDTH, View, add_terms, multiply
 from tinyalex.backends.cpu.runtime import (
     kernel,
     num_threads,
@@ -23,7 +26,8 @@ from tinyalex.backends.cpu.runtime import (
     workspace,
 )
 from tinyalex.backends.cpu.vectors import FAR, LANES, fence
-from tinyalex.backends.types import Array
+from tinyalex.backends.shards import additions
+from tinyalex.backends.types import Array, Shape
 
 MAX_COLUMNS = 1024  # of the result, a task: more leaves the threads unevenly loaded
 TASK = 4 * ROWS[0]  # rows of the result for a task of `_multiply_weight`
@@ -146,6 +150,26 @@ def _weight_grad(grad, x, dweight, space):
         fence()
 
 
+@parallel_kernel
+def _weight_grad_of_shards(grad, x, ends, additions, dweight, space):
+    # dweight [O, I] = the sum of grad[shard].T @ x[shard], added in the tree
+    N, outputs = grad.shape
+    inputs, far = x.shape[1], dweight.size > FAR
+    for task in prange((inputs + COLUMNS - 1) // COLUMNS):
+        first = np.int64(task) * COLUMNS
+        columns = min(COLUMNS, inputs - first)
+        panels = space[thread_id()]
+        _pack(x, first, columns, panels)
+        right = View(panels, 0, WIDTH, N * WIDTH)
+        sums = panels[N * COLUMNS :]
+        for o in range(0, outputs, TASK):
+            left = View(grad, o, 1, outputs)
+            result = View(dweight, o * inputs + first, inputs, 1)
+            rows = min(TASK, outputs - o)
+            add_terms(left, right, result, rows, columns, ends, additions, sums, far)
+        fence()
+
+
 # --- everything else: BLAS ------------------------------------------------------------------------
 
 
@@ -169,22 +193,25 @@ def _blas(
     return c
 
 
-def _suits(weight: Array) -> bool:
-    """Return whether tiles fill the matrix and its gradient without a rest."""
-    outputs, inputs = weight.shape
+def suits(shape: Shape, dtype: Any) -> bool:
+    """Return whether tiles fill such weights and their gradient without a rest."""
+    outputs, inputs = shape
     fits = outputs % ROWS[-1] == 0 and inputs % LANES == 0
-    return weight.dtype == np.float32 and fits and weight.size > 0
+    return dtype == np.float32 and fits and outputs * inputs > 0
 
 
-def linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O]."""
+def linear(x: Array, weight: Array, bias: Array | None, rows: int | None = None) -> Array:
+    """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O].
+
+    ``rows``, unless it is N, is the number of rows that the way is chosen by.
+    """
     N, (outputs, inputs) = x.shape[0], weight.shape
     if N == 0:
         return np.empty((0, outputs), x.dtype)
-    if N == 1:
+    if (rows or N) == 1:
         y = np.zeros((1, outputs), x.dtype)
         _forward_one(plain(x[0]), plain(weight), y[0])
-    elif _suits(weight):
+    elif suits(weight.shape, weight.dtype):
         panels = memory.empty((-(-N // WIDTH), inputs, WIDTH), np.float32)
         _transpose_into_panels(plain(x), panels)
         columns = -(-N // LANES) * LANES
@@ -202,7 +229,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 def linear_input_grad(grad: Array, weight: Array) -> Array:
     """Return dx = grad @ weight: [N, O] @ [O, I]."""
     N, (outputs, inputs) = grad.shape[0], weight.shape
-    if N == 0 or not _suits(weight):
+    if N == 0 or not suits(weight.shape, weight.dtype):
         return _blas(grad, weight, (N, inputs), False, False)
     rows = np.zeros((-(-N // ROWS[-1]) * ROWS[-1], outputs), np.float32)
     rows[:N] = grad
@@ -219,7 +246,22 @@ def linear_weight_grad(grad: Array, x: Array) -> Array:
     if N == 0:
         return np.zeros(shape, grad.dtype)
     dweight = memory.empty(shape, grad.dtype)
-    if not _suits(dweight):
+    if not suits(shape, grad.dtype):
         return _blas(grad, x, shape, True, False)
     _weight_grad(plain(grad), plain(x), dweight, workspace(N * COLUMNS, np.dtype(np.float32)))
+    return dweight
+
+
+def sum_of_weight_grads(grad: Array, x: Array, sizes: Sequence[int]) -> Array:
+    """Return the sum of the shards' `linear_weight_grad`, added in their tree.
+
+    ``sizes`` are the rows of each shard, at least one. The weights' shape must be one that `suits`.
+    """
+    N, outputs = grad.shape
+    ends = np.cumsum([0, *sizes])
+    counts = np.array(additions(len(sizes)))
+    dweight = memory.empty((outputs, x.shape[1]), np.float32)
+    apart = 1 + len(sizes).bit_length()  # sums at a time, at most
+    space = workspace(N * COLUMNS + apart * TERM, np.dtype(np.float32))
+    _weight_grad_of_shards(plain(grad), plain(x), ends, counts, dweight, space)
     return dweight

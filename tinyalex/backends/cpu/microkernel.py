@@ -23,6 +23,7 @@ from tinyalex.backends.cpu.runtime import kernel
 from tinyalex.backends.cpu.vectors import (
     FUSED,
     HAS_AVX512,
+    INTEGER,
     LANES,
     VECTOR,
     address,
@@ -55,17 +56,53 @@ class View(NamedTuple):
     column: int
 
 
+Cells = list[tuple[int, int]]  # of a tile: its rows and vectors
+
+
+def _add_products(
+    builder: Any, cells: Cells, factors: Sequence[Any], begin: Sequence[Any]
+) -> Sequence[Any]:
+    """Build the loop that adds products to vectors, ``begin``."""
+    a, a_row, a_column, b, b_row, b_panel, depth = factors
+    a, b = (pointer(builder, address) for address in (a, b))
+    rows, vectors = (last + 1 for last in cells[-1])
+    # One pointer for every four rows: a single one would make each load wait for the last.
+    starts = [element(builder, a, (i, a_row)) for i in range(0, rows, 4)]
+
+    def step(index: Any, values: Sequence[Any]) -> list[Any]:
+        line, columns, sums = values[0], values[1 : 1 + len(starts)], values[1 + len(starts) :]
+        right = [load(builder, element(builder, line, (j, LANES))) for j in range(vectors)]
+        for j in range(vectors):  # the next panel will be here in time
+            prefetch(builder, element(builder, line, (1, b_panel), (j, LANES)))
+        numbers = [element(builder, columns[i // 4], (i % 4, a_row)) for i in range(rows)]
+        left = [spread(builder, builder.load(place)) for place in numbers]
+        products = [builder.fmul(left[i], right[j], flags=FUSED) for i, j in cells]
+        totals = [builder.fadd(p, s, flags=FUSED) for p, s in zip(products, sums, strict=True)]
+        next_columns = [element(builder, column, (1, a_column)) for column in columns]
+        return [element(builder, line, (1, b_row)), *next_columns, *totals]
+
+    return repeat(builder, depth, [b, *starts, *begin], step)[1 + len(starts) :]
+
+
+def _put(builder: Any, once: Any, totals: Sequence[Any], places: Sequence[Any]) -> None:
+    """Store vectors, or ``once``, past the caches."""
+    with builder.if_else(once) as (past_the_caches, into_them):
+        with past_the_caches:
+            for place, total in zip(places, totals, strict=True):
+                stream(builder, total, place)
+        with into_them:
+            for place, total in zip(places, totals, strict=True):
+                store(builder, total, place)
+
+
 def _tile(rows: int, vectors: int) -> Callable[..., None]:
     """Return code for a result tile of ``rows`` rows and ``vectors * LANES`` columns."""
     cells = [(i, j) for i in range(rows) for j in range(vectors)]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, a_row, a_column, b, b_row, b_panel, c, c_row, depth, accumulate, once = arguments
-
-        a, b, c = (pointer(builder, address) for address in (a, b, c))
+        *ab, c, c_row, depth, accumulate, once = arguments
+        c = pointer(builder, c)
         results = [element(builder, c, (i, c_row), (j, LANES)) for i, j in cells]
-        # One pointer for every four rows: a single one would make each load wait for the last.
-        starts = [element(builder, a, (i, a_row)) for i in range(0, rows, 4)]
 
         # The sums begin with zero, or with what the result holds.
         empty = builder.block
@@ -79,26 +116,7 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
             phi.add_incoming(constant(0.0), empty)
             phi.add_incoming(value, filled)
 
-        def step(index: Any, values: Sequence[Any]) -> list[Any]:
-            line, columns, sums = values[0], values[1 : 1 + len(starts)], values[1 + len(starts) :]
-            right = [load(builder, element(builder, line, (j, LANES))) for j in range(vectors)]
-            for j in range(vectors):  # the next panel will be here in time
-                prefetch(builder, element(builder, line, (1, b_panel), (j, LANES)))
-            numbers = [element(builder, columns[i // 4], (i % 4, a_row)) for i in range(rows)]
-            left = [spread(builder, builder.load(place)) for place in numbers]
-            products = [builder.fmul(left[i], right[j], flags=FUSED) for i, j in cells]
-            totals = [builder.fadd(p, s, flags=FUSED) for p, s in zip(products, sums, strict=True)]
-            next_columns = [element(builder, column, (1, a_column)) for column in columns]
-            return [element(builder, line, (1, b_row)), *next_columns, *totals]
-
-        totals = repeat(builder, depth, [b, *starts, *begin], step)[1 + len(starts) :]
-        with builder.if_else(once) as (past_the_caches, into_them):
-            with past_the_caches:
-                for place, total in zip(results, totals, strict=True):
-                    stream(builder, total, place)
-            with into_them:
-                for place, total in zip(results, totals, strict=True):
-                    store(builder, total, place)
+        _put(builder, once, _add_products(builder, cells, [*ab, depth], begin), results)
         return context.get_dummy_value()
 
     @intrinsic
@@ -111,9 +129,51 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
     return tile
 
 
+def _term(rows: int, vectors: int) -> Callable[..., None]:
+    """Return code for a tile of a term of `add_terms`.
+
+    It computes c = sums[-additions] + (... + (sums[-1] + a @ b)), where ``sums`` are tiles of
+    `TERM` numbers, counted from their end.
+    """
+    cells = [(i, j) for i in range(rows) for j in range(vectors)]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *ab, c, c_row, depth, sums, additions, once = arguments
+        c, sums = (pointer(builder, address) for address in (c, sums))
+        results = [element(builder, c, (i, c_row), (j, LANES)) for i, j in cells]
+        product = _add_products(builder, cells, [*ab, depth], [constant(0.0)] * len(cells))
+
+        def add(index: Any, values: Sequence[Any]) -> list[Any]:
+            place = element(builder, values[0], (1, -TERM))
+            before = [load(builder, element(builder, place, (k, LANES))) for k in range(len(cells))]
+            return [place, *map(builder.fadd, before, values[1:])]
+
+        alone = builder.block
+        with builder.if_then(builder.icmp_signed(">", additions, INTEGER(0))):
+            added = repeat(builder, additions, [sums, *product], add)[1:]
+            summed = builder.block
+        totals = [builder.phi(VECTOR) for _ in cells]
+        for phi, *values in zip(totals, product, added, strict=True):
+            for value, block in zip(values, (alone, summed), strict=True):
+                phi.add_incoming(value, block)
+        _put(builder, once, totals, results)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def term(
+        typing: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any, b_panel: Any, c: Any,
+        c_row: Any, depth: Any, sums: Any, additions: Any, once: Any,
+    ) -> Any:  # fmt: skip
+        return types.void(*[types.intp] * 11, types.boolean), generate
+
+    return term
+
+
 _tile_1x1, _tile_1x2 = _tile(ROWS[0], 1), _tile(ROWS[0], 2)
 _tile_2x1, _tile_2x2 = _tile(ROWS[1], 1), _tile(ROWS[1], 2)
 _tile_3x1, _tile_3x2 = _tile(ROWS[2], 1), _tile(ROWS[2], 2)
+_large_term, _small_term = _term(ROWS[0], 2), _term(ROWS[-1], 1)
+TERM = ROWS[0] * WIDTH
 
 
 @kernel
@@ -169,3 +229,43 @@ def multiply(a, b, c, rows, columns, depth, accumulate, once=False):
                 once, rest, wide,
             )  # fmt: skip
             i += height
+
+
+@kernel
+def add_terms(a, b, c, rows, columns, ends, additions, sums, once):
+    """``c = sum of a[:, i:j] @ b[i:j]`` over neighbours i, j of ``ends``, added in a tree.
+
+    After term k, the last ``additions[k]`` of the sums that are still apart are added to it, one to
+    the next; ``sums`` has room for `TERM` numbers of each that is. ``rows`` must be a multiple of
+    ``ROWS[-1]``; for ``columns`` and ``once`` see `multiply`.
+    """
+    for first in range(0, columns, WIDTH):
+        i = 0
+        while i < rows:
+            large = rows - i >= ROWS[0] and first + WIDTH <= columns
+            width = WIDTH if large else LANES
+            for column in range(first, min(columns, first + WIDTH), width):
+                panel = b.start + first // WIDTH * b.column + column - first
+                result = address(c.array, c.start + i * c.row + column)
+                apart = 0
+                for k in range(additions.size):
+                    begin, depth = ends[k], ends[k + 1] - ends[k]
+                    source = address(a.array, a.start + i * a.row + begin * a.column)
+                    right = address(b.array, panel + begin * b.row)
+                    last = k + 1 == additions.size
+                    before = address(sums, apart * TERM)
+                    apart -= additions[k]
+                    target = result if last else address(sums, apart * TERM)
+                    distance = c.row if last else width
+                    if large:
+                        _large_term(
+                            source, a.row, a.column, right, b.row, b.column, target, distance,
+                            depth, before, additions[k], last and once,
+                        )  # fmt: skip
+                    else:
+                        _small_term(
+                            source, a.row, a.column, right, b.row, b.column, target, distance,
+                            depth, before, additions[k], last and once,
+                        )  # fmt: skip
+                    apart += 1
+            i += ROWS[0] if large else ROWS[-1]

@@ -92,7 +92,12 @@ def _from_weight_blocks(cells: Array, weight_shape: Shape, stride: int) -> Array
 
 
 def forward(
-    x: Array, weight: Array, bias: Array | None, options: ConvOptions, rectify: bool = False
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    options: ConvOptions,
+    rectify: bool = False,
+    shard: int | None = None,
 ) -> Array:
     """Return y, or max(y, 0): blocks, then Winograd's convolution."""
     s = options.stride[0]
@@ -101,14 +106,18 @@ def forward(
     cells = _blocks(x, size, taps, options)
     U = reuse(weight, ("strided", s), lambda: points(_weight_blocks(weight, s, taps), 1, False))
     shape = (x.shape[0], weight.shape[0], *size)
-    y, spoilt = winograd.convolve(cells, None, U, bias, rectify, (0, 0), shape)
-    if spoilt.size:
-        y[spoilt] = im2col.forward(x[spoilt], weight, bias, options, rectify)
+    y, spoilt = winograd.convolve((cells, None), U, bias, rectify, (0, 0), shape, shard)
+    winograd.redo(y, spoilt, shard, lambda n: im2col.forward(x[n], weight, bias, options, rectify))
     return y
 
 
 def input_grad(
-    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
+    grad: Array,
+    weight: Array,
+    input_shape: Shape,
+    options: ConvOptions,
+    mask: Array | None = None,
+    shard: int | None = None,
 ) -> Array:
     """Return dx: the gradient of the blocks, scattered to their pixels."""
     (s, _), ((top, _), (left, _)), _, _ = options
@@ -118,17 +127,15 @@ def input_grad(
     U = points(_weight_blocks(weight, s, taps), 1, True)
     shape = (N, s * s * C, rows, columns)
     edge = taps - 1, taps - 1
-    cells, spoilt = winograd.convolve(grad, mask, U, None, False, edge, shape)
+    cells, spoilt = winograd.convolve((grad, mask), U, None, False, edge, shape, shard)
     pixels = channels_last(cells).reshape(N, rows, columns, s, s, C).transpose(0, 1, 3, 2, 4, 5)
     pixels = pixels.reshape(N, rows * s, columns * s, C)
     dx = np.zeros((N, H, W, C), np.float32)
     seen = pixels[:, top : top + H, left : left + W]
     dx[:, : seen.shape[1], : seen.shape[2]] = seen
     dx = as_nchw(dx)
-    if spoilt.size:
-        masks = None if mask is None else mask[spoilt]
-        shape = (spoilt.size, C, H, W)
-        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, options, masks)
+    again = winograd.im2col_input_grad(grad, weight, input_shape, options, mask)
+    winograd.redo(dx, spoilt, shard, again)
     return dx
 
 

@@ -19,6 +19,8 @@ not. So images with an output that is not finite are computed again, by `im2col`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import prange
 
@@ -148,21 +150,23 @@ def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
 
 
 def convolve(
-    x: Array,
-    mask: Array | None,
+    masked: tuple[Array, Array | None],
     U: Array,
     bias: Array | None,
     rectify: bool,
     padding: Pair,
     y_shape: Shape,
+    shard: int | None = None,
 ) -> tuple[Array, Array]:
     """Return y, where ``U`` are the `points` of the weights.
 
-    The second result are the numbers of the images whose y is not finite, and not to be used.
+    ``masked`` are x and its mask. With ``shard`` images in a shard, a multiple of `IMAGES`, several
+    shards get the bits that each gets alone. The second result are the numbers of the images whose
+    y is not finite, and not to be used.
     """
-    taps, groups = U.shape[0] - TILE + 1, U.shape[2]
+    (x, mask), taps, groups = masked, U.shape[0] - TILE + 1, U.shape[2]
     N, K, Ho, Wo = y_shape
-    canvas = lay_out(N, (Ho, Wo), taps)
+    canvas = lay_out(shard or N, (Ho, Wo), taps)
     lines = lines_of(canvas, N)
     tasks = -(-lines * canvas.tiles // (TILES * num_threads())) * num_threads()
     per_task = max(1, -(-lines // max(1, tasks)))
@@ -188,22 +192,39 @@ def convolve(
     return as_nchw(strip(y, groups, 3, K)), spoilt.nonzero()[0]
 
 
+def redo(y: Array, images: Array, shard: int | None, make: Callable[[Array], Array]) -> None:
+    """Write what ``make`` returns for some images, those of each shard together."""
+    shards = images // (shard or len(y) or 1)
+    for number in np.unique(shards):
+        some = images[shards == number]
+        y[some] = make(some)
+
+
 def forward(
-    x: Array, weight: Array, bias: Array | None, options: ConvOptions, rectify: bool = False
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    options: ConvOptions,
+    rectify: bool = False,
+    shard: int | None = None,
 ) -> Array:
     """Return y, or max(y, 0): transform, multiply point by point, transform back."""
     size = conv_output_size(x.shape[2:], weight.shape[2:], options)
     shape = (x.shape[0], weight.shape[0], *size)
     _, ((top, _), (left, _)), _, groups = options
     U = reuse(weight, ("winograd", groups), lambda: points(weight, groups, False))
-    y, spoilt = convolve(x, None, U, bias, rectify, (top, left), shape)
-    if spoilt.size:
-        y[spoilt] = im2col.forward(x[spoilt], weight, bias, options, rectify)
+    y, spoilt = convolve((x, None), U, bias, rectify, (top, left), shape, shard)
+    redo(y, spoilt, shard, lambda n: im2col.forward(x[n], weight, bias, options, rectify))
     return y
 
 
 def input_grad(
-    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None = None
+    grad: Array,
+    weight: Array,
+    input_shape: Shape,
+    options: ConvOptions,
+    mask: Array | None = None,
+    shard: int | None = None,
 ) -> Array:
     """Return dx: the convolution of ``grad`` (where ``mask`` > 0) with the rotated filters.
 
@@ -211,13 +232,24 @@ def input_grad(
     """
     _, ((top, _), (left, _)), _, groups = options
     edge = weight.shape[2] - 1
+    edges = edge - top, edge - left
     U = reuse(weight, ("winograd of dx", groups), lambda: points(weight, groups, True))
-    dx, spoilt = convolve(grad, mask, U, None, False, (edge - top, edge - left), input_shape)
-    if spoilt.size:
-        masks = None if mask is None else mask[spoilt]
-        shape = (spoilt.size, *input_shape[1:])
-        dx[spoilt] = im2col.input_grad(grad[spoilt], weight, shape, options, masks)
+    dx, spoilt = convolve((grad, mask), U, None, False, edges, input_shape, shard)
+    redo(dx, spoilt, shard, im2col_input_grad(grad, weight, input_shape, options, mask))
     return dx
+
+
+def im2col_input_grad(
+    grad: Array, weight: Array, input_shape: Shape, options: ConvOptions, mask: Array | None
+) -> Callable[[Array], Array]:
+    """Return a function of numbers of images, which returns their dx."""
+
+    def of(images: Array) -> Array:
+        shape = len(images), *input_shape[1:]
+        masks = None if mask is None else mask[images]
+        return im2col.input_grad(grad[images], weight, shape, options, masks)
+
+    return of
 
 
 def masked(grad: Array, y: Array) -> tuple[Array, Array]:

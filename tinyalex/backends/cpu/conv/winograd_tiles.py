@@ -47,6 +47,8 @@ from tinyalex.backends.cpu.vectors import (
 )
 from tinyalex.backends.geometry import Pair
 
+IMAGES = 4  # on the largest canvas; the smaller have a divisor of it
+
 
 class Canvas(NamedTuple):
     """``down`` x ``across`` images, every ``height`` rows and ``width`` columns, in tiles."""
