@@ -103,7 +103,7 @@ def test_exchange_follows_exchange_while_backward_continues():
     take 1 message before backward, the sum of fc2's gradients 8 s on a link of 1 Gbit/s and 2 * 3
     messages, that of conv1's 4 s and as many.
     """
-    machine = Machine(rate=10, link=1 / plan.PAYLOAD, latency=0.25)
+    machine = Machine(rate=10, link=1, latency=0.25, payload=1)
     found = cost(TWO, "data", 2, 20, machine)
     assert (found.sent, found.compute) == pytest.approx((1.5e9, 1))
     assert (found.link, found.latency) == pytest.approx((12, 3.25), rel=1e-5)
@@ -123,7 +123,7 @@ def test_exchange_follows_exchange_while_backward_continues():
 def test_a_layer_waits_for_its_inputs_behind_what_was_begun_before(ranks, step, sent):
     """By hand, for the rank with fc2 of two towers, on a link of 176 MB per second."""
     layers = [layer._replace(parameters=(88_000_000, 0)) for layer in TWO]
-    machine = Machine(rate=10, link=176 * 8e-3 / plan.PAYLOAD, latency=1e-12)
+    machine = Machine(rate=10, link=176 * 8e-3, latency=1e-12, payload=1)
     found = cost(layers, "towers", ranks, 22, machine)
     assert (found.step, found.sent) == pytest.approx((step, sent), rel=1e-4)
 

@@ -220,6 +220,8 @@ class Machine:
     """Seconds of a message beside its bytes."""
     fixed: float = 0.0
     """Seconds of a step that its images do not change: the update of all weights."""
+    payload: float = PAYLOAD
+    """Share of the link that our bytes get; emulated links count no headers."""
 
     def alone(self, batch: int) -> float:
         """Return the images per second of one rank."""
@@ -283,7 +285,7 @@ def cost(layers: Sequence[Layer], strategy: str, ranks: int, batch: int, machine
             seconds = work.multiply_adds / adds / machine.rate
             compute, now = compute + seconds, now + seconds
             continue
-        of_bytes = max(work.sent, work.received) / (machine.link * 1e9 / 8 * PAYLOAD)
+        of_bytes = max(work.sent, work.received) / (machine.link * 1e9 / 8 * machine.payload)
         of_messages = work.messages * machine.latency
         sent, link, latency = sent + work.sent, link + of_bytes, latency + of_messages
         free = max(now, free) + of_bytes + of_messages
