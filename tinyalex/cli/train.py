@@ -197,9 +197,11 @@ def ranks_of(run: Run) -> str:
     places = ", ".join(f"{count} on {host}" for host, count in hosts.items())
     learning = [p for p in run.classifier.model.parameters() if p.requires_grad]
     sent = 2 * (link.size - 1) / link.size * sum(p.data.nbytes for p in learning)
+    idle = link.size - shards
     return (
         f"{link.size} ({places}) by {link.engine}, {shards} shards, each rank sends "
         f"{sent / 1e6:.1f} MB per step"
+        + (f"; {idle} of them have no shard, and nothing to do" if idle > 0 else "")
     )
 
 

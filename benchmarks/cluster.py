@@ -1,0 +1,239 @@
+"""Steps on two ranks over a link of a given rate, emulated on one machine.
+
+    sudo .venv/bin/python benchmarks/cluster.py                  # 0.5, 1 and 2.5 Gbit/s
+    sudo .venv/bin/python benchmarks/cluster.py --rates 1 --steps 5
+
+Each rank has a network namespace of its own and one core; a token bucket holds what it sends to the
+rate. Rounds of three kinds of steps are interleaved: gradients sent while backward computes others,
+as in training; sent after backward; not sent at all. Their medians say how much of the exchange is
+hidden. The bytes are those of the network device. Needs root and the commands ip and tc; results go
+to benchmarks/results/cluster.json, the table to docs/cluster.md (`--table`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared import report
+from tinyalex import models, optim, random
+from tinyalex.data import Batch
+from tinyalex.distributed.communicator import Single
+from tinyalex.distributed.launch import together
+from tinyalex.distributed.plan import Machine, cost, layers_of
+from tinyalex.tensor import Tensor
+from tinyalex.threads import set_num_threads
+from tinyalex.training.ranks import Ranks
+from tinyalex.training.sharded_step import ShardedSteps
+
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+LATENCY = 5e-5
+"""Seconds of a message on the emulated link, beside its bytes: as plans have it."""
+KINDS = ("hidden", "after", "none")
+"""Gradients sent while backward computes others, after it, not at all."""
+
+
+# --- on each rank ---------------------------------------------------------------------------------
+
+
+class SendingAfter(ShardedSteps):
+    """`ShardedSteps` whose gradients are sent once backward is done."""
+
+    def _sender(self, name: str) -> Any:
+        send = super()._sender(name)
+        return lambda parameter: self._later.append((send, parameter))
+
+    def take(self, batch: Batch) -> None:
+        """Take a step."""
+        self._later: list[tuple[Any, Tensor]] = []
+        super().take(batch)
+
+    def _wait(self) -> None:
+        for send, parameter in self._later:
+            send(parameter)
+        super()._wait()
+
+
+class NoLoader:
+    """Loader of which a step asks the size of its batches only."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.unreadable: dict[int, str] = {}
+
+    def leave_out(self, reasons: dict[int, str]) -> None:
+        """Leave out nothing: there is nothing to read."""
+
+
+def device_bytes() -> int:
+    """Return the bytes that this host has sent so far."""
+    return int(Path("/sys/class/net/wire/statistics/tx_bytes").read_text())
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Take steps of all kinds; print this rank's times and bytes."""
+    set_num_threads(1)
+    with together() as link:
+        model = models.alexnet(arguments.variant, 1000).train()
+        size, images = model.variant.input_size, arguments.batch_size // link.size
+        rng = np.random.default_rng(link.rank)
+        pixels = rng.standard_normal((images, size, size, 3), np.float32)
+        batch = Batch(np.moveaxis(pixels, -1, 1), rng.integers(0, 1000, images), np.arange(images))
+        optimizer = optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        alone = Ranks(Single(), 1)
+        every = Ranks(link, link.size)
+        made = {
+            "hidden": lambda: ShardedSteps(model, optimizer, every, NoLoader(images * link.size)),
+            "after": lambda: SendingAfter(model, optimizer, every, NoLoader(images * link.size)),
+            "none": lambda: ShardedSteps(model, optimizer, alone, NoLoader(images)),
+        }
+        found: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
+        for number in range(arguments.steps + 1):
+            for kind in KINDS:
+                steps = made[kind]()
+                random.start_step(number)
+                link.share("begin", None).wait()
+                begun, bytes_before = time.perf_counter(), device_bytes()
+                steps.take(batch)
+                found[kind].append([time.perf_counter() - begun, device_bytes() - bytes_before])
+                steps.close()
+        everything = link.share("found", found).wait()
+    if link.rank == 0:
+        print(json.dumps(everything))
+
+
+# --- around them ----------------------------------------------------------------------------------
+
+
+def run(*words: str) -> None:
+    """Run a command; raise its complaint as an error."""
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{' '.join(words)}: {done.stderr.strip()}")
+
+
+@contextmanager
+def two_hosts(gbit: float, folder: Path) -> Any:
+    """Make two network namespaces joined by a link; yield mpiexec's words."""
+    with ExitStack() as held:
+        for host in ("tinyalex-1", "tinyalex-2"):
+            run("ip", "netns", "add", host)
+            held.callback(subprocess.run, ["ip", "netns", "del", host], capture_output=True)
+        wire = ("link", "add", "wire", "netns", "tinyalex-1", "type", "veth")
+        run("ip", *wire, "peer", "name", "wire", "netns", "tinyalex-2")
+        for number in (1, 2):
+            inside = ("ip", "-n", f"tinyalex-{number}")
+            run(*inside, "addr", "add", f"10.78.0.{number}/24", "dev", "wire")
+            for device in ("lo", "wire"):
+                run(*inside, "link", "set", device, "up")
+            rate = f"{gbit * 1000:g}mbit"
+            bucket = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms")
+            run("tc", "-n", f"tinyalex-{number}", "qdisc", "add", "dev", "wire", *bucket)
+        shell = folder / "shell"
+        shell.write_text(
+            "#!/bin/sh\n"
+            'while [ "${1#-}" != "$1" ]; do shift; done  # options of ssh\n'
+            'host=tinyalex-${1##*.}; shift; exec ip netns exec "$host" sh -c "$*"\n'
+        )
+        shell.chmod(0o700)
+        yield [
+            *("ip", "netns", "exec", "tinyalex-1", str(MPIEXEC), "-n", "2", "-ppn", "1"),
+            *("-launcher", "ssh", "-launcher-exec", str(shell), "-iface", "wire"),
+            *("-hosts", "10.78.0.1,10.78.0.2"),
+            # MPICH would send through shared memory, and past the link.
+            *("-genv", "UCX_TLS", "tcp,self", "-genv", "UCX_NET_DEVICES", "wire"),
+        ]
+
+
+def measure(gbit: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return medians of seconds and bytes per kind of step at a rate."""
+    with two_hosts(gbit, arguments.folder) as mpiexec:
+        words = [sys.executable, __file__, "--work", "--variant", arguments.variant]
+        words += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
+        done = subprocess.run([*mpiexec, *words], stdout=subprocess.PIPE, text=True, check=True)
+    ranks = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = {"gbit": gbit}
+    for kind in KINDS:
+        # A step takes as long as its slowest rank; the first one warms up.
+        both = zip(*(rank[kind] for rank in ranks), strict=True)
+        seconds = [max(step[0] for step in steps) for steps in both][1:]
+        sent = [step[1] for step in ranks[0][kind]][1:]
+        found[kind] = {"seconds": seconds, "bytes": statistics.median(sent)}
+    return found
+
+
+def hidden(found: dict[str, Any]) -> float:
+    """Return the share of the exchange that backward hides."""
+    middle = {kind: statistics.median(found[kind]["seconds"]) for kind in KINDS}
+    return (middle["after"] - middle["hidden"]) / (middle["after"] - middle["none"])
+
+
+def planned(found: dict[str, Any], variant: str, batch: int) -> float:
+    """Return the seconds of a step that the plan says, from its time without exchange."""
+    alone = statistics.median(found["none"]["seconds"])
+    kind = models.VARIANTS[variant]
+    layers = layers_of(kind, 1000, kind.input_size)
+    machine = Machine(rate=batch / 2 / alone, link=found["gbit"], latency=LATENCY)
+    return cost(layers, "data", 2, batch, machine).seconds
+
+
+def table(results: list[dict[str, Any]], variant: str, batch: int) -> str:
+    """Return a table with a row per rate."""
+    lines = [
+        "| link | no exchange | sent after backward | sent while it computes | hidden | planned "
+        "| MB sent |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in results:
+        cells = []
+        for kind in ("none", "after", "hidden"):
+            seconds = found[kind]["seconds"]
+            cells.append(
+                f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} .. {max(seconds):.2f})"
+            )
+        lines.append(
+            f"| {found['gbit']:g} Gbit/s | {' | '.join(cells)} | {hidden(found):.0%} "
+            f"| {planned(found, variant, batch):.2f} s | {found['hidden']['bytes'] / 1e6:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the command line; measure and record. Return the exit code."""
+    parser = report.parser(__doc__)
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.5, 1, 2.5], metavar="GBIT")
+    parser.add_argument("--variant", default="paper")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=5, help="of each kind, after one to warm up")
+    parser.add_argument("--folder", type=Path, default=Path("/run"), help="for a helper script")
+    parser.add_argument("--table", action="store_true", help="write docs/cluster.md")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.work:
+        work(arguments)
+        return 0
+    results = []
+    for gbit in arguments.rates:
+        results.append(measure(gbit, arguments))
+        print(table(results, arguments.variant, arguments.batch_size), flush=True)
+    everything = {"machine": report.machine(), "results": results}
+    report.save("cluster", {**report.load("cluster"), arguments.variant: everything})
+    if arguments.table:
+        text = table(results, arguments.variant, arguments.batch_size)
+        note = f"\n\nTwo ranks, {arguments.variant}, N={arguments.batch_size}. "
+        note += report.one_line(everything["machine"]) + "."
+        report.replace_table(report.ROOT / "docs" / "cluster.md", "cluster-measured", text + note)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
