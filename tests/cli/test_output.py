@@ -330,8 +330,8 @@ NEEDED = {
 }
 ALLOWED = {
     "0": {"--image-cache", "--seed", "--dropout", "--weight-decay", "--mixup", "--average",
-          "--label-smoothing"},
-    "1" + 400 * "0": {"--image-cache", "--seed", "--steps"},
+          "--label-smoothing", "--check-sync"},
+    "1" + 400 * "0": {"--image-cache", "--seed", "--steps", "--check-sync"},
     "nan": set(), "inf": set(), "-inf": set(), "-1": set(), "1e400": set(), "x": set(), "": set(),
 }  # fmt: skip
 """Numbers that are none or extreme, and the options that may have them."""

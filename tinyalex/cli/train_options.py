@@ -156,10 +156,6 @@ def check_together(args: argparse.Namespace) -> None:
 
 def check_ranks(args: argparse.Namespace, ranks: int) -> None:
     """Raise ValueError for options of several processes that cannot be."""
-    if not args.exchange_timeout > 0:
-        raise ValueError(f"--exchange-timeout must be above 0 seconds, got {args.exchange_timeout}")
-    if args.check_sync < 0:
-        raise ValueError(f"--check-sync must be at least 0 steps, got {args.check_sync}")
     alone = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
     if alone and ranks > 1:
         raise ValueError(f"{option(alone[0])} is for one process: leave mpiexec out")

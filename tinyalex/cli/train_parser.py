@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyalex.backends.precision import PRECISIONS
 from tinyalex.cli.common import add_device, add_layout, add_threads
-from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
+from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, positive, whole
 from tinyalex.data.worker_threads import WORKERS
 from tinyalex.models import VARIANTS
 from tinyalex.models.provenance import recipe_table
@@ -283,14 +283,14 @@ def make_parser(description: str | None = None) -> Parser:
     )
     group.add_argument(
         "--exchange-timeout",
-        type=float,
+        type=positive,
         default=300.0,
         metavar="S",
         help="end all ranks after S seconds without a word of one (default: %(default)g)",
     )
     group.add_argument(
         "--check-sync",
-        type=int,
+        type=whole(0),
         default=100,
         metavar="N",
         help="compare the weights of ranks every N steps (default: %(default)s; 0: never)",
