@@ -182,8 +182,8 @@ def planned(found: dict[str, Any], variant: str, batch: int) -> float:
     alone = statistics.median(found["none"]["seconds"])
     kind = models.VARIANTS[variant]
     layers = layers_of(kind, 1000, kind.input_size)
-    machine = Machine(rate=batch / 2 / alone, link=found["gbit"], latency=LATENCY)
-    return cost(layers, "data", 2, batch, machine).seconds
+    machine = Machine(batch / 2 / alone, found["gbit"], LATENCY, payload=1)
+    return cost(layers, "data", 2, batch, machine).step
 
 
 def table(results: list[dict[str, Any]], variant: str, batch: int) -> str:
