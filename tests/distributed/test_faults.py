@@ -19,6 +19,7 @@ LOST = "rank {rank} ({host}, process {pid}) has ended before the other ranks on 
 SILENT = "({host}): step 17, fc6.weight: nothing came for 2 s from rank {rank}\n"
 FAULTS = {
     "raise ValueError('broken')": ("rank {rank} ({host}): ValueError: broken\n", 1),
+    "raise KeyboardInterrupt": ("rank {rank} ({host}): Ctrl-C\n", 130),
     "sys.exit(3)": ("rank {rank} ({host}): exit code 3\n", 3),
     "sys.exit()": ("and rank {rank} for share end\n", 1),
     "os._exit(3)": (LOST, None),
@@ -54,6 +55,7 @@ def test_a_fault_of_one_rank_ends_all(count, rank, fault):
     seconds = time.time() - float(begun)
     message, code = FAULTS[fault]
     assert message.format(rank=rank, pid=pid, host=host) in ended.err
+    assert ("Traceback" in ended.err) == ("ValueError" in fault)
     assert seconds < LIMIT + 2
     assert ended.code == code if code else ended.code > 0, ended.err
 

@@ -104,25 +104,27 @@ def together(timeout: float = TIMEOUT) -> Iterator[Communicator]:
     come to at once.
     """
     ranks = communicator(timeout)
+    end: BaseException | None = None
     try:
-        yield ranks
-    except StoppedError:
+        try:
+            yield ranks
+        except (StoppedError, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code:
+                raise
+            end = error
         ranks.close()
-        raise
     except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else FAILED
         if ranks.size == 1:
             raise
-        if not code:
-            ranks.close()
-            raise
-        if isinstance(error, SystemExit):
-            ranks.abort(f"exit code {code!r}", code if isinstance(code, int) else FAILED)
-        if not isinstance(error, CommunicationError):
+        code, reason = FAILED, f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            code, reason = 130, "Ctrl-C"
+        elif isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else FAILED
+            reason = f"exit code {error.code!r}"
+        elif not isinstance(error, CommunicationError):
             traceback.print_exc()
-        sys.stderr.flush()
-        ranks.abort(
-            f"{type(error).__name__}: {error}",
-            130 if isinstance(error, KeyboardInterrupt) else FAILED,
-        )
-    ranks.close()
+            sys.stderr.flush()
+        ranks.abort(reason, code)
+    if end is not None:
+        raise end
