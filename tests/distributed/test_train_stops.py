@@ -82,7 +82,7 @@ def test_killed_jobs_are_resumed_on_any_number_of_ranks(photos, undisturbed, tmp
 def test_signals_save_all_ranks_at_one_step(photos, undisturbed, tmp_path, signum, code, trial):
     out = tmp_path / "run"
     job = train(3, "--data", photos, *LONG, "--out", out)
-    wait_for_step(job, out, 2 + 4 * trial)
+    wait_for_step(job, out, 2 + trial)
     job.send_signal(signum)
     found, said, complaints = finish(job)
     assert found == code, said + complaints
