@@ -13,6 +13,7 @@ from tinyalex.backends.shards import Part, spans_of_ranks, tree_of_ranks
 ONE_BY_ONE = SimpleNamespace(**{**vars(cpu), "SHARD_KERNELS": {}})
 
 
+@np.errstate(all="ignore")
 def on_ranks(ranks, call, sizes, sums, kernels=cpu):
     """Return results of ``call(kernels, rows)`` on so many ranks, joined; ``sums`` are added."""
     spans = spans_of_ranks(len(sizes), ranks)
@@ -72,11 +73,12 @@ CONVOLUTIONS = {
     "3x3 in groups": ((32, 13, 13), (48, 16, 3, 3), options(1, 1, 2)),
     "5x5": ((16, 14, 15), (16, 16, 5, 5), options(1, 2)),
     "11x11 at stride 4": ((3, 51, 47), (16, 3, 11, 11), options(4, 2)),
+    "few pixels": ((16, 4, 4), (16, 16, 3, 3), options(1, 1)),
     "few channels": ((8, 13, 13), (8, 8, 3, 3), options(1, 1)),
 }
 
 
-@pytest.mark.parametrize("sizes", [(4,) * 5, (8, 8), (3, 3, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(4,) * 5, (8, 8), (7,) * 3, (3, 3, 2)], ids=str)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name, sizes):
     image, shape, options = CONVOLUTIONS[name]
@@ -84,22 +86,19 @@ def test_convolutions(name, sizes):
     x, weight, bias = normal(count, *image), normal(*shape), normal(shape[0])
     y = normal(count, shape[0], *conv_output_size(image[1:], shape[2:], options))
     # Images that Winograd's algorithm cannot compute are computed again.
-    x[1, 0, 5, 5] = x[2, 0, 5, 5] = np.inf
-    y[0, 1, 2, 2] = y[1, 1, 2, 2] = 3e38
+    x[[1, 2, 6], 0, 2, 3] = np.inf
+    y[[0, 1, 5], 1, 2, 2] = 3e38
 
     def call(kernels, rows):
         n = rows.stop - rows.start
         shapes = (n, *image), shape
         needs = True, True, True
-        with np.errstate(all="ignore"):
-            return (
-                kernels.conv2d(x[rows], weight, bias, options),
-                kernels.conv2d_relu(x[rows], weight, bias, options),
-                kernels.conv2d_input_grad(y[rows], weight, shapes[0], options),
-                kernels.conv2d_weight_grad(y[rows], x[rows], shape, options),
-                *kernels.conv2d_relu_grads(
-                    y[rows], -y[rows], x[rows], weight, needs, shapes, options
-                ),
-            )
+        return (
+            kernels.conv2d(x[rows], weight, bias, options),
+            kernels.conv2d_relu(x[rows], weight, bias, options),
+            kernels.conv2d_input_grad(y[rows], weight, shapes[0], options),
+            kernels.conv2d_weight_grad(y[rows], x[rows], shape, options),
+            *kernels.conv2d_relu_grads(y[rows], -y[rows], x[rows], weight, needs, shapes, options),
+        )
 
     assert_bits_are_those_of_shards(call, sizes, (False,) * 3 + (True, False, True, True))

@@ -44,13 +44,17 @@ def _linear_weight_grad(part: Part, grad: Array, x: Array) -> Array | None:
     return sum_of_weight_grads(grad, x, sizes) if fits and min(sizes) > 0 else None
 
 
-# --- convolutions: Winograd's lays images side by side, up to `IMAGES`, as suits a batch ----------
+# --- convolutions: Winograd's computes whole canvases of images -----------------------------------
 
 
 def _chosen(
     part: Part, output: Shape, weight: Shape, options: ConvOptions, dtype: np.dtype[Any]
 ) -> tuple[ModuleType, int] | None:
-    """Return the algorithm and the images of a shard, or None."""
+    """Return the algorithm and the images of a shard, or None.
+
+    Where each shard has whole canvases, however large they are, the same size of canvas needs the
+    fewest tiles for one shard and for all, and no canvas has images of two.
+    """
     images, *others = set(part.sizes)
     if others or images % IMAGES:
         return None

@@ -106,7 +106,7 @@ def forward(
     cells = _blocks(x, size, taps, options)
     U = reuse(weight, ("strided", s), lambda: points(_weight_blocks(weight, s, taps), 1, False))
     shape = (x.shape[0], weight.shape[0], *size)
-    y, spoilt = winograd.convolve((cells, None), U, bias, rectify, (0, 0), shape, shard)
+    y, spoilt = winograd.convolve(cells, None, U, bias, rectify, (0, 0), shape)
     winograd.redo(y, spoilt, shard, lambda n: im2col.forward(x[n], weight, bias, options, rectify))
     return y
 
@@ -127,7 +127,7 @@ def input_grad(
     U = points(_weight_blocks(weight, s, taps), 1, True)
     shape = (N, s * s * C, rows, columns)
     edge = taps - 1, taps - 1
-    cells, spoilt = winograd.convolve((grad, mask), U, None, False, edge, shape, shard)
+    cells, spoilt = winograd.convolve(grad, mask, U, None, False, edge, shape)
     pixels = channels_last(cells).reshape(N, rows, columns, s, s, C).transpose(0, 1, 3, 2, 4, 5)
     pixels = pixels.reshape(N, rows * s, columns * s, C)
     dx = np.zeros((N, H, W, C), np.float32)

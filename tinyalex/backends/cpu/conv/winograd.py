@@ -150,23 +150,21 @@ def _space(lines: int, canvas: Canvas, taps: int, channels: int) -> Array:
 
 
 def convolve(
-    masked: tuple[Array, Array | None],
+    x: Array,
+    mask: Array | None,
     U: Array,
     bias: Array | None,
     rectify: bool,
     padding: Pair,
     y_shape: Shape,
-    shard: int | None = None,
 ) -> tuple[Array, Array]:
     """Return y, where ``U`` are the `points` of the weights.
 
-    ``masked`` are x and its mask. With ``shard`` images in a shard, a multiple of `IMAGES`, several
-    shards get the bits that each gets alone. The second result are the numbers of the images whose
-    y is not finite, and not to be used.
+    The second result are the numbers of the images whose y is not finite, and not to be used.
     """
-    (x, mask), taps, groups = masked, U.shape[0] - TILE + 1, U.shape[2]
+    taps, groups = U.shape[0] - TILE + 1, U.shape[2]
     N, K, Ho, Wo = y_shape
-    canvas = lay_out(shard or N, (Ho, Wo), taps)
+    canvas = lay_out(N, (Ho, Wo), taps)
     lines = lines_of(canvas, N)
     tasks = -(-lines * canvas.tiles // (TILES * num_threads())) * num_threads()
     per_task = max(1, -(-lines // max(1, tasks)))
@@ -213,7 +211,7 @@ def forward(
     shape = (x.shape[0], weight.shape[0], *size)
     _, ((top, _), (left, _)), _, groups = options
     U = reuse(weight, ("winograd", groups), lambda: points(weight, groups, False))
-    y, spoilt = convolve((x, None), U, bias, rectify, (top, left), shape, shard)
+    y, spoilt = convolve(x, None, U, bias, rectify, (top, left), shape)
     redo(y, spoilt, shard, lambda n: im2col.forward(x[n], weight, bias, options, rectify))
     return y
 
@@ -234,7 +232,7 @@ def input_grad(
     edge = weight.shape[2] - 1
     edges = edge - top, edge - left
     U = reuse(weight, ("winograd of dx", groups), lambda: points(weight, groups, True))
-    dx, spoilt = convolve((grad, mask), U, None, False, edges, input_shape, shard)
+    dx, spoilt = convolve(grad, mask, U, None, False, edges, input_shape)
     redo(dx, spoilt, shard, im2col_input_grad(grad, weight, input_shape, options, mask))
     return dx
 
