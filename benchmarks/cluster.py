@@ -1,4 +1,4 @@
-"""Steps on two ranks over a link of a given rate, emulated on one machine.
+"""Steps on two ranks over an emulated link of a given rate.
 
     sudo .venv/bin/python benchmarks/cluster.py                  # 0.5, 1 and 2.5 Gbit/s
     sudo .venv/bin/python benchmarks/cluster.py --rates 1 --steps 5
@@ -155,7 +155,7 @@ def two_hosts(gbit: float, folder: Path) -> Any:
 
 
 def measure(gbit: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return medians of seconds and bytes per kind of step at a rate."""
+    """Return medians of seconds and bytes per kind of step."""
     with two_hosts(gbit, arguments.folder) as mpiexec:
         words = [sys.executable, __file__, "--work", "--variant", arguments.variant]
         words += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
@@ -178,7 +178,7 @@ def hidden(found: dict[str, Any]) -> float:
 
 
 def planned(found: dict[str, Any], variant: str, batch: int) -> float:
-    """Return the seconds of a step that the plan says, from its time without exchange."""
+    """Return the seconds of a step that the plan expects."""
     alone = statistics.median(found["none"]["seconds"])
     kind = models.VARIANTS[variant]
     layers = layers_of(kind, 1000, kind.input_size)
