@@ -192,16 +192,16 @@ def ranks_of(run: Run) -> str:
     """Return a sentence on the processes that train a run together."""
     link, shards = run.ranks.link, run.ranks.shards
     if link.size == 1:
-        return f"1, which computes {shards} shards of each batch"
+        return f"1, which computes {counted(shards, 'shard')} of each batch"
     hosts = Counter(map(printable, link.hosts))
     places = ", ".join(f"{count} on {host}" for host, count in hosts.items())
     learning = [p for p in run.classifier.model.parameters() if p.requires_grad]
     sent = 2 * (link.size - 1) / link.size * sum(p.data.nbytes for p in learning)
     idle = link.size - shards
     return (
-        f"{link.size} ({places}) by {link.engine}, {shards} shards, each rank sends "
+        f"{link.size} ({places}) by {link.engine}, {counted(shards, 'shard')}, each rank sends "
         f"{sent / 1e6:.1f} MB per step"
-        + (f"; {idle} of them have no shard, and nothing to do" if idle > 0 else "")
+        + (f"; {counted(idle, 'has', 'have')} no shard, and nothing to do" if idle > 0 else "")
     )
 
 
