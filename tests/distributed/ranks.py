@@ -19,6 +19,7 @@ import numpy as np
 from tinyalex.distributed.launch import together
 def say(*words):  # in one piece
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+exec(os.environ.get("BEFORE", ""))
 with together(float(os.environ["LIMIT"])) as ranks:
 """
 
@@ -28,8 +29,9 @@ def started(count, script, *words, limit=20, network=None, options=(), **setting
     """Start Python code on `count` ranks; see that no process is left.
 
     Each rank has `ranks`, its communicator, and `say`, which prints a line. It waits `limit`
-    seconds for the others at most. Ranks are on the hosts of a network, or all here. Processes of a
-    launcher beyond a cut link may stay: they wait for the network.
+    seconds for the others at most, and does first what the setting `BEFORE` says. Ranks are on the
+    hosts of a network, or all here. Processes of a launcher beyond a cut link may stay: they wait
+    for the network.
     """
     mark = f"TINYALEX_TEST={uuid.uuid4()}"
     code = PRELUDE + textwrap.indent(textwrap.dedent(script), "    ")

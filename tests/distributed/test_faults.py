@@ -77,3 +77,11 @@ def test_a_cut_link_ends_all(count, rank, tmp_path):
         assert time.monotonic() - begun < LIMIT + 2
     assert SILENT.format(rank=rank, host=os.uname().nodename) in err
     assert job.returncode > 0
+
+
+def test_a_rank_that_never_starts_ends_all():
+    """MPI's own start waits for all ranks, and for ever."""
+    before = "os.environ['PMI_RANK'] == '1' and sys.exit(5)"
+    ended = run(3, "pass", limit=LIMIT, BEFORE=before, seconds=20)
+    assert "MPI has not started on all ranks within 2 s" in ended.err
+    assert ended.code > 0
