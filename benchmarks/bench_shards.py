@@ -1,0 +1,83 @@
+"""Training steps of a batch in shards against those of a batch that is whole.
+
+    python benchmarks/bench_shards.py --variant torchvision --batch-size 128 --shards 8 --threads 1
+
+Both run in this one process on one rank, in turns, and peaks of memory are those of the library's
+own blocks. With one thread it is processor time that counts, so that other processes do not matter
+much; with several it is time, and the machine should be idle.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+import tinyalex as ta
+import tinyalex.functional as F
+from shared import report
+from tinyalex import models, optim, threads
+from tinyalex.backends import memory
+from tinyalex.backends.sharded import sharded
+from tinyalex.backends.shards import Part, part_of
+
+
+def step_of(variant: str, count: int) -> Callable[[Part | None], None]:
+    """Return a training step of random images, on a part of the batch."""
+    model = models.alexnet(variant, 1000, 0.5).train()
+    size = models.VARIANTS[variant].input_size
+    rng = np.random.default_rng(0)
+    images = np.moveaxis(rng.standard_normal((count, size, size, 3), np.float32), -1, 1)
+    labels = rng.integers(0, 1000, count)
+    optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step(part: Part | None) -> None:
+        optimizer.zero_grad()
+        with sharded(part):
+            F.cross_entropy(model(ta.Tensor(images)), ta.Tensor(labels)).backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_of(step: Callable[[Part | None], None], part: Part | None) -> int:
+    """Return the most bytes that were in use at once during a step."""
+    memory.empty_cache()
+    step(part)
+    memory.cached_bytes()  # which counts what has been given back
+    return max(memory._peaks)
+
+
+def main() -> None:
+    """Measure, and print what came of it."""
+    parser = report.parser(__doc__)
+    parser.add_argument("--variant", default="torchvision", choices=models.VARIANTS)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    threads.set_num_threads(options.threads)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    step = step_of(options.variant, options.batch_size)
+    whole, parts = None, part_of(options.batch_size, options.shards, (0, options.shards))
+    peaks = [peak_of(step, part) / 1e6 for part in (whole, parts)]  # which warms up, too
+    seconds: list[list[float]] = []
+    for _ in range(options.rounds):
+        seconds.append([])
+        for part in (whole, parts):
+            begin = clock()
+            step(part)
+            seconds[-1].append(clock() - begin)
+    ratios = sorted(sharded / plain for plain, sharded in seconds)
+    medians = [statistics.median(times) for times in zip(*seconds, strict=True)]
+    print(f"{options.variant}, batch {options.batch_size}, {options.threads} threads")
+    print(f"whole:    {medians[0]:.2f} s, peak {peaks[0]:.0f} MB")
+    print(f"{options.shards} shards: {medians[1]:.2f} s, peak {peaks[1]:.0f} MB")
+    print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})")
+
+
+if __name__ == "__main__":
+    main()
