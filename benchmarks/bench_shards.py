@@ -1,4 +1,4 @@
-"""Training steps of a batch in shards against those of a batch that is whole.
+"""Training steps of a batch in shards against the whole batch.
 
     python benchmarks/bench_shards.py --variant torchvision --batch-size 128 --shards 8 --threads 1
 
@@ -25,7 +25,7 @@ from tinyalex.backends.shards import Part, part_of
 
 
 def step_of(variant: str, count: int) -> Callable[[Part | None], None]:
-    """Return a training step of random images, on a part of the batch."""
+    """Return a training step on random images."""
     model = models.alexnet(variant, 1000, 0.5).train()
     size = models.VARIANTS[variant].input_size
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def step_of(variant: str, count: int) -> Callable[[Part | None], None]:
 
 
 def peak_of(step: Callable[[Part | None], None], part: Part | None) -> int:
-    """Return the most bytes that were in use at once during a step."""
+    """Return the most bytes in use at once during a step."""
     memory.empty_cache()
     step(part)
     memory.cached_bytes()  # which counts what has been given back
