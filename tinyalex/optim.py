@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -164,6 +164,30 @@ class SGD:
                 group["update"],
             )
             yield p.data, p.grad, velocity, options
+
+    @property
+    def velocities(self) -> list[Array | None]:
+        """Velocities in the order of the groups; None where none has begun."""
+        return list(self._velocity)
+
+    def of_rows(self, rows: Callable[[Tensor], tuple[Tensor, slice]]) -> SGD:
+        """Return an optimiser of some rows of each parameter.
+
+        It has views of the velocities, which begin with zeros if missing. ``rows`` returns, for
+        a parameter, a tensor that shares the memory of some of its rows, and which they are.
+        """
+        for index, (p, group) in enumerate(self._with_groups()):
+            if p.requires_grad and group["momentum"] and self._velocity[index] is None:
+                with using(p.device):
+                    self._velocity[index] = backends.array_module(p.data).zeros_like(p.data)
+        parts = [
+            {**group, "params": [rows(p)[0] for p in group["params"]]}
+            for group in self.param_groups
+        ]
+        optimizer = SGD(parts, self.defaults["lr"])  # each group has its own options
+        both = zip(self._params(), self._velocity, strict=True)
+        optimizer._velocity = [None if v is None else v[rows(p)[1]] for p, v in both]
+        return optimizer
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop every gradient, or fill it with zeros if ``set_to_none`` is False."""

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import tinyalex as ta
 from tinyalex.cli import train_options
 from tinyalex.interrupts import STOP_SIGNALS
 from tinyalex.models import VARIANTS, Recipe, Variant
-from tinyalex.models.spec import Conv, Dropout, Gaussian, Linear, PixelScale, Pool, ReLU
+from tinyalex.models.spec import LRN, Conv, Dropout, Gaussian, Linear, PixelScale, Pool, ReLU
 from tinyalex.training import (
     Checkpoints,
     MetricsFile,
@@ -57,16 +58,27 @@ TINY = Variant(
     ),
 )
 
+TWINS = replace(
+    TINY,
+    name="twins",
+    features=(
+        *(Conv(8, 5, stride=2, init=Gaussian(0.05)), LRN(1e-4, 2, groups=2), ReLU(), Pool()),
+        *(Conv(12, 3, padding=1, groups=2), ReLU(), Conv(12, 3, padding=1), ReLU(), Pool()),
+    ),
+    classifier=(Dropout(), Linear(32), ReLU(), *TINY.classifier),
+)
+"""TINY as two towers."""
+
 
 @contextlib.contextmanager
 def tiny_variant():
-    """Offer TINY under its name, on the backend that needs no compiling."""
-    VARIANTS["tiny"] = TINY
+    """Offer TINY and TWINS under their names, on the backend that needs no compiling."""
+    VARIANTS.update(tiny=TINY, twins=TWINS)
     try:
         with ta.use_backend("reference"):
             yield
     finally:
-        del VARIANTS["tiny"]
+        del VARIANTS["tiny"], VARIANTS["twins"]
 
 
 def load(name):

@@ -8,9 +8,9 @@ Each process of such a training is a rank: it has a computer or a GPU of its own
 others. A step learns from one batch of images, which the ranks share, in one of three ways. data:
 each has the whole network and some of the images, and gradients are summed. towers: two ranks have
 half of each layer and exchange activations where the towers meet, as in 2012; more ranks are more
-such pairs. hybrid: convolutions as data, linear layers as parts of all images. So far tinyalex
-train has data alone. The result is arithmetic (tinyalex/distributed/plan.py says which, and what
-it leaves out), not a measurement.
+such pairs. hybrid: convolutions as data, linear layers as parts of all images. They are those of
+tinyalex train --parallel. The result is arithmetic (tinyalex/distributed/plan.py says which, and
+what it leaves out), not a measurement.
 """
 
 from __future__ import annotations

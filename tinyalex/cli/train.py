@@ -29,6 +29,7 @@ from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.data.index import in_words
 from tinyalex.distributed.communicator import Communicator
 from tinyalex.distributed.launch import share_cores, together
+from tinyalex.distributed.plan import Machine, cost, layers_of
 from tinyalex.folders import FolderLostError
 from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
 from tinyalex.models import VARIANTS
@@ -77,7 +78,7 @@ def begin(
 ) -> tuple[Trainer, StopRequest] | int:
     """Return the trainer of a run, or the exit code."""
     args, settings, checkpoints, checkpoint = asked
-    ranks = Ranks(link, settings.shards)
+    ranks = Ranks(link, settings.shards, settings.parallel)
     try:
         if args.overfit:
             settings = replace(settings, dropout=0.0)
@@ -197,10 +198,14 @@ def ranks_of(run: Run) -> str:
     places = ", ".join(f"{count} on {host}" for host, count in hosts.items())
     learning = [p for p in run.classifier.model.parameters() if p.requires_grad]
     sent = 2 * (link.size - 1) / link.size * sum(p.data.nbytes for p in learning)
-    idle = link.size - shards
+    if run.ranks.parallel != "data":
+        layers = layers_of(run.classifier.model.variant, run.num_classes, run.settings.input_size)
+        of_all = layers, run.ranks.parallel, link.size, run.train_data.batch_size
+        sent = cost(*of_all, Machine(rate=1, link=1, latency=0)).sent
+    idle = link.size - shards if run.ranks.parallel == "data" else 0
     return (
-        f"{link.size} ({places}) by {link.engine}, {counted(shards, 'shard')}, each rank sends "
-        f"{sent / 1e6:.1f} MB per step"
+        f"{link.size} ({places}) by {link.engine}, {run.ranks.parallel}, "
+        f"{counted(shards, 'shard')}, each rank sends {sent / 1e6:.1f} MB per step"
         + (f"; {counted(idle, 'has', 'have')} no shard, and nothing to do" if idle > 0 else "")
     )
 

@@ -100,6 +100,7 @@ def read_arguments(
         checkpoints = Checkpoints(args.out)
         settings, checkpoint = read_resumed(parser, argv, args, checkpoints)
         check_place(args.out, settings.data)
+        check_parallel(settings, ranks)
         return args, settings, checkpoints, checkpoint
 
     if args.weights is not None:
@@ -109,6 +110,7 @@ def read_arguments(
         defaults = defaults_for(args.variant, args.data)
         defaults["input_size"] = VARIANTS[args.variant or defaults["variant"]].input_size
     settings = to_settings(args, {"shards": ranks, **defaults})
+    check_parallel(settings, ranks)
     if args.weights is not None and args.batch_size is None:
         settings = replace(settings, batch_size=even_batch(settings))
     if args.out is None:
@@ -167,6 +169,20 @@ def check_head(args: argparse.Namespace, run: Run) -> None:
         raise ValueError(
             "--head-lr-factor is for a new last layer, and the classes are those of "
             f"{printable(args.weights)}, so its own is kept: leave --head-lr-factor out"
+        )
+
+
+def check_parallel(settings: Settings, ranks: int) -> None:
+    """Raise ValueError where ranks cannot split the network so."""
+    if settings.parallel == "towers" and ranks % 2:
+        raise ValueError(
+            f"--parallel towers is for an even number of ranks, got {ranks}: start them by "
+            f"mpiexec -n {ranks + 1}, or say --parallel data"
+        )
+    if settings.parallel != "data" and ranks > 1 and settings.device != "cpu":
+        raise ValueError(
+            f"--parallel {settings.parallel} computes on the CPU: leave --device out, or say "
+            "--parallel data"
         )
 
 

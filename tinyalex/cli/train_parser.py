@@ -11,6 +11,7 @@ from tinyalex.backends.precision import PRECISIONS
 from tinyalex.cli.common import add_device, add_layout, add_threads
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, positive, whole
 from tinyalex.data.worker_threads import WORKERS
+from tinyalex.distributed.plan import STRATEGIES
 from tinyalex.models import VARIANTS
 from tinyalex.models.provenance import recipe_table
 from tinyalex.progress import columns, say
@@ -280,6 +281,13 @@ def make_parser(description: str | None = None) -> Parser:
         type=int,
         metavar="N",
         help="parts of a batch for up to N ranks of mpiexec (default: their number)",
+    )
+    group.add_argument(
+        "--parallel",
+        choices=STRATEGIES,
+        default="data",
+        metavar="WAY",
+        help="what ranks share: data, towers or hybrid (default: data)",
     )
     group.add_argument(
         "--exchange-timeout",

@@ -68,7 +68,7 @@ class Communicator(ABC):
         """Request the sum over ranks, in place.
 
         It is taken in the order of `tree`, and is the same on every rank, bit for bit. Ranks that
-        are not in the tree contribute nothing.
+        are not in the tree contribute nothing. Those with another tree, or shape, have another sum.
         """
         ranks_of(tree, self.size)
         _check_dtype(array)

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import sys
@@ -250,18 +251,29 @@ class MPICommunicator(Communicator):
         return received
 
     def _sum(self, label: str, array: np.ndarray, tree: Tree) -> None:
-        self._agree(["sum", label, array.dtype.str, *array.shape, repr(tree)])
+        what = ["sum", label, array.dtype.str]
+        asked = self._agree(what, [*array.shape, repr(tree)])
+        mine = asked[self.rank]
+        group = [rank for rank, theirs in enumerate(asked) if theirs == mine]
+        terms = set(ranks_of(tree, self.size))
+        for rank, theirs in enumerate(asked):
+            shared = rank in terms or terms & set(map(int, re.findall(r"\d+", theirs[-1])))
+            if theirs != mine and shared:
+                self._refuse([*what, *mine], [*what, *theirs], rank)
         line = np.ascontiguousarray(array).reshape(-1)
         length = BLOCK // array.itemsize
         for start in range(0, line.size, length):
-            self._sum_block(line[start : start + length], tree)
+            self._sum_block(line[start : start + length], tree, group)
         if not np.may_share_memory(line, array):
             array[...] = line.reshape(array.shape)
 
-    def _sum_block(self, block: np.ndarray, tree: Tree) -> None:
-        bounds = [len(block) * rank // self.size for rank in range(self.size + 1)]
-        chunks = [block[start:end] for start, end in pairwise(bounds)]
-        mine, nothing = chunks[self.rank], block[:0]
+    def _sum_block(self, block: np.ndarray, tree: Tree, group: list[int]) -> None:
+        nothing = block[:0]
+        bounds = [len(block) * place // len(group) for place in range(len(group) + 1)]
+        chunks = [nothing] * self.size
+        for rank, (start, end) in zip(group, pairwise(bounds), strict=True):
+            chunks[rank] = block[start:end]
+        mine = chunks[self.rank]
         terms = ranks_of(tree, self.size)
         received = [np.empty_like(mine) if r in terms else nothing for r in range(self.size)]
         received[self.rank] = mine
@@ -269,7 +281,8 @@ class MPICommunicator(Communicator):
         total = _add(tree, received)
         if total is not mine:
             mine[...] = total
-        self._transfer([mine] * self.size, chunks)
+        back = [mine if rank in group else nothing for rank in range(self.size)]
+        self._transfer(back, chunks)
 
     def _share(self, label: str, value: Any) -> list[Any]:
         return self._agree(["share", label], value)
@@ -297,13 +310,16 @@ class MPICommunicator(Communicator):
         for peer in range(self.size):
             theirs, value = json.loads(headers[peer])
             if theirs != request:
-                ours, theirs = (" ".join(map(str, words)) for words in (request, theirs))
-                raise CommunicationError(
-                    f"ranks must ask for the same things in the same order, but rank {self.rank} "
-                    f"asks for {ours}, and rank {peer} for {theirs}"
-                )
+                self._refuse(request, theirs, peer)
             values.append(value)
         return values
+
+    def _refuse(self, ours: list[Any], theirs: list[Any], peer: int) -> NoReturn:
+        first, second = (" ".join(map(str, words)) for words in (ours, theirs))
+        raise CommunicationError(
+            f"ranks must ask for the same things in the same order, but rank {self.rank} asks for "
+            f"{first}, and rank {peer} for {second}"
+        )
 
     def _transfer(self, parts: Sequence[np.ndarray], into: Sequence[np.ndarray]) -> None:
         """Send a part to each other rank; receive one from each."""

@@ -26,7 +26,8 @@ class WeightAverage:
 
     def __init__(self, model: Module, share: float) -> None:
         self._model, self._share = model, share
-        self._arrays: dict[str, Array] = {}
+        self.arrays: dict[str, Array] = {}
+        """Averages by the names of the parameters."""
         self.load({name: p.data for name, p in model.named_parameters()})
 
     def after_step(self, step: int) -> None:
@@ -35,7 +36,7 @@ class WeightAverage:
             return
         gain = min(1.0, EVERY / (self._share * step))
         for name, parameter in self._model.named_parameters():
-            average = self._arrays[name]
+            average = self.arrays[name]
             with using(parameter.device):
                 change = parameter.data - average
                 change *= average.dtype.type(gain)
@@ -52,7 +53,7 @@ class WeightAverage:
 
     def _swap(self) -> None:
         for name, parameter in self._model.named_parameters():
-            parameter.data, self._arrays[name] = self._arrays[name], parameter.data
+            parameter.data, self.arrays[name] = self.arrays[name], parameter.data
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Begin again from copies of these averages."""
@@ -60,4 +61,4 @@ class WeightAverage:
             with using(parameter.device):
                 copy = array_module(parameter.data).empty_like(parameter.data)
                 copy[...] = move(arrays[name], parameter.device)
-            self._arrays[name] = copy
+            self.arrays[name] = copy

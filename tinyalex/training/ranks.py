@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +49,8 @@ class Ranks:
 
     link: Communicator = field(default_factory=Single)
     shards: int = 1
+    parallel: str = "data"
+    """Strategy: one of `distributed.plan.STRATEGIES`."""
     stop: SharedStop | None = None
     """That of the training under way."""
     _unreadable: dict[int, set[int]] = field(default_factory=dict)
@@ -74,10 +76,16 @@ class Ranks:
         """True on the rank that writes files and messages."""
         return self.link.rank == 0
 
+    @property
+    def peers(self) -> int:
+        """Ranks that have the same rows: two towers, or one."""
+        return 2 if self.parallel == "towers" else 1
+
     @cached_property
     def spans(self) -> list[Span]:
         """Shards of each rank."""
-        return spans_of_ranks(self.shards, self.link.size)
+        spans = spans_of_ranks(self.shards, self.link.size // self.peers)
+        return [span for span in spans for _ in range(self.peers)]
 
     @cached_property
     def tree_of_all(self) -> Tree:
@@ -86,8 +94,12 @@ class Ranks:
 
     @cached_property
     def tree(self) -> Tree:
-        """Order in which the sums of ranks are added."""
-        return tree_of_ranks(self.spans)
+        """Order of sums of ranks; in towers, of equal ones."""
+        own = self.link.rank % self.peers
+        alike = [rank % self.peers == own for rank in range(self.link.size)]
+        return tree_of_ranks(
+            [span if like else (0, 0) for span, like in zip(self.spans, alike, strict=True)]
+        )
 
     def part(self, images: int, own: int | None = None) -> Part:
         """Return this rank's part of a batch of all ranks.
@@ -125,6 +137,13 @@ class Ranks:
         bad.check(len(bad.reasons))
         for name, array in (("mean", sums.image), ("colours", sums.products)):
             self.link.sum(name, array, self.tree_of_all).wait()
+
+    def part_of_counts(self, counts: Sequence[int]) -> Part:
+        """Return this rank's part, given how many images each rank has read."""
+        sizes: list[int] = []
+        for (first, last), own in list(zip(self.spans, counts, strict=True))[:: self.peers]:
+            sizes += part_of(own, last - first, (0, 0)).sizes if first < last else ()
+        return Part(tuple(sizes), self.spans[self.rank])
 
     def rows_with_partners(self, images: int) -> slice:
         """Return `rows` and those with which `mixing.mixed` blends them, pairs of two."""

@@ -11,6 +11,7 @@ from tinyalex.backends.precision import PRECISIONS
 from tinyalex.data.augment import KINDS
 from tinyalex.data.layout import LAYOUTS
 from tinyalex.data.worker_threads import WORKERS
+from tinyalex.distributed.plan import STRATEGIES, has_towers
 from tinyalex.interop.weights import array_names
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
@@ -59,6 +60,7 @@ CHANGEABLE = (
     "device",
     "cuda_graph",
     "read_loss_every",
+    "parallel",
 )
 """Settings that a resumed run may change: where images lie, how they are loaded, its
 length, and what computes it.
@@ -88,6 +90,7 @@ SCHEMA: dict[str, Rule] = {
     "epochs": whole(1, 1_000_000_000),
     "batch_size": whole(1),
     "shards": whole(1, 65536),
+    "parallel": one_of(STRATEGIES),
     "lr": Rule("a finite number > 0", lambda lr: number(0).holds(lr) and lr > 0),
     "weight_decay": number(0),
     "schedule": one_of(SCHEDULES),
@@ -163,6 +166,8 @@ class Settings:
     seed: int = 0
     shards: int = 1
     """Parts of a batch that are computed by themselves: the most processes that can share it."""
+    parallel: str = "data"
+    """Share of processes: rows of a batch, one of two towers, or parts of the linear layers."""
     threads: int = 1
     workers: int = WORKERS
     worker_processes: bool = False
@@ -203,6 +208,11 @@ class Settings:
             least, most = smallest_input(variant), MOST_PIXELS
             expected = f"at least {least} for the variant {variant.name}"
         limits["input_size"] = Rule(expected, whole(least, most).holds)
+        if not has_towers(variant):
+            grouped = any(getattr(layer, "groups", 1) == 2 for layer in variant.features)
+            why = "whose response normalisation crosses the towers" if grouped else "which has none"
+            expected = f"data or hybrid for the variant {variant.name}, {why}"
+            limits["parallel"] = Rule(expected, lambda value: value != "towers")
         if self.first_size is not None:
             resizes, fits = "scale" in AUGMENTATIONS[self.augment], whole(least, self.input_size)
             expected = f"{least} to the input size {self.input_size}, beside --augment strong"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 import tinyalex.functional as F
 from tinyalex.backends.devices import move
 from tinyalex.backends.sharded import sharded
+from tinyalex.backends.shards import Part
 from tinyalex.data import Batch, Loader
 from tinyalex.distributed.communicator import Pending
 from tinyalex.models import AlexNet
@@ -27,14 +30,19 @@ class RankError(RuntimeError):
     """Ranks whose networks are not the same any more."""
 
 
-def check_equal(ranks: Ranks, model: AlexNet) -> None:
-    """Raise RankError where the weights of ranks differ, with the first."""
-    digests = ranks.link.share("digests of weights", digest(model)).wait()
+def check_equal(ranks: Ranks, model: AlexNet, layers: Iterable[str] | None = None) -> None:
+    """Raise RankError where ranks have other weights in layers, by default all.
+
+    It names the first of them. Those of two towers are compared with their likes.
+    """
+    digests = ranks.link.share("digests of weights", digest(model, layers)).wait()
     for rank, found in enumerate(digests):
-        if found != digests[0]:
+        like = rank % ranks.peers
+        if found != digests[like]:
             raise RankError(
-                f"the weights of rank {rank} ({ranks.link.hosts[rank]}) are not those of rank 0 "
-                f"(SHA-256 {found} and {digests[0]}): its machine computes otherwise, or is faulty"
+                f"the weights of rank {rank} ({ranks.link.hosts[rank]}) are not those of rank "
+                f"{like} (SHA-256 {found} and {digests[like]}): its machine computes otherwise, or "
+                "is faulty"
             )
 
 
@@ -47,18 +55,30 @@ class ShardedSteps(Steps):
     arithmetic after them. With `check_every`, weights are compared after so many steps.
     """
 
+    compared: Iterable[str] | None = None
+    """Layers whose weights are the same on other ranks, None for all."""
+    elsewhere: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Empty gradients of parameters that other ranks sum, and this one lacks."""
+
     def __init__(
-        self, model: AlexNet, optimizer: SGD, ranks: Ranks, data: Loader, check_every: int = 0
+        self,
+        model: AlexNet,
+        optimizer: SGD,
+        ranks: Ranks,
+        data: Loader,
+        check_every: int = 0,
+        summed: Iterable[str] | None = None,
     ) -> None:
         super().__init__(model, optimizer)
         self._network = model
         self._ranks, self._data, self._check_every = ranks, data, check_every
         self._taken = 0
         self._on_their_way: list[tuple[Tensor, np.ndarray, Pending[None]]] = []
+        parameters = dict(model.named_parameters())
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._sender(name))
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
+            parameters[name].register_post_accumulate_grad_hook(self._sender(name))
+            for name in (parameters if summed is None else summed)
+            if name in parameters and parameters[name].requires_grad
         ]
 
     def close(self) -> None:
@@ -67,15 +87,15 @@ class ShardedSteps(Steps):
             hook.remove()
 
     def _sender(self, name: str) -> Any:
-        link, tree = self._ranks.link, self._ranks.tree
-
         def send(parameter: Tensor) -> None:
-            if link.size > 1:
+            if self._ranks.link.size > 1:
                 gradient = move(parameter.grad, "cpu")
-                pending = link.sum(f"the gradient of {name}", gradient, tree)
-                self._on_their_way.append((parameter, gradient, pending))
+                self._on_their_way.append((parameter, gradient, self._sum(name, gradient)))
 
         return send
+
+    def _sum(self, name: str, gradient: np.ndarray) -> Pending[None]:
+        return self._ranks.link.sum(f"the gradient of {name}", gradient, self._ranks.tree)
 
     def _wait(self) -> None:
         """Wait until the gradients are those of all ranks."""
@@ -83,6 +103,14 @@ class ShardedSteps(Steps):
             pending.wait()
             parameter.grad = move(gradient, parameter.device)
         self._on_their_way.clear()
+
+    def _part(self, batch: Batch) -> Part:
+        """Return this rank's part of the batch of all ranks."""
+        return self._ranks.part(self._data.batch_size, len(batch))
+
+    def _agreed(self, wrong: str | None) -> str | None:
+        """Return the gradient that is not finite on any rank."""
+        return wrong
 
     @np.errstate(over="ignore", invalid="ignore")  # what comes of an overflow is looked for
     def take(self, batch: Batch) -> None:
@@ -93,25 +121,28 @@ class ShardedSteps(Steps):
         """
         ranks, optimizer, device = self._ranks, self._optimizer, device_of_model(self._model)
         optimizer.zero_grad()
-        with sharded(ranks.part(self._data.batch_size, len(batch))):
+        with sharded(self._part(batch)):
             logits = self._model(Tensor(batch.images).to(device))
-            target = batch.labels if batch.targets is None else batch.targets
+            labels = batch.labels[: len(logits)]  # the second of two towers has no logits
+            target = labels if batch.targets is None else batch.targets[: len(logits)]
             losses = F.cross_entropy(logits, Tensor(target).to(device), reduction="none")
-            right = hits(logits.detach().cpu().numpy(), batch.labels)
+            right = hits(logits.detach().cpu().numpy(), labels)
             own = losses.detach().cpu().numpy().tolist()
             told = ranks.tell(LOSSES, self._data, losses=own, hits=int(right.sum()))
             everything = [loss for one in told for loss in one["losses"]]
             if not math.isfinite(total := math.fsum(everything)):
                 raise DivergedError(f"the loss is {total / len(everything)}")
+            for name, nothing in self.elsewhere.items():
+                self._sum(name, nothing)
             share = np.full(len(losses), 1 / len(everything), np.float32)
             losses.backward(Tensor(share).to(device))
         self._wait()
         gradients = {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
-        if wrong := not_finite(gradients):
+        if wrong := self._agreed(not_finite(gradients)):
             raise DivergedError(f"the gradient of {wrong} {NOT_FINITE}")
         optimizer.step()
         correct = sum(one["hits"] for one in told)
         self._results.append(Average(total, correct, len(everything)))
         self._taken += 1
         if self._check_every and self._taken % self._check_every == 0:
-            check_equal(ranks, self._network)
+            check_equal(ranks, self._network, self.compared)

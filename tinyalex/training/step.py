@@ -40,6 +40,8 @@ class Steps:
 
     every: int = 1
     """Most steps between two readings."""
+    whole = True
+    """True while the network here has all that was learned so far."""
 
     def __init__(self, model: Module, optimizer: SGD) -> None:
         self._model, self._optimizer = model, optimizer
@@ -53,6 +55,13 @@ class Steps:
     def take(self, batch: Batch) -> None:
         """Take a step; DivergedError as from `train_step`."""
         self._results.append(train_step(self._model, self._optimizer, batch))
+
+    def gather(self) -> None:
+        """Make the network `whole`, together with the other ranks, if any."""
+
+    def agree_to_save(self, due: bool) -> bool:
+        """Return whether a save is due, on this rank or another."""
+        return due
 
     def close(self) -> None:
         """Leave the model as it was before."""

@@ -31,6 +31,7 @@ from tinyalex.training.metrics import METRICS, Average, MetricsFile, Throughput
 from tinyalex.training.run import Run
 from tinyalex.training.settings import STEPS_PER_ROW
 from tinyalex.training.sharded_step import ShardedSteps
+from tinyalex.training.split_step import SplitSteps
 from tinyalex.training.step import Steps
 from tinyalex.training.transfer import digest, keep_features, set_training, span
 
@@ -155,6 +156,10 @@ class Trainer:
 
         Raises FolderLostError where that cannot be done.
         """
+        if not self.steps.whole:
+            raise FolderLostError(
+                f"{lost}, and what other ranks have learned is not here"
+            ) from lost
         folder = self.checkpoints.absolute
         try:
             with locked(new_folder(folder.with_name(f"{folder.name}-rescued"))) as lock:
@@ -249,6 +254,7 @@ class Trainer:
         return results
 
     def _validate(self, stop: StopRequest) -> Scores | None:
+        self.steps.gather()
         with self.run.averaged():
             return self._evaluate(stop)
 
@@ -413,6 +419,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write the checkpoint, after the metrics that it counts."""
+        self.steps.gather()
         self._follow()
         if self.checkpoints.up_to_date(self.run):
             return
@@ -426,7 +433,7 @@ class Trainer:
             raise
 
     def _save_if_due(self, epoch_ends: bool = False) -> None:
-        if self.checkpoints.due(epoch_ends):
+        if self.steps.agree_to_save(self.checkpoints.due(epoch_ends)):
             self._try(self._save, "checkpoint")
 
     def _try(self, save: Callable[[], None], what: str) -> None:
@@ -470,6 +477,8 @@ class Trainer:
 def steps_of(run: Run, source: Source, check_sync: int) -> Steps:
     """Return what takes a run's steps on its device."""
     settings, model = run.settings, source.model
+    if run.ranks.link.size > 1 and run.ranks.parallel != "data":
+        return SplitSteps(model, run.optimizer, run.ranks, source.data, check_sync, run.average)
     if not run.ranks.alone:
         return ShardedSteps(model, run.optimizer, run.ranks, source.data, check_sync)
     if parse(settings.device) == "cpu":
