@@ -4,10 +4,10 @@
     sudo .venv/bin/python benchmarks/cluster.py --rates 1 --steps 5
 
 Each rank has a network namespace of its own and one core; a token bucket holds what it sends to the
-rate. Rounds of three kinds of steps are interleaved: gradients sent while backward computes others,
-as in training; sent after backward; not sent at all. Their medians say how much of the exchange is
-hidden. The bytes are those of the network device. Needs root and the commands ip and tc; results go
-to benchmarks/results/cluster.json, the table to docs/cluster.md (`--table`).
+rate. Rounds of steps are interleaved: without exchange, with gradients sent after backward, and as
+in training with data, hybrid and, where the network has them, towers. The bytes are those of the
+network device. Needs root and the commands ip and tc; results go to
+benchmarks/results/cluster.json, the table to docs/cluster.md (`--table`).
 """
 
 from __future__ import annotations
@@ -29,17 +29,24 @@ from tinyalex import models, optim, random
 from tinyalex.data import Batch
 from tinyalex.distributed.communicator import Single
 from tinyalex.distributed.launch import together
-from tinyalex.distributed.plan import Machine, cost, layers_of
+from tinyalex.distributed.plan import STRATEGIES, Machine, cost, has_towers, layers_of
 from tinyalex.tensor import Tensor
 from tinyalex.threads import set_num_threads
 from tinyalex.training.ranks import Ranks
 from tinyalex.training.sharded_step import ShardedSteps
+from tinyalex.training.split_step import SplitSteps
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 LATENCY = 5e-5
 """Seconds of a message on the emulated link, beside its bytes: as plans have it."""
-KINDS = ("hidden", "after", "none")
-"""Gradients sent while backward computes others, after it, not at all."""
+KINDS = {
+    "none": "no exchange",
+    "after": "data, sent after backward",
+    "data": "data",
+    "hybrid": "hybrid",
+    "towers": "towers",
+}
+"""Kinds of steps; towers are of networks that have two."""
 
 
 # --- on each rank ---------------------------------------------------------------------------------
@@ -86,24 +93,27 @@ def work(arguments: argparse.Namespace) -> None:
         model = models.alexnet(arguments.variant, 1000).train()
         size, images = model.variant.input_size, arguments.batch_size // link.size
         rng = np.random.default_rng(link.rank)
-        pixels = rng.standard_normal((images, size, size, 3), np.float32)
-        batch = Batch(np.moveaxis(pixels, -1, 1), rng.integers(0, 1000, images), np.arange(images))
+        pixels = rng.standard_normal((arguments.batch_size, size, size, 3), np.float32)
+        labels, numbers = rng.integers(0, 1000, len(pixels)), np.arange(len(pixels))
+        whole = Batch(np.moveaxis(pixels, -1, 1), labels, numbers)  # for towers
+        batch = Batch(whole.images[:images], labels[:images], numbers[:images])
         optimizer = optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        alone = Ranks(Single(), 1)
-        every = Ranks(link, link.size)
-        made = {
-            "hidden": lambda: ShardedSteps(model, optimizer, every, NoLoader(images * link.size)),
-            "after": lambda: SendingAfter(model, optimizer, every, NoLoader(images * link.size)),
-            "none": lambda: ShardedSteps(model, optimizer, alone, NoLoader(images)),
+        loader: Any = NoLoader(images)
+        found: dict[str, list[list[float]]] = {
+            kind: [] for kind in KINDS if kind != "towers" or has_towers(model.variant)
         }
-        found: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
         for number in range(arguments.steps + 1):
-            for kind in KINDS:
-                steps = made[kind]()
+            for kind in found:
+                ranks = Ranks(link, link.size, kind if kind in ("hybrid", "towers") else "data")
+                loader.batch_size = images if kind == "none" else len(pixels)
+                if kind == "none":
+                    ranks = Ranks(Single(), 1)
+                made = {"after": SendingAfter, "none": ShardedSteps, "data": ShardedSteps}
+                steps = made.get(kind, SplitSteps)(model, optimizer, ranks, loader)
                 random.start_step(number)
                 link.share("begin", None).wait()
                 begun, bytes_before = time.perf_counter(), device_bytes()
-                steps.take(batch)
+                steps.take(whole if kind == "towers" else batch)
                 found[kind].append([time.perf_counter() - begun, device_bytes() - bytes_before])
                 steps.close()
         everything = link.share("found", found).wait()
@@ -138,6 +148,7 @@ def two_hosts(gbit: float, folder: Path) -> Any:
             rate = f"{gbit * 1000:g}mbit"
             bucket = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms")
             run("tc", "-n", f"tinyalex-{number}", "qdisc", "add", "dev", "wire", *bucket)
+        time.sleep(1)  # until the devices are up
         shell = folder / "shell"
         shell.write_text(
             "#!/bin/sh\n"
@@ -155,55 +166,62 @@ def two_hosts(gbit: float, folder: Path) -> Any:
 
 
 def measure(gbit: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return medians of seconds and bytes per kind of step."""
+    """Return seconds and bytes per kind of step at a rate."""
     with two_hosts(gbit, arguments.folder) as mpiexec:
         words = [sys.executable, __file__, "--work", "--variant", arguments.variant]
         words += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
         done = subprocess.run([*mpiexec, *words], stdout=subprocess.PIPE, text=True, check=True)
     ranks = json.loads(done.stdout.splitlines()[-1])
     found: dict[str, Any] = {"gbit": gbit}
-    for kind in KINDS:
+    for kind in ranks[0]:
         # A step takes as long as its slowest rank; the first one warms up.
         both = zip(*(rank[kind] for rank in ranks), strict=True)
         seconds = [max(step[0] for step in steps) for steps in both][1:]
-        sent = [step[1] for step in ranks[0][kind]][1:]
-        found[kind] = {"seconds": seconds, "bytes": statistics.median(sent)}
+        sent = [max(statistics.median(step[1] for step in rank[kind][1:]) for rank in ranks)]
+        found[kind] = {"seconds": seconds, "bytes": sent[0]}
     return found
 
 
+def middle(found: dict[str, Any], kind: str) -> float:
+    """Return the median seconds of a kind of step."""
+    return statistics.median(found[kind]["seconds"])
+
+
 def hidden(found: dict[str, Any]) -> float:
-    """Return the share of the exchange that backward hides."""
-    middle = {kind: statistics.median(found[kind]["seconds"]) for kind in KINDS}
-    return (middle["after"] - middle["hidden"]) / (middle["after"] - middle["none"])
+    """Return the share of the exchange of data that backward hides."""
+    after = middle(found, "after")
+    return (after - middle(found, "data")) / (after - middle(found, "none"))
 
 
-def planned(found: dict[str, Any], variant: str, batch: int) -> float:
-    """Return the seconds of a step that the plan expects."""
-    alone = statistics.median(found["none"]["seconds"])
-    kind = models.VARIANTS[variant]
-    layers = layers_of(kind, 1000, kind.input_size)
-    machine = Machine(batch / 2 / alone, found["gbit"], LATENCY, payload=1)
-    return cost(layers, "data", 2, batch, machine).step
+def planned(found: dict[str, Any], kind: str, variant: str, batch: int) -> float:
+    """Return the planned seconds of a step, from those without exchange."""
+    network = models.VARIANTS[variant]
+    layers = layers_of(network, 1000, network.input_size)
+    rate = batch / 2 / middle(found, "none")
+    machine = Machine(rate=rate, link=found["gbit"], latency=LATENCY, payload=1)
+    return cost(layers, kind, 2, batch, machine).step
 
 
 def table(results: list[dict[str, Any]], variant: str, batch: int) -> str:
-    """Return a table with a row per rate."""
+    """Return a table with a row per rate and kind of step."""
     lines = [
-        "| link | no exchange | sent after backward | sent while it computes | hidden | planned "
-        "| MB sent |",
+        "| link | exchange | seconds per step | planned | relative to data | MB sent | hidden |",
         "|---|---|---|---|---|---|---|",
     ]
     for found in results:
-        cells = []
-        for kind in ("none", "after", "hidden"):
-            seconds = found[kind]["seconds"]
-            cells.append(
-                f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} .. {max(seconds):.2f})"
+        for kind, title in KINDS.items():
+            if kind not in found:
+                continue
+            seconds, plan = found[kind]["seconds"], ""
+            if kind in STRATEGIES:
+                plan = f"{planned(found, kind, variant, batch):.2f}"
+            lines.append(
+                f"| {found['gbit']:g} Gbit/s | {title} "
+                f"| {middle(found, kind):.2f} ({min(seconds):.2f} .. {max(seconds):.2f}) | {plan} "
+                f"| {middle(found, kind) / middle(found, 'data'):.2f} "
+                f"| {found[kind]['bytes'] / 1e6:.1f} "
+                f"| {f'{hidden(found):.0%}' if kind == 'data' else ''} |"
             )
-        lines.append(
-            f"| {found['gbit']:g} Gbit/s | {' | '.join(cells)} | {hidden(found):.0%} "
-            f"| {planned(found, variant, batch):.2f} s | {found['hidden']['bytes'] / 1e6:.1f} |"
-        )
     return "\n".join(lines)
 
 

@@ -4,12 +4,15 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 from commands import draw_photos, finish, result
-from test_train_ranks import OPTIONS, spoil, train, trained
+from test_train_ranks import MPIEXEC, OPTIONS, spoil, train, trained
 
 from tinyalex.training import Checkpoints, load_checkpoint
 
@@ -134,3 +137,52 @@ def test_a_mistake_is_told_once(photos, tmp_path):
         assert code == 2
         assert complaints.count(expected) == 1, complaints
         assert not out.exists()
+
+
+def both(first, second):
+    """Start one rank with some arguments and another with others."""
+    words = [sys.executable, commands.__file__, "train"]
+    return subprocess.Popen(
+        [MPIEXEC, "-n", "1", *words, *map(str, first), ":", "-n", "1", *words, *map(str, second)],
+        env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ranks_that_begin_with_other_things_are_refused(photos, tmp_path):
+    arguments = ("--data", photos, *OPTIONS, "--out", tmp_path / "run")
+    code, _, complaints = finish(both(arguments, (*arguments, "--seed", "5")))
+    assert code == 2
+    assert re.search(r"rank 1 \(.*\) begins with another seed than rank 0, 5 for 0", complaints)
+    assert complaints.count("error:") == 1, complaints
+
+
+def test_what_one_rank_cannot_read_is_said_by_it(photos, tmp_path):
+    arguments = (*OPTIONS, "--mean", "image", "--out", tmp_path / "run")
+    nowhere = ("--data", tmp_path / "nowhere", *arguments)
+    code, _, complaints = finish(both(("--data", photos, *arguments), nowhere))
+    assert code == 2, complaints
+    assert re.search(r"rank 1 \(.*\): error: .*nowhere", complaints)
+
+
+def test_divergence_ends_all_ranks_alike(photos, tmp_path):
+    arguments = ("--data", photos, *OPTIONS, "--lr", "1e10", "--out", tmp_path / "run")
+    code, _, complaints = finish(train(2, *arguments))
+    assert code == 3, complaints
+    assert complaints.count("error:") == 1, complaints
+    assert "resume from there with a lower rate" in complaints
+
+
+def test_unreadable_validation_images_end_all_ranks_alike(tmp_path):
+    photos = tmp_path / "photos"
+    draw_photos(photos / "train", 18)
+    draw_photos(photos / "val", 6)
+    for path in sorted(photos.glob("val/ash/*"))[2:5]:
+        spoil(path)
+    arguments = ("--data", photos, *OPTIONS, "--batch-size", "12", "--shards", "6")
+    code, _, complaints = finish(train(2, *arguments, "--out", tmp_path / "run"))
+    assert code == 2, complaints
+    assert complaints.count("error:") == 1, complaints
+    assert "of 18 images cannot be read" in complaints

@@ -62,7 +62,9 @@ def dry_run(run: Run, out: Path) -> None:
         )
     most = 0 if run.settings.mixup else run.settings.image_cache * 1_000_000
     split = split_frozen(model, run.train_data, most)
-    if split is not None:  # as training will, where features of frozen layers are kept
+    if (
+        split is not None and run.ranks.alone
+    ):  # as training will, where features of frozen layers are kept
         random.start_step(state.step + 2)
         features, features_seconds = timed(split.below, second.images)
         kept = replace(second, images=features.transpose(0, 3, 1, 2))

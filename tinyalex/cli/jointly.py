@@ -9,7 +9,8 @@ from contextlib import redirect_stderr
 from typing import TypeVar
 
 from tinyalex.cli.common import EXPECTED_ERRORS, complain
-from tinyalex.distributed.communicator import Communicator
+from tinyalex.distributed.communicator import CommunicationError, Communicator
+from tinyalex.interrupts import LeftError
 from tinyalex.progress import show
 from tinyalex.text import printable
 
@@ -29,15 +30,23 @@ def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | in
             found = work()
         except EXPECTED_ERRORS as error:
             found = complain(error)
+        except LeftError:  # by a signal, as the other ranks
+            raise
         except SystemExit as error:
             found = error.code if isinstance(error.code, int) else 1
     said = words.getvalue()
     code = found if isinstance(found, int) else None
-    everything = link.share("the start", [code, said]).wait()
+    try:
+        everything = link.share("the start", [code, said]).wait()
+    except CommunicationError:  # others are at work that this rank could not come to
+        if code is None:
+            raise
+        link.abort(said.strip(), code)
     failed = [rank for rank, (code, _) in enumerate(everything) if code is not None]
     speaks = failed[0] if failed else 0
     if link.rank == speaks:
         same = len({words for _, words in everything}) == 1
         host = printable(link.hosts[link.rank])
-        show(said if same or not failed else f"rank {link.rank} ({host}): {said}", sys.stderr)
+        known = same or not failed or said.startswith("error: rank ")
+        show(said if known else f"rank {link.rank} ({host}): {said}", sys.stderr)
     return int(everything[speaks][0]) if failed else found

@@ -49,8 +49,11 @@ from tinyalex.training.environment import environment
 from tinyalex.training.follower import Follower
 from tinyalex.training.ranks import Ranks, SharedStop
 from tinyalex.training.run_folder import open_run_folder
-from tinyalex.training.sharded_step import RankError
+from tinyalex.training.sharded_step import RankError, check_alike
 from tinyalex.training.transfer import span
+
+SETTING_UP = 3600.0
+"""Seconds that a rank may be silent before training: it may have images to measure."""
 
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
@@ -65,11 +68,13 @@ def main(argv: list[str] | None = None) -> int:
         share_cores(link)
         if link.rank:  # the first rank speaks for all
             held.enter_context(redirect_stdout(None))
-        asked = jointly(link, lambda: read_arguments(argv, __doc__, link.size))
+        asked = jointly(link, lambda: [read_arguments(argv, __doc__, link.size)])
         if isinstance(asked, int):
             return asked
-        link.timeout = asked[0].exchange_timeout
-        begun = jointly(link, lambda: begin(asked, started, link, held))
+        limit = asked[0][0].exchange_timeout
+        link.timeout = max(limit, SETTING_UP)
+        begun = jointly(link, lambda: begin(asked.pop(), started, link, held))
+        link.timeout = limit
         return begun if isinstance(begun, int) else train(*begun)
 
 
@@ -78,7 +83,8 @@ def begin(
 ) -> tuple[Trainer, StopRequest] | int:
     """Return the trainer of a run, or the exit code."""
     args, settings, checkpoints, checkpoint = asked
-    ranks = Ranks(link, settings.shards, settings.parallel)
+    del asked  # which has the checkpoint, too
+    ranks = Ranks(link, settings.shards, settings.parallel, args.check_sync)
     try:
         if args.overfit:
             settings = replace(settings, dropout=0.0)
@@ -91,6 +97,8 @@ def begin(
             run = resumed_run(settings, checkpoint, args.out, ranks)
         check_head(args, run)
         del checkpoint, args.start  # hundreds of megabytes
+        if link.size > 1:
+            check_alike(run)
         print_header(run, args.out)
         if args.summary:
             size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
@@ -115,7 +123,6 @@ def begin(
         else:
             trainer = Follower(run, args.out)
             held.enter_context(stop)
-        trainer.check_sync = args.check_sync
         if args.tensorboard and ranks.first:
             held.enter_context(shown_by_tensorboard(trainer))
     except WorkerError as error:
@@ -249,12 +256,16 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
             trainer.train(stop)
             ranks.link.close()
             apart = True
+            if isinstance(stop, SharedStop):
+                stop.alone = True
             if not ranks.first:
                 return DONE
             finish(trainer, stop)
         finally:  # it may have got another name, or another folder
             out = trainer.checkpoints.folder
             resume = call_of("train", "--resume", out)
+            if ranks.size > 1:
+                resume = f"mpiexec -n {ranks.size} {resume}"
         device = run.settings.device
         there = () if device == "cpu" else ("--device", device)
         evaluate, predict = (call_of(what, out, *there) for what in ("evaluate", "predict"))
@@ -268,14 +279,18 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
         )
         return stopped.exit_code
     except RankError as error:
-        return end(f"{error}; resume from before: {resume}", FAILED, all_know=True)
+        return end(
+            f"{error}; the last checkpoint may be from after that began; resume: {resume}",
+            FAILED,
+            all_know=True,
+        )
     except DivergedError as error:
         return end(
             f"{error}; training stopped, {printable(trainer.checkpoints.last)} is from before "
             f"that; resume from there with a lower rate (it was {run.settings.lr:g}): {resume} "
             f"--allow-change --lr {run.settings.lr / 2:g}",
             DIVERGED,
-            all_know=True,
+            all_know=not error.of_one_rank,
         )
     except DataError as error:
         return end(

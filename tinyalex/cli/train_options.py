@@ -91,8 +91,7 @@ def read_arguments(
     args = parser.parse_args(argv)
     args.start = None
     check(args.device)
-    check_together(args)
-    check_ranks(args, ranks)
+    check_together(args, ranks)
     if args.tensorboard:
         require_tensorboard()
     if args.resume is not None:
@@ -142,25 +141,20 @@ def even_batch(settings: Settings) -> int:
     return min(most, max(1, count // math.ceil(count / most)), key=lambda size: count % size)
 
 
-def check_together(args: argparse.Namespace) -> None:
+def check_together(args: argparse.Namespace, ranks: int) -> None:
     """Raise ValueError for options that would be ignored beside the others."""
     instead = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
     for name in ("steps", "time_limit", "tensorboard"):
         if instead and getattr(args, name):
             raise ValueError(f"{option(instead[0])} does not train: leave {option(name)} out")
+    if instead and ranks > 1:
+        raise ValueError(f"{option(instead[0])} is for one process: leave mpiexec out")
     if args.weights and args.resume is not None:
         raise ValueError("--resume continues with the run's own weights: leave --weights out")
     if args.overfit and args.resume is not None:
         raise ValueError("--overfit begins with fresh weights: leave --resume out")
     if args.allow_change and args.resume is None:
         raise ValueError("--allow-change is for --resume alone: leave it out")
-
-
-def check_ranks(args: argparse.Namespace, ranks: int) -> None:
-    """Raise ValueError for options of several processes that cannot be."""
-    alone = [name for name in ("dry_run", "overfit", "summary") if getattr(args, name)]
-    if alone and ranks > 1:
-        raise ValueError(f"{option(alone[0])} is for one process: leave mpiexec out")
 
 
 def check_head(args: argparse.Namespace, run: Run) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 
 from tinyalex.data.dataset import DataError, Dataset, ImageError, Unreadable
 from tinyalex.data.image import central_square
-from tinyalex.data.worker_processes import WorkerError
 from tinyalex.data.worker_threads import WORKERS, Task, Threads, readable
 from tinyalex.files import FileError, load, writer_of
 from tinyalex.folders import write_atomically
@@ -158,14 +157,14 @@ def pixel_statistics(
     chunks = [everything[start : start + CHUNK] for start in everything[::CHUNK]]
     if others is not None:
         chunks = chunks[others.rank :: others.size]
-    problem = None
+    problem: Exception | None = None
     threads = Threads(workers)
     try:
         pending: deque[Task] = deque(threads.submit(sums_of, chunk) for chunk in chunks)
         for chunk in chunks:
             total.merge([threads.result(pending.popleft(), bad.give_up)])
             progress(chunk.stop, len(dataset))
-    except (DataError, WorkerError) as error:
+    except Exception as error:
         if others is None:
             raise
         problem = error

@@ -139,8 +139,9 @@ class MPICommunicator(Communicator):
             heard = max(begun, self._heard)
             if time.monotonic() >= heard + self.timeout:
                 missing = ", ".join(map(str, sorted(self._missing)))
+                step = "" if self.step is None else f"step {self.step}, "
                 self.abort(
-                    f"step {self.step}, {request.label}: nothing came for {self.timeout:g} s "
+                    f"{step}{request.label}: nothing came for {self.timeout:g} s "
                     f"from rank {missing}"
                     if self._ranks
                     else f"MPI has not started on all ranks within {self.timeout:g} s"

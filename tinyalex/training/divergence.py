@@ -39,6 +39,9 @@ NAMED_IMAGES = 3
 class DivergedError(ArithmeticError):
     """A non-finite loss, gradient or weight; the last checkpoint is good."""
 
+    of_one_rank = False
+    """True if other ranks do not know."""
+
 
 def not_finite(arrays: Mapping[str, Array]) -> str | None:
     """Return the name of the first array with a NaN or infinity."""
@@ -171,6 +174,8 @@ class Step:
     lr: float
     batch: Batch
     dataset: Dataset
+    alone: bool = True
+    """False if other ranks have other images of the step."""
     random_state: dict[str, Any] = field(default_factory=random.get_state)
 
 
@@ -190,7 +195,9 @@ def explain(
     """
     what, batch = f"{error} in step {step.number} (epoch {step.epoch})", step.batch
     random.set_state(step.random_state)
-    began = "but not again when the step was repeated: suspect the machine"
+    began = "but not again when the step was repeated" + (
+        ": suspect the machine" if step.alone else " with the images of rank 0, those of its report"
+    )
     cause: Cause | None = None
     traces: list[LayerTrace] = []
     try:

@@ -145,7 +145,8 @@ def evaluate(
     and all of them return the scores of all. Returns None if a stop was requested on the way.
     """
     if ranks is not None and not ranks.alone:
-        return _evaluate_together(model, loader, progress, title, ranks)
+        stops = stop if ranks.stop is None else ranks.stop
+        return _evaluate_together(model, loader, progress, title, ranks, stops)
     scores: Scores | None = None
     for batch, views in _answered(model, loader, progress, title):
         some = Scores.of(batch.labels, averaged(views))
@@ -156,13 +157,19 @@ def evaluate(
 
 
 def _evaluate_together(
-    model: Module, loader: Loader, progress: Progress | None, title: str, ranks: Ranks
+    model: Module,
+    loader: Loader,
+    progress: Progress | None,
+    title: str,
+    ranks: Ranks,
+    stop: StopRequest | None,
 ) -> Scores | None:
     """Return the scores of all ranks, added as one rank adds them."""
     rank, size = ranks.link.rank, ranks.link.size
-    mine = _answered(model, loader, progress, title, rank, size)
+    answered = _answered(model, loader, progress, title, rank, size)
+    mine = ranks.watched(answered, loader, title)
     scores: Scores | None = None
-    with closing(mine):
+    with closing(answered):
         for first in range(0, len(loader), size):
             found = next(mine, None) if first + rank < len(loader) else None
             own = None if found is None else Scores.of(found[0].labels, averaged(found[1]))
@@ -170,7 +177,7 @@ def _evaluate_together(
                 if told["scores"] is not None:
                     some = Scores.from_lists(told["scores"])
                     scores = some if scores is None else scores + some
-            if ranks.stop:
+            if stop:
                 return None
     return scores
 

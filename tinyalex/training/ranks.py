@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from tinyalex.backends.shards import Part, Span, Tree, part_of, spans_of_ranks, tree_of_ranks
 from tinyalex.data import Batch, DataError, Loader, PixelSums, WorkerError
@@ -15,6 +15,7 @@ from tinyalex.distributed.communicator import Communicator, Single
 from tinyalex.interrupts import StopRequest
 from tinyalex.progress import one_sentence
 
+Item = TypeVar("Item")
 LOSSES = "losses"
 """Label of what ranks tell in every step."""
 
@@ -23,8 +24,12 @@ class SharedStop(StopRequest):
     """Request to stop that all ranks heed at the same step."""
 
     agreed = False
+    alone = False
+    """True once this rank goes its own way."""
 
     def __bool__(self) -> bool:
+        if self.alone:
+            return super().__bool__()
         # All come to a limit of steps at once, and need not talk about it.
         return self.agreed or (self.at_limit and super().__bool__())
 
@@ -51,6 +56,8 @@ class Ranks:
     shards: int = 1
     parallel: str = "data"
     """Strategy: one of `distributed.plan.STRATEGIES`."""
+    check_sync: int = 0
+    """Steps after which weights are compared, 0 for never."""
     stop: SharedStop | None = None
     """That of the training under way."""
     _unreadable: dict[int, set[int]] = field(default_factory=dict)
@@ -126,13 +133,16 @@ class Ranks:
 
         Raises the problem of any rank.
         """
-        told = [sums.count, list(bad.reasons.items()), problem and one_sentence(problem)]
-        for rank, (count, unreadable, why) in enumerate(self.link.share("sums", told).wait()):
-            if problem is not None:
-                raise problem
+        why = problem and [type(problem).__name__, one_sentence(problem)]
+        told = [sums.count, list(bad.reasons.items()), bad.lasting, why]
+        everything = self.link.share("sums", told).wait()
+        if problem is not None:
+            raise problem
+        for rank, (count, unreadable, lasting, why) in enumerate(everything):
             if why:
-                raise DataError(f"rank {rank}: {why}")
+                raise _error(rank, *why)
             sums.count += count if rank != self.rank else 0
+            bad.lasting = bad.lasting and lasting
             bad.reasons.update(dict(unreadable))
         bad.check(len(bad.reasons))
         for name, array in (("mean", sums.image), ("colours", sums.products)):
@@ -180,17 +190,21 @@ class Ranks:
         data.leave_out({i: reason for i, reason in found.items() if i not in data.unreadable})
         for rank, one in enumerate(everything):
             if problem := one.get("problem"):
-                kind, text = problem
-                raise {"WorkerError": WorkerError}.get(kind, DataError)(f"rank {rank}: {text}")
+                raise _error(rank, *problem)
         if found:
             data.check_left_out(len(known))
         return everything
 
-    def watched(self, batches: Iterator[Batch], data: Loader) -> Iterator[Batch]:
+    def watched(self, batches: Iterator[Item], data: Loader, label: str = LOSSES) -> Iterator[Item]:
         """Yield batches; tell the other ranks where they cannot be read."""
         try:
             yield from batches
         except (DataError, WorkerError) as error:
             with suppress(DataError, WorkerError):
-                self.tell(LOSSES, data, problem=[type(error).__name__, one_sentence(error)])
+                self.tell(label, data, problem=[type(error).__name__, one_sentence(error)])
             raise
+
+
+def _error(rank: int, kind: str, text: str) -> Exception:
+    """Return the error that another rank has raised."""
+    return {"WorkerError": WorkerError}.get(kind, DataError)(f"rank {rank}: {text}")

@@ -208,6 +208,8 @@ class Settings:
             least, most = smallest_input(variant), MOST_PIXELS
             expected = f"at least {least} for the variant {variant.name}"
         limits["input_size"] = Rule(expected, whole(least, most).holds)
+        if self.shards > 1:
+            limits["cuda_graph"] = Rule("off beside --shards", lambda value: not value)
         if not has_towers(variant):
             grouped = any(getattr(layer, "groups", 1) == 2 for layer in variant.features)
             why = "whose response normalisation crosses the towers" if grouped else "which has none"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Any
 
@@ -22,8 +25,12 @@ from tinyalex.training.divergence import NOT_FINITE, DivergedError, not_finite
 from tinyalex.training.evaluation import device_of_model
 from tinyalex.training.metrics import Average, hits
 from tinyalex.training.ranks import LOSSES, Ranks
+from tinyalex.training.run import Run
 from tinyalex.training.step import Steps
 from tinyalex.training.transfer import digest
+
+OWN = ("data", "workers", "worker_processes", "image_cache", "index_cache")
+"""Settings that each rank may have for itself."""
 
 
 class RankError(RuntimeError):
@@ -37,13 +44,38 @@ def check_equal(ranks: Ranks, model: AlexNet, layers: Iterable[str] | None = Non
     """
     digests = ranks.link.share("digests of weights", digest(model, layers)).wait()
     for rank, found in enumerate(digests):
-        like = rank % ranks.peers
-        if found != digests[like]:
+        like = digests[rank % ranks.peers :: ranks.peers]
+        usual, votes = Counter(like).most_common(1)[0]
+        if found != usual:
+            which = "its machine" if votes > len(like) / 2 else "one of these machines"
             raise RankError(
                 f"the weights of rank {rank} ({ranks.link.hosts[rank]}) are not those of rank "
-                f"{like} (SHA-256 {found} and {digests[like]}): its machine computes otherwise, or "
-                "is faulty"
+                f"{digests.index(usual)} (SHA-256 {found} and {usual}): {which} computes "
+                "otherwise, or is faulty"
             )
+
+
+def check_alike(run: Run) -> None:
+    """Raise ValueError where ranks begin with other things than rank 0."""
+    settings = {name: value for name, value in asdict(run.settings).items() if name not in OWN}
+    state = {name: value for name, value in asdict(run.state).items() if name != "seconds"}
+    mean = np.asarray(run.classifier.mean)
+    own = {
+        **settings,
+        "number of steps": state["step"],
+        "state": state,
+        "images": run.data_digest(),
+        "mean of the images": sha256(mean.tobytes()).hexdigest(),
+        "weights": digest(run.classifier.model),
+    }
+    first, *others = run.ranks.link.share("what ranks begin with", own).wait()
+    for rank, other in enumerate(others, 1):
+        for name, value in other.items():
+            if value != first[name]:
+                raise ValueError(
+                    f"rank {rank} ({run.ranks.link.hosts[rank]}) begins with another {name} than "
+                    f"rank 0, {value} for {first[name]}: give all ranks the same command and files"
+                )
 
 
 class ShardedSteps(Steps):
@@ -52,7 +84,7 @@ class ShardedSteps(Steps):
     What is learned from a batch is the same, bit for bit, for any number of ranks with as many
     shards and as many threads. Gradients are sent, layer by layer, while backward computes others:
     those of the fully connected layers, 96 % of the bytes, come first, and nearly all of backward's
-    arithmetic after them. With `check_every`, weights are compared after so many steps.
+    arithmetic after them.
     """
 
     compared: Iterable[str] | None = None
@@ -66,13 +98,11 @@ class ShardedSteps(Steps):
         optimizer: SGD,
         ranks: Ranks,
         data: Loader,
-        check_every: int = 0,
         summed: Iterable[str] | None = None,
     ) -> None:
         super().__init__(model, optimizer)
         self._network = model
-        self._ranks, self._data, self._check_every = ranks, data, check_every
-        self._taken = 0
+        self._ranks, self._data = ranks, data
         self._on_their_way: list[tuple[Tensor, np.ndarray, Pending[None]]] = []
         parameters = dict(model.named_parameters())
         self._hooks = [
@@ -143,6 +173,5 @@ class ShardedSteps(Steps):
         optimizer.step()
         correct = sum(one["hits"] for one in told)
         self._results.append(Average(total, correct, len(everything)))
-        self._taken += 1
-        if self._check_every and self._taken % self._check_every == 0:
+        if ranks.check_sync and (ranks.link.step or 0) % ranks.check_sync == 0:
             check_equal(ranks, self._network, self.compared)

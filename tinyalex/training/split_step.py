@@ -31,7 +31,6 @@ class SplitSteps(ShardedSteps):
         optimizer: SGD,
         ranks: Ranks,
         data: Loader,
-        check_every: int = 0,
         average: WeightAverage | None = None,
     ) -> None:
         self._split = split = Split(model, ranks.parallel, ranks.link)
@@ -39,7 +38,7 @@ class SplitSteps(ShardedSteps):
         parameters = dict(model.named_parameters())
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         own = optimizer.of_rows(lambda parameter: split.rows[self._names[id(parameter)]])
-        super().__init__(split.model, own, ranks, data, check_every, split.summed)
+        super().__init__(split.model, own, ranks, data, split.summed)
         if ranks.parallel == "hybrid":
             self.compared = [name for name in model.weight_layers if name.startswith("conv")]
         here = {name for name, _ in split.model.named_parameters()}

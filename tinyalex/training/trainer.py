@@ -58,8 +58,6 @@ class Trainer:
     metrics: MetricsFile
     progress: Progress
     on_row: Callable[[dict[str, Any]], None] | None = None
-    check_sync: int = 0
-    """Steps after which ranks compare their weights, 0 for never."""
 
     def __post_init__(self) -> None:
         self.throughput = Throughput(self.run.total_steps, self.run.settings.epochs)
@@ -74,11 +72,11 @@ class Trainer:
         """Run the whole network on images."""
         run, model = self.run, self.run.classifier.model
         self.learning, self.validation = Source(model, run.train_data), Source(model, run.val_data)
-        self.steps = steps_of(run, self.learning, self.check_sync)
+        self.steps = steps_of(run, self.learning)
 
     def _renew_steps(self) -> None:
         self.steps.close()
-        self.steps = steps_of(self.run, self.learning, self.check_sync)
+        self.steps = steps_of(self.run, self.learning)
 
     def _keep_features(self, stop: StopRequest) -> bool:
         """Run only the layers that learn, where features can be kept.
@@ -277,10 +275,18 @@ class Trainer:
 
     def _remember(self, step: int, batch: Batch, source: Source) -> None:
         rate, self._suspect = self.run.optimizer.param_groups[0]["lr"], source.model
-        self._latest = Step(step, self.run.state.epoch + 1, rate, batch, source.data.dataset)
+        self._latest = Step(
+            step,
+            self.run.state.epoch + 1,
+            rate,
+            batch,
+            source.data.dataset,
+            self.run.ranks.size == 1,
+        )
 
     def _explain(self, error: Exception) -> DivergedError:
         """Return the error with its cause, found by repeating the step."""
+        self.steps.close()  # whose gradients would be sent when the step is repeated
         if self._latest is None:
             return DivergedError(str(error))
         self.progress.stop()
@@ -427,7 +433,9 @@ class Trainer:
         try:
             self.checkpoints.save(self.run)
         except FloatingPointError as error:
-            raise self._explain(error) from error
+            explained = self._explain(error)
+            explained.of_one_rank = True  # others do not look
+            raise explained from error
         except OSError:
             self._follow()  # the folder may be lost by now
             raise
@@ -474,13 +482,13 @@ class Trainer:
         )
 
 
-def steps_of(run: Run, source: Source, check_sync: int) -> Steps:
+def steps_of(run: Run, source: Source) -> Steps:
     """Return what takes a run's steps on its device."""
     settings, model = run.settings, source.model
     if run.ranks.link.size > 1 and run.ranks.parallel != "data":
-        return SplitSteps(model, run.optimizer, run.ranks, source.data, check_sync, run.average)
+        return SplitSteps(model, run.optimizer, run.ranks, source.data, run.average)
     if not run.ranks.alone:
-        return ShardedSteps(model, run.optimizer, run.ranks, source.data, check_sync)
+        return ShardedSteps(model, run.optimizer, run.ranks, source.data)
     if parse(settings.device) == "cpu":
         return Steps(model, run.optimizer)
     from tinyalex.training.gpu_steps import GPUSteps  # which loads CuPy
