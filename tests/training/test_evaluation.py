@@ -11,6 +11,7 @@ from tinyalex.models import alexnet
 from tinyalex.tensor import Tensor
 from tinyalex.training import StopRequest, evaluate, examine
 from tinyalex.training.evaluation import log_probabilities
+from tinyalex.training.ranks import Ranks
 
 
 class FirstPixel(nn.Module):
@@ -136,7 +137,8 @@ def test_reflections_of_a_symmetric_image_have_equal_logits(rng):
     assert len(np.unique(answers[:5], axis=0)) == 5
 
 
-def test_a_stop_leaves_no_scores():
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_stop_leaves_no_scores(shards):
     loader = Loader(MISTAKEN, 1, EvalTransform(1), shuffle=False)
     stop = StopRequest(steps=2)
     seen = []
@@ -145,5 +147,6 @@ def test_a_stop_leaves_no_scores():
         seen.append(done)
         stop.step = done
 
-    assert evaluate(FirstPixel(), loader, Watcher(act), stop) is None
+    ranks = Ranks(shards=shards)
+    assert evaluate(FirstPixel(), loader, Watcher(act), stop, ranks=ranks) is None
     assert seen == [1, 2]
