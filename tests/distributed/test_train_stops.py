@@ -119,7 +119,7 @@ def test_too_many_unreadable_images_end_all_ranks_alike(tmp_path):
         spoil(photos / name)
     code, _, complaints = finish(train(3, "--data", photos, *OPTIONS, "--out", tmp_path / "run"))
     assert code == 2
-    assert re.search(r"\d of 57 images cannot be read, 1 are allowed", complaints)
+    assert re.search(r"\d of 57 images cannot be read, 1 is allowed", complaints)
     assert complaints.count("error:") == 1, complaints
     assert "--resume" in complaints
 

@@ -117,6 +117,7 @@ NOT_DIFFERENTIABLE = {
     *("data", "grad", "grad_fn", "requires_grad", "__weakref__"),
     *("shape", "dtype", "ndim", "size", "device", "is_leaf"),
     *("backward", "detach", "requires_grad_", "numpy", "item"),
+    "register_post_accumulate_grad_hook",
     "cuda",  # as cpu, where there is a GPU
 }
 

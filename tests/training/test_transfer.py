@@ -538,7 +538,7 @@ def test_options_that_are_refused(trained, others, tmp_path, options, complaint)
 
 def test_a_factor_for_a_head_that_stays_is_refused(trained, photos, tmp_path):
     place = ("--data", photos, "--out", tmp_path / "run", "--steps", 1)
-    code, _, complaints = run(TRAIN, "--weights", trained, *place, "--head-lr-factor", 10)
+    code, _, complaints = run(TRAIN, "--weights", trained, *place, "--head-lr-factor", 5)
     assert_refused(code, complaints, "its own is kept: leave --head-lr-factor out")
     assert not (tmp_path / "run").exists()
     code, said, _ = run(TRAIN, "--weights", trained, *place)

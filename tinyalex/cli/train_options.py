@@ -159,7 +159,8 @@ def check_together(args: argparse.Namespace, ranks: int) -> None:
 
 def check_head(args: argparse.Namespace, run: Run) -> None:
     """Raise ValueError for a factor given for a last layer that stays."""
-    if args.resume is None and args.head_lr_factor is not None and run.origin["head"] == "kept":
+    usual = args.head_lr_factor in (None, 1.0, WITH_WEIGHTS["head_lr_factor"])
+    if args.resume is None and not usual and run.origin.get("head") == "kept":
         raise ValueError(
             "--head-lr-factor is for a new last layer, and the classes are those of "
             f"{printable(args.weights)}, so its own is kept: leave --head-lr-factor out"

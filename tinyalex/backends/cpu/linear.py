@@ -200,15 +200,17 @@ def suits(shape: Shape, dtype: Any) -> bool:
     return dtype == np.float32 and fits and outputs * inputs > 0
 
 
-def linear(x: Array, weight: Array, bias: Array | None, rows: int | None = None) -> Array:
-    """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O].
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O]."""
+    return linear_chosen_by(len(x), x, weight, bias)
 
-    ``rows``, unless it is N, is the number of rows that the way is chosen by.
-    """
+
+def linear_chosen_by(rows: int, x: Array, weight: Array, bias: Array | None) -> Array:
+    """Return what `linear` does, in the way for so many rows."""
     N, (outputs, inputs) = x.shape[0], weight.shape
     if N == 0:
         return np.empty((0, outputs), x.dtype)
-    if (rows or N) == 1:
+    if rows == 1:
         y = np.zeros((1, outputs), x.dtype)
         _forward_one(plain(x[0]), plain(weight), y[0])
     elif suits(weight.shape, weight.dtype):

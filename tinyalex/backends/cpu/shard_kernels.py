@@ -15,7 +15,7 @@ from tinyalex.backends.cpu.conv import im2col
 from tinyalex.backends.cpu.conv.choose import Problem, algorithm, conv2d_relu_grads
 from tinyalex.backends.cpu.conv.winograd_tiles import IMAGES
 from tinyalex.backends.cpu.linear import (
-    linear,
+    linear_chosen_by,
     linear_input_grad,
     suits,
     sum_of_weight_grads,
@@ -31,7 +31,8 @@ from tinyalex.backends.types import Array, Shape
 
 def _linear(part: Part, x: Array, weight: Array, bias: Array | None) -> Array | None:
     rows = max(part.sizes)  # a single row has a way of its own
-    return linear(x, weight, bias, rows) if suits(weight.shape, x.dtype) and rows > 1 else None
+    fits = suits(weight.shape, x.dtype) and rows > 1
+    return linear_chosen_by(rows, x, weight, bias) if fits else None
 
 
 def _linear_input_grad(part: Part, grad: Array, weight: Array) -> Array | None:
