@@ -99,6 +99,11 @@ def work(arguments: argparse.Namespace) -> None:
         batch = Batch(whole.images[:images], labels[:images], numbers[:images])
         optimizer = optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
         loader: Any = NoLoader(images)
+        array = np.zeros(1 << 24, np.float32)
+        link.sum("to see what a byte costs", array, (0, 1)).wait()
+        begun, bytes_before = time.process_time(), link.sent
+        link.sum("to see what a byte costs", array, (0, 1)).wait()
+        per_byte = (time.process_time() - begun) / (link.sent - bytes_before)
         found: dict[str, list[list[float]]] = {
             kind: [] for kind in KINDS if kind != "towers" or has_towers(model.variant)
         }
@@ -116,7 +121,7 @@ def work(arguments: argparse.Namespace) -> None:
                 steps.take(whole if kind == "towers" else batch)
                 found[kind].append([time.perf_counter() - begun, device_bytes() - bytes_before])
                 steps.close()
-        everything = link.share("found", found).wait()
+        everything = link.share("found", {**found, "per_byte": per_byte}).wait()
     if link.rank == 0:
         print(json.dumps(everything))
 
@@ -172,7 +177,8 @@ def measure(gbit: float, arguments: argparse.Namespace) -> dict[str, Any]:
         words += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
         done = subprocess.run([*mpiexec, *words], stdout=subprocess.PIPE, text=True, check=True)
     ranks = json.loads(done.stdout.splitlines()[-1])
-    found: dict[str, Any] = {"gbit": gbit}
+    costs = [rank.pop("per_byte") for rank in ranks]
+    found: dict[str, Any] = {"gbit": gbit, "per_byte": statistics.mean(costs)}
     for kind in ranks[0]:
         # A step takes as long as its slowest rank; the first one warms up.
         both = zip(*(rank[kind] for rank in ranks), strict=True)
@@ -198,7 +204,7 @@ def planned(found: dict[str, Any], kind: str, variant: str, batch: int) -> float
     network = models.VARIANTS[variant]
     layers = layers_of(network, 1000, network.input_size)
     rate = batch / 2 / middle(found, "none")
-    machine = Machine(rate=rate, link=found["gbit"], latency=LATENCY, payload=1)
+    machine = Machine(rate, found["gbit"], LATENCY, payload=1, per_byte=found["per_byte"])
     return cost(layers, kind, 2, batch, machine).step
 
 
@@ -222,6 +228,8 @@ def table(results: list[dict[str, Any]], variant: str, batch: int) -> str:
                 f"| {found[kind]['bytes'] / 1e6:.1f} "
                 f"| {f'{hidden(found):.0%}' if kind == 'data' else ''} |"
             )
+    costs = ", ".join(f"{found['per_byte'] * 1e9:.2f}" for found in results)
+    lines += ["", f"A byte costs a rank's core {costs} ns at these rates, measured by a sum alone."]
     return "\n".join(lines)
 
 

@@ -111,6 +111,12 @@ def test_exchange_follows_exchange_while_backward_continues():
     assert found.hidden == pytest.approx(1 / 11 / 15.25, rel=1e-4)
     fast = cost(TWO, "data", 2, 20, replace(machine, link=1e6, latency=1e-9))
     assert fast.step == pytest.approx(1, rel=1e-4)
+    # 1.5e9 bytes that take as many nanoseconds of the cores, all while the rank would compute
+    costly = cost(TWO, "data", 2, 20, replace(machine, link=1e6, latency=1e-9, per_byte=1e-9))
+    assert (costly.step, costly.compute) == pytest.approx((2.5, 2.5), rel=1e-4)
+    # where the link is what takes long, the cores have the time
+    slow = cost(TWO, "data", 2, 20, replace(machine, per_byte=1e-9))
+    assert slow.step == pytest.approx(10 / 11 + 15.25, rel=0.1)
 
 
 @pytest.mark.parametrize(

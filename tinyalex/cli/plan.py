@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     variant = VARIANTS[args.variant]
     pixels = args.input_size or variant.input_size
     layers = plan.layers_of(variant, args.num_classes, pixels)
-    machine = Machine(args.rate or 0, args.link, args.latency / 1e6)
+    machine = Machine(args.rate or 0, args.link, args.latency / 1e6, per_byte=args.byte_cost / 1e9)
     if args.measure:
         machine = measured(machine, variant, pixels, args)
     batches = {
@@ -135,6 +135,14 @@ def make_parser() -> Parser:
         default=20.0,
         metavar="US",
         help="microseconds of a message beside its bytes, such as 20 through TCP, 2 on InfiniBand",
+    )
+    parser.add_argument(
+        "--byte-cost",
+        type=positive,
+        default=0.0,
+        metavar="NS",
+        help="nanoseconds of the cores that compute, for each byte that is sent, got and added: "
+        "docs/cluster.md measures it for TCP (default: 0, as where other hardware does it)",
     )
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument(

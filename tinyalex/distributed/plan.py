@@ -34,9 +34,9 @@ Seconds are those of the busiest rank. It computes in proportion to multiply-add
 twice forward, in the first layer once, since images need no gradient. One link carries one exchange
 after the other, both ways at once, in the order in which they were begun: its bytes over the
 bandwidth, and for each message the latency (Hockney's model): to each other rank one that says what
-follows, then one for a gather, two for a sum. Left out are ranks slower than others, loading of
-images, memory that is full, the additions of a sum, the core that an MPI library may keep busy, and
-a network that has less than a whole link for each rank.
+follows, then one for a gather, two for a sum. Bytes may cost time of the cores that compute, too:
+to copy and to add them. Left out are ranks slower than others, loading of images, memory that is
+full, and a network that has less than a whole link for each rank.
 """
 
 from __future__ import annotations
@@ -223,6 +223,9 @@ class Machine:
     payload: float = PAYLOAD
     """Share of the link that our bytes get; emulated links count no headers."""
 
+    per_byte: float = 0.0
+    """Seconds of the cores that compute, for a byte that is sent, received and added."""
+
     def alone(self, batch: int) -> float:
         """Return the images per second of one rank."""
         return batch / (batch / self.rate + self.fixed)
@@ -288,8 +291,10 @@ def cost(layers: Sequence[Layer], strategy: str, ranks: int, batch: int, machine
         of_bytes = max(work.sent, work.received) / (machine.link * 1e9 / 8 * machine.payload)
         of_messages = work.messages * machine.latency
         sent, link, latency = sent + work.sent, link + of_bytes, latency + of_messages
+        busy = max(work.sent, work.received) * machine.per_byte
         free = max(now, free) + of_bytes + of_messages
-        now = free if work.waits else now
+        compute, now = compute + busy, now + busy
+        now = max(now, free) if work.waits else now
     step = max(now, free) + update
     return Cost(strategy, ranks, batch, sent, compute + update, link, latency, step)
 
