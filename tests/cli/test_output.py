@@ -306,7 +306,7 @@ def test_spaces_at_the_ends_of_names_are_seen(words, name, trained, photos, tmp_
 
 
 def numeric_options():
-    """Yield the name of each command with each of its options that take a number."""
+    """Yield each command with each of its numeric options."""
     parsers = {name: load(name).make_parser() for name in (*NEEDED, "look", "gradcheck")}
     for name, parser in {TRAIN: make_parser(), **parsers}.items():
         for action in parser._actions:

@@ -169,7 +169,7 @@ with SortedCopies(root, ["cat", "dog"], []) as copies:
 
 
 def sorters(count, target):
-    """Start processes that copy the same 120 images, under 60 names, into the same folder."""
+    """Start processes that copy the same images into one folder."""
     arguments = [sys.executable, "-c", SORTER, ROOT, target]
     pipe = subprocess.PIPE
     started = [subprocess.Popen(arguments, stdin=pipe, stdout=pipe) for _ in range(count)]

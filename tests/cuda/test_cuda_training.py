@@ -39,7 +39,7 @@ def train(photos, out, **changes):
 
 
 def computed(out):
-    """Return what a run left behind, but for the settings that say how fast."""
+    """Return a run's results without its settings of speed."""
     last, best, rows = result(out)
     for content in (last, best):
         del content["settings"]

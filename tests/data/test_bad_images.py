@@ -118,7 +118,7 @@ def test_unreadable_class_folder(unprivileged):
 
 
 def unusable_folders():
-    """Return, for each function that makes such a folder, what the message must say."""
+    """Return the expected message for each kind of folder."""
 
     def nothing(root):
         """Leave the folder missing."""

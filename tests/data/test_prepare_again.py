@@ -122,7 +122,7 @@ def worker_of(process):
 
 
 def command_line(pid):
-    """Return the command line of a process, empty for one that has ended."""
+    """Return the command line of a process, or nothing."""
     try:
         with open(f"/proc/{pid}/cmdline") as file:
             return file.read()

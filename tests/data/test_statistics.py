@@ -27,7 +27,7 @@ from tinyalex.files import FileError, save
 
 
 class Images:
-    """A data set of these images, of which those at `broken` cannot be read."""
+    """Data set of images, some of which cannot be read."""
 
     def __init__(self, images, broken=()):
         self.images, self.broken = images, broken
@@ -46,7 +46,7 @@ class Images:
 
 @pytest.fixture
 def images(rng):
-    """Eleven images of several shapes, all with central squares of 8 x 8, and these squares."""
+    """Images of several shapes, and their central squares of 8 x 8."""
     squares = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
     margins = [((0, 0), (0, 0)), ((2, 2), (0, 0)), ((0, 0), (1, 2))]
     padded = [

@@ -31,7 +31,7 @@ SIZE = 32
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Return an empty cache folder, into which statistics of a few images go, too."""
+    """Return an empty cache folder for statistics."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(training_statistics, "WORTH_KEEPING", 50)
     return tmp_path / "cache" / "tinyalex"
@@ -83,7 +83,7 @@ def test_measured_once_and_then_remembered(photos, cache):
 
 
 def same_name_and_size(photos):
-    """Turn a picture round, in a file of the same size in bytes, and set its times back."""
+    """Replace a picture by one with equal size and times."""
     path, before = photos / "ash/00.bmp", (photos / "ash/00.bmp").stat()
     pixels = np.asarray(images.Image.open(path))
     images.Image.fromarray(pixels[::-1, ::-1]).save(path)

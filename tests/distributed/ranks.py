@@ -81,7 +81,7 @@ def processes(mark, only_ranks=False):
 
 @dataclass
 class Ended:
-    """What a job printed, line by line, and its exit code."""
+    """Output lines of a job, and its exit code."""
 
     code: int
     out: list[str]
@@ -89,7 +89,7 @@ class Ended:
 
 
 def run(count, script, *words, seconds=SECONDS, **settings):
-    """Run Python code on `count` ranks to its end, which must come within `seconds`."""
+    """Run Python code on ranks to its end."""
     with started(count, script, *words, **settings) as job:
         out, err = job.communicate(timeout=seconds)
     return Ended(job.returncode, out.splitlines(), err)

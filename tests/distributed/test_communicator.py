@@ -71,7 +71,7 @@ def test_every_request_gives_what_all_ranks_sent():
     parts = [np.full((me * peer, 2), 10 * me + peer) for peer in all_]
     parts = ranks.exchange("parts", parts, [(me * peer, 2) for peer in all_])
     root = np.full((5, 3), me)
-    sent = ranks.broadcast("root", root[:, 1], root=2)
+    sent = ranks.sum("root", root[:, 1], 2)
     words = ranks.share("words", {"rank": me, "pair": (me, None)})
     assert words.wait() == [{"rank": peer, "pair": [peer, None]} for peer in all_]
     sent.wait()
@@ -128,7 +128,7 @@ BAD = {
     "a tree without a rank": ("sum", (np.zeros(3), (0, 1)), "each rank at most once"),
     "a tree with a rank twice": ("sum", (np.zeros(3), (0, 0)), "each rank at most once"),
     "no pair": ("sum", (np.zeros(3), (0,)), "a rank or a pair"),
-    "no rank": ("broadcast", (np.zeros(3), -1), "all in 0 to 0"),
+    "no rank": ("sum", (np.zeros(3), -1), "all in 0 to 0"),
     "no axis": ("gather", (np.zeros(()),), "along axis 0"),
     "no numbers": ("gather", (np.array(["a"]),), "arrays of numbers, got dtype <U1"),
     "too many parts": ("exchange", ([np.zeros(3)] * 2, [(3,)]), "1 parts and 1 shapes"),
@@ -150,7 +150,6 @@ def test_one_process_has_what_it_asks_for():
     assert one.exchange("parts", [array], [(3,)]).wait()[0] is array
     assert one.share("pair", (1, 2)).wait() == [[1, 2]]
     one.sum("sum", array, 0).wait()
-    one.broadcast("root", array).wait()
     assert array.tolist() == [0, 1, 2]
     with pytest.raises(SystemExit, match="4"):
         one.abort("enough", 4)

@@ -58,7 +58,7 @@ def test_the_environment_tells_the_place_among_the_ranks(launcher):
 
 
 def alone(**settings):
-    """Run the command in a process of its own that has these variables."""
+    """Run the command with these environment variables."""
     return subprocess.run(
         [sys.executable, "-c", COMMAND + MAIN],
         env=environment(**settings),

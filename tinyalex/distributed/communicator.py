@@ -74,10 +74,6 @@ class Communicator(ABC):
         _check_dtype(array)
         return self._ask(label, lambda: self._sum(label, array, tree))
 
-    def broadcast(self, label: str, array: np.ndarray, root: int = 0) -> Pending[None]:
-        """Request the array of rank `root`, in place."""
-        return self.sum(label, array, root)
-
     def exchange(
         self, label: str, parts: Sequence[np.ndarray], expect: Sequence[tuple[int, ...]]
     ) -> Pending[list[np.ndarray]]:
