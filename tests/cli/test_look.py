@@ -135,7 +135,7 @@ def test_neighbour_sheet_has_a_row_for_each_query():
     assert np.array(centres)[..., 0].tolist() == [[0, 1, 2], [10, 11, 12]]
 
 
-PICTURES = ["filters", "kernels", "answers", "neighbours", "features", "curves"]
+PICTURES = ["filters", "kernels", "answers", "neighbours", "features", "why", "curves"]
 
 
 @pytest.mark.parametrize("what", PICTURES)  # kernels is the former word for filters

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tinyalex.data import Loader, Patterns, TrainTransform, mean_colour
+from tinyalex.data.patterns import draw
 from tinyalex.training.datasets import PATTERN_SIZES
 
 
@@ -35,6 +36,21 @@ def test_images_depend_on_seed_split_and_index_alone():
     first = pixels(Patterns("train", size=30), range(30))
     assert pixels(Patterns("train", size=20), reversed(range(20))) == first[19::-1]
     assert first[7] == Patterns("train", size=30).load(7).tobytes()
+
+
+def test_the_class_changes_what_the_mask_shows_and_nothing_else():
+    for seed in range(12):
+        image, mask = draw("checks", np.random.default_rng(seed))
+        other, same = draw("zigzag", np.random.default_rng(seed))
+        np.testing.assert_array_equal(mask, same)
+        changed = (image != other).any(axis=2)
+        assert not changed[~mask].any()
+        assert changed[mask].mean() > 0.3
+    dataset = Patterns("val", 20)
+    masks = [dataset.mask(i) for i in range(20)]
+    assert all(mask.shape == (256, 256) and 0.2 < mask.mean() < 0.95 for mask in masks)
+    expected = draw(dataset.classes[7], np.random.default_rng((0, 1, 7)))[1]
+    np.testing.assert_array_equal(masks[7], expected)
 
 
 def test_no_image_appears_twice():

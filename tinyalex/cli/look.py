@@ -4,6 +4,7 @@ tinyalex look RUN filters                        what the first layer looks for
 tinyalex look RUN answers photos/                images with the five best answers
 tinyalex look RUN neighbours a.jpg --among DIR   images that the network finds alike
 tinyalex look RUN features a.jpg                 what each layer makes of an image
+tinyalex look RUN why a.jpg                      where in an image its answer comes from
 tinyalex look RUN curves                         loss and accuracy over the epochs
 
 RUN is the folder of a run, a .safetensors file of one, or a file of other people's weights. Without
@@ -33,7 +34,7 @@ from tinyalex.cli.common import (
 )
 from tinyalex.cli.network import add_checkpoint, open_network, prefix_of
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in
-from tinyalex.data import Dataset, EvalTransform, Loader
+from tinyalex.data import Dataset, Loader
 from tinyalex.interrupts import DONE, USAGE
 from tinyalex.pictures.charts import learning_curves
 from tinyalex.pictures.features import (
@@ -43,9 +44,10 @@ from tinyalex.pictures.features import (
     nearest,
     neighbour_sheet,
 )
-from tinyalex.pictures.sheets import contact_sheet, first_filters, save_png
+from tinyalex.pictures.sheets import contact_sheet, first_filters, save_png, stacked
+from tinyalex.pictures.why_sheet import explain, why_picture
 from tinyalex.progress import Progress, say, warn
-from tinyalex.text import counted, percent, printable
+from tinyalex.text import counted, listed, percent, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import Classifier, checkpoint_path, read_metrics
 from tinyalex.training.datasets import ImageFiles, RunImages, title
@@ -55,9 +57,9 @@ EXIT_CODES = (
     "0 done; 1 failed on the way; 2 arguments, a run or images that cannot be used, or done "
     "without some of the images named here, which cannot be read"
 )
-AT_MOST = {"answers": 40, "neighbours": 20, "features": 1}
+AT_MOST = {"answers": 40, "neighbours": 20, "features": 1, "why": 10}
 """Most images on a sheet."""
-HELD_OUT = {"answers": 10, "neighbours": 5, "features": 1}
+HELD_OUT = {"answers": 10, "neighbours": 5, "features": 1, "why": 3}
 """Number of held-out images if none are named."""
 
 
@@ -134,7 +136,8 @@ def make_parser() -> Parser:
     add_checkpoint(parser)
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
 
-    pictures = {draw.__name__: draw for draw in (filters, answers, neighbours, features, curves)}
+    all_of_them = (filters, answers, neighbours, features, why, curves)
+    pictures = {draw.__name__: draw for draw in all_of_them}
     for name, draw in {**pictures, "kernels": filters}.items():  # filters' former name, not listed
         text = inspect.cleandoc(draw.__doc__ or "")
         listed: dict[str, Any] = {}
@@ -162,6 +165,13 @@ def make_parser() -> Parser:
                 type=name_in,
                 metavar="DIR",
                 help="where to look for neighbours (default: the images that the run learned from)",
+            )
+        if draw is why:
+            parts.add_argument(
+                "--class",
+                dest="of_class",
+                metavar="NAME",
+                help="which class is asked about (default: the most probable one of each image)",
             )
         parts.add_argument(
             "--out",
@@ -255,9 +265,27 @@ def features(look: Look, out: Path) -> None:
     best = int(shares.argmax())
     answer = f"{printable(dataset.classes[best])}, {percent(shares[best])}"
     heading = f"{title(dataset, place)}; answer: {answer}"
-    region = look.classifier.transform.region(images[0])
-    seen = EvalTransform(look.classifier.input_size)(region, np.random.default_rng(0))
-    save_png(feature_sheet(seen.astype(np.uint8), heading, outputs), out)
+    save_png(feature_sheet(look.classifier.seen(images[0]), heading, outputs), out)
+
+
+def why(look: Look, out: Path) -> None:
+    """Draw where in an image the answer comes from.
+
+    Beside the image are three maps, each with a legend: occlusion, gradient of the input, Grad-CAM.
+    It takes seconds per image.
+    """
+    classifier, name = look.classifier, look.args.of_class
+    if name not in (None, *classifier.classes):
+        known = listed(classifier.classes, limit=20)
+        raise ValueError(f"--class must be one of {known}; got {printable(name)}")
+    target = None if name is None else classifier.classes.index(name)
+    dataset, places, images = look.images()
+    progress, rows = Progress(), []
+    for place, image in zip(places, images, strict=True):
+        found = explain(classifier, image, target, progress)
+        heading, label = title(dataset, place), int(dataset.labels[place])
+        rows.append(why_picture(found, classifier.classes, heading, label=label))
+    save_png(stacked(rows), out)
 
 
 def curves(look: Look, out: Path) -> None:

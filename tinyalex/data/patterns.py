@@ -83,16 +83,26 @@ class Patterns:
 
     def load(self, index: int) -> np.ndarray:
         """Return image ``index``, uint8 RGB [256, 256, 3]."""
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        return draw(self.classes[self.labels[index]], rng)
+        return self._draw(index)[0]
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the mask of the pattern in image ``index``, bool [256, 256].
+
+        Outside of it, nothing depends on the class.
+        """
+        return self._draw(index)[1]
 
     def describe(self, index: int) -> str:
         """Return how image ``index`` came to be."""
         return f"{self.classes[self.labels[index]]} {index} of {self!r}"
 
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        return draw(self.classes[self.labels[index]], rng)
 
-def draw(name: str, rng: np.random.Generator) -> np.ndarray:
-    """Return one image of the pattern ``name``, uint8 [256, 256, 3]."""
+
+def draw(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image of the pattern ``name``, uint8 [256, 256, 3], and its mask."""
     image = Image.new("RGB", (SIZE, SIZE), _colour(rng))
     _clutter(image, rng)
 
@@ -110,8 +120,10 @@ def draw(name: str, rng: np.random.Generator) -> np.ndarray:
     pattern = PATTERNS[name](cosine * x + sine * y + phase[0], cosine * y - sine * x + phase[1])
     patch = Image.new("RGB", (right - left, bottom - top), dark)
     patch.paste(light, mask=_as_mask(pattern))
-    image.paste(patch, (left, top), mask=_as_mask(_inside(x, y, radius, rng)))
-    return _light_and_grain(np.asarray(image), rng)
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[top:bottom, left:right] = _inside(x, y, radius, rng)
+    image.paste(patch, (left, top), mask=_as_mask(mask[top:bottom, left:right]))
+    return _light_and_grain(np.asarray(image), rng), mask
 
 
 def _inside(x: np.ndarray, y: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:

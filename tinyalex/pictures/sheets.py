@@ -90,11 +90,10 @@ def contact_sheet(
     images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar of the right class is green
     where `labels` are given (-1: not known), and a line below all images says so.
     """
-    margin, title_height, bar_height = 14, 22, 21
-    shown = min(5, len(classes))
+    margin, title_height = 14, 22
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
-    cell_w, cell_h = size + margin, size + title_height + shown * bar_height + margin + 6
+    cell_w, cell_h = size + margin, size + title_height + answers_height(classes) + margin + 6
     known = labels is not None and max(labels) >= 0
     height = rows * cell_h + margin + (title_height if known else 0)
     sheet = Image.new("RGB", (columns * cell_w + margin, height), "white")
@@ -109,19 +108,40 @@ def contact_sheet(
         left, top = margin + column * cell_w, margin + row * cell_h
         sheet.paste(fit(image, size), (left, top))
         draw.text((left, top + size + 4), shorten(draw, title, small, size), PALE, small)
-        order = np.argsort(-probabilities[i], kind="stable")[:shown]
-        for rank, label in enumerate(order):
-            y = top + size + title_height + rank * bar_height
-            share = float(probabilities[i, label])
-            bar = (left, y + 2, left + round(share * (size - 1)), y + bar_height - 3)
-            right = labels is not None and label == labels[i]
-            draw.rectangle(bar, PALE_GREEN if right else PALE_BLUE)
-            figure = percent(share)
-            figure_width = round(draw.textlength(figure, small))
-            name = shorten(draw, printable(classes[label]), small, size - figure_width - 14)
-            draw.text((left + 4, y + 3), name, INK, small)
-            draw.text((left + size - figure_width - 4, y + 3), figure, INK, small)
+        label = -1 if labels is None else labels[i]
+        draw_answers(
+            draw, (left, top + size + title_height), size, probabilities[i], classes, label
+        )
     return sheet
+
+
+BAR_HEIGHT, ANSWERS = 21, 5
+
+
+def answers_height(classes: Sequence[str]) -> int:
+    """Return the height of `draw_answers`."""
+    return BAR_HEIGHT * min(ANSWERS, len(classes))
+
+
+def draw_answers(
+    draw: Any,
+    place: tuple[int, int],
+    width: int,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    label: int = -1,
+) -> None:
+    """Draw bars of the most probable classes from `place` down; `label` in green."""
+    (left, top), small = place, font(12)
+    for rank, best in enumerate(np.argsort(-probabilities, kind="stable")[:ANSWERS]):
+        y, share = top + rank * BAR_HEIGHT, float(probabilities[best])
+        bar = (left, y + 2, left + round(share * (width - 1)), y + BAR_HEIGHT - 3)
+        draw.rectangle(bar, PALE_GREEN if best == label else PALE_BLUE)
+        figure = percent(share)
+        figure_width = round(draw.textlength(figure, small))
+        name = shorten(draw, printable(classes[best]), small, width - figure_width - 14)
+        draw.text((left + 4, y + 3), name, INK, small)
+        draw.text((left + width - figure_width - 4, y + 3), figure, INK, small)
 
 
 def failure(draw: Callable[[], None]) -> Exception | None:
@@ -131,6 +151,16 @@ def failure(draw: Callable[[], None]) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures, one below the other."""
+    width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
+    whole, top = Image.new("RGB", (width, height), "white"), 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    return whole
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:

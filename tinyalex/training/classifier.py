@@ -127,6 +127,13 @@ class Classifier:
         channels = self.model.variant.in_channels
         return CROPS[crops](self.input_size, self.mean, self.std, channels)
 
+    def seen(self, image: np.ndarray) -> np.ndarray:
+        """Return what the network sees of a uint8 RGB image: [input_size, input_size, 3]."""
+        transform, resized = self.transform, resize_image(image, *self.resizing)
+        region = transform.region(resized)
+        top, left, _ = transform.choose(region, np.random.default_rng(0))
+        return region[top : top + self.input_size, left : left + self.input_size]
+
     def inputs(self, images: Sequence[np.ndarray], crops: int = 1) -> np.ndarray:
         """Return uint8 RGB images of any size as the network takes them.
 
@@ -134,7 +141,7 @@ class Classifier:
         ten.
         """
         transform, unused = self.transform_for(crops), np.random.default_rng(0)
-        resized = (resize_image(image, self.shorter_side, self.resize) for image in images)
+        resized = (resize_image(image, *self.resizing) for image in images)
         views = [transform(image, unused) for image in resized]
         return np.moveaxis(np.stack(views), -1, -3)
 
