@@ -131,7 +131,7 @@ def draw_answers(
     classes: Sequence[str],
     label: int = -1,
 ) -> None:
-    """Draw bars of the most probable classes from `place` down; `label` in green."""
+    """Draw bars of the most probable classes from `place` down; `label` green."""
     (left, top), small = place, font(12)
     for rank, best in enumerate(np.argsort(-probabilities, kind="stable")[:ANSWERS]):
         y, share = top + rank * BAR_HEIGHT, float(probabilities[best])

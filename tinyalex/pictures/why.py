@@ -35,7 +35,7 @@ def occlusion(
     fill: float | np.ndarray = 0.0,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Return the probability that the class loses where a square hides the image.
+    """Return the probability that the class loses where a square hides pixels.
 
     map[y, x] = p(class | image) - p(class | image with a square), on average over the squares that
     hide (y, x). It is negative where the class wins by what is hidden. The squares of `square`
@@ -100,7 +100,7 @@ def grad_cam(
     target: int | np.ndarray,
     layer: nn.Module | None = None,
 ) -> np.ndarray:
-    """Return a layer's maps, weighed by the mean gradient of the class's score.
+    """Return a layer's maps, weighed by the class's mean gradients.
 
     map = relu(sum over k of weight[k] A[k]), A [K, h, w] being the outputs of `layer` (the ReLU of
     the last convolution) and weight[k] the mean of d score / d A[k] over the places; enlarged to
