@@ -51,7 +51,7 @@ class Why(NamedTuple):
     """Answer of a network for an image, with maps of its evidence."""
 
     seen: np.ndarray
-    """What the network saw of the image, uint8 RGB [S, S, 3]."""
+    """Pixels that the network saw, uint8 RGB [S, S, 3]."""
     probabilities: np.ndarray
     """float32 [number of classes]."""
     target: int
