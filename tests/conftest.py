@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+# Processes that tests start, hundreds of them, find the library compiled to bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Thousands of tiny kernels: threads that spin while they wait would slow down a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -57,7 +59,8 @@ def _independent():
     ta.manual_seed(2012)
     before = ta.threads.get_num_threads()
     yield
-    ta.threads.set_num_threads(before)
+    if ta.threads.get_num_threads() != before:  # which costs 7 ms: a look at all libraries
+        ta.threads.set_num_threads(before)
     ta.set_float32_matmul_precision("highest")
 
 
