@@ -57,6 +57,20 @@ LINES_OF_FILE = re.compile(r"\]\(([^)]+)\) \(([\d,]+)(?: lines)?\)")
 
 
 @cache
+def python_in(path):
+    """Return the docstrings of a Python file, the names that it defines, and its classes' names.
+
+    Each file is parsed and walked once.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = list(ast.walk(tree))
+    docstrings = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, described)]
+    classes = [(n.name, names_among(ast.walk(n))) for n in nodes if isinstance(n, ast.ClassDef)]
+    return docstrings, names_among(nodes), classes
+
+
+@cache
 def text_of(path):
     """Return a document whole, and of code the docstrings and comments."""
     text = path.read_text(encoding="utf-8")
@@ -64,15 +78,14 @@ def text_of(path):
         return text
     if path.suffix != ".py":
         return "\n".join(re.findall(r"//(.*)", text))
-    described = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, described)]
-    docstrings = [ast.get_docstring(node) or "" for node in nodes]
+    docstrings, _, _ = python_in(path)
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
     commands = re.findall(r"python [\w./]+\.py", text)  # also in messages
     return "\n\n".join([*docstrings, "\n".join(comments), *commands])
 
 
+@cache
 def files_called(name):
     """Return the files whose paths end with ``name``, in which * stands for anything but /."""
     pattern = re.compile("/" + re.escape(name).replace(r"\*", "[^/]*") + "$")
@@ -82,14 +95,15 @@ def files_called(name):
 @cache
 def names_in(path):
     """Return what a file defines, at any depth; of CUDA and C++, every word."""
-    text = path.read_text(encoding="utf-8")
-    return names_below(ast.parse(text)) if path.suffix == ".py" else set(re.findall(r"\w+", text))
+    if path.suffix == ".py":
+        return python_in(path)[1]
+    return set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
 
 
-def names_below(tree):
-    """Return the functions, classes, variables, parameters and imports in a piece of code."""
+def names_among(nodes):
+    """Return the functions, classes, variables, parameters and imports that nodes define."""
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
@@ -109,9 +123,8 @@ def owners():
         is_package = path.name == "__init__.py"
         name, inside = (path.parent.name, path.parent.iterdir()) if is_package else (path.stem, ())
         found.setdefault(name, set()).update(names_in(path), (p.stem for p in inside))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name, set()).update(names_below(node))
+        for name, names in python_in(path)[2]:
+            found.setdefault(name, set()).update(names)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,25 +48,28 @@ def room_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imported_modules(path, package=PACKAGE):
-    """Yield the full names that the file imports anywhere, except for type hints only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """Return the full names that the file imports anywhere, except for type hints only."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     for_hints = {
         node
-        for test in ast.walk(tree)
+        for test in nodes
         if isinstance(test, ast.If) and ast.unparse(test.test).endswith("TYPE_CHECKING")
         for node in ast.walk(test)
     }
     parts = path.relative_to(package.parent).parts[:-1]
-    for node in ast.walk(tree):
+    names = []
+    for node in nodes:
         if node in for_hints:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = parts[: len(parts) + 1 - node.level] if node.level else ()
             module = ".".join((*above, *filter(None, [node.module])))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            names += (f"{module}.{alias.name}" for alias in node.names)
+    return names
 
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
