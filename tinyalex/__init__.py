@@ -24,6 +24,7 @@ from tinyalex.backends.precision import (
 from tinyalex.files import FileError, load, save
 from tinyalex.grad_mode import is_grad_enabled, no_grad
 from tinyalex.gradcheck import GradcheckError, gradcheck
+from tinyalex.graph import Drawing, draw_graph
 from tinyalex.interop import Weights, export_onnx, load_weights
 from tinyalex.nn.fusion import use_fusion
 from tinyalex.random import manual_seed
@@ -45,6 +46,7 @@ from tinyalex.version import __version__
 
 __all__ = [
     "DeviceError",
+    "Drawing",
     "FileError",
     "Function",
     "GradcheckError",
@@ -54,6 +56,7 @@ __all__ = [
     "arange",
     "cat",
     "current_backend",
+    "draw_graph",
     "empty_cache",
     "export_onnx",
     "full",

@@ -278,3 +278,17 @@ def test_initial_weights_are_the_same_everywhere(cuda):
         return [*values, nn.init.ones_(weight).cpu().data]
 
     assert all(map(np.array_equal, weights("cuda"), weights("cpu")))
+
+
+def test_a_graph_there_is_drawn_with_what_it_keeps(cuda):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 5)
+    )
+    x = ta.ones(2, 3, 6, 6)
+    drawing = ta.draw_graph((model.to("cuda")(x.to("cuda")) ** 2.0).mean(), model)
+    operations = [node.lines for node in drawing.nodes if node.kind != "leaf"]
+    assert [lines[0] for lines in operations][-1] == f"{len(operations)} Mean on cuda:0"
+    kept = [line for lines in operations for line in lines[2:]]
+    assert "keeps [2, 3, 6, 6] float32, 864 B" in kept
+    assert "keeps [5, 16] float32 of 4.weight" in kept
+    assert "MaxPool2d" in drawing.svg

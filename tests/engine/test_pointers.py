@@ -29,7 +29,7 @@ FOREIGN_FILES = {
 # What may stand before a dot and is no module or class of this project: packages, tools, variables.
 FOREIGN_OWNERS = {
     *("np", "torch", "cupy", "cupyx", "numba", "time", "dataclasses", "cudnn", "cuda"),
-    *("cpu", "mma", "cp", "Thumbs"),
+    *("cpu", "mma", "cp", "Thumbs", "graphviz"),
     *("self", "array", "args", "loss", "model", "optimizer", "variant", "rows", "columns"),
 }
 # Endings of names that programs write and read, and that are no attributes either.

@@ -32,7 +32,7 @@ FLOORS = [
     {"nn"},
     {"optim"},
     {"schedule"},
-    {"models", "data", "summary"},
+    {"models", "data", "summary", "graph"},
     {"distributed"},
     {"interop"},
     {"training"},

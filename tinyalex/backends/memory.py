@@ -56,7 +56,7 @@ class _Lease:
 
     def __init__(self, block: Array, size: int) -> None:
         self._block, self._size = block, size
-        self.__array_struct__ = block.__array_struct__
+        self.__array_struct__ = block[:size].__array_struct__
         self._report((size, None))
 
     def __del__(self) -> None:
@@ -73,13 +73,25 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     size = math.prod(shape) * dtype.itemsize
     block = _take(size)
     if size >= SMALLEST:
-        block = np.asarray(_Lease(block, size))[:size]
+        block = np.asarray(_Lease(block, size))
     return np.ndarray(shape, dtype, block)
 
 
 def empty_like(array: Array) -> Array:
     """Return an uninitialised C-contiguous array of the same shape and dtype."""
     return empty(array.shape, array.dtype)
+
+
+def memory_of(array: Array) -> tuple[int, int]:
+    """Return identity and bytes of the memory that an array keeps alive.
+
+    A view keeps all that it is a view of; what `empty` adds to round up is left out.
+    """
+    owner, size = array, array.nbytes
+    while (base := getattr(owner, "base", None)) is not None:
+        owner, size = base, getattr(base, "nbytes", size)
+    aligned = size == array.nbytes + ALIGNMENT and getattr(owner, "dtype", None) == np.uint8
+    return id(owner), array.nbytes if aligned else size
 
 
 def when_emptied(action: Callable[[], None]) -> None:
