@@ -141,7 +141,6 @@ def parser() -> argparse.ArgumentParser:
     add("--layers-only", action="store_true", help="single layers only")
     add("--results", type=Path, default=report.RESULTS, metavar="FOLDER")
     add("--document", type=Path, default=tables.DOCUMENT, help="where the tables go")
-    add("--readme", type=Path, default=report.ROOT / "README.md")
     add("--table", action="store_true", help="rewrite the tables at the end")
     add("--table-only", action="store_true", help="rewrite them without measuring")
     add("--thin", type=int, default=1, help="to try this script: divide all widths")
@@ -156,7 +155,7 @@ def main(words: list[str] | None = None) -> None:
     if not arguments.table_only:
         measure(arguments)
     if arguments.table or arguments.table_only:
-        tables.write(arguments.results, arguments.document, arguments.readme)
+        tables.write(arguments.results, arguments.document)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Contribution of each ingredient of a recipe for few photographs.
 
     python benchmarks/ingredients.py flowers                  # on a fifth of the training images
-    python benchmarks/ingredients.py flowers --rows default recipe --seeds 0
+    python benchmarks/ingredients.py flowers --rows former recipe --seeds 0
     python benchmarks/ingredients.py flowers --split small    # daisy and tulips, 120 of each
     python benchmarks/ingredients.py flowers --split final    # on the validation images, at the end
 
 The folder has train/ and val/. A choice between recipes is made on images of train/ alone: every
 fifth of each class, by name, is held out of what is learned from. The last network counts, not the
 best one. Each run is saved where it is interrupted and resumes by the same command; what is done is
-skipped. Results go to benchmarks/results/ingredients.json, tables to benchmarks/README.md
-(`--table`).
+skipped. Results go to benchmarks/results/ingredients.json, tables to docs/recipe.md (`--table`).
 """
 
 from __future__ import annotations
@@ -27,23 +26,18 @@ from typing import Any, NamedTuple
 
 from recipes import measure, resumable, train
 from shared import report
-from tinyalex.cli.train_options import defaults_for
+from tinyalex.cli.train_options import SMALL_DATA
 from tinyalex.data.image import EXTENSIONS
 from tinyalex.training import Settings
 
-RECIPE: dict[str, Any] = {
-    "input_size": 128,
-    "epochs": 150,
-    "batch_size": 32,
-    "lr": 0.002,
-    "mixup": 0.2,
-    "label_smoothing": 0.1,
-}
-"""Recipe in question, in place of the default's settings."""
+RECIPE = SMALL_DATA
+"""The default, which each row changes."""
+FORMER = {"input_size": 224, "epochs": 30, "lr": 0.001, "mixup": 0.0, "label_smoothing": 0.0}
+"""What was the default before."""
 
-ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
-    "default": ("the default", None),
-    "recipe": ("the recipe in question", {}),
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "former": ("the former default: 224 pixels, 30 epochs, no mixup or smoothing", FORMER),
+    "recipe": ("the default", {}),
     "rate-half": ("... at half the rate", {"lr": RECIPE["lr"] / 2}),
     "rate-double": ("... at twice the rate", {"lr": RECIPE["lr"] * 2}),
     "batch-64": (
@@ -52,6 +46,7 @@ ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
     ),
     "no-mixup": ("... without mixup", {"mixup": 0.0}),
     "no-smoothing": ("... without label smoothing", {"label_smoothing": 0.0}),
+    "longer": ("... for twice the epochs", {"epochs": 2 * RECIPE["epochs"]}),
     "average": ("... with averaged weights", {"average": 0.1}),
     "decay-2e-3": ("... with a weight decay of 0.002", {"weight_decay": 2e-3}),
     "dropout-0.3": ("... with a dropout of 0.3", {"dropout": 0.3}),
@@ -64,7 +59,7 @@ ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "paper-augmentation": ("... with the paper's augmentation", {"augment": "paper"}),
     "variant-weights": ("... from the variant's weights", {"initial_weights": "variant"}),
 }
-"""Rows of the table: what each changes in the recipe; None is the default itself."""
+"""Rows of the table, and what each changes in the default."""
 
 
 class Split(NamedTuple):
@@ -108,14 +103,12 @@ def divided(data: Path, split: Split, out: Path) -> Path:
 
 
 def settings_of(row: str, seed: int, data: Path, arguments: argparse.Namespace) -> Settings:
-    """Return the settings of a run; `--share` shortens all but the default."""
-    settings = {"input_size": 224, **defaults_for(None, str(data))}
-    changes = ROWS[row][1]
-    if changes is not None:
-        settings |= {**RECIPE, **changes}
+    """Return the settings of a run; `--share` shortens all but the former default."""
+    settings = {**RECIPE, **ROWS[row][1]}
+    if row != "former":
         settings["epochs"] = max(1, round(settings["epochs"] * arguments.share))
     where = {"data": os.path.abspath(data), "threads": arguments.threads, "seed": seed}
-    return Settings(**{**settings, **where})
+    return Settings(**settings, **where)
 
 
 def run(settings: Settings, out: Path) -> dict[str, Any]:
@@ -167,11 +160,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     parser.add_argument(
-        "--share", type=float, default=1.0, help="share of the recipe's epochs, for a quick look"
+        "--share", type=float, default=1.0, help="share of the epochs, for a quick look"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/ingredients"))
-    parser.add_argument("--table", action="store_true", help="write benchmarks/README.md")
+    parser.add_argument("--table", action="store_true", help="write docs/recipe.md")
     arguments = parser.parse_args(argv)
     return resumable(compare, arguments)
 
@@ -197,7 +190,7 @@ def compare(arguments: argparse.Namespace) -> None:
     text = table(found)
     print("\n" + text)
     if arguments.table:
-        report.replace_table(report.ROOT / "benchmarks" / "README.md", f"ingredients-{name}", text)
+        report.replace_table(report.ROOT / "docs" / "recipe.md", f"ingredients-{name}", text)
 
 
 if __name__ == "__main__":

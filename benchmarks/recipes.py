@@ -4,7 +4,7 @@
     python benchmarks/recipes.py flowers --only linear   # one of them
 
 resumes where it was interrupted, and skips what is there already. Writes
-benchmarks/results/recipes.json, the table in the README and docs/images/recipes.png.
+benchmarks/results/recipes.json, the table in docs/recipe.md and docs/images/recipes.png.
 
 The accuracies are of the last epoch's network, not of the best one, which would have been chosen by
 the very images that it is judged by. `tinyalex evaluate RUN/last.safetensors` prints the same.
@@ -50,6 +50,8 @@ from tinyalex.training.datasets import RunImages
 from tinyalex.training.run_folder import open_run_folder
 
 DEFAULT = None
+SHORT = {"lr": 0.001, "mixup": 0.0, "label_smoothing": 0.0}
+"""In place of the default's, which are for 150 epochs."""
 FEW_IMAGES = {"lr": 0.002, "batch_size": 32}
 """In place of the presets' 0.01 and 128, with which a few thousand images soon give NaN."""
 
@@ -78,9 +80,9 @@ ROWS = {
         "`paper` without LRN", "paper", {**FEW_IMAGES, "variant": "paper_without_lrn"}
     ),
     "source2012": Row("`source2012` with its own recipe", "source2012", FEW_IMAGES),
-    "default": Row("the default: `torchvision`, strong augmentation", DEFAULT, {}),
-    "default-none": Row("the default without augmentation", DEFAULT, {"augment": "none"}),
-    "default-with-lrn": Row("the default with LRN", DEFAULT, {"variant": "torchvision_with_lrn"}),
+    "default": Row("`torchvision`, strong augmentation", DEFAULT, {}),
+    "default-none": Row("... without augmentation", DEFAULT, {"augment": "none"}),
+    "default-with-lrn": Row("... with LRN", DEFAULT, {"variant": "torchvision_with_lrn"}),
 }
 CURVES = {"paper": "#c0392b", "source2012": "#2c6fbb", "default": "#7d9a3a"}
 """Rows whose curves are drawn, and in which colours."""
@@ -106,7 +108,7 @@ def add_variants() -> None:
 
 def settings_of(row: Row, data: Path, epochs: int, threads: int) -> Settings:
     """Return the settings of a row, with seed 0."""
-    settings = defaults_for(row.preset, str(data))
+    settings = defaults_for(row.preset, str(data)) | ({} if row.preset else SHORT)
     settings["variant"] = row.preset or settings["variant"]
     where = {"data": str(data.absolute()), "epochs": epochs, "threads": threads}
     return Settings(**{**settings, "input_size": 224, **where, **row.changes})
@@ -170,7 +172,7 @@ def check_alike(results: Iterable[dict[str, Any]], settings: Settings) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the README's table."""
+    """Return the table of docs/recipe.md."""
     lines = ["| recipe | training loss | centre crop | ten crops |", "|---|---|---|---|"]
     results = found["rows"]
     for name in (name for name in ROWS if name in results):
@@ -269,7 +271,7 @@ def compare(arguments: argparse.Namespace) -> None:
         found["machine"] = report.machine()
         report.save("recipes", found)
     text = table(found)
-    report.replace_table(report.ROOT / "README.md", "recipes", text)
+    report.replace_table(report.ROOT / "docs" / "recipe.md", "recipes", text)
     draw(found, report.ROOT / "docs" / "images" / "recipes.png")
     print(text)
 

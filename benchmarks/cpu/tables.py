@@ -250,6 +250,20 @@ def goals_table() -> str:
     return "\n".join([*lines, _moment_goals(*TRAINING_GOAL, "paper")])
 
 
+def speed_table() -> str:
+    """Return the README's table: how many times as long a peer takes."""
+    sizes = BATCH_SIZES["infer"]
+    head = " | ".join(f"batch {size}" for size in sizes)
+    lines = [f"| | {head} |", "|---" * 4 + "|"]
+    for what, mode, variant, peers, _ in SPEED_GOALS:
+        results, cells = load(mode, variant), []
+        for result in map(results.get, sizes):
+            found = [name for name in peers if result and name in result["runs"]]
+            cells.append(str(ratio(result, _fastest(result, found))) if result and found else "-")
+        lines.append(f"| {what}, `{variant}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _moment_goals(
     what: str, condition: str, busy: int, mode: str, peers: tuple[str, ...],
     goals: dict[int, float], variant: str,
@@ -313,9 +327,9 @@ def _verdict(met: bool) -> str:
 
 
 def write() -> None:
-    """Write all tables into the document."""
-    for document in (DOCUMENT, report.ROOT / "README.md"):
-        report.replace_table(document, "goals", goals_table())
+    """Write all tables into the document, and one into the README."""
+    report.replace_table(DOCUMENT, "goals", goals_table())
+    report.replace_table(report.ROOT / "README.md", "speed", speed_table())
     for mode in MODES:
         for variant in VARIANTS:
             text = tables(load(mode, variant))

@@ -256,8 +256,8 @@ def _feet(results: list[Result]) -> list[str]:
     return [text for line in feet for text in (line, "")][:-1]
 
 
-def write(folder: Path, document: Path, readme: Path) -> None:
-    """Write all tables into the document, and the goals into the README."""
+def write(folder: Path, document: Path) -> None:
+    """Write all tables into the document."""
     results = whole(folder)
     layers = [r for r in load(folder, "gpu-layers-") if r["rows"]]
     tables: dict[str, Callable[[], str]] = {
@@ -269,4 +269,3 @@ def write(folder: Path, document: Path, readme: Path) -> None:
     }
     for name, table in tables.items():
         report.replace_table(document, name, table())
-    report.replace_table(readme, "gpu-goals", goals_table(results))

@@ -33,18 +33,10 @@ pytestmark = pytest.mark.usefixtures("standin")  # for its word on a missing g++
 
 def bench(folder, words, fault=""):
     """Run the benchmark with its files in ``folder``; return its output."""
-    for name in ("gpu.md", "README.md"):
-        if not (folder / name).exists():
-            empty = "\n".join(f"<!-- {mark} -->\n<!-- /{mark} -->" for mark in MARKS)
-            (folder / name).write_text(empty)
-    places = [
-        "--results",
-        folder,
-        "--document",
-        folder / "gpu.md",
-        "--readme",
-        folder / "README.md",
-    ]
+    if not (folder / "gpu.md").exists():
+        empty = "\n".join(f"<!-- {mark} -->\n<!-- /{mark} -->" for mark in MARKS)
+        (folder / "gpu.md").write_text(empty)
+    places = ["--results", folder, "--document", folder / "gpu.md"]
     path = os.pathsep.join(map(str, (ROOT, BENCHMARKS, ROOT / "tests", ROOT / "tests/support")))
     done = subprocess.run(
         [sys.executable, "-c", START.format(fault=fault), *f"{TOY} {words}".split(), *places],
@@ -222,7 +214,7 @@ def test_without_results_the_tables_say_so(tmp_path):
     bench(tmp_path, "--table-only")
     for mark in ("gpu-nets", "gpu-errors", "gpu-layers"):
         assert between(tmp_path / "gpu.md", mark) == "Not yet measured on hardware.\n"
-    assert between(tmp_path / "README.md", "gpu-goals").count("not yet measured") == 12
+    assert between(tmp_path / "gpu.md", "gpu-goals").count("not yet measured") == 12
 
 
 def test_time_that_is_up_begins_nothing(tmp_path):

@@ -16,12 +16,12 @@ def ingredients(tmp_path, monkeypatch):
     script = importlib.import_module("ingredients")
     monkeypatch.setattr(script.report, "ROOT", tmp_path)
     monkeypatch.setattr(script.report, "RESULTS", tmp_path / "results")
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks/README.md").write_text(
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/recipe.md").write_text(
         "<!-- ingredients-tuning-0.5 --><!-- /ingredients-tuning-0.5 -->"
     )
     tiny = {"variant": "tiny", "input_size": 28, "batch_size": 8, "augment": "none", "epochs": 2}
-    monkeypatch.setattr(script, "RECIPE", tiny)
+    monkeypatch.setattr(script, "RECIPE", {**script.RECIPE, **tiny})
     rows = {"recipe": ("it", {}), "mixed": ("mixed", {"mixup": 0.2})}
     monkeypatch.setattr(script, "ROWS", rows)
     return script
@@ -59,6 +59,6 @@ def test_runs_that_are_done_are_skipped_and_means_are_told(ingredients, halves, 
     assert ingredients.main([*arguments, "--seeds", "0", "1"]) == 0
     assert capsys.readouterr().out.count("is done") == 4
     assert contents(tmp_path / "runs") == before
-    table = (tmp_path / "benchmarks/README.md").read_text()
+    table = (tmp_path / "docs/recipe.md").read_text()
     assert "| mixed | " in table
     assert "Of 12 images held out." in table

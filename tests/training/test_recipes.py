@@ -22,8 +22,8 @@ def recipes(tmp_path, monkeypatch):
     script = importlib.import_module("recipes")
     monkeypatch.setattr(script.report, "ROOT", tmp_path)
     monkeypatch.setattr(script.report, "RESULTS", tmp_path / "results")
-    (tmp_path / "README.md").write_text("<!-- recipes -->\n<!-- /recipes -->\n")
     (tmp_path / "docs/images").mkdir(parents=True)
+    (tmp_path / "docs/recipe.md").write_text("<!-- recipes -->\n<!-- /recipes -->\n")
     rows = {name: script.Row(name, None, {**TINY, "lr": lr}) for name, lr in (("a", 0.1), ("b", 1))}
     monkeypatch.setattr(script, "ROWS", rows)
     monkeypatch.setattr(script, "CURVES", {"a": "red"})
@@ -40,7 +40,7 @@ def compare(script, photos, *arguments):
 def test_what_is_there_is_not_repeated_and_what_does_not_fit_is_refused(photos, recipes, capsys):
     assert compare(recipes, photos) == 0
     folder = recipes.report.ROOT
-    assert "Each 1 epoch, seed 0; top-1 of 15 validation" in (folder / "README.md").read_text()
+    assert "Each 1 epoch, seed 0; top-1 of 15 validation" in (folder / "docs/recipe.md").read_text()
     before = contents(folder / "runs")
     assert compare(recipes, photos) == 0
     assert contents(folder / "runs") == before

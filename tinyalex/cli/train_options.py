@@ -31,18 +31,21 @@ NOT_IN_2012 = {"first_size": None, "mixup": 0.0, "label_smoothing": 0.0, "averag
 SMALL_DATA: dict[str, Any] = {
     "variant": "torchvision",
     "initial_weights": "data",
+    "input_size": 128,
     "dropout": 0.5,
     "augment": "strong",
     **NOT_IN_2012,
+    "mixup": 0.2,
+    "label_smoothing": 0.1,
     "mean": "colour",
     "colour_noise": "none",
-    "epochs": 30,
+    "epochs": 150,
     "batch_size": 32,
-    "lr": 0.001,
+    "lr": 0.002,
     "weight_decay": 5e-4,
     "schedule": "cosine",
 }
-"""Defaults without --variant, for thousands of photographs, not for ImageNet's million."""
+"""Defaults without --variant, for thousands of photographs: see benchmarks/ingredients.py."""
 
 WITH_WEIGHTS: dict[str, Any] = {
     **SMALL_DATA,
@@ -58,6 +61,7 @@ WITH_WEIGHTS: dict[str, Any] = {
 EMBEDDED = {
     **SMALL_DATA,
     **NOT_IN_2012,
+    "input_size": 224,
     "dropout": 0.0,  # few epochs: memorising is not what limits it
     "augment": "paper",
     "epochs": 5,
@@ -107,7 +111,6 @@ def read_arguments(
         defaults = defaults_with(args.start)
     else:
         defaults = defaults_for(args.variant, args.data)
-        defaults["input_size"] = VARIANTS[args.variant or defaults["variant"]].input_size
     settings = to_settings(args, {"shards": ranks, **defaults})
     check_parallel(settings, ranks)
     if args.weights is not None and args.batch_size is None:
@@ -197,7 +200,7 @@ def defaults_for(variant: str | None, data: str | None) -> dict[str, Any]:
         return dict(EMBEDDED if data is None else SMALL_DATA)
     pixels, recipe = VARIANTS[variant].pixels, VARIANTS[variant].recipe
     own = {**NOT_IN_2012, "initial_weights": "variant", "dropout": 0.5, "augment": "paper"}
-    own["mean"] = pixels.measured
+    own |= {"mean": pixels.measured, "input_size": VARIANTS[variant].input_size}
     rest = SMALL_DATA.keys() - own.keys() - {"variant"}
     return {**own, **{name: getattr(recipe, name) for name in rest}}
 

@@ -96,8 +96,9 @@ def make_parser(description: str | None = None) -> Parser:
         "--mixup",
         type=float,
         metavar="ALPHA",
-        help="blend each image, and its label, with another by a share from Beta(ALPHA, ALPHA), "
-        "such as 0.2; the training accuracy counts the label of the larger part (default: 0, off)",
+        help="blend each image and label with another by a share from Beta(ALPHA, ALPHA); training "
+        "accuracy counts the larger part's label (default: 0.2 for --data without --variant or "
+        "--weights, else 0)",
     )
     group.add_argument(
         "--mean",
@@ -109,7 +110,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--colour-noise",
         choices=COLOUR_NOISES,
         help="one shift of all colours per image, along principal axes: by eigenvalues (the paper) "
-        "or by standard deviations (2012 source) (default: the variant's)",
+        "or standard deviations (2012 source; default: the variant's)",
     )
     group.add_argument(
         "--workers", type=int, default=WORKERS, metavar="N", help="threads that load images"
@@ -166,7 +167,8 @@ def make_parser(description: str | None = None) -> Parser:
         "--input-size",
         type=int,
         metavar="PIXELS",
-        help="side of the square that the network sees; only torchvision takes others than its own",
+        help="side of the square that the network sees; only torchvision takes others than its own "
+        "(default: 128 for --data without --variant or --weights)",
     )
     group.add_argument(
         "--first-size",
@@ -212,14 +214,14 @@ def make_parser(description: str | None = None) -> Parser:
         "--epochs",
         type=int,
         metavar="N",
-        help="passes over the training images (default: 30; 5 without --data)",
+        help="passes over the training images (default: 150; 5 without --data)",
     )
     group.add_argument("--batch-size", type=int, metavar="N", help="images per step (default: 32)")
     group.add_argument(
         "--lr",
         type=float,
         metavar="RATE",
-        help="learning rate at the start (default: 0.001; 0.0015 without --data)",
+        help="learning rate at the start (default: 0.002; 0.0015 without --data)",
     )
     group.add_argument(
         "--schedule",
@@ -237,7 +239,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--label-smoothing",
         type=float,
         metavar="SHARE",
-        help="share of each target that all classes have alike (default: 0)",
+        help="share of each target that all classes have alike (default: 0.1 where --mixup is 0.2)",
     )
     group.add_argument(
         "--average",
