@@ -33,7 +33,7 @@ from tinyalex.training import Settings
 RECIPE = SMALL_DATA
 """The default, which each row changes."""
 FORMER = {"input_size": 224, "epochs": 30, "lr": 0.001, "mixup": 0.0, "label_smoothing": 0.0}
-"""What was the default before."""
+"""Changes that make it the default of before."""
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "former": ("the former default: 224 pixels, 30 epochs, no mixup or smoothing", FORMER),
@@ -103,7 +103,7 @@ def divided(data: Path, split: Split, out: Path) -> Path:
 
 
 def settings_of(row: str, seed: int, data: Path, arguments: argparse.Namespace) -> Settings:
-    """Return the settings of a run; `--share` shortens all but the former default."""
+    """Return a run's settings; `--share` shortens all but the former default."""
     settings = {**RECIPE, **ROWS[row][1]}
     if row != "former":
         settings["epochs"] = max(1, round(settings["epochs"] * arguments.share))

@@ -1,4 +1,4 @@
-"""Fill README.md with the code that it shows and with its count of lines.
+"""Code and counts of lines in README.md.
 
     python docs/readme_page.py
 
@@ -28,7 +28,7 @@ def lines_of(*paths: Path) -> int:
 
 
 def size() -> str:
-    """Return the sentence on how much there is to read, in hundreds of lines."""
+    """Return the sentence on the number of lines, in hundreds."""
     package = ROOT / "tinyalex"
     parts = (
         *([package / name for name in names] for names in (HEART, WEEKEND)),

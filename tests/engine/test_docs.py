@@ -1,4 +1,4 @@
-"""The page on Winograd's convolution prints what the code does."""
+"""README and the page on Winograd's convolution: what the code does."""
 
 import re
 import runpy
@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "winograd.md"
 TEXT = PAGE.read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +18,9 @@ def generated():
     return runpy.run_path(str(ROOT / "docs" / "winograd_page.py"))["blocks"]()
 
 
-def on_page(name):
+def on_page(name, text=TEXT):
     """Return what stands between the markers of this name."""
-    return TEXT.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+    return text.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
 
 
 def test_matrices_and_counts_are_those_of_the_code(generated):
@@ -37,3 +38,26 @@ def test_code_on_the_page_runs(capsys):
     assert source.count("assert ") == 4
     exec(source, {})
     assert "[-1.  3.  1.  3.]" in capsys.readouterr().out
+
+
+def test_the_readme_is_a_door():
+    assert len(README.splitlines()) <= 150
+    blocks = runpy.run_path(str(ROOT / "docs" / "readme_page.py"))["blocks"]()
+    assert on_page("input-grad", README) == blocks["input-grad"], "run python docs/readme_page.py"
+    said, now = (
+        [int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", text)]
+        for text in (on_page("size", README), blocks["size"])
+    )
+    assert said == pytest.approx(now, rel=0.05), "run python docs/readme_page.py"
+
+
+def test_no_sentence_of_the_readme_stands_elsewhere():
+    """Sentences of six words or more, outside of code and of tables."""
+    others = " ".join(
+        " ".join(path.read_text(encoding="utf-8").split())
+        for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), ROOT / "CONTRIBUTING.md")
+    )
+    text = re.sub(r"```.*?```|^\|.*?$|<!--.*?-->", "", README, flags=re.DOTALL | re.MULTILINE)
+    sentences = re.split(r"(?<=[.:])\s", " ".join(text.split()))
+    twice = [s for s in sentences if len(s.split()) >= 6 and s in others]
+    assert not twice
