@@ -180,6 +180,15 @@ def test_no_result_depends_on_which_thread_takes_a_task(path):
             assert ast.unparse(node.value) == "space", f"line {node.lineno}: more than scratch"
 
 
+ENGINE = [Path(tinyalex.__file__).parent / room for room in ("ops", "backends")]
+
+
+@pytest.mark.parametrize("room", ENGINE, ids=lambda path: path.name)
+def test_no_thread_aborts_the_process_that_ends_beside_it(room):
+    """Python ends daemon threads where they ask for its lock: np.unique, in C++, aborts then."""
+    assert not [path for path in room.rglob("*.py") if "np.unique" in path.read_text("utf-8")]
+
+
 def is_name(node, context):
     return isinstance(node, ast.Name) and isinstance(node.ctx, context)
 

@@ -193,7 +193,7 @@ def convolve(
 def redo(y: Array, images: Array, shard: int | None, make: Callable[[Array], Array]) -> None:
     """Write what ``make`` returns for some images, those of each shard together."""
     shards = images // (shard or len(y) or 1)
-    for number in np.unique(shards):
+    for number in sorted(set(shards.tolist())):
         some = images[shards == number]
         y[some] = make(some)
 
