@@ -42,6 +42,11 @@ class LeftError(SystemExit):
     """A signal ended a command that had nothing to save."""
 
 
+def code_of(left: LeftError | KeyboardInterrupt) -> int:
+    """Return the exit code of a command that a signal ended."""
+    return int(left.code or 0) if isinstance(left, LeftError) else 130
+
+
 class StopRequest:
     """Context manager, true once the current step should be the last.
 
@@ -58,6 +63,7 @@ class StopRequest:
         self.step = 0
         self.reserve = 0.0
         self.under_way = "finishing this step, then saving"
+        self.silent = False
         self._steps = math.inf if steps is None else steps
         self._deadline = math.inf if deadline is None else deadline
         self._previous: list[dict[int, Handler]] = []  # one for each `with` under way
@@ -99,16 +105,19 @@ class StopRequest:
             self._insistent = True
             again = b" (once more to stop at once)"
         self.reason, self.exit_code = signal.Signals(signum).name, _exit_code(signum)
-        _tell(self.under_way.encode() + again)
+        if not self.silent:
+            _tell(self.under_way.encode() + again)
 
 
 @contextmanager
-def leaving_on_signals(pause: bool = False, left: str = "with nothing to save") -> Iterator[None]:
+def leaving_on_signals(
+    pause: bool = False, left: str = "with nothing to save", silent: bool = False
+) -> Iterator[None]:
     """Let signals end a block by an exception, as Ctrl-C does.
 
     That of SIGTERM, SIGHUP and, with `pause`, SIGUSR1 is LeftError with the code that
     `StopRequest` would give. A second signal ends the process at once. A line on stderr
-    says so, and what is `left`. For what has nothing to save.
+    says so, and what is `left`, unless that is `silent`. For what has nothing to save.
     """
     leaving: BaseException | None = None
     received = 0
@@ -118,7 +127,7 @@ def leaving_on_signals(pause: bool = False, left: str = "with nothing to save") 
         if leaving is not None:
             os._exit(_exit_code(signum))
         said, received, leaving = received, signum, KeyboardInterrupt()
-        if said != signum:  # else it comes once more, having been dropped
+        if said != signum and not silent:  # else it comes once more, having been dropped
             _tell(f"stopped by {signal.Signals(signum).name}, {left}".encode())
         if signum != signal.SIGINT:
             leaving = LeftError(_exit_code(signum))

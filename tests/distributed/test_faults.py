@@ -19,7 +19,6 @@ LOST = "rank {rank} ({host}, process {pid}) has ended before the other ranks on 
 SILENT = "({host}): step 17, fc6.weight: nothing came for 2 s from rank {rank}\n"
 FAULTS = {
     "raise ValueError('broken')": ("rank {rank} ({host}): ValueError: broken\n", 1),
-    "raise KeyboardInterrupt": ("rank {rank} ({host}): Ctrl-C\n", 130),
     "sys.exit(3)": ("rank {rank} ({host}): exit code 3\n", 3),
     "sys.exit()": ("and rank {rank} for share end\n", 1),
     "os._exit(3)": (LOST, None),

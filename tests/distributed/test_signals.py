@@ -9,7 +9,7 @@ import time
 
 import pytest
 from hypothesis import settings
-from ranks import started, wait_for
+from ranks import Ended, run, started, wait_for
 
 COUNT = 3
 TIMES = 20 if settings.default.max_examples > 100 else 3
@@ -36,3 +36,22 @@ def test_a_signal_to_the_launcher_ends_all_at_one_step(name, attempt):
     assert len(steps) == COUNT
     assert len(set(steps)) == 1
     assert job.returncode == 0, err
+
+
+LEAVING = """
+from tinyalex.interrupts import leaving_on_signals
+terms = np.zeros(300_000, np.float32)
+for _ in range(10):
+    ranks.sum("before", terms, ((0, 1), 2))
+with leaving_on_signals(pause=True, silent=True):
+    if ranks.rank == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    while True:
+        ranks.sum("after", terms, ((0, 1), 2))
+        ranks.share("after", ranks.rank).wait()
+"""
+
+
+@pytest.mark.parametrize("rank", range(COUNT))
+def test_a_signal_to_one_rank_that_has_nothing_to_save_lets_all_leave(rank):
+    assert run(COUNT, LEAVING, rank, seconds=20) == Ended(0, [], "")

@@ -28,7 +28,7 @@ from tinyalex.cli.train_options import Arguments, as_arguments, check_head, read
 from tinyalex.data import DataError, ImageFolder, WorkerError
 from tinyalex.data.index import in_words
 from tinyalex.distributed.communicator import Communicator
-from tinyalex.distributed.launch import share_cores, together
+from tinyalex.distributed.launch import launched, share_cores, together
 from tinyalex.distributed.plan import Machine, cost, layers_of
 from tinyalex.folders import FolderLostError
 from tinyalex.interrupts import DIVERGED, DONE, FAILED, USAGE, leaving_on_signals
@@ -52,9 +52,6 @@ from tinyalex.training.run_folder import open_run_folder
 from tinyalex.training.sharded_step import RankError, check_alike
 from tinyalex.training.transfer import span
 
-SETTING_UP = 3600.0
-"""Seconds that a rank may be silent before training: it may have images to measure."""
-
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
 
@@ -63,18 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     started = time.monotonic()
     with ExitStack() as held:
-        held.enter_context(leaving_on_signals(pause=True))
+        place = launched()
+        follows = place is not None and place.rank > 0  # the first rank speaks for all
+        held.enter_context(leaving_on_signals(pause=True, silent=follows))
         link = held.enter_context(together())
         share_cores(link)
-        if link.rank:  # the first rank speaks for all
+        if follows:
             held.enter_context(redirect_stdout(None))
         asked = jointly(link, lambda: [read_arguments(argv, __doc__, link.size)])
         if isinstance(asked, int):
             return asked
-        limit = asked[0][0].exchange_timeout
-        link.timeout = max(limit, SETTING_UP)
+        link.timeout = asked[0][0].exchange_timeout
         begun = jointly(link, lambda: begin(asked.pop(), started, link, held))
-        link.timeout = limit
         return begun if isinstance(begun, int) else train(*begun)
 
 
@@ -122,6 +119,7 @@ def begin(
             trainer = held.enter_context(open_run_folder(run, checkpoints, stop, again))
         else:
             trainer = Follower(run, args.out)
+            stop.silent = True
             held.enter_context(stop)
         if args.tensorboard and ranks.first:
             held.enter_context(shown_by_tensorboard(trainer))
@@ -254,13 +252,14 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
     try:
         try:
             trainer.train(stop)
-            ranks.link.close()
             apart = True
             if isinstance(stop, SharedStop):
                 stop.alone = True
+            if ranks.first:
+                finish(trainer, stop)
+            ranks.link.close()  # the others wait for the first here
             if not ranks.first:
                 return DONE
-            finish(trainer, stop)
         finally:  # it may have got another name, or another folder
             out = trainer.checkpoints.folder
             resume = call_of("train", "--resume", out)

@@ -111,6 +111,13 @@ class Communicator(ABC):
         """Wait until all ranks have come here, and send no more."""
 
     @abstractmethod
+    def leave(self, code: int) -> None:
+        """End after a signal, when all ranks have come here.
+
+        Requests that are under way on others raise LeftError.
+        """
+
+    @abstractmethod
     def _ask(self, label: str, work: Callable[[], T]) -> Pending[T]: ...
 
     @abstractmethod
@@ -174,6 +181,9 @@ class Single(Communicator):
 
     def close(self) -> None:
         """Do nothing: there is none to wait for."""
+
+    def leave(self, code: int) -> None:
+        """Do nothing."""
 
     def _ask(self, label: str, work: Callable[[], T]) -> Pending[T]:
         return _Done(work())

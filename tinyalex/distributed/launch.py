@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tinyalex.distributed.communicator import CommunicationError, Communicator, Single
 from tinyalex.distributed.mpi import TIMEOUT, MPICommunicator, load
-from tinyalex.interrupts import FAILED, USAGE, StoppedError
+from tinyalex.interrupts import FAILED, USAGE, LeftError, StoppedError, code_of
 from tinyalex.threads import get_num_threads, set_num_threads
 
 _RANK = ("PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -101,7 +101,7 @@ def together(timeout: float = TIMEOUT) -> Iterator[Communicator]:
     """Connect this process to its job for a block.
 
     What ends the block early ends all ranks, but for `StoppedError` and an exit with 0, which all
-    come to at once.
+    come to at once. After a signal, they leave together.
     """
     ranks = communicator(timeout)
     end: BaseException | None = None
@@ -109,17 +109,18 @@ def together(timeout: float = TIMEOUT) -> Iterator[Communicator]:
         try:
             yield ranks
         except (StoppedError, SystemExit) as error:
-            if isinstance(error, SystemExit) and error.code:
+            if isinstance(error, SystemExit) and (error.code or isinstance(error, LeftError)):
                 raise
             end = error
         ranks.close()
+    except (LeftError, KeyboardInterrupt) as left:
+        ranks.leave(code_of(left))
+        raise
     except BaseException as error:
         if ranks.size == 1:
             raise
         code, reason = FAILED, f"{type(error).__name__}: {error}"
-        if isinstance(error, KeyboardInterrupt):
-            code, reason = 130, "Ctrl-C"
-        elif isinstance(error, SystemExit):
+        if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else FAILED
             reason = f"exit code {error.code!r}"
         elif not isinstance(error, CommunicationError):

@@ -29,12 +29,19 @@ from tinyalex.distributed.communicator import (
     ranks_of,
 )
 from tinyalex.distributed.watcher import SAID, WELL, Watcher
+from tinyalex.interrupts import LeftError, code_of
 from tinyalex.text import escaped
 
 T = TypeVar("T")
 
 TIMEOUT = 300.0
 """Seconds without a message after which the job is given up."""
+
+BEAT = 0.5
+"""Seconds between two signs of life of a rank at most."""
+
+WORK = 0.01
+"""Seconds of the processor's time that are a sign of life."""
 
 PIECE = 1 << 20
 """Bytes of one message at most: each that arrives is a sign of life."""
@@ -48,7 +55,8 @@ LONGEST_NAP = 1e-3
 GRACE = 0.3
 """Seconds for words to get through before the job is ended."""
 
-_HEADER, _DATA = 1, 2  # tags of messages
+_HEADER, _DATA, _BEAT = 1, 2, 3  # tags of messages
+_ALIVE, _LAST = b"a", b"l"  # what a beat says: the last one of a rank comes before its end
 
 
 def load() -> Any:
@@ -91,9 +99,14 @@ class MPICommunicator(Communicator):
     that no library chooses.
 
     Each request begins with a header to every rank, which says what is asked for: ranks that do not
-    ask for the same end with an error. `sum` sends chunk j of the array to rank j, which adds
-    those of all ranks and sends the result to all: the bytes of a ring, 2 (n - 1) / n times the
-    array from each of n ranks. It needs memory for n - 1 chunks of a block of `BLOCK` bytes.
+    ask for the same end with an error. A header of one byte, an exit code, says that a rank leaves.
+    `sum` sends chunk j of the array to rank j, which adds those of all ranks and sends the result
+    to all: the bytes of a ring, 2 (n - 1) / n times the array from each of n ranks. It needs memory
+    for n - 1 chunks of a block of `BLOCK` bytes.
+
+    Between requests, too, the thread tells the others that this rank lives, as long as it works or
+    waits for them, and gives the job up where another says nothing for `timeout` seconds: it is
+    dead, stopped or cut off, or its main thread hangs.
     """
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
@@ -104,17 +117,30 @@ class MPICommunicator(Communicator):
         self._ranks: Any = None  # a communicator of MPI
         self._queue: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
-        self._missing: set[int] = set()
-        self._heard = time.monotonic()  # when the last message came
+        self._now: _Request[Any] | None = None
+        self._heard = self._looked = time.monotonic()  # when the last message came; the last look
+        self._alive: dict[int, float] = {}  # when each other rank last gave a sign of life
+        self._beats: dict[int, Any] = {}  # sent to each, perhaps not taken yet
+        self._worked = 0.0  # the processor's time at the last beat
+        self._waiting = False
         self._exit_code: int | None = None
         self._closed = False
         self._watcher: Watcher | None = None
-        start = _Request(self, "start", self._start)
-        self._queue.put(start)
+        self._left: set[int] = set()  # ranks that have taken their leave
+        self._dropped: list[Any] = []  # messages on their way when the first did
+        start = self._put("start", self._start)
         self._thread = threading.Thread(target=self._serve, name="MPI", daemon=True)
         self._thread.start()
         start.wait()
-        atexit.register(self._leave)
+        atexit.register(self._abort_at_exit)
+        try:
+            self._meet()
+        except (LeftError, KeyboardInterrupt) as left:
+            self.leave(code_of(left))
+            raise
+
+    def _meet(self) -> None:
+        """Learn where the other ranks are."""
         places = self.share("places", _place()).wait()
         self.hosts = [host for host, *_ in places]
         own = places[self.rank]
@@ -133,20 +159,18 @@ class MPICommunicator(Communicator):
             self._watcher = Watcher(name, len(here), addresses[here[0]])
 
     def wait_for(self, request: _Request[Any]) -> None:
-        """Wait for a request; end all ranks after `timeout` seconds of silence."""
-        begun = heard = time.monotonic()
-        while not request.done.wait(heard + self.timeout - time.monotonic()):
-            heard = max(begun, self._heard)
-            if time.monotonic() >= heard + self.timeout:
-                missing = ", ".join(map(str, sorted(self._missing)))
-                step = "" if self.step is None else f"step {self.step}, "
-                self.abort(
-                    f"{step}{request.label}: nothing came for {self.timeout:g} s "
-                    f"from rank {missing}"
-                    if self._ranks
-                    else f"MPI has not started on all ranks within {self.timeout:g} s"
-                )
+        """Wait for a request; end all ranks where MPI is stuck."""
+        begun = time.monotonic()
+        self._waiting = True
+        while not request.done.wait(self._stuck_at(begun) - time.monotonic()):
+            if time.monotonic() >= self._stuck_at(begun):
+                what = "does not answer" if self._ranks else "has not started on all ranks"
+                self.abort(f"MPI {what} within {self.timeout:g} s")
+        self._waiting = False
         self.waited += time.monotonic() - begun
+
+    def _stuck_at(self, begun: float) -> float:
+        return max(begun, self._looked) + self.timeout
 
     def abort(self, message: str, code: int = 1) -> NoReturn:
         """Print the message and end all ranks with the exit code."""
@@ -157,49 +181,73 @@ class MPICommunicator(Communicator):
             self._watcher.close(SAID)
         time.sleep(GRACE)
         self._exit_code = code or 1
-        self._queue.put(None)
-        if self._ranks:
-            self._thread.join(1)
-        os.kill(os.getpid(), signal.SIGKILL)  # the thread is stuck in MPI: the launcher sees this
+        signal.alarm(1)  # should MPI be stuck: the launcher sees how this process ends
+        if threading.current_thread() is self._thread:
+            self._abort_if_asked()
+        elif self._ranks:
+            self._queue.put(None)
+            self._thread.join()
+        os.kill(os.getpid(), signal.SIGKILL)
         raise SystemExit(code)
 
     def close(self) -> None:
         """Wait until all ranks have come here, and end MPI."""
         if not self._closed:
             self.share("end", None).wait()
-            if self._watcher:
-                self._watcher.close(WELL)
-            self._closed = True
-            end = _Request(self, "end", self._finish)
-            self._queue.put(end)
-            end.wait()
+            self._end()
 
-    def _leave(self) -> None:
+    def leave(self, code: int) -> None:
+        """End MPI after a signal, when all ranks have come here."""
+        request = self._put("leave", lambda: self._take_leave(code))
+        while not request.done.is_set():
+            # The signal may come only now, where another rank has told of it.
+            with suppress(LeftError, KeyboardInterrupt):
+                request.wait()
+        self._end()
+
+    def _end(self) -> None:
+        if self._watcher:
+            self._watcher.close(WELL)
+        self._closed = True
+        self._put("end", self._finish).wait()
+
+    def _abort_at_exit(self) -> None:
         if not self._closed:
             self.abort("ended before the others")
+
+    def _put(self, label: str, work: Callable[[], T]) -> _Request[T]:
+        request = _Request(self, label, work)
+        self._queue.put(request)
+        return request
 
     def _ask(self, label: str, work: Callable[[], T]) -> Pending[T]:
         if self._closed:
             raise CommunicationError(f"{label}: requested after the communicator was closed")
-        request = _Request(self, label, work)
-        self._queue.put(request)
-        return request
+
+        def unless_broken() -> T:
+            if self._error is not None:
+                raise self._error
+            return work()
+
+        return self._put(label, unless_broken)
 
     # --- in the thread ----------------------------------------------------------------------------
 
     def _serve(self) -> None:
         while True:
-            request = self._queue.get()
+            try:
+                request = self._now = self._queue.get(timeout=self._beat() if self._alive else None)
+            except queue.Empty:
+                continue
             if request is None:
                 self._abort_if_asked()
                 continue
             self._heard = time.monotonic()
             try:
-                if self._error is not None:
-                    raise self._error
                 request.result = request.work()
             except BaseException as error:
                 self._error = request.error = error
+            self._now = None
             request.done.set()
 
     def _start(self) -> None:
@@ -220,8 +268,59 @@ class MPICommunicator(Communicator):
         self.engine = f"{' '.join(library.replace('Version:', '').split())}, mpi4py {__version__}"
         self._ranks = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._ranks.rank, self._ranks.size
+        others = [peer for peer in range(self.size) if peer != self.rank]
+        self._alive = dict.fromkeys(others, time.monotonic())
+
+    def _beat(self) -> float:
+        """Give a sign of life, if due; look for those of others.
+
+        Returns the seconds until the next is due.
+        """
+        now, interval = time.monotonic(), min(BEAT, self.timeout / 4)
+        late = now - self._looked - interval
+        if late < 0:
+            return -late
+        self._looked = now
+        self._hear()
+        used = time.process_time() - time.thread_time()  # by all threads but this one
+        if self._waiting or used - self._worked >= WORK:
+            self._worked = used
+            self._tell(_ALIVE)
+        for peer, heard in self._alive.items():
+            self._alive[peer] = heard + late  # in which this rank was held up itself
+        if silent := [str(peer) for peer, at in self._alive.items() if now - at >= self.timeout]:
+            step = "" if self.step is None else f"step {self.step}, "
+            doing = f"{step}{self._now.label}: " if self._now else step
+            self.abort(f"{doing}nothing came for {self.timeout:g} s from rank {', '.join(silent)}")
+        return interval
+
+    def _tell(self, word: bytes) -> None:
+        """Send a beat to all others that have taken the last one."""
+        for peer in self._alive:
+            before = self._beats.get(peer)
+            if before is None or before.Test():
+                self._beats[peer] = self._ranks.Isend(word, peer, _BEAT)
+
+    def _hear(self) -> None:
+        """Receive the beats that have come."""
+        status, word = self._mpi.Status(), bytearray(1)
+        for _ in range(
+            3 * self.size
+        ):  # a look may take in one message, and another one than a beat
+            if message := self._ranks.Improbe(self._mpi.ANY_SOURCE, _BEAT, status):
+                message.Recv(word)
+                self._alive[status.source] = self._looked
+                if word == _LAST:
+                    del self._alive[status.source]
 
     def _finish(self) -> None:
+        self._mpi.Request.Waitall(list(self._beats.values()))
+        self._beats.clear()
+        self._tell(_LAST)
+        while self._alive:
+            self._hear()
+            time.sleep(LONGEST_NAP)
+        self._mpi.Request.Waitall(list(self._beats.values()))
         self._ranks.Free()
         self._calls.MPI_Finalize()
 
@@ -295,25 +394,55 @@ class MPICommunicator(Communicator):
         open_ = [self._ranks.Isend(header, peer, _HEADER) for peer in others]
         self.sent += len(header) * len(others)
         headers: dict[int, bytes | bytearray] = {self.rank: header}
-        self._missing = set(others)
-        while self._missing:
-            for peer in list(self._missing):
-                status = self._mpi.Status()
-                if message := self._ranks.Improbe(peer, _HEADER, status):
-                    headers[peer] = bytearray(status.Get_count())
-                    open_.append(message.Irecv(headers[peer]))
-                    self._missing.remove(peer)
-                    self._heard = time.monotonic()
-            if self._missing:
+        missing = set(others)
+        while missing:
+            for peer in list(missing):
+                if (theirs := self._next_header(peer, open_)) is None:
+                    continue
+                if len(theirs) == 1:
+                    open_[-1].Wait()
+                    self._left.add(peer)
+                    self._dropped = open_
+                    raise LeftError(theirs[0])
+                headers[peer] = theirs
+                missing.remove(peer)
+            if missing:
                 self._nap()
         self._complete(open_, others * 2)
         values = []
         for peer in range(self.size):
-            theirs, value = json.loads(headers[peer])
-            if theirs != request:
-                self._refuse(request, theirs, peer)
+            asked, value = json.loads(headers[peer])
+            if asked != request:
+                self._refuse(request, asked, peer)
             values.append(value)
         return values
+
+    def _next_header(self, peer: int, open_: list[Any]) -> bytearray | None:
+        """Receive what a rank asks for next, if that has come."""
+        status = self._mpi.Status()
+        if not (message := self._ranks.Improbe(peer, _HEADER, status)):
+            return None
+        header = bytearray(status.Get_count())
+        open_.append(message.Irecv(header))
+        self._heard = self._alive[peer] = time.monotonic()
+        return header
+
+    def _take_leave(self, code: int) -> None:
+        """Leave in place of a request, and wait until all others do.
+
+        All of them have come to this one, and none of them beyond: those before are answered.
+        """
+        others = [peer for peer in range(self.size) if peer != self.rank]
+        open_ = [self._ranks.Isend(bytes([code]), peer, _HEADER) for peer in others]
+        open_ += self._dropped
+        missing = set(others) - self._left
+        while missing:
+            for peer in list(missing):
+                header = self._next_header(peer, open_)
+                if header is not None and len(header) == 1:
+                    missing.remove(peer)
+            self._nap()
+        self._mpi.Request.Waitall(open_)
 
     def _refuse(self, ours: list[Any], theirs: list[Any], peer: int) -> NoReturn:
         first, second = (" ".join(map(str, words)) for words in (ours, theirs))
@@ -338,15 +467,16 @@ class MPICommunicator(Communicator):
     def _complete(self, requests: list[Any], peers: list[int]) -> None:
         """Wait for messages from and to `peers`."""
         while (done := self._mpi.Request.Testsome(requests)) is not None:
-            self._missing = {peer for r, peer in zip(requests, peers, strict=True) if r}
-            if done:
-                self._heard = time.monotonic()
-            else:
+            for index in done:
+                self._heard = self._alive[peers[index]] = time.monotonic()
+            self._beat()
+            if not done:
                 self._nap()
 
     def _nap(self) -> None:
         """Sleep a tenth of the time for which nothing has come."""
         self._abort_if_asked()
+        self._beat()
         time.sleep(min(LONGEST_NAP, (time.monotonic() - self._heard) / 10))
 
     def _abort_if_asked(self) -> None:

@@ -1,0 +1,118 @@
+"""Faults and signals in every phase of training on two ranks.
+
+A test run has a few of each; with ``--hypothesis-profile=campaign`` it is all.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+from commands import ROOT, draw_photos, finish
+from hypothesis import settings
+from phases import PHASES
+from test_train_ranks import MPIEXEC, OPTIONS, train
+
+from tinyalex.training import Checkpoints
+
+LIMIT = 2
+"""Seconds of silence until the other rank gives up."""
+
+SILENT = r"nothing came for 2 s from rank {rank}\n"
+FAULTS = {
+    "raise ZeroDivisionError": r"rank {rank} \(.*\): ZeroDivisionError",
+    "sys.exit(3)": r"rank {rank} \(.*\): exit code 3\n",
+    "os._exit(0)": r"rank {rank} \(.*\) has ended before",
+    "os.kill(os.getpid(), signal.SIGKILL)": r"rank {rank} \(.*\) has ended before",
+    "os.kill(os.getpid(), signal.SIGSTOP)": SILENT,
+    "time.sleep(100)": SILENT,
+}
+FIRST_ALONE = ("checkpoint", "final test")
+CAMPAIGN = settings.default.max_examples > 100
+CASES = [
+    ("set-up", 1, "os.kill(os.getpid(), signal.SIGSTOP)"),
+    ("checkpoint", 0, "time.sleep(100)"),
+    ("final test", 0, "os.kill(os.getpid(), signal.SIGKILL)"),
+]
+if CAMPAIGN:
+    CASES = [
+        (phase, rank, fault)
+        for phase, rank, fault in product(PHASES, (0, 1), FAULTS)
+        if not (rank and phase in FIRST_ALONE)
+    ]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Return a folder of photographs."""
+    return draw_photos(tmp_path_factory.mktemp("data") / "photos", 12)
+
+
+def start(photos, out, phase, rank, code, *options):
+    """Start training on two ranks, one or all of which run code in a phase."""
+    script = Path(__file__).with_name("phases.py")
+    words = (phase, rank, code, "--data", photos, *OPTIONS, *options, "--out", out)
+    return subprocess.Popen(
+        [MPIEXEC, "-n", "2", sys.executable, str(script), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_ready(job):
+    """Wait until a rank comes to its code."""
+    while job.stdout.readline() != "ready\n":
+        assert job.poll() is None, finish(job)
+
+
+@pytest.mark.parametrize(("phase", "rank", "fault"), CASES)
+def test_a_fault_in_any_phase_ends_the_job(photos, tmp_path, phase, rank, fault):
+    out = tmp_path / "run"
+    job = start(photos, out, phase, rank, fault, "--exchange-timeout", LIMIT)
+    wait_until_ready(job)
+    begun = time.monotonic()
+    code, _, complaints = finish(job)
+    assert time.monotonic() - begun < LIMIT + 2
+    assert re.search(FAULTS[fault].format(rank=rank), complaints), complaints
+    assert code != 0 or "_exit(0)" in fault
+    if phase != "set-up":
+        assert finish(train(0, "--resume", out))[0] == 0
+
+
+def test_a_rank_that_works_is_waited_for(photos, tmp_path):
+    words = ("--exchange-timeout", "1.5", "--steps", "1")
+    code, _, complaints = finish(start(photos, tmp_path / "run", "set-up", 1, "work(4)", *words))
+    assert (code, complaints) == (0, "")
+
+
+CODES = {"SIGUSR1": 0, "SIGTERM": 143, "SIGINT": 130}
+SIGNALS = [
+    *(("set-up", "SIGUSR1"), ("set-up", "SIGINT")),
+    *(("validation", "SIGTERM"), ("final test", "SIGTERM")),
+]
+
+
+@pytest.mark.parametrize(("phase", "name"), list(product(PHASES, CODES)) if CAMPAIGN else SIGNALS)
+def test_a_signal_in_any_phase_is_that_of_one_process(photos, tmp_path, phase, name):
+    out = tmp_path / "run"
+    rank = 0 if phase in FIRST_ALONE else -1
+    job = start(photos, out, phase, rank, "work(1)")
+    wait_until_ready(job)
+    time.sleep(0.3)
+    job.send_signal(getattr(signal, name))
+    code, said, complaints = finish(job)
+    assert code == CODES[name], complaints
+    if phase == "set-up":
+        assert complaints.strip() == f"stopped by {name}, with nothing to save"
+        assert not out.exists()
+    else:
+        assert complaints.count("finishing this step, then saving") == 1
+        assert f"stopped by {name} and saved at step" in said
+        assert Checkpoints(out).last.exists()
