@@ -1,5 +1,7 @@
 """The GPU benchmark at toy sizes, on the stand-in for CuPy."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -8,22 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from simt import standin
 
+import bench_gpu
+import tinyalex as ta
 from gpu import floors, run, tables
 from gpu.cases import Case, Net, distance, expected, objection
+from gpu.contestant_tinyalex import Tinyalex, TinyalexGraph
 from gpu.timing import Times
 from shared import report
+from tinyalex.backends import cuda
+from tinyalex.backends.cuda.sgd import StepTable
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-START = """
-import sys
-from simt import standin
-standin.install()
-import bench_gpu
-{fault}
-bench_gpu.main(sys.argv[1:])
-"""
 TOY = "--thin 32 --pixels 63 --classes 4 --groups 1 --norm on --rounds 2 --window 0 --warm-up 1"
 MARKS = ("gpu-goals", "gpu-floors", "gpu-nets", "gpu-errors", "gpu-layers")
 CASE = "gpu-{}-g1-lrn-thin32-63-1-{}"
@@ -31,24 +31,17 @@ CASE = "gpu-{}-g1-lrn-thin32-63-1-{}"
 pytestmark = pytest.mark.usefixtures("standin")  # for its word on a missing g++
 
 
-def bench(folder, words, fault=""):
+def bench(folder, words):
     """Run the benchmark with its files in ``folder``; return its output."""
     if not (folder / "gpu.md").exists():
         empty = "\n".join(f"<!-- {mark} -->\n<!-- /{mark} -->" for mark in MARKS)
         (folder / "gpu.md").write_text(empty)
-    places = ["--results", folder, "--document", folder / "gpu.md"]
-    path = os.pathsep.join(map(str, (ROOT, BENCHMARKS, ROOT / "tests", ROOT / "tests/support")))
-    done = subprocess.run(
-        [sys.executable, "-c", START.format(fault=fault), *f"{TOY} {words}".split(), *places],
-        # Expected values are computed on the CPU; NumPy has nothing to compile for them.
-        env={**os.environ, "PYTHONPATH": path, "TINYALEX_BACKEND": "reference"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    words = [*f"{TOY} {words}".split(), f"--results={folder}", f"--document={folder / 'gpu.md'}"]
+    printed = io.StringIO()
+    # Expected values are computed on the CPU; NumPy has nothing to compile for them.
+    with ta.use_backend("reference"), contextlib.redirect_stdout(printed):
+        bench_gpu.main(words)
+    return printed.getvalue()
 
 
 def result(folder, name):
@@ -63,7 +56,10 @@ def between(path, mark):
 def measured(tmp_path_factory):
     """Folder and output of a run over both modes and two classes."""
     folder = tmp_path_factory.mktemp("gpu")
-    return folder, bench(folder, "--images 1 --precision A --precision C --calls 1 --table")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in standin.modules().items():
+            patch.setitem(sys.modules, name, module)
+        return folder, bench(folder, "--images 1 --precision A --precision C --calls 1 --table")
 
 
 def test_every_contestant_is_checked_and_timed(measured):
@@ -145,65 +141,61 @@ def test_what_was_measured_is_not_measured_again(measured):
     assert f"{name}: measured already" not in bench(folder, f"{words} --again")
 
 
+def wrong_gradient(patch):
+    right = cuda.linear_weight_grad
+    patch.setattr(cuda, "linear_weight_grad", lambda *arguments: right(*arguments) * 1.5)
+
+
+def wrong_update(patch):
+    right = StepTable.fill
+
+    def half(table, pieces):
+        slow = [p._replace(options=p.options._replace(lr=p.options.lr / 2)) for p in pieces]
+        return right(table, slow)
+
+    patch.setattr(StepTable, "fill", half)
+
+
+def unwritten_result(patch):
+    right = cuda.conv2d_relu
+
+    def unwritten(*arguments):
+        y = right(*arguments)
+        y[0, 0, 0, 0] = float("nan")
+        return y
+
+    patch.setattr(cuda, "conv2d_relu", unwritten)
+
+
+def no_room(patch):
+    def fail(contestant):
+        raise MemoryError("no room")
+
+    patch.setattr(Tinyalex, "_train", fail)
+
+
 FAULTS = {
-    "a wrong gradient": (
-        """
-from tinyalex.backends import cuda
-right = cuda.linear_weight_grad
-cuda.linear_weight_grad = lambda *arguments: right(*arguments) * 1.5
-""",
-        "ValueError: wrong result: gradient",
-    ),
-    "a wrong update": (
-        """
-from tinyalex.backends.cuda.sgd import StepTable
-right = StepTable.fill
-StepTable.fill = lambda self, pieces: right(self, [
-    p._replace(options=p.options._replace(lr=p.options.lr / 2)) for p in pieces
-])
-""",
-        "ValueError: wrong result: update",
-    ),
-    "a result that was not written": (
-        """
-from tinyalex.backends import cuda
-right = cuda.conv2d_relu
-def unwritten(*arguments):
-    y = right(*arguments)
-    y[0, 0, 0, 0] = float("nan")
-    return y
-cuda.conv2d_relu = unwritten
-""",
-        "ValueError: wrong result: result is off by inf",
-    ),
-    "an error": (
-        """
-from gpu.contestant_tinyalex import Tinyalex
-def fail(self):
-    raise MemoryError("no room")
-Tinyalex._train = fail
-""",
-        "MemoryError: no room",
-    ),
+    wrong_gradient: "ValueError: wrong result: gradient",
+    wrong_update: "ValueError: wrong result: update",
+    unwritten_result: "ValueError: wrong result: result is off by inf",
+    no_room: "MemoryError: no room",
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_failing_contestant_is_refused(tmp_path, fault):
-    code, reason = FAULTS[fault]
-    printed = bench(tmp_path, "--mode train --images 1 --precision C --no-layers", code)
+@pytest.mark.parametrize(("fault", "reason"), FAULTS.items(), ids=[f.__name__ for f in FAULTS])
+def test_a_failing_contestant_is_refused(tmp_path, monkeypatch, fault, reason):
+    fault(monkeypatch)
+    printed = bench(tmp_path, "--mode train --images 1 --precision C --no-layers")
     assert f"tinyalex: {reason}" in printed
     assert not list(tmp_path.glob("gpu-train*.json")), "no contestant left, so no result"
 
 
-def test_the_others_are_measured_without_a_failing_one(tmp_path):
-    fault = """
-from gpu.contestant_tinyalex import TinyalexGraph
-def fail(self, table):
-    raise RuntimeError("no graph today")
-TinyalexGraph._recorded = fail
-"""
-    bench(tmp_path, "--mode infer --images 2 --precision B --no-layers", fault)
+def test_the_others_are_measured_without_a_failing_one(tmp_path, monkeypatch):
+    def fail(contestant, table):
+        raise RuntimeError("no graph today")
+
+    monkeypatch.setattr(TinyalexGraph, "_recorded", fail)
+    bench(tmp_path, "--mode infer --images 2 --precision B --no-layers")
     found = result(tmp_path, "gpu-infer-g1-lrn-thin32-63-2-B")
     assert list(found["contestants"]) == ["tinyalex"]
     assert found["contestants"]["tinyalex"]["turns"]
