@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import TINY, TRAIN, Watcher, result, resumed, run, tiny_settings, train_on, trainer
+from commands import (
+    TINY,
+    TRAIN,
+    Watcher,
+    draw_photos,
+    result,
+    resumed,
+    run,
+    tiny_settings,
+    train_on,
+    trainer,
+)
 from helpers import assert_close
 
 import tinyalex as ta
@@ -27,8 +38,14 @@ from tinyalex.training.gpu_steps import WARM_UP, GPUSteps, StepGraph
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny", "cuda")
 
-STEPS = {"device": "cuda", "epochs": 2, "batch_size": 16, "schedule": "cosine", "lr": 0.05}
+STEPS = {"device": "cuda", "epochs": 2, "batch_size": 8, "schedule": "cosine", "lr": 0.05}
 """Two epochs of three steps, at a rate that changes in each of them; with dropout."""
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Return half as many pictures as elsewhere: a CUDA thread takes its time without a GPU."""
+    return draw_photos(tmp_path_factory.mktemp("data") / "photos", 12)
 
 
 def train(photos, out, **changes):
@@ -264,7 +281,7 @@ def test_a_run_multiplies_as_exactly_as_its_settings_say(photos, precision):
 def test_the_commands(photos, tmp_path):
     """What they say of the device, and that they use it."""
     out = tmp_path / "run"
-    options = ("--epochs", 1, "--batch-size", 16, "--precision", "high", "--cuda-graph")
+    options = ("--epochs", 1, "--batch-size", 8, "--precision", "high", "--cuda-graph")
     code, said, complaints = train_on(photos, out, "--device", "cuda", *options)
     assert (code, complaints) == (0, "")
     assert "machine  cuda backend on cuda:0 (" in said
