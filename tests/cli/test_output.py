@@ -288,7 +288,7 @@ def test_errors_name_odd_names_in_one_sentence(name, arguments, trained, tmp_pat
         (TRAIN, "--data", "{odd}"),
         (TRAIN, "--data", "{odd}/b "),
         (TRAIN, "--data", "{photos}", "--weights", "{odd}"),
-        (TRAIN, "--data", "{photos}", "--out", "{odd}/file"),
+        (TRAIN, "--variant", "tiny", "--data", "{photos}", "--out", "{odd}/file"),
         (TRAIN, "--resume", "{odd}"),
     ],
 )

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 import tinyalex as ta
 from tinyalex.models import VARIANTS, alexnet
+from tinyalex.models.alexnet import parameter_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ CONTAINERS = {
     "stream": lambda state: torch_twins.stream_file(tensors(state)),
     "tar": lambda state: torch_twins.tar_file(tensors(state)),
 }
-KEYS = list(alexnet("torchvision", 7).state_dict())
+KEYS = list(parameter_shapes(VARIANTS["torchvision"], 7))
 LAYERS = {
     key: f"{layer}.{key.rpartition('.')[2]}"
     for key, layer in zip(
