@@ -18,7 +18,7 @@ from hypothesis import settings
 from phases import PHASES
 from test_train_ranks import MPIEXEC, OPTIONS, train
 
-from tinyalex.training import Checkpoints
+from tinyalex.training import Checkpoints, load_checkpoint
 
 LIMIT = 2
 """Seconds of silence until the other rank gives up."""
@@ -53,12 +53,12 @@ def photos(tmp_path_factory):
     return draw_photos(tmp_path_factory.mktemp("data") / "photos", 12)
 
 
-def start(photos, out, phase, rank, code, *options):
-    """Start training on two ranks, one or all of which run code in a phase."""
+def start(photos, out, phase, rank, code, *options, count=2):
+    """Start training on ranks, one or all of which run code in a phase."""
     script = Path(__file__).with_name("phases.py")
     words = (phase, rank, code, "--data", photos, *OPTIONS, *options, "--out", out)
     return subprocess.Popen(
-        [MPIEXEC, "-n", "2", sys.executable, str(script), *map(str, words)],
+        [MPIEXEC, "-n", str(count), sys.executable, str(script), *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -90,6 +90,69 @@ def test_a_rank_that_works_is_waited_for(photos, tmp_path):
     words = ("--exchange-timeout", "1.5", "--steps", "1")
     code, _, complaints = finish(start(photos, tmp_path / "run", "set-up", 1, "work(4)", *words))
     assert (code, complaints) == (0, "")
+
+
+ALTER = """
+weight = next(args[0]._model.parameters()).data
+weight.reshape(-1).view("int32")[-1] ^= 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "rank", "options", "advice"),
+    [
+        (3, 1, (), "its machine computes otherwise"),
+        (2, 1, (), "one of these machines computes otherwise"),
+        (4, 2, ("--variant", "twins", "--parallel", "towers"), "one of these machines"),
+    ],
+)
+def test_one_bit_of_one_rank_ends_the_job(photos, tmp_path, count, rank, options, advice):
+    """The checkpoint is from before: each step is saved, and the second altered and compared."""
+    out = tmp_path / "run"
+    code, _, complaints = finish(start(photos, out, "training", rank, ALTER, *options, count=count))
+    assert code == 1
+    assert complaints.count("error:") == complaints.count(f"the weights of rank {rank} ") == 1
+    assert advice in complaints
+    assert f"mpiexec -n {count}" in complaints
+    assert load_checkpoint(Checkpoints(out).last)["state"]["step"] == 1
+    assert finish(train(count, "--resume", out))[0] == 0
+
+
+ONCE = """
+def spoil(module, args, output):
+    hook.remove()
+    return output * np.float32("nan")
+hook = args[0]._model.register_forward_hook(spoil)
+"""
+PLANTS = {
+    "an image of rank 1": (
+        (1, "args[1].images[:1] = float('nan')", ()),
+        r"on rank 1, forward in the images, one of .* finite; because of /\S+png; /",
+    ),
+    "a weight of all": (
+        (-1, "next(args[0]._model.parameters()).data[0] = float('nan')", ()),
+        r"\): forward in conv1, whose weight .* finite; the images of rank 0 are /\S+png, ",
+    ),
+    "the first logits of rank 1": (
+        (1, ONCE, ()),
+        r"not again when the step was repeated, by each rank with its own images; .* rank 0 are /",
+    ),
+    "an image of two towers": (
+        (1, "args[1].images[:1] = float('nan')", ("--variant", "twins", "--parallel", "towers")),
+        r"on rank 1, forward in the images, one of .* finite; because of /\S+png; /",
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_divergence_is_explained_by_the_rank_that_saw_it(photos, tmp_path, plant):
+    (rank, code, options), expected = PLANTS[plant]
+    out = tmp_path / "run"
+    code, _, complaints = finish(start(photos, out, "training", rank, code, *options))
+    assert code == 3, complaints
+    assert complaints.count("error:") == 1
+    assert re.search(expected, complaints), complaints
+    assert f"{out / 'diverged.json'} has the report of rank 0" in complaints
 
 
 CODES = {"SIGUSR1": 0, "SIGTERM": 143, "SIGINT": 130}

@@ -22,6 +22,7 @@ from tinyalex.backends import array_module
 from tinyalex.backends.devices import move
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Dataset
+from tinyalex.distributed.communicator import Communicator, Single
 from tinyalex.files import save
 from tinyalex.folders import write_atomically
 from tinyalex.models import AlexNet
@@ -32,6 +33,7 @@ from tinyalex.training.evaluation import logits_and_loss
 
 REPORT, STEP = "diverged.json", "diverged.safetensors"
 NOT_FINITE = "has values that are not finite"
+ALONE = Single()
 NAMED_IMAGES = 3
 """Number of images that a message names; the report names all."""
 
@@ -174,8 +176,6 @@ class Step:
     lr: float
     batch: Batch
     dataset: Dataset
-    alone: bool = True
-    """False if other ranks have other images of the step."""
     random_state: dict[str, Any] = field(default_factory=random.get_state)
 
 
@@ -183,29 +183,36 @@ def explain(
     error: Exception,
     step: Step,
     model: AlexNet,
-    here: Callable[[], Path],
+    here: Callable[[], Path] | None,
     whole: AlexNet | None = None,
+    link: Communicator = ALONE,
 ) -> DivergedError:
     """Return `error` with cause and images; write two files into `here()`.
 
     `diverged.json` is the report, for people; `diverged.safetensors` has weights, random state and
     batch, all that it takes to repeat the step. Where `model` is the part of the `whole` network
     that learns, the weights are of all layers, and "images" are what those in "features_of" made
-    of them. A disk that refuses them is no reason for another error.
+    of them. A disk that refuses them is no reason for another error. Ranks connected by `link` each
+    repeat the step with their own images; the one that writes names the first that found a cause.
     """
     what, batch = f"{error} in step {step.number} (epoch {step.epoch})", step.batch
     random.set_state(step.random_state)
     began = "but not again when the step was repeated" + (
-        ": suspect the machine" if step.alone else " with the images of rank 0, those of its report"
+        ": suspect the machine" if link.size == 1 else ", by each rank with its own images"
     )
     cause: Cause | None = None
     traces: list[LayerTrace] = []
     try:
-        cause, traces = find_cause(model, batch)
+        if len(batch):  # a rank may have no image
+            cause, traces = find_cause(model, batch)
     except MemoryError:  # a look at every layer takes more than a step does
         began = "and the memory does not suffice to find out where"
     files = [step.dataset.describe(index) for index in batch.indices.tolist()]
     suspects = [files[row] for row in cause.rows] if cause else []
+    whose = "the batch" if link.size == 1 else f"rank {link.rank}"
+    told = link.share("causes", [cause and str(cause), _name(suspects, files, whose)]).wait()
+    if here is None:
+        return DivergedError(what)
     whole = whole or model
     below = [name for name in whole.weight_layers if name not in model.weight_layers]
     report = {
@@ -233,15 +240,25 @@ def explain(
         folder = here()
         write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
         save(repeat, folder / STEP)
-        where = f"{printable(folder / REPORT)} has the whole report"
+        of_all = "the whole report" if link.size == 1 else f"the report of {whose}"
+        where = f"{printable(folder / REPORT)} has {of_all}"
     except OSError as refused:
         where = f"no report could be written ({refused.strerror or refused})"
-    return DivergedError(f"{what}: {cause or began}; {_name(suspects, files)}; {where}")
+    return DivergedError(f"{what}: {_first(told) or f'{began}; {told[link.rank][1]}'}; {where}")
 
 
-def _name(suspects: list[str], files: list[str]) -> str:
+def _first(told: list[list[str]]) -> str | None:
+    """Return the first cause that ranks have found; name its rank unless all have it."""
+    for rank, (cause, images) in enumerate(told):
+        if cause:
+            same = all(other == cause for other, _ in told)
+            return f"{'' if same else f'on rank {rank}, '}{cause}; {images}"
+    return None
+
+
+def _name(suspects: list[str], files: list[str], whose: str) -> str:
     named = suspects or files
-    kind = "because of" if suspects else "the images of the batch are"
+    kind = "because of" if suspects else f"the images of {whose} are"
     rest = f" and {len(named) - NAMED_IMAGES} more" if len(named) > NAMED_IMAGES else ""
     return f"{kind} {', '.join(named[:NAMED_IMAGES])}{rest}"
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from tinyalex.progress import Progress
 from tinyalex.training.checkpoint import Checkpoints
-from tinyalex.training.divergence import DivergedError
 from tinyalex.training.metrics import METRICS, MetricsFile
 from tinyalex.training.run import Run
 from tinyalex.training.trainer import Trainer
@@ -56,6 +55,3 @@ class Follower(Trainer):
     def __init__(self, run: Run, folder: Path) -> None:
         metrics = NoMetrics(folder / METRICS, run.state.rows)
         super().__init__(run, NoCheckpoints(folder), metrics, Progress(silent=True))
-
-    def _explain(self, error: Exception) -> DivergedError:
-        return DivergedError(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from hashlib import sha256
 from types import MappingProxyType
@@ -133,6 +134,10 @@ class ShardedSteps(Steps):
             pending.wait()
             parameter.grad = move(gradient, parameter.device)
         self._on_their_way.clear()
+
+    def repeating(self, batch: Batch) -> AbstractContextManager[None]:
+        """Let kernels compute a batch in shards, as in `take`, for a while."""
+        return sharded(self._part(batch))
 
     def _part(self, batch: Batch) -> Part:
         """Return this rank's part of the batch of all ranks."""

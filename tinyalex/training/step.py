@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -62,6 +63,10 @@ class Steps:
     def agree_to_save(self, due: bool) -> bool:
         """Return whether a save is due, on this rank or another."""
         return due
+
+    def repeating(self, batch: Batch) -> AbstractContextManager[None]:
+        """Let kernels compute a batch as in `take`, for a while."""
+        return nullcontext()
 
     def close(self) -> None:
         """Leave the model as it was before."""

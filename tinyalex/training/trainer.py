@@ -25,7 +25,7 @@ from tinyalex.models import AlexNet
 from tinyalex.progress import Progress, duration, folded, one_sentence, reason_of
 from tinyalex.text import counted, printable
 from tinyalex.training.checkpoint import Checkpoints
-from tinyalex.training.divergence import DivergedError, Step, explain
+from tinyalex.training.divergence import ALONE, DivergedError, Step, explain
 from tinyalex.training.evaluation import Scores, evaluate, logits_and_loss
 from tinyalex.training.metrics import METRICS, Average, MetricsFile, Throughput
 from tinyalex.training.run import Run
@@ -214,7 +214,8 @@ class Trainer:
             if self.run.average is not None:
                 self.run.average.after_step(step)
         except DivergedError as error:
-            raise self._explain(error) from error
+            with self.steps.repeating(batch):
+                raise self._explain(error) from error
 
     def _after_reading(self, results: list[Average], stop: StopRequest) -> None:
         """Log, save, show and time the steps just read."""
@@ -281,17 +282,18 @@ class Trainer:
             rate,
             batch,
             source.data.dataset,
-            self.run.ranks.size == 1,
         )
 
-    def _explain(self, error: Exception) -> DivergedError:
-        """Return the error with its cause, found by repeating the step."""
+    def _explain(self, error: Exception, of_all: bool = True) -> DivergedError:
+        """Return the error with its cause, found by repeating the step, `of_all` ranks."""
         self.steps.close()  # whose gradients would be sent when the step is repeated
         if self._latest is None:
             return DivergedError(str(error))
         self.progress.stop()
-        whole = self.run.classifier.model
-        return explain(error, self._latest, self._suspect, self.checkpoints.here, whole)
+        whole, ranks = self.run.classifier.model, self.run.ranks
+        here = self.checkpoints.here if ranks.first else None
+        link = ranks.link if of_all else ALONE
+        return explain(error, self._latest, self._suspect, here, whole, link)
 
     def as_begun(self, layers: list[str]) -> str:
         """Return a sentence with the digest of layers that were frozen."""
@@ -433,7 +435,7 @@ class Trainer:
         try:
             self.checkpoints.save(self.run)
         except FloatingPointError as error:
-            explained = self._explain(error)
+            explained = self._explain(error, of_all=False)
             explained.of_one_rank = True  # others do not look
             raise explained from error
         except OSError:
