@@ -248,7 +248,7 @@ def explain(
 
 
 def _first(told: list[list[str]]) -> str | None:
-    """Return the first cause that ranks have found; name its rank unless all have it."""
+    """Return the first cause found, with its rank unless all agree."""
     for rank, (cause, images) in enumerate(told):
         if cause:
             same = all(other == cause for other, _ in told)

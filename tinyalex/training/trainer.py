@@ -285,7 +285,7 @@ class Trainer:
         )
 
     def _explain(self, error: Exception, of_all: bool = True) -> DivergedError:
-        """Return the error with its cause, found by repeating the step, `of_all` ranks."""
+        """Return the error with its cause, found by repeating the step."""
         self.steps.close()  # whose gradients would be sent when the step is repeated
         if self._latest is None:
             return DivergedError(str(error))
