@@ -156,6 +156,17 @@ def test_one_process_has_what_it_asks_for():
     one.close()
 
 
+def test_last_words_may_come_before_others():
+    """A rank that has ended is not waited for, whenever its last messages are seen."""
+    script = """
+    from tinyalex.distributed import mpi
+    mpi.BEAT = 0
+    for number in range(20):
+        ranks.share("number", number)
+    """
+    assert said(4, script, limit=5) == []
+
+
 def test_waiting_costs_little_of_a_core():
     """Others compute meanwhile: MPI's own wait would take the whole core."""
     script = """

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -285,7 +285,7 @@ class MPICommunicator(Communicator):
         used = time.process_time() - time.thread_time()  # by all threads but this one
         if self._waiting or used - self._worked >= WORK:
             self._worked = used
-            self._tell(_ALIVE)
+            self._tell(_ALIVE, self._alive)
         for peer, heard in self._alive.items():
             self._alive[peer] = heard + late  # in which this rank was held up itself
         if silent := [str(peer) for peer, at in self._alive.items() if now - at >= self.timeout]:
@@ -294,11 +294,17 @@ class MPICommunicator(Communicator):
             self.abort(f"{doing}nothing came for {self.timeout:g} s from rank {', '.join(silent)}")
         return interval
 
-    def _tell(self, word: bytes) -> None:
-        """Send a beat to all others that have taken the last one."""
-        for peer in self._alive:
+    def _note(self, peer: int) -> None:
+        """Take a message for a sign of life; it may be seen after the last one."""
+        self._heard = time.monotonic()
+        if peer in self._alive:
+            self._alive[peer] = self._heard
+
+    def _tell(self, word: bytes, peers: Iterable[int]) -> None:
+        """Send a beat to others that have taken the last one."""
+        for peer in peers:
             before = self._beats.get(peer)
-            if before is None or before.Test():
+            if peer != self.rank and (before is None or before.Test()):
                 self._beats[peer] = self._ranks.Isend(word, peer, _BEAT)
 
     def _hear(self) -> None:
@@ -316,7 +322,7 @@ class MPICommunicator(Communicator):
     def _finish(self) -> None:
         self._mpi.Request.Waitall(list(self._beats.values()))
         self._beats.clear()
-        self._tell(_LAST)
+        self._tell(_LAST, range(self.size))  # also those that have told theirs
         while self._alive:
             self._hear()
             time.sleep(LONGEST_NAP)
@@ -424,7 +430,7 @@ class MPICommunicator(Communicator):
             return None
         header = bytearray(status.Get_count())
         open_.append(message.Irecv(header))
-        self._heard = self._alive[peer] = time.monotonic()
+        self._note(peer)
         return header
 
     def _take_leave(self, code: int) -> None:
@@ -468,7 +474,7 @@ class MPICommunicator(Communicator):
         """Wait for messages from and to `peers`."""
         while (done := self._mpi.Request.Testsome(requests)) is not None:
             for index in done:
-                self._heard = self._alive[peers[index]] = time.monotonic()
+                self._note(peers[index])
             self._beat()
             if not done:
                 self._nap()
