@@ -85,6 +85,22 @@ def test_grad_cam_is_its_formula(model, images):
         assert_close(found[n], enlarged(np.maximum(total, 0)[None], (28, 28))[0])
 
 
+def test_gradients_of_noisy_copies_are_averaged(model, images):
+    """In float64, where the sum of a few terms is exact enough to tell a missing one."""
+    samples, label = 3, np.array([0, 2, 1])
+    rng, total = np.random.default_rng(0), np.zeros_like(images)
+    for _ in range(samples):
+        noise = rng.standard_normal(images.shape[1:], np.float32)
+        noise = np.stack([noise * image.std() / 2 for image in images])
+        x = Tensor(images + noise, requires_grad=True)
+        model.eval()(x)[[0, 1, 2], [0, 2, 1]].sum().backward()
+        total += x.grad
+    found = input_gradient(model, images, label, samples)
+    np.testing.assert_allclose(found, np.abs(total / samples).max(axis=1), rtol=1e-9)
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        input_gradient(model, images, label, 0)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (13, 6)])
 def test_maps_are_enlarged_as_torch_does(rng, size):
     torch = pytest.importorskip("torch")

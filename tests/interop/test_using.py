@@ -130,7 +130,7 @@ def test_folders_of_imagenet_have_wordnet_ids_or_names(weight_file, tmp_path):
     assert_refused(code, complaints, "does not know: n09999999; it knows tench, goldfish")
 
 
-@pytest.mark.parametrize("what", ["kernels", "answers", "features", "neighbours"])
+@pytest.mark.parametrize("what", ["kernels", "answers", "features", "neighbours", "why"])
 def test_pictures_of_a_weight_file(what, weight_file, photos, tmp_path):
     images = () if what == "kernels" else (photos / "elm/00.png",)
     among = ("--among", photos / "ash") if what == "neighbours" else ()
