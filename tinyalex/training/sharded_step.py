@@ -136,7 +136,7 @@ class ShardedSteps(Steps):
         self._on_their_way.clear()
 
     def repeating(self, batch: Batch) -> AbstractContextManager[None]:
-        """Let kernels compute a batch in shards, as in `take`, for a while."""
+        """Let kernels compute a batch in shards, as in `take`."""
         return sharded(self._part(batch))
 
     def _part(self, batch: Batch) -> Part:

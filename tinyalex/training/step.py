@@ -65,7 +65,7 @@ class Steps:
         return due
 
     def repeating(self, batch: Batch) -> AbstractContextManager[None]:
-        """Let kernels compute a batch as in `take`, for a while."""
+        """Let kernels compute a batch as in `take`."""
         return nullcontext()
 
     def close(self) -> None:
