@@ -11,6 +11,7 @@ setup(
     package_data={
         "tinyalex": ["py.typed"],
         "tinyalex.data": ["imagenet.txt"],
+        "tinyalex.pictures": ["report.html"],
         "tinyalex.kernels": ["*"],
     },
 )

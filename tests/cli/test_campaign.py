@@ -31,7 +31,7 @@ import tinyalex as ta
 PATIENCE = 25  # seconds for a command: a loader thread may be at one image for 8
 TINY = ("--variant", "tiny", "--threads", "1", "--workers", "1")
 TWO_STEPS = ("--steps", "2", "--batch-size", "2")
-OPTIONAL = ("matplotlib", "tqdm", "tensorboardX")
+OPTIONAL = ("matplotlib", "tqdm", "tensorboardX", "jinja2")
 
 few = settings(
     max_examples=max(10, settings.default.max_examples // 5),
@@ -163,10 +163,10 @@ def contents_of(dataset, places=None):
 def spy_on_training(train, seen):
     """See what is learned from, and what it is validated on."""
 
-    def spy(trainer, stop):
+    def spy(trainer, *rest):
         run = trainer.run
         seen.extend(contents_of(data.dataset) for data in (run.train_data, run.val_data))
-        return train(trainer, stop)
+        return train(trainer, *rest)
 
     return spy
 
@@ -213,6 +213,7 @@ LATER = {
     "neighbours among": ("look", ["RUN", "neighbours", "--among", "DATA"]),
     "features": ("look", ["RUN", "features"]),
     "curves": ("look", ["RUN", "curves"]),
+    "report": ("report", ["RUN"]),
     "resume": (TRAIN, ["--resume", "RUN", "--steps", "11"]),
     "resume to the end": (TRAIN, ["--resume", "RUN"]),
     "dry run of the resumed": (TRAIN, ["--resume", "RUN", "--dry-run"]),
@@ -314,11 +315,13 @@ def finished(place, grown, tmp_path_factory):
 
 FILES = (
     "last.safetensors", "best.safetensors", "previous.safetensors", "metrics.jsonl", "run.json",
-    "filters.png", "curves.png", "confusion.png", "mistakes.png", "ANY",
+    "filters.png", "curves.png", "confusion.png", "mistakes.png", "report.html",
+    "ANY",
 )  # fmt: skip
 CHECKPOINTS = FILES[:3]
 USES = (
-    "evaluate", "predict", "sort", "filters", "answers", "curves", "resume", "resume to the end",
+    "evaluate", "predict", "sort", "filters", "answers", "curves", "report", "resume",
+    "resume to the end",
 )  # fmt: skip
 
 
@@ -347,7 +350,7 @@ def test_any_damage_to_a_run(place, grown, finished, damage, what, seed):
         said = f"{hurt}: {outcome}"
         files = {name for name, _ in hurt}
         needed = {*CHECKPOINTS, *({"metrics.jsonl"} if what == "curves" else ())}
-        picture_is_a_folder = (ground.out / f"{what}.png").is_dir()
+        picture_is_a_folder = any((ground.out / f"{what}{e}").is_dir() for e in (".png", ".html"))
         if not files & needed and not picture_is_a_folder:
             assert outcome.code == 0, said
             if what == "resume to the end":

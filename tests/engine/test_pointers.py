@@ -33,7 +33,7 @@ FOREIGN_OWNERS = {
     *("self", "array", "args", "loss", "model", "optimizer", "variant", "rows", "columns"),
 }
 # Endings of names that programs write and read, and that are no attributes either.
-DATA = (".json", ".jsonl", ".lock", ".safetensors", ".toml", ".unreadable")
+DATA = (".html", ".json", ".jsonl", ".lock", ".safetensors", ".toml", ".unreadable")
 FOREIGN_NAMES = {"test_set", "inference_mode", "numba_xxgemm", "numba_parallel_for"}
 
 # A file: data/loader.py, kernels/relu.cu, tests/cuda/test_cuda_*.py; the end of a path is enough.

@@ -182,7 +182,7 @@ def removed_guards() -> Row:
 def bare_import() -> Row:
     """Import the package where nothing optional is there and CuPy is broken."""
     with temporary_folder() as folder:
-        for name in ("cupy", "tqdm", "matplotlib", "tensorboardX"):
+        for name in ("cupy", "tqdm", "matplotlib", "tensorboardX", "jinja2"):
             (folder / f"{name}.py").write_text("raise ImportError('broken')")
         # Processor time, for a busy machine stretches the clock.
         code = "import time, numpy; t = time.process_time(); import tinyalex, tinyalex.training; "

@@ -25,7 +25,9 @@ def trained(tmp_path_factory, photos):
     """Return the folder of a finished run of three epochs; leave it as it is."""
     out = tmp_path_factory.mktemp("runs") / "trained"
     with tiny_variant():
-        code, said, complaints = run("train", "--variant", "tiny", "--data", photos, "--out", out)
+        code, said, complaints = run(
+            "train", "--variant", "tiny", "--data", photos, "--out", out, "--report"
+        )
     assert (code, complaints) == (0, "")
     (out / "said.txt").write_text(said)
     return out

@@ -97,12 +97,12 @@ def add_crops(parser: Parser, default: int) -> None:
     )
 
 
-def check_picture(out: Path) -> None:
-    """See that a picture can go there, before the work is done."""
+def check_picture(out: Path, suffix: str = ".png", what: str = "pictures") -> None:
+    """Check, before the work, that a picture or page can go there."""
     if out.is_dir():
         raise ValueError(f"--out must name a file, {printable(out)} is a folder")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must name a .png file, which pictures are, got {printable(out)}")
+    if out.suffix.lower() != suffix:
+        raise ValueError(f"--out must name a {suffix} file, which {what} are, got {printable(out)}")
     if not out.parent.is_dir():
         raise ValueError(
             f"--out must name a file in a folder that is there, {printable(out.parent)} is none"

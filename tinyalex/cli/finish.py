@@ -7,13 +7,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from tinyalex.cli.network import Network, read_network
+from tinyalex.cli.report import write_report
 from tinyalex.files import FileError
 from tinyalex.interrupts import StopRequest
 from tinyalex.pictures.charts import learning_curves
 from tinyalex.pictures.sheets import failure, first_filters, save_png
 from tinyalex.progress import duration, folded, one_sentence
 from tinyalex.text import counted, percent, printable
-from tinyalex.training.checkpoint import BEST, classifier_in, load_checkpoint, state_in
+from tinyalex.training.checkpoint import BEST, LAST, classifier_in, state_in
 from tinyalex.training.evaluation import evaluate
 from tinyalex.training.metrics import METRICS, read_metrics, rows_of
 from tinyalex.training.run import Run
@@ -21,7 +23,7 @@ from tinyalex.training.run_folder import OUTPUTS
 from tinyalex.training.trainer import Trainer
 
 
-def finish(trainer: Trainer, stop: StopRequest) -> None:
+def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
     """Test the network, draw the pictures, and say what there is now.
 
     Raises StoppedError after a signal.
@@ -35,18 +37,21 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     say(f"\ntrained {counted(run.state.epoch, 'epoch')} in {duration(run.state.seconds)}")
     for loader in (run.train_data, run.val_data):  # their processes have done their work
         loader.close()
-    classifier, best, whose = run.classifier, run.state, "last"
+    network, whose = None, "best"
     try:
-        content, path = load_checkpoint(out / BEST), out / BEST
-        classifier, best, whose = classifier_in(content, path), state_in(content, path), "best"
+        network = read_network(out / BEST)
     except FileNotFoundError:  # it was removed
         pass
     except FileError as error:
         trainer.checkpoints.put_best_aside()
         say(f"warning: {one_sentence(error)}; the network of the last epoch takes its place")
+    if network is None:
+        content, path, whose = run.get_result(), out / LAST, "last"
+        network = Network(classifier_in(content, path), path, content)
+    best = state_in(network.content or {}, network.path)
     if run.test_data is not None:
         stop.under_way = "all is saved: ending the test"
-        model = classifier.model.to(run.settings.device)
+        model = network.classifier.model.to(run.settings.device)
         scores = evaluate(model, run.test_data, trainer.progress, stop, "testing")
         if scores is None:
             raise stop.error()
@@ -87,6 +92,10 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
     for name, draw in pictures.items():
         if reason := failure(partial(draw, out / name)):
             say(f"no {name}: {one_sentence(reason)}")
+    if report and stop.reason is None:  # else there is no time for another look at images
+        stop.under_way = "all is saved: finishing the report"
+        if reason := failure(partial(draw_report, trainer, network, out / "report.html")):
+            say(f"no report.html: {one_sentence(reason)}")
     say(f"in {printable(out)}:")
     for name, text in OUTPUTS.items():
         if (out / name).is_file():
@@ -94,6 +103,13 @@ def finish(trainer: Trainer, stop: StopRequest) -> None:
             say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))
     if stop.reason is not None:  # a signal
         raise stop.error()
+
+
+def draw_report(trainer: Trainer, network: Network, path: Path) -> None:
+    """Write the page on a run, and say what it lacks."""
+    network.classifier.model.to(trainer.run.settings.device)
+    for name, reason in write_report(network, path, trainer.progress).items():
+        trainer.progress.say(f"report.html is without {name}: {reason}")
 
 
 def draw_filters(run: Run, path: Path) -> None:

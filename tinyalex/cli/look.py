@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from tinyalex.cli.common import (
     add_threads,
@@ -231,7 +230,8 @@ def neighbours(look: Look, out: Path) -> None:
     found, distances = nearest(model, queries, loader, progress=Progress())
     for name, reason in loader.bad:
         warn(f"left out: {name}: {reason}")
-    save_png(neighbours_of(dataset, places, images, others, found, distances), out)
+    rows, titles = neighbours_of(dataset, places, images, others, found, distances)
+    save_png(neighbour_sheet(rows, titles), out)
 
 
 def neighbours_of(
@@ -241,16 +241,17 @@ def neighbours_of(
     others: Dataset,
     found: np.ndarray,
     distances: np.ndarray,
-) -> Image.Image:
-    """Return a sheet of images and, among `others`, those found near them."""
-    rows, titles = [], []
+) -> tuple[list[list[np.ndarray]], list[list[str]]]:
+    """Return rows of an image and its neighbours in `others`, and titles."""
+    rows: list[list[np.ndarray]] = []
+    titles: list[list[str]] = []
     for place, image, near, far in zip(places, images, found, distances, strict=True):
         distance = dict(zip(near.tolist(), far.tolist(), strict=True))
         again = dict(readable(others.load, distance, [], others.describe))
         rows.append([image, *again.values()])
         below = (f"{title(others, other)}\ndistance {distance[other]:#.3g}" for other in again)
         titles.append([title(dataset, place), *below])
-    return neighbour_sheet(rows, titles)
+    return rows, titles
 
 
 def features(look: Look, out: Path) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a trained network, class by class",
     "probe": "measure how much a network's features tell of other images",
     "look": "draw what a trained network has learned",
+    "report": "write one HTML page of a run",
     "convert": "turn other people's weights, or a run's, into another format",
     "prepare": "turn a folder of images into a clean one",
     "plan": "estimate the speed of a training on several computers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from tinyalex.progress import say
 from tinyalex.text import counted, printable
 from tinyalex.training import (
     Classifier,
+    Settings,
     checkpoint_path,
     classifier_in,
     load_checkpoint,
@@ -25,6 +27,7 @@ from tinyalex.training import (
 from tinyalex.training.checkpoint import BEST, is_checkpoint
 from tinyalex.training.classifier import complete
 from tinyalex.training.datasets import RunImages
+from tinyalex.training.transfer import span
 
 
 class Network(NamedTuple):
@@ -94,13 +97,18 @@ def open_network(args: argparse.Namespace) -> Network:
                     f"--{option} is for weight files; {printable(path)} is a checkpoint of "
                     "tinyalex, which has its own"
                 )
-        content = load_checkpoint(path)
-        classifier = classifier_in(content, path)
-        without = content["classifier"] | {"weights": {}}  # hundreds of megabytes
-        return Network(classifier, path, {**content, "classifier": without, "optimizer": {}})
+        return read_network(path)
     weights = load_completed(args, path)
     say(f"{printable(path)}: {'; '.join(described(weights))}")
     return Network(Classifier.from_weights(weights), path, None)
+
+
+def read_network(path: Path) -> Network:
+    """Read the network in a checkpoint of a run."""
+    content = load_checkpoint(path)
+    classifier = classifier_in(content, path)
+    without = content["classifier"] | {"weights": {}}  # hundreds of megabytes
+    return Network(classifier, path, {**content, "classifier": without, "optimizer": {}})
 
 
 def prefix_of(path: Path) -> str:
@@ -132,6 +140,47 @@ def described(weights: Weights) -> list[str]:
         f"{RESIZED[weights.resize].format(weights.shorter_side)}, the central {size} x {size} seen",
         *weights.notes,
     ]
+
+
+def recipe_of(settings: Settings) -> str:
+    """Return how a run learns, in words."""
+    words = {
+        "mixup": "mixup",
+        "label_smoothing": "label smoothing",
+        "average": "average of the last",
+        "first_size": "first size",
+    }
+    used = {text: value for name, text in words.items() if (value := getattr(settings, name))}
+    return (
+        f"lr {settings.lr:g} {settings.schedule}, momentum {settings.recipe.momentum:g}, "
+        f"decay {settings.weight_decay:g}, augmentation {settings.augment}, "
+        f"colour noise {settings.colour_noise}, minus the mean {settings.mean}"
+        + "".join(f", {text} {value:g}" for text, value in used.items())
+    )
+
+
+def weights_of(
+    settings: Settings, classifier: Classifier, origin: Mapping[str, str], frozen: list[str]
+) -> str:
+    """Return a sentence on the weights that a run begins with."""
+    head = list(classifier.model.weight_layers)[-1]
+    mean, std = ("/".join(f"{n:.4g}" for n in v) for v in (classifier.mean_colour, classifier.std))
+    parts = [f"{printable(origin['source'])}, SHA-256 {origin['digest']}"]
+    if origin["head"] == "kept":
+        parts.append(f"{head} is kept, for the classes are the same")
+    else:
+        factor = f"rate times {settings.head_lr_factor:g}"
+        parts.append(f"{head} is new, for {counted(len(classifier.classes), 'class')}, {factor}")
+    if settings.layer_lr_decay != 1:
+        parts.append(f"each layer below has {settings.layer_lr_decay:g} times the rate")
+    parts.append(
+        f"theirs are the mean {mean}, std {std} and the size, {classifier.resize} "
+        f"{classifier.shorter_side} pixels"
+    )
+    if frozen:
+        until = f" until epoch {settings.unfreeze_after}" if settings.unfreeze_after else ""
+        parts.append(f"{span(frozen)} frozen{until}, SHA-256 {origin['frozen']}")
+    return "; ".join(parts)
 
 
 RESIZED = {"shorter_side": "shorter side resized to {0}", "warp": "stretched to {0} x {0}"}

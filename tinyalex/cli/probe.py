@@ -28,7 +28,7 @@ from tinyalex.data import Dataset, ImageFolder
 from tinyalex.interrupts import DONE, FAILED
 from tinyalex.optional import PackageError
 from tinyalex.pictures.charts import shots_chart
-from tinyalex.pictures.features import closest
+from tinyalex.pictures.features import closest, neighbour_sheet
 from tinyalex.pictures.sheets import failure, save_png
 from tinyalex.progress import Progress, folded, one_sentence, say, warn
 from tinyalex.text import counted, percent, printable
@@ -276,5 +276,5 @@ def draw_neighbours(found: dict[str, Described], splits: dict[str, Dataset], out
     rows = [row for row in chosen if int(val.indices[row]) in images]
     near, far = closest(val.vectors["network"][rows], train.vectors["network"])
     places = list(images)
-    sheet = neighbours_of(dataset, places, list(images.values()), others, train.indices[near], far)
-    save_png(sheet, out.with_stem(f"{out.stem}-neighbours"))
+    drawn = neighbours_of(dataset, places, list(images.values()), others, train.indices[near], far)
+    save_png(neighbour_sheet(*drawn), out.with_stem(f"{out.stem}-neighbours"))

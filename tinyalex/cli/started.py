@@ -15,6 +15,7 @@ SCRIPTS = {
     "evaluate": "evaluate.py",
     "probe": "probe.py",
     "look": "look.py",
+    "report": "report.py",
     "convert": "convert_weights.py",
     "prepare": "prepare_images.py",
     "plan": "plan_training.py",

@@ -21,6 +21,7 @@ from tinyalex.cli.common import command, complain
 from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.finish import finish
 from tinyalex.cli.jointly import jointly
+from tinyalex.cli.network import recipe_of, weights_of
 from tinyalex.cli.overfit import advice, overfit
 from tinyalex.cli.started import call_of
 from tinyalex.cli.tensorboard import shown_by_tensorboard
@@ -38,7 +39,6 @@ from tinyalex.text import counted, printable
 from tinyalex.training import (
     DivergedError,
     Run,
-    Settings,
     StoppedError,
     StopRequest,
     Trainer,
@@ -50,7 +50,6 @@ from tinyalex.training.follower import Follower
 from tinyalex.training.ranks import Ranks, SharedStop
 from tinyalex.training.run_folder import open_run_folder
 from tinyalex.training.sharded_step import RankError, check_alike
-from tinyalex.training.transfer import span
 
 PRODUCTS = {"highest": "", "high": " with TF32 products", "medium": " with bfloat16 products"}
 
@@ -77,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def begin(
     asked: Arguments, started: float, link: Communicator, held: ExitStack
-) -> tuple[Trainer, StopRequest] | int:
-    """Return the trainer of a run, or the exit code."""
+) -> tuple[Trainer, StopRequest, bool] | int:
+    """Return a run's trainer and whether to report, or the exit code."""
     args, settings, checkpoints, checkpoint = asked
     del asked  # which has the checkpoint, too
     ranks = Ranks(link, settings.shards, settings.parallel, args.check_sync)
@@ -130,12 +129,12 @@ def begin(
         return complain(f"{reason} ({one_sentence(error)})", FAILED)
     except (DivergedError, FloatingPointError) as error:
         return complain(f"{one_sentence(error)}: lower --lr", DIVERGED)
-    return trainer, stop
+    return trainer, stop, args.report
 
 
 def print_header(run: Run, out: Path) -> None:
     """Say what is about to happen."""
-    settings, recipe = run.settings, run.settings.recipe
+    settings = run.settings
     here = environment(settings.device)
     arithmetic = ["float32" + PRODUCTS[settings.precision]]
     if "gpu" in here:
@@ -169,29 +168,18 @@ def print_header(run: Run, out: Path) -> None:
         "classes": f"{len(classes)}: {names}; guessing costs ln({len(classes)}) = {run.chance:.3f}",
         "model": f"{settings.variant}, {VARIANTS[settings.variant].title}: "
         f"{parameters:,} parameters, {settings.input_size} pixels, dropout {settings.dropout:g}",
-        **({"weights": weights_of(run)} if run.origin else {}),
+        **(
+            {"weights": weights_of(settings, run.classifier, run.origin, run.frozen)}
+            if run.origin
+            else {}
+        ),
         "recipe": f"{counted(settings.epochs, 'epoch')} of {counted(len(run.train_data), 'step')} "
-        f"of {counted(run.train_data.batch_size, 'image')}, lr {settings.lr:g} "
-        f"{settings.schedule}, momentum {recipe.momentum:g}, decay {settings.weight_decay:g}, "
-        f"augmentation {settings.augment}, colour noise {settings.colour_noise}, "
-        f"minus the mean {settings.mean}" + later(settings),
+        f"of {counted(run.train_data.batch_size, 'image')}, {recipe_of(settings)}",
         **({} if run.ranks.alone else {"ranks": ranks_of(run)}),
         "output": f"{printable(out)}{from_step}",
     }
     for name, text in rows.items():
         say(folded(f"{name:8} {text}", 9))
-
-
-def later(settings: Settings) -> str:
-    """Return the settings of what came after 2012, where there are any."""
-    words = {
-        "mixup": "mixup",
-        "label_smoothing": "label smoothing",
-        "average": "average of the last",
-        "first_size": "first size",
-    }
-    used = {text: value for name, text in words.items() if (value := getattr(settings, name))}
-    return "".join(f", {text} {value:g}" for text, value in used.items())
 
 
 def ranks_of(run: Run) -> str:
@@ -215,30 +203,7 @@ def ranks_of(run: Run) -> str:
     )
 
 
-def weights_of(run: Run) -> str:
-    """Return a sentence on the weights that a run begins with."""
-    settings, classifier, origin = run.settings, run.classifier, run.origin
-    head = list(classifier.model.weight_layers)[-1]
-    mean, std = ("/".join(f"{n:.4g}" for n in v) for v in (classifier.mean_colour, classifier.std))
-    parts = [f"{printable(origin['source'])}, SHA-256 {origin['digest']}"]
-    if origin["head"] == "kept":
-        parts.append(f"{head} is kept, for the classes are the same")
-    else:
-        factor = f"rate times {settings.head_lr_factor:g}"
-        parts.append(f"{head} is new, for {counted(run.num_classes, 'class')}, {factor}")
-    if settings.layer_lr_decay != 1:
-        parts.append(f"each layer below has {settings.layer_lr_decay:g} times the rate")
-    parts.append(
-        f"theirs are the mean {mean}, std {std} and the size, {classifier.resize} "
-        f"{classifier.shorter_side} pixels"
-    )
-    if run.frozen:
-        until = f" until epoch {settings.unfreeze_after}" if settings.unfreeze_after else ""
-        parts.append(f"{span(run.frozen)} frozen{until}, SHA-256 {origin['frozen']}")
-    return "; ".join(parts)
-
-
-def train(trainer: Trainer, stop: StopRequest) -> int:
+def train(trainer: Trainer, stop: StopRequest, report: bool = True) -> int:
     """Train to the end, or report the interruption and how to resume."""
     run, ranks = trainer.run, trainer.run.ranks
     apart = ranks.link.size == 1  # from the other ranks
@@ -256,7 +221,7 @@ def train(trainer: Trainer, stop: StopRequest) -> int:
             if isinstance(stop, SharedStop):
                 stop.alone = True
             if ranks.first:
-                finish(trainer, stop)
+                finish(trainer, stop, report)
             ranks.link.close()  # the others wait for the first here
             if not ranks.first:
                 return DONE

@@ -341,6 +341,12 @@ def make_parser(description: str | None = None) -> Parser:
         action="store_true",
         help="write metrics for TensorBoard to DIR/tensorboard (needs tensorboardX)",
     )
+    group.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write a page on the run, report.html, at its end, which takes some seconds",
+    )
     instead = parser.add_argument_group(
         "instead of training; nothing stays on the disk but what --index-cache keeps"
     ).add_mutually_exclusive_group()

@@ -51,6 +51,26 @@ class Dataset(Protocol):
         ...
 
 
+class Subset:
+    """Images of a data set at some positions, as torch.utils.data.Subset."""
+
+    def __init__(self, dataset: Dataset, indices: np.ndarray) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.classes, self.labels = dataset.classes, dataset.labels[indices]
+
+    def __len__(self) -> int:
+        """Return the number of positions."""
+        return len(self.indices)
+
+    def load(self, index: int) -> np.ndarray:
+        """Return the image at the position number `index`."""
+        return self.dataset.load(int(self.indices[index]))
+
+    def describe(self, index: int) -> str:
+        """Return its name in the data set."""
+        return self.dataset.describe(int(self.indices[index]))
+
+
 class Unreadable:
     """Unreadable images of `dataset` found so far; thread-safe.
 

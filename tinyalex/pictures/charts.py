@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,43 +30,123 @@ def learning_curves(
     Raises PackageError where matplotlib does not work, ValueError before the end of the first
     epoch.
     """
+    curves = _curves(rows, num_classes)
+    with _matplotlib() as png:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        for axes, draw in zip(figure.subplots(1, 2), CURVES.values(), strict=True):
+            draw(axes, curves)
+        figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, lambda file: file.write(png.getvalue()))
+
+
+def curves_as_svg(rows: Sequence[dict[str, Any]], num_classes: int) -> dict[str, str]:
+    """Return both charts of `learning_curves` as SVG for an HTML page.
+
+    Their colours are the page's: --ink, --pale, --red and --blue. Of a long run, means of
+    neighbouring rows are drawn. Raises what `learning_curves` raises.
+    """
+    curves = _curves(rows, num_classes, most=MOST_POINTS)
+    found = {}
+    for name, draw in CURVES.items():
+        with _matplotlib() as svg:
+            from matplotlib import rcParams
+            from matplotlib.figure import Figure
+
+            parts = ("text", "axes.label", "axes.edge", "xtick.", "ytick.")
+            colours = {part.replace("text", "text.") + "color": INK for part in parts}
+            style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, **colours}
+            rcParams.update(style)
+            figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+            draw(figure.subplots(), curves)
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
+        found[name] = _for_a_page(svg.getvalue().decode())
+    return found
+
+
+MOST_POINTS = 500
+"""Points of a curve in an SVG, each of which takes 20 bytes and more."""
+
+
+class _Curves(NamedTuple):
+    """Points of a run's curves."""
+
+    steps: dict[str, list[float]]
+    """By name, with "at": the place of each row on the axis of epochs."""
+    epochs: dict[str, list[float]]
+    num_classes: int
+
+
+def _curves(rows: Sequence[dict[str, Any]], num_classes: int, most: int = 0) -> _Curves:
+    """Return the curves in rows of metrics, of at most `most` points."""
     steps, epochs = rows_of("step", rows), rows_of("epoch", rows)
     if not epochs:
         raise ValueError("there are no curves before the end of the first epoch: try again later")
     steps_per_epoch = epochs[0]["step"] / epochs[0]["epoch"]
-    x, ends = [row["step"] / steps_per_epoch for row in steps], [row["epoch"] for row in epochs]
-    chance = math.log(num_classes)
 
-    with _matplotlib() as png:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+    def points(rows: list[dict[str, Any]], at: Callable[[Any], float], *names: str) -> Any:
+        found = {"at": [at(row) for row in rows]}
+        found |= {name: [row[name] for row in rows] for name in names}
+        if 0 < most < len(rows):
+            means = {n: map(np.mean, np.array_split(found[n], most)) for n in found}
+            found = {n: [float(mean) for mean in means[n]] for n in found}
+        return found
 
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        loss, accuracy = figure.subplots(1, 2)
-        loss.plot(x, [row["loss"] for row in steps], color=BLUE, lw=1, label="training")
-        loss.plot(
-            ends, [row["val_loss"] for row in epochs], "o-", color=RED, ms=4, label="validation"
-        )
-        loss.axhline(chance, color=PALE, ls="--", lw=1, label=f"guessing: ln({num_classes})")
-        loss.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.05 * max(loss.get_ylim()[1], chance)))
+    return _Curves(
+        points(steps, lambda row: row["step"] / steps_per_epoch, "loss", "top1"),
+        points(epochs, lambda row: row["epoch"], "val_loss", "val_top1", "val_top5"),
+        num_classes,
+    )
 
-        top1 = [100 * row["top1"] for row in steps]
-        accuracy.plot(x, top1, color=BLUE, lw=1, label="training top-1")
-        for k, style in ((1, "o-"), (5, "o:")):
-            if num_classes > k:
-                values = [100 * row[f"val_top{k}"] for row in epochs]
-                label = f"validation top-{k}"
-                accuracy.plot(ends, values, style, color=RED, ms=4, label=label)
-        accuracy.axhline(100 / num_classes, color=PALE, ls="--", lw=1, label="guessing")
-        accuracy.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 102))
-        for axes in (loss, accuracy):
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_xlim(left=0)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(frameon=False, fontsize=9)
-        figure.savefig(png, format="png", dpi=130)
-    write_atomically(path, lambda file: file.write(png.getvalue()))
+
+def _draw_loss(axes: Any, curves: _Curves) -> None:
+    steps, epochs, chance = curves.steps, curves.epochs, math.log(curves.num_classes)
+    axes.plot(steps["at"], steps["loss"], color=BLUE, lw=1, label="training")
+    axes.plot(epochs["at"], epochs["val_loss"], "o-", color=RED, ms=4, label="validation")
+    guessing = f"guessing: ln({curves.num_classes})"
+    axes.axhline(chance, color=PALE, ls="--", lw=1, label=guessing)
+    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.05 * max(axes.get_ylim()[1], chance)))
+    _tidy(axes)
+
+
+def _draw_accuracy(axes: Any, curves: _Curves) -> None:
+    steps, epochs = curves.steps, curves.epochs
+    top1 = [100 * share for share in steps["top1"]]
+    axes.plot(steps["at"], top1, color=BLUE, lw=1, label="training top-1")
+    for k, style in ((1, "o-"), (5, "o:")):
+        if curves.num_classes > k:
+            values = [100 * share for share in epochs[f"val_top{k}"]]
+            axes.plot(epochs["at"], values, style, color=RED, ms=4, label=f"validation top-{k}")
+    axes.axhline(100 / curves.num_classes, color=PALE, ls="--", lw=1, label="guessing")
+    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 102))
+    _tidy(axes)
+
+
+CURVES = {"loss": _draw_loss, "accuracy": _draw_accuracy}
+
+
+def _tidy(axes: Any) -> None:
+    """Give a chart over epochs its grid, axis and legend."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _for_a_page(svg: str) -> str:
+    """Return matplotlib's SVG as an element of a page."""
+    element = re.sub(r'^.*?<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, flags=re.DOTALL)
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w-]+)[\")]", element))
+    element = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", element)
+    for colour, name in {INK: "ink", PALE: "pale", RED: "red", BLUE: "blue"}.items():
+        element = element.replace(colour, f"var(--{name})")
+    return element.replace("xlink:href", "href").strip()
 
 
 def confusion_matrix(
@@ -77,6 +158,12 @@ def confusion_matrix(
     numbers written in, up to `NAMED` their names beside; more are dots, row upon row. Raises
     PackageError where matplotlib does not work.
     """
+    png = confusion_png(counts, classes)
+    write_atomically(path, lambda file: file.write(png))
+
+
+def confusion_png(counts: np.ndarray, classes: Sequence[str]) -> bytes:
+    """Return the picture that `confusion_matrix` writes."""
     number = len(classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(0.55 * number, 2.5), 11)
@@ -109,7 +196,7 @@ def confusion_matrix(
                     colour = "white" if share[row, column] > 0.3 else INK
                     axes.text(column, row, f"{images}", color=colour, ha="center", va="center")
         figure.savefig(png, format="png", dpi=130)
-    write_atomically(path, lambda file: file.write(png.getvalue()))
+    return png.getvalue()
 
 
 def shots_chart(

@@ -61,6 +61,14 @@ class Why(NamedTuple):
     input_gradient: np.ndarray
     grad_cam: np.ndarray
 
+    def heat(self, name: str) -> tuple[np.ndarray, float]:
+        """Return a map's colours over the image, and its highest value."""
+        values = np.nan_to_num(getattr(self, name))
+        # A few glaring pixels would darken all others.
+        highest = float(np.quantile(values, 0.995))
+        shares = values / highest if highest > 0 else np.zeros_like(values)
+        return _coloured(self.seen, shares), highest
+
 
 def explain(
     classifier: Classifier,
@@ -120,11 +128,8 @@ def why_picture(
     place = panel(0, title, why.seen)
     draw_answers(draw, place, side, why.probabilities, classes, label)
     for number, (name, (heading, _)) in enumerate(MEANINGS.items(), start=1):
-        values = np.nan_to_num(getattr(why, name))
-        # A few glaring pixels would darken all others.
-        highest = float(np.quantile(values, 0.995))
-        shares = values / highest if highest > 0 else np.zeros_like(values)
-        x, y = panel(number, heading, _coloured(why.seen, shares))
+        pixels, highest = why.heat(name)
+        x, y = panel(number, heading, pixels)
         middle = np.full((1, 256, 3), 128)
         sheet.paste(_scaled(_coloured(middle, np.linspace(0, 1, 256)[None]), side, bar), (x, y))
         figure = percent(highest) if name == "occlusion" else f"{highest:.2g}"

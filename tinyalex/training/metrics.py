@@ -32,13 +32,14 @@ LONGEST_LINE = 2**16
 ROWS = {
     kind: {
         "kind": one_of([kind]),
-        **dict.fromkeys(("step", "epoch"), whole(1)),
+        **dict.fromkeys(counts, whole(1)),
         **dict.fromkeys(names, number(-1e300, 1e300)),
     }
-    for kind, names in {
-        "step": ("loss", "top1"),
-        "epoch": ("val_loss", "val_top1", "val_top5"),
-    }.items()
+    for kind, counts, names in (
+        ("step", ("step", "epoch"), ("loss", "top1")),
+        ("epoch", ("step", "epoch"), ("val_loss", "val_top1", "val_top5")),
+        ("test", ("step",), ("loss", "top1", "top5")),
+    )
 }
 """Schemas of the rows that pictures are drawn from."""
 
@@ -173,7 +174,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def rows_of(kind: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the complete rows of a kind, "step" or "epoch"."""
+    """Return the complete rows of a kind, "step", "epoch" or "test"."""
     found = []
     for row in rows:
         with suppress(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ OUTPUTS = {
     "run.json": "settings, versions and commands",
     "filters.png": "the filters of the first layer (Figure 3 of the paper)",
     "curves.png": "loss and accuracy over the epochs",
+    "report.html": "the run on one page, for a browser",
 }
 
 DECISIVE = ("epochs", "threads", "device", *CHANGEABLE_ON_REQUEST)
@@ -83,7 +84,7 @@ def open_run_folder(
 
 def write_record(run: Run, lock: FolderLock, again: str) -> None:
     """Write everything that repeats the run; `sessions` grows by one per resume."""
-    sessions = _sessions(lock.where() / RECORD)
+    sessions = read_record(lock.where())["sessions"]
     here = environment(run.settings.device)
     decisive = {name: getattr(run.settings, name) for name in DECISIVE}
     ranks = {"hosts": list(run.ranks.link.hosts)} if run.ranks.link.size > 1 else {}
@@ -104,11 +105,15 @@ def write_record(run: Run, lock: FolderLock, again: str) -> None:
     lock.folder.write(RECORD, lambda file: file.write(text.encode()))
 
 
-def _sessions(path: Path) -> list[dict[str, Any]]:
-    """Return earlier sessions; none if the record is missing or spoilt."""
-    try:
-        with open_regular(path) as file:
-            sessions = json.loads(file.read(LONGEST_RECORD))["sessions"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return []
-    return sessions if isinstance(sessions, list) and all(type(s) is dict for s in sessions) else []
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a run, empty if missing or spoilt.
+
+    "sessions" is a list of dicts, perhaps an empty one.
+    """
+    record: Any = None
+    with suppress(OSError, ValueError, RecursionError), open_regular(folder / RECORD) as file:
+        record = json.loads(file.read(LONGEST_RECORD))
+    record = record if isinstance(record, dict) else {}
+    found = record.get("sessions")
+    whole = isinstance(found, list) and all(type(session) is dict for session in found)
+    return {**record, "sessions": found if whole else []}
