@@ -26,6 +26,8 @@ AGAIN, ALWAYS = "kernels are compiled again\n", "every process compiles them\n"
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
     """Return a function that imports a small kernel as a new process would."""
+    # Python would take the bytecode of a source that changed within the same second.
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
 
     def begin(operation="+", folder=tmp_path):
         path = folder / "little.py"

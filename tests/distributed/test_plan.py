@@ -135,12 +135,13 @@ def test_a_layer_waits_for_its_inputs_behind_what_was_begun_before(ranks, step, 
 
 
 STEP = """
-from tinyalex.backends.shards import part_of
+import tinyalex as ta
 from tinyalex.data import Batch, EvalTransform, Loader, Patterns
 from tinyalex.models import VARIANTS, alexnet
 from tinyalex.optim import SGD
 from tinyalex.training.ranks import Ranks
 from tinyalex.training.sharded_step import ShardedSteps
+ta.use_backend("reference")  # which compiles nothing
 model = alexnet(VARIANTS["torchvision"].thinner(4, 63), 100)
 every = Ranks(ranks, shards=8)
 data = Loader(Patterns("train", 64), 32, EvalTransform(63, 125.0, 60.0))
