@@ -200,10 +200,13 @@ def test_images_that_are_gone_or_have_moved(tmp_path, trained, copy, photos):
     assert train_on(moved, copy, "--epochs", 1)[0] == 0
     away = moved.rename(tmp_path / "away")
     said, found = reported(copy)
-    assert "\nwithout confusion matrix, mistakes, classes and neighbours: the " in f"\n{said}"
+    assert (
+        "\nwithout confusion matrix, mistakes, why-maps, classes and neighbours: the "
+        in f"\n{said}"
+    )
     assert f"images of this run were in {moved}, which is no folder any more" in said
     assert found.headings == [h for h in HEADINGS if h not in (*HEADINGS[2:4], *HEADINGS[5:7])]
-    assert "Not here: confusion matrix, mistakes, classes and neighbours: " in found.text
+    assert "Not here: confusion matrix, mistakes, why-maps, classes and neighbours: " in found.text
     assert reported(copy, "--data", away)[1].headings == HEADINGS
 
 

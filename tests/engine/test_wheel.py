@@ -34,7 +34,12 @@ def test_holds_every_source_file(wheel):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "tinyalex").rglob("*.py")}
     kernels = {f"tinyalex/kernels/{p.name}" for p in (ROOT / "kernels").iterdir() if p.is_file()}
     assert kernels
-    assert modules | kernels | {"tinyalex/py.typed", "tinyalex/data/imagenet.txt"} <= packed
+    assert (
+        modules
+        | kernels
+        | {"tinyalex/py.typed", "tinyalex/data/imagenet.txt", "tinyalex/pictures/report.html"}
+        <= packed
+    )
     assert not [name for name in packed if name.startswith(("tests", "benchmarks", "examples"))]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tinyalex.cli.network import Network, read_network
-from tinyalex.cli.report import write_report
+from tinyalex.cli.report import Splits, write_report
 from tinyalex.files import FileError
 from tinyalex.interrupts import StopRequest
 from tinyalex.pictures.charts import learning_curves
@@ -107,8 +107,11 @@ def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
 
 def draw_report(trainer: Trainer, network: Network, path: Path) -> None:
     """Write the page on a run, and say what it lacks."""
-    network.classifier.model.to(trainer.run.settings.device)
-    for name, reason in write_report(network, path, trainer.progress).items():
+    run = trainer.run
+    network.classifier.model.to(run.settings.device)
+    held_out, training = (run.test_data or run.val_data).dataset, run.train_data.dataset
+    splits = Splits(lambda: held_out, lambda: training)
+    for name, reason in write_report(network, splits, path, trainer.progress).items():
         trainer.progress.say(f"report.html is without {name}: {reason}")
 
 

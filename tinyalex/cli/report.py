@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -55,7 +56,7 @@ from tinyalex.training import (
     read_metrics,
 )
 from tinyalex.training.checkpoint import BEST, is_checkpoint, settings_in, state_in
-from tinyalex.training.datasets import RunImages, title
+from tinyalex.training.datasets import title
 from tinyalex.training.divergence import REPORT as DIVERGED
 from tinyalex.training.evaluation import device_of_model
 from tinyalex.training.metrics import METRICS, rows_of
@@ -94,7 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     check_picture(out, ".html", "pages")
     network = read_network(path)
     network.classifier.model.to(args.device)
-    for name, reason in write_report(network, out, Progress(), args.images, args.data).items():
+    images, side = network.run_images(args.data), network.classifier.resizing
+    if images is None:
+        raise ValueError(f"{printable(path)} has no run to report on")
+    splits = Splits(partial(images.held_out, *side), partial(images.training, *side))
+    for name, reason in write_report(network, splits, out, Progress(), args.images).items():
         say(f"without {name}: {reason}")
     say(f"written to {printable(out)}")
     return DONE
@@ -146,27 +151,26 @@ class Missing(dict[str, str]):
             return None
 
 
+class Splits(NamedTuple):
+    """Functions that open the images of a run."""
+
+    held_out: Callable[[], Dataset]
+    training: Callable[[], Dataset]
+
+
 def write_report(
-    network: Network,
-    out: Path,
-    progress: Progress,
-    most: int = MOST_IMAGES,
-    data: str | None = None,
+    network: Network, splits: Splits, out: Path, progress: Progress, most: int = MOST_IMAGES
 ) -> Missing:
     """Write the page on a run; return what it lacks.
 
-    `most` images held out, and as many of those learned from, are looked at; `data` is where they
-    are, if they have moved. Raises ValueError for a network without a run, PackageError where Jinja
-    does not work, OSError where the disk refuses.
+    `most` images held out, and as many of those learned from, are looked at. Raises PackageError
+    where Jinja does not work, OSError where the disk refuses.
     """
     render = load_template()
-    images = network.run_images(data)
-    if images is None:
-        raise ValueError(f"{printable(network.path)} has no run to report on")
     missing = Missing()
     parts = {
         **about(network, missing),
-        **pictures(network, images, most, missing, progress),
+        **pictures(network.classifier, splits, most, missing, progress),
         "missing": missing,
     }
     page = render(parts).encode()
@@ -228,17 +232,16 @@ def beginning(network: Network, settings: Settings) -> str:
 
 
 def pictures(
-    network: Network, images: RunImages, most: int, missing: Missing, progress: Progress
+    classifier: Classifier, splits: Splits, most: int, missing: Missing, progress: Progress
 ) -> dict[str, Any]:
     """Return the parts of a page made from images of the run."""
-    classifier, parts = network.classifier, dict.fromkeys(PICTURES)
+    parts: dict[str, Any] = dict.fromkeys(PICTURES)
     held_out = missing.attempt(
-        "confusion matrix, mistakes, classes and neighbours",
-        lambda: images.held_out(*classifier.resizing),
+        "confusion matrix, mistakes, why-maps, classes and neighbours", splits.held_out
     )
     if held_out is None:
         return parts
-    training = missing.attempt("neighbours", lambda: images.training(*classifier.resizing))
+    training = missing.attempt("neighbours", splits.training)
     answers = missing.attempt(
         "confusion matrix, mistakes and classes",
         lambda: answers_to(classifier, held_out, most, progress),
@@ -255,7 +258,7 @@ def pictures(
         )
         parts["mistakes"] = missing.attempt("mistakes", lambda: mistakes(answers, held_out))
         parts["classes"] = per_class(answers, held_out.classes, training)
-    parts["whys"] = missing.attempt("why", lambda: whys(classifier, held_out, progress))
+    parts["whys"] = missing.attempt("why-maps", lambda: whys(classifier, held_out, progress))
     if training is not None:
         parts["neighbours"] = missing.attempt(
             "neighbours", lambda: neighbours(classifier, held_out, training, most, progress)
@@ -349,7 +352,7 @@ def whys(classifier: Classifier, dataset: Dataset, progress: Progress) -> list[d
     chosen = of_all_classes(dataset.labels, HELD_OUT["why"])
     for place, image in readable(dataset.load, chosen, [], dataset.describe):
         why = explain(classifier, image, progress=progress)
-        pixels = {"the image": why.seen, **{t: why.heat(n)[0] for n, (t, _) in MEANINGS.items()}}
+        pixels = {"The image": why.seen, **{t: why.heat(n)[0] for n, (t, _) in MEANINGS.items()}}
         found.append(
             {
                 "title": title(dataset, place),
