@@ -107,7 +107,10 @@ def test_files_and_extras_of_other_commands_exist(path):
                 assert all(f"\n{one} = [" in extras for one in extra.split(",")), word
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p, "python")], ids=name)
+WITH_PYTHON = [p for p in DOCUMENTS if blocks(p, "python") and p.name != "tour.md"]  # test_tour.py
+
+
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=name)
 def test_python_runs(path, thin):
     scope = {}
     for code in blocks(path, "python"):
