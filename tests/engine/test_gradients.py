@@ -54,6 +54,7 @@ CASES = [
     # operators, with and without broadcasting
     case("add", lambda a, b: a + b, A, A),
     case("add broadcast", lambda a, b: a + b, A, (4,)),
+    case("mul broadcast, sizes alike", lambda a, b: a * b, (2, 3, 3), (3, 1)),
     case("add column", lambda a, b: a + b, (3, 1), (2, 1, 4)),
     case("add number", lambda a: 2 + a + 1.5, A),
     case("subtract", lambda a, b: a - b, A, (3, 1)),
@@ -398,6 +399,14 @@ def test_command_accepts_the_library(capsys, backend):
     assert code == 0
     assert "WRONG" not in text
     assert "every gradient is right" in text
+
+
+def test_command_checks_some_rows_alone(capsys):
+    _, text = run_command(capsys, "--backend", "reference", "--only", "softmax")
+    assert re.findall(r"(.{30}).*  ok", text) == [f"{n:30}" for n in ("softmax", "log_softmax")]
+    with pytest.raises(SystemExit, match="2"):
+        run_command(capsys, "--only", "softmin")
+    assert "--only 'softmin' is in no name; there are a + b, broadcast; " in capsys.readouterr().err
 
 
 def test_command_finds_a_wrong_kernel(capsys, monkeypatch):

@@ -25,6 +25,7 @@ from tinyalex.progress import say
 
 EXIT_CODES = "0 every gradient is right; 1 one is wrong; 2 arguments that cannot be used"
 EPS = 1e-6
+NETWORK = "whole network: "
 TOLERANCE = 1e-5  # rounding costs about 1e-9; anything wrong in the mathematics costs far more
 
 
@@ -52,6 +53,7 @@ OPS = [
     Op("a + b, broadcast", lambda a, b: a + b, {"a": MATRIX, "b": (4,)}),
     Op("a - b", lambda a, b: a - b, {"a": MATRIX, "b": (3, 1)}),
     Op("a * b", lambda a, b: a * b, {"a": MATRIX, "b": MATRIX}),
+    Op("a * b, broadcast", lambda a, b: a * b, {"a": (2, 4, 4), "b": (4, 1)}),
     Op("a / (b * b + 1)", lambda a, b: a / (b * b + 1), {"a": MATRIX, "b": MATRIX}),
     Op("(a * a + 1) ** b", lambda a, b: (a * a + 1) ** b, {"a": MATRIX, "b": (4,)}),
     Op("a @ b", lambda a, b: a @ b, {"a": (2, 3, 4), "b": (4, 5)}),
@@ -187,28 +189,34 @@ def check_network(name: str, rng: np.random.Generator) -> Row:
         errors[parameter] = relative_error(np.array(measured), (gradient_of(p) * direction).sum())
     worst = max(errors, key=lambda parameter: errors[parameter])
     elements = sum(p.size for p in net.parameters())
-    return Row(f"whole network: {name}", f"worst: {worst}", elements, errors[worst])
+    return Row(NETWORK + name, f"worst: {worst}", elements, errors[worst])
 
 
-def rows(seed: int) -> Iterator[Row]:
-    """Yield the whole table."""
+def rows(seed: int, only: str) -> Iterator[Row]:
+    """Yield the rows of the table whose names contain ``only``."""
     rng = np.random.default_rng(seed)
     for op in OPS:
-        yield check_op(op, rng)
+        if only in op.name:
+            yield check_op(op, rng)
     for name in models.VARIANTS:
-        yield check_network(name, rng)
+        if only in NETWORK + name:
+            yield check_network(name, rng)
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Print the table; return 0 if every gradient is right, else 1."""
-    options = make_parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    names = [*(op.name for op in OPS), *(NETWORK + name for name in models.VARIANTS)]
+    if not any(options.only in name for name in names):
+        parser.error(f"--only {options.only!r} is in no name; there are {'; '.join(names)}")
     ta.threads.get_num_threads()  # refuses an environment variable that is none
     say(f"backend {options.backend}, float64, seed {options.seed}, tolerance {TOLERANCE:g}\n")
     say(f"{'operation':<30} {'inputs':<28} {'elements':>8} {'worst error':>12}")
     failed = 0
     with ta.use_backend(options.backend):
-        for row in rows(options.seed):
+        for row in rows(options.seed, options.only):
             ok = row.error <= TOLERANCE
             failed += not ok
             verdict = "ok" if ok else "WRONG"
@@ -221,5 +229,6 @@ def make_parser() -> Parser:
     """Return the parser."""
     parser = parser_of("gradcheck", __doc__, EXIT_CODES)
     parser.add_argument("--backend", choices=("cpu", "reference"), default="cpu")
+    parser.add_argument("--only", metavar="TEXT", default="", help="rows whose names contain TEXT")
     parser.add_argument("--seed", type=whole(0), default=0, help="of all random inputs")
     return parser
