@@ -96,6 +96,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def get(self, stream=None, order="C", out=None, blocking=True):
         """Copy to the host, which no stream under capture can."""
         memory.forbid_capture("a copy to the host")
+        memory.use(self)
         if out is None:
             return np.array(self._host, order=order)
         out[...] = self._host
@@ -106,10 +107,12 @@ class ndarray:  # noqa: N801 (CuPy's name)
         memory.forbid_capture("a copy from the host")
         assert isinstance(arr, np.ndarray)
         assert arr.shape == self.shape
+        memory.use(self)
         self._host[...] = arr
 
     def item(self):
         memory.forbid_capture("a copy to the host")
+        memory.use(self)
         return self._host.item()
 
     __float__ = __int__ = __bool__ = __index__ = None  # set below

@@ -29,6 +29,11 @@ class Device:
         "MaxSharedMemoryPerBlockOptin": 227 << 10,
     }
     compute_capability = "90"
+
+    @property
+    def pci_bus_id(self):
+        return f"0000:00:{self.id:02x}.0"
+
     mem_info = (60 << 30, 80 << 30)
 
     def __init__(self, index=None):
@@ -159,6 +164,29 @@ class Lease:
     free again for what comes later in the capture.
     """
 
+    busy = None
+    """The stream on which NCCL sends or receives it."""
+
+    def __init__(self, block):
+        self._block = weakref.ref(block)
+        self.uses = {}
+        """When each stream used it last."""
+
+    def bytes_at(self, address, size):
+        """Return bytes of it, and what keeps them; None if they lie elsewhere."""
+        block = self._block()
+        if block is None or not 0 <= address - block.ctypes.data <= block.nbytes - size:
+            return None
+        return (ctypes.c_uint8 * size).from_address(address), block
+
+
+def lease_at(address, size):
+    """Return the lease of device memory at an address."""
+    for lease in list(_leases.values()):
+        if lease.bytes_at(address, size) is not None:
+            return lease
+    raise AssertionError(f"{size} bytes at {address:#x} are not memory of the device")
+
 
 _leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
 
@@ -168,7 +196,7 @@ def lease(host):
     block = owner(host)
     lease = _leases.get(id(block))
     if lease is None:
-        _count(block.nbytes, current_pool(), lease := Lease())
+        _count(block.nbytes, current_pool(), lease := Lease(block))
         _leases[id(block)] = lease
     return lease
 
@@ -220,11 +248,19 @@ def now():
 
 
 def use(*arrays):
-    """Note that the current stream uses these device arrays."""
+    """Note that the current stream uses these device arrays, after all that it has to do."""
     global _clock
+    stream = getattr(state, "streams", [None])[-1]
+    if stream is not None and stream.position_done < stream.position:
+        stream.run(stream.position)
     _clock += 1
     for array in arrays:
         host = getattr(array, "_host", None)
+        if host is not None:
+            lease = array._lease
+            if lease.busy not in (None, stream):
+                raise AssertionError("memory on its way, and no wait for the end")
+            lease.uses[stream] = _clock
         if host is not None and (address := _address(host)) in _last_use:
             _last_use[address] = _clock
 

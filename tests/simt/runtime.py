@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 import types
 import weakref
@@ -51,6 +53,8 @@ class Event:
 
     @property
     def done(self):
+        if self.stream is not None:
+            self.stream.look(self.position)
         return self.stream is None or self.stream.position_done >= self.position
 
 
@@ -64,9 +68,11 @@ class Stream:
     """
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=0):
-        self.ptr = 0
+        self.ptr = next(_numbers)
+        _streams_by_ptr[self.ptr] = self
         self.position = self.position_done = 0
         self._waiting, self._known = [], 0
+        self._lock = threading.RLock()
 
     def __enter__(self):
         _streams().append(self)
@@ -89,11 +95,30 @@ class Stream:
         self._waiting.append(work)
         self.position += 1
 
+    def claim(self, lease):
+        """Raise AssertionError where another stream may still be using memory."""
+        if any(at > self._known for stream, at in lease.uses.items() if stream is not self):
+            raise AssertionError("memory that another stream may still be using: wait for an event")
+        assert lease.busy in (None, self), "memory on its way, and no wait for the end"
+
+    def append(self, work):
+        """Let work end later, once it is `ready()`."""
+        self._waiting.append(work)
+        self.position += 1
+
+    def look(self, position):
+        """Do what is ready, until `position`."""
+        if self._lock.acquire(blocking=False):  # else a thread is at it
+            while self.position_done < position and getattr(self._waiting[0], "ready", bool)():
+                self.run(self.position_done + 1)
+            self._lock.release()
+
     def run(self, position):
         """Do what was asked for until `position`."""
-        while self.position_done < position:
-            self._waiting.pop(0)()
-            self.position_done += 1
+        with self._lock:
+            while self.position_done < position:
+                self._waiting.pop(0)()
+                self.position_done += 1
 
     def synchronize(self):
         memory.forbid_capture("synchronisation")
@@ -119,7 +144,13 @@ class Stream:
         return Graph(work, pools)
 
 
+_numbers, _streams_by_ptr = itertools.count(), weakref.WeakValueDictionary()
 Stream.null = Stream()
+
+
+def stream_at(ptr):
+    """Return the stream whose `ptr` that is."""
+    return _streams_by_ptr[ptr]
 
 
 class Graph:

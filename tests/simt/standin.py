@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from simt import memory, runtime
+from simt import memory, nccl, runtime
 from simt.arrays import call, ndarray, real, unwrap, wrap
 from simt.build import RawModule
 
@@ -116,7 +116,7 @@ def may_share_memory(a, b, max_work=None):
     """Return whether the two may overlap."""
     if a.device != b.device:
         return False
-    return np.may_share_memory(unwrap(a), unwrap(b))
+    return np.may_share_memory(a._host, b._host)
 
 
 @cache
@@ -131,7 +131,12 @@ def modules() -> dict[str, types.ModuleType]:
     module.__version__ = "stand-in"
     cupyx = types.ModuleType("cupyx")
     cupyx.empty_pinned = runtime.empty_pinned
-    return {"cupy": module, "cupy.cuda": module.cuda, "cupyx": cupyx}
+    return {
+        "cupy": module,
+        "cupy.cuda": module.cuda,
+        "cupy.cuda.nccl": nccl.make(),
+        "cupyx": cupyx,
+    }
 
 
 def install() -> None:

@@ -14,7 +14,17 @@ from tinyalex.backends.gpu import DeviceError as DeviceError
 from tinyalex.backends.types import Array
 
 _NAME = re.compile(r"cpu|cuda(?::(\d+))?")
+_place = 0
 _NOWHERE_ELSE: AbstractContextManager[Any] = nullcontext()
+
+
+def set_place(place: int) -> None:
+    """Let "cuda" be the GPU of a process, numbered on its host.
+
+    Processes are numbered from 0. Where they are more than the GPUs, they share them.
+    """
+    global _place
+    _place = place
 
 
 def parse(name: str) -> str:
@@ -22,7 +32,9 @@ def parse(name: str) -> str:
     match = _NAME.fullmatch(name)
     if not match:
         raise ValueError(f'expected a device, "cpu", "cuda" or "cuda:<number>", got {name!r}')
-    return "cpu" if name == "cpu" else f"cuda:{int(match[1] or 0)}"
+    if name == "cpu":
+        return name
+    return f"cuda:{int(match[1]) if match[1] else _place and _place % gpu.count()}"
 
 
 def check(name: str) -> None:

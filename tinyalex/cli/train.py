@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex import summary
-from tinyalex.backends.devices import DeviceError
+from tinyalex.backends.devices import DeviceError, parse, set_place
 from tinyalex.cli.common import command, complain
 from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.finish import finish
@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         held.enter_context(leaving_on_signals(pause=True, silent=follows))
         link = held.enter_context(together())
         share_cores(link)
+        set_place(link.place)
         if follows:
             held.enter_context(redirect_stdout(None))
         asked = jointly(link, lambda: [read_arguments(argv, __doc__, link.size)])
@@ -95,6 +96,7 @@ def begin(
         del checkpoint, args.start  # hundreds of megabytes
         if link.size > 1:
             check_alike(run)
+            link.connect(settings.device)
         print_header(run, args.out)
         if args.summary:
             size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
@@ -271,8 +273,9 @@ def train(trainer: Trainer, stop: StopRequest, report: bool = True) -> int:
     except MemoryError as error:
         if isinstance(error, DeviceError) or run.settings.device != "cpu":
             return end(
-                f"the memory of {run.settings.device} does not suffice, but did when the run began "
-                f"({one_sentence(error)}): end what else is using it and resume: {resume}",
+                f"the memory of {parse(run.settings.device)} does not suffice, but did when the "
+                f"run began ({one_sentence(error)}): end what else is using it and resume: "
+                f"{resume}",
                 FAILED,
             )
         return end(

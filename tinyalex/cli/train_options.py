@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinyalex.backends.devices import DeviceError, check, parse
+from tinyalex.backends.devices import DeviceError, check
 from tinyalex.cli.parser import Parser
 from tinyalex.cli.tensorboard import require_tensorboard
 from tinyalex.cli.train_parser import make_parser, option
@@ -177,11 +177,6 @@ def check_parallel(settings: Settings, ranks: int) -> None:
             f"--parallel towers is for an even number of ranks, got {ranks}: start them by "
             f"mpiexec -n {ranks + 1}, or say --parallel data"
         )
-    if settings.parallel != "data" and ranks > 1 and settings.device != "cpu":
-        raise ValueError(
-            f"--parallel {settings.parallel} computes on the CPU: leave --device out, or say "
-            "--parallel data"
-        )
 
 
 def check_place(out: Path, data: str | None) -> None:
@@ -281,7 +276,6 @@ def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
     for name in ("data", "weights"):
         if values[name] is not None:
             values[name] = os.path.abspath(values[name])
-    values["device"] = parse(values["device"])
     return Settings(**values)
 
 

@@ -11,7 +11,9 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
+from tinyalex.backends import array_module
 from tinyalex.backends.shards import Tree
+from tinyalex.backends.types import Array
 from tinyalex.text import escaped
 
 T = TypeVar("T")
@@ -33,13 +35,16 @@ class Communicator(ABC):
     """Ranks that ask for the same things in the same order.
 
     Every request has a label, which messages about a failure name, and returns at once. Its
-    `Pending` may be waited for at any time, or never.
+    `Pending` may be waited for at any time, or never. Arrays of `sum` and `exchange` lie on the
+    host, or on the GPU that `connect` was told of.
     """
 
     rank: int
     size: int
     hosts: Sequence[str]
     """The host of each rank."""
+    place = 0
+    """Number of this rank among those of its host."""
     engine = ""
     """The library that carries messages, and its version."""
     timeout = math.inf
@@ -49,22 +54,26 @@ class Communicator(ABC):
     step: int | None = None
     """The step of training that messages about a failure name."""
     sent = 0
-    """Bytes handed to MPI so far."""
+    """Bytes sent so far."""
     waited = 0.0
     """Seconds spent in `Pending.wait` so far."""
+
+    def connect(self, device: str) -> None:
+        """Connect this device with those of all ranks, at once."""
+        del device  # one process sends none
 
     def gather(self, label: str, array: np.ndarray) -> Pending[list[np.ndarray]]:
         """Request the arrays of all ranks, in the order of ranks.
 
-        They agree in dtype and in all but the length of axis 0, which may be 0. That of this rank
-        is `array` itself.
+        They are on the host, and agree in dtype and in all but the length of axis 0, which may be
+        0. That of this rank is `array` itself.
         """
         if array.ndim == 0:
             raise ValueError("gather joins arrays along axis 0, got an array without axes")
         _check_dtype(array)
         return self._ask(label, lambda: self._gather(label, array))
 
-    def sum(self, label: str, array: np.ndarray, tree: Tree) -> Pending[None]:
+    def sum(self, label: str, array: Array, tree: Tree) -> Pending[None]:
         """Request the sum over ranks, in place.
 
         It is taken in the order of `tree`, and is the same on every rank, bit for bit. Ranks that
@@ -72,11 +81,11 @@ class Communicator(ABC):
         """
         ranks_of(tree, self.size)
         _check_dtype(array)
-        return self._ask(label, lambda: self._sum(label, array, tree))
+        return self._ask(label, lambda: self._sum(label, array, tree), array)
 
     def exchange(
-        self, label: str, parts: Sequence[np.ndarray], expect: Sequence[tuple[int, ...]]
-    ) -> Pending[list[np.ndarray]]:
+        self, label: str, parts: Sequence[Array], expect: Sequence[tuple[int, ...]]
+    ) -> Pending[list[Array]]:
         """Request one part from each rank, and send each one.
 
         ``parts[j]`` goes to rank j, and ``expect[j]`` is the shape of what rank j sends here. All
@@ -95,7 +104,10 @@ class Communicator(ABC):
                 f"rank {self.rank} expects {tuple(expect[self.rank])} of itself, but sends "
                 f"{parts[self.rank].shape}"
             )
-        return self._ask(label, lambda: self._exchange(label, list(parts), list(expect)))
+        own, xp = parts[self.rank], array_module(parts[self.rank])
+        into = [xp.empty(shape, own.dtype) for shape in expect]
+        into[self.rank] = own
+        return self._ask(label, lambda: self._exchange(label, list(parts), into), own)
 
     def share(self, label: str, value: Any) -> Pending[list[Any]]:
         """Request the values of all ranks, as JSON has them."""
@@ -118,18 +130,17 @@ class Communicator(ABC):
         """
 
     @abstractmethod
-    def _ask(self, label: str, work: Callable[[], T]) -> Pending[T]: ...
+    def _ask(self, label: str, work: Callable[[], T], array: Array | None = None) -> Pending[T]:
+        """Do the work in its turn, where the array is."""
 
     @abstractmethod
     def _gather(self, label: str, array: np.ndarray) -> list[np.ndarray]: ...
 
     @abstractmethod
-    def _sum(self, label: str, array: np.ndarray, tree: Tree) -> None: ...
+    def _sum(self, label: str, array: Array, tree: Tree) -> None: ...
 
     @abstractmethod
-    def _exchange(
-        self, label: str, parts: list[np.ndarray], expect: list[tuple[int, ...]]
-    ) -> list[np.ndarray]: ...
+    def _exchange(self, label: str, parts: list[Array], into: list[Array]) -> list[Array]: ...
 
     @abstractmethod
     def _share(self, label: str, value: Any) -> list[Any]: ...
@@ -155,7 +166,7 @@ def ranks_of(tree: Tree, size: int) -> list[int]:
     return ranks
 
 
-def _check_dtype(array: np.ndarray) -> None:
+def _check_dtype(array: Array) -> None:
     if array.dtype.kind not in "biufc":
         raise ValueError(f"ranks exchange arrays of numbers, got dtype {array.dtype}")
 
@@ -185,18 +196,16 @@ class Single(Communicator):
     def leave(self, code: int) -> None:
         """Do nothing."""
 
-    def _ask(self, label: str, work: Callable[[], T]) -> Pending[T]:
+    def _ask(self, label: str, work: Callable[[], T], array: Array | None = None) -> Pending[T]:
         return _Done(work())
 
     def _gather(self, label: str, array: np.ndarray) -> list[np.ndarray]:
         return [array]
 
-    def _sum(self, label: str, array: np.ndarray, tree: Tree) -> None:
+    def _sum(self, label: str, array: Array, tree: Tree) -> None:
         pass
 
-    def _exchange(
-        self, label: str, parts: list[np.ndarray], expect: list[tuple[int, ...]]
-    ) -> list[np.ndarray]:
+    def _exchange(self, label: str, parts: list[Array], into: list[Array]) -> list[Array]:
         return parts
 
     def _share(self, label: str, value: Any) -> list[Any]:

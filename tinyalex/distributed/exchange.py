@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import accumulate
 
 from tinyalex.autograd import Function
+from tinyalex.backends import array_module
 from tinyalex.backends.types import Array
 from tinyalex.distributed.communicator import Communicator
 from tinyalex.nn import Module
@@ -56,31 +56,34 @@ class Exchange(Function):
 
     def forward(self, x: Array, *, gathering: Gathering) -> Array:
         """Return the whole, or none of it."""
-        part = np.moveaxis(x, 1, -1)  # channels last, as kernels leave them
-        nothing = np.empty(NOTHING, x.dtype)
+        xp = array_module(x)
+        part = xp.moveaxis(x, 1, -1)  # channels last, as kernels leave them
+        nothing = xp.empty(NOTHING, x.dtype)
         self.gathering, self.part = gathering, part.shape
         parts = [part if gets else nothing for gets in gathering.getters()]
         sizes = gathering.got()
         expect = [gathering.resized(part.shape, size) if size else NOTHING for size in sizes]
         received = gathering.link.exchange(gathering.label, parts, expect).wait()
-        none = np.empty(gathering.resized(part.shape, 0), x.dtype)
+        none = xp.empty(gathering.resized(part.shape, 0), x.dtype)
         whole = [none, *(one for one, size in zip(received, sizes, strict=True) if size)]
-        return np.moveaxis(np.concatenate(whole, gathering.axis and -1), -1, 1)
+        return xp.moveaxis(xp.concatenate(whole, gathering.axis and -1), -1, 1)
 
     def backward(self, grad: Array) -> Array:
         """Return the gradient of this rank's part."""
-        gathering, nothing = self.gathering, np.empty(NOTHING, grad.dtype)
+        gathering, xp = self.gathering, array_module(grad)
+        nothing = xp.empty(NOTHING, grad.dtype)
         sizes, getters = gathering.got(), gathering.getters()
-        slices = np.split(np.moveaxis(grad, 1, -1), np.cumsum(sizes)[:-1], gathering.axis and -1)
+        *ends, _ = accumulate(sizes)
+        slices = xp.split(xp.moveaxis(grad, 1, -1), ends, gathering.axis and -1)
         parts = [one if size else nothing for one, size in zip(slices, sizes, strict=True)]
         expect = [self.part if gets else NOTHING for gets in getters]
         label = f"the gradient of {gathering.label}"
         received = gathering.link.exchange(label, parts, expect).wait()
-        total = np.zeros(self.part, grad.dtype)
+        total = xp.zeros(self.part, grad.dtype)
         for one, gets in zip(received, getters, strict=True):
             if gets:
                 total += one
-        return np.moveaxis(total, -1, 1)
+        return xp.moveaxis(total, -1, 1)
 
 
 class Gather(Module):

@@ -21,13 +21,17 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from tinyalex.backends import array_module
+from tinyalex.backends.devices import on_gpu, parse
 from tinyalex.backends.shards import Tree
+from tinyalex.backends.types import Array
 from tinyalex.distributed.communicator import (
     CommunicationError,
     Communicator,
     Pending,
     ranks_of,
 )
+from tinyalex.distributed.nccl import GPULink
 from tinyalex.distributed.watcher import SAID, WELL, Watcher
 from tinyalex.interrupts import LeftError, code_of
 from tinyalex.text import escaped
@@ -90,6 +94,18 @@ class _Request(Pending[T]):
         return self.result
 
 
+class _OnGPU(Pending[T]):
+    """Request that an event of a GPU ends."""
+
+    def __init__(self, owner: MPICommunicator, label: str, started: Pending[tuple[T, Any]]) -> None:
+        self._owner, self._label, self._started = owner, label, started
+
+    def wait(self) -> T:
+        result, event = self._started.wait()
+        self._owner.wait_for_gpu(self._label, event)
+        return result
+
+
 class MPICommunicator(Communicator):
     """Ranks under MPI.
 
@@ -102,7 +118,8 @@ class MPICommunicator(Communicator):
     ask for the same end with an error. A header of one byte, an exit code, says that a rank leaves.
     `sum` sends chunk j of the array to rank j, which adds those of all ranks and sends the result
     to all: the bytes of a ring, 2 (n - 1) / n times the array from each of n ranks. It needs memory
-    for n - 1 chunks of a block of `BLOCK` bytes.
+    for n - 1 chunks of a block of `BLOCK` bytes. Arrays on GPUs are sent and added in the same way:
+    once the headers are there, the thread asks a stream for it (`nccl.GPULink`).
 
     Between requests, too, the thread tells the others that this rank lives, as long as it works or
     waits for them, and gives the job up where another says nothing for `timeout` seconds: it is
@@ -126,6 +143,7 @@ class MPICommunicator(Communicator):
         self._exit_code: int | None = None
         self._closed = False
         self._watcher: Watcher | None = None
+        self._gpu: GPULink | None = None
         self._left: set[int] = set()  # ranks that have taken their leave
         self._dropped: list[Any] = []  # messages on their way when the first did
         start = self._put("start", self._start)
@@ -146,6 +164,7 @@ class MPICommunicator(Communicator):
         own = places[self.rank]
         self.sharing = sum([host, cores] == own[::2] for host, _, cores in places)
         here = [rank for rank, place in enumerate(places) if place[:2] == own[:2]]
+        self.place = here.index(self.rank)
         self._watch(here, f"rank {self.rank} ({self._host}, process {os.getpid()})")
 
     def _watch(self, here: list[int], name: str) -> None:
@@ -164,8 +183,29 @@ class MPICommunicator(Communicator):
         self._waiting = True
         while not request.done.wait(self._stuck_at(begun) - time.monotonic()):
             if time.monotonic() >= self._stuck_at(begun):
-                what = "does not answer" if self._ranks else "has not started on all ranks"
-                self.abort(f"MPI {what} within {self.timeout:g} s")
+                self._give_up(request.label)
+        self._waiting = False
+        self.waited += time.monotonic() - begun
+
+    def _give_up(self, label: str) -> NoReturn:
+        step = "" if self.step is None else f"step {self.step}, "
+        who = "MPI" if self._gpu is None else "the GPU, NCCL or MPI"
+        self.abort(
+            f"{step}{label}: {who} has not answered within {self.timeout:g} s"
+            if self._ranks
+            else f"MPI has not started on all ranks within {self.timeout:g} s"
+        )
+
+    def wait_for_gpu(self, label: str, event: Any) -> None:
+        """Wait for an event; end all ranks after `timeout` seconds."""
+        assert self._gpu is not None
+        begun = time.monotonic()
+        self._waiting = True
+        while not self._gpu.ended(label, event):
+            waited = time.monotonic() - begun
+            if waited >= self.timeout:
+                self._give_up(label)
+            time.sleep(min(LONGEST_NAP, waited / 10))
         self._waiting = False
         self.waited += time.monotonic() - begun
 
@@ -196,6 +236,12 @@ class MPICommunicator(Communicator):
             self.share("end", None).wait()
             self._end()
 
+    def connect(self, device: str) -> None:
+        """Connect this device with those of all ranks, at once."""
+        if (device := parse(device)) != "cpu":
+            index = int(device.partition(":")[2])
+            self._ask("the start of NCCL", lambda: self._connect(index)).wait()
+
     def leave(self, code: int) -> None:
         """End MPI after a signal, when all ranks have come here."""
         request = self._put("leave", lambda: self._take_leave(code))
@@ -220,7 +266,7 @@ class MPICommunicator(Communicator):
         self._queue.put(request)
         return request
 
-    def _ask(self, label: str, work: Callable[[], T]) -> Pending[T]:
+    def _ask(self, label: str, work: Callable[[], T], array: Array | None = None) -> Pending[T]:
         if self._closed:
             raise CommunicationError(f"{label}: requested after the communicator was closed")
 
@@ -229,7 +275,12 @@ class MPICommunicator(Communicator):
                 raise self._error
             return work()
 
-        return self._put(label, unless_broken)
+        if not on_gpu(array):
+            return self._put(label, unless_broken)
+        if (gpu := self._gpu) is None:
+            raise CommunicationError(f"{label}: an array on a GPU, before `connect`")
+        ready = gpu.now()
+        return _OnGPU(self, label, self._put(label, lambda: gpu.run(label, ready, unless_broken)))
 
     # --- in the thread ----------------------------------------------------------------------------
 
@@ -295,7 +346,10 @@ class MPICommunicator(Communicator):
         return interval
 
     def _note(self, peer: int) -> None:
-        """Take a message for a sign of life; it may be seen after the last one."""
+        """Take a message for a sign of life.
+
+        It may be seen after the last word.
+        """
         self._heard = time.monotonic()
         if peer in self._alive:
             self._alive[peer] = self._heard
@@ -319,7 +373,14 @@ class MPICommunicator(Communicator):
                 if word == _LAST:
                     del self._alive[status.source]
 
+    def _connect(self, index: int) -> None:
+        self._gpu = GPULink(index, self.rank)
+        way = self._gpu.join(self._agree(["connect"], self._gpu.offer()))
+        self.engine += f", arrays on GPUs {way}"
+
     def _finish(self) -> None:
+        if self._gpu is not None:
+            self._gpu.close()
         self._mpi.Request.Waitall(list(self._beats.values()))
         self._beats.clear()
         self._tell(_LAST, range(self.size))  # also those that have told theirs
@@ -339,24 +400,20 @@ class MPICommunicator(Communicator):
         self._transfer([array] * self.size, arrays)
         return arrays
 
-    def _exchange(
-        self, label: str, parts: list[np.ndarray], expect: list[tuple[int, ...]]
-    ) -> list[np.ndarray]:
-        parts = [np.ascontiguousarray(part) for part in parts]
-        dtype = parts[self.rank].dtype
+    def _exchange(self, label: str, parts: list[Array], into: list[Array]) -> list[Array]:
+        xp, dtype = array_module(parts[0]), parts[0].dtype
+        parts = [xp.ascontiguousarray(part) for part in parts]
         shapes = self._agree(["exchange", label, dtype.str], [part.shape for part in parts])
-        for peer, (shape, sent) in enumerate(zip(expect, shapes, strict=True)):
-            if tuple(shape) != tuple(sent[self.rank]):
+        for peer, (array, sent) in enumerate(zip(into, shapes, strict=True)):
+            if array.shape != tuple(sent[self.rank]):
                 raise CommunicationError(
-                    f"{label}: rank {self.rank} expects {tuple(shape)} from rank {peer}, which "
+                    f"{label}: rank {self.rank} expects {array.shape} from rank {peer}, which "
                     f"sends {tuple(sent[self.rank])}"
                 )
-        received = [np.empty(shape, dtype) for shape in expect]
-        received[self.rank] = parts[self.rank]
-        self._transfer(parts, received)
-        return received
+        self._transfer(parts, into)
+        return into
 
-    def _sum(self, label: str, array: np.ndarray, tree: Tree) -> None:
+    def _sum(self, label: str, array: Array, tree: Tree) -> None:
         what = ["sum", label, array.dtype.str]
         asked = self._agree(what, [*array.shape, repr(tree)])
         mine = asked[self.rank]
@@ -366,22 +423,23 @@ class MPICommunicator(Communicator):
             shared = rank in terms or terms & set(map(int, re.findall(r"\d+", theirs[-1])))
             if theirs != mine and shared:
                 self._refuse([*what, *mine], [*what, *theirs], rank)
-        line = np.ascontiguousarray(array).reshape(-1)
+        xp = array_module(array)
+        line = xp.ascontiguousarray(array).reshape(-1)
         length = BLOCK // array.itemsize
         for start in range(0, line.size, length):
             self._sum_block(line[start : start + length], tree, group)
-        if not np.may_share_memory(line, array):
+        if not xp.may_share_memory(line, array):
             array[...] = line.reshape(array.shape)
 
-    def _sum_block(self, block: np.ndarray, tree: Tree, group: list[int]) -> None:
-        nothing = block[:0]
+    def _sum_block(self, block: Array, tree: Tree, group: list[int]) -> None:
+        nothing, xp = block[:0], array_module(block)
         bounds = [len(block) * place // len(group) for place in range(len(group) + 1)]
         chunks = [nothing] * self.size
         for rank, (start, end) in zip(group, pairwise(bounds), strict=True):
             chunks[rank] = block[start:end]
         mine = chunks[self.rank]
         terms = ranks_of(tree, self.size)
-        received = [np.empty_like(mine) if r in terms else nothing for r in range(self.size)]
+        received = [xp.empty_like(mine) if r in terms else nothing for r in range(self.size)]
         received[self.rank] = mine
         self._transfer(chunks if self.rank in terms else [nothing] * self.size, received)
         total = _add(tree, received)
@@ -457,8 +515,11 @@ class MPICommunicator(Communicator):
             f"{first}, and rank {peer} for {second}"
         )
 
-    def _transfer(self, parts: Sequence[np.ndarray], into: Sequence[np.ndarray]) -> None:
+    def _transfer(self, parts: Sequence[Array], into: Sequence[Array]) -> None:
         """Send a part to each other rank; receive one from each."""
+        if self._gpu is not None and on_gpu(parts[self.rank]):
+            self.sent += self._gpu.transfer(parts, into, self._transfer)
+            return
         requests, peers = [], []
         for call, arrays in ((self._ranks.Irecv, into), (self._ranks.Isend, parts)):
             for away in range(1, self.size):  # each rank begins with another one

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 import tinyalex.functional as F
-from tinyalex.backends.devices import move
 from tinyalex.backends.sharded import sharded
 from tinyalex.backends.shards import Part
+from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Loader
 from tinyalex.distributed.communicator import Pending
 from tinyalex.models import AlexNet
@@ -104,7 +104,7 @@ class ShardedSteps(Steps):
         super().__init__(model, optimizer)
         self._network = model
         self._ranks, self._data = ranks, data
-        self._on_their_way: list[tuple[Tensor, np.ndarray, Pending[None]]] = []
+        self._on_their_way: list[Pending[None]] = []
         parameters = dict(model.named_parameters())
         self._hooks = [
             parameters[name].register_post_accumulate_grad_hook(self._sender(name))
@@ -120,19 +120,17 @@ class ShardedSteps(Steps):
     def _sender(self, name: str) -> Any:
         def send(parameter: Tensor) -> None:
             if self._ranks.link.size > 1:
-                gradient = move(parameter.grad, "cpu")
-                self._on_their_way.append((parameter, gradient, self._sum(name, gradient)))
+                self._on_their_way.append(self._sum(name, parameter.grad))
 
         return send
 
-    def _sum(self, name: str, gradient: np.ndarray) -> Pending[None]:
+    def _sum(self, name: str, gradient: Array) -> Pending[None]:
         return self._ranks.link.sum(f"the gradient of {name}", gradient, self._ranks.tree)
 
     def _wait(self) -> None:
         """Wait until the gradients are those of all ranks."""
-        for parameter, gradient, pending in self._on_their_way:
+        for pending in self._on_their_way:
             pending.wait()
-            parameter.grad = move(gradient, parameter.device)
         self._on_their_way.clear()
 
     def repeating(self, batch: Batch) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tinyalex.backends.devices import device_of, move
 from tinyalex.backends.shards import Part
 from tinyalex.data import Batch, Loader, WorkerError
 from tinyalex.distributed.split import Split
@@ -87,7 +88,10 @@ class SplitSteps(ShardedSteps):
         split, link = self._split, self._ranks.link
         for label, array, rows in self._divided():
             own = array[:0] if split.first else array[rows]  # others have the same
-            np.concatenate(link.gather(label, own).wait(), out=array)
+            host = move(array, "cpu")
+            np.concatenate(link.gather(label, move(own, "cpu")).wait(), out=host)
+            if host is not array:
+                array[...] = move(host, device_of(array))
         self.whole = True
 
     def _divided(self) -> Iterator[tuple[str, np.ndarray, slice]]:
