@@ -1,4 +1,4 @@
-"""Faults and signals in every phase of training on two ranks.
+"""Faults and signals in every phase of training on several ranks.
 
 A test run has a few of each; with ``--hypothesis-profile=campaign`` it is all.
 """
@@ -34,16 +34,23 @@ FAULTS = {
 }
 FIRST_ALONE = ("checkpoint", "final test")
 CAMPAIGN = settings.default.max_examples > 100
+WAYS = {
+    "data": (2, "--parallel", "data"),
+    "towers": (2, "--variant", "twins", "--parallel", "towers"),
+    "hybrid": (4, "--parallel", "hybrid"),  # of three classes
+}
 CASES = [
-    ("set-up", 1, "os.kill(os.getpid(), signal.SIGSTOP)"),
-    ("checkpoint", 0, "time.sleep(100)"),
-    ("final test", 0, "os.kill(os.getpid(), signal.SIGKILL)"),
+    ("set-up", 1, "os.kill(os.getpid(), signal.SIGSTOP)", "data"),
+    ("checkpoint", 0, "time.sleep(100)", "data"),
+    ("final test", 0, "os.kill(os.getpid(), signal.SIGKILL)", "data"),
+    ("training", 1, "os.kill(os.getpid(), signal.SIGSTOP)", "towers"),
+    ("training", 3, "sys.exit(3)", "hybrid"),
 ]
 if CAMPAIGN:
     CASES = [
-        (phase, rank, fault)
-        for phase, rank, fault in product(PHASES, (0, 1), FAULTS)
-        if not (rank and phase in FIRST_ALONE)
+        (phase, rank, fault, way)
+        for phase, fault, way in product(PHASES, FAULTS, WAYS)
+        for rank in range(1 if phase in FIRST_ALONE else WAYS[way][0])
     ]
 
 
@@ -72,10 +79,11 @@ def wait_until_ready(job):
         assert job.poll() is None, finish(job)
 
 
-@pytest.mark.parametrize(("phase", "rank", "fault"), CASES)
-def test_a_fault_in_any_phase_ends_the_job(photos, tmp_path, phase, rank, fault):
-    out = tmp_path / "run"
-    job = start(photos, out, phase, rank, fault, "--exchange-timeout", LIMIT)
+@pytest.mark.parametrize(("phase", "rank", "fault", "way"), CASES)
+def test_a_fault_in_any_phase_ends_the_job(photos, tmp_path, phase, rank, fault, way):
+    out, (count, *options) = tmp_path / "run", WAYS[way]
+    options += ["--exchange-timeout", LIMIT]
+    job = start(photos, out, phase, rank, fault, *options, count=count)
     wait_until_ready(job)
     begun = time.monotonic()
     code, _, complaints = finish(job)
@@ -83,7 +91,7 @@ def test_a_fault_in_any_phase_ends_the_job(photos, tmp_path, phase, rank, fault)
     assert re.search(FAULTS[fault].format(rank=rank), complaints), complaints
     assert code != 0 or "_exit(0)" in fault
     if phase != "set-up":
-        assert finish(train(0, "--resume", out))[0] == 0
+        assert finish(train(0, "--resume", out, "--parallel", "data"))[0] == 0
 
 
 def test_a_rank_that_works_is_waited_for(photos, tmp_path):

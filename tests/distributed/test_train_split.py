@@ -67,6 +67,23 @@ def test_checkpoints_know_neither_ranks_nor_parts(
     assert_close(result(out), alone(variant))
 
 
+@pytest.fixture(scope="module")
+def frozen(photos, tmp_path_factory):
+    """Return the options of a run whose last layer alone learns at first, and its result."""
+    folder = tmp_path_factory.mktemp("frozen")
+    trained(0, folder / "start", *options(photos, "twins"), "--epochs", "1")
+    words = (*options(photos, "twins"), "--augment", "none", "--weights", folder / "start")
+    words = (*words, "--freeze", "fc5", "--unfreeze-after", "1")
+    return words, trained(0, folder / "run", *words)
+
+
+@pytest.mark.parametrize(("parallel", "ranks"), [("hybrid", 4), ("towers", 2)])
+def test_a_rank_may_have_nothing_that_learns(frozen, tmp_path, parallel, ranks):
+    """Of two towers one has the last layer; of four ranks three have a class each."""
+    words, expected = frozen
+    assert_close(trained(ranks, tmp_path / "run", *words, "--parallel", parallel), expected)
+
+
 def test_hybrid_on_one_rank_is_training_as_ever(photos, alone, tmp_path):
     words = options(photos, "tiny")
     last, best, rows = trained(1, tmp_path / "run", *words, "--parallel", "hybrid")

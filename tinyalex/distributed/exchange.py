@@ -87,11 +87,16 @@ class Exchange(Function):
 
 
 class Gather(Module):
-    """Layer that makes inputs whole of which ranks have parts."""
+    """Layer that makes inputs whole of which ranks have parts.
 
-    def __init__(self, gathering: Gathering) -> None:
-        self.gathering = gathering
+    Where a layer before it `learns`, all ranks exchange gradients, also one that has nothing of it.
+    """
+
+    def __init__(self, gathering: Gathering, learns: bool) -> None:
+        self.gathering, self._learns = gathering, learns
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the whole, on ranks that take it."""
+        if self._learns and not x.requires_grad:
+            x = x.detach().requires_grad_()
         return Exchange.apply(x, gathering=self.gathering)

@@ -364,9 +364,8 @@ class MPICommunicator(Communicator):
     def _hear(self) -> None:
         """Receive the beats that have come."""
         status, word = self._mpi.Status(), bytearray(1)
-        for _ in range(
-            3 * self.size
-        ):  # a look may take in one message, and another one than a beat
+        # A look may take in one message, and another one than a beat.
+        for _ in range(3 * self.size):
             if message := self._ranks.Improbe(self._mpi.ANY_SOURCE, _BEAT, status):
                 message.Recv(word)
                 self._alive[status.source] = self._looked

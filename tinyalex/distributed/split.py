@@ -63,6 +63,8 @@ class Split:
         """This rank's part of each parameter, and which rows it is."""
         self.divided: list[str] = []
         """Parameters of which other ranks have other rows."""
+        learning = (p.requires_grad for p in whole.features.parameters())
+        self._learns = not self._towers and any(learning)  # something, in the layers so far
         self.model = copy.copy(whole)
         if self._towers:
             self.model.features = self._features(whole.features)
@@ -123,7 +125,8 @@ class Split:
         if self._count < self._link.size:  # others gather among themselves
             after = self._link.size - self.first - self._count
             sizes = [0] * self.first + sizes + [0] * after
-        return Gather(Gathering(self._link, label, axis, sizes, frozenset(taking)))
+        gathering = Gathering(self._link, label, axis, sizes, frozenset(taking))
+        return Gather(gathering, self._learns)
 
     def _part(self, name: str, layer: nn.Conv2d | nn.Linear, sizes: list[int]) -> nn.Module:
         """Return this rank's share of a layer's outputs."""
@@ -133,6 +136,7 @@ class Split:
         for kind in ("weight", "bias"):
             of_all = getattr(layer, kind)
             if of_all is not None:
+                self._learns |= of_all.requires_grad
                 own = Parameter(of_all.data[rows], of_all.requires_grad)
                 setattr(part, kind, own)
                 self.rows[f"{name}.{kind}"] = own, rows

@@ -168,7 +168,8 @@ class ShardedSteps(Steps):
             for name, nothing in self.elsewhere.items():
                 self._sum(name, nothing)
             share = np.full(len(losses), 1 / len(everything), np.float32)
-            losses.backward(Tensor(share).to(device))
+            if losses.requires_grad:  # this rank's part has something to learn
+                losses.backward(Tensor(share).to(device))
         self._wait()
         gradients = {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
         if wrong := self._agreed(not_finite(gradients)):
