@@ -1,5 +1,7 @@
 """Maps of an image's evidence for a class, and their picture."""
 
+from dataclasses import replace
+
 import images as bad
 import numpy as np
 import pytest
@@ -9,8 +11,11 @@ from PIL import Image
 
 import tinyalex as ta
 import tinyalex.functional as F
+from evidence import measure
 from tinyalex import nn
+from tinyalex.data import Patterns
 from tinyalex.models import VARIANTS, alexnet
+from tinyalex.models.spec import AdaptivePool, Conv, Linear, Pool, ReLU
 from tinyalex.pictures.why import enlarged, grad_cam, input_gradient, last_maps, occlusion
 from tinyalex.pictures.why_sheet import Why, explain, why_picture
 from tinyalex.tensor import Tensor
@@ -272,3 +277,74 @@ def test_why_of_an_unknown_class(trained, tmp_path):
     assert code == 2
     assert complaints == "error: --class must be one of ash, birch, elm; got oak\n"
     assert not out.exists()
+
+
+# --- the evidence on images of which it is known where it is
+
+STEP = 5
+"""One pixel in so many is taken, each way."""
+NAMES = ["bricks", "dots", "rays", "stripes"]
+SMALL = replace(
+    VARIANTS["torchvision"],
+    name="small",
+    input_size=52,
+    features=(
+        *(Conv(12, 5, stride=2, padding=2), ReLU(), Pool()),
+        *(Conv(24, 3, padding=1), ReLU(), Conv(24, 3, padding=1), ReLU(), AdaptivePool(1)),
+    ),
+    classifier=(Linear(None),),
+)
+
+
+def patterns(split, count):
+    """Return embedded images as SMALL takes them, their labels and masks."""
+    dataset = Patterns(split, count)
+    chosen = [i for i in range(count) if dataset.classes[dataset.labels[i]] in NAMES]
+    pixels = np.stack([dataset.load(i)[::STEP, ::STEP] for i in chosen]).astype(np.float32)
+    labels = np.array([NAMES.index(dataset.classes[dataset.labels[i]]) for i in chosen])
+    masks = np.stack([dataset.mask(i)[::STEP, ::STEP] for i in chosen])
+    return np.ascontiguousarray((pixels - 128).transpose(0, 3, 1, 2) / 64), labels, masks
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Return a network that learned patterns for seconds."""
+    images, labels, _ = patterns("train", 1000)
+    rng, model = np.random.default_rng(0), random_network(0)
+    with ta.use_backend("reference"):
+        nn.data_dependent_(model, Tensor(images[:32]))
+        optimizer = ta.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+        batches = [b for _ in range(8) for b in np.split(rng.permutation(len(images)), 16)]
+        schedule = ta.schedule.Cosine(optimizer, len(batches), warmup_steps=10)
+        for step, batch in enumerate(batches):
+            schedule.before_step(step)
+            turned = np.ascontiguousarray(np.rot90(images[batch], step % 4, axes=(2, 3)))
+            F.cross_entropy(model(Tensor(turned)), labels[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+def random_network(seed):
+    ta.manual_seed(seed)
+    return alexnet(SMALL, len(NAMES))
+
+
+def test_maps_show_the_pattern_once_the_network_has_learned_it(learned):
+    """Twice as much inside as outside, and more than with random weights.
+
+    Those reach more than 1 too, and more than 2 at times: the pattern has most of the contrast, so
+    it changes most of what any network computes.
+    """
+    images, labels, masks = patterns("test", 250)
+    methods = {find.__name__: find for find in MAPS}
+    assert len(images) == 100
+    assert (learned.eval()(Tensor(images)).data.argmax(axis=1) == labels).mean() > 0.6
+    found, *others = (
+        dict(measure(network, images, masks, stride=10, methods=methods))
+        for network in (learned, random_network(0), random_network(1))
+    )
+    for name in methods:
+        factor = found[name]["all"]
+        assert factor > 2, name
+        assert factor > 1.2 * np.mean([other[name]["all"] for other in others]), name
