@@ -48,7 +48,7 @@ photo = read_image("images/tour-cat.png")
 centre = EvalTransform(224, mean=IMAGENET_PIXELS.mean)(photo, np.random.default_rng())
 x = ta.Tensor(centre.transpose(2, 0, 1)[None].astype(np.float64))
 print("photograph", photo.shape, photo.dtype, "-> x", x.shape, x.dtype)
-print("a pixel:", photo[116, 82], "-", IMAGENET_PIXELS.mean, "=", x.data[0, :, 100, 66])
+print("a pixel:", photo[116, 82], "-", IMAGENET_PIXELS.mean, "=", x.data[0, :, 100, 66].round(3))
 
 # %% [markdown]
 # 224 of 256 pixels: the centre, with 16 left over on each side. In training it is a random crop,
@@ -285,10 +285,14 @@ print("ones:", dropped.data[0, :16].astype(int))
 assert np.array_equal(dropped.data[0, :16], 2.0 * mask)
 
 # %% [markdown]
-# So nothing is kept from forward to backward, and any thread can compute its part of the mask. Now
-# the crash. Another process, which knows nothing of this one, needs the two integers that every
-# checkpoint has ([`training/run.py`](../tinyalex/training/run.py): `Run.get_state`; the trainer
-# calls `start_step` before each step):
+# So forward keeps nothing for backward but the key
+# ([`ops/activation.py`](../tinyalex/ops/activation.py): `Dropout`): the same function of the same
+# key gives the same mask, and any thread can compute its part of it. Now the crash. A step begins
+# with `start_step`, which puts the count of draws back to 0, and a checkpoint is written between
+# two steps. So it needs the seed and the number of the step
+# ([`training/trainer.py`](../tinyalex/training/trainer.py): `Trainer._learn`;
+# [`training/run.py`](../tinyalex/training/run.py): `Run.get_state`). Another process, which knows
+# nothing of this one, draws the mask of step 700 again:
 
 # %%
 import subprocess
@@ -352,11 +356,13 @@ ops = [
 trace = tour_pictures.calls(
     loss.backward, ["tensor.py", "autograd.py", *ops, "backends/reference.py"]
 )
+lines = []
 for name in (line.split()[0] for line in trace.splitlines()):
     if name.endswith(".backward"):
-        print("\n" + name.partition(".")[0], end="")
+        lines.append(f"{name.partition('.')[0]:17}")
     elif name == "dropout" or (name.endswith("_grad") and "." not in name):
-        print("", name, end="")
+        lines[-1] += f" {name}"
+print("\n".join(line.rstrip() for line in lines[1:]))  # before them Tensor.backward
 
 # %% [markdown]
 # The last lines say something: conv1 computes the gradient of its weights and of its bias, and no
