@@ -32,6 +32,15 @@ def undisturbed(photos, tmp_path_factory):
     return trained(0, tmp_path_factory.mktemp("alone") / "run", "--data", photos, *LONG)
 
 
+@pytest.fixture
+def spoilt(tmp_path):
+    """Return photographs, too many of which cannot be read."""
+    photos = draw_photos(tmp_path / "photos")
+    for name in ("ash/03.png", "birch/17.png", "birch/19.png", "elm/11.png"):
+        spoil(photos / name)
+    return photos
+
+
 def ranks_of(job):
     """Return the processes of a job's ranks, in the order of their numbers."""
     found = {}
@@ -113,11 +122,17 @@ def test_a_rank_that_stands_still_ends_the_job(photos, tmp_path, ranks):
     assert finish(train(0, "--resume", out))[0] == 0
 
 
-def test_too_many_unreadable_images_end_all_ranks_alike(tmp_path):
-    photos = draw_photos(tmp_path / "photos")
-    for name in ("ash/03.png", "birch/17.png", "birch/19.png", "elm/11.png"):
-        spoil(photos / name)
-    code, _, complaints = finish(train(3, "--data", photos, *OPTIONS, "--out", tmp_path / "run"))
+def test_too_many_unreadable_images_are_measured_by_all_ranks(spoilt, tmp_path):
+    """Each rank has images of its own, and another number of bad ones; none is to blame."""
+    words = (*OPTIONS, "--mean", "image", "--out", tmp_path / "run")
+    code, _, complaints = finish(train(3, "--data", spoilt, *words))
+    assert code == 2
+    assert re.match(r"error: \d of 57 images cannot be read, 1 is allowed", complaints)
+    assert complaints.count("\n") == 1
+
+
+def test_too_many_unreadable_images_end_all_ranks_alike(spoilt, tmp_path):
+    code, _, complaints = finish(train(3, "--data", spoilt, *OPTIONS, "--out", tmp_path / "run"))
     assert code == 2
     assert re.search(r"\d of 57 images cannot be read, 1 is allowed", complaints)
     assert complaints.count("error:") == 1, complaints

@@ -20,7 +20,8 @@ Result = TypeVar("Result")
 def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | int:
     """Do the same work on all ranks; return the result.
 
-    Where it fails on any, all return the exit code of the first that failed, and that one says why.
+    Where it fails on any, all return the exit code of the first that failed, and that one says why,
+    with its number unless it fails on all.
     """
     if link.size == 1:
         return work()
@@ -45,8 +46,7 @@ def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | in
     failed = [rank for rank, (code, _) in enumerate(everything) if code is not None]
     speaks = failed[0] if failed else 0
     if link.rank == speaks:
-        same = len({words for _, words in everything}) == 1
         host = printable(link.hosts[link.rank])
-        known = same or not failed or said.startswith("error: rank ")
-        show(said if known else f"rank {link.rank} ({host}): {said}", sys.stderr)
+        of_all = len(failed) in (0, link.size) or said.startswith("error: rank ")
+        show(said if of_all else f"rank {link.rank} ({host}): {said}", sys.stderr)
     return int(everything[speaks][0]) if failed else found

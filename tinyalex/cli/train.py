@@ -187,8 +187,10 @@ def print_header(run: Run, out: Path) -> None:
 def ranks_of(run: Run) -> str:
     """Return a sentence on the processes that train a run together."""
     link, shards = run.ranks.link, run.ranks.shards
+    kept_by_one = run.frozen and run.settings.augment == "none"
+    anew = "; what frozen layers make of an image is computed in every epoch" if kept_by_one else ""
     if link.size == 1:
-        return f"1, which computes {counted(shards, 'shard')} of each batch"
+        return f"1, which computes {counted(shards, 'shard')} of each batch{anew}"
     hosts = Counter(map(printable, link.hosts))
     places = ", ".join(f"{count} on {host}" for host, count in hosts.items())
     learning = [p for p in run.classifier.model.parameters() if p.requires_grad]
@@ -202,6 +204,7 @@ def ranks_of(run: Run) -> str:
         f"{link.size} ({places}) by {link.engine}, {run.ranks.parallel}, "
         f"{counted(shards, 'shard')}, each rank sends {sent / 1e6:.1f} MB per step"
         + (f"; {counted(idle, 'has', 'have')} no shard, and nothing to do" if idle > 0 else "")
+        + anew
     )
 
 
