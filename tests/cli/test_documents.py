@@ -107,7 +107,8 @@ def test_files_and_extras_of_other_commands_exist(path):
                 assert all(f"\n{one} = [" in extras for one in extra.split(",")), word
 
 
-WITH_PYTHON = [p for p in DOCUMENTS if blocks(p, "python") and p.name != "tour.md"]  # test_tour.py
+RUN_ELSEWHERE = ("tour.md", "exercises.md", "no-learning.md")  # by tests of their own names
+WITH_PYTHON = [p for p in DOCUMENTS if blocks(p, "python") and p.name not in RUN_ELSEWHERE]
 
 
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=name)

@@ -60,5 +60,6 @@ def advice(run: Run) -> str:
     fit = "--initial-weights data, " if settings.initial_weights != "data" else ""
     return (
         f"the loss did not fall below {ENOUGH} in {MOST_STEPS} steps: try {fit}another --lr (now "
-        f"{settings.lr:g}; half, double), fewer images, and look for images that are in two classes"
+        f"{settings.lr:g}; half, double), fewer images, and look for images that are in two "
+        "classes: docs/no-learning.md shows each"
     )

@@ -480,7 +480,7 @@ class Trainer:
             "the network gives the same answer to every image. With 1,000 classes the first 1,000 "
             f"steps may look like this. If it lasts, try {weights}another --lr (now "
             f"{run.settings.lr:g}; half, double) or --seed, keep the variant's own input scale, "
-            "and look at whether the labels fit the images"
+            "and look at whether the labels fit the images: docs/no-learning.md shows each"
         )
 
 
