@@ -47,10 +47,10 @@ def test_a_sum_is_taken_in_the_order_of_its_tree(count):
 
 
 def test_arrays_of_any_layout_dtype_and_length_are_summed():
-    """Those above a block take several rounds; 64 MB of it are memory enough."""
+    """Those of many blocks, too, of which some are under way at a time."""
     script = """
     from tinyalex.distributed import mpi
-    mpi.BLOCK = 1 << 16
+    mpi.PIECE, mpi.BLOCK = 1 << 12, 1 << 14
     for dtype in (np.float32, np.float64, np.int64):
         whole = np.arange(3 * 50_000).reshape(3, 50_000).astype(dtype)
         for array in (whole.copy(), np.asfortranarray(whole), whole.copy()[::2, ::3], whole[1:1]):
@@ -61,6 +61,18 @@ def test_arrays_of_any_layout_dtype_and_length_are_summed():
     say("equal")
     """
     assert said(3, script) == ["equal"] * 3
+
+
+def test_a_sum_needs_memory_for_few_blocks():
+    script = """
+    from resource import RUSAGE_SELF, getrusage
+    array = np.ones(1 << 24, np.float32)
+    ranks.sum("a small sum", array[:1000], (0, 1)).wait()
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    ranks.sum("sum", array, (0, 1)).wait()
+    say((getrusage(RUSAGE_SELF).ru_maxrss - before) >> 10)
+    """
+    assert max(map(int, said(2, script))) < 24  # MB, of an array of 64
 
 
 def test_every_request_gives_what_all_ranks_sent():

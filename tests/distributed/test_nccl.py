@@ -44,7 +44,7 @@ def test_requests_give_what_they_give_on_the_host(standin, gpus):
     """Sums bit for bit, in the order of the tree, for any layout, size and number of blocks."""
     script = """
     from tinyalex.distributed import mpi
-    mpi.BLOCK = 1 << 12
+    mpi.ROOM = 1 << 12
     asked = []
     for tree in (((0, 1), 2), (2, (1, 0)), 1):
         for size in (0, 1, 500):

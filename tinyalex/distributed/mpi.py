@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -47,11 +48,23 @@ BEAT = 0.5
 WORK = 0.01
 """Seconds of the processor's time that are a sign of life."""
 
-PIECE = 1 << 20
-"""Bytes of one message at most: each that arrives is a sign of life."""
+PIECE = 240 << 10
+"""Bytes of one message at most: each that arrives is a sign of life.
 
-BLOCK = 1 << 26
-"""Bytes of an array that are summed at a time, which bounds the memory for it."""
+UCX, below MPICH, sends up to 253 KB at once, and asks the receiver before it sends more.
+"""
+
+BLOCK = 1 << 20
+"""Bytes that are added at a time: they fit into a core's cache."""
+
+AHEAD = 8
+"""Blocks of a sum that are under way at a time."""
+
+ROOM = 1 << 26
+"""Bytes at most of what other ranks have sent for a sum."""
+
+LOOKS = 16
+"""Looks for messages before a nap: with each, UCX takes in 64 KB at most."""
 
 LONGEST_NAP = 1e-3
 """Seconds between two looks for messages at most."""
@@ -59,8 +72,11 @@ LONGEST_NAP = 1e-3
 GRACE = 0.3
 """Seconds for words to get through before the job is ended."""
 
-_HEADER, _DATA, _BEAT = 1, 2, 3  # tags of messages
+_HEADER, _DATA, _BEAT, _TERM, _TOTAL = 1, 2, 3, 4, 5  # tags of messages
 _ALIVE, _LAST = b"a", b"l"  # what a beat says: the last one of a rank comes before its end
+
+Open = list[tuple[Any, int]]
+"""Messages under way, each with the rank that it goes to or comes from."""
 
 
 def load() -> Any:
@@ -118,8 +134,9 @@ class MPICommunicator(Communicator):
     ask for the same end with an error. A header of one byte, an exit code, says that a rank leaves.
     `sum` sends chunk j of the array to rank j, which adds those of all ranks and sends the result
     to all: the bytes of a ring, 2 (n - 1) / n times the array from each of n ranks. It needs memory
-    for n - 1 chunks of a block of `BLOCK` bytes. Arrays on GPUs are sent and added in the same way:
-    once the headers are there, the thread asks a stream for it (`nccl.GPULink`).
+    for `AHEAD` blocks of each other rank. Arrays on GPUs are sent and added in the same way, as
+    much of them as fits into `ROOM`: once the headers are there, the thread asks a stream for it
+    (`nccl.GPULink`).
 
     Between requests, too, the thread tells the others that this rank lives, as long as it works or
     waits for them, and gives the job up where another says nothing for `timeout` seconds: it is
@@ -424,13 +441,16 @@ class MPICommunicator(Communicator):
                 self._refuse([*what, *mine], [*what, *theirs], rank)
         xp = array_module(array)
         line = xp.ascontiguousarray(array).reshape(-1)
-        length = BLOCK // array.itemsize
-        for start in range(0, line.size, length):
-            self._sum_block(line[start : start + length], tree, group)
+        if on_gpu(line):
+            length = ROOM // line.itemsize
+            for start in range(0, line.size, length):
+                self._sum_on_gpu(line[start : start + length], tree, group)
+        else:
+            self._sum_line(line, tree, group)
         if not xp.may_share_memory(line, array):
             array[...] = line.reshape(array.shape)
 
-    def _sum_block(self, block: Array, tree: Tree, group: list[int]) -> None:
+    def _sum_on_gpu(self, block: Array, tree: Tree, group: list[int]) -> None:
         nothing, xp = block[:0], array_module(block)
         bounds = [len(block) * place // len(group) for place in range(len(group) + 1)]
         chunks = [nothing] * self.size
@@ -441,11 +461,65 @@ class MPICommunicator(Communicator):
         received = [xp.empty_like(mine) if r in terms else nothing for r in range(self.size)]
         received[self.rank] = mine
         self._transfer(chunks if self.rank in terms else [nothing] * self.size, received)
-        total = _add(tree, received)
+        total = _add(tree, dict(enumerate(received)))
         if total is not mine:
             mine[...] = total
         back = [mine if rank in group else nothing for rank in range(self.size)]
         self._transfer(back, chunks)
+
+    def _sum_line(self, line: np.ndarray, tree: Tree, group: list[int]) -> None:
+        """Sum a line over the ranks of a group.
+
+        A block is added while it is in the processor's cache, and goes back while others come.
+        """
+        here = group.index(self.rank)
+        others = group[here + 1 :] + group[:here]  # each rank begins with another one
+        terms = set(ranks_of(tree, self.size))
+        senders = [rank for rank in others if rank in terms]
+        bounds = [len(line) * place // len(group) for place in range(len(group) + 1)]
+        chunks = {rank: line[a:b] for rank, (a, b) in zip(group, pairwise(bounds), strict=True)}
+        mine = chunks[self.rank]
+        length = max(1, min(BLOCK, ROOM // (AHEAD * len(group))) // line.itemsize)
+        room = np.empty((AHEAD, len(senders), min(length, len(mine))), line.dtype)
+        under_way = deque[tuple[slice, dict[int, np.ndarray], Open, Open]]()
+        back = deque[Open]()
+
+        def begin(number: int) -> None:
+            """Send a block of each chunk to the rank that adds it."""
+            block = slice(number * length, (number + 1) * length)
+            rows = [row[: len(mine[block])] for row in room[number % AHEAD]]
+            got = dict(zip(senders, rows, strict=True))
+            coming = [one for rank in senders for one in self._receive(got[rank], rank, _TERM)]
+            going: Open = []
+            for rank in others if self.rank in terms else ():
+                going += self._send(chunks[rank][block], rank, _TERM)
+            under_way.append((block, got, coming, going))
+
+        def finish() -> None:
+            """Add a block of this rank's chunk, and send it to all."""
+            block, got, coming, going = under_way.popleft()
+            own = mine[block]
+            self._complete(coming)
+            total = _add(tree, {**got, self.rank: own}, own)
+            if total is not own:
+                own[...] = total
+            self._complete(going)  # before their places are taken by sums
+            sums: Open = []
+            for rank in others:
+                sums += self._receive(chunks[rank][block], rank, _TOTAL)
+                sums += self._send(own, rank, _TOTAL)
+            back.append(sums)
+            if len(back) > AHEAD:  # those have come before the terms of this block
+                self._complete(back.popleft())
+
+        for number in range(-(-max(map(len, chunks.values())) // length)):
+            if len(under_way) == AHEAD:
+                finish()
+            begin(number)
+        while under_way:
+            finish()
+        for sums in back:
+            self._complete(sums)
 
     def _share(self, label: str, value: Any) -> list[Any]:
         return self._agree(["share", label], value)
@@ -471,7 +545,7 @@ class MPICommunicator(Communicator):
                 missing.remove(peer)
             if missing:
                 self._nap()
-        self._complete(open_, others * 2)
+        self._complete(list(zip(open_, others * 2, strict=True)))
         values = []
         for peer in range(self.size):
             asked, value = json.loads(headers[peer])
@@ -519,25 +593,38 @@ class MPICommunicator(Communicator):
         if self._gpu is not None and on_gpu(parts[self.rank]):
             self.sent += self._gpu.transfer(parts, into, self._transfer)
             return
-        requests, peers = [], []
-        for call, arrays in ((self._ranks.Irecv, into), (self._ranks.Isend, parts)):
-            for away in range(1, self.size):  # each rank begins with another one
-                peer = (self.rank + away) % self.size
-                line = arrays[peer].reshape(-1).view(np.uint8)
-                for start in range(0, len(line), PIECE):
-                    requests.append(call(line[start : start + PIECE], peer, _DATA))
-                    peers.append(peer)
-        self.sent += sum(part.nbytes for peer, part in enumerate(parts) if peer != self.rank)
-        self._complete(requests, peers)
+        peers = [(self.rank + away) % self.size for away in range(1, self.size)]
+        open_: Open = []
+        for peer in peers:
+            open_ += self._receive(into[peer], peer, _DATA)
+        for peer in peers:  # each rank begins with another one
+            open_ += self._send(parts[peer], peer, _DATA)
+        self._complete(open_)
 
-    def _complete(self, requests: list[Any], peers: list[int]) -> None:
-        """Wait for messages from and to `peers`."""
+    def _send(self, array: np.ndarray, peer: int, tag: int) -> Open:
+        self.sent += array.nbytes
+        return self._open(self._ranks.Isend, array, peer, tag)
+
+    def _receive(self, array: np.ndarray, peer: int, tag: int) -> Open:
+        return self._open(self._ranks.Irecv, array, peer, tag)
+
+    def _open(self, call: Callable[..., Any], array: np.ndarray, peer: int, tag: int) -> Open:
+        line = array.reshape(-1).view(np.uint8)
+        starts = range(0, len(line), PIECE)
+        return [(call(line[start : start + PIECE], peer, tag), peer) for start in starts]
+
+    def _complete(self, messages: Open) -> None:
+        """Wait for messages."""
+        requests = [request for request, _ in messages]
+        looks = 0
         while (done := self._mpi.Request.Testsome(requests)) is not None:
             for index in done:
-                self._note(peers[index])
+                self._note(messages[index][1])
             self._beat()
-            if not done:
+            looks = 0 if done else looks + 1
+            if looks == LOOKS:
                 self._nap()
+                looks = 0
 
     def _nap(self) -> None:
         """Sleep a tenth of the time for which nothing has come."""
@@ -561,9 +648,9 @@ def _place() -> list[Any]:
     return [socket.gethostname(), system, cores]
 
 
-def _add(tree: Tree, terms: Sequence[np.ndarray]) -> np.ndarray:
+def _add(tree: Tree, terms: Mapping[int, Array], into: Array | None = None) -> Array:
     """Return the sum in the order of the tree; it overwrites terms."""
     if isinstance(tree, int):
         return terms[tree]
     left, right = (_add(branch, terms) for branch in tree)
-    return np.add(left, right, out=left)
+    return np.add(left, right, out=left if into is None else into)

@@ -15,7 +15,7 @@ hybrid    fc6, fc7, fc8       R      N              1
 From that follows what a rank sends in a step of N images on R ranks, in float32:
 
 - a sum of gradients over r replicas: (r - 1) / r of the rank's gradients to those that add, and as
-  much back from there, as soon as the layer's backward is done;
+  much back from there, as soon as the layer's backward is done; those of all biases together, last;
 - whole inputs, where each of p peers has a part: (p - 1) / p of the inputs of their images before
   the layer (an all-gather), and as much of their gradients after its backward (a reduce-scatter).
   The layer waits for both;
@@ -77,7 +77,7 @@ class Layer(NamedTuple):
     outputs: int
     """Filters or hidden units, which ranks can divide."""
     multiply_adds: int
-    parameters: tuple[int, ...] = ()
+    parameters: tuple[int, int] = (0, 0)
     """Sizes of weight and bias."""
     linear: bool = False
     both_towers: bool = True
@@ -107,11 +107,11 @@ def layers_of(variant: Variant, num_classes: int, pixels: int) -> list[Layer]:
             case _:
                 channels, size = output_shape(layer, channels, size)
                 continue
-        sizes = [math.prod(next(shapes)) for _ in ("weight", "bias")]
+        weight, bias = math.prod(next(shapes)), math.prod(next(shapes))
         linear = isinstance(layer, spec.Linear)
         name = f"{'fc' if linear else 'conv'}{len(layers) + 1}"
-        adds = sizes[0] * size * size
-        layers.append(Layer(name, inputs, channels, adds, tuple(sizes), linear, reads_both))
+        adds = weight * size * size
+        layers.append(Layer(name, inputs, channels, adds, (weight, bias), linear, reads_both))
     return layers
 
 
@@ -158,12 +158,11 @@ class Part(NamedTuple):
         held = math.ceil(layer.outputs * self.share) / layer.outputs
         return Compute(times * math.ceil(self.images) * layer.multiply_adds * held)
 
-    def sums(self) -> Iterator[Exchange]:
-        """Yield the sums of the gradients over the replicas."""
+    def sum(self, label: str, size: int) -> Exchange:
+        """Return the sum over the replicas of a gradient, of which this rank has its share."""
         others = self.replicas - 1
-        for size, name in zip(self.layer.parameters, ("weight", "bias"), strict=False):
-            sent = FLOAT * 2 * others / self.replicas * size * self.share
-            yield Exchange(f"{self.layer.name}.{name}", sent, sent, 3 * others, False)
+        sent = FLOAT * 2 * others / self.replicas * size * self.share
+        return Exchange(label, sent, sent, 3 * others, False)
 
     def whole(self, forward: bool) -> Iterator[Exchange]:
         """Yield the exchange that makes the layer's inputs whole, or its backward."""
@@ -204,8 +203,11 @@ def program(parts: Sequence[Part]) -> Iterator[Compute | Exchange]:
     yield Exchange("losses", sent, sent, others, True)
     for part in reversed(parts):
         yield part.arithmetic(1 if part is parts[0] else 2)
-        yield from part.sums()
+        yield part.sum(part.layer.name, part.layer.parameters[0])
         yield from part.whole(forward=False)
+    biases = [part.sum("biases", part.layer.parameters[1]) for part in parts]
+    total = sum(one.sent for one in biases)
+    yield Exchange("biases", total, total, max(one.messages for one in biases), False)
 
 
 @dataclass(frozen=True)

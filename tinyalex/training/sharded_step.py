@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from hashlib import sha256
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 import tinyalex.functional as F
+from tinyalex.backends import array_module
+from tinyalex.backends.devices import device_of, using
 from tinyalex.backends.sharded import sharded
 from tinyalex.backends.shards import Part
 from tinyalex.backends.types import Array
@@ -105,6 +108,7 @@ class ShardedSteps(Steps):
         self._network = model
         self._ranks, self._data = ranks, data
         self._on_their_way: list[Pending[None]] = []
+        self._biases: list[Array] = []
         parameters = dict(model.named_parameters())
         self._hooks = [
             parameters[name].register_post_accumulate_grad_hook(self._sender(name))
@@ -120,17 +124,34 @@ class ShardedSteps(Steps):
     def _sender(self, name: str) -> Any:
         def send(parameter: Tensor) -> None:
             if self._ranks.link.size > 1:
-                self._on_their_way.append(self._sum(name, parameter.grad))
+                self._send(name, parameter.grad)
 
         return send
 
-    def _sum(self, name: str, gradient: Array) -> Pending[None]:
-        return self._ranks.link.sum(f"the gradient of {name}", gradient, self._ranks.tree)
+    def _send(self, name: str, gradient: Array) -> None:
+        """Begin the sum of a gradient over ranks; those of biases wait for each other."""
+        if gradient.ndim == 1:
+            self._biases.append(gradient)
+        else:
+            self._on_their_way.append(self._sum(f"the gradient of {name}", gradient))
+
+    def _sum(self, label: str, gradient: Array) -> Pending[None]:
+        return self._ranks.link.sum(label, gradient, self._ranks.tree)
 
     def _wait(self) -> None:
         """Wait until the gradients are those of all ranks."""
+        if self._biases:  # a request for each would take longer than its few bytes
+            here = [gradient for gradient in self._biases if gradient.size] or self._biases[:1]
+            with using(device_of(here[0])):
+                joined = array_module(here[0]).concatenate(here)
+                self._on_their_way.append(self._sum("the gradients of biases", joined))
         for pending in self._on_their_way:
             pending.wait()
+        if self._biases:
+            with using(device_of(joined)):
+                for gradient, end in zip(here, accumulate(map(len, here)), strict=True):
+                    gradient[...] = joined[end - len(gradient) : end]
+        self._biases.clear()
         self._on_their_way.clear()
 
     def repeating(self, batch: Batch) -> AbstractContextManager[None]:
@@ -166,7 +187,7 @@ class ShardedSteps(Steps):
             if not math.isfinite(total := math.fsum(everything)):
                 raise DivergedError(f"the loss is {total / len(everything)}")
             for name, nothing in self.elsewhere.items():
-                self._sum(name, nothing)
+                self._send(name, nothing)
             share = np.full(len(losses), 1 / len(everything), np.float32)
             if losses.requires_grad:  # this rank's part has something to learn
                 losses.backward(Tensor(share).to(device))

@@ -45,7 +45,9 @@ class SplitSteps(ShardedSteps):
         here = {name for name, _ in split.model.named_parameters()}
         learning = {name: parameters[name] for name in split.summed if name not in here}
         self.elsewhere = {
-            name: np.empty(0, p.dtype) for name, p in learning.items() if p.requires_grad
+            name: np.empty((0,) * p.ndim, p.dtype)
+            for name, p in learning.items()
+            if p.requires_grad
         }
 
     def take(self, batch: Batch) -> None:
