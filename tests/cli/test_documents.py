@@ -1,4 +1,4 @@
-"""Code blocks of the documents, run as printed, with thin networks and few epochs."""
+"""Code blocks of the documents, run as printed with thin networks."""
 
 import re
 import shlex
