@@ -692,14 +692,13 @@ Markdown("\n".join(table) + f"\n\n{where}; `benchmarks/bench_kernels.py` measure
 # ## Where to go from here
 #
 # - [code.md](code.md): where everything else is, and in which order to read it.
+# - [exercises.md](exercises.md): ten exercises, in which you break this engine or make it better.
+# - [why.md](why.md): where in a photograph the answer of a trained network comes from.
 # - [paper.md](paper.md): each sentence of the paper, the line that does it, and the test that holds
 #   it.
 # - [winograd.md](winograd.md): the fast convolution; [`kernels/README.md`](../kernels/README.md):
 #   the ladder of CUDA kernels.
 # - [`graph.py`](../tinyalex/graph.py): `draw_graph` draws the graph of a loss, and how many bytes
 #   each operation keeps for backward.
-# - [`pictures/why.py`](../tinyalex/pictures/why.py): `occlusion`, `input_gradient`, `grad_cam`:
-#   where in a photograph the answer of a trained network comes from. Its `input_gradient` is the
-#   gradient that section 10 did without: that of the photograph.
 # - [`examples/minimal.py`](../examples/minimal.py): a training of a minute, to change as you like.
 # - [`tests/support/oracles.py`](../tests/support/oracles.py): every op as loops, as in section 11.
