@@ -66,7 +66,6 @@ def run(check, root):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
     )
     return done.returncode, done.stdout
 
