@@ -38,10 +38,10 @@ def of_ranks(model, images, labels, shards, ranks):
     return losses, {name: summed(tree, [grads[name] for _, grads in found]) for name in found[0][1]}
 
 
-def problem(variant, count):
+def problem(variant, count, divisor=8):
     """Return a thin network in training mode, images and labels."""
     size = 67 if variant == "torchvision" else models.VARIANTS[variant].input_size
-    thin = models.VARIANTS[variant].thinner(8, size)
+    thin = models.VARIANTS[variant].thinner(divisor, size)
     random.manual_seed(1)
     model = models.AlexNet(thin, 10, dropout=0.5).train()
     rng = np.random.default_rng(0)
@@ -56,7 +56,8 @@ def problem(variant, count):
 )
 def test_the_bits_are_those_of_one_rank(variant, count, shards, backend):
     with ta.use_backend(backend):
-        arguments = problem(variant, count)
+        # The kernels that the layers of AlexNet have need so many channels; the plain ones do not.
+        arguments = problem(variant, count, 8 if backend == "cpu" else 16)
         losses, expected = of_ranks(*arguments, shards, 1)
         for ranks in (2, 3, 4, 8, 11)[: 5 if backend == "cpu" else 2]:
             others, found = of_ranks(*arguments, shards, ranks)
