@@ -272,7 +272,9 @@ def table(results: list[dict[str, Any]], variant: str, batch: int) -> str:
             )
     costs = ", ".join(f"{found['per_byte'] * 1e9:.2f}" for found in results)
     lines += ["", f"A byte costs a rank's core {costs} ns at these rates, measured by a sum alone."]
-    lines += [reach(found, variant, batch) for found in results if found["gbit"] == 1]
+    for found in results:
+        if found["gbit"] == 1:
+            lines += ["", reach(found, variant, batch)]
     return "\n".join(lines)
 
 
