@@ -1,4 +1,4 @@
-"""The page on networks that do not learn, whose symptoms are as printed."""
+"""The page on networks that do not learn: symptoms as printed."""
 
 import math
 import re

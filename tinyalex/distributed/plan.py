@@ -159,7 +159,7 @@ class Part(NamedTuple):
         return Compute(times * math.ceil(self.images) * layer.multiply_adds * held)
 
     def sum(self, label: str, size: int) -> Exchange:
-        """Return the sum over the replicas of a gradient, of which this rank has its share."""
+        """Return the sum over replicas of this rank's part of a gradient."""
         others = self.replicas - 1
         sent = FLOAT * 2 * others / self.replicas * size * self.share
         return Exchange(label, sent, sent, 3 * others, False)
