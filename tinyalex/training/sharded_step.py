@@ -129,7 +129,7 @@ class ShardedSteps(Steps):
         return send
 
     def _send(self, name: str, gradient: Array) -> None:
-        """Begin a gradient's sum over ranks; those of biases wait for each other."""
+        """Begin a gradient's sum over ranks; biases wait for each other."""
         if gradient.ndim == 1:
             self._biases.append(gradient)
         else:
