@@ -17,7 +17,7 @@ from shared import report
 from tinyalex.progress import duration
 from tinyalex.training import read_metrics
 
-MILESTONES = (1, 2, 5, 10, 20, 30, 60, 90)  # epochs worth a row, besides the last
+MILESTONES = (1, 2, 5, 10, 20, 30, 60, 90)  # epochs worth a word, besides the last
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -33,24 +33,20 @@ def collect(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the run as a Markdown table."""
+def sentence(result: dict[str, Any]) -> str:
+    """Return how the run went."""
     epochs = result["epochs"]
     chosen = [row for row in epochs if row["epoch"] in MILESTONES or row is epochs[-1]]
-    lines = ["| epoch | time | training loss | validation top-1 |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['epoch']} | {duration(row['time']['seconds'])} | {row['loss']:.2f} "
-        f"| {row['val_top1']:.1%} |"
-        for row in chosen
-    ]
-    best = max(epochs, key=lambda row: row["val_top1"])
-    sentence = f"Best epoch: {best['epoch']}, {best['val_top1']:.1%} of the validation images"
-    if result["test"]:
-        sentence += f"; test images, which played no part in training: {result['test']['top1']:.1%}"
+    milestones = ", ".join(
+        f"{row['val_top1']:.1%} after {duration(row['time']['seconds'])}" for row in chosen
+    )
+    test = f"; of test images {result['test']['top1']:.1%}" if result["test"] else ""
     settings = result["settings"]
     facts = f"{settings['threads']} threads, seed {settings['seed']}"
-    lines += ["", f"{sentence}. {report.one_line(result['machine'])}; {facts}."]
-    return "\n".join(lines)
+    return (
+        f"Right answers to validation images: {milestones}{test}. "
+        f"{report.one_line(result['machine'])}; {facts}."
+    )
 
 
 def main() -> None:
@@ -63,8 +59,8 @@ def main() -> None:
     report.save(f"run-{arguments.name}", result)
     target = report.ROOT / "docs" / "images" / f"{arguments.name}-curves.png"
     shutil.copy(arguments.folder / "curves.png", target)
-    report.replace_table(report.ROOT / "README.md", f"run-{arguments.name}", table(result))
-    print(table(result))
+    report.replace_table(report.ROOT / "README.md", f"run-{arguments.name}", sentence(result))
+    print(sentence(result))
 
 
 if __name__ == "__main__":

@@ -213,6 +213,12 @@ SPEED_GOALS = (
         for variant, one in zip(VARIANTS, (1.15, 1.05), strict=True)
     ),
 )
+# Of the README: what, mode, and the peers of which the fastest counts.
+SPEED_ROWS = (
+    ("training, PyTorch as installed", "train", TORCH),
+    ("training, PyTorch at its best", "train", TORCH + TUNED_TORCH + COMPILED_TORCH),
+    ("inference, the best of PyTorch, ONNX Runtime and OpenVINO", "infer", PREDICTORS),
+)
 # What, condition, busy processes, mode, the peers, and by milliseconds of pause the same again.
 MOMENTS = (0, 100, 1000)
 MOMENT_GOALS = (
@@ -254,14 +260,17 @@ def speed_table() -> str:
     """Return the README's table: how many times as long a peer takes."""
     sizes = BATCH_SIZES["infer"]
     head = " | ".join(f"batch {size}" for size in sizes)
-    lines = [f"| | {head} |", "|---" * 4 + "|"]
-    for what, mode, variant, peers, _ in SPEED_GOALS:
-        results, cells = load(mode, variant), []
-        for result in map(results.get, sizes):
-            found = [name for name in peers if result and name in result["runs"]]
-            cells.append(str(ratio(result, _fastest(result, found))) if result and found else "-")
-        lines.append(f"| {what}, `{variant}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines, machines = [f"| | {head} |", "|---" * 4 + "|"], set()
+    for variant in VARIANTS:
+        for what, mode, peers in SPEED_ROWS:
+            results, cells = load(mode, variant), []
+            machines |= {report.one_line(result["machine"]) for result in results.values()}
+            for result in map(results.get, sizes):
+                found = [name for name in peers if result and name in result["runs"]]
+                best = _fastest(result, found) if result and found else None
+                cells.append(str(ratio(result, best)) if result and best else "-")
+            lines.append(f"| `{variant}`, {what} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "; ".join(sorted(machines)) + "."])
 
 
 def _moment_goals(

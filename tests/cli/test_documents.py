@@ -61,6 +61,7 @@ def place(thin, tmp_path, monkeypatch, rng):
     """Enter a folder that has what the documents' commands take."""
     monkeypatch.chdir(tmp_path)
     draw_photos(tmp_path / "photos", 14)  # 34 to learn from: more than a batch
+    (tmp_path / "photos/ash").rename(tmp_path / "photos/tulips")
     shutil.copytree("photos", "others")
     shutil.copytree("photos/elm", "new-photos")
     for animal in ("tench", "goldfish"):
@@ -82,8 +83,12 @@ def place(thin, tmp_path, monkeypatch, rng):
     (tmp_path / "imagenet_mean.binaryproto").write_bytes(blob(np.full((1, 3, 256, 256), 120.0)))
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if [*calls_in(p)]], ids=name)
-def test_commands_run_one_after_the_other(path, place):
+RUN_ELSEWHERE = ("tour.md", "exercises.md", "no-learning.md")  # by tests of their own names
+WITH_CODE = [p for p in DOCUMENTS if [*calls_in(p)] or blocks(p, "python")]
+
+
+@pytest.mark.parametrize("path", [p for p in WITH_CODE if p.name not in RUN_ELSEWHERE], ids=name)
+def test_commands_run_one_after_the_other_and_then_python(path, place):
     for words in calls_in(path):
         if "--epochs" in words:
             words[words.index("--epochs") + 1] = "1"
@@ -94,6 +99,10 @@ def test_commands_run_one_after_the_other(path, place):
             continue
         code, said, complaints = run(*words)
         assert code == 0, f"{shlex.join(words)}\n{said}\n{complaints}"
+    scope = {}
+    for code in blocks(path, "python"):
+        if not code.startswith("def conv2d_input_grad("):  # the README's, of backends/reference.py
+            exec(code, scope)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
@@ -105,15 +114,3 @@ def test_files_and_extras_of_other_commands_exist(path):
                 assert (ROOT / word).exists(), word
             for extra in re.findall(r"\[([\w,]+)\]", word):
                 assert all(f"\n{one} = [" in extras for one in extra.split(",")), word
-
-
-RUN_ELSEWHERE = ("tour.md", "exercises.md", "no-learning.md")  # by tests of their own names
-WITH_PYTHON = [p for p in DOCUMENTS if blocks(p, "python") and p.name not in RUN_ELSEWHERE]
-
-
-@pytest.mark.parametrize("path", WITH_PYTHON, ids=name)
-def test_python_runs(path, thin):
-    scope = {}
-    for code in blocks(path, "python"):
-        if not code.startswith("def conv2d_input_grad("):  # the README's, of backends/reference.py
-            exec(code, scope)
