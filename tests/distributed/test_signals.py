@@ -55,3 +55,28 @@ with leaving_on_signals(pause=True, silent=True):
 @pytest.mark.parametrize("rank", range(COUNT))
 def test_a_signal_to_one_rank_that_has_nothing_to_save_lets_all_leave(rank):
     assert run(COUNT, LEAVING, rank, seconds=20) == Ended(0, [], "")
+
+
+AT_THE_END = """
+from tinyalex.interrupts import leaving_on_signals
+leaving = leaving_on_signals(pause=True, silent=True)
+leaving.__enter__()
+name = sys.argv[2]
+if ranks.rank == int(sys.argv[1]):
+    if name == "after":
+        ranks.close()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    function = getattr(ranks, name)
+    def late():
+        setattr(ranks, name, function)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.2)
+        function()
+    setattr(ranks, name, late)
+"""
+
+
+@pytest.mark.parametrize("when", ["_end", "_finish", "after"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_at_the_end_does_not_keep_the_others(rank, when):
+    assert run(2, AT_THE_END, rank, when, limit=4, seconds=20) == Ended(0, [], "")

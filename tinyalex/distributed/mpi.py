@@ -250,7 +250,7 @@ class MPICommunicator(Communicator):
     def close(self) -> None:
         """Wait until all ranks have come here, and end MPI."""
         if not self._closed:
-            self.share("end", None).wait()
+            self._ask("end", self._come_to_end).wait()
             self._end()
 
     def connect(self, device: str) -> None:
@@ -261,18 +261,25 @@ class MPICommunicator(Communicator):
 
     def leave(self, code: int) -> None:
         """End MPI after a signal, when all ranks have come here."""
-        request = self._put("leave", lambda: self._take_leave(code))
-        while not request.done.is_set():
-            # The signal may come only now, where another rank has told of it.
-            with suppress(LeftError, KeyboardInterrupt):
-                request.wait()
+        self._insist("leave", lambda: self._take_leave(code))
         self._end()
 
     def _end(self) -> None:
         if self._watcher:
             self._watcher.close(WELL)
         self._closed = True
-        self._put("end", self._finish).wait()
+        self._insist("end", self._finish)
+
+    def _insist(self, label: str, work: Callable[[], None]) -> None:
+        """Request work, and wait for it in spite of a signal.
+
+        The signal may come only now, where another rank has told of it, or at the very end.
+        """
+        request, answered = self._put(label, work), False
+        while not answered:
+            with suppress(LeftError, KeyboardInterrupt):
+                request.wait()
+                answered = True
 
     def _abort_at_exit(self) -> None:
         if not self._closed:
@@ -394,7 +401,13 @@ class MPICommunicator(Communicator):
         way = self._gpu.join(self._agree(["connect"], self._gpu.offer()))
         self.engine += f", arrays on GPUs {way}"
 
+    def _come_to_end(self) -> None:
+        self._share("end", None)
+        self._closed = True
+
     def _finish(self) -> None:
+        if self._ranks is None:  # a signal came after the end
+            return
         if self._gpu is not None:
             self._gpu.close()
         self._mpi.Request.Waitall(list(self._beats.values()))
@@ -405,6 +418,7 @@ class MPICommunicator(Communicator):
             time.sleep(LONGEST_NAP)
         self._mpi.Request.Waitall(list(self._beats.values()))
         self._ranks.Free()
+        self._ranks = None
         self._calls.MPI_Finalize()
 
     def _gather(self, label: str, array: np.ndarray) -> list[np.ndarray]:
@@ -567,8 +581,11 @@ class MPICommunicator(Communicator):
     def _take_leave(self, code: int) -> None:
         """Leave in place of a request, and wait until all others do.
 
-        All of them have come to this one, and none of them beyond: those before are answered.
+        All of them have come to this one, and none of them beyond: those before are answered. After
+        the end there is none to wait for.
         """
+        if self._closed:
+            return
         others = [peer for peer in range(self.size) if peer != self.rank]
         open_ = [self._ranks.Isend(bytes([code]), peer, _HEADER) for peer in others]
         open_ += self._dropped
