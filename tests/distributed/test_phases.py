@@ -132,31 +132,36 @@ def spoil(module, args, output):
     return output * np.float32("nan")
 hook = args[0]._model.register_forward_hook(spoil)
 """
+SPOIL = "args[0].run.classifier.model.register_forward_hook(lambda *a: a[2] * np.float32('nan'))"
 PLANTS = {
     "an image of rank 1": (
-        (1, "args[1].images[:1] = float('nan')", ()),
+        ("training", 1, "args[1].images[:1] = float('nan')", ()),
         r"on rank 1, forward in the images, one of .* finite; because of /\S+png; /",
     ),
     "a weight of all": (
-        (-1, "next(args[0]._model.parameters()).data[0] = float('nan')", ()),
+        ("training", -1, "next(args[0]._model.parameters()).data[0] = float('nan')", ()),
         r"\): forward in conv1, whose weight .* finite; the images of rank 0 are /\S+png, ",
     ),
     "the first logits of rank 1": (
-        (1, ONCE, ()),
+        ("training", 1, ONCE, ()),
         r"not again when the step was repeated, by each rank with its own images; .* rank 0 are /",
     ),
     "an image of two towers": (
-        (1, "args[1].images[:1] = float('nan')", ("--variant", "twins", "--parallel", "towers")),
+        ("training", 1, "args[1].images[:1] = float('nan')", WAYS["towers"][1:]),
         r"on rank 1, forward in the images, one of .* finite; because of /\S+png; /",
+    ),
+    "the validation of rank 1": (
+        ("validation", 1, SPOIL, ()),
+        r"validation loss .*: on rank 1, forward in the loss, which is nan; the images of rank 1 ",
     ),
 }
 
 
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_divergence_is_explained_by_the_rank_that_saw_it(photos, tmp_path, plant):
-    (rank, code, options), expected = PLANTS[plant]
+    (phase, rank, code, options), expected = PLANTS[plant]
     out = tmp_path / "run"
-    code, _, complaints = finish(start(photos, out, "training", rank, code, *options))
+    code, _, complaints = finish(start(photos, out, phase, rank, code, *options))
     assert code == 3, complaints
     assert complaints.count("error:") == 1
     assert re.search(expected, complaints), complaints

@@ -269,9 +269,9 @@ class Trainer:
                 with no_grad():
                     loss = logits_and_loss(model, batch)[1].item()
                 if not math.isfinite(loss):
-                    self._remember(self.run.state.step, batch, self.validation)
-                    raise self._explain(error)
-            raise error
+                    break
+            self._remember(self.run.state.step, batch, self.validation)  # all ranks explain
+            raise self._explain(error)
         return scores
 
     def _remember(self, step: int, batch: Batch, source: Source) -> None:
