@@ -98,9 +98,7 @@ def test_a_page_asks_for_nothing_and_runs_nothing(page):
         for name in ("src", "href", "srcset", "data", "poster"):
             assert re.match("data:|#", attributes.get(name, "#"))
         ids += [attributes["id"]] if "id" in attributes else []
-        if tag == "svg":
-            ids.append(None)  # the next may have the same: they are only used inside
-    assert len([name for name in ids if name]) == len({name for name in ids if name})
+    assert len(ids) == len({*ids})
     assert not re.search(r"url\((?!#)|@import", page)
     assert "default-src 'none'" in page
 
@@ -180,6 +178,15 @@ def test_a_page_says_what_it_lacks(copy, spoil, lacks, shown):
         assert f"Not here: {name}: " in found.text
 
 
+def test_the_accuracy_on_test_images_is_that_of_the_best_network(copy):
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "test", "step": 9, "loss": 1.0, "top1": 0.5, "top5": 1.0}\n')
+    assert "50.0% of test images right" in reported(copy)[1].text
+    assert run("report", copy / "last.safetensors")[0] == 0
+    page = (copy / "last.safetensors-report.html").read_text(encoding="utf-8")
+    assert "of test images" not in page
+
+
 def test_where_the_weights_came_from_and_which_hosts_trained(tmp_path, trained, photos):
     out = tmp_path / "run"
     arguments = ("--weights", trained, "--freeze", "conv1", "--epochs", 1)
@@ -239,7 +246,7 @@ def test_a_thousand_classes_stay_small(tmp_path):
 
 def test_only_some_images_of_many_are_looked_at(copy):
     found = reported(copy, "--images", 6)[1]
-    assert re.search(r"of 6 images right, a sample of 1[45] spread over the classes", found.text)
+    assert re.search(r"of 6 images right \(1[45] were held out\);", found.text)
     assert "among 6 images of 5" in found.text
 
 

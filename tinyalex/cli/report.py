@@ -205,7 +205,8 @@ def about(network: Network, missing: Missing) -> dict[str, Any]:
         "weights": beginning(network, settings),
         "state": state_in(content, path),
         "epochs": sorted(epochs, key=lambda row: row["epoch"]),
-        "test": next(reversed(rows_of("test", rows)), None),
+        # Training tests the best network.
+        "test": next(reversed(rows_of("test", rows)), None) if path.name == BEST else None,
         "spoilt": sum(row.get("kind") in ("step", "epoch") for row in rows)
         - len(epochs)
         - len(steps),

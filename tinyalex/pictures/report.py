@@ -24,8 +24,8 @@ TEMPLATE = "report.html"
 def load_template() -> Callable[..., str]:
     """Return the function that fills in the page.
 
-    It escapes every text for HTML and, as `printable`, for what steers the reading; only SVG and
-    what is wrapped in `markup` stays as it is. Raises PackageError where Jinja does not work.
+    It escapes every text for HTML and, as `escaped`, control characters; only what the template
+    marks `safe` stays as it is. Raises PackageError where Jinja does not work.
     """
     with borrowed("jinja2"):
         import jinja2
