@@ -189,6 +189,13 @@ def test_grad_cam_needs_a_convolution():
         grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), np.zeros((1, 1, 2, 2)), 0)
 
 
+def test_grad_cam_needs_maps_of_the_network(model, images):
+    with pytest.raises(ValueError, match="layer must be one of the network's, got another ReLU"):
+        grad_cam(model, images, 0, nn.ReLU())
+    with pytest.raises(ValueError, match=r"layer must have outputs \[N, K, h, w\], got \[3, 4\]"):
+        grad_cam(model, images, 0, model.classifier[-1])
+
+
 def test_maps_of_a_network_on_a_gpu(cuda, images):
     model, images = alexnet(TINY, num_classes=4), images.astype(np.float32)
     expected = [find(model, images, 1) for find in MAPS]

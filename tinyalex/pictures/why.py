@@ -119,10 +119,14 @@ def grad_cam(
     labels, leaves = _labels(target, len(images)), list[Tensor]()
 
     def begin_here(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if output.ndim != 4:
+            raise ValueError(f"layer must have outputs [N, K, h, w], got {list(output.shape)}")
         leaves.append(output.detach().requires_grad_())  # backward ends at leaves
         return leaves[-1]
 
-    layer = layer or last_maps(model)
+    layer = last_maps(model) if layer is None else layer
+    if all(layer is not module for module in model.modules()):
+        raise ValueError(f"layer must be one of the network's, got another {type(layer).__name__}")
     with _undisturbed(model) as device, layer.register_forward_hook(begin_here):
         _of_class(model(Tensor(images).to(device)), labels).sum().backward()
     maps, grads = (host_copy(array) for array in (leaves[-1].data, leaves[-1].grad))
