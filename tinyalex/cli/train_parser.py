@@ -239,7 +239,8 @@ def make_parser(description: str | None = None) -> Parser:
         "--label-smoothing",
         type=float,
         metavar="SHARE",
-        help="share of each target that all classes have alike (default: 0.1 where --mixup is 0.2)",
+        help="share of each target that all classes have alike (default: 0.1 for --data without "
+        "--variant or --weights, else 0)",
     )
     group.add_argument(
         "--average",
