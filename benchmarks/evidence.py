@@ -3,8 +3,8 @@
     python benchmarks/evidence.py runs/patterns-torchvision   # minutes
 
 RUN is a run of README's first command: of its images it is known which pixels are the pattern, all
-that tells the class (`Patterns.mask`), and which are background. A network with random weights, of
-which the maps should know nothing, stands beside it. --table writes the figures into docs/why.md.
+that tells the class (`Patterns.mask`), and which are background. A network with random weights stands
+beside it: what its maps show is contrast, not evidence. --table writes docs/why.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     result: dict[str, Any] = report.load("evidence") if arguments.resume else {}
-    result = {"found": {}, **result, "images": arguments.images, "machine": report.machine()}
+    asked = {name: str(getattr(arguments, name)) for name in ("run", "images", "stride")}
+    if (begun := result.get("asked", asked)) != asked:
+        parser.error(f"--resume expects the arguments that it began with, {begun}, got {asked}")
+    result = {"found": {}, **result, "asked": asked, "machine": report.machine()}
     classifier = load_classifier(arguments.run)
     images, masks = seen_and_masks(classifier, Patterns("test", 1000), arguments.images)
     for name in NETWORKS:
@@ -133,7 +136,7 @@ def table(result: dict[str, Any]) -> str:
             found = result["found"][name][method]
             cells += [f"{found['all']:.2f}{report.TIMES}", f"{found['share']:.0%}"]
         rows.append(f"| {' | '.join(cells)} |")
-    below = f"{result['images']} test images. {report.one_line(result['machine'])}."
+    below = f"{result['asked']['images']} test images. {report.one_line(result['machine'])}."
     return "\n".join([*rows, "", below])
 
 
