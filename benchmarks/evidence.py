@@ -3,8 +3,8 @@
     python benchmarks/evidence.py runs/patterns-torchvision   # minutes
 
 RUN is a run of README's first command: of its images it is known which pixels are the pattern, all
-that tells the class (`Patterns.mask`), and which are background. A network with random weights stands
-beside it: what its maps show is contrast, not evidence. --table writes docs/why.md.
+that tells the class (`Patterns.mask`), and which are background. Beside it stands a network with
+random weights: what its maps show is contrast, not evidence. --table writes docs/why.md.
 """
 
 from __future__ import annotations
