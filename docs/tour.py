@@ -485,7 +485,7 @@ print(f"pixel:  {pixel_grad:.6e}, autograd: {image.grad[0, c, row, column]:.6e}"
 assert np.isclose(pixel_grad, image.grad[0, c, row, column])
 
 # %% [markdown]
-# These are six lines of [`backends/reference.py`](../tinyalex/backends/reference.py):
+# These are eight lines of [`backends/reference.py`](../tinyalex/backends/reference.py):
 # `conv2d_input_grad`, and as few for `conv2d_weight_grad`. Autograd and our hands might still share
 # a mistake. The judge is the definition: change the weight a little, and see how the loss changes.
 # It has to be the same mask both times, or the difference would be that of two networks: `forward`

@@ -126,7 +126,7 @@ def test_each_exercise_says_what_it_teaches_and_has_an_answer():
         assert re.search(r"^\*\d+ minutes\. Learn: .*Read first:\*$", exercise, re.MULTILINE)
         assert any(check.title == exercise.splitlines()[0] for check in CHECKS)
     minutes = sum(map(int, re.findall(r"^\*(\d+) minutes", PAGE, re.MULTILINE)))
-    assert minutes == pytest.approx(180, abs=20)  # the page says three hours in all
+    assert f" {minutes} minutes in all." in PAGE
 
 
 def test_the_picture_is_of_the_first_exercise(monkeypatch):
