@@ -24,9 +24,7 @@ def test_each_symptom_is_as_printed(capsys):
     printed, wanted = capsys.readouterr().out, "".join(blocks("text"))
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", wanted)
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(wanted), strict=True)
-    for (
-        got,
-        expected,
-    ) in pairs:  # other processors round differently, and forty steps later it shows
+    for got, expected in pairs:
+        # Other processors round differently, and forty steps later it shows.
         margin = max(0.2, 0.2 * abs(size(expected)))
         assert size(got) == pytest.approx(size(expected), abs=margin, nan_ok=True)
