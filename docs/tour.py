@@ -106,7 +106,7 @@ print(f"{x.size:,} numbers became {columns.size:,}: {columns.size / x.size:.1f} 
 #
 # ## 3. The way of a call
 #
-# You wrote `conv1(x)`. These functions ran:
+# You wrote `conv1(x)`. These functions ran (but for those whose names begin with an underscore):
 
 # %%
 way = ("nn/conv.py", "functional.py", "autograd.py", "ops/conv.py", "backends/reference.py")
@@ -345,8 +345,9 @@ print(f"+ {excess:.4f} - ({z[tabby]:.4f}) = {np.log(1000) + excess - z[tabby]:.4
 #
 # `loss.backward()` walks the graph from the newest node to the oldest
 # ([`autograd.py`](../tinyalex/autograd.py): `backward`, a walk of 23 lines). A node is born after
-# everything that it needs, so the newest node that has a gradient has all of it. Each line is an
-# op, and behind it are the kernels that it called:
+# everything that it needs. So whatever uses the newest node was newer still, and has been visited:
+# its gradient is complete. Each line is an op, and behind it are the kernels that it called (for
+# the bias of a linear layer, the sum that a convolution's bias takes):
 
 # %%
 ops = [
@@ -485,9 +486,10 @@ print(f"pixel:  {pixel_grad:.6e}, autograd: {image.grad[0, c, row, column]:.6e}"
 assert np.isclose(pixel_grad, image.grad[0, c, row, column])
 
 # %% [markdown]
-# These are eight lines of [`backends/reference.py`](../tinyalex/backends/reference.py):
-# `conv2d_input_grad`, and as few for `conv2d_weight_grad`. Autograd and our hands might still share
-# a mistake. The judge is the definition: change the weight a little, and see how the loss changes.
+# All at once they are matrix products again, a few lines each
+# ([`backends/reference.py`](../tinyalex/backends/reference.py): `conv2d_input_grad`,
+# `conv2d_weight_grad`, `conv2d_bias_grad`). Autograd and our hands might still share a mistake. The
+# judge is the definition: change the weight a little, and see how the loss changes.
 # It has to be the same mask both times, or the difference would be that of two networks: `forward`
 # says `start_step(0)`.
 
@@ -626,8 +628,11 @@ with ta.use_backend("cpu"):
 print(f"NumPy {whole[0, k, p, q]:.3f}, Numba {fast[0, k, p, q]:.3f}, a thread of CUDA {one:.3f}")
 assert np.isclose(one, whole[0, k, p, q])
 assert np.abs(fast - whole).max() < 1e-4
-tiles = (-(-27 // TILE)) ** 2  # of 27 x 27 outputs, rounded up
-print(f"products per output: {25 * 48} directly, {tiles * POINTS * 48 / 27**2:.0f} by Winograd")
+
+from tinyalex.backends.cpu.conv.winograd_transforms import TILE
+
+tiles, points = (-(-27 // TILE)) ** 2, (TILE + 5 - 1) ** 2  # of 27 x 27 outputs, rounded up
+print(f"products per output: {25 * 48} directly, {tiles * points * 48 / 27**2:.0f} by Winograd")
 
 # %% [markdown]
 # Numba's way of it has fewer multiplications, and so wins by more than compiling alone could.
