@@ -107,6 +107,7 @@ def playground(place, grown=None):
                 shutil.copytree(grown.root / name, place / name, symlinks=True)
             made.counter.value = grown.images
         patch.chdir(place)
+        patch.setattr(sys, "dont_write_bytecode", True)  # of broken packages, among its files
         patch.setenv("HOME", str(made.root / "home"))
         patch.setenv("XDG_CACHE_HOME", str(made.cache))
         patch.setenv("MPLCONFIGDIR", str(place.parent / "matplotlib"))  # to list the fonts once

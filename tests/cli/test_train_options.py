@@ -82,7 +82,7 @@ def test_help_has_the_defaults_of_the_recipe(monkeypatch):
         default = f"(default: {SMALL_DATA[name]} for --data without --variant or --weights"
         assert default in words
         assert SMALL_DATA[name] != EMBEDDED[name]
-    assert f"(default: {SMALL_DATA['label_smoothing']} where --mixup is 0.2)" in words
+    assert f"(default: {SMALL_DATA['label_smoothing']} or 0, as for --mixup)" in words
     own = "{epochs} epochs of up to {batch_size} images at lr {lr} by default"
     assert own.format(**WITH_WEIGHTS) in said
 

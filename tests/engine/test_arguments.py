@@ -78,7 +78,16 @@ WITHOUT_GRADIENT = {
     *("arange", "ones", "rand", "randn", "tensor", "zeros"),  # make leaves
     *("current_backend", "empty_cache", "is_grad_enabled", "no_grad", "use_backend", "use_fusion"),
     *("get_float32_matmul_precision", "set_float32_matmul_precision", "manual_seed"),
-    *("export_onnx", "gradcheck", "load", "load_weights", "save", "summary"),
+    *(
+        "Drawing",
+        "draw_graph",
+        "export_onnx",
+        "gradcheck",
+        "load",
+        "load_weights",
+        "save",
+        "summary",
+    ),
 }
 
 REDUCTION = {"self": normal(2, 3), "dim": None, "keepdim": False, "axis": 1, "keepdims": True}

@@ -239,8 +239,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--label-smoothing",
         type=float,
         metavar="SHARE",
-        help="share of each target that all classes have alike (default: 0.1 for --data without "
-        "--variant or --weights, else 0)",
+        help="share of the target for all classes (default: 0.1 or 0, as for --mixup)",
     )
     group.add_argument(
         "--average",
@@ -290,7 +289,7 @@ def make_parser(description: str | None = None) -> Parser:
         choices=STRATEGIES,
         default="data",
         metavar="WAY",
-        help="what ranks share: data, towers or hybrid (default: data)",
+        help="what ranks share: data, towers or hybrid (default: %(default)s)",
     )
     group.add_argument(
         "--exchange-timeout",
@@ -346,7 +345,7 @@ def make_parser(description: str | None = None) -> Parser:
         "--report",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="write a page on the run, report.html, at its end, which takes some seconds",
+        help="write report.html, a page on the run, at its end",
     )
     instead = parser.add_argument_group(
         "instead of training; nothing stays on the disk but what --index-cache keeps"
