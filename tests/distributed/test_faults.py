@@ -5,6 +5,7 @@ three and four.
 """
 
 import os
+import signal
 import time
 
 import pytest
@@ -84,3 +85,27 @@ def test_a_rank_that_never_starts_ends_all():
     ended = run(3, "pass", limit=LIMIT, BEFORE=before, seconds=20)
     assert "MPI has not started on all ranks within 2 s" in ended.err
     assert ended.code > 0
+
+
+PAUSED = """
+say(os.getpid())
+say("ready")
+if ranks.rank == 0:
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        sum(range(10_000))
+ranks.share("after a pause", 0).wait()
+"""
+
+
+def test_a_job_that_was_paused_for_longer_than_the_limit_continues():
+    """As schedulers do for another one that comes first; three of its ranks wait meanwhile."""
+    with started(4, PAUSED, limit=1) as job:
+        pids = list(map(int, wait_for(job, 4)))
+        time.sleep(0.5)
+        for number, seconds in ((signal.SIGSTOP, 1.5), (signal.SIGCONT, 0)):
+            for pid in pids:
+                os.kill(pid, number)
+            time.sleep(seconds)
+        _, err = job.communicate(timeout=20)
+    assert (job.returncode, err) == (0, "")

@@ -1,11 +1,14 @@
 """Requests of ranks on GPUs, which the stand-in plays."""
 
+import os
+import signal
 import socket
 import textwrap
+import time
 
 import pytest
 from gpus import BEFORE
-from ranks import run, said
+from ranks import run, said, started, wait_for
 
 from tinyalex.backends import devices
 from tinyalex.distributed.nccl import obstacle
@@ -95,6 +98,31 @@ def test_a_message_that_never_comes_ends_all(standin, before, expected):
     ended = on_gpus(2, GRADIENT + spoilt + SUM, limit=2, seconds=20)
     assert ended.code != 0
     assert expected.format(host=socket.gethostname()) in ended.err, ended.err
+
+
+LATE = """
+if ranks.rank == 1:
+    send = nccl.GPULink.transfer
+    def late(*arguments):
+        nccl.GPULink.transfer = send
+        time.sleep(1)
+        return send(*arguments)
+    nccl.GPULink.transfer = late
+say(os.getpid())
+say("ready")
+"""
+
+
+def test_a_job_that_was_paused_for_longer_than_the_limit_continues(standin):
+    with started(2, CONNECTED + GRADIENT + LATE + SUM, limit=2, BEFORE=BEFORE) as job:
+        pids = list(map(int, wait_for(job, 2)))
+        time.sleep(0.5)
+        for number, seconds in ((signal.SIGSTOP, 2.5), (signal.SIGCONT, 0)):
+            for pid in pids:
+                os.kill(pid, number)
+            time.sleep(seconds)
+        _, err = job.communicate(timeout=20)
+    assert (job.returncode, err) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,8 @@ class MPICommunicator(Communicator):
         begun = time.monotonic()
         self._waiting = True
         while not request.done.wait(self._stuck_at(begun) - time.monotonic()):
-            if time.monotonic() >= self._stuck_at(begun):
+            # After a pause of the whole job, the thread needs a moment to look.
+            if not request.done.wait(GRACE) and time.monotonic() >= self._stuck_at(begun):
                 self._give_up(request.label)
         self._waiting = False
         self.waited += time.monotonic() - begun
@@ -216,13 +217,15 @@ class MPICommunicator(Communicator):
     def wait_for_gpu(self, label: str, event: Any) -> None:
         """Wait for an event; end all ranks after `timeout` seconds."""
         assert self._gpu is not None
-        begun = time.monotonic()
+        begun = now = time.monotonic()
+        waited = 0.0
         self._waiting = True
         while not self._gpu.ended(label, event):
-            waited = time.monotonic() - begun
             if waited >= self.timeout:
                 self._give_up(label)
             time.sleep(min(LONGEST_NAP, waited / 10))
+            before, now = now, time.monotonic()
+            waited += min(BEAT, now - before)  # it is longer after a pause of the whole job
         self._waiting = False
         self.waited += time.monotonic() - begun
 
@@ -362,7 +365,7 @@ class MPICommunicator(Communicator):
             self._worked = used
             self._tell(_ALIVE, self._alive)
         for peer, heard in self._alive.items():
-            self._alive[peer] = heard + late  # in which this rank was held up itself
+            self._alive[peer] = min(now, heard + late)  # this rank was held up itself
         if silent := [str(peer) for peer, at in self._alive.items() if now - at >= self.timeout]:
             step = "" if self.step is None else f"step {self.step}, "
             doing = f"{step}{self._now.label}: " if self._now else step
