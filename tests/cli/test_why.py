@@ -1,6 +1,7 @@
 """Maps of an image's evidence for a class, and their picture."""
 
 from dataclasses import replace
+from functools import partial
 
 import images as bad
 import numpy as np
@@ -197,11 +198,12 @@ def test_grad_cam_needs_maps_of_the_network(model, images):
 
 
 def test_maps_of_a_network_on_a_gpu(cuda, images):
-    model, images = alexnet(TINY, num_classes=4), images.astype(np.float32)
-    expected = [find(model, images, 1) for find in MAPS]
+    model, images = alexnet(TINY, num_classes=4), images[:1].astype(np.float32)
+    few_squares = partial(occlusion, square=14, stride=14)
+    expected = [find(model, images, 1) for find in (few_squares, input_gradient, grad_cam)]
     model.to("cuda")
-    for find, array in zip(MAPS, expected, strict=True):
-        assert_close(find(model, images, 1), array, what=find.__name__)
+    for find, array in zip((few_squares, input_gradient, grad_cam), expected, strict=True):
+        assert_close(find(model, images, 1), array, what=str(find))
 
 
 # --- the picture
