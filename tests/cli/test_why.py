@@ -377,3 +377,12 @@ def test_maps_show_the_pattern_once_the_network_has_learned_it(learned):
         factor = found[name]["all"]
         assert factor > 2, name
         assert factor > 1.2 * np.mean([other[name]["all"] for other in others]), name
+
+
+def test_rounding_is_no_evidence(rng):
+    seen, noise = np.zeros((8, 8, 3), np.uint8), rng.standard_normal((8, 8)).astype(np.float32)
+    why = Why(seen, np.ones(1, np.float32), 0, 1e-7 * noise, noise, noise)
+    coloured, highest = why.heat("occlusion")
+    assert highest == 1e-4
+    assert coloured.max() < 10  # of 255: black
+    assert why.heat("grad_cam")[0].max() > 100

@@ -221,3 +221,13 @@ def test_no_list_of_names(content, expected, tmp_path):
 
 def test_names_that_occur_twice_get_their_number():
     assert distinct(["crane", "elm", "crane"]) == ["crane (0)", "elm", "crane (2)"]
+
+
+def test_weights_are_printed_in_one_line(weight_file):
+    arrays = dict(np.load(weight_file(3)))
+    shown = repr(
+        Weights(arrays, "tiny", "a file for tests", mean=np.zeros((36, 36, 3), np.float32))
+    )
+    assert len(shown) < 300
+    assert "tiny" in shown
+    assert "array" not in shown

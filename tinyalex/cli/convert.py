@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if ending != ".onnx" and (args.softmax or args.pixels):
         parser.error("--softmax and --pixels are for an OUT that ends in .onnx")
     if os.path.lexists(out):
-        raise ValueError(f"{printable(out)} is there already: remove it, or give another name")
+        raise ValueError(f"{printable(out)} is there already: give another name")
     if not out.parent.is_dir():
         raise ValueError(f"OUT must lie in a folder that is there, {printable(out.parent)} is none")
     path = checkpoint_path(args.file)

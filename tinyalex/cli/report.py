@@ -45,7 +45,7 @@ from tinyalex.pictures.report import data_uri, jpeg, load_template, png
 from tinyalex.pictures.sheets import first_filters
 from tinyalex.pictures.why_sheet import MEANINGS, explain
 from tinyalex.progress import Progress, one_sentence, say
-from tinyalex.text import printable
+from tinyalex.text import percent, printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
@@ -353,7 +353,11 @@ def whys(classifier: Classifier, dataset: Dataset, progress: Progress) -> list[d
     chosen = of_all_classes(dataset.labels, HELD_OUT["why"])
     for place, image in readable(dataset.load, chosen, [], dataset.describe):
         why = explain(classifier, image, progress=progress)
-        pixels = {"The image": why.seen, **{t: why.heat(n)[0] for n, (t, _) in MEANINGS.items()}}
+        pixels = {"The image": why.seen}
+        for map_name, (heading, _) in MEANINGS.items():
+            coloured, highest = why.heat(map_name)
+            scale = f", at most {percent(highest)}" if map_name == "occlusion" else ""
+            pixels[heading + scale] = coloured
         found.append(
             {
                 "title": title(dataset, place),

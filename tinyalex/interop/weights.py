@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,10 +27,10 @@ class Weights:
     what it is, `notes` what was read.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
     variant: str
     source: str
-    mean: tuple[float, ...] | np.ndarray | None = None
+    mean: tuple[float, ...] | np.ndarray | None = field(default=None, repr=False)
     std: tuple[float, ...] | None = None
     resize: str = "shorter_side"
     shorter_side: int = 0

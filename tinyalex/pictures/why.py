@@ -45,7 +45,8 @@ def occlusion(
     with gaps between them.
     """
     labels, (height, width) = _labels(target, len(images)), images.shape[2:]
-    square = max(1, min(height, width) // 5) if square is None else integer(square, "square", 1)
+    fifth = max(1, min(height, width) // 15 * 3)  # three strides: each place is hidden as often
+    square = fifth if square is None else integer(square, "square", 1)
     stride = max(1, square // 3) if stride is None else integer(stride, "stride", 1)
     if stride > square:
         raise ValueError(f"stride must be at most the square's {square} pixels, got {stride}")

@@ -38,6 +38,9 @@ MEANINGS = {
 }
 """Titles of the maps, and what their colours mean."""
 
+LEAST = {"occlusion": 1e-4}
+"""What is brightest at least: smaller losses of probability are mostly rounding."""
+
 DARK = "#555555"
 
 HEAT = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)])
@@ -62,10 +65,10 @@ class Why(NamedTuple):
     grad_cam: np.ndarray
 
     def heat(self, name: str) -> tuple[np.ndarray, float]:
-        """Return a map's colours over the image, and its highest value."""
+        """Return a map's colours over the image, and the value of the brightest."""
         values = np.nan_to_num(getattr(self, name))
         # A few glaring pixels would darken all others.
-        highest = float(np.quantile(values, 0.995))
+        highest = max(float(np.quantile(values, 0.995)), LEAST.get(name, 0.0))
         shares = values / highest if highest > 0 else np.zeros_like(values)
         return _coloured(self.seen, shares), highest
 
