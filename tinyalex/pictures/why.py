@@ -161,7 +161,7 @@ def _blend(cells: int, length: int) -> np.ndarray:
 
 
 def _windows(length: int, size: int, stride: int) -> list[slice]:
-    """Return slices of `size` pixels that cover a line, cut at its ends."""
+    """Return slices of `size` pixels that cover a line."""
     end = length - min(size // 2, size - stride)  # the last slice reaches the end of the line
     starts = range((length - 1) % stride // 2 - size // 2, end, stride)
     return [slice(max(0, start), start + size) for start in starts]

@@ -65,7 +65,7 @@ class Why(NamedTuple):
     grad_cam: np.ndarray
 
     def heat(self, name: str) -> tuple[np.ndarray, float]:
-        """Return a map's colours over the image, and the value of the brightest."""
+        """Return a map's colours over the image, and its brightest value."""
         values = np.nan_to_num(getattr(self, name))
         # A few glaring pixels would darken all others.
         highest = max(float(np.quantile(values, 0.995)), LEAST.get(name, 0.0))
