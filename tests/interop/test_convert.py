@@ -51,7 +51,7 @@ def test_what_is_there_stays(trained, tmp_path):
     for name in FILES:
         (tmp_path / name).touch()
         code, said, complaints = run("convert", trained, tmp_path / name)
-        assert_refused(code, complaints, f"{name} is there already: remove it, or give another")
+        assert_refused(code, complaints, f"{name} is there already: give another name")
         assert (said, (tmp_path / name).read_bytes()) == ("", b"")
 
 

@@ -45,7 +45,9 @@ def occlusion(
     with gaps between them.
     """
     labels, (height, width) = _labels(target, len(images)), images.shape[2:]
-    fifth = max(1, min(height, width) // 15 * 3)  # three strides: each place is hidden as often
+    fifth = max(1, min(height, width) // 5)
+    if stride is None and fifth > 3:
+        fifth -= fifth % 3  # three strides, so that each place is hidden as often
     square = fifth if square is None else integer(square, "square", 1)
     stride = max(1, square // 3) if stride is None else integer(stride, "stride", 1)
     if stride > square:

@@ -39,7 +39,7 @@ MEANINGS = {
 """Titles of the maps, and what their colours mean."""
 
 LEAST = {"occlusion": 1e-4}
-"""What is brightest at least: smaller losses of probability are mostly rounding."""
+"""Least brightest value: smaller losses of probability are mostly rounding."""
 
 DARK = "#555555"
 
