@@ -1,4 +1,4 @@
-"""Means of the maps of `look RUN why` inside and outside the pattern.
+"""Mean values of why-maps inside and outside of patterns.
 
     python benchmarks/evidence.py runs/patterns-torchvision   # minutes
 
@@ -72,7 +72,7 @@ def main() -> None:
 def seen_and_masks(
     classifier: Classifier, dataset: Patterns, count: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return images, and their masks as the network sees them, bool [N, S, S]."""
+    """Return images, and the masks of their patterns, bool [N, S, S]."""
     masks = [dataset.mask(i)[..., None].repeat(3, axis=2).astype(np.uint8) for i in range(count)]
     seen = np.stack([classifier.seen(255 * mask) for mask in masks])
     return [dataset.load(i) for i in range(count)], seen[..., 0] > 127

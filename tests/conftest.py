@@ -122,7 +122,7 @@ def cuda(request):
 
 @pytest.fixture
 def unprivileged():
-    """Return a folder for a test that runs without root's right to read everything."""
+    """Return a folder for a test without root's permissions."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o777)
         Image.init()  # what is imported late may lie where only root can read

@@ -57,7 +57,7 @@ def conv(x, weight, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), gr
 
 
 def max_pool(x, window, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
-    """Return a max-pool on distinct values, one on ties (all negative), and the gradient."""
+    """Return calls of max-pooling: distinct values, ties, and the gradient."""
     size = tuple(
         oracles.pool_output_size(x[2 + i], window[i], stride[i], padding[i], dilation[i], ceil_mode)
         for i in range(2)
@@ -196,7 +196,7 @@ def test_kernel_accepts_any_memory_layout(kernels, case, layout, rng):
 
 
 def check(kernels, case, args):
-    """Compare one call with its oracle, and see that the arguments were left alone."""
+    """Compare a call with its oracle, its arguments left unchanged."""
     before = [np.array(a) if isinstance(a, np.ndarray) else a for a in args]
     actual = results(getattr(kernels, case.kernel)(*args))
     wanted = results(getattr(oracles, case.kernel)(*spread(before)))

@@ -33,7 +33,7 @@ LAYERS = {
 
 
 def conv_problem(rng, layer, batch, dtype=np.float32):
-    """Return x, weight, bias, an output gradient, and the geometry, for one layer."""
+    """Return a layer's x, weight, bias, output gradient and geometry."""
     C, H, K, R, stride, padding, groups = layer
     x = normal(rng, (batch, C, H, H), dtype)
     weight = normal(rng, (K, C // groups, R, R), dtype)
@@ -119,7 +119,7 @@ LINEAR_LAYERS = {
 
 
 def check_linear(x, weight, bias, grad):
-    """Compare the three kernels with NumPy in float64, and see that they leave all as it was."""
+    """Compare three kernels with NumPy in float64, their arguments left unchanged."""
     arguments = x, weight, bias, grad
     kept = [argument.copy() for argument in arguments]
     exact_x, exact_weight, exact_bias, exact_grad = (a.astype(np.float64) for a in kept)
@@ -172,7 +172,7 @@ def test_linear_lets_nan_through(rng):
 
 
 def extra_bytes(kernel, *arguments):
-    """Return how much memory a kernel allocates at its peak, beyond what it returns."""
+    """Return a kernel's peak memory beside its results."""
     kernel(*arguments)  # compile
     tracemalloc.start()
     result = kernel(*arguments)

@@ -25,7 +25,7 @@ AGAIN, ALWAYS = "kernels are compiled again\n", "every process compiles them\n"
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    """Return a function that imports a small kernel as a new process would."""
+    """Return a function that imports a small kernel anew."""
     # Python would take the bytecode of a source that changed within the same second.
     monkeypatch.setattr("sys.dont_write_bytecode", True)
 

@@ -15,7 +15,7 @@ FLOAT = 7  # NCCL's number
 
 @pytest.fixture
 def pair(standin):
-    """Yield a function that runs another on two ranks, threads here, and returns its results."""
+    """Yield a function that calls another on two ranks, in threads."""
     ident, found, made = nccl.get_unique_id(), {}, []
 
     def both(work, same_gpu=False):

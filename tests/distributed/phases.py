@@ -38,7 +38,7 @@ def work(seconds):
 
 
 def do_in(phase, code):
-    """Run code when a phase begins for the second time, or for the only one."""
+    """Run code in a phase, at its second beginning or its only one."""
     owner, name = PHASES[phase]
     function, calls = getattr(owner, name), 1 if phase in ("set-up", "final test") else 2
 

@@ -1,6 +1,7 @@
 """Scripts that run on several ranks, started as users start them."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -110,3 +111,13 @@ def wait_for(job, count):
         assert line, job.stderr.read()
         lines.append(line.strip())
     return [line for line in lines if line != "ready"]
+
+
+def pause(job, count, seconds):
+    """Stop all ranks, which have printed their process ids, for seconds."""
+    pids = list(map(int, wait_for(job, count)))
+    time.sleep(0.5)
+    for number, passing in ((signal.SIGSTOP, seconds), (signal.SIGCONT, 0)):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(passing)

@@ -5,13 +5,12 @@ three and four.
 """
 
 import os
-import signal
 import time
 
 import pytest
 from hypothesis import settings
 from networks import network
-from ranks import run, started, wait_for
+from ranks import pause, run, started, wait_for
 
 LIMIT = 2
 """Seconds of silence until the others give up."""
@@ -101,11 +100,6 @@ ranks.share("after a pause", 0).wait()
 def test_a_job_that_was_paused_for_longer_than_the_limit_continues():
     """As schedulers do for another one that comes first; three of its ranks wait meanwhile."""
     with started(4, PAUSED, limit=1) as job:
-        pids = list(map(int, wait_for(job, 4)))
-        time.sleep(0.5)
-        for number, seconds in ((signal.SIGSTOP, 1.5), (signal.SIGCONT, 0)):
-            for pid in pids:
-                os.kill(pid, number)
-            time.sleep(seconds)
+        pause(job, 4, 1.5)
         _, err = job.communicate(timeout=20)
     assert (job.returncode, err) == (0, "")

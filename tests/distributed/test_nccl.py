@@ -1,14 +1,11 @@
 """Requests of ranks on GPUs, which the stand-in plays."""
 
-import os
-import signal
 import socket
 import textwrap
-import time
 
 import pytest
 from gpus import BEFORE
-from ranks import run, said, started, wait_for
+from ranks import pause, run, said, started
 
 from tinyalex.backends import devices
 from tinyalex.distributed.nccl import obstacle
@@ -115,12 +112,7 @@ say("ready")
 
 def test_a_job_that_was_paused_for_longer_than_the_limit_continues(standin):
     with started(2, CONNECTED + GRADIENT + LATE + SUM, limit=2, BEFORE=BEFORE) as job:
-        pids = list(map(int, wait_for(job, 2)))
-        time.sleep(0.5)
-        for number, seconds in ((signal.SIGSTOP, 2.5), (signal.SIGCONT, 0)):
-            for pid in pids:
-                os.kill(pid, number)
-            time.sleep(seconds)
+        pause(job, 2, 2.5)
         _, err = job.communicate(timeout=20)
     assert (job.returncode, err) == (0, "")
 

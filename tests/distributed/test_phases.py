@@ -61,7 +61,7 @@ def photos(tmp_path_factory):
 
 
 def start(photos, out, phase, rank, code, *options, count=2):
-    """Start training on ranks, one or all of which run code in a phase."""
+    """Start training on ranks that run code in a phase."""
     script = Path(__file__).with_name("phases.py")
     words = (phase, rank, code, "--data", photos, *OPTIONS, *options, "--out", out)
     return subprocess.Popen(
