@@ -36,7 +36,7 @@ struct Tf32 {
 // x = big + small + at most 2^-22 x. Of the four products, small * small is left out: it is no more
 // than what was cut off.
 //
-// Tensor cores round their sums towards zero (the host's twins do too). In a long sum these errors
+// Tensor cores round their sums towards zero (their twins too). In a long sum these errors
 // have one sign and add up: to 2e-5 over 2400 normal products, relative to the result. So each step
 // is summed up on its own, the small products first, and an ordinary addition, which rounds to
 // nearest, adds it to the total: 3e-7, as float32 (both in the twins; Ootomo and Yokota 2022,

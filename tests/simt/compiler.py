@@ -1,6 +1,6 @@
 """Compile CUDA source with g++, cached by hash.
 
-Two forms of ``__shared__`` are rewritten.
+Two forms of ``__shared__`` are rewritten, and headers of inline PTX give way to their twins here.
 """
 
 import functools
@@ -48,6 +48,7 @@ ENTRY = re.compile(
     r"(?:__launch_bounds__\s*\((?P<bounds>(?:[^()]|\([^()]*\))*)\)\s*)?"
     r"(?P<name>\w+)\s*\([^)]*\)\s*\{"
 )
+FILE = re.compile(r'^#line \d+ "(\w+\.cuh)"\n(.*?)(?=^#line |\Z)', re.MULTILINE | re.DOTALL)
 DYNAMIC = re.compile(
     r"extern\s+__shared__\s+(?:(?:__align__|alignas)\s*\([^)]*\)\s*)?"
     r"(?P<type>[^;]+?)\s+(?P<name>\w+)\s*\[\s*\]\s*;"
@@ -77,9 +78,20 @@ def without_comments(code: str) -> str:
     return re.sub(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', blank, code, flags=re.DOTALL)
 
 
+def with_twins(code: str) -> str:
+    """Put the file of the same name in this folder in place of what a header has in inline PTX."""
+
+    def twin(match):
+        name, text = match.groups()
+        own = f'#line 1 "tests/simt/{name}"\n'
+        return own + (HERE / name).read_text() if "asm" in text else match[0]
+
+    return FILE.sub(twin, without_comments(code))
+
+
 def translate(code: str) -> str:
     """Return C++ of CUDA source: shared arrays as calls of the shim, and the kernels' exports."""
-    code = without_comments(code)
+    code = without_comments(with_twins(code))
 
     def dynamic(match):
         return f"SIMT_DYNAMIC_SHARED({match['name']}, {match['type']});" + lines(match)

@@ -23,9 +23,9 @@ from simt.compiler import without_comments
 from tinyalex.backends.cuda import launch
 
 # A barrier, or a wait for copies (cp_async_wait) or products (work.wait) under way: a call that
-# stands alone. Where such waits are defined they call names of the shim, which are in a namespace.
+# stands alone.
 BARRIER = re.compile(
-    r"(?<![\w:.])(?:__syncthreads|__syncwarp|\w+_wait|\w+\.wait)(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
+    r"(?<![\w.])(?:__syncthreads|__syncwarp|\w+_wait|\w+\.wait)(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
 )
 
 

@@ -4,7 +4,6 @@
 // build.py rewrites the two forms of __shared__, which C++ has no macro for, and appends a
 // SIMT_EXPORT for each extern "C" kernel.
 #pragma once
-#define SIMT_SHIM 1
 
 #include <cstdint>
 #include <cstdio>
