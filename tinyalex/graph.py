@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from tinyalex.text import counted, escaped
 COLOURS = {"operation": "#e8effc", "leaf": "#e6f4e6", "result": "#fdf0cf"}
 LINE, LETTER = 15, 7.25  # pixels, of monospaced text of 12 pixels
 GAP, MARGIN = 34, 12
+APART = 10  # pixels between the arrows of ``x * x``
+DOT_SECONDS = 20  # that ``dot`` gets: thousands of nodes may take it minutes
 
 
 class Node(NamedTuple):
@@ -76,9 +79,15 @@ class Drawing:
     def svg(self) -> str:
         """The picture, arranged by Graphviz's program ``dot`` if installed, else here."""
         if dot := shutil.which("dot"):
-            done = subprocess.run([dot, "-Tsvg"], input=self.source.encode(), capture_output=True)
-            if done.returncode == 0:
-                return done.stdout.decode()
+            with suppress(OSError, subprocess.SubprocessError):
+                return subprocess.run(
+                    [dot, "-Tsvg"],
+                    input=self.source,
+                    capture_output=True,
+                    encoding="utf-8",
+                    check=True,
+                    timeout=DOT_SECONDS,
+                ).stdout
         return _draw(self.nodes, self.title)
 
     def _repr_svg_(self) -> str:
@@ -218,8 +227,9 @@ def _size(count: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return text as a string of DOT, aligned to the left."""
-    lines = text.replace("\\", "\\\\").replace('"', '\\"').split("\n")
+    """Return text as a string of DOT, aligned to the left; there ``&lt;`` means ``<``."""
+    text = text.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
+    lines = text.split("\n")
     return '"' + "".join(f"{line}\\l" for line in lines) + '"'
 
 
@@ -317,10 +327,12 @@ def _draw(nodes: Sequence[Node], title: str) -> str:
         item = number, at
         is_box = item in layout.is_box
         start, bottom = top[at] + (height[number] if is_box else 0), top[at + 1] - GAP
-        for target in targets:
-            bend = f"C{x[item]},{bottom + GAP * 0.6} {x[target]},{bottom + GAP * 0.4}"
+        for place, target in enumerate(targets):
+            side = 2 * targets[:place].count(target) - targets.count(target) + 1
+            to = x[target] + APART * side // 2
+            bend = f"C{x[item]},{bottom + GAP * 0.6} {to},{bottom + GAP * 0.4}"
             end = ' marker-end="url(#arrow)"' if target in layout.is_box else ""
-            path = f"M{x[item]},{start}V{bottom}{bend} {x[target]},{top[at + 1]}"
+            path = f"M{x[item]},{start}V{bottom}{bend} {to},{top[at + 1]}"
             arrows.append(f'<path d="{path}"{end}/>')
         if is_box:
             corner = x[item] - layout.width[number] / 2

@@ -1,6 +1,9 @@
 """The picture of a graph: its nodes, arrows and bytes."""
 
 import doctest
+import os
+import re
+import shutil
 import tracemalloc
 from xml.etree import ElementTree
 
@@ -12,6 +15,7 @@ import tinyalex.functional as F
 from tinyalex import graph, models, nn
 
 NUMPY = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+PATH = os.environ.get("PATH", "")
 SVG = "{http://www.w3.org/2000/svg}"
 FUSED = ["Conv2dReLU", "LocalResponseNormMaxPool2d"] * 2 + ["Conv2dReLU"] * 3
 SINGLE = ["Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"] * 2 + ["Conv2d", "ReLU"] * 3
@@ -69,6 +73,14 @@ def test_a_node_used_twice_is_one_box_with_two_arrows(x):
     ]
     assert drawing.svg.count("marker-end") == len(arrows(drawing))
     assert drawing.source.count(" -> ") == len(arrows(drawing))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_an_operand_used_more_than_once_has_as_many_arrows_to_be_seen(x, times):
+    y = x.exp()
+    drawing = ta.draw_graph(ta.cat([y.tanh().sum(1), *[y.sum(1)] * times, *[x[:, 0]] * times]))
+    lines = re.findall(r'<path d="([^"]+)" marker-end', drawing.svg)
+    assert len({*lines}) == len(lines) == len(arrows(drawing)) == 6 + 2 * times
 
 
 class Hoarder(ta.Function):
@@ -179,7 +191,7 @@ def test_names_are_text_in_both_languages(x):
     setattr(model, name, nn.Parameter(x.data))
     drawing = ta.draw_graph(getattr(model, name).sum(), model)
     assert texts(drawing)[0][0] == name
-    assert 'a<b>&\\"c\\\\\\l[3, 5]' in drawing.source
+    assert 'a<b>&amp;\\"c\\\\\\l[3, 5]' in drawing.source
 
 
 def test_a_notebook_and_a_file_have_the_picture(x, tmp_path):
@@ -192,12 +204,62 @@ def test_a_notebook_and_a_file_have_the_picture(x, tmp_path):
         drawing.save("a.png")
 
 
-@pytest.mark.parametrize(("status", "drawn_by_dot"), [(0, True), (1, False)])
-def test_graphviz_draws_where_it_is_installed(x, tmp_path, monkeypatch, status, drawn_by_dot):
-    program = tmp_path / "dot"
-    program.write_text(f'#!/bin/sh\necho $1; while read -r l; do echo "$l"; done; exit {status}\n')
-    program.chmod(0o755)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pydot's, of pyparsing
+def test_the_package_pydot_reads_the_source(x):
+    pydot = pytest.importorskip("pydot")
+    drawing = named_like_markup(x)
+    (graph,) = pydot.graph_from_dot_data(drawing.source)
+    found = [(int(edge.get_source()), int(edge.get_destination())) for edge in graph.get_edges()]
+    assert found == edges(drawing)
+    assert len(graph.get_nodes()) == len(drawing.nodes) + 2  # what holds for all, and the title
+
+
+def test_the_package_graphviz_draws_the_source(x, monkeypatch):
+    graphviz = pytest.importorskip("graphviz")
+    monkeypatch.setenv("PATH", PATH)
+    if shutil.which("dot") is None:
+        pytest.skip("the package graphviz is here, the program dot is not")
+    drawing = named_like_markup(x)
+    svg = ElementTree.fromstring(graphviz.Source(drawing.source).pipe(format="svg"))
+    titles = [title.text for title in svg.iter(f"{SVG}title")]
+    assert sorted(t for t in titles if "->" in t) == sorted(f"{a}->{b}" for a, b in edges(drawing))
+    lines = [text.text for text in svg.iter(f"{SVG}text")]
+    assert sorted(lines) == sorted(
+        [*drawing.title.split("\n"), *(line for node in drawing.nodes for line in node.lines)]
+    )
+    assert [t.text for t in ElementTree.fromstring(drawing.svg).iter(f"{SVG}title")] == titles
+
+
+def named_like_markup(x):
+    """Return the drawing of a square whose leaf has a name that means something in DOT."""
+    model, name = nn.Module(), 'a<b>&lt;"c\\N{é}'
+    setattr(model, name, nn.Parameter(x.data))
+    leaf = getattr(model, name)
+    return ta.draw_graph((leaf * leaf).sum(), model)
+
+
+def edges(drawing):
+    return [(place, to) for to, node in enumerate(drawing.nodes) for place in node.inputs]
+
+
+ECHO = 'echo $1; while read -r l; do echo "$l"; done; exit'
+
+
+@pytest.mark.parametrize(
+    ("program", "drawn_by_dot"),
+    [
+        (f"#!/bin/sh\n{ECHO} 0\n", True),
+        (f"#!/bin/sh\n{ECHO} 1\n", False),
+        ("#!/bin/sh\nexec /bin/sleep 60\n", False),
+        ("#!/no/such/interpreter\n", False),
+    ],
+    ids=["draws", "fails", "takes long", "cannot start"],
+)
+def test_graphviz_draws_where_it_is_installed(x, tmp_path, monkeypatch, program, drawn_by_dot):
+    (tmp_path / "dot").write_text(program)
+    (tmp_path / "dot").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(graph, "DOT_SECONDS", 0.5)
     drawing = ta.draw_graph(x.sum())
     assert (drawing.svg == "-Tsvg\n" + drawing.source) == drawn_by_dot
     assert drawn_by_dot or drawing.svg.startswith("<svg")
