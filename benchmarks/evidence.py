@@ -29,8 +29,8 @@ from tinyalex.training import Classifier, load_classifier
 METHODS: dict[str, Callable[..., np.ndarray]] = {
     "occlusion": occlusion,
     "gradient of the input": input_gradient,
-    "the same, mean of 16 noisy copies": partial(input_gradient, samples=16),
     "Grad-CAM": grad_cam,
+    "gradient of the input, without noisy copies": partial(input_gradient, samples=1),
 }
 NETWORKS = {"trained": "trained", "random": "random weights"}
 

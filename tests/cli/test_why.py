@@ -77,7 +77,7 @@ def test_occlusion_is_what_squares_cost(model, images):
 
 def test_input_gradient_is_that_of_finite_differences(model, images):
     label, step = 1, 1e-6
-    found = input_gradient(model, images, label)
+    found = input_gradient(model, images, label, samples=1)
     for y, x in [(0, 0), (5, 17), (14, 14), (26, 3)]:
         slopes = []
         for channel in range(3):

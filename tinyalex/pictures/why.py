@@ -85,14 +85,14 @@ def occlusion(
 
 
 def input_gradient(
-    model: nn.Module, images: np.ndarray, target: int | np.ndarray, samples: int = 1
+    model: nn.Module, images: np.ndarray, target: int | np.ndarray, samples: int = 16
 ) -> np.ndarray:
     """Return the magnitude of the gradient of the class's score per pixel.
 
     map[y, x] = max over the channels c of |d score / d image[c, y, x]|; the score is the logit.
-    Simonyan, Vedaldi and Zisserman (2013), section 3.1. With several `samples` the gradient is the
-    mean of that of so many copies with noise of half the image's standard deviation: SmoothGrad,
-    Smilkov et al. (2017).
+    Simonyan, Vedaldi and Zisserman (2013), section 3.1: that is `samples=1`. With more, the
+    gradient is the mean of so many copies' with noise of half the image's standard deviation:
+    SmoothGrad, Smilkov et al. (2017). One gradient does not point at the evidence, the mean does.
     """
     labels, rng = _labels(target, len(images)), np.random.default_rng(0)
     deviation = images.std(axis=(1, 2, 3), keepdims=True) / 2

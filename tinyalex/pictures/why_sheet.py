@@ -29,7 +29,8 @@ MEANINGS = {
     ),
     "input_gradient": (
         "Gradient of the input",
-        "How strongly the score of the class reacts to a change of this pixel.",
+        "How strongly the score of the class reacts to a change of this pixel, on average over 16 "
+        "noisy copies of the image.",
     ),
     "grad_cam": (
         "Grad-CAM",
