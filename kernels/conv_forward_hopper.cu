@@ -10,7 +10,7 @@
 #include "tensor_fetch.cuh"
 #include "wgmma.cuh"
 
-constexpr int HOPPER_STAGES = 3, HOPPER_TILE = LargeTile::SIDE * DEPTH;
+constexpr int HOPPER_STAGES = 3, HOPPER_TILE = LargeTile::SIDE * K_TILE;
 constexpr int HOPPER_TABLE = 2048 / 4;  // floats: the rows of WindowRows, 16 bytes each
 
 // Stage of the ring: a tile of A and one of B, each at a multiple of 1024 bytes.
@@ -29,14 +29,14 @@ extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
   const int pixels = shape.N * shape.Ho * shape.Wo, depth = shape.R * shape.S * channels;
   const int tiles = (filters + SIDE - 1) / SIDE, group = blockIdx.y;
   const int pixel = blockIdx.x / tiles * SIDE, filter = blockIdx.x % tiles * SIDE;
-  const int rounds = (depth + DEPTH - 1) / DEPTH;
+  const int k_tiles = (depth + K_TILE - 1) / K_TILE;
 
   const Windows windows = windows_of_y(shape);
-  WindowRows<LargeTile, K_SWIZZLED> rows(x, group * channels, windows, pixel, pixels, 0);
-  MatrixRows<LargeTile, K_SWIZZLED> columns(weight, group * filters, depth, filter, filters, 0);
+  WindowRows<LargeTile, SWIZZLED> rows(x, group * channels, windows, pixel, pixels, 0);
+  MatrixRows<LargeTile, SWIZZLED> columns(weight, group * filters, depth, filter, filters, 0);
 #pragma unroll
   for (int stage = 0; stage < AHEAD; ++stage) {
-    if (stage < rounds) {
+    if (stage < k_tiles) {
       rows.fetch(hopper_stage(stage));
       columns.fetch(hopper_stage(stage) + HOPPER_TILE);
     }
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
   float sums[2][16][4] = {};  // rows 0..63 and 64..127
   Multiplication work;
   int reading = 0;
-  for (int left = rounds; left > 0; --left) {
+  for (int left = k_tiles; left > 0; --left) {
     cp_async_wait<AHEAD - 1>();
     make_visible();
     work.wait();
@@ -55,10 +55,10 @@ extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
     const float* a = hopper_stage(reading);
     work.begin();
 #pragma unroll
-    for (int k = 0; k < DEPTH; k += 8)
+    for (int k = 0; k < K_TILE; k += 8)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        work.multiply_add(sums[half], a + half * 64 * DEPTH + k, a + HOPPER_TILE + k);
+        work.multiply_add(sums[half], a + half * 64 * K_TILE + k, a + HOPPER_TILE + k);
     work.commit();
     // While they multiply, the next copies begin.
     if (left > AHEAD) {

@@ -18,13 +18,13 @@
 //   m = g          a0               a2          k = 2t, 2t + 1       b0
 //   m = g + 8      a1               a3          k = 2t + 8, 2t + 9   b1
 //
-// ldmatrix fetches four pieces of 8 rows x 4 floats from shared memory; a lane gets of each piece
+// ldmatrix fetches four matrices of 8 rows x 4 floats from shared memory; a lane gets of each
 // what it holds of a TF32 fragment. The rows' addresses come from the lanes:
 //
-//   piece 0: rows at the addresses of lanes  0.. 7       lane (g, t) receives
-//   piece 1:                                 8..15         piece[i] = row g, column t
-//   piece 2:                                16..23         of piece i
-//   piece 3:                                24..31
+//   matrix 0: rows at the addresses of lanes  0.. 7       lane (g, t) receives
+//   matrix 1:                                 8..15         part[i] = row g, column t
+//   matrix 2:                                16..23         of matrix i
+//   matrix 3:                                24..31
 #pragma once
 
 // x rounded to the 10 bits of mantissa that the tensor cores read, ties away from zero. Without it
@@ -68,7 +68,7 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned 
 }
 
 // It reads memory, so that loads and stores must not be moved over it: hence "memory".
-__device__ __forceinline__ void ldmatrix(float (&piece)[4], const float* row) {
+__device__ __forceinline__ void ldmatrix(float (&part)[4], const float* row) {
   unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
   unsigned bits[4];
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -76,7 +76,7 @@ __device__ __forceinline__ void ldmatrix(float (&piece)[4], const float* row) {
                : "r"(address)
                : "memory");
 #pragma unroll
-  for (int i = 0; i < 4; ++i) piece[i] = __uint_as_float(bits[i]);
+  for (int i = 0; i < 4; ++i) part[i] = __uint_as_float(bits[i]);
 }
 
 // Begin to copy 16 bytes from global to shared memory, past the registers and the L1 cache; zeros

@@ -8,7 +8,7 @@
 //   PixelColumns   [channels, pixels]           an ordinary matrix, transposed         dweight
 //   WindowColumns  [(r, s, channel), windows]   pixels under windows, transposed       dweight
 //
-// The first two lie K_INSIDE (or K_SWIZZLED), the others K_OUTSIDE. A thread copies groups of 4
+// The first two lie K_MAJOR (or SWIZZLED), the others MN_MAJOR. A thread copies groups of 4
 // floats: always at the same place across a line of the tile (so that neighbouring threads copy
 // neighbouring groups), in several lines. `group` is the group's first channel or filter, among
 // those of all groups.
@@ -29,9 +29,9 @@ __device__ __forceinline__ void copy_pixel(float* place, const float* images,
   copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there);
 }
 
-// K_INSIDE, K_SWIZZLED: 8 threads copy a line of 32 k's, so the block several lines at a time.
-template <class T, Layout L = K_INSIDE>
-struct AlongK {
+// K_MAJOR, SWIZZLED: 8 threads copy a line of 32 k's, so the block several lines at a time.
+template <class T, Layout L = K_MAJOR>
+struct KMajor {
   static constexpr Layout LAYOUT = L;
   static constexpr int LINES = T::THREADS / 8, VISITS = T::SIDE / LINES;
   const int row = threadIdx.x / 8, k = threadIdx.x % 8 * 4;  // in the tile
@@ -42,13 +42,13 @@ struct AlongK {
   }
 };
 
-// K_OUTSIDE: SIDE / 4 threads copy a line, the block several at a time. Each line has a k
-// of its own, but a warp has as many lanes as a round has k's: so each lane works out the place of
+// MN_MAJOR: SIDE / 4 threads copy a line, the block several at a time. Each line has a k
+// of its own, but a warp has as many lanes as a k-tile has k's: so each lane works out the place of
 // one k, and hands it to the others.
 template <class T>
-struct AlongRows {
-  static constexpr Layout LAYOUT = K_OUTSIDE;
-  static constexpr int ACROSS = T::SIDE / 4, LINES = T::THREADS / ACROSS, VISITS = DEPTH / LINES;
+struct MnMajor {
+  static constexpr Layout LAYOUT = MN_MAJOR;
+  static constexpr int ACROSS = T::SIDE / 4, LINES = T::THREADS / ACROSS, VISITS = K_TILE / LINES;
   const int row = threadIdx.x % ACROSS * 4, k = threadIdx.x / ACROSS;
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
@@ -64,24 +64,24 @@ struct AlongRows {
 
 // The window of each row of the tile is computed once, one row per thread, into shared memory:
 // in registers it would be in the way of the sums.
-template <class T, Layout L = K_INSIDE>
-struct WindowRows : AlongK<T, L> {
-  using Lines = AlongK<T, L>;
+template <class T, Layout L = K_MAJOR>
+struct WindowRows : KMajor<T, L> {
+  using Lines = KMajor<T, L>;
 
   const float* images;
   Windows windows;
   int group;
-  Digits tap, round;  // (r, s, channel)
+  MixedRadix tap, step;  // (r, s, channel)
 
   // Rows from `row` on, of `count` windows in all; the reduction from `first` on.
   __device__ __forceinline__ WindowRows(const float* images, int group, const Windows& windows,
                                         int row, int count, int first)
       : images(images), windows(windows), group(group),
-        tap(Digits::of(first + Lines::k, windows.S, windows.inner)),
-        round(Digits::of(DEPTH, windows.S, windows.inner)) {
+        tap(MixedRadix::of(first + Lines::k, windows.S, windows.inner)),
+        step(MixedRadix::of(K_TILE, windows.S, windows.inner)) {
     if (threadIdx.x < T::SIDE) {
       const int number = row + threadIdx.x;
-      const Digits window = Digits::of(number, windows.rows, windows.columns);
+      const MixedRadix window = MixedRadix::of(number, windows.rows, windows.columns);
       int h = window.middle * windows.stride_h + windows.first_h;
       int w = window.low * windows.stride_w + windows.first_w;
       int line = window.high * windows.height;
@@ -100,7 +100,7 @@ struct WindowRows : AlongK<T, L> {
       copy<false>(tile);
     else
       copy<true>(tile);
-    tap.add(round, windows.S, windows.inner);
+    tap.add(step, windows.S, windows.inner);
   }
 
   template <bool DIVIDE>
@@ -119,9 +119,9 @@ struct WindowRows : AlongK<T, L> {
   }
 };
 
-template <class T, Layout L = K_INSIDE>
-struct MatrixRows : AlongK<T, L> {
-  using Lines = AlongK<T, L>;
+template <class T, Layout L = K_MAJOR>
+struct MatrixRows : KMajor<T, L> {
+  using Lines = KMajor<T, L>;
 
   const float* matrix;
   int k, length, left;  // rows, from the thread's first on
@@ -140,25 +140,25 @@ struct MatrixRows : AlongK<T, L> {
       const bool there = (visit * Lines::LINES < left) & (k < length);
       copy_group(Lines::place(tile, visit), matrix, next + visit * Lines::LINES * length, there);
     }
-    k += DEPTH;
-    next += DEPTH;
+    k += K_TILE;
+    next += K_TILE;
   }
 };
 
 template <class T>
-struct FilterColumns : AlongRows<T> {
-  using Lines = AlongRows<T>;
+struct FilterColumns : MnMajor<T> {
+  using Lines = MnMajor<T>;
 
   const float* weight;  // [filters of all groups, R, S, channels]
   int group, filters, R, S, channels, channel;
-  Digits tap, round;  // (r, s, filter) of the lane's k
+  MixedRadix tap, step;  // (r, s, filter) of the lane's k
 
   // Columns from `channel` on; the reduction, over the `filters` from `group` on, from `first` on.
   __device__ __forceinline__ FilterColumns(const float* weight, int group, int filters, int R,
                                            int S, int channels, int channel, int first)
       : weight(weight), group(group), filters(filters), R(R), S(S), channels(channels),
-        channel(channel + Lines::row), tap(Digits::of(first + threadIdx.x % 32, S, filters)),
-        round(Digits::of(DEPTH, S, filters)) {}
+        channel(channel + Lines::row), tap(MixedRadix::of(first + threadIdx.x % 32, S, filters)),
+        step(MixedRadix::of(K_TILE, S, filters)) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
     int line = (((group + tap.low) * R + tap.high) * S + tap.middle) * channels;
@@ -169,13 +169,13 @@ struct FilterColumns : AlongRows<T> {
       copy_group(Lines::place(tile, visit), weight, asked + channel,
                  (asked >= 0) & (channel < channels));
     }
-    tap.add(round, S, filters);
+    tap.add(step, S, filters);
   }
 };
 
 template <class T>
-struct PixelColumns : AlongRows<T> {
-  using Lines = AlongRows<T>;
+struct PixelColumns : MnMajor<T> {
+  using Lines = MnMajor<T>;
 
   const float* matrix;  // [pixels, channels of all groups]
   int all_channels, left;  // pixels, from the next on
@@ -200,22 +200,22 @@ struct PixelColumns : AlongRows<T> {
 };
 
 template <class T>
-struct WindowColumns : AlongRows<T> {
-  using Lines = AlongRows<T>;
+struct WindowColumns : MnMajor<T> {
+  using Lines = MnMajor<T>;
 
   const float* images;
   Windows windows;            // with divide = 1
   int count;                  // images
-  int tap_h, tap_w, channel;  // of the thread's column: the same in all rounds
-  Digits window, round;       // (n, i, j), the lane's own
+  int tap_h, tap_w, channel;  // of the thread's column: the same in all k-tiles
+  MixedRadix window, step;    // (n, i, j), the lane's own
 
   // Columns from `column` on, of R S inner; the reduction from window `first` on.
   __device__ __forceinline__ WindowColumns(const float* images, int group, int count,
                                            const Windows& windows, int column, int first)
       : images(images), windows(windows), count(count),
-        window(Digits::of(first + threadIdx.x % 32, windows.rows, windows.columns)),
-        round(Digits::of(DEPTH, windows.rows, windows.columns)) {
-    const Digits tap = Digits::of(column + Lines::row, windows.S, windows.inner);
+        window(MixedRadix::of(first + threadIdx.x % 32, windows.rows, windows.columns)),
+        step(MixedRadix::of(K_TILE, windows.rows, windows.columns)) {
+    const MixedRadix tap = MixedRadix::of(column + Lines::row, windows.S, windows.inner);
     tap_h = tap.high < windows.R ? tap.high * windows.step_h : NOWHERE;
     tap_w = tap.middle * windows.step_w;
     channel = group + tap.low;
@@ -233,6 +233,6 @@ struct WindowColumns : AlongRows<T> {
       copy_pixel(Lines::place(tile, visit), images, windows, Lines::ask(line, visit) + h, w,
                  channel, there);
     }
-    window.add(round, windows.rows, windows.columns);
+    window.add(step, windows.rows, windows.columns);
   }
 };

@@ -1,5 +1,5 @@
 // Three ways to multiply floats on tensor cores, which know no 32-bit floats themselves. The sums
-// are 32-bit floats in all of them. `Factor` is a fragment of A (N = 4 registers) or B (N = 2),
+// are 32-bit floats in all of them. `Fragment` is a fragment of A (N = 4 registers) or B (N = 2),
 // ready for the tensor core; `STEP` is how many k's it has, `UNROLL` how many steps the compiler
 // writes out one after the other (of Tf32x3 just one: more would want too many registers).
 //
@@ -15,20 +15,20 @@ struct Tf32 {
   static constexpr int STEP = 8, UNROLL = 4;
 
   template <int N>
-  struct Factor {
+  struct Fragment {
     unsigned part[N];
   };
 
   template <int N>
-  static __device__ __forceinline__ Factor<N> pack(const float (&raw)[1][N]) {
-    Factor<N> factor;
+  static __device__ __forceinline__ Fragment<N> pack(const float (&raw)[1][N]) {
+    Fragment<N> factor;
 #pragma unroll
     for (int i = 0; i < N; ++i) factor.part[i] = to_tf32(raw[0][i]);
     return factor;
   }
 
-  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Factor<4>& a,
-                                                      const Factor<2>& b) {
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Fragment<4>& a,
+                                                      const Fragment<2>& b) {
     mma_m16n8k8_tf32(sum, a.part, b.part);
   }
 };
@@ -48,13 +48,13 @@ struct Tf32x3 {
   static constexpr int STEP = 8, UNROLL = 1;
 
   template <int N>
-  struct Factor {
-    Tf32::Factor<N> big, small;
+  struct Fragment {
+    Tf32::Fragment<N> big, small;
   };
 
   template <int N>
-  static __device__ __forceinline__ Factor<N> pack(const float (&raw)[1][N]) {
-    Factor<N> factor = {Tf32::pack(raw), {}};
+  static __device__ __forceinline__ Fragment<N> pack(const float (&raw)[1][N]) {
+    Fragment<N> factor = {Tf32::pack(raw), {}};
     float rest[1][N];
 #pragma unroll
     for (int i = 0; i < N; ++i) rest[0][i] = raw[0][i] - tf32_value(factor.big.part[i]);
@@ -62,8 +62,8 @@ struct Tf32x3 {
     return factor;
   }
 
-  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Factor<4>& a,
-                                                      const Factor<2>& b) {
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Fragment<4>& a,
+                                                      const Fragment<2>& b) {
     float step[4] = {0, 0, 0, 0};
     Tf32::multiply_add(step, a.small, b.big);
     Tf32::multiply_add(step, a.big, b.small);
@@ -80,22 +80,22 @@ struct Bf16 {
   static constexpr int STEP = 16, UNROLL = 2;
 
   template <int N>
-  struct Factor {
+  struct Fragment {
     unsigned part[N];
   };
 
   template <int N>
-  static __device__ __forceinline__ Factor<N> pack(const float (&raw)[2][N]) {
+  static __device__ __forceinline__ Fragment<N> pack(const float (&raw)[2][N]) {
     constexpr int ROWS = N / 2;  // of a fragment, in one lane
-    Factor<N> factor;
+    Fragment<N> factor;
 #pragma unroll
     for (int i = 0; i < N; ++i)
       factor.part[i] = to_bf16x2(raw[i / ROWS][i % ROWS], raw[i / ROWS][i % ROWS + ROWS]);
     return factor;
   }
 
-  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Factor<4>& a,
-                                                      const Factor<2>& b) {
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Fragment<4>& a,
+                                                      const Fragment<2>& b) {
     mma_m16n8k16_bf16(sum, a.part, b.part);
   }
 };

@@ -4,15 +4,15 @@
 //
 // with the letters that matrix products have: C is the result, and k counts the terms of a sum here
 // and in the files that build on this one (a filter is called a filter). What A and B are is left
-// to two objects that fetch their tiles (tensor_fetch.cuh). In each round the block takes DEPTH =
-// 32 further k's:
+// to two objects that fetch their tiles (tensor_fetch.cuh). The sum is taken in k-tiles of K_TILE =
+// 32 k's:
 //
 //   global memory --cp.async--> ring of stages in shared memory --> registers --> tensor cores
 //
-// The copies of the next STAGES - 1 rounds are always under way, so that the multiplications seldom
-// wait for memory. Each warp computes a share of the tile, 64 x 64, 64 x 32 or 32 x 32 (`Tile`).
+// The copies of the next STAGES - 1 k-tiles are always under way: the multiplications seldom wait
+// for memory. Each warp computes a share of the tile, 64 x 64, 64 x 32 or 32 x 32 (`Tile`).
 //
-// Its bound, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory per round, 128
+// Its bound, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory per k-tile, 128
 // cycles at 128 bytes per cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, in
 // 1024 cycles of an A100's tensor cores in TF32, 512 of an H100's, if they are fed. In bf16 it
 // is half of that, and shared memory is the bound: floats lie there. The ring of a block takes
@@ -21,41 +21,41 @@
 #pragma once
 #include "tensor_precision.cuh"
 
-constexpr int DEPTH = 32;  // k's of one round
+constexpr int K_TILE = 32;  // k's whose products are taken from one stage of shared memory
 
 // The warps of a block. They stand in two lines; a warp's share is ROWS x COLUMNS.
 template <int SIDE_, int THREADS_>
 struct Tile {
   static constexpr int SIDE = SIDE_, THREADS = THREADS_, STAGES = SIDE == 128 ? 3 : 4;
   static constexpr int ROWS = SIDE / 2, COLUMNS = SIDE / (THREADS / 64);
-  static constexpr int FLOATS = SIDE * (DEPTH + 4);  // of one factor in a stage, in any layout
+  static constexpr int FLOATS = SIDE * (K_TILE + 4);  // of one factor in a stage, in any layout
 };
 using LargeTile = Tile<128, 128>;
 using WideTile = Tile<128, 256>;  // for Tf32x3, whose factors take twice the registers
 using SmallTile = Tile<64, 128>;
 
-// A tile [SIDE rows, DEPTH k's] lies in shared memory as it lies in global memory, so that 16 bytes
-// here are 16 bytes there: with k innermost (K_INSIDE) or with rows innermost (K_OUTSIDE). B counts
-// its columns as rows here. A few unused floats after each line keep the banks apart:
+// A tile [SIDE rows, K_TILE k's] lies in shared memory as in global memory, so that 16 bytes here
+// are 16 bytes there: with k innermost (K_MAJOR) or with rows innermost (MN_MAJOR). B counts its
+// columns as rows here. A few unused floats after each line keep the banks apart:
 //
-//   K_INSIDE, lines of 36: eight rows of a piece (ldmatrix) begin 4 banks apart and are 4 wide;
-//   K_OUTSIDE, lines of SIDE + 8: lane (g, t) reads bank 8 t + g.
+//   K_MAJOR, lines of 36: eight rows of a matrix (ldmatrix) begin 4 banks apart and are 4 wide;
+//   MN_MAJOR, lines of SIDE + 8: lane (g, t) reads bank 8 t + g.
 //
-// Or K_SWIZZLED, as Hopper's own instructions want it: lines of 32 without a gap, in which the
-// number of the row, modulo 8, exchanges groups of 4 floats.
-enum Layout { K_INSIDE, K_OUTSIDE, K_SWIZZLED };
+// Or K-major and SWIZZLED, as Hopper's own instructions want it: lines of 32 without a gap, in
+// which the number of the row, modulo 8, exchanges groups of 4 floats.
+enum Layout { K_MAJOR, MN_MAJOR, SWIZZLED };
 
 template <int SIDE, Layout LAYOUT>
 __device__ __forceinline__ int place_in_tile(int row, int k) {
-  if (LAYOUT == K_INSIDE) return row * (DEPTH + 4) + k;
-  if (LAYOUT == K_OUTSIDE) return k * (SIDE + 8) + row;
-  return row * DEPTH + (k ^ (row % 8 * 4));
+  if (LAYOUT == K_MAJOR) return row * (K_TILE + 4) + k;
+  if (LAYOUT == MN_MAJOR) return k * (SIDE + 8) + row;
+  return row * K_TILE + (k ^ (row % 8 * 4));
 }
 
 // Dynamic shared memory, for which the host has to ask: four ints for each row (WindowRows), then
 // the ring.
 __device__ __forceinline__ float* shared_memory() {
-  extern __shared__ __align__(1024) float memory[];  // K_SWIZZLED counts on it
+  extern __shared__ __align__(1024) float memory[];  // SWIZZLED counts on it
   return memory;
 }
 
@@ -64,41 +64,41 @@ __device__ __forceinline__ float* stage_of_ring(int stage) {
   return shared_memory() + 4 * T::SIDE + stage * 2 * T::FLOATS;
 }
 
-// A fragment is made of four pieces of 8 rows x 4 k's. In A (16 x 8) they count down first, then
+// A fragment is made of four matrices of 8 rows x 4 k's. In A (16 x 8) they count down first, then
 // along k; two fragments of B (16 columns x 8) together the other way round, first along k.
 enum Operand { OPERAND_A, OPERAND_B };
 
 template <Operand OPERAND>
-__device__ constexpr int piece_row(int piece) {
-  return 8 * (OPERAND == OPERAND_A ? piece % 2 : piece / 2);
+__device__ constexpr int matrix_row(int matrix) {
+  return 8 * (OPERAND == OPERAND_A ? matrix % 2 : matrix / 2);
 }
 
 template <Operand OPERAND>
-__device__ constexpr int piece_k(int piece) {
-  return 4 * (OPERAND == OPERAND_A ? piece / 2 : piece % 2);
+__device__ constexpr int matrix_k(int matrix) {
+  return 4 * (OPERAND == OPERAND_A ? matrix / 2 : matrix % 2);
 }
 
-// The place where a lane begins to read a tile, if its warp begins at `row`: the line of a piece
-// that it names to ldmatrix, or its own element of piece 0.
+// The place where a lane begins to read a tile, if its warp begins at `row`: the line of a matrix
+// that it names to ldmatrix, or its own element of matrix 0.
 template <int SIDE, Layout LAYOUT, Operand OPERAND>
 __device__ __forceinline__ int place_of_lane(int row) {
-  const int lane = threadIdx.x % 32, piece = lane / 8;
-  return LAYOUT == K_INSIDE
-             ? place_in_tile<SIDE, LAYOUT>(row + piece_row<OPERAND>(piece) + lane % 8,
-                                           piece_k<OPERAND>(piece))
+  const int lane = threadIdx.x % 32, matrix = lane / 8;
+  return LAYOUT == K_MAJOR
+             ? place_in_tile<SIDE, LAYOUT>(row + matrix_row<OPERAND>(matrix) + lane % 8,
+                                           matrix_k<OPERAND>(matrix))
              : place_in_tile<SIDE, LAYOUT>(row + lane / 4, lane % 4);
 }
 
-// The lane's part of four pieces that begin at (row, k) from where the warp begins.
+// The lane's part of four matrices that begin at (row, k) from where the warp begins.
 template <int SIDE, Layout LAYOUT, Operand OPERAND>
-__device__ __forceinline__ void load_pieces(float (&piece)[4], const float* lane, int row, int k) {
-  if constexpr (LAYOUT == K_INSIDE) {
-    ldmatrix(piece, lane + place_in_tile<SIDE, LAYOUT>(row, k));
+__device__ __forceinline__ void load_fragment(float (&part)[4], const float* lane, int row, int k) {
+  if constexpr (LAYOUT == K_MAJOR) {
+    ldmatrix(part, lane + place_in_tile<SIDE, LAYOUT>(row, k));
   } else {  // ldmatrix can transpose numbers of 16 bits only
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      piece[i] = lane[place_in_tile<SIDE, LAYOUT>(row + piece_row<OPERAND>(i),
-                                                  k + piece_k<OPERAND>(i))];
+      part[i] = lane[place_in_tile<SIDE, LAYOUT>(row + matrix_row<OPERAND>(i),
+                                                  k + matrix_k<OPERAND>(i))];
   }
 }
 
@@ -122,14 +122,14 @@ __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
                                                const float* columns) {
   constexpr int STEPS = Precision::STEP / 8, M = T::ROWS / 16, N = T::COLUMNS / 8;
 #pragma unroll Precision::UNROLL
-  for (int k = 0; k < DEPTH; k += Precision::STEP) {
-    typename Precision::template Factor<4> a[M];
+  for (int k = 0; k < K_TILE; k += Precision::STEP) {
+    typename Precision::template Fragment<4> a[M];
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       float raw[STEPS][4];
 #pragma unroll
       for (int step = 0; step < STEPS; ++step)
-        load_pieces<T::SIDE, A, OPERAND_A>(raw[step], rows, 16 * m, k + 8 * step);
+        load_fragment<T::SIDE, A, OPERAND_A>(raw[step], rows, 16 * m, k + 8 * step);
       a[m] = Precision::pack(raw);
     }
 #pragma unroll
@@ -137,10 +137,10 @@ __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
       float raw[2][STEPS][2];
 #pragma unroll
       for (int step = 0; step < STEPS; ++step) {
-        float piece[4];
-        load_pieces<T::SIDE, B, OPERAND_B>(piece, columns, 8 * n, k + 8 * step);
+        float part[4];
+        load_fragment<T::SIDE, B, OPERAND_B>(part, columns, 8 * n, k + 8 * step);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) raw[i / 2][step][i % 2] = piece[i];
+        for (int i = 0; i < 4; ++i) raw[i / 2][step][i % 2] = part[i];
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -152,16 +152,16 @@ __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
   }
 }
 
-// Sum up `rounds` rounds. `rows.fetch(tile)` and `columns.fetch(tile)` begin to copy the tiles of
-// the next round, and step on by DEPTH k's.
+// Sum up `k_tiles` k-tiles. `rows.fetch(tile)` and `columns.fetch(tile)` begin to copy the tiles of
+// the next k-tile, and step on by K_TILE k's.
 template <class Precision, class T, class Rows, class Columns>
 __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns& columns,
-                                             int rounds) {
+                                             int k_tiles) {
   constexpr int AHEAD = T::STAGES - 1;
   constexpr Layout A = Rows::LAYOUT, B = Columns::LAYOUT;
 #pragma unroll
   for (int stage = 0; stage < AHEAD; ++stage) {
-    if (stage < rounds) {
+    if (stage < k_tiles) {
       rows.fetch(stage_of_ring<T>(stage));
       columns.fetch(stage_of_ring<T>(stage) + T::FLOATS);
     }
@@ -170,10 +170,10 @@ __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns&
   const int row = place_of_lane<T::SIDE, A, OPERAND_A>(warp_row<T>());
   const int column = T::FLOATS + place_of_lane<T::SIDE, B, OPERAND_B>(warp_column<T>());
   int reading = 0;
-  for (int left = rounds; left > 0; --left) {
-    // A group is closed in every round, empty or not: so the newest AHEAD - 1 are of later rounds.
+  for (int left = k_tiles; left > 0; --left) {
+    // A group is closed for every k-tile, empty or not: so the newest AHEAD - 1 are of later ones.
     cp_async_wait<AHEAD - 1>();
-    // Now all threads' copies have arrived, and all are done with the stage read last round, which
+    // Now all threads' copies have arrived, and all are done with the stage read before, which
     // is the one to be written next.
     __syncthreads();
     if (left > AHEAD) {

@@ -38,17 +38,17 @@ __device__ __forceinline__ bool inside(int value, int size) {
   return static_cast<unsigned>(value) < static_cast<unsigned>(size);
 }
 
-// A number's digits in a base that is not the same for each of them: (high * middles + middle) *
-// lows + low. Divisions are slow: places along the reduction are taken apart once, then added to.
-struct Digits {
+// A number in mixed radix, a base for each digit: (high * middles + middle) * lows + low. Divisions
+// are slow: places along the reduction are taken apart once, then added to.
+struct MixedRadix {
   int high, middle, low;
 
-  static __device__ __forceinline__ Digits of(int number, int middles, int lows) {
+  static __device__ __forceinline__ MixedRadix of(int number, int middles, int lows) {
     int upper = number / lows, high = upper / middles;
     return {high, upper - high * middles, number - upper * lows};
   }
 
-  __device__ __forceinline__ void add(const Digits& step, int middles, int lows) {
+  __device__ __forceinline__ void add(const MixedRadix& step, int middles, int lows) {
     low += step.low;
     middle += step.middle;
     high += step.high;

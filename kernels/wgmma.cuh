@@ -3,7 +3,7 @@
 //
 // Four warps, a warpgroup, multiply D[64 x 128] += A[64 x 8] B[8 x 128] together, and the factors
 // come from shared memory directly: no loads, no registers for A and B. There they lie in tiles of
-// lines of 32 floats, a row of A or a column of B in each, K_SWIZZLED (tensor_tile.cuh), at a
+// lines of 32 floats, a row of A or a column of B in each, SWIZZLED (tensor_tile.cuh), at a
 // multiple of 1024 bytes. TF32 factors are floats whose lower 13 bits are ignored: cut off, unless
 // they were rounded before.
 //

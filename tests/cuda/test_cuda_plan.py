@@ -35,12 +35,12 @@ def test_no_more_shared_memory_than_there_is(monkeypatch):
     assert plan(93312, 256, 1, 2400) == (64, 1, 75)
 
 
-def test_every_round_is_in_one_part():
+def test_every_k_tile_is_in_one_part():
     for reduction in (1, 31, 33, 1000, 12345):
         for splits in (1, 2, 3, 7, 100):
-            chosen, rounds = plan(64, 64, 1, reduction, Cut(64, splits)), -(-reduction // 32)
-            assert (chosen.splits - 1) * chosen.split_rounds < rounds
-            assert rounds <= chosen.splits * chosen.split_rounds
+            chosen, k_tiles = plan(64, 64, 1, reduction, Cut(64, splits)), -(-reduction // 32)
+            assert (chosen.splits - 1) * chosen.split_k_tiles < k_tiles
+            assert k_tiles <= chosen.splits * chosen.split_k_tiles
 
 
 def test_applicable_where_four_channels_lie_together():

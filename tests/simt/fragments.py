@@ -92,9 +92,9 @@ COPY = """__shared__ __align__(16) float landed[2][128];
 FETCH = """__shared__ __align__(16) float rows[32][4];
   for (int i = 0; i < 4; ++i) rows[lane][i] = __uint_as_float(in[i]);
   __syncwarp();
-  float piece[4];
-  ldmatrix(piece, rows[in[4] % 32]);
-  for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(piece[i]);"""
+  float part[4];
+  ldmatrix(part, rows[in[4] % 32]);
+  for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(part[i]);"""
 WARPGROUP = """__shared__ __align__(1024) float a[64 * 32], b[128 * 32];
   for (int i = 0; i < 16; ++i) a[i * 128 + lane] = __uint_as_float(in[i]);
   for (int i = 0; i < 32; ++i) b[i * 128 + lane] = __uint_as_float(in[16 + i]);

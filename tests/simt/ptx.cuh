@@ -97,7 +97,7 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4],
   });
 }
 
-inline void ldmatrix(float (&piece)[4], const float* row) {
+inline void ldmatrix(float (&part)[4], const float* row) {
   struct Four {
     float value[4];
   };
@@ -107,7 +107,7 @@ inline void ldmatrix(float (&piece)[4], const float* row) {
     for (int lane = 0; lane < 32; ++lane)
       for (int i = 0; i < 4; ++i) results[lane].value[i] = rows[8 * i + lane / 4].value[lane % 4];
   });
-  for (int i = 0; i < 4; ++i) piece[i] = taken.value[i];
+  for (int i = 0; i < 4; ++i) part[i] = taken.value[i];
 }
 
 inline void cp_async_16(float* shared, const float* global, bool valid) {

@@ -37,15 +37,15 @@ class Sizes(NamedTuple):
     groups: int = 1
 
 
-# Tiles have 64 or 128 rows and columns, a round is 32 long.
+# Tiles have 64 or 128 rows and columns, a k-tile is 32 long.
 TWO_GROUPS = Sizes((2, 8, 9, 7), (72, 4, 5, 3), padding=((1, 2), (2, 0)), groups=2)
 LIKE_CONV1 = Sizes((1, 4, 23, 19), (4, 4, 11, 11), stride=(4, 4), padding=((2, 1), (2, 2)))
 DILATED = Sizes((1, 12, 13, 8), (8, 12, 3, 2), dilation=(2, 3), padding=((2, 2), (0, 3)))
 UNEQUAL_STRIDES = Sizes((3, 8, 7, 11), (24, 4, 3, 3), stride=(2, 3), groups=2)
-LARGE = Sizes((1, 132, 12, 11), (132, 132, 1, 1))  # in each pass 4 large tiles, 5 rounds
-LINEAR = Sizes((67, 300, 1, 1), (72, 300, 1, 1))  # 4 small tiles, 10 rounds
+LARGE = Sizes((1, 132, 12, 11), (132, 132, 1, 1))  # in each pass 4 large tiles, 5 k-tiles
+LINEAR = Sizes((67, 300, 1, 1), (72, 300, 1, 1))  # 4 small tiles, 10 k-tiles
 ODD = Sizes((1, 4, 3, 5), (67, 4, 1, 1))
-FEW_TILES = Sizes((33, 520, 1, 1), (24, 520, 1, 1))  # a small tile, 17 rounds
+FEW_TILES = Sizes((33, 520, 1, 1), (24, 520, 1, 1))  # a small tile, 17 k-tiles
 LONG = Sizes((33, 1024, 1, 1), (24, 1024, 1, 1))
 
 
@@ -142,7 +142,7 @@ def forward_of_large_tiles(rng):
 @exercise(*FORWARD)
 def forward_in_parts(rng):
     case = Case(rng, LINEAR)
-    case.check_forward("highest", case.bias, tile=64, splits=3)  # rounds: 4, 4, 2
+    case.check_forward("highest", case.bias, tile=64, splits=3)  # k-tiles: 4, 4, 2
     case.check_forward("high", case.bias, relu=True, tile=64, splits=10)
     case = Case(rng, FEW_TILES)
     case.check_forward("medium", case.bias, relu=True)
@@ -225,7 +225,7 @@ def weight_grad_of_all_geometries(rng):
 
 @exercise(*WEIGHT_GRAD)
 def weight_grad_of_large_tiles(rng):
-    Case(rng, LARGE).check_weight_grad("high", tile=128, splits=3)  # rounds: 2, 2, 1
+    Case(rng, LARGE).check_weight_grad("high", tile=128, splits=3)  # k-tiles: 2, 2, 1
     Case(rng, FEW_TILES).check_weight_grad("highest")
 
 

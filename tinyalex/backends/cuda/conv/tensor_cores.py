@@ -25,9 +25,9 @@ from tinyalex.backends.types import Array
 Pass = Literal["forward", "input_grad", "weight_grad"]
 
 PRECISIONS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
-DEPTH = 32  # of the reduction, in one round; as in tensor_tile.cuh
+K_TILE = 32  # of the reduction; as in tensor_tile.cuh
 STAGES = {128: 3, 64: 4}  # of the ring, by the side of a tile; as there
-LEAST_ROUNDS = 8  # of a part, lest its beginning and end outweigh them
+LEAST_K_TILES = 8  # of a part, lest its beginning and end outweigh them
 
 
 class Cut(NamedTuple):
@@ -116,14 +116,14 @@ class Plan(NamedTuple):
 
     tile: int  # side of the square that a block computes
     splits: int  # parts of the reduction
-    split_rounds: int  # rounds of `DEPTH` in each part
+    split_k_tiles: int  # in each part
 
 
 def plan(rows: int, columns: int, groups: int, reduction: int, cut: Cut = CHOSEN) -> Plan:
     """Choose the larger tile unless it leaves multiprocessors idle.
 
     Where there are fewer tiles than two for each multiprocessor, the reduction is split, as far as
-    every part keeps `LEAST_ROUNDS`. The larger tile wants more shared memory than GPUs outside of
+    every part keeps `LEAST_K_TILES`. The larger tile wants more shared memory than GPUs outside of
     data centres have (99 KB).
     """
     return _plan(rows, columns, groups, reduction, cut, multiprocessors(), most_shared_bytes())
@@ -140,16 +140,16 @@ def _plan(
     most_shared: int,
 ) -> Plan:
     sides = [cut.tile] if cut.tile else [s for s in STAGES if shared_bytes(s) <= most_shared]
-    rounds = -(-reduction // DEPTH)
+    k_tiles = -(-reduction // K_TILE)
     wanted = 2 * multiprocessors
     for side in sides:
         blocks = max(1, _blocks(rows, columns, side) * groups)
-        parts = cut.splits or max(1, min(wanted // blocks, rounds // LEAST_ROUNDS))
+        parts = cut.splits or max(1, min(wanted // blocks, k_tiles // LEAST_K_TILES))
         wastes_half = min(rows, columns) <= side // 2
         if not wastes_half and 2 * blocks * parts >= wanted:
             break
-    split_rounds = max(1, -(-rounds // parts))
-    return Plan(side, max(1, -(-rounds // split_rounds)), split_rounds)
+    split_k_tiles = max(1, -(-k_tiles // parts))
+    return Plan(side, max(1, -(-k_tiles // split_k_tiles)), split_k_tiles)
 
 
 def threads(kernel: str, tile: int) -> int:
@@ -159,7 +159,7 @@ def threads(kernel: str, tile: int) -> int:
 
 def shared_bytes(tile: int) -> int:
     """Return a block's shared memory: the ring, and four numbers per row."""
-    line = DEPTH + 4  # floats; four in excess keep the banks apart
+    line = K_TILE + 4  # floats; four in excess keep the banks apart
     return 4 * (STAGES[tile] * 2 * tile * line + 4 * tile)
 
 
@@ -184,7 +184,7 @@ def _product(
         f"{kernel}_{tile}",
         grid=(blocks, shape.groups, chosen.splits),
         block=(threads(kernel, tile),),
-        args=(*factors, parts, shape, chosen.split_rounds, *options),
+        args=(*factors, parts, shape, chosen.split_k_tiles, *options),
         shared_bytes=shared_bytes(tile),
     )
     return parts
