@@ -17,8 +17,8 @@ from tinyalex.backends.geometry import ConvOptions
 
 # Norm of the error over norm of the result. Rounding a factor to 10 bits (TF32) errs by at most
 # 2^-11: 2.9e-4 in products of normal numbers; cutting the bits off would give 7e-4. To 7 bits
-# (bf16), 8 times as much. Three products of TF32 numbers leave the rounding of float32 sums; it
-# would be more than 1e-6 if the tensor cores summed up all by themselves.
+# (bf16), 8 times as much. Three products of TF32 numbers leave 2^-20 of each product, and float32
+# sums round: 5e-7; it would be more than 1e-6 if the tensor cores summed up all by themselves.
 TOLERANCE = {"highest": 1e-6, "high": 4e-4, "medium": 3.2e-3}
 CUT = 9e-4  # Hopper's own instructions cut the bits off
 FORWARD = ("conv_forward_tensor.cu", "split_sum.cu")
@@ -171,6 +171,17 @@ def nan_stays_visible_where_it_belongs(rng):
         for splits in (1, 2):
             y = case.forward(precision, case.bias, relu=True, splits=splits)
             np.testing.assert_array_equal(np.isnan(to_host(y)), expected.transpose(0, 2, 3, 1))
+
+
+@exercise(*FORWARD)
+def two_tf32_numbers_hold_any_float(rng):
+    """Each pixel meets one filter of ones: the largest float stays, what is not finite shows."""
+    case = Case(rng, Sizes((1, 4, 2, 2), (4, 4, 1, 1)))
+    case.x[...], case.weight[...] = 0, 1
+    case.x.view(np.uint32)[0, 0] = [[0x7F7FFFFF, 0xFF7FFFFF], [0x7F800000, 0x7F800001]]
+    pixels = to_host(case.forward("highest"))[0, ..., 0]
+    np.testing.assert_allclose(pixels[0], case.x[0, 0, 0], rtol=2**-20)
+    assert np.isnan(pixels[1]).all()  # infinity, and a NaN of one low bit
 
 
 @exercise("conv_forward_hopper.cu")

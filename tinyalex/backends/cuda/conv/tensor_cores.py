@@ -5,7 +5,8 @@ y [N, Ho, Wo, K], all float32, C-contiguous and on the device. A linear layer is
 H = W = R = S = 1. How they multiply is told by the words of `tinyalex.set_float32_matmul_precision`
 (relative errors of convolutions of random numbers):
 
-- ``"highest"``: every factor is the sum of two TF32 numbers, three products; as float32, 1e-6;
+- ``"highest"``: every factor is the sum of two TF32 numbers, three products; 5e-7, where float32
+  itself has 3e-7 (sums of 2400 products);
 - ``"high"``: factors rounded to TF32 (10 bits of mantissa), 3e-4;
 - ``"medium"``: factors rounded to bfloat16 (7 bits), 2e-3.
 
