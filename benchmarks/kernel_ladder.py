@@ -187,6 +187,10 @@ def _time(found: dict[str, Any] | None) -> str:
 
 def names_of(rung: Any) -> str:
     """Return the names of a version's entries, what they share written once."""
+    if "<" in rung.entries[0]:
+        template = rung.entries[0].split(" ")[0]
+        tiles = [name.split(", ", 1)[1][:-1].replace(", ", " x ") for name in rung.entries]
+        return f"`{template} M, N>` ({', '.join(tiles)})"
     words = [name.split("_") for name in rung.entries]
     same = 0
     while same + 1 < min(map(len, words)) and len({name[same] for name in words}) == 1:

@@ -10,7 +10,8 @@
 #include "tensor_fetch.cuh"
 #include "wgmma.cuh"
 
-constexpr int HOPPER_STAGES = 3, HOPPER_TILE = LargeTile::SIDE * K_TILE;
+using HopperSide = Side<128, 128>;
+constexpr int HOPPER_STAGES = 3, HOPPER_TILE = HopperSide::SIDE * K_TILE;
 constexpr int HOPPER_TABLE = 2048 / 4;  // floats: the rows of WindowRows, 16 bytes each
 
 // Stage of the ring: a tile of A and one of B, each at a multiple of 1024 bytes.
@@ -20,11 +21,11 @@ __device__ __forceinline__ float* hopper_stage(int stage) {
 
 // x [N,H,W,C], weight [K,R,S,C/groups], y [N,Ho,Wo,K], bias [K] or null; relu is 0 or 1. C / groups
 // is a multiple of 4. Block: x counts the tiles, along the filters first; y the groups.
-extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
+extern "C" __global__ void __launch_bounds__(HopperSide::THREADS, 2)
     conv_forward_hopper(const float* __restrict__ x, const float* __restrict__ weight,
                         float* __restrict__ y, ConvShape shape, const float* __restrict__ bias,
                         int relu) {
-  constexpr int SIDE = LargeTile::SIDE, AHEAD = HOPPER_STAGES - 1;
+  constexpr int SIDE = HopperSide::SIDE, AHEAD = HOPPER_STAGES - 1;
   const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
   const int pixels = shape.N * shape.Ho * shape.Wo, depth = shape.R * shape.S * channels;
   const int tiles = (filters + SIDE - 1) / SIDE, group = blockIdx.y;
@@ -32,8 +33,8 @@ extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
   const int k_tiles = (depth + K_TILE - 1) / K_TILE;
 
   const Windows windows = windows_of_y(shape);
-  WindowRows<LargeTile, SWIZZLED> rows(x, group * channels, windows, pixel, pixels, 0);
-  MatrixRows<LargeTile, SWIZZLED> columns(weight, group * filters, depth, filter, filters, 0);
+  WindowRows<HopperSide, SWIZZLED> rows(x, group * channels, windows, pixel, pixels, 0);
+  MatrixRows<HopperSide, SWIZZLED> columns(weight, group * filters, depth, filter, filters, 0);
 #pragma unroll
   for (int stage = 0; stage < AHEAD; ++stage) {
     if (stage < k_tiles) {

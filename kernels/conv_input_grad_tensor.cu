@@ -11,61 +11,19 @@
 // GFLOP. conv1, the one layer with a stride, needs no gradient of its input.
 #include "tensor_fetch.cuh"
 
-// Blocks as in the forward pass, with channels in place of filters.
-template <class Precision, class T>
-__device__ __forceinline__ void input_grad(const float* dy, const float* weight, float* dx,
-                                           const ConvShape& shape, int split_k_tiles) {
-  const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
-  const int pixels = shape.N * shape.H * shape.W, taps = shape.R * shape.S;
-  const int tiles = (channels + T::SIDE - 1) / T::SIDE, group = blockIdx.y;
-  const int pixel = blockIdx.x / tiles * T::SIDE, channel = blockIdx.x % tiles * T::SIDE;
-  const int first = blockIdx.z * split_k_tiles;
-  const int k_tiles = min(split_k_tiles, (taps * filters + K_TILE - 1) / K_TILE - first);
-
-  WindowRows<T> rows(dy, group * filters, windows_of_dx(shape), pixel, pixels, first * K_TILE);
-  FilterColumns<T> columns(weight, group * filters, filters, shape.R, shape.S, channels, channel,
-                              first * K_TILE);
-  Sums<T> sums = {};
-  sum_products<Precision, T>(sums, rows, columns, k_tiles);
-  float* part = dx + blockIdx.z * (pixels * shape.C) + group * channels;
-  store_tile<16>(sums, part, shape.C, pixel + warp_row<T>(), pixels,
-                 channel + warp_column<T>(), channels);
-}
-
 // dy [N,Ho,Wo,K], weight [K,R,S,C/groups], dx [parts,N,H,W,C]. K / groups and C / groups are
 // multiples of 4.
-extern "C" __global__ void __launch_bounds__(WideTile::THREADS, 1)
-    conv_input_grad_tf32x3_128(const float* __restrict__ dy, const float* __restrict__ weight,
-                               float* __restrict__ dx, ConvShape shape, int split_k_tiles) {
-  input_grad<Tf32x3, WideTile>(dy, weight, dx, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
-    conv_input_grad_tf32_128(const float* __restrict__ dy, const float* __restrict__ weight,
-                             float* __restrict__ dx, ConvShape shape, int split_k_tiles) {
-  input_grad<Tf32, LargeTile>(dy, weight, dx, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
-    conv_input_grad_bf16_128(const float* __restrict__ dy, const float* __restrict__ weight,
-                             float* __restrict__ dx, ConvShape shape, int split_k_tiles) {
-  input_grad<Bf16, LargeTile>(dy, weight, dx, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
-    conv_input_grad_tf32x3_64(const float* __restrict__ dy, const float* __restrict__ weight,
-                              float* __restrict__ dx, ConvShape shape, int split_k_tiles) {
-  input_grad<Tf32x3, SmallTile>(dy, weight, dx, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
-    conv_input_grad_tf32_64(const float* __restrict__ dy, const float* __restrict__ weight,
-                            float* __restrict__ dx, ConvShape shape, int split_k_tiles) {
-  input_grad<Tf32, SmallTile>(dy, weight, dx, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
-    conv_input_grad_bf16_64(const float* __restrict__ dy, const float* __restrict__ weight,
-                            float* __restrict__ dx, ConvShape shape, int split_k_tiles) {
-  input_grad<Bf16, SmallTile>(dy, weight, dx, shape, split_k_tiles);
+template <class Precision, int M, int N>
+__global__ void __launch_bounds__(Tile<Precision, M, N>::THREADS, Tile<Precision, M, N>::BLOCKS)
+    conv_input_grad(const float* __restrict__ dy, const float* __restrict__ weight,
+                    float* __restrict__ dx, ConvShape shape, int split_k_tiles) {
+  using T = Tile<Precision, M, N>;
+  const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
+  const int depth = shape.R * shape.S * filters, group = blockIdx.y;
+  const Place<T> at(shape.N * shape.H * shape.W, channels, depth, split_k_tiles);
+  WindowRows<typename T::A> a(dy, group * filters, windows_of_dx(shape), at.row, at.rows, at.k);
+  FilterColumns<typename T::B> b(weight, group * filters, filters, shape.R, shape.S, channels,
+                                 at.column, at.k);
+  float* part = dx + blockIdx.z * (at.rows * shape.C) + group * channels;
+  product(at, a, b, part, shape.C);
 }

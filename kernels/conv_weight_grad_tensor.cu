@@ -10,62 +10,19 @@
 // (split-K): each part writes a dweight of its own, and split_sum adds them in order.
 #include "tensor_fetch.cuh"
 
-// Block: x counts the tiles, neighbours along (r, s, channel) first; y the groups; z the parts of
-// the reduction, `split_k_tiles` k-tiles each.
-template <class Precision, class T>
-__device__ __forceinline__ void weight_grad(const float* dy, const float* x, float* dweight,
-                                            const ConvShape& shape, int split_k_tiles) {
-  const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
-  const int pixels = shape.N * shape.Ho * shape.Wo, width = shape.R * shape.S * channels;
-  const int tiles = (width + T::SIDE - 1) / T::SIDE, group = blockIdx.y;
-  const int filter = blockIdx.x / tiles * T::SIDE, column = blockIdx.x % tiles * T::SIDE;
-  const int first = blockIdx.z * split_k_tiles;
-  const int k_tiles = min(split_k_tiles, (pixels + K_TILE - 1) / K_TILE - first);
-
-  PixelColumns<T> rows(dy, group * filters, shape.K, filter, filters, first * K_TILE, pixels);
-  WindowColumns<T> columns(x, group * channels, shape.N, windows_of_y(shape), column,
-                              first * K_TILE);
-  Sums<T> sums = {};
-  sum_products<Precision, T>(sums, rows, columns, k_tiles);
-  float* part = dweight + blockIdx.z * (shape.K * width) + group * filters * width;
-  store_tile<16>(sums, part, width, filter + warp_row<T>(), filters,
-                 column + warp_column<T>(), width);
-}
-
 // dy [N,Ho,Wo,K], x [N,H,W,C], dweight [parts,K,R,S,C/groups]. K / groups and C / groups are
 // multiples of 4.
-extern "C" __global__ void __launch_bounds__(WideTile::THREADS, 1)
-    conv_weight_grad_tf32x3_128(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
-  weight_grad<Tf32x3, WideTile>(dy, x, dweight, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
-    conv_weight_grad_tf32_128(const float* __restrict__ dy, const float* __restrict__ x,
-                              float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
-  weight_grad<Tf32, LargeTile>(dy, x, dweight, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(LargeTile::THREADS, 2)
-    conv_weight_grad_bf16_128(const float* __restrict__ dy, const float* __restrict__ x,
-                              float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
-  weight_grad<Bf16, LargeTile>(dy, x, dweight, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
-    conv_weight_grad_tf32x3_64(const float* __restrict__ dy, const float* __restrict__ x,
-                               float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
-  weight_grad<Tf32x3, SmallTile>(dy, x, dweight, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
-    conv_weight_grad_tf32_64(const float* __restrict__ dy, const float* __restrict__ x,
-                             float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
-  weight_grad<Tf32, SmallTile>(dy, x, dweight, shape, split_k_tiles);
-}
-
-extern "C" __global__ void __launch_bounds__(SmallTile::THREADS, 3)
-    conv_weight_grad_bf16_64(const float* __restrict__ dy, const float* __restrict__ x,
-                             float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
-  weight_grad<Bf16, SmallTile>(dy, x, dweight, shape, split_k_tiles);
+template <class Precision, int M, int N>
+__global__ void __launch_bounds__(Tile<Precision, M, N>::THREADS, Tile<Precision, M, N>::BLOCKS)
+    conv_weight_grad(const float* __restrict__ dy, const float* __restrict__ x,
+                     float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
+  using T = Tile<Precision, M, N>;
+  const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
+  const int pixels = shape.N * shape.Ho * shape.Wo, width = shape.R * shape.S * channels;
+  const int group = blockIdx.y, channel = group * channels;
+  const Place<T> at(filters, width, pixels, split_k_tiles);
+  PixelColumns<typename T::A> a(dy, group * filters, shape.K, at.row, filters, at.k, pixels);
+  WindowColumns<typename T::B> b(x, channel, shape.N, windows_of_y(shape), at.column, at.k);
+  float* part = dweight + blockIdx.z * (shape.K * width) + group * filters * width;
+  product(at, a, b, part, width);
 }

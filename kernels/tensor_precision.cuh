@@ -1,7 +1,8 @@
 // Three ways to multiply floats on tensor cores, which know no 32-bit floats themselves. The sums
 // are 32-bit floats in all of them. `Fragment` is a fragment of A (N = 4 registers) or B (N = 2),
 // ready for the tensor core; `STEP` is how many k's it has, `UNROLL` how many steps the compiler
-// writes out one after the other (of Tf32x3 just one: more would want too many registers).
+// writes out one after the other (of Tf32x3 just one: more would want too many registers), `SUMS`
+// how many sums a warp takes beside its fragments.
 //
 //   Tf32x3  21 bits of mantissa: a factor is the sum of two TF32 numbers; three products
 //   Tf32    10 bits: factors rounded; one product
@@ -12,7 +13,7 @@
 #include "ptx.cuh"
 
 struct Tf32 {
-  static constexpr int STEP = 8, UNROLL = 4;
+  static constexpr int STEP = 8, UNROLL = 4, SUMS = 64 * 64;
 
   template <int N>
   struct Fragment {
@@ -46,7 +47,7 @@ struct Tf32 {
 //
 // A NaN stays one, and an infinity becomes one (infinity - infinity); no other float does.
 struct Tf32x3 {
-  static constexpr int STEP = 8, UNROLL = 1;
+  static constexpr int STEP = 8, UNROLL = 1, SUMS = 64 * 32;
 
   template <int N>
   struct Fragment {
@@ -80,7 +81,7 @@ struct Tf32x3 {
 // a sum may be taken in any order, the k's of a fragment may be any k's if A and B agree: so
 // fragment k's 2t, 2t + 1 are the tile's t, t + 4, and 2t + 8, 2t + 9 are t + 8, t + 12.
 struct Bf16 {
-  static constexpr int STEP = 16, UNROLL = 2;
+  static constexpr int STEP = 16, UNROLL = 2, SUMS = 64 * 64;
 
   template <int N>
   struct Fragment {

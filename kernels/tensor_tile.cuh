@@ -1,4 +1,4 @@
-// The main loop of all convolutions on tensor cores: a tile of C = A B, SIDE x SIDE large,
+// The product of all convolutions on tensor cores: a tile of C = A B, M x N large,
 //
 //   C[row, column] = sum over k of A[row, k] B[k, column]
 //
@@ -10,7 +10,7 @@
 //   global memory --cp.async--> ring of stages in shared memory --> registers --> tensor cores
 //
 // The copies of the next STAGES - 1 k-tiles are always under way: the multiplications seldom wait
-// for memory. Each warp computes a share of the tile, 64 x 64, 64 x 32 or 32 x 32 (`Tile`).
+// for memory. Each warp computes a share of the tile, such as 64 x 64 (`Tile`).
 //
 // Its bound, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory per k-tile, 128
 // cycles at 128 bytes per cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, in
@@ -23,16 +23,27 @@
 
 constexpr int K_TILE = 32;  // k's whose products are taken from one stage of shared memory
 
-// The warps of a block. They stand in two lines; a warp's share is ROWS x COLUMNS.
+// A factor's tile in a stage: rows of A, or columns of B, and the threads that copy it.
 template <int SIDE_, int THREADS_>
-struct Tile {
-  static constexpr int SIDE = SIDE_, THREADS = THREADS_, STAGES = SIDE == 128 ? 3 : 4;
-  static constexpr int ROWS = SIDE / 2, COLUMNS = SIDE / (THREADS / 64);
-  static constexpr int FLOATS = SIDE * (K_TILE + 4);  // of one factor in a stage, in any layout
+struct Side {
+  static constexpr int SIDE = SIDE_, THREADS = THREADS_;
+  static constexpr int FLOATS = SIDE * (K_TILE + 4);  // in any layout
 };
-using LargeTile = Tile<128, 128>;
-using WideTile = Tile<128, 256>;  // for Tf32x3, whose factors take twice the registers
-using SmallTile = Tile<64, 128>;
+
+// The tile of C that a block computes, M x N. The warps stand in lines, DOWN of them, with a share
+// of WARP_M x WARP_N each. BLOCKS fit on a multiprocessor at a time, by registers and shared memory.
+// The same rules are in tinyalex/backends/cuda/conv/tensor_cores.py.
+template <class Precision_, int M, int N>
+struct Tile {
+  using Precision = Precision_;
+  static constexpr int THREADS = M * N > 4 * Precision::SUMS ? 256 : 128, WARPS = THREADS / 32;
+  static constexpr int BLOCKS = THREADS == 256 ? 1 : M * N > 64 * 64 ? 2 : 3;
+  static constexpr int STAGES = M * N > 64 * 64 ? 3 : 4;
+  static constexpr int DOWN = THREADS == 256 && M % 64 == 0 ? 4 : 2, ACROSS = WARPS / DOWN;
+  static constexpr int WARP_M = M / DOWN, WARP_N = N / ACROSS;
+  using A = Side<M, THREADS>;
+  using B = Side<N, THREADS>;
+};
 
 // A tile [SIDE rows, K_TILE k's] lies in shared memory as in global memory, so that 16 bytes here
 // are 16 bytes there: with k innermost (K_MAJOR) or with rows innermost (MN_MAJOR). B counts its
@@ -61,7 +72,7 @@ __device__ __forceinline__ float* shared_memory() {
 
 template <class T>
 __device__ __forceinline__ float* stage_of_ring(int stage) {
-  return shared_memory() + 4 * T::SIDE + stage * 2 * T::FLOATS;
+  return shared_memory() + 4 * T::A::SIDE + stage * (T::A::FLOATS + T::B::FLOATS);
 }
 
 // A fragment is made of four matrices of 8 rows x 4 k's. In A (16 x 8) they count down first, then
@@ -104,23 +115,24 @@ __device__ __forceinline__ void load_fragment(float (&part)[4], const float* lan
 
 // A warp's share of C: [m][n] is the fragment of 16 x 8 at row 16 m and column 8 n.
 template <class T>
-using Sums = float[T::ROWS / 16][T::COLUMNS / 8][4];
+using Sums = float[T::WARP_M / 16][T::WARP_N / 8][4];
 
 // The first row or column of the warp in the tile.
 template <class T>
 __device__ __forceinline__ int warp_row() {
-  return threadIdx.x / (T::THREADS / 2) * T::ROWS;
+  return threadIdx.x / 32 / T::ACROSS * T::WARP_M;
 }
 template <class T>
 __device__ __forceinline__ int warp_column() {
-  return threadIdx.x % (T::THREADS / 2) / 32 * T::COLUMNS;
+  return threadIdx.x / 32 % T::ACROSS * T::WARP_N;
 }
 
 // Multiply one stage. `rows` and `columns` are its two tiles, at the place of the lane.
-template <class Precision, class T, Layout A, Layout B>
+template <class T, Layout A, Layout B>
 __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
                                                const float* columns) {
-  constexpr int STEPS = Precision::STEP / 8, M = T::ROWS / 16, N = T::COLUMNS / 8;
+  using Precision = typename T::Precision;
+  constexpr int STEPS = Precision::STEP / 8, M = T::WARP_M / 16, N = T::WARP_N / 8;
 #pragma unroll Precision::UNROLL
   for (int k = 0; k < K_TILE; k += Precision::STEP) {
     typename Precision::template Fragment<4> a[M];
@@ -129,7 +141,7 @@ __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
       float raw[STEPS][4];
 #pragma unroll
       for (int step = 0; step < STEPS; ++step)
-        load_fragment<T::SIDE, A, OPERAND_A>(raw[step], rows, 16 * m, k + 8 * step);
+        load_fragment<T::A::SIDE, A, OPERAND_A>(raw[step], rows, 16 * m, k + 8 * step);
       a[m] = Precision::pack(raw);
     }
 #pragma unroll
@@ -138,7 +150,7 @@ __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
 #pragma unroll
       for (int step = 0; step < STEPS; ++step) {
         float part[4];
-        load_fragment<T::SIDE, B, OPERAND_B>(part, columns, 8 * n, k + 8 * step);
+        load_fragment<T::B::SIDE, B, OPERAND_B>(part, columns, 8 * n, k + 8 * step);
 #pragma unroll
         for (int i = 0; i < 4; ++i) raw[i / 2][step][i % 2] = part[i];
       }
@@ -154,7 +166,7 @@ __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
 
 // Sum up `k_tiles` k-tiles. `rows.fetch(tile)` and `columns.fetch(tile)` begin to copy the tiles of
 // the next k-tile, and step on by K_TILE k's.
-template <class Precision, class T, class Rows, class Columns>
+template <class T, class Rows, class Columns>
 __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns& columns,
                                              int k_tiles) {
   constexpr int AHEAD = T::STAGES - 1;
@@ -163,12 +175,13 @@ __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns&
   for (int stage = 0; stage < AHEAD; ++stage) {
     if (stage < k_tiles) {
       rows.fetch(stage_of_ring<T>(stage));
-      columns.fetch(stage_of_ring<T>(stage) + T::FLOATS);
+      columns.fetch(stage_of_ring<T>(stage) + T::A::FLOATS);
     }
     cp_async_commit();
   }
-  const int row = place_of_lane<T::SIDE, A, OPERAND_A>(warp_row<T>());
-  const int column = T::FLOATS + place_of_lane<T::SIDE, B, OPERAND_B>(warp_column<T>());
+  const int row = place_of_lane<T::A::SIDE, A, OPERAND_A>(warp_row<T>());
+  const int column =
+      T::A::FLOATS + place_of_lane<T::B::SIDE, B, OPERAND_B>(warp_column<T>());
   int reading = 0;
   for (int left = k_tiles; left > 0; --left) {
     // A group is closed for every k-tile, empty or not: so the newest AHEAD - 1 are of later ones.
@@ -179,11 +192,11 @@ __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns&
     if (left > AHEAD) {
       const int writing = reading == 0 ? AHEAD : reading - 1;
       rows.fetch(stage_of_ring<T>(writing));
-      columns.fetch(stage_of_ring<T>(writing) + T::FLOATS);
+      columns.fetch(stage_of_ring<T>(writing) + T::A::FLOATS);
     }
     cp_async_commit();
     const float* stage = stage_of_ring<T>(reading);
-    multiply_stage<Precision, T, A, B>(sums, stage + row, stage + column);
+    multiply_stage<T, A, B>(sums, stage + row, stage + column);
     reading = reading == AHEAD ? 0 : reading + 1;
   }
 }
@@ -234,4 +247,34 @@ __device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], float* 
       if (!in_pairs && there > 1) place[1] = pair[1];
     }
   }
+}
+
+// The tile of this block in C [rows, columns], and its part of the sum over k. Block: x counts the
+// tiles, neighbours along the columns first, so that they read the same rows; y the groups, which
+// have a C each; z the parts of the sum, `split_k_tiles` each (split-K, for products with too few
+// tiles to fill the GPU: each part writes a C of its own, and split_sum adds them up in order).
+template <class T>
+struct Place {
+  int rows, columns, row, column, k, k_tiles;
+
+  __device__ __forceinline__ Place(int rows, int columns, int depth, int split_k_tiles)
+      : rows(rows), columns(columns) {
+    const int tiles = (columns + T::B::SIDE - 1) / T::B::SIDE, first = blockIdx.z * split_k_tiles;
+    row = blockIdx.x / tiles * T::A::SIDE;
+    column = blockIdx.x % tiles * T::B::SIDE;
+    k = first * K_TILE;
+    k_tiles = min(split_k_tiles, (depth + K_TILE - 1) / K_TILE - first);
+  }
+};
+
+// A convolution's pass: `a` and `b` fetch the factors, the result goes to C, lines `pitch` apart.
+template <class T, class Rows, class Columns>
+__device__ __forceinline__ void product(const Place<T>& at, Rows& a, Columns& b, float* c,
+                                        int pitch, const float* bias = nullptr,
+                                        bool relu = false) {
+  Sums<T> sums = {};
+  sum_products<T>(sums, a, b, at.k_tiles);
+  const int row = at.row + warp_row<T>(), column = at.column + warp_column<T>();
+  if (bias || relu) add_bias_and_rectify(sums, bias, column, at.columns, relu);
+  store_tile<16>(sums, c, pitch, row, at.rows, column, at.columns);
 }

@@ -37,10 +37,6 @@ def _typed(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}_{kind}" for name in names for kind in ("float", "double"))
 
 
-def _tiles(name: str) -> tuple[str, ...]:
-    return f"{name}_128", f"{name}_64"
-
-
 # --- versions under the arguments of the table of kernels -----------------------------------------
 
 
@@ -65,9 +61,9 @@ PASSES = (
     ("weight_grad", "conv2d_weight_grad", _weight_grad, tensor_cores.conv_weight_grad_tensor),
 )
 TENSOR = (
-    ("highest", "tf32x3", "A", "each float32 as the sum of two TF32 numbers, three products each"),
-    ("high", "tf32", "B", "`mma.sync` on operands rounded to TF32, copied ahead by `cp.async`"),
-    ("medium", "bf16", "C", "operands rounded to bfloat16 on their way to the tensor cores"),
+    ("highest", "A", "each float32 as the sum of two TF32 numbers, three products each"),
+    ("high", "B", "`mma.sync` on operands rounded to TF32, copied ahead by `cp.async`"),
+    ("medium", "C", "operands rounded to bfloat16 on their way to the tensor cores"),
 )
 TILED = {
     "forward": "a tiled product without ever writing the windows down (implicit GEMM)",
@@ -94,9 +90,10 @@ def _convolution(name: str, kernel: str, wrap: Call, tensor: Call) -> list[Rung]
             partial(wrap, getattr(tiled, name)),
         ),
     ]
-    for precision, word, letter, idea in TENSOR:
+    for precision, letter, idea in TENSOR:
         version = partial(tensor, precision=precision)
-        entries = _tiles(f"conv_{name}_{word}")
+        mark = f"<{tensor_cores.PRECISIONS[precision]},"
+        entries = tuple(i for i in tensor_cores.INSTANCES[f"conv_{name}"] if mark in i)
         file = f"conv_{name}_tensor.cu"
         rungs.append(Rung(file, entries, idea, kernel, partial(wrap, version), letter))
     return rungs

@@ -9,10 +9,8 @@ from fnmatch import fnmatch
 
 import numpy as np
 import pytest
-from simt import build, run, traces
+from simt import build, resources, run, traces
 from simt.trying import kernel
-
-from tinyalex.backends.cuda import launch
 
 pytestmark = pytest.mark.usefixtures("standin")
 
@@ -48,8 +46,7 @@ def test_kernels_waste_little():
     run.prepare("trace")
     tracer = traces.trace_exercises()
     lines = tracer.lines()
-    files = launch.source_folder().glob("*.cu")
-    entries = {entry for path in files for entry in launch.parameters(path.name)}
+    entries = {name for _, name in resources.entries()}
     assert {line.kernel for line in lines} == entries  # the exercises launch every one
     wasteful = [
         f"{line.kernel}, {line.space}: {line.ratio:.2f} times the least, bound "

@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-from tinyalex.backends.cuda import launch
+from simt import resources
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "kernels" / "README.md"
@@ -33,11 +32,7 @@ def rungs(ladder):
 def test_every_entry_is_on_one_rung(rungs):
     entries = [(rung.file, entry) for rung in rungs for entry in rung.entries]
     assert len(entries) == len(set(entries))
-    assert set(entries) == {
-        (path.name, entry)
-        for path in launch.source_folder().glob("*.cu")
-        for entry in launch.parameters(path.name)
-    }
+    assert set(entries) == set(resources.entries())
 
 
 def test_the_table_has_a_row_for_each_rung(ladder, rungs):

@@ -208,3 +208,27 @@ with multiprocessing.get_context("fork").Pool(3) as pool:
 """
     assert run_python(code) == "1\n"
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".o", ".o", ".so"]
+
+
+TEMPLATE = """
+constexpr int FOUR = 4;
+template <class T, int N>
+__global__ void __launch_bounds__(N * FOUR, 2) fill(T* x) { x[threadIdx.x] = N; }
+"""
+
+
+def test_instances_of_a_template_are_known_by_name(standin):
+    names = "fill<float, 8>", "fill<double, FOUR>"
+    module = standin.RawModule(code=TEMPLATE, options=("-std=c++17",), name_expressions=names)
+    for name, dtype, value in zip(names, (f32, np.float64), (8, 4), strict=True):
+        filled, fill = standin.zeros(4 * value, dtype), module.get_function(name)
+        assert fill.max_threads_per_block == 4 * value
+        fill((1,), (4 * value,), (filled,))
+        assert np.array_equal(filled.get(), np.full(4 * value, value))
+    with pytest.raises(build.LaunchError, match="not found: fill<float, 4>"):
+        module.get_function("fill<float, 4>")
+
+
+def test_instances_want_a_standard_of_the_language(standin):
+    with pytest.raises(ValueError, match="need to specify C"):
+        standin.RawModule(code=TEMPLATE, name_expressions=("fill<float, 8>",))

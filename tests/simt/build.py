@@ -94,16 +94,27 @@ class RawModule:
         code: CUDA C++ source.
         options: Compiler options; ``-D``, ``-std`` and ``-arch`` are known.
         backend: As CuPy's; "nvrtc".
+        name_expressions: The instances of templates to compile, such as ``"k<float, 4>"``.
     """
 
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc"):
+    def __init__(
+        self,
+        *,
+        code: str,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        name_expressions: tuple[str, ...] | None = None,
+    ):
         if not isinstance(options, tuple):
             raise TypeError(f"options must be a tuple, not {type(options).__name__}")
         known = ("-D", "--std=", "-std=", "-arch=", "--gpu-architecture=")
         unknown = [option for option in options if not option.startswith(known)]
         if unknown or backend != "nvrtc":
             raise ValueError(f"the shim knows no option {' '.join(unknown) or backend}")
+        if name_expressions and not any("-std=c++" in option for option in options):
+            raise ValueError("need to specify C++ standard for compiling template code")
         self.code = code
+        self.instances = tuple(name_expressions or ())
         self.defines = tuple(option for option in options if option.startswith("-D"))
         self._libraries: dict[tuple[str, Path | None], ctypes.PyDLL] = {}
 
@@ -112,14 +123,16 @@ class RawModule:
         self.library()
 
     def get_function(self, name: str) -> "Kernel":
-        """Return the kernel ``extern "C" __global__ void name(...)``."""
+        """Return the kernel ``extern "C" __global__ void name(...)``, or an instance by name."""
         return Kernel(self, name)
 
     def library(self) -> ctypes.PyDLL:
         """Return the build that the present settings ask for."""
         wanted = settings.mode, settings.folder
         if wanted not in self._libraries:
-            path = compiler.compile_module(self.code, wanted[0], self.defines, wanted[1])
+            path = compiler.compile_module(
+                self.code, wanted[0], self.defines, wanted[1], self.instances
+            )
             self._libraries[wanted] = _load(path)
         return self._libraries[wanted]
 
@@ -128,7 +141,8 @@ class Kernel:
     """A kernel that can be launched: ``kernel(grid, block, args, shared_mem=0)``."""
 
     def __init__(self, module: RawModule, name: str):
-        if not hasattr(module.library(), f"simt_launch_{name}"):
+        known = "<" not in name or name in module.instances
+        if not known or not hasattr(module.library(), f"simt_launch_{compiler.symbol(name)}"):
             raise LaunchError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
         self.name = name
         self.module = module
@@ -137,7 +151,7 @@ class Kernel:
         self._max_dynamic = DEFAULT_SHARED
 
     def _function(self, what):
-        return getattr(self.module.library(), f"simt_{what}_{self.name}")
+        return getattr(self.module.library(), f"simt_{what}_{compiler.symbol(self.name)}")
 
     @property
     def attributes(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from simt.runtime import CompileException
@@ -44,7 +45,7 @@ MODES = {
 }
 
 ENTRY = re.compile(
-    r'extern\s+"C"\s+__global__\s+void\s+'
+    r'(?:extern\s+"C"|template\s*<(?P<template>[^<>]*)>)\s+__global__\s+void\s+'
     r"(?:__launch_bounds__\s*\((?P<bounds>(?:[^()]|\([^()]*\))*)\)\s*)?"
     r"(?P<name>\w+)\s*\([^)]*\)\s*\{"
 )
@@ -89,7 +90,27 @@ def with_twins(code: str) -> str:
     return FILE.sub(twin, without_comments(code))
 
 
-def translate(code: str) -> str:
+def symbol(name: str) -> str:
+    """Return what stands for a kernel in a library's symbols; templates' arguments are in it."""
+    return re.sub(r"\W+", "_", name)
+
+
+def exports(code: str, instances: tuple[str, ...]) -> Iterator[str]:
+    """Yield what makes kernels known outside: plain ones, and of templates the `instances`."""
+    for entry in ENTRY.finditer(code):
+        name, bounds = entry["name"], f"simt::first({entry['bounds'] or 1024})"
+        if entry["template"] is None:
+            yield f"SIMT_EXPORT({name}, ({bounds}), {name})"
+            continue
+        yield f"template <{entry['template']}> constexpr int simt_threads_{name} = {bounds};"
+        for instance in instances:
+            base, _, arguments = instance.partition("<")
+            if base == name:
+                threads = f"(simt_threads_{name}<{arguments})"
+                yield f"SIMT_EXPORT({symbol(instance)}, {threads}, {instance})"
+
+
+def translate(code: str, instances: tuple[str, ...] = ()) -> str:
     """Return C++ of CUDA source: shared arrays as calls of the shim, and the kernels' exports."""
     code = without_comments(with_twins(code))
 
@@ -110,11 +131,8 @@ def translate(code: str) -> str:
     def lines(match):
         return "\n" * match.group().count("\n")
 
-    exports = "".join(
-        f"\nSIMT_EXPORT({entry['name']}, {entry['bounds'] or 1024})"
-        for entry in ENTRY.finditer(code)
-    )
-    return STATIC.sub(static, DYNAMIC.sub(dynamic, code)) + exports + "\n"
+    translated = STATIC.sub(static, DYNAMIC.sub(dynamic, code))
+    return "\n".join([translated, *exports(code, instances), ""])
 
 
 @functools.cache
@@ -157,9 +175,13 @@ def _kept(folder: Path, suffix: str, parts: list[str], make) -> Path:
 
 
 def compile_module(
-    code: str, mode: str = "plain", defines: tuple[str, ...] = (), folder: Path | None = None
+    code: str,
+    mode: str = "plain",
+    defines: tuple[str, ...] = (),
+    folder: Path | None = None,
+    instances: tuple[str, ...] = (),
 ) -> Path:
-    """Return the shared library of the CUDA source `code`.
+    """Return the shared library of the CUDA source `code`, with these instances of templates.
 
     Raises:
         CompileError: g++ is missing, or refuses the source.
@@ -179,6 +201,6 @@ def compile_module(
         _run(*COMMON, *flags, *defines, *include, "-o", own, text=translated)
         _run("-shared", *link_flags, own, *objects, "-o", path)
 
-    translated = translate(code)
+    translated = translate(code, instances)
     objects = [make_object(s) for s in (*ENGINE, *(("trace.cpp",) if mode == "trace" else ()))]
     return _kept(folder, ".so", [translated, mode, *defines, shim_text()], make_library)

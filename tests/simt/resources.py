@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ if __name__ == "__main__":
     sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
 from tinyalex.backends.cuda import launch
+from tinyalex.backends.cuda.conv.tensor_cores import INSTANCES
 
 MOST_THREADS = 1024  # of a block that says nothing of its size
 REGISTERS = 65536  # of a multiprocessor, for all the threads of a block at least
@@ -55,11 +57,34 @@ class CompileError(Exception):
     """The compiler refused a source; the text is its log."""
 
 
-def compile_source(code: str, name: str, architecture: str) -> tuple[str, str]:
-    """Compile CUDA source with NVRTC; return its PTX and what ptxas says of it."""
+def entries() -> list[tuple[str, str]]:
+    """Return file and name of every kernel; of templates, the instances that are launched."""
+    files = sorted(path.name for path in launch.source_folder().glob("*.cu"))
+    return [
+        (file, each)
+        for file in files
+        for name in launch.parameters(file)
+        for each in INSTANCES.get(name, (name,))
+    ]
+
+
+def instances(file: str) -> list[str]:
+    """Return the instances of templates in a file."""
+    return [name for each, name in entries() if each == file and "<" in name]
+
+
+def compile_source(
+    code: str, name: str, architecture: str, names: Sequence[str] = ()
+) -> tuple[str, str]:
+    """Compile CUDA source with NVRTC; return its PTX and what ptxas says of it.
+
+    ``names`` are those of instances of templates; both texts call them so.
+    """
     from cupy.cuda import nvrtc
 
     program = nvrtc.createProgram(code, name, (), ())
+    for instance in names:
+        nvrtc.addNameExpression(program, instance)
     # The two in the middle are those that CuPy adds by itself.
     flags = (f"-arch={architecture}", "-ftz=true", "-std=c++17", "--ptxas-options=-v")
     try:
@@ -67,8 +92,12 @@ def compile_source(code: str, name: str, architecture: str) -> tuple[str, str]:
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program)
         raise CompileError(f"{name} for {architecture}: {error}\n{log}") from error
-    ptx = nvrtc.getPTX(program)
-    return ptx.decode() if isinstance(ptx, bytes) else ptx, nvrtc.getProgramLog(program)
+    ptx, log = nvrtc.getPTX(program), nvrtc.getProgramLog(program)
+    ptx = ptx.decode() if isinstance(ptx, bytes) else ptx
+    for instance in names:
+        lowered = nvrtc.getLoweredName(program, instance)
+        ptx, log = (text.replace(lowered, instance) for text in (ptx, log))
+    return ptx, log
 
 
 def architectures(code: str) -> tuple[str, ...]:
@@ -77,17 +106,17 @@ def architectures(code: str) -> tuple[str, ...]:
 
 
 _ENTRY = re.compile(
-    r"Compiling entry function '(?P<entry>\w+)'(?P<text>.*?)(?=Compiling entry function|\Z)",
+    r"Compiling entry function '(?P<entry>[^']+)'(?P<text>.*?)(?=Compiling entry function|\Z)",
     re.DOTALL,
 )
 
 
-_THREADS = re.compile(r"\.visible \.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)")
+_THREADS = re.compile(r"\.entry ([^(]+)\([^)]*\)\s*\.maxntid (\d+)")
 
 
 def usage(code: str, name: str, architecture: str) -> list[Usage]:
     """Compile a source and return what each of its entries takes."""
-    ptx, log = compile_source(code, name, architecture)
+    ptx, log = compile_source(code, name, architecture, instances(name))
     threads = {entry: int(count) for entry, count in _THREADS.findall(ptx)}
 
     def of(entry, text):

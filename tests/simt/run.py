@@ -24,7 +24,7 @@ if __name__ == "__main__":
     tests = Path(__file__).parents[1]
     sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
-from simt import build, compiler
+from simt import build, compiler, resources
 from tinyalex.threads import available_cores
 
 REPORTED = 66  # exit status of a process in which a sanitizer had something to report
@@ -79,9 +79,13 @@ def prepare(mode: str) -> None:
     """Compile all kernels, several at once, so that a process that runs them finds them ready."""
     from tinyalex.backends.cuda import launch
 
-    files = sorted(path.name for path in launch.source_folder().glob("*.cu"))
+    def compile_one(kernel):
+        file, name = kernel
+        instances = (name,) if "<" in name else ()
+        compiler.compile_module(launch.read_source(file), mode, instances=instances)
+
     with ThreadPoolExecutor(available_cores()) as pool:
-        list(pool.map(lambda file: compiler.compile_module(launch.read_source(file), mode), files))
+        list(pool.map(compile_one, resources.entries()))
 
 
 def run(mode: str, *options: str, **more: str) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 //
 // This header holds CUDA's names; it is included before the first line of a kernel's source.
 // build.py rewrites the two forms of __shared__, which C++ has no macro for, and appends a
-// SIMT_EXPORT for each extern "C" kernel.
+// SIMT_EXPORT for each extern "C" kernel and each instance of a template that is asked for.
 #pragma once
 
 #include <cstdint>
@@ -201,13 +201,13 @@ template <class... Others> constexpr int first(int value, Others...) { return va
 }  // namespace simt
 
 #define SIMT_PUBLIC extern "C" __attribute__((visibility("default")))
-#define SIMT_EXPORT(kernel, ...) /* the arguments of its __launch_bounds__ */                     \
-  SIMT_PUBLIC const char* simt_launch_##kernel(const simt::Launch* launch, void** arguments) {    \
-    return simt::start(*launch, simt::first(__VA_ARGS__), kernel, arguments);                     \
+#define SIMT_EXPORT(symbol, threads, ...) /* the kernel, perhaps an instance of a template */     \
+  SIMT_PUBLIC const char* simt_launch_##symbol(const simt::Launch* launch, void** arguments) {    \
+    return simt::start(*launch, threads, __VA_ARGS__, arguments);                                 \
   }                                                                                               \
-  SIMT_PUBLIC int simt_max_threads_##kernel() { return simt::first(__VA_ARGS__); }                \
-  SIMT_PUBLIC int simt_parameters_##kernel(simt::Parameter* out) {                                \
-    return simt::parameters(kernel, out);                                                         \
+  SIMT_PUBLIC int simt_max_threads_##symbol() { return threads; }                                 \
+  SIMT_PUBLIC int simt_parameters_##symbol(simt::Parameter* out) {                                \
+    return simt::parameters(__VA_ARGS__, out);                                                    \
   }
 
 // ---- CUDA's barriers and exchanges ----------------------------------------------------------

@@ -121,29 +121,29 @@ def close(result, expected, tolerance):
 def forward_in_every_precision(rng):
     for precision in TOLERANCE:
         case = Case(rng, TWO_GROUPS)
-        case.check_forward(precision, case.bias, relu=True, tile=64, splits=1)
-        case.check_forward(precision, tile=128, splits=1)
+        case.check_forward(precision, case.bias, relu=True, tile=(64, 64), splits=1)
+        case.check_forward(precision, tile=(128, 128), splits=1)
 
 
 @exercise(*FORWARD)
 def forward_of_all_geometries(rng):
     for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
         case = Case(rng, sizes)
-        case.check_forward("high", case.bias, tile=64, splits=1)
+        case.check_forward("high", case.bias, tile=(64, 64), splits=1)
 
 
 @exercise(*FORWARD)
 def forward_of_large_tiles(rng):
     case = Case(rng, LARGE)
-    case.check_forward("high", case.bias, relu=True, tile=128, splits=1)
-    case.check_forward("medium", tile=128, splits=2)
+    case.check_forward("high", case.bias, relu=True, tile=(128, 128), splits=1)
+    case.check_forward("medium", tile=(128, 128), splits=2)
 
 
 @exercise(*FORWARD)
 def forward_in_parts(rng):
     case = Case(rng, LINEAR)
-    case.check_forward("highest", case.bias, tile=64, splits=3)  # k-tiles: 4, 4, 2
-    case.check_forward("high", case.bias, relu=True, tile=64, splits=10)
+    case.check_forward("highest", case.bias, tile=(64, 64), splits=3)  # k-tiles: 4, 4, 2
+    case.check_forward("high", case.bias, relu=True, tile=(64, 64), splits=10)
     case = Case(rng, FEW_TILES)
     case.check_forward("medium", case.bias, relu=True)
 
@@ -151,14 +151,14 @@ def forward_in_parts(rng):
 @exercise(*FORWARD)
 def forward_of_a_long_sum(rng):
     # 128 times eight k's: tensor cores alone, which round towards zero, would err by 9e-6.
-    Case(rng, LONG).check_forward("highest", tile=64, splits=1)
+    Case(rng, LONG).check_forward("highest", tile=(64, 64), splits=1)
 
 
 @exercise(*FORWARD)
 def forward_with_an_odd_number_of_filters(rng):
     case = Case(rng, ODD)
-    case.check_forward("highest", case.bias, tile=64)
-    case.check_forward("highest", case.bias, tile=128)
+    case.check_forward("highest", case.bias, tile=(64, 64))
+    case.check_forward("highest", case.bias, tile=(128, 128))
 
 
 @exercise(*FORWARD)
@@ -204,19 +204,19 @@ def forward_on_hopper(rng):
 def input_grad_in_every_precision(rng):
     for precision in TOLERANCE:
         case = Case(rng, TWO_GROUPS)
-        case.check_input_grad(precision, tile=64, splits=1)
-        case.check_input_grad(precision, tile=128, splits=2)
+        case.check_input_grad(precision, tile=(64, 64), splits=1)
+        case.check_input_grad(precision, tile=(128, 128), splits=2)
 
 
 @exercise(*INPUT_GRAD)
 def input_grad_of_all_geometries(rng):
     for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
-        Case(rng, sizes).check_input_grad("high", tile=64, splits=1)
+        Case(rng, sizes).check_input_grad("high", tile=(64, 64), splits=1)
 
 
 @exercise(*INPUT_GRAD)
 def input_grad_of_large_tiles(rng):
-    Case(rng, LARGE).check_input_grad("high", tile=128, splits=1)
+    Case(rng, LARGE).check_input_grad("high", tile=(128, 128), splits=1)
     Case(rng, FEW_TILES).check_input_grad("highest")
 
 
@@ -224,19 +224,19 @@ def input_grad_of_large_tiles(rng):
 def weight_grad_in_every_precision(rng):
     for precision in TOLERANCE:
         case = Case(rng, TWO_GROUPS)
-        case.check_weight_grad(precision, tile=64, splits=1)
-        case.check_weight_grad(precision, tile=128, splits=2)
+        case.check_weight_grad(precision, tile=(64, 64), splits=1)
+        case.check_weight_grad(precision, tile=(128, 128), splits=2)
 
 
 @exercise(*WEIGHT_GRAD)
 def weight_grad_of_all_geometries(rng):
     for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
-        Case(rng, sizes).check_weight_grad("high", tile=64, splits=1)
+        Case(rng, sizes).check_weight_grad("high", tile=(64, 64), splits=1)
 
 
 @exercise(*WEIGHT_GRAD)
 def weight_grad_of_large_tiles(rng):
-    Case(rng, LARGE).check_weight_grad("high", tile=128, splits=3)  # k-tiles: 2, 2, 1
+    Case(rng, LARGE).check_weight_grad("high", tile=(128, 128), splits=3)  # k-tiles: 2, 2, 1
     Case(rng, FEW_TILES).check_weight_grad("highest")
 
 

@@ -34,7 +34,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*\n', re.MULTILINE)
 _ENTRY = re.compile(
-    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{'
+    r'(?:extern\s+"C"|template\s*<[^<>]*>)\s+__global__\s+void\s+'
+    r"(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{"
 )
 _NULL = np.uint64(0)
 MOST_ELEMENTS = 2**31 - 1  # kernels index with int
@@ -66,12 +67,13 @@ def launch(
 ) -> None:
     """Run ``entry`` of ``kernels/<file>`` on the current device and stream.
 
+    An instance of a template is named with its arguments, ``"conv_forward<Tf32, 128, 128>"``.
     ``args`` are C-contiguous device arrays of exactly the pointers' types, None for a null pointer,
     Python numbers, and NamedTuples of ints for structs. A grid with a zero runs nothing. Raises
     TypeError or ValueError for arguments that the kernel would misread, DeviceError with the
     kernel's name when compiling or launching fails.
     """
-    types = parameters(file).get(entry)
+    types = parameters(file).get(entry.partition("<")[0])
     if types is None:
         raise ValueError(f"kernels/{file} has no entry {entry}")
     if len(types) != len(args):
@@ -91,7 +93,7 @@ def launch(
 
 @cache
 def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
-    kernel = _module(file, device).get_function(entry)
+    kernel = _module(file, entry if "<" in entry else None, device).get_function(entry)
     # The driver is asked here, not at every launch.
     if shared_bytes > max(MOST_STATIC_SHARED, kernel.max_dynamic_shared_size_bytes):
         kernel.max_dynamic_shared_size_bytes = shared_bytes
@@ -99,12 +101,13 @@ def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
 
 
 @cache
-def _module(file: str, device: int) -> Any:
+def _module(file: str, instance: str | None, device: int) -> Any:
     text = read_source(file)
     # Instructions of one generation only (wgmma) want to be asked for by that generation's name.
     # CuPy adds -arch=sm_90; of the two NVRTC takes this one (12.9 and 13; 12.4 refuses a second).
     options = ("-arch=sm_90a",) if "wgmma" in text else ()
-    return cupy().RawModule(code=text, options=("-std=c++17", *options))
+    names = (instance,) if instance else None
+    return cupy().RawModule(code=text, options=("-std=c++17", *options), name_expressions=names)
 
 
 def _pack(entry: str, position: int, kind: str, value: Any) -> Any:
@@ -195,7 +198,10 @@ def _line(file: str, number: int) -> str:
 
 @lru_cache
 def parameters(file: str) -> dict[str, tuple[str, ...]]:
-    """Return the parameter types of every entry of ``file``, such as ``("float*", "int")``."""
+    """Return the parameter types of every entry of ``file``, such as ``("float*", "int")``.
+
+    All instances of a template are one entry, under its bare name.
+    """
     text = re.sub(r"//[^\n]*", "", read_source(file))
     return {
         name: tuple(_type(item) for item in re.sub(r"\s+", " ", items).split(",") if item.strip())

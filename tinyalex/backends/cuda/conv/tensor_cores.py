@@ -16,7 +16,7 @@ Sums are float32, and taken in the same order in every run on the same kind of G
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.launch import launch
@@ -24,21 +24,39 @@ from tinyalex.backends.gpu import cupy, most_shared_bytes, multiprocessors
 from tinyalex.backends.types import Array
 
 Pass = Literal["forward", "input_grad", "weight_grad"]
+Tile = tuple[int, int]  # rows and columns of the result that a block computes
 
-PRECISIONS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
+PRECISIONS = {"highest": "Tf32x3", "high": "Tf32", "medium": "Bf16"}
+TILES: tuple[Tile, ...] = (128, 128), (64, 64)
+INSTANCES = {
+    f"conv_{which}": tuple(
+        f"conv_{which}<{precision}, {rows}, {columns}>"
+        for precision in PRECISIONS.values()
+        for rows, columns in TILES
+    )
+    for which in get_args(Pass)
+}
 K_TILE = 32  # of the reduction; as in tensor_tile.cuh
-STAGES = {128: 3, 64: 4}  # of the ring, by the side of a tile; as there
 LEAST_K_TILES = 8  # of a part, lest its beginning and end outweigh them
 
 
 class Cut(NamedTuple):
     """Tile and splits of a product; None leaves the choice to `plan`."""
 
-    tile: int | None = None  # side of the square that a block computes
+    tile: Tile | None = None
     splits: int | None = None  # parts of the reduction
 
 
 CHOSEN = Cut()
+
+
+class Sizes(NamedTuple):
+    """A product of rows x columns, one for each group, of sums of ``depth`` terms."""
+
+    rows: int
+    columns: int
+    depth: int
+    groups: int
 
 
 def applicable(shape: ConvShape, which: Pass) -> bool:
@@ -46,6 +64,18 @@ def applicable(shape: ConvShape, which: Pass) -> bool:
     whole_channels = shape.C // shape.groups % 4 == 0
     whole_filters = shape.K // shape.groups % 4 == 0
     return whole_channels and (which == "forward" or whole_filters)
+
+
+def sizes(shape: ConvShape, which: Pass) -> Sizes:
+    """Return the product that a pass is."""
+    filters, channels, taps = shape.K // shape.groups, shape.C // shape.groups, shape.R * shape.S
+    outputs, pixels = shape.N * shape.Ho * shape.Wo, shape.N * shape.H * shape.W
+    rows, columns, depth = {
+        "forward": (outputs, filters, taps * channels),
+        "input_grad": (pixels, channels, taps * filters),
+        "weight_grad": (filters, taps * channels, outputs),
+    }[which]
+    return Sizes(rows, columns, depth, shape.groups)
 
 
 def conv_forward_tensor(
@@ -58,19 +88,8 @@ def conv_forward_tensor(
     cut: Cut = CHOSEN,
 ) -> Array:
     """Return ``y = x * weight + bias``, or ``max(y, 0)``: [N, H, W, C] -> [N, Ho, Wo, K]."""
-    rows, columns = shape.N * shape.Ho * shape.Wo, shape.K // shape.groups
-    depth = shape.R * shape.S * (shape.C // shape.groups)
-    chosen = plan(rows, columns, shape.groups, depth, cut)
-    parts = _product(
-        f"conv_forward_{PRECISIONS[precision]}",
-        chosen,
-        _blocks(rows, columns, chosen.tile),
-        (x, weight),
-        shape,
-        (shape.N, shape.Ho, shape.Wo, shape.K),
-        (bias, relu) if chosen.splits == 1 else (None, False),
-    )
-    return _sum(parts, bias, relu)
+    y = shape.N, shape.Ho, shape.Wo, shape.K
+    return _product("forward", (x, weight), y, shape, precision, cut, (bias, relu))
 
 
 def conv_input_grad_tensor(
@@ -80,130 +99,101 @@ def conv_input_grad_tensor(
 
     With strides it also multiplies the zeros between the pixels of the gradient: correct, wasteful.
     """
-    rows, columns = shape.N * shape.H * shape.W, shape.C // shape.groups
-    depth = shape.R * shape.S * (shape.K // shape.groups)
-    chosen = plan(rows, columns, shape.groups, depth, cut)
-    parts = _product(
-        f"conv_input_grad_{PRECISIONS[precision]}",
-        chosen,
-        _blocks(rows, columns, chosen.tile),
-        (grad, weight),
-        shape,
-        (shape.N, shape.H, shape.W, shape.C),
-    )
-    return _sum(parts)
+    dx = shape.N, shape.H, shape.W, shape.C
+    return _product("input_grad", (grad, weight), dx, shape, precision, cut)
 
 
 def conv_weight_grad_tensor(
     grad: Array, x: Array, shape: ConvShape, precision: str, cut: Cut = CHOSEN
 ) -> Array:
     """Return dweight: [N, Ho, Wo, K] and [N, H, W, C] -> [K, R, S, C/G]."""
-    rows, channels = shape.K // shape.groups, shape.C // shape.groups
-    columns, pixels = shape.R * shape.S * channels, shape.N * shape.Ho * shape.Wo
-    chosen = plan(rows, columns, shape.groups, pixels, cut)
-    parts = _product(
-        f"conv_weight_grad_{PRECISIONS[precision]}",
-        chosen,
-        _blocks(rows, columns, chosen.tile),
-        (grad, x),
-        shape,
-        (shape.K, shape.R, shape.S, channels),
-    )
-    return _sum(parts)
+    dweight = shape.K, shape.R, shape.S, shape.C // shape.groups
+    return _product("weight_grad", (grad, x), dweight, shape, precision, cut)
 
 
 class Plan(NamedTuple):
-    """Tiles and splits of a product of rows x columns."""
+    """Tile and splits of a product."""
 
-    tile: int  # side of the square that a block computes
+    tile: Tile
     splits: int  # parts of the reduction
     split_k_tiles: int  # in each part
 
 
-def plan(rows: int, columns: int, groups: int, reduction: int, cut: Cut = CHOSEN) -> Plan:
+def plan(product: Sizes, precision: str, cut: Cut = CHOSEN) -> Plan:
     """Choose the larger tile unless it leaves multiprocessors idle.
 
     Where there are fewer tiles than two for each multiprocessor, the reduction is split, as far as
     every part keeps `LEAST_K_TILES`. The larger tile wants more shared memory than GPUs outside of
     data centres have (99 KB).
     """
-    return _plan(rows, columns, groups, reduction, cut, multiprocessors(), most_shared_bytes())
+    return _plan(product, precision, cut, multiprocessors(), most_shared_bytes())
 
 
 @lru_cache(maxsize=1024)
-def _plan(
-    rows: int,
-    columns: int,
-    groups: int,
-    reduction: int,
-    cut: Cut,
-    multiprocessors: int,
-    most_shared: int,
-) -> Plan:
-    sides = [cut.tile] if cut.tile else [s for s in STAGES if shared_bytes(s) <= most_shared]
-    k_tiles = -(-reduction // K_TILE)
+def _plan(product: Sizes, precision: str, cut: Cut, multiprocessors: int, most_shared: int) -> Plan:
+    tiles = [cut.tile] if cut.tile else [t for t in TILES if shared_bytes(t) <= most_shared]
+    k_tiles = -(-product.depth // K_TILE)
     wanted = 2 * multiprocessors
-    for side in sides:
-        blocks = max(1, _blocks(rows, columns, side) * groups)
+    for tile in tiles:
+        blocks = max(1, _blocks(product, tile) * product.groups)
         parts = cut.splits or max(1, min(wanted // blocks, k_tiles // LEAST_K_TILES))
-        wastes_half = min(rows, columns) <= side // 2
+        wastes_half = min(product.rows, product.columns) <= tile[0] // 2
         if not wastes_half and 2 * blocks * parts >= wanted:
             break
     split_k_tiles = max(1, -(-k_tiles // parts))
-    return Plan(side, max(1, -(-k_tiles // split_k_tiles)), split_k_tiles)
+    return Plan(tile, max(1, -(-k_tiles // split_k_tiles)), split_k_tiles)
 
 
-def threads(kernel: str, tile: int) -> int:
-    """Return the threads per block; 3xTF32 factors need more registers."""
-    return 256 if tile == 128 and kernel.endswith("tf32x3") else 128
+def threads(precision: str, tile: Tile) -> int:
+    """Return the threads per block; 3xTF32 fragments need more registers."""
+    sums = 4 * 64 * (32 if precision == "highest" else 64)
+    return 256 if tile[0] * tile[1] > sums else 128
 
 
-def shared_bytes(tile: int) -> int:
+def shared_bytes(tile: Tile) -> int:
     """Return a block's shared memory: the ring, and four numbers per row."""
+    rows, columns = tile
+    stages = 3 if rows * columns > 64 * 64 else 4
     line = K_TILE + 4  # floats; four in excess keep the banks apart
-    return 4 * (STAGES[tile] * 2 * tile * line + 4 * tile)
+    return 4 * (stages * (rows + columns) * line + 4 * rows)
 
 
-def _blocks(rows: int, columns: int, tile: int) -> int:
-    return -(-rows // tile) * -(-columns // tile)
+def _blocks(product: Sizes, tile: Tile) -> int:
+    """Return the tiles of a group."""
+    return -(-product.rows // tile[0]) * -(-product.columns // tile[1])
 
 
 def _product(
-    kernel: str,
-    chosen: Plan,
-    blocks: int,
+    which: Pass,
     factors: tuple[Array, Array],
-    shape: ConvShape,
     result_shape: tuple[int, ...],
+    shape: ConvShape,
+    precision: str,
+    cut: Cut,
     options: tuple[Array | None, bool] | tuple[()] = (),
 ) -> Array:
-    """Return [splits, *result_shape]: what each part of the reduction found."""
-    name, tile = kernel.rpartition("_")[0], chosen.tile
-    parts = cupy().empty((chosen.splits, *result_shape), factors[0].dtype)
+    """Return a pass's result; ``options`` are bias and ReLU."""
+    product = sizes(shape, which)
+    tile, splits, split_k_tiles = plan(product, precision, cut)
+    parts = cupy().empty((splits, *result_shape), factors[0].dtype)
+    at_once = options if splits == 1 or not options else (None, False)
     launch(
-        f"{name}_tensor.cu",
-        f"{kernel}_{tile}",
-        grid=(blocks, shape.groups, chosen.splits),
-        block=(threads(kernel, tile),),
-        args=(*factors, parts, shape, chosen.split_k_tiles, *options),
+        f"conv_{which}_tensor.cu",
+        f"conv_{which}<{PRECISIONS[precision]}, {tile[0]}, {tile[1]}>",
+        grid=(_blocks(product, tile), shape.groups, splits),
+        block=(threads(precision, tile),),
+        args=(*factors, parts, shape, split_k_tiles, *at_once),
         shared_bytes=shared_bytes(tile),
     )
-    return parts
-
-
-def _sum(parts: Array, bias: Array | None = None, relu: bool = False) -> Array:
-    """Return the sum of the parts, in order, with bias and ReLU.
-
-    A single part has them already.
-    """
-    if len(parts) == 1:
+    if splits == 1:
         return parts[0]
-    result = cupy().empty(parts.shape[1:], parts.dtype)
+    bias, relu = options or (None, False)
+    result = cupy().empty(result_shape, parts.dtype)
     launch(
         "split_sum.cu",
         "split_sum",
         grid=(-(-result.size // 256),),
         block=(256,),
-        args=(parts, bias, result, len(parts), result.size, result.shape[-1], relu),
+        args=(parts, bias, result, splits, result.size, result.shape[-1], relu),
     )
     return result
