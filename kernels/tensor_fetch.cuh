@@ -42,14 +42,24 @@ struct KMajor {
   }
 };
 
-// MN_MAJOR: SIDE / 4 threads copy a line, the block several at a time. Each line has a k
-// of its own, but a warp has as many lanes as a k-tile has k's: so each lane works out the place of
-// one k, and hands it to the others.
+// The largest power of two that is no more than `count`.
+__device__ constexpr int power_of_two_in(int count) {
+  return count < 2 ? 1 : 2 * power_of_two_in(count / 2);
+}
+
+// MN_MAJOR: SIDE / 4 threads copy a line, the block a power of two of lines at a time; for tiles of
+// 96 or 192 that leaves whole warps idle. Each line has a k of its own, but a warp has as many lanes
+// as a k-tile has k's: so each lane works out the place of one k, and hands it to the others.
 template <class T>
 struct MnMajor {
   static constexpr Layout LAYOUT = MN_MAJOR;
-  static constexpr int ACROSS = T::SIDE / 4, LINES = T::THREADS / ACROSS, VISITS = K_TILE / LINES;
+  static constexpr int ACROSS = T::SIDE / 4, LINES = power_of_two_in(T::THREADS / ACROSS);
+  static constexpr int VISITS = K_TILE / LINES;
   const int row = threadIdx.x % ACROSS * 4, k = threadIdx.x / ACROSS;
+
+  __device__ __forceinline__ bool idle() const {
+    return ACROSS * LINES < T::THREADS && k >= LINES;
+  }
 
   __device__ __forceinline__ float* place(float* tile, int visit) const {
     return tile + place_in_tile<T::SIDE, LAYOUT>(row, k) +
@@ -161,6 +171,7 @@ struct FilterColumns : MnMajor<T> {
         step(MixedRadix::of(K_TILE, S, filters)) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
+    if (Lines::idle()) return;
     int line = (((group + tap.low) * R + tap.high) * S + tap.middle) * channels;
     if (tap.high >= R) line = NOWHERE;
 #pragma unroll
@@ -190,6 +201,7 @@ struct PixelColumns : MnMajor<T> {
         channel_there(channel + Lines::row < channels) {}
 
   __device__ __forceinline__ void fetch(float* tile) {
+    if (Lines::idle()) return;
 #pragma unroll
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       copy_group(Lines::place(tile, visit), matrix, next, channel_there & (left > 0));
@@ -222,6 +234,7 @@ struct WindowColumns : MnMajor<T> {
   }
 
   __device__ __forceinline__ void fetch(float* tile) {
+    if (Lines::idle()) return;
     const int first_h = window.middle * windows.stride_h + windows.first_h;
     const int window_h = window.high < count ? first_h : NOWHERE;
     const int window_w = window.low * windows.stride_w + windows.first_w;

@@ -4,11 +4,13 @@ import importlib
 import os
 import shutil
 import subprocess
+from itertools import product
 
 import pytest
 from simt import resources
 
 from tinyalex.backends.cuda import launch
+from tinyalex.backends.cuda.conv import tensor_cores
 
 FILES = sorted(path.name for path in launch.source_folder().glob("*.cu"))
 
@@ -34,6 +36,17 @@ def test_kernels_keep_to_the_budget(file):
         assert {row.entry for row in rows} == {e for f, e in resources.entries() if f == file}
         assert all(row.registers and row.architecture == architecture for row in rows)
         assert not [fault for row in rows for fault in row.faults]
+
+
+def test_blocks_that_fit_are_those_of_the_source():
+    """The plan counts on them: threads, and blocks for whose registers there is room."""
+    for which, tiles in tensor_cores.TILES.items():
+        file = f"conv_{which}_tensor.cu"
+        rows = {row.entry: row for row in resources.usage(launch.read_source(file), file, "sm_90")}
+        for (word, name), tile in product(tensor_cores.PRECISIONS.items(), tiles):
+            row = rows[f"conv_{which}<{name}, {tile[0]}, {tile[1]}>"]
+            assert row.threads == tensor_cores.threads(word, tile)
+            assert row.blocks == tensor_cores.blocks_that_fit(word, tile, 1 << 20)
 
 
 HUNGRY = """
@@ -67,7 +80,7 @@ def test_what_goes_over_the_budget_is_named():
     modest = rows["modest"]
     assert (modest.threads, modest.shared, rows["stacked"].threads) == (64, 256, 1024)
     assert modest._replace(registers=255, threads=512).faults == [
-        "modest of hungry.cu for sm_80 255 registers x 512 threads > 65536"
+        "modest of hungry.cu for sm_80 255 registers x 512 threads x 1 blocks > 65536"
     ]
 
 

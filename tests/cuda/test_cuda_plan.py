@@ -14,31 +14,96 @@ def h100(monkeypatch):
     monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 227 << 10)
 
 
+def convolution(C, H, K, R, groups=1, stride=1, padding=0):
+    """Return a layer at 128 images, square ones."""
+    pads = (padding, padding), (padding, padding)
+    options = ConvOptions((stride, stride), pads, groups=groups)
+    return ConvShape.of((128, C, H, H), (K, C // groups, R, R), options)
+
+
+# The paper's layers on one GPU, and in two groups where the tiles differ.
+LAYERS = {
+    "conv1": convolution(4, 227, 96, 11, stride=4),
+    "conv2": convolution(96, 27, 256, 5, padding=2),
+    "conv3": convolution(256, 13, 384, 3, padding=1),
+    "conv4": convolution(384, 13, 384, 3, padding=1),
+    "conv4 in groups": convolution(384, 13, 384, 3, 2, padding=1),
+    "conv5": convolution(384, 13, 256, 3, padding=1),
+    "conv5 in groups": convolution(384, 13, 256, 3, 2, padding=1),
+    "fc6": convolution(9216, 1, 4096, 1),
+    "fc8": convolution(4096, 1, 1000, 1),
+}
+
+
 @pytest.mark.parametrize(
-    ("rows", "columns", "groups", "reduction", "expected"),
+    ("layer", "which", "highest", "high"),
     [
-        pytest.param(93312, 256, 1, 2400, ((128, 128), 1, 75), id="conv2"),
-        pytest.param(256, 2400, 1, 93312, ((128, 128), 6, 486), id="conv2's weights"),
-        pytest.param(128, 4096, 1, 9216, ((128, 128), 8, 36), id="fc6"),
-        pytest.param(128, 1000, 1, 4096, ((64, 64), 8, 16), id="fc8"),
-        pytest.param(96, 64, 2, 80, ((64, 64), 1, 3), id="small"),
-        pytest.param(0, 256, 1, 2400, ((64, 64), 9, 9), id="no images"),
-        pytest.param(256, 2400, 1, 0, ((64, 64), 1, 1), id="weights, no images"),
+        ("conv1", "forward", ((128, 96), 1), ((128, 96), 1)),
+        ("conv1", "weight_grad", ((96, 128), 33), ((96, 128), 66)),
+        ("conv2", "forward", ((128, 128), 1), ((128, 128), 1)),
+        ("conv2", "input_grad", ((128, 96), 1), ((128, 96), 1)),
+        ("conv2", "weight_grad", ((128, 128), 3), ((128, 128), 13)),
+        ("conv3", "forward", ((128, 128), 1), ((128, 192), 1)),
+        ("conv3", "input_grad", ((128, 128), 1), ((128, 128), 1)),
+        ("conv3", "weight_grad", ((192, 128), 7), ((192, 128), 7)),
+        ("conv4", "forward", ((128, 128), 1), ((128, 192), 1)),
+        ("conv4 in groups", "forward", ((128, 192), 1), ((128, 192), 1)),
+        ("conv4 in groups", "input_grad", ((128, 192), 1), ((128, 192), 1)),
+        ("conv5", "forward", ((128, 128), 1), ((128, 128), 1)),
+        ("conv5 in groups", "input_grad", ((128, 192), 1), ((128, 192), 1)),
+        ("fc6", "forward", ((128, 128), 4), ((128, 192), 6)),
+        ("fc6", "weight_grad", ((192, 128), 1), ((192, 128), 1)),
+        ("fc8", "forward", ((64, 64), 8), ((128, 128), 16)),
     ],
 )
-def test_plan(rows, columns, groups, reduction, expected):
-    assert plan(Sizes(rows, columns, reduction, groups), "high") == expected
+def test_plan_of_alexnets_layers(layer, which, highest, high):
+    product = tensor_cores.sizes(LAYERS[layer], which)
+    assert plan(which, product, "highest")[:2] == highest
+    assert plan(which, product, "high")[:2] == high
+
+
+@pytest.mark.parametrize(
+    ("precision", "tile", "fit"),
+    [
+        ("highest", (128, 128), 1),  # 256 threads with almost all registers
+        ("high", (128, 128), 2),
+        ("high", (128, 192), 1),
+        ("high", (128, 96), 2),
+        ("medium", (64, 64), 3),
+    ],
+)
+def test_blocks_on_a_multiprocessor(precision, tile, fit):
+    assert tensor_cores.blocks_that_fit(precision, tile, 227 << 10) == fit
+    assert tensor_cores.blocks_that_fit(precision, tile, 163 << 10) == max(1, fit - 1)  # an A100
+
+
+def test_a_plan_beats_its_neighbours():
+    """The estimate falls to the plan that is chosen: a tile with empty columns loses."""
+    product = tensor_cores.sizes(LAYERS["conv2"], "input_grad")
+    best = plan("input_grad", product, "high")
+    cycles = {
+        tile: tensor_cores.estimate(product, "high", best._replace(tile=tile), 132, 227 << 10)
+        for tile in tensor_cores.TILES["input_grad"]
+    }
+    assert min(cycles, key=cycles.get) == best.tile == (128, 96)
+    assert cycles[128, 128] > 1.1 * cycles[128, 96]
+
+
+def test_no_images():
+    assert plan("forward", Sizes(0, 256, 2400, 1), "high").splits > 0
+    assert plan("weight_grad", Sizes(256, 2400, 0, 1), "high")[1:] == (1, 1)
 
 
 def test_no_more_shared_memory_than_there_is(monkeypatch):
     monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 99 << 10)
-    assert plan(Sizes(93312, 256, 2400, 1), "high") == ((64, 64), 1, 75)
+    product = tensor_cores.sizes(LAYERS["conv4"], "forward")
+    assert plan("forward", product, "high").tile in ((128, 96), (64, 64))
 
 
 def test_every_k_tile_is_in_one_part():
     for reduction in (1, 31, 33, 1000, 12345):
         for splits in (1, 2, 3, 7, 100):
-            chosen = plan(Sizes(64, 64, reduction, 1), "high", Cut((64, 64), splits))
+            chosen = plan("forward", Sizes(64, 64, reduction, 1), "high", Cut((64, 64), splits))
             k_tiles = -(-reduction // 32)
             assert (chosen.splits - 1) * chosen.split_k_tiles < k_tiles
             assert k_tiles <= chosen.splits * chosen.split_k_tiles

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Usage(NamedTuple):
     entry: str
     architecture: str
     threads: int  # of a block, by its __launch_bounds__
+    blocks: int  # that shall fit on a multiprocessor, by the same
     registers: int  # of a thread
     stack: int
     spills: int  # bytes stored and loaded because registers did not suffice
@@ -46,8 +48,9 @@ class Usage(NamedTuple):
             found.append(f"spills {self.spills} bytes")
         if self.stack:
             found.append(f"has a stack of {self.stack} bytes")
-        if self.registers * self.threads > REGISTERS:
-            found.append(f"{self.registers} registers x {self.threads} threads > {REGISTERS}")
+        if self.registers * self.threads * self.blocks > REGISTERS:
+            threads = f"{self.threads} threads x {self.blocks} blocks"
+            found.append(f"{self.registers} registers x {threads} > {REGISTERS}")
         if self.shared > 48 << 10:
             found.append(f"has {self.shared} bytes of static shared memory")
         return [f"{self.entry} of {self.file} for {self.architecture} {fault}" for fault in found]
@@ -111,13 +114,16 @@ _ENTRY = re.compile(
 )
 
 
-_THREADS = re.compile(r"\.entry ([^(]+)\([^)]*\)\s*\.maxntid (\d+)")
+_BOUNDS = re.compile(
+    r"\.entry ([^(]+)\([^)]*\)\s*\.maxntid (\d+)[^\n]*(?:\s*\.minnctapersm (\d+))?"
+)
 
 
+@cache
 def usage(code: str, name: str, architecture: str) -> list[Usage]:
     """Compile a source and return what each of its entries takes."""
     ptx, log = compile_source(code, name, architecture, instances(name))
-    threads = {entry: int(count) for entry, count in _THREADS.findall(ptx)}
+    bounds = {entry: (int(most), int(fit or 1)) for entry, most, fit in _BOUNDS.findall(ptx)}
 
     def of(entry, text):
         def count(pattern):
@@ -127,7 +133,7 @@ def usage(code: str, name: str, architecture: str) -> list[Usage]:
             name,
             entry,
             architecture,
-            threads=threads.get(entry, MOST_THREADS),
+            *bounds.get(entry, (MOST_THREADS, 1)),
             registers=count(r"Used (\d+) registers"),
             stack=count(r"(\d+) bytes stack frame"),
             spills=count(r"(\d+) bytes spill"),
@@ -150,8 +156,8 @@ def all_usage() -> list[Usage]:
 def table(rows: list[Usage]) -> str:
     """Return a Markdown table."""
     lines = [
-        "| file | kernel | for | threads | registers | stack | spills | static shared |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        "| file | kernel | for | threads | blocks | registers | stack | spills | static shared |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in sorted(rows)])
 

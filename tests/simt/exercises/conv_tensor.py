@@ -4,6 +4,7 @@ The inputs are normal numbers; the truth is `reference` in float64, which the te
 loops written out (a loop in Python over as many products as fill several tiles takes too long).
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends import reference
 from tinyalex.backends.cuda.conv import hopper, tensor_cores
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import Cut
+from tinyalex.backends.cuda.conv.tensor_cores import TILES, Cut
 from tinyalex.backends.geometry import ConvOptions
 
 # Norm of the error over norm of the result. Rounding a factor to 10 bits (TF32) errs by at most
@@ -37,7 +38,7 @@ class Sizes(NamedTuple):
     groups: int = 1
 
 
-# Tiles have 64 or 128 rows and columns, a k-tile is 32 long.
+# Tiles have 64 to 192 rows and columns, a k-tile is 32 long.
 TWO_GROUPS = Sizes((2, 8, 9, 7), (72, 4, 5, 3), padding=((1, 2), (2, 0)), groups=2)
 LIKE_CONV1 = Sizes((1, 4, 23, 19), (4, 4, 11, 11), stride=(4, 4), padding=((2, 1), (2, 2)))
 DILATED = Sizes((1, 12, 13, 8), (8, 12, 3, 2), dilation=(2, 3), padding=((2, 2), (0, 3)))
@@ -119,10 +120,9 @@ def close(result, expected, tolerance):
 
 @exercise(*FORWARD)
 def forward_in_every_precision(rng):
-    for precision in TOLERANCE:
-        case = Case(rng, TWO_GROUPS)
-        case.check_forward(precision, case.bias, relu=True, tile=(64, 64), splits=1)
-        case.check_forward(precision, tile=(128, 128), splits=1)
+    case = Case(rng, TWO_GROUPS)
+    for precision, tile in product(TOLERANCE, TILES["forward"]):
+        case.check_forward(precision, case.bias, relu=True, tile=tile, splits=1)
 
 
 @exercise(*FORWARD)
@@ -137,6 +137,8 @@ def forward_of_large_tiles(rng):
     case = Case(rng, LARGE)
     case.check_forward("high", case.bias, relu=True, tile=(128, 128), splits=1)
     case.check_forward("medium", tile=(128, 128), splits=2)
+    case.check_forward("high", tile=(128, 96), splits=1)
+    case.check_forward("high", tile=(128, 192), splits=1)
 
 
 @exercise(*FORWARD)
@@ -202,10 +204,9 @@ def forward_on_hopper(rng):
 
 @exercise(*INPUT_GRAD)
 def input_grad_in_every_precision(rng):
-    for precision in TOLERANCE:
-        case = Case(rng, TWO_GROUPS)
-        case.check_input_grad(precision, tile=(64, 64), splits=1)
-        case.check_input_grad(precision, tile=(128, 128), splits=2)
+    case = Case(rng, TWO_GROUPS)
+    for precision, tile in product(TOLERANCE, TILES["input_grad"]):
+        case.check_input_grad(precision, tile=tile, splits=2)
 
 
 @exercise(*INPUT_GRAD)
@@ -216,16 +217,16 @@ def input_grad_of_all_geometries(rng):
 
 @exercise(*INPUT_GRAD)
 def input_grad_of_large_tiles(rng):
-    Case(rng, LARGE).check_input_grad("high", tile=(128, 128), splits=1)
+    for tile in TILES["input_grad"][:-1]:
+        Case(rng, LARGE).check_input_grad("high", tile=tile, splits=1)
     Case(rng, FEW_TILES).check_input_grad("highest")
 
 
 @exercise(*WEIGHT_GRAD)
 def weight_grad_in_every_precision(rng):
-    for precision in TOLERANCE:
-        case = Case(rng, TWO_GROUPS)
-        case.check_weight_grad(precision, tile=(64, 64), splits=1)
-        case.check_weight_grad(precision, tile=(128, 128), splits=2)
+    case = Case(rng, TWO_GROUPS)
+    for precision, tile in product(TOLERANCE, TILES["weight_grad"]):
+        case.check_weight_grad(precision, tile=tile, splits=2)
 
 
 @exercise(*WEIGHT_GRAD)
@@ -236,7 +237,8 @@ def weight_grad_of_all_geometries(rng):
 
 @exercise(*WEIGHT_GRAD)
 def weight_grad_of_large_tiles(rng):
-    Case(rng, LARGE).check_weight_grad("high", tile=(128, 128), splits=3)  # k-tiles: 2, 2, 1
+    for tile in TILES["weight_grad"][:-1]:
+        Case(rng, LARGE).check_weight_grad("high", tile=tile, splits=3)  # k-tiles: 2, 2, 1
     Case(rng, FEW_TILES).check_weight_grad("highest")
 
 

@@ -16,7 +16,7 @@ Sums are float32, and taken in the same order in every run on the same kind of G
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.launch import launch
@@ -27,17 +27,29 @@ Pass = Literal["forward", "input_grad", "weight_grad"]
 Tile = tuple[int, int]  # rows and columns of the result that a block computes
 
 PRECISIONS = {"highest": "Tf32x3", "high": "Tf32", "medium": "Bf16"}
-TILES: tuple[Tile, ...] = (128, 128), (64, 64)
+TALL: tuple[Tile, ...] = (128, 192), (128, 128), (128, 96), (64, 64)
+TILES: dict[Pass, tuple[Tile, ...]] = {
+    "forward": TALL,
+    "input_grad": TALL,
+    "weight_grad": tuple((rows, columns) for columns, rows in TALL),  # of few filters
+}
 INSTANCES = {
     f"conv_{which}": tuple(
         f"conv_{which}<{precision}, {rows}, {columns}>"
         for precision in PRECISIONS.values()
-        for rows, columns in TILES
+        for rows, columns in tiles
     )
-    for which in get_args(Pass)
+    for which, tiles in TILES.items()
 }
 K_TILE = 32  # of the reduction; as in tensor_tile.cuh
 LEAST_K_TILES = 8  # of a part, lest its beginning and end outweigh them
+# Estimates for Hopper, not yet measured, of one multiprocessor per cycle: multiply-adds of the
+# tensor cores (of "highest", what splitting the factors leaves), and bytes from the L2 cache.
+MULTIPLY_ADDS = {"highest": 200, "high": 640, "medium": 1280}
+L2_BYTES = 26
+ENDS = 4  # k-tiles' time to fill the ring and to store the result
+ALONE = 0.6  # of the time of as many blocks as fit: what a block without neighbours takes
+LAUNCH = 5000  # cycles: another kernel, which adds up the parts
 
 
 class Cut(NamedTuple):
@@ -119,29 +131,68 @@ class Plan(NamedTuple):
     split_k_tiles: int  # in each part
 
 
-def plan(product: Sizes, precision: str, cut: Cut = CHOSEN) -> Plan:
-    """Choose the larger tile unless it leaves multiprocessors idle.
+def plan(which: Pass, product: Sizes, precision: str, cut: Cut = CHOSEN) -> Plan:
+    """Choose the tile and the splits that `estimate` finds fastest.
 
-    Where there are fewer tiles than two for each multiprocessor, the reduction is split, as far as
-    every part keeps `LEAST_K_TILES`. The larger tile wants more shared memory than GPUs outside of
-    data centres have (99 KB).
+    Large tiles want more shared memory than GPUs outside of data centres have (99 KB).
     """
-    return _plan(product, precision, cut, multiprocessors(), most_shared_bytes())
+    return _plan(which, product, precision, cut, multiprocessors(), most_shared_bytes())
 
 
 @lru_cache(maxsize=1024)
-def _plan(product: Sizes, precision: str, cut: Cut, multiprocessors: int, most_shared: int) -> Plan:
-    tiles = [cut.tile] if cut.tile else [t for t in TILES if shared_bytes(t) <= most_shared]
+def _plan(
+    which: Pass,
+    product: Sizes,
+    precision: str,
+    cut: Cut,
+    multiprocessors: int,
+    most_shared: int,
+) -> Plan:
     k_tiles = -(-product.depth // K_TILE)
-    wanted = 2 * multiprocessors
-    for tile in tiles:
-        blocks = max(1, _blocks(product, tile) * product.groups)
-        parts = cut.splits or max(1, min(wanted // blocks, k_tiles // LEAST_K_TILES))
-        wastes_half = min(product.rows, product.columns) <= tile[0] // 2
-        if not wastes_half and 2 * blocks * parts >= wanted:
-            break
-    split_k_tiles = max(1, -(-k_tiles // parts))
-    return Plan(tile, max(1, -(-k_tiles // split_k_tiles)), split_k_tiles)
+    plans = []
+    for tile in [cut.tile] if cut.tile else TILES[which]:
+        slots = multiprocessors * blocks_that_fit(precision, tile, most_shared)
+        useful = min(k_tiles // LEAST_K_TILES, 2 * slots // max(1, blocks(product, tile)))
+        parts = [cut.splits] if cut.splits else range(1, max(1, useful) + 1)
+        in_each = {max(1, -(-k_tiles // splits)) for splits in parts} if slots else ()
+        plans += [Plan(tile, max(1, -(-k_tiles // each)), each) for each in sorted(in_each)]
+    return min(plans, key=lambda p: estimate(product, precision, p, multiprocessors, most_shared))
+
+
+def estimate(
+    product: Sizes, precision: str, plan: Plan, multiprocessors: int, most_shared: int
+) -> float:
+    """Return the cycles that a plan takes: waves of blocks, the last as full as it is.
+
+    A k-tile takes as long as its multiplications, or as its factors on their way from the L2 cache;
+    of the shorter of the two a quarter shows.
+    """
+    (rows, columns), splits, split_k_tiles = plan
+    fit = blocks_that_fit(precision, plan.tile, most_shared)
+    waves, left = divmod(blocks(product, plan.tile) * splits, multiprocessors * fit)
+    turns = waves * fit + (max(-(-left // multiprocessors), ALONE * fit) if left else 0)
+    multiplying = rows * columns * K_TILE / MULTIPLY_ADDS[precision]
+    loading = 4 * (rows + columns) * K_TILE / L2_BYTES
+    of_k_tile = max(multiplying, loading) + min(multiplying, loading) / 4
+    cycles = turns * (split_k_tiles + ENDS) * of_k_tile
+    if splits > 1:
+        result = 4 * product.rows * product.columns * product.groups
+        cycles += LAUNCH + (splits + 1) * result / (L2_BYTES * multiprocessors)
+    return cycles
+
+
+def blocks_that_fit(precision: str, tile: Tile, most_shared: int) -> int:
+    """Return how many blocks share a multiprocessor, by registers and by shared memory.
+
+    Each block takes 1 KB of shared memory besides its own.
+    """
+    by_registers = 1 if threads(precision, tile) == 256 else 2 if tile > (64, 64) else 3
+    return min(by_registers, (most_shared + 1024) // (shared_bytes(tile) + 1024))
+
+
+def blocks(product: Sizes, tile: Tile) -> int:
+    """Return the tiles of all groups."""
+    return -(-product.rows // tile[0]) * -(-product.columns // tile[1]) * product.groups
 
 
 def threads(precision: str, tile: Tile) -> int:
@@ -153,14 +204,9 @@ def threads(precision: str, tile: Tile) -> int:
 def shared_bytes(tile: Tile) -> int:
     """Return a block's shared memory: the ring, and four numbers per row."""
     rows, columns = tile
-    stages = 3 if rows * columns > 64 * 64 else 4
+    stages = 3 if tile > (64, 64) else 4
     line = K_TILE + 4  # floats; four in excess keep the banks apart
     return 4 * (stages * (rows + columns) * line + 4 * rows)
-
-
-def _blocks(product: Sizes, tile: Tile) -> int:
-    """Return the tiles of a group."""
-    return -(-product.rows // tile[0]) * -(-product.columns // tile[1])
 
 
 def _product(
@@ -174,13 +220,13 @@ def _product(
 ) -> Array:
     """Return a pass's result; ``options`` are bias and ReLU."""
     product = sizes(shape, which)
-    tile, splits, split_k_tiles = plan(product, precision, cut)
+    tile, splits, split_k_tiles = plan(which, product, precision, cut)
     parts = cupy().empty((splits, *result_shape), factors[0].dtype)
     at_once = options if splits == 1 or not options else (None, False)
     launch(
         f"conv_{which}_tensor.cu",
         f"conv_{which}<{PRECISIONS[precision]}, {tile[0]}, {tile[1]}>",
-        grid=(_blocks(product, tile), shape.groups, splits),
+        grid=(blocks(product, tile) // shape.groups, shape.groups, splits),
         block=(threads(precision, tile),),
         args=(*factors, parts, shape, split_k_tiles, *at_once),
         shared_bytes=shared_bytes(tile),
