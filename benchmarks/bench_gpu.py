@@ -13,8 +13,8 @@ C (bfloat16); and every switch is read back and printed. A contestant that fails
 error, and the others stay. The speed of a large copy and of large products is measured in the same
 run; no net can be faster than its floor (gpu/floors.py) at those.
 
-Writes benchmarks/results/gpu-*.json, a file when a case is done; a case that the same program has
-measured on the same GPU is left out the next time (--again measures it anew).
+Writes benchmarks/results/gpu.jsonl, a line whenever more of a case is known; a case that the same
+program has measured on the same GPU is left out the next time (--again measures it anew).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gpu import layers, machine, run, tables
+from gpu import layers, run, tables
 from gpu.cases import CLASSES, Case, Net
 from gpu.run import Campaign
 from gpu.timing import Protocol
@@ -55,27 +55,17 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def prepare(arguments: argparse.Namespace) -> Campaign:
-    """Find out about the machine, measure its ceilings and print both."""
+    """Return the campaign that the command line asks for."""
     minutes = arguments.minutes or (QUICK_MINUTES if arguments.quick else float("inf"))
     until = time.monotonic() + minutes * 60
-    facts = machine.facts()
-    print(machine.one_line(facts), flush=True)
-    if reason := machine.why_no_torch():
-        print(f"without PyTorch: {reason}", flush=True)
-    ceilings = machine.ceilings(arguments.thin)
-    run.tidy()
-    rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.operations.items())
-    print(f"copy {ceilings.bandwidth / 1e12:.3g} TB/s; products, TFLOP/s: {rates}", flush=True)
-    print(f"environment: {facts['environment']}; clock {machine.clock()}", flush=True)
     protocol = Protocol(
         rounds=arguments.rounds,
         window=arguments.window,
         warm_up=arguments.warm_up,
         calls=arguments.calls,
     )
-    return Campaign(
-        arguments.results, facts, ceilings, protocol, arguments.quick, arguments.only, until
-    )
+    path = arguments.results / "gpu.jsonl"
+    return run.campaign(path, protocol, arguments.quick, arguments.only, until, arguments.thin)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -97,9 +87,9 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
     """Measure one case, unless it is done or time is up."""
-    if not again and run.measured_already(case.name, campaign):
+    if not again and (result := run.measured_already(case.name, campaign)):
         print(f"{case.name}: measured already", flush=True)
-        run.remember_favourites(report.load(case.name, campaign.folder), campaign)
+        run.remember_favourites(result, campaign)
         return
     if campaign.time_is_up():
         print(f"{case.name}: not begun, the time is up", flush=True)
@@ -110,8 +100,6 @@ def measure_case(case: Case, campaign: Campaign, again: bool) -> None:
     run.remember_favourites(result, campaign)
     if campaign.only:
         print("  not saved, since not all took part", flush=True)
-    elif result["contestants"]:
-        report.save(case.name, result, campaign.folder)
 
 
 def parser() -> argparse.ArgumentParser:

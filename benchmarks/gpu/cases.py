@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -66,7 +68,13 @@ class Net:
 
     def build(self) -> ta.models.AlexNet:
         """Return the net with the weights that every contestant begins with."""
-        return network(self.variant(), self.classes)
+        return deepcopy(_drawn(self))
+
+
+@lru_cache(maxsize=1)
+def _drawn(net: Net) -> ta.models.AlexNet:
+    """Return the net whose copies all contestants get."""
+    return network(net.variant(), net.classes)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """PyTorch as a contestant, in every setting that could be its best.
 
-The settings are the product of the memory layouts, of the ways to run (step by step, compiled,
-compiled with the search for the best kernels, or the whole step as one CUDA graph), of two
-implementations of SGD and, for bfloat16, of two ways to have it.
+The settings are the product of the memory layouts, of the ways to run (step by step, compiled in
+three modes, or the whole step as one CUDA graph), of two implementations of SGD and, for bfloat16,
+of two ways to have it.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,9 +24,12 @@ from shared import torch_twin
 from tinyalex.backends.gpu import cupy
 
 DEVICE = "cuda"
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-EAGER, COMPILED, TUNED, GRAPH = "eager", "compile", "compile max-autotune", "eager in a CUDA graph"
-RUNS = (EAGER, GRAPH, COMPILED, TUNED)
+# Layouts and ways to run, the likely best first.
+LAYOUTS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
+EAGER, GRAPH, COMPILED = "eager", "eager in a CUDA graph", "compile"
+REDUCED, TUNED = "compile reduce-overhead", "compile max-autotune"
+MODES = {COMPILED: "default", REDUCED: "reduce-overhead", TUNED: "max-autotune"}
+RUNS = (EAGER, *MODES, GRAPH)
 UPDATES = ("fused", "foreach")
 AUTOCAST, PURE = "autocast bf16", "pure bf16"
 BFLOAT16 = (AUTOCAST, PURE)
@@ -53,7 +57,7 @@ def settings(case: Case, quick: bool) -> list[Setting]:
     """Return all settings for a case, or with ``quick`` the likely best.
 
     The quick ones leave out the search for kernels, which takes minutes for each net, and compile
-    only where there is something to gain: not one image, whose time is that of the launches.
+    in one layout.
     """
     if case.precision == "as shipped":
         return [Setting("NCHW", EAGER, "foreach" if case.training else "", shipped=True)]
@@ -62,24 +66,39 @@ def settings(case: Case, quick: bool) -> list[Setting]:
     every = [Setting(*s) for s in product(LAYOUTS, RUNS, updates, casts)]
     if not quick:
         return every
-    compiled = ("channels_last", COMPILED) if case.images > 1 and case.precision != "A" else ()
     return [
         s
         for s in every
-        if s.update in ("", "fused") and (s.run in (EAGER, GRAPH) or (s.layout, s.run) == compiled)
+        if s.run != TUNED
+        and s.update in ("", "fused")
+        and (s.run not in MODES or s.layout == "channels_last")
     ]
 
 
 # --- flags ----------------------------------------------------------------------------------------
 
 
+# Where `compile_refuses` the newer switches, another process takes the older: never both in one.
+LEGACY = "TINYALEX_ALLOW_TF32"
+legacy = LEGACY in os.environ
+
+
 def flags() -> dict[str, Any]:
     """Return the switches of PyTorch's precision and kernels."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    precision = (
+        {"cudnn.allow_tf32": cudnn.allow_tf32, "cuda.matmul.allow_tf32": matmul.allow_tf32}
+        if legacy
+        else {
+            "cudnn.conv.fp32_precision": cudnn.conv.fp32_precision,
+            "cuda.matmul.fp32_precision": matmul.fp32_precision,
+        }
+    )
     return {
-        "cudnn.conv.fp32_precision": torch.backends.cudnn.conv.fp32_precision,
-        "cuda.matmul.fp32_precision": torch.backends.cuda.matmul.fp32_precision,
-        "cudnn.benchmark": torch.backends.cudnn.benchmark,
-        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        **precision,
+        "cudnn": cudnn.version(),
+        "cudnn.benchmark": cudnn.benchmark,
+        "cudnn.deterministic": cudnn.deterministic,
         "allow_bf16_reduced_precision_reduction": (
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
         ),
@@ -91,19 +110,58 @@ _SHIPPED = flags()  # read before anything is set
 
 def set_flags(precision: str) -> dict[str, Any]:
     """Set the switches for a class, and read them back."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     if precision == "as shipped":
-        convolution, matrix, search = (_SHIPPED[name] for name in list(_SHIPPED)[:3])
+        asked = _SHIPPED
     else:
-        convolution = matrix = "ieee" if precision == "A" else "tf32"
-        search = True
-    torch.backends.cudnn.conv.fp32_precision = convolution
-    torch.backends.cuda.matmul.fp32_precision = matrix
-    torch.backends.cudnn.benchmark = search
+        exact, rounded = (False, True) if legacy else ("ieee", "tf32")
+        products = exact if precision == "A" else rounded
+        asked = dict.fromkeys(list(flags())[:2], products) | {"cudnn.benchmark": True}
+    convolution, matrix = list(asked.values())[:2]
+    if legacy:
+        cudnn.allow_tf32, matmul.allow_tf32 = convolution, matrix
+    else:
+        cudnn.conv.fp32_precision, matmul.fp32_precision = convolution, matrix
+    cudnn.benchmark = asked["cudnn.benchmark"]
     found = flags()
-    asked = [convolution, matrix, search]
-    if list(found.values())[:3] != asked:
-        raise RuntimeError(f"PyTorch was asked for {asked} and says {found}")
+    if wrong := {name: found[name] for name in asked if found[name] != asked[name]}:
+        raise RuntimeError(f"PyTorch was asked for {asked} and says {wrong}")
     return found
+
+
+def compile_refuses() -> str | None:
+    """Return why nothing compiles under the newer switches, None if it does.
+
+    Some versions read the older ones while they compile, which is an error once the newer ones are
+    set (pytorch#166387).
+    """
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 8))
+    net = net.to(DEVICE)
+    x = torch.ones(4, 3, 8, 8, device=DEVICE)
+    try:
+        for precision in ("B", "A"):
+            set_flags(precision)
+            forget_compiled()
+            torch.compile(net)(x).sum().backward()
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return None
+
+
+def expected(net: cases.Net, images: int, training: bool) -> Arrays:
+    """Return `cases.expected`, in float64 on the GPU."""
+    model = net.build()
+    twin = torch_twin.twin(model).to(DEVICE, torch.float64).train(training)
+    x, labels = (torch.from_numpy(array).to(DEVICE) for array in cases.batch(net, images))
+    with torch.set_grad_enabled(training):
+        logits = twin(x.double())
+    if not training:
+        return {"logits": logits.cpu().numpy()}
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    loss.backward()
+    names = [name for name, _ in model.named_parameters()]
+    gradients = [p.grad.cpu().numpy() for p in twin.parameters()]
+    return {"loss": loss.detach().cpu().numpy(), **dict(zip(names, gradients, strict=True))}
 
 
 # --- the contestant -------------------------------------------------------------------------------
@@ -146,9 +204,8 @@ class Torch(Contestant):
         self._used = list(net.parameters())  # in bfloat16 not the masters
         self._x = torch.from_numpy(images).to(DEVICE, kind).contiguous(memory_format=layout)
         self._labels = torch.from_numpy(labels).to(DEVICE)
-        modes = {COMPILED: "default", TUNED: "max-autotune"}
-        compiled = setting.run in modes
-        self._net = torch.compile(net, mode=modes[setting.run]) if compiled else net
+        mode = MODES.get(setting.run)
+        self._net = torch.compile(net, mode=mode) if mode else net
         self._optimizer = torch.optim.SGD(
             self._masters,
             LR,
@@ -203,7 +260,7 @@ class Torch(Contestant):
         if self._graph is not None:
             self._graph.replay()
             return
-        if self.setting.run == TUNED:  # its own graphs may now write over the last results
+        if self.setting.run in (REDUCED, TUNED):  # their graphs may write over the last results
             self._output = None
             torch.compiler.cudagraph_mark_step_begin()
         self._step()

@@ -13,7 +13,7 @@ part of the weights stays in the cache from one pass to the next.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 
@@ -27,10 +27,14 @@ SGD_BYTES = 5 * 4  # read the weight, its gradient and velocity; write weight an
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Limits of a GPU: operations per second by class, bytes per second."""
+    """Limits of a GPU: operations per second by class, bytes per second.
+
+    ``loops`` are those of `gpu.loops`, which count in no floor.
+    """
 
     operations: dict[str, float]
     bandwidth: float
+    loops: dict[str, float] = field(default_factory=dict)
 
     def rate(self, precision: str) -> float | None:
         """Return the rate for a class.

@@ -74,12 +74,14 @@ def _sgd(work: Work) -> Row:
     return Row(work, "sgd_step", (weight, grad, velocity, options), weight)
 
 
-def rows(net: Net, images: int) -> Iterator[Row]:
-    """Yield each pass of a training step that has a floor."""
+def rows(net: Net, images: int, kind: type[nn.Module] = nn.Module) -> Iterator[Row]:
+    """Yield each pass of a ``kind`` of layers that has a floor."""
     works = {(w.layer, w.part): w for w in floors.works(net, images, training=True)}
     steps = list(floors.shapes(net, images))
     rng = np.random.default_rng(1)
     for before, step in zip([None, *steps], steps, strict=False):
+        if not isinstance(step.layer, kind):
+            continue
         x = rng.standard_normal(step.x, np.float32)
         grad = rng.standard_normal(step.y, np.float32)
         made = _kernels(before, step, x, grad)
@@ -89,7 +91,8 @@ def rows(net: Net, images: int) -> Iterator[Row]:
             loose = kernel == "norm_max_pool2d_input_grad"
             work = works.get((layer, part)) or Work(layer, part, 0.0, ALONE[kernel] * x.size)
             yield Row(work, kernel, arguments, x, loose)
-    yield _sgd(works["all weights", UPDATE])
+    if kind is nn.Module:
+        yield _sgd(works["all weights", UPDATE])
 
 
 Made = tuple[str, str, str, tuple[Any, ...]]

@@ -7,65 +7,90 @@ to queue the call, so that what is measured is the GPU's work alone.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 import tinyalex as ta
-from gpu import machine, run
+from gpu import machine, run, timing
 from gpu.cases import Net, distance
 from gpu.contestant_tinyalex import WORDS
 from gpu.layer_rows import Row, rows
 from gpu.run import Campaign
-from shared import report
+from gpu.rungs import PASSES
+from tinyalex import nn
 from tinyalex.backends import cuda
+from tinyalex.backends.cuda.conv import hopper
+from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tensor_cores import TILES, Cut, applicable
 from tinyalex.backends.gpu import cupy, download
 
 Call = Callable[[], Any]
 FLUSHED = 1 << 29  # bytes; the caches have a tenth of it
+# Positions of the images and of the filters, or of their shapes, among the arguments.
+OPERANDS = {"conv2d": (0, 1), "conv2d_input_grad": (2, 1), "conv2d_weight_grad": (1, 2)}
 
 
-def name_of(net: Net, images: int) -> str:
-    """Return the name of the file that holds the result."""
-    return f"gpu-layers-{net.name}-{images}"
+def name_of(net: Net, images: int, row: Row, precision: str) -> str:
+    """Return the name of a result."""
+    words = f"{net.name} {images} {row.work.layer} {row.work.part} {precision}"
+    return f"gpu-layers-{words.replace(' ', '-')}"
 
 
-def measure(net: Net, images: int, classes: list[str], campaign: Campaign) -> None:
-    """Measure all rows in all classes; the file grows with every row."""
-    name = name_of(net, images)
-    if run.measured_already(name, campaign):
-        print(f"{name}: measured already", flush=True)
-        return
-    result: dict[str, Any] = {
-        "facts": campaign.facts,
-        "ceilings": asdict(campaign.ceilings),
-        "net": net.name,
-        "images": images,
-        "cache": f"cold: {FLUSHED >> 20} MiB are written before each call",
-        "rows": [],
-    }
+def measure(
+    net: Net, images: int, classes: Iterable[str], campaign: Campaign, sweep: bool = False
+) -> None:
+    """Measure all passes of layers; in a ``sweep`` all tiles of convolutions."""
     flush = cupy().empty(FLUSHED // 4 // net.thin**2, np.float32)
-    for row in rows(net, images):
-        if campaign.time_is_up():
-            print(f"{name}: the rest was not begun, the time is up", flush=True)
-            break
-        expected = row.expected()
+    for row in rows(net, images, nn.Conv2d if sweep else nn.Module):
+        row = replace(row, arguments=tuple(map(placed, row.arguments)))
+        expected = None
         for precision in classes:
-            measured = _row(row, precision, expected, campaign, flush)
-            result["rows"].append(measured)
+            name = name_of(net, images, row, precision)
+            if run.measured_already(name, campaign):
+                print(f"{name}: measured already", flush=True)
+                continue
+            if campaign.time_is_up():
+                print(f"{name}: not begun, the time is up", flush=True)
+                return
+            expected = _expected(row) if expected is None else expected
+            measured = _row(row, precision, expected, campaign, flush, sweep)
+            about = {"net": net.name, "images": images, "quick": campaign.quick}
+            about |= {"facts": campaign.facts, "ceilings": asdict(campaign.ceilings)}
+            campaign.keep(name, {**about, **measured})
             _show(measured)
         run.tidy()
-        if not campaign.only:
-            report.save(name, result, campaign.folder)
+
+
+def _expected(row: Row) -> Any:
+    """Return the float64 result: PyTorch's on the GPU, or the CPU's."""
+    if machine.usable_torch() is None:
+        arguments = tuple(host(a) if isinstance(a, cupy().ndarray) else a for a in row.arguments)
+        return replace(row, arguments=arguments).expected()
+    from gpu import torch_layers
+
+    return torch_layers.expected(row)
+
+
+def _distance(result: Any, expected: Any) -> float:
+    if isinstance(expected, np.ndarray):
+        return distance(host(result), expected)
+    from gpu import torch_layers
+
+    return torch_layers.distance(result, expected)
 
 
 def _row(
-    row: Row, precision: str, expected: np.ndarray, campaign: Campaign, flush: Any
+    row: Row, precision: str, expected: Any, campaign: Campaign, flush: Any, sweep: bool
 ) -> dict[str, Any]:
     ta.set_float32_matmul_precision(WORDS[precision])
-    builders: dict[str, Callable[[], Call]] = {"tinyalex": lambda: ours(row)}
+    builders: dict[str, Callable[[], Call]] = {run.OURS: lambda: ours(row)}
+    if sweep:
+        builders |= versions(row)
     flags: dict[str, Any] = {}
     if machine.usable_torch() is not None:
         from gpu import contestant_torch, torch_layers
@@ -79,9 +104,10 @@ def _row(
         if campaign.only and not any(word in name for word in campaign.only):
             continue
         try:
-            call = build()
-            _poison(expected.size)
-            errors[name] = distance(host(call()), expected)
+            with timing.until(campaign.until):
+                call = build()
+                _poison(expected.size if isinstance(expected, np.ndarray) else expected.numel())
+                errors[name] = _distance(call(), expected)
             if not errors[name] <= row.tolerance(precision):
                 raise ValueError(
                     f"wrong result: off by {errors[name]:.1e}, allowed are "
@@ -99,6 +125,7 @@ def _row(
         "part": row.work.part,
         "precision": precision,
         "flags": flags | {"tinyalex": ta.get_float32_matmul_precision()},
+        "cache": f"cold: {FLUSHED >> 20} MiB are written before each call",
         "floor_seconds": row.work.seconds(campaign.ceilings, precision),
         "times": times,
         "errors": errors,
@@ -106,10 +133,36 @@ def _row(
     }
 
 
+def versions(row: Row) -> dict[str, Callable[[], Call]]:
+    """Return builders of a convolution's tiles, and of Hopper's own kernel."""
+    if row.kernel not in OPERANDS:
+        return {}
+    image, weight = (
+        getattr(a, "shape", a) for a in itemgetter(*OPERANDS[row.kernel])(row.arguments)
+    )
+    shape = ConvShape.of(image, weight, row.arguments[-1])
+    which, _, wrap, tensor = next(p for p in PASSES if p[1] == row.kernel)
+    if not applicable(shape, which):  # photographs have three channels
+        return {}
+    precision = ta.get_float32_matmul_precision()
+    found: dict[str, Callable[..., Any]] = {
+        f"{run.OURS} {rows} x {columns}": partial(
+            tensor, precision=precision, cut=Cut((rows, columns))
+        )
+        for rows, columns in TILES[which]
+    }
+    if which == "forward" and precision == "high" and hopper.available():
+        found[f"{run.OURS} wgmma"] = hopper.forward
+    return {
+        name: lambda version=version: lambda: wrap(version, *row.arguments)
+        for name, version in found.items()
+    }
+
+
 def ours(row: Row) -> Call:
-    """Return our call, its arguments on the GPU, images channels last."""
-    arguments = [placed(a) for a in row.arguments]
-    function = getattr(cuda, row.kernel)
+    """Return our call, on copies: an update writes into its arguments."""
+    xp, function = cupy(), getattr(cuda, row.kernel)
+    arguments = [xp.array(a) if isinstance(a, xp.ndarray) else a for a in row.arguments]
     return lambda: row.result(function(*arguments), arguments)
 
 

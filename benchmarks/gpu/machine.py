@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu import loops
 from gpu.floors import Ceilings
 from shared import report
 from tinyalex.backends.devices import DeviceError
@@ -35,7 +36,9 @@ def facts() -> dict[str, Any]:
     properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.get_device_id())
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": _output("git", "-C", str(report.ROOT), "describe", "--always", "--dirty"),
+        # Where .git does not travel along, the environment has it.
+        "commit": os.environ.get("TINYALEX_COMMIT")
+        or _output("git", "-C", str(report.ROOT), "describe", "--always", "--dirty"),
         "gpu": properties["name"].decode(),
         "driver": query("driver_version"),
         "cuda driver": xp.cuda.runtime.driverGetVersion(),
@@ -43,7 +46,6 @@ def facts() -> dict[str, Any]:
         "versions": {
             **{name: report.version_of(name) for name in LIBRARIES},
             "cupy": xp.__version__,
-            "cudnn": _cudnn(),
         },
         "environment": {
             name: value
@@ -60,6 +62,16 @@ def one_line(found: dict[str, Any]) -> str:
         f"{found['date']}, {found['gpu']}, driver {found['driver']}, CUDA {found['cuda runtime']}; "
         f"{versions}; commit {found['commit']}"
     )
+
+
+def rates(ceilings: dict[str, Any]) -> str:
+    """Return what was measured in `ceilings` as words."""
+    products, loops = (
+        ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings[key].items())
+        for key in ("operations", "loops")
+    )
+    copy = f"copy {ceilings['bandwidth'] / 1e12:.3g} TB/s"
+    return f"{copy}; products in TFLOP/s: {products}; loops in TB/s and TFLOP/s: {loops}"
 
 
 def query(field: str) -> str | None:
@@ -93,7 +105,16 @@ def ceilings(scale: int = 1) -> Ceilings:
     return Ceilings(
         {name: operations / seconds(call) for name, call in _products(PRODUCT // scale).items()},
         bandwidth,
+        _loops(scale),
     )
+
+
+def _loops(scale: int) -> dict[str, float]:
+    try:
+        return loops.rates(scale, seconds)
+    except Exception as error:  # nothing else depends on them
+        print(f"no loops: {type(error).__name__}: {error}", flush=True)
+        return {}
 
 
 def _products(size: int) -> dict[str, Callable[[], Any]]:
@@ -104,17 +125,19 @@ def _products(size: int) -> dict[str, Callable[[], Any]]:
         a, b = (xp.asarray(rng.random((size, size), np.float32)) for _ in range(2))
         out = xp.empty_like(a)
         return {"A": lambda: xp.matmul(a, b, out=out)}
+    from gpu import contestant_torch
+
     a, b = (torch.rand(size, size, device="cuda") for _ in range(2))
 
     def product(precision: str, a: Any, b: Any) -> Callable[[], Any]:
         def call() -> None:
-            torch.backends.cuda.matmul.fp32_precision = precision
+            contestant_torch.set_flags(precision)
             torch.mm(a, b)
 
         return call
 
     half = a.bfloat16(), b.bfloat16()
-    return {"A": product("ieee", a, b), "B": product("tf32", a, b), "C": product("ieee", *half)}
+    return {"A": product("A", a, b), "B": product("B", a, b), "C": product("C", *half)}
 
 
 def seconds(call: Callable[[], Any], runs: int = RUNS) -> float:
@@ -141,18 +164,13 @@ def usable_torch() -> Any:
 
 def why_no_torch() -> str | None:
     """Return the reason why PyTorch cannot take part, None if it can."""
+    if "stand-in" in cupy().__version__:
+        return "there is no GPU: CuPy is played by the stand-in"
     try:
         import torch
     except ImportError as error:
         return f"PyTorch cannot be imported: {error}"
-    if "stand-in" in cupy().__version__:
-        return "there is no GPU: CuPy is played by the stand-in"
     return None if torch.cuda.is_available() else "PyTorch sees no GPU"
-
-
-def _cudnn() -> int | None:
-    torch = usable_torch()
-    return torch.backends.cudnn.version() if torch else None
 
 
 def _output(*command: str) -> str | None:

@@ -15,7 +15,6 @@ from gpu import machine
 from gpu.cases import Case, Net
 from gpu.contestants import Contestant
 from gpu.run import Campaign
-from shared import report
 
 STEPS = 5
 WARM_UP = 10
@@ -23,7 +22,7 @@ IMAGES = 128
 
 
 def run(campaign: Campaign, net: Net) -> None:
-    """Profile a training step of each layout and class, and write gpu-profile-*.json."""
+    """Profile a training step of each layout and class."""
     if reason := machine.why_no_torch():
         print(f"no profile: {reason}", flush=True)
         return
@@ -52,9 +51,9 @@ def run(campaign: Campaign, net: Net) -> None:
                     flush=True,
                 )
                 continue
-            file = f"gpu-profile-{name}-{IMAGES}-{precision}"
-            report.save(file, {"facts": campaign.facts, **found}, campaign.folder)
-            _show(file, found)
+            found = {"facts": campaign.facts, "quick": campaign.quick, **found}
+            campaign.keep(f"gpu-profile-{name}-{IMAGES}-{precision}", found)
+            _show(f"{name}, class {precision}", found)
 
 
 def profile(contestant: Contestant) -> dict[str, Any]:

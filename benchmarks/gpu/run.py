@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gpu import cases, floors, machine, timing
+from gpu import cases, floors, journal, machine, timing
 from gpu.cases import Case
 from gpu.contestants import Contestant, check
+from gpu.journal import Result
 from gpu.timing import Protocol, Times
-from shared import report
 from tinyalex.backends.gpu import cupy
 
-Result = dict[str, Any]
 FINALISTS = 3  # of PyTorch's settings take turns with tinyalex; the others are timed alone
 OURS = "tinyalex"
 
@@ -32,9 +31,12 @@ class Candidate:
 
 @dataclass
 class Campaign:
-    """Settings that all cases share; ``until`` is the end (`time.monotonic`)."""
+    """Settings that all cases share; ``until`` is the end (`time.monotonic`).
 
-    folder: Path
+    Results go to ``journal`` line by line, unless only some contestants take part.
+    """
+
+    journal: Path
     facts: dict[str, Any]
     ceilings: floors.Ceilings
     protocol: Protocol
@@ -48,6 +50,31 @@ class Campaign:
     def time_is_up(self) -> bool:
         """Return True if nothing more should be begun."""
         return time.monotonic() > self.until
+
+    def keep(self, name: str, result: Result) -> None:
+        """Write a result down, or the part of it that there is."""
+        if not self.only:
+            journal.append(self.journal, name, result)
+
+
+def campaign(
+    path: Path,
+    protocol: Protocol,
+    quick: bool,
+    only: Sequence[str] = (),
+    until: float = float("inf"),
+    thin: int = 1,
+) -> Campaign:
+    """Find out about the machine, measure its ceilings and print both."""
+    facts = machine.facts()
+    print(machine.one_line(facts), flush=True)
+    if reason := machine.why_no_torch():
+        print(f"without PyTorch: {reason}", flush=True)
+    ceilings = machine.ceilings(thin)
+    tidy()
+    print(machine.rates(asdict(ceilings)), flush=True)
+    print(f"environment: {facts['environment']}; clock {machine.clock()}", flush=True)
+    return Campaign(path, facts, ceilings, protocol, quick, list(only), until)
 
 
 def candidates(case: Case, campaign: Campaign) -> Iterator[Candidate]:
@@ -69,13 +96,25 @@ def candidates(case: Case, campaign: Campaign) -> Iterator[Candidate]:
 
 def run(case: Case, campaign: Campaign) -> Result:
     """Check, time alone and then in turns; list failures with their reason."""
-    expected = reference(case.net, case.images, case.training)
+    work = case.net, case.images, case.training
+    expected = reference(*work)
     failed: dict[str, str] = {}
     if reason := machine.why_no_torch():
         failed["torch"] = reason
     alive: dict[str, Contestant] = {}
     found: dict[str, dict[str, Any]] = {}
-    before = machine.clock()
+    result = {
+        "complete": False,
+        "facts": campaign.facts,
+        "quick": campaign.quick,
+        "case": asdict(case),
+        "ceilings": asdict(campaign.ceilings),
+        "clock": [machine.clock()],
+        "protocol": asdict(campaign.protocol),
+        "floor_seconds": floors.floor(*work, campaign.ceilings, case.floor_class),
+        "contestants": found,
+        "failed": failed,
+    }
     for candidate in candidates(case, campaign):
         if campaign.only and not any(word in candidate.name for word in campaign.only):
             continue
@@ -83,36 +122,32 @@ def run(case: Case, campaign: Campaign) -> Result:
             failed[candidate.name] = "not tried: the time was up"
             continue
         try:
-            contestant = candidate.build()
-            alive[candidate.name] = contestant
-            found[candidate.name] = admit(contestant, case, expected, campaign.protocol)
+            with timing.until(campaign.until):
+                contestant = candidate.build()
+                alive[candidate.name] = contestant
+                found[candidate.name] = admit(contestant, case, expected, campaign.protocol)
         except Exception as error:  # whatever it is, the others stay
             failed[candidate.name] = _reason(error)
             print(f"  {candidate.name}: {failed[candidate.name]}", flush=True)
             if candidate.name in alive:
                 _close(alive.pop(candidate.name))
             found.pop(candidate.name, None)
-            continue
-        print(f"  {candidate.name}: {_line(found[candidate.name])}", flush=True)
-        _drop_slow(alive, found)
-    turns = timing.take_turns(list(alive.values()), campaign.protocol) if alive else {}
-    for name, contestant in alive.items():
-        found[name]["turns"] = turns[name]
+        else:
+            print(f"  {candidate.name}: {_line(found[candidate.name])}", flush=True)
+            _drop_slow(alive, found)
+        campaign.keep(case.name, result)
+    in_time = not campaign.time_is_up()
+    for turns in timing.take_turns(list(alive.values()), campaign.protocol) if alive else ():
+        for name, turn in turns.items():
+            found[name].setdefault("turns", []).append(turn)
+        campaign.keep(case.name, result)
+    for contestant in alive.values():
         _close(contestant)
     tidy()
-    work = case.net, case.images, case.training
-    floor = floors.floor(*work, campaign.ceilings, case.floor_class)
-    return {
-        "facts": campaign.facts,
-        "quick": campaign.quick,
-        "case": asdict(case),
-        "ceilings": asdict(campaign.ceilings),
-        "clock": [before, machine.clock()],
-        "protocol": asdict(campaign.protocol),
-        "floor_seconds": floor,
-        "contestants": found,
-        "failed": failed,
-    }
+    result["clock"].append(machine.clock())
+    result["complete"] = in_time and bool(alive)
+    campaign.keep(case.name, result)
+    return result
 
 
 def admit(
@@ -134,9 +169,16 @@ def admit(
 
 @lru_cache(maxsize=1)
 def reference(net: cases.Net, images: int, training: bool) -> dict[str, Any]:
-    """Return `cases.expected`, cached for the next class of precision."""
-    print(f"  float64 on the CPU: {net.name}, {images} images", flush=True)
-    return cases.expected(net, images, training)
+    """Return `cases.expected`, cached for the next class of precision.
+
+    It is PyTorch's, on the GPU, if that can be: quicker, and no work of ours.
+    """
+    print(f"  float64: {net.name}, {images} images", flush=True)
+    if machine.usable_torch() is None:
+        return cases.expected(net, images, training)
+    from gpu import contestant_torch
+
+    return contestant_torch.expected(net, images, training)
 
 
 def _drop_slow(alive: dict[str, Contestant], found: dict[str, dict[str, Any]]) -> None:
@@ -198,17 +240,18 @@ def show(result: Result) -> None:
         print(text, flush=True)
 
 
-def measured_already(name: str, campaign: Campaign) -> bool:
-    """Return True if this program measured the case on such a machine.
+def measured_already(name: str, campaign: Campaign) -> Result | None:
+    """Return what this program measured on such a machine, or None.
 
     What a quick run measured counts for another quick run only.
     """
-    result = report.load(name, campaign.folder)
-    if not result or (result.get("quick") and not campaign.quick):
-        return False
+    result = journal.load(campaign.journal.parent).get(name)
+    if not result or not result.get("complete", True) or result["quick"] > campaign.quick:
+        return None
     same = ("commit", "gpu", "driver", "versions")
     edited = "dirty" in (campaign.facts["commit"] or "")
-    return not edited and all(result["facts"][key] == campaign.facts[key] for key in same)
+    alike = all(result["facts"][key] == campaign.facts[key] for key in same)
+    return result if alike and not edited else None
 
 
 def remember_favourites(result: Result, campaign: Campaign) -> None:

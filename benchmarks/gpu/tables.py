@@ -6,11 +6,10 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from gpu import floors
+from gpu import floors, journal, machine
 from gpu.cases import CLASSES, Net
-from gpu.machine import one_line
+from gpu.journal import Result
 from gpu.run import OURS
 from gpu.timing import Times, compare
 from shared import report
@@ -30,18 +29,6 @@ GOALS = {
     ("infer", "C"): (1.5, 1.0),
 }
 GOAL_SIZES = (1, 128)
-Result = dict[str, Any]
-
-
-def load(folder: Path, start: str = "gpu-") -> list[Result]:
-    """Return all results of files whose names begin with ``start``."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{start}*.json"))]
-
-
-def whole(folder: Path) -> list[Result]:
-    """Return the results of whole nets, smallest batch first."""
-    found = [result for result in load(folder) if "case" in result]
-    return sorted(found, key=lambda r: r["case"]["images"])
 
 
 def net_of(result: Result) -> str:
@@ -97,6 +84,7 @@ def _goal(goal: float, result: Result | None) -> str:
     if measured is None:
         return wanted + NOT_YET.lower().rstrip(".")
     verdict = "**met**" if measured.lowest > goal else "**missed**"
+    verdict = verdict if result["complete"] else "cut short, which decides nothing"
     quick = f" ({QUICK})" if result.get("quick") else ""
     return f"{wanted}{measured}, {best(result, ours=False)}{quick}: {verdict}"
 
@@ -176,16 +164,20 @@ def layers_table(results: list[Result]) -> str:
     """Return each layer's passes: ours, PyTorch's best, floor and errors."""
     if not results:
         return NOT_YET
-    parts = []
-    for result in results:
-        lines = [
-            f"| `{result['net']}`, {result['images']} images, us | class | floor | tinyalex "
+    parts: dict[tuple[str, int, str], list[str]] = {}
+    for row in results:
+        rows = parts.setdefault((row["net"], row["images"], row["cache"]), [])
+        rows.append(_layer(row))
+    text = []
+    for (net, images, cache), rows in parts.items():
+        text += [
+            f"| `{net}`, {images} images, us | class | floor | tinyalex | by name "
             "| PyTorch's best | of the floor's speed | tinyalex is | off by |",
-            "|---" * 8 + "|",
-            *map(_layer, result["rows"]),
+            "|---" * 9 + "|",
+            *rows,
+            *("", f"Caches: {cache}.", ""),
         ]
-        parts += ["\n".join(lines), "", f"Caches: {result['cache']}.", ""]
-    return "\n".join([*parts, *_feet(results)])
+    return "\n".join([*text, *_feet(results)])
 
 
 def _layer(row: Result) -> str:
@@ -193,7 +185,9 @@ def _layer(row: Result) -> str:
         name: statistics.median(statistics.median(t) for t in rounds)
         for name, rounds in row["times"].items()
     }
-    theirs = min((n for n in middle if n != OURS), key=middle.__getitem__, default=None)
+    others = [name for name in middle if not name.startswith(OURS)]
+    theirs = min(others, key=middle.__getitem__, default=None)
+    named = [f"{n[len(OURS) :]} {_us(t)}" for n, t in middle.items() if n.startswith(f"{OURS} ")]
     floor = row["floor_seconds"]
     shares = [
         f"{floor / middle[name]:.0%}" if floor and name in middle else "-"
@@ -205,7 +199,8 @@ def _layer(row: Result) -> str:
     failed = "; ".join(f"{name}: {reason}" for name, reason in row["failed"].items())
     return (
         f"| {row['layer']} {row['part']} | {row['precision']} | {_us(floor)} | "
-        f"{_us(middle.get(OURS))} | {_us(middle.get(theirs))} {theirs or ''} | "
+        f"{_us(middle.get(OURS))} | {','.join(named) or '-'} | "
+        f"{_us(middle.get(theirs))} {theirs or ''} | "
         f"{' / '.join(shares)} | {speed} | "
         + ", ".join(f"{name} {error:.0e}" for name, error in row["errors"].items())
         + (f"; {failed}" if failed else "")
@@ -243,29 +238,44 @@ def floors_table() -> str:
     return "\n".join(lines)
 
 
+def checks_table(results: list[Result]) -> str:
+    """Return the ends and last notes of gpu_quarter.py's steps."""
+    notes = {r["of"]: r for r in results if "note" in r}
+    ends = sorted((r for r in results if "end" in r), key=lambda r: r["at"])
+    if not ends:
+        return NOT_YET
+    lines = ["| step | end | s | found | on |", "|---" * 5 + "|"]
+    for r in ends:
+        note = notes.get(r["of"])
+        found = (note["note"], machine.one_line(note["facts"])) if note else ("-", "-")
+        lines.append(f"| {r['of']} | {r['end']} | {r['seconds']:.0f} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
 def _feet(results: list[Result]) -> list[str]:
     feet = {}
     for r in results:
-        rates = ", ".join(f"{n} {v / 1e12:.0f}" for n, v in r["ceilings"]["operations"].items())
-        copy = f"copy {r['ceilings']['bandwidth'] / 1e12:.2f} TB/s"
+        rates = machine.rates(r["ceilings"])
         clocks = f"; clock {' to '.join(map(str, r['clock']))}" if "clock" in r else ""
         quick = f"; {QUICK}" if r.get("quick") else ""
-        machine = one_line(r["facts"])
-        line = f"{machine}; {copy}, products in TFLOP/s {rates}{clocks}{quick}."
+        line = f"{machine.one_line(r['facts'])}; {rates}{clocks}{quick}."
         feet.setdefault(line, None)
     return [text for line in feet for text in (line, "")][:-1]
 
 
 def write(folder: Path, document: Path) -> None:
     """Write all tables into the document."""
-    results = whole(folder)
-    layers = [r for r in load(folder, "gpu-layers-") if r["rows"]]
+    every = list(journal.load(folder).values())
+    results = sorted((r for r in every if "case" in r), key=lambda r: r["case"]["images"])
+    layers = [r for r in every if "layer" in r]
+    checks = [r for r in every if "of" in r]
     tables: dict[str, Callable[[], str]] = {
         "gpu-goals": lambda: goals_table(results),
         "gpu-floors": floors_table,
         "gpu-nets": lambda: nets_table(results),
         "gpu-errors": lambda: errors_table(results),
         "gpu-layers": lambda: layers_table(layers),
+        "gpu-checks": lambda: checks_table(checks),
     }
     for name, table in tables.items():
         report.replace_table(document, name, table())

@@ -7,10 +7,13 @@ Python could not queue the work as fast as the GPU did it.
 from __future__ import annotations
 
 import math
+import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from gpu.contestants import Contestant
 from shared.report import Ratio
@@ -62,14 +65,31 @@ def turn(contestant: Contestant, steps: int, protocol: Protocol) -> Turn:
     return {"device": [t[0] for t in times], "wall": [t[1] for t in times]}
 
 
-def take_turns(contestants: Sequence[Contestant], protocol: Protocol) -> dict[str, list[Turn]]:
-    """Measure all contestants in turns: A B C, A B C, ..."""
+def take_turns(contestants: Sequence[Contestant], protocol: Protocol) -> Iterator[dict[str, Turn]]:
+    """Yield rounds of turns: A B C, A B C, ..."""
     steps = {c.name: steps_for(c, protocol) for c in contestants}
-    turns: dict[str, list[Turn]] = {c.name: [] for c in contestants}
     for _ in range(protocol.rounds):
-        for contestant in contestants:
-            turns[contestant.name].append(turn(contestant, steps[contestant.name], protocol))
-    return turns
+        yield {c.name: turn(c, steps[c.name], protocol) for c in contestants}
+
+
+@contextmanager
+def until(end: float) -> Iterator[None]:
+    """Raise TimeoutError at ``end`` (`time.monotonic`) in whatever runs inside."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError("not finished when the time was up")
+
+    if math.isinf(end):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    # Once more each second: a compiler may take the first for a failure that it can do without.
+    timer = signal.setitimer(signal.ITIMER_REAL, max(end - time.monotonic(), 1e-3), 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)

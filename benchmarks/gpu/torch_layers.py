@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch._functorch.config
 import torch.nn.functional as T
@@ -16,6 +16,7 @@ from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions, SG
 
 Call = Callable[[], Any]
 aten = torch.ops.aten
+KINDS = {"C": torch.bfloat16, "float64": torch.float64}
 
 
 def calls(row: Row, precision: str) -> dict[str, Callable[[], Call]]:
@@ -23,7 +24,7 @@ def calls(row: Row, precision: str) -> dict[str, Callable[[], Call]]:
 
     Class C has its numbers in bfloat16. What is more than one operation is compiled as well.
     """
-    images = any(isinstance(a, np.ndarray) and a.ndim == 4 for a in row.arguments)
+    images = any(getattr(a, "ndim", 0) == 4 for a in row.arguments)
     layouts = list(LAYOUTS) if images else ["NCHW"]
     several = row.kernel.startswith("norm_max_pool2d")
     found: dict[str, Callable[[], Call]] = {}
@@ -38,15 +39,28 @@ def calls(row: Row, precision: str) -> dict[str, Callable[[], Call]]:
     return found
 
 
+def expected(row: Row) -> torch.Tensor:
+    """Return the result in float64, on the GPU."""
+    return _call(row, _Placer("NCHW", "float64"), False)()
+
+
+def distance(got: Any, want: torch.Tensor) -> float:
+    """Return `cases.distance` of a CuPy array or tensor, on the GPU."""
+    got = got if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
+    got = got.detach().double()
+    error = float((got - want).norm() / want.norm()) if got.shape == want.shape else math.nan
+    return error if math.isfinite(error) else math.inf
+
+
 class _Placer:
-    """Copies arrays to the GPU in one layout and format."""
+    """Turns arrays into tensors of one layout and format."""
 
     def __init__(self, layout: str, precision: str) -> None:
         self.layout = LAYOUTS[layout]
-        self.kind = torch.bfloat16 if precision == "C" else torch.float32
+        self.kind = KINDS.get(precision, torch.float32)
 
-    def __call__(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE, self.kind)
+    def __call__(self, array: Any) -> torch.Tensor:
+        tensor = torch.from_dlpack(array).to(DEVICE, self.kind)
         return tensor.contiguous(memory_format=self.layout) if tensor.ndim == 4 else tensor
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -94,7 +108,7 @@ def _call(row: Row, place: _Placer, compiled: bool) -> Call:
             function = torch.compile(pass_on) if compiled else pass_on
             return _by_autograd(place, a[0], row.pooled, function)
         case "sgd_step":
-            return _sgd(*a)
+            return _sgd(place, *a)
     raise KeyError(f"no call of PyTorch for {row.kernel}")
 
 
@@ -129,10 +143,11 @@ def _by_autograd(place: _Placer, grad: Any, x: Any, function: Callable[..., Any]
     return lambda: torch.autograd.grad(y, x, grad, retain_graph=True)[0]
 
 
-def _sgd(weight: Any, grad: Any, velocity: Any, options: SGDOptions) -> Call:
-    """Return the fused update of one float32 parameter, giving the velocity."""
-    tensors = (torch.tensor(a, device=DEVICE) for a in (weight, grad, velocity))
-    parameter, gradient, buffer = tensors
+def _sgd(place: _Placer, weight: Any, grad: Any, velocity: Any, options: SGDOptions) -> Call:
+    """Return the fused update of one parameter, giving the velocity."""
+    # bfloat16 is for products only.
+    place.kind = torch.promote_types(place.kind, torch.float32)
+    parameter, gradient, buffer = (place(a).clone() for a in (weight, grad, velocity))
     parameter = torch.nn.Parameter(parameter)
     parameter.grad = gradient
     lr, momentum, dampening, decay, *_ = options

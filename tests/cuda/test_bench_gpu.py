@@ -2,10 +2,12 @@
 
 import contextlib
 import io
-import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +16,20 @@ from simt import standin
 
 import bench_gpu
 import tinyalex as ta
-from gpu import floors, run, tables
-from gpu.cases import Case, Net, distance, expected, objection
+from gpu import floors, journal, layers, run, tables, timing
+from gpu.cases import Case, Net, distance, errors, expected, objection
 from gpu.contestant_tinyalex import Tinyalex, TinyalexGraph
+from gpu.layer_rows import rows
 from gpu.timing import Times
-from shared import report
+from tinyalex import nn
 from tinyalex.backends import cuda
+from tinyalex.backends.cuda.conv.tensor_cores import TILES
 from tinyalex.backends.cuda.sgd import StepTable
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 TOY = "--thin 32 --pixels 63 --classes 4 --groups 1 --norm on --rounds 2 --window 0 --warm-up 1"
-MARKS = ("gpu-goals", "gpu-floors", "gpu-nets", "gpu-errors", "gpu-layers")
+MARKS = ("gpu-goals", "gpu-floors", "gpu-nets", "gpu-errors", "gpu-layers", "gpu-checks")
 CASE = "gpu-{}-g1-lrn-thin32-63-1-{}"
 
 pytestmark = pytest.mark.usefixtures("standin")  # for its word on a missing g++
@@ -45,7 +49,7 @@ def bench(folder, words):
 
 
 def result(folder, name):
-    return json.loads((folder / f"{name}.json").read_text())
+    return journal.load(folder)[name]
 
 
 def between(path, mark):
@@ -114,7 +118,7 @@ def test_percentages_are_of_measured_ceilings(measured):
 
 def test_every_pass_of_every_layer_has_a_row(measured):
     folder, _ = measured
-    rows = result(folder, "gpu-layers-g1-lrn-thin32-63-1")["rows"]
+    rows = [r for r in journal.load(folder).values() if "layer" in r]
     assert not [row for row in rows if row["failed"]]
     assert {row["precision"] for row in rows} == {"A", "C"}
     names = {(row["layer"], row["part"]) for row in rows}
@@ -187,7 +191,10 @@ def test_a_failing_contestant_is_refused(tmp_path, monkeypatch, fault, reason):
     fault(monkeypatch)
     printed = bench(tmp_path, "--mode train --images 1 --precision C --no-layers")
     assert f"tinyalex: {reason}" in printed
-    assert not list(tmp_path.glob("gpu-train*.json")), "no contestant left, so no result"
+    found = result(tmp_path, CASE.format("train", "C"))
+    assert not found["contestants"]
+    assert found["failed"]["tinyalex"].startswith(reason)
+    assert not found["complete"]
 
 
 def test_the_others_are_measured_without_a_failing_one(tmp_path, monkeypatch):
@@ -204,7 +211,7 @@ def test_the_others_are_measured_without_a_failing_one(tmp_path, monkeypatch):
 
 def test_without_results_the_tables_say_so(tmp_path):
     bench(tmp_path, "--table-only")
-    for mark in ("gpu-nets", "gpu-errors", "gpu-layers"):
+    for mark in ("gpu-nets", "gpu-errors", "gpu-layers", "gpu-checks"):
         assert between(tmp_path / "gpu.md", mark) == "Not yet measured on hardware.\n"
     assert between(tmp_path / "gpu.md", "gpu-goals").count("not yet measured") == 12
 
@@ -212,7 +219,7 @@ def test_without_results_the_tables_say_so(tmp_path):
 def test_time_that_is_up_begins_nothing(tmp_path):
     words = "--images 1 --precision C --minutes 1e-9"
     assert "not begun, the time is up" in bench(tmp_path, words)
-    assert not list(tmp_path.glob("*.json"))
+    assert not journal.load(tmp_path)
 
 
 @pytest.mark.parametrize("words", [["bench_gpu.py"], ["kernel_ladder.py", "--measure"]])
@@ -264,6 +271,7 @@ def turns(*milliseconds):
 def case_result(precision, ours, theirs):
     """Return a made-up result of three rounds."""
     return {
+        "complete": True,
         "case": {
             "net": {"groups": 1, "norm": True},
             "mode": "train",
@@ -288,6 +296,7 @@ def test_goals_are_met_only_ahead_in_every_round(theirs, expected):
     assert row.endswith(f"goal: more than 1.2\N{MULTIPLICATION SIGN}<br>{expected} |")
     quick = case_result("B", turns(3, 3, 3), turns(*theirs)) | {"quick": True}
     assert "eager (without PyTorch's search for kernels): **" in tables.goals_table([quick])
+    assert "cut short" in tables.goals_table([quick | {"complete": False}])
     # What was measured in one class says nothing about the others.
     assert table.count("not yet measured on hardware") == 11
 
@@ -306,11 +315,14 @@ def test_only_the_fastest_settings_are_tried_at_other_sizes():
 
 def test_a_quick_run_does_not_stand_for_a_full_one(tmp_path):
     facts = {"commit": "c", "gpu": "g", "driver": "d", "versions": {}}
-    report.save("case", {"facts": facts, "quick": True}, tmp_path)
+    path = tmp_path / "gpu.jsonl"
+    journal.append(path, "case", {"facts": facts, "quick": True, "complete": True})
+    journal.append(path, "cut", {"facts": facts, "quick": True, "complete": False})
     for quick in (True, False):
-        campaign = run.Campaign(tmp_path, facts, None, None, quick)
-        assert run.measured_already("case", campaign) == quick
-    other = run.Campaign(tmp_path, {**facts, "gpu": "another"}, None, None, True)
+        campaign = run.Campaign(path, facts, None, None, quick)
+        assert bool(run.measured_already("case", campaign)) == quick
+        assert not run.measured_already("cut", campaign)
+    other = run.Campaign(path, {**facts, "gpu": "another"}, None, None, True)
     assert not run.measured_already("case", other)
 
 
@@ -328,8 +340,16 @@ def test_pytorch_in_every_setting_that_a_cpu_can_run(standin, monkeypatch):
     before = peer.flags()
     net = Net(thin=32, pixels=63, classes=4)
     want = expected(net, 2, training=True)
+    assert max(errors(peer.expected(net, 2, training=True), want).values()) < 1e-9
+    answers = peer.expected(net, 2, training=False), expected(net, 2, training=False)
+    assert errors(*answers)["result"] < 1e-9
     seen = []
     try:
+        with monkeypatch.context() as patch:
+            patch.setattr(peer, "legacy", True)
+            for precision, rounded in (("B", True), ("A", False)):
+                older = peer.set_flags(precision)
+                assert older["cudnn.allow_tf32"] is older["cuda.matmul.allow_tf32"] is rounded
         for precision in ("A", "C", "as shipped"):
             case = Case(net, "train", 2, precision)
             for setting in peer.settings(case, quick=False):
@@ -347,6 +367,44 @@ def test_pytorch_in_every_setting_that_a_cpu_can_run(standin, monkeypatch):
     assert ("torch NCHW eager fused autocast bf16", "tf32") in seen
     assert ("torch NCHW eager foreach as shipped", before["cudnn.conv.fp32_precision"]) in seen
     assert len(seen) == 9
+
+
+def test_pytorchs_passes_are_those_of_ours(monkeypatch):
+    pytest.importorskip("torch")
+    from gpu import torch_layers
+
+    monkeypatch.setattr(torch_layers, "DEVICE", "cpu")
+    for row in rows(Net(thin=32, pixels=63, classes=4), 2):
+        want = torch_layers.expected(row)
+        assert torch_layers.distance(row.expected(), want) < 1e-7, row.work  # once in float32
+        for name, build in torch_layers.calls(row, "A").items():
+            if "compile" not in name:
+                assert torch_layers.distance(build()(), want) < row.tolerance("A"), (row.work, name)
+
+
+def test_every_tile_of_a_convolution_is_a_version_of_it(standin):
+    found = set()
+    for row in rows(Net(thin=32, pixels=63, classes=4), 1, nn.Conv2d):
+        if row.work.layer == "conv3":
+            want = row.expected()
+            row = replace(row, arguments=tuple(map(layers.placed, row.arguments)))
+            for name, build in layers.versions(row).items():
+                assert distance(layers.host(build()()), want) < row.tolerance("A")
+                found.add((row.work.part, name))
+    assert len(found) == sum(len(tiles) for tiles in TILES.values())
+
+
+def test_time_ends_even_for_what_catches_its_end():
+    def stubborn():
+        with contextlib.suppress(TimeoutError):
+            time.sleep(30)
+        time.sleep(30)
+
+    began, before = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError), timing.until(began + 0.05):
+        stubborn()
+    assert time.monotonic() - began < 10
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_distance_counts_what_was_not_written():

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 from simt import resources
 
+from gpu import loops
 from tinyalex.backends.cuda import launch
 from tinyalex.backends.cuda.conv import tensor_cores
 
@@ -47,6 +48,13 @@ def test_blocks_that_fit_are_those_of_the_source():
             row = rows[f"conv_{which}<{name}, {tile[0]}, {tile[1]}>"]
             assert row.threads == tensor_cores.threads(word, tile)
             assert row.blocks == tensor_cores.blocks_that_fit(word, tile, 1 << 20)
+
+
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+def test_the_benchmarks_loops_keep_to_the_budget(architecture):
+    rows = resources.usage(loops.source(), "loops.cu", architecture)
+    assert {row.entry for row in rows} == {"read_l2", "multiply_tf32", "multiply_bf16"}
+    assert not [fault for row in rows for fault in row.faults]
 
 
 HUNGRY = """

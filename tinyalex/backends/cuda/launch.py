@@ -91,6 +91,11 @@ def launch(
         raise failure(error, f"{entry} of kernels/{file}") from error
 
 
+def build(file: str, instance: str | None = None) -> None:
+    """Compile ``kernels/<file>``, or an instance of its template, now."""
+    _module(file, instance, cupy().cuda.get_device_id()).compile()
+
+
 @cache
 def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
     kernel = _module(file, entry if "<" in entry else None, device).get_function(entry)

@@ -1,0 +1,391 @@
+"""All that needs a GPU, in a quarter of an hour.
+
+    python benchmarks/gpu_quarter.py --part 1 --out FOLDER    # right or wrong: 200 s
+    python benchmarks/gpu_quarter.py --part 2 --out FOLDER    # whole nets beside PyTorch: 360 s
+    python benchmarks/gpu_quarter.py --part 3 --out FOLDER    # races and counters: 100 s
+
+from a plain checkout, with whatever Python has CuPy; nothing is installed. Each part can be
+repeated by itself. Its steps run one after the other, each in a process of its own with a limit of
+its own, what is worth most first; at a limit the process and its children are killed. FOLDER (by
+default the environment's OUT) gets gpu-part-N.jsonl, a line for whatever was measured, and
+gpu-part-N.tar.gz, which has these lines, all logs and the golden fragments. Where .git does not
+travel along, TINYALEX_COMMIT tells which program it was. Afterwards, on any machine:
+
+    python benchmarks/gpu_quarter.py --table FOLDER/*.tar.gz  # into docs/gpu.md and tests/golden
+
+Without a GPU, small, on the stand-in for CuPy; and single steps, under any tool:
+
+    python benchmarks/gpu_quarter.py --part 1 --toy --out FOLDER
+    compute-sanitizer --tool memcheck python benchmarks/gpu_quarter.py --step exercises [WORD ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from gpu import journal
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/support")]
+PYTHON = sys.executable
+RACECHECK = ("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "1")
+SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis")
+COUNTERS = ("ncu", "--kernel-name", "regex:conv", "--csv", "--page", "raw")
+COUNTERS += tuple(word for section in SECTIONS for word in ("--section", section))
+OLDER = "torch.compile refuses the newer switches"
+TURNS = 10.0  # seconds that a net keeps for the turns, after the last contestant was tried
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of `STEPS`: its limit in seconds, words, and the program above."""
+
+    name: str
+    seconds: float
+    words: tuple[str, ...] = ()
+    above: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Return words that tell it from the others of its part."""
+        return " ".join([*self.above[:1], self.name, *self.words])
+
+
+def nets(*cases: tuple[str, int, str, float]) -> tuple[Step, ...]:
+    """Return a step for each whole net."""
+    return tuple(Step("net", seconds, (mode, str(n), cls)) for mode, n, cls, seconds in cases)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps, the worthiest first, and the seconds for all of them."""
+
+    seconds: float
+    steps: tuple[Step, ...]
+
+
+PARTS = {
+    1: Part(
+        200,
+        (Step("build", 40), Step("sweep", 60), Step("exercises", 80), Step("golden", 20)),
+    ),
+    2: Part(
+        360,
+        (
+            Step("probe", 30),
+            *nets(("train", 128, "B", 80), ("train", 128, "C", 80), ("train", 128, "A", 60)),
+            *nets(("infer", 1, "A", 35), ("infer", 1, "B", 35), ("infer", 1, "C", 40)),
+        ),
+    ),
+    3: Part(
+        100,
+        (
+            Step("exercises", 30, ("conv_tensor",), RACECHECK),
+            Step("one_step", 30, above=COUNTERS),
+            Step("exercises", 15, ("norm",), RACECHECK),
+            Step("kernels", 25),
+        ),
+    ),
+}
+
+# --- the driver: imports nothing that could fail --------------------------------------------------
+
+Clock = Callable[[], float]
+
+
+def run(step: Step, of: str, until: float, lines: Path, toy: bool, logs: Path, clock: Clock) -> str:
+    """Run a step until ``until`` at the latest, and return its end."""
+    program = (*step.above, PYTHON)[0]
+    if not shutil.which(program):
+        return f"skipped: there is no {program}"
+    command = [*step.above, PYTHON, __file__, "--step", step.name, *step.words]
+    command += [f"--of={of}", f"--lines={lines}", f"--logs={logs}"]
+    command += [f"--seconds={until - clock():.1f}"]
+    command += ["--toy"] if toy else []
+    environment = {
+        **os.environ,
+        "CUPY_ACCELERATORS": "",  # CUB, which would be compiled for each sum
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "default",
+    }
+    with open(logs / f"{of.replace(' ', '-')}.log", "wb") as log:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while child.poll() is None:
+                if clock() >= until:
+                    return "stopped: its time was up"
+                time.sleep(0.02)
+        finally:
+            with suppress(ProcessLookupError):  # compilers that it started go, too
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    return "done" if child.returncode == 0 else f"FAILED ({child.returncode})"
+
+
+def run_part(number: int, out: Path, toy: bool, clock: Clock) -> None:
+    """Run the steps of a part, and pack up after each."""
+    part, lines = PARTS[number], out / f"gpu-part-{number}.jsonl"
+    end = clock() + part.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
+        for step in part.steps:
+            of, began, word = f"{number} {step.label}", clock(), "stopped with its part"
+            try:
+                if began < end:
+                    until = min(end, began + step.seconds)
+                    word = run(step, of, until, lines, toy, logs, clock)
+                else:
+                    word = "no time left"
+            finally:
+                seconds = clock() - began
+                journal.append(lines, f"gpu-end {of}", {"of": of, "end": word, "seconds": seconds})
+                pack(lines, logs)
+                print(f"{of}: {word} after {seconds:.0f} s", flush=True)
+
+
+def pack(lines: Path, logs: Path) -> None:
+    """Replace the part's archive by one with everything that there is."""
+    aside = lines.with_suffix(".packing")
+    with tarfile.open(aside, "w:gz") as archive:
+        archive.add(lines, lines.name)
+        archive.add(logs, lines.stem)
+    aside.replace(lines.with_suffix(".tar.gz"))
+
+
+def unpack(archives: list[Path], results: Path, fragments: Path, document: Path) -> None:
+    """Put lines and golden fragments into their folders, and write the tables."""
+    from gpu import tables
+
+    folders = {".jsonl": results, ".npz": fragments}
+    for path in archives:
+        with tarfile.open(path) as archive:
+            texts = {Path(m.name): archive.extractfile(m) for m in archive if m.isfile()}
+            texts = {name: text.read() for name, text in texts.items() if name.suffix in folders}
+        if any(b'"gpu": "stand-in"' in text for text in texts.values()):
+            raise SystemExit(f"{path} is of the stand-in, not of a GPU: nothing was written")
+        for name, text in texts.items():
+            folder = folders[name.suffix]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name.name).write_bytes(text)
+    tables.write(results, document)
+
+
+# --- the steps, each in a process of its own ------------------------------------------------------
+
+
+def sizes(toy: bool) -> tuple:
+    """Return the net, and how many images its batch has at most."""
+    from gpu.cases import Net
+
+    return (Net(thin=32, pixels=63, classes=4), 1) if toy else (Net(), 128)
+
+
+def prepare(arguments: argparse.Namespace, rounds: int = 5) -> tuple:
+    """Return a campaign, and `sizes`."""
+    import tinyalex as ta
+    from gpu import run
+    from gpu.timing import Protocol
+
+    protocol, until = Protocol(rounds, calls=5), time.monotonic() + arguments.seconds - TURNS
+    if arguments.toy:
+        ta.use_backend("reference").__enter__()  # for what is expected: nothing to compile
+        protocol, until = Protocol(2, windows=1, window=0, warm_up=1, calls=1), math.inf
+    net, images = sizes(arguments.toy)
+    return run.campaign(arguments.lines, protocol, True, (), until, net.thin), net, images
+
+
+def build(arguments: argparse.Namespace) -> Iterator[str]:
+    """Compile all sources at once, for all later processes."""
+    from simt import resources
+
+    from tinyalex.backends.cuda import launch
+
+    def compile_one(source: tuple[str, str | None]) -> str | None:
+        try:
+            launch.build(*source)
+        except Exception:
+            return traceback.format_exc()
+        return None
+
+    # What is no instance of a template is compiled with its file.
+    every = {(file, name if "<" in name else None) for file, name in resources.entries()}
+    sources = [s for s in every if any(word in s[0] for word in arguments.words or [""])]
+    with ThreadPoolExecutor() as pool:
+        found = zip(sources, pool.map(compile_one, sources), strict=True)
+        faults = {instance or file: fault for (file, instance), fault in found if fault}
+    for name, fault in faults.items():
+        print(f"{name}: {fault}", flush=True)
+    yield f"{len(sources) - len(faults)} of {len(sources)} sources compile{_but(faults)}"
+    if faults:
+        raise SystemExit(1)
+
+
+def sweep(arguments: argparse.Namespace) -> Iterator[str]:
+    """Time all passes of convolutions, by class and tile, beside cuDNN."""
+    from gpu import layers
+
+    campaign, net, images = prepare(arguments, rounds=3)
+    layers.measure(net, images, "BCA", campaign, sweep=True)
+    yield "rows below"
+
+
+def exercises(arguments: argparse.Namespace) -> Iterator[str]:
+    """Run the kernels' exercises with one of the words in their names."""
+    import numpy as np
+    from simt.exercises import all_exercises
+
+    words = arguments.words or [""]
+    failed, passed = [], 0
+    for exercise in all_exercises():
+        if not any(word in exercise.name for word in words):
+            continue
+        try:
+            exercise.run(np.random.default_rng(2012))
+        except Exception:
+            failed.append(exercise.name.removeprefix("simt.exercises."))
+            print(f"{exercise.name}: FAILED\n{traceback.format_exc()}", flush=True)
+        else:
+            passed += 1
+            print(f"{exercise.name}: passed", flush=True)
+        yield f"{passed} passed{_but(failed)}"
+    if failed:
+        raise SystemExit(1)
+
+
+def golden(arguments: argparse.Namespace) -> Iterator[str]:
+    """Record what this GPU computes with each wrapper of inline PTX."""
+    from simt import fragments
+
+    paths = fragments.record(arguments.logs)
+    yield f"recorded: {', '.join(path.stem for path in paths)}"
+
+
+def probe(arguments: argparse.Namespace) -> Iterator[str]:
+    """Find out which of PyTorch's switches it compiles under."""
+    from gpu import machine
+
+    if reason := machine.why_no_torch():
+        yield reason
+        return
+    from gpu import contestant_torch
+
+    refusal = contestant_torch.compile_refuses()
+    yield f"{OLDER}: {refusal}" if refusal else "torch.compile takes the newer switches"
+
+
+def net(arguments: argparse.Namespace) -> Iterator[str]:
+    """Measure one net beside PyTorch, under the switches that `probe` found."""
+    told = journal.load(arguments.lines.parent).get("gpu-note 2 probe", {})
+    if told.get("note", "").startswith(OLDER):
+        os.environ["TINYALEX_ALLOW_TF32"] = "1"  # read when contestant_torch.py is imported
+    from gpu import run
+    from gpu.cases import Case
+
+    campaign, net, large = prepare(arguments)
+    mode, images, precision = arguments.words
+    result = run.run(Case(net, mode, min(int(images), large), precision), campaign)
+    run.show(result)
+    yield "in the tables"
+
+
+def one_step(arguments: argparse.Namespace) -> Iterator[str]:
+    """Take one training step, to be looked at from above."""
+    from gpu.cases import Case
+    from gpu.contestant_tinyalex import Tinyalex
+
+    net, images = sizes(arguments.toy)
+    Tinyalex(Case(net, "train", images, "B"))
+    yield "counters in the archive's log"
+
+
+def kernels(arguments: argparse.Namespace) -> Iterator[str]:
+    """Save which kernels run in a training step, and for how long."""
+    from gpu import machine, profile
+
+    campaign, net, _ = prepare(arguments)
+    profile.run(campaign, net)
+    yield machine.why_no_torch() or "in the lines"
+
+
+STEPS = {f.__name__: f for f in (build, sweep, exercises, golden, probe, net, one_step, kernels)}
+
+
+def _but(failed: object) -> str:
+    return f"; failed: {', '.join(failed)}" if failed else ""
+
+
+def run_step(arguments: argparse.Namespace) -> None:
+    """Run a step here and write down what it says."""
+    name, *arguments.words = arguments.step
+    if arguments.toy:
+        from simt import standin
+
+        standin.install()
+    from gpu import machine
+
+    facts = machine.facts()
+    if arguments.seconds:
+        faulthandler.dump_traceback_later(arguments.seconds + 1, exit=True)  # if its driver is gone
+    for note in chain(["begun"], STEPS[name](arguments)):
+        print(note, flush=True)
+        if arguments.lines:
+            line = {"of": arguments.of, "note": note, "facts": facts}
+            journal.append(arguments.lines, f"gpu-note {arguments.of}", line)
+
+
+def main(words: list[str] | None = None, clock: Clock = time.monotonic) -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--part", type=int, choices=PARTS)
+    what.add_argument("--table", type=Path, nargs="+", metavar="ARCHIVE")
+    what.add_argument("--step", nargs="+", metavar="WORD", help=f"one of {', '.join(STEPS)}")
+    add("--out", type=Path, default=os.environ.get("OUT"), metavar="FOLDER")
+    add("--toy", action="store_true", help="to try this script: tiny, on the stand-in for CuPy")
+    for name, kind in {"of": str, "lines": Path, "logs": Path, "seconds": float}.items():
+        add(f"--{name}", type=kind, help=argparse.SUPPRESS)  # what a part tells its steps
+    arguments = parser.parse_args(words)
+    if arguments.table:
+        from gpu import tables
+        from shared import report
+
+        unpack(arguments.table, report.RESULTS, ROOT / "tests" / "golden", tables.DOCUMENT)
+    elif arguments.step:
+        run_step(arguments)
+    elif arguments.out is None:
+        parser.error("--part wants a folder: --out FOLDER, or OUT in the environment")
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+        run_part(arguments.part, Path(arguments.out).resolve(), arguments.toy, clock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Quarter of an hour on a GPU, on the stand-in."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+import gpu_quarter
+from gpu import journal, tables
+from gpu_quarter import Part, Step, nets
+from tinyalex.backends.cuda import launch
+
+SCRIPT = Path(gpu_quarter.__file__)
+MARK = "QUARTER_OF_THIS_TEST"
+# A program above the step that starts another one, which lives on when the step is killed.
+SLEEPER = ("sh", "-c", 'sleep 99 & exec "$@"', "sh")
+
+pytestmark = pytest.mark.usefixtures("standin")  # for its word on a missing g++
+
+
+@pytest.fixture(autouse=True)
+def marked(tmp_path, monkeypatch):
+    """Mark the environment of all that this test starts, and let none of it outlive the test."""
+    monkeypatch.setenv(MARK, str(tmp_path))
+    monkeypatch.delenv("TINYALEX_COMMIT", raising=False)
+    yield
+    assert not alive(tmp_path)
+
+
+def alive(folder):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if path.parent.name != str(os.getpid()) and os.fsencode(folder) in path.read_bytes():
+                found.append(path.parent.joinpath("cmdline").read_bytes())
+        except OSError:
+            continue  # it has ended, or is another user's
+    return found
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def archived(folder, number=1):
+    """Return names and texts of an archive."""
+    with tarfile.open(folder / f"gpu-part-{number}.tar.gz") as archive:
+        return {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}
+
+
+def run_part(monkeypatch, folder, seconds, *steps, clock=time.monotonic):
+    """Run these steps as a part at toy sizes; return ends and notes by step, and all results."""
+    monkeypatch.setattr(gpu_quarter, "PARTS", {1: Part(seconds, steps)})
+    gpu_quarter.main(["--part", "1", "--toy", "--out", str(folder)], clock)
+    results = journal.load(folder)
+    assert archived(folder)["gpu-part-1.jsonl"] == (folder / "gpu-part-1.jsonl").read_bytes()
+    ends = [results[f"gpu-end 1 {step.label}"]["end"] for step in steps]
+    notes = [results.get(f"gpu-note 1 {step.label}", {}).get("note") for step in steps]
+    return ends, notes, results
+
+
+class Clock:
+    """A clock that stands still until a step has its first result; then its limit is over."""
+
+    def __init__(self, path, limits):
+        self.path, self.limits = path, limits
+
+    def __call__(self):
+        measured, step = set(), None
+        for line in lines_of(self.path):
+            if line.get("note") == "begun":
+                step = line["of"]
+            else:
+                measured.add(step)
+        return math.fsum(self.limits[step] for step in measured)
+
+
+def test_what_was_measured_before_a_cut_is_kept(tmp_path, monkeypatch):
+    steps = (
+        Step("sweep", 60),
+        Step("exercises", 50, above=SLEEPER),
+        *nets(("train", 128, "B", 40)),
+        Step("golden", 30),
+    )
+    clock = Clock(tmp_path / "gpu-part-1.jsonl", {f"1 {s.label}": s.seconds for s in steps})
+    ends, notes, results = run_part(monkeypatch, tmp_path, 150, *steps, clock=clock)
+    assert ends == ["stopped: its time was up"] * 3 + ["no time left"]
+    assert "gpu-layers-g1-lrn-thin32-63-1-conv1-forward-B" in results
+    assert "passed" in notes[1]
+    net = results["gpu-train-g1-lrn-thin32-63-1-B"]
+    assert net["contestants"]["tinyalex"]["errors"]["update"] < 0.01
+    assert not net["complete"]
+    assert net["failed"]["torch"]
+    assert b"simt.exercises" in archived(tmp_path)["gpu-part-1/1-sh-exercises.log"]
+
+
+def test_a_failing_step_stops_no_other(tmp_path, monkeypatch):
+    sources = shutil.copytree(launch.source_folder(), tmp_path / "kernels")
+    with open(sources / "dropout.cu", "a") as file:
+        file.write("#error planted\n")
+    monkeypatch.setenv("TINYALEX_KERNELS", str(sources))
+    monkeypatch.setenv("TINYALEX_COMMIT", "0123abc")
+    steps = (
+        Step("build", 99, ("dropout", "relu")),
+        Step("exercises", 99, ("dropout_of_any", "relu_of_any")),
+        Step("golden", 99),
+        Step("one_step", 99, above=("no-such-program",)),
+        *nets(("infer", 1, "C", 99)),
+    )
+    ends, notes, results = run_part(monkeypatch, tmp_path, 999, *steps)
+    skipped = "skipped: there is no no-such-program"
+    assert ends == ["FAILED (1)", "FAILED (1)", "done", skipped, "done"]
+    assert notes[0] == "1 of 2 sources compile; failed: dropout.cu"
+    assert "1 passed; failed: elementwise.dropout_of_any_shape" in notes[1]
+    assert b"planted" in archived(tmp_path)["gpu-part-1/1-build-dropout-relu.log"]
+    assert "gpu-part-1/to_tf32.npz" in archived(tmp_path)
+    net = results["gpu-infer-g1-lrn-thin32-63-1-C"]
+    assert net["complete"]
+    assert net["facts"]["commit"] == "0123abc"
+    assert len(net["contestants"]["tinyalex"]["turns"]) == 2
+
+    # The tables; what the stand-in measured is refused there.
+    places = tmp_path / "results", tmp_path / "golden", tmp_path / "gpu.md"
+    archive = tmp_path / "gpu-part-1.tar.gz"
+    with pytest.raises(SystemExit, match="of the stand-in, not of a GPU: nothing was written"):
+        gpu_quarter.unpack([archive], *places)
+    assert not any(place.exists() for place in places)
+    places[2].write_text(tables.DOCUMENT.read_text())
+    lines = tmp_path / "gpu-part-1.jsonl"
+    lines.write_text(lines.read_text().replace('"gpu": "stand-in"', '"gpu": "a GPU of the tests"'))
+    gpu_quarter.pack(lines, sources)
+    gpu_quarter.unpack([archive], *places)
+    text = places[2].read_text()
+    assert "| g1-lrn-thin32-63 | 1 | tinyalex | " in text
+    assert "| 1 exercises dropout_of_any relu_of_any | FAILED (1) | " in text
+
+
+def test_a_part_that_is_stopped_leaves_results_and_no_child(tmp_path):
+    lines = tmp_path / "gpu-part-1.jsonl"
+    command = [sys.executable, SCRIPT, "--part", "1", "--toy", "--out", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
+        while not lines_of(lines):
+            assert driver.poll() is None
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGTERM)
+        assert b"1 build: stopped with its part" in driver.communicate(timeout=60)[0]
+    assert driver.returncode == 1
+    begun, end = lines_of(lines)
+    assert begun["note"] == "begun"
+    assert end["end"] == "stopped with its part"
+    assert "gpu-part-1/1-build.log" in archived(tmp_path)
+
+
+def test_the_parts_fit_their_time():
+    for part in gpu_quarter.PARTS.values():
+        assert sum(step.seconds for step in part.steps) <= part.seconds
+        assert {step.name for step in part.steps} <= set(gpu_quarter.STEPS)
+        assert len({step.label for step in part.steps}) == len(part.steps)
+    assert sum(part.seconds for part in gpu_quarter.PARTS.values()) <= 12 * 60
+
+
+def test_half_a_line_costs_no_other(tmp_path):
+    path = tmp_path / "gpu.jsonl"
+    journal.append(path, "whole", {"complete": True, "value": 1})
+    with open(path, "a") as file:
+        file.write('{"name": "half", "at": 12')
+    journal.append(path, "whole", {"complete": False, "value": 2})
+    journal.append(path, "twice", {"value": 3})
+    journal.append(path, "twice", {"value": 4})
+    values = {name: result["value"] for name, result in journal.load(tmp_path).items()}
+    assert values == {"whole": 1, "twice": 4}
