@@ -11,10 +11,12 @@ from commands import Watcher, tiny_settings, trainer
 import tinyalex as ta
 from tinyalex import random
 from tinyalex.autograd import Function
+from tinyalex.backends.shards import current
 from tinyalex.data import Batch
 from tinyalex.models import VARIANTS
-from tinyalex.training import Checkpoints, DivergedError, load_checkpoint, new_run
+from tinyalex.training import Checkpoints, DivergedError, divergence, load_checkpoint, new_run
 from tinyalex.training.divergence import find_cause
+from tinyalex.training.ranks import Ranks
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -180,6 +182,38 @@ def test_a_weight_that_overflows_in_the_update_is_traced(photos, tmp_path):
     report = json.loads((tmp_path / "diverged.json").read_text())
     assert (report["step"], report["layer"], len(report["images"])) == (1, "conv1", 8)
     assert not Checkpoints(tmp_path).last.exists()
+
+
+def everywhere(layer):
+    layer.weight.data[...] = np.float32("nan")
+
+
+@pytest.mark.parametrize(
+    ("place", "settings", "sharded"),
+    [
+        ("epoch 1/3", {}, True),
+        ("validating", {}, False),
+        (None, {"lr": 3e38, "weight_decay": 1e3}, True),
+    ],
+    ids=["in a step", "in validation", "at a checkpoint"],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_what_diverged_is_repeated_as_it_was_computed(
+    photos, tmp_path, monkeypatch, place, settings, sharded
+):
+    """In shards, whose sums are rounded otherwise, or without."""
+    run, parts = new_run(tiny_settings(photos, **settings), ranks=Ranks(shards=2)), []
+
+    def noting(*arguments):
+        parts.append(current())
+        return find_cause(*arguments)
+
+    monkeypatch.setattr(divergence, "find_cause", noting)
+    layer = run.classifier.model.weight_layers["fc2"]
+    watcher = Watcher(lambda title, done: title == place and everywhere(layer))
+    with pytest.raises(DivergedError):
+        trainer(run, tmp_path, watcher, seconds=0, share=math.inf).train()
+    assert parts == [run.ranks.part(8) if sharded else None]
 
 
 def test_validation_is_traced_as_well(photos, tmp_path):

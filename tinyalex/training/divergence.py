@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,8 @@ class Step:
     lr: float
     batch: Batch
     dataset: Dataset
+    repeating: Callable[[Batch], AbstractContextManager[object]] = nullcontext
+    """Lets kernels compute the batch as in the step."""
     random_state: dict[str, Any] = field(default_factory=random.get_state)
 
 
@@ -204,7 +206,8 @@ def explain(
     traces: list[LayerTrace] = []
     try:
         if len(batch):  # a rank may have no image
-            cause, traces = find_cause(model, batch)
+            with step.repeating(batch):
+                cause, traces = find_cause(model, batch)
     except MemoryError:  # a look at every layer takes more than a step does
         began = "and the memory does not suffice to find out where"
     files = [step.dataset.describe(index) for index in batch.indices.tolist()]

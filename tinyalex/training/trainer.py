@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,8 +214,7 @@ class Trainer:
             if self.run.average is not None:
                 self.run.average.after_step(step)
         except DivergedError as error:
-            with self.steps.repeating(batch):
-                raise self._explain(error) from error
+            raise self._explain(error) from error
 
     def _after_reading(self, results: list[Average], stop: StopRequest) -> None:
         """Log, save, show and time the steps just read."""
@@ -282,6 +281,7 @@ class Trainer:
             rate,
             batch,
             source.data.dataset,
+            self.steps.repeating if source is self.learning else nullcontext,
         )
 
     def _explain(self, error: Exception, of_all: bool = True) -> DivergedError:
