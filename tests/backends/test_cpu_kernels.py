@@ -283,8 +283,23 @@ def test_works_where_no_directory_for_the_cache_is_writable(tmp_path):
     assert run_python(CHECK, **environment).endswith("agrees\n")
 
 
-def test_works_with_numbas_own_thread_pool():
-    assert run_python(CHECK, NUMBA_THREADING_LAYER="workqueue").endswith("agrees\n")
+# By im2col and by Winograd: in both each thread has memory of its own.
+CONVOLUTIONS = """
+import numpy as np
+from tinyalex.backends import cpu, reference
+from tinyalex.backends.geometry import ConvOptions
+draw = np.random.default_rng(0).standard_normal
+for groups, channels in (2, 2), (1, 16):
+    options = ConvOptions(padding=((1, 1), (0, 2)), groups=groups)
+    x, weight = draw((8, channels * groups, 19, 19)), draw((16, channels, 3, 3))
+    y = cpu.conv2d(x.astype("f"), weight.astype("f"), None, options)
+    np.testing.assert_allclose(y, reference.conv2d(x, weight, None, options), atol=1e-4)
+print("agrees")
+"""
+
+
+def test_convolutions_work_with_numbas_own_thread_pool():
+    assert run_python(CONVOLUTIONS, NUMBA_THREADING_LAYER="workqueue").endswith("agrees\n")
 
 
 def test_works_with_a_numba_that_lacks_the_strided_blas(tmp_path):
