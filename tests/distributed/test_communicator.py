@@ -179,6 +179,24 @@ def test_last_words_may_come_before_others():
     assert said(4, script, limit=5) == []
 
 
+def test_a_header_is_a_sign_of_life_of_the_rank_that_sent_it():
+    """Also where they come in another order than that of ranks."""
+    script = """
+    complete, status = ranks._complete, ranks._mpi.Status()
+    def checked(messages):
+        for request, peer in messages[2:]:  # after those that this rank sends
+            request.Wait(status)
+            assert status.source == peer
+        complete(messages)
+    ranks._complete = checked
+    if ranks.rank == 1:
+        time.sleep(0.5)
+    ranks.share("header", 0).wait()
+    ranks._complete = complete
+    """
+    assert said(3, script) == []
+
+
 def test_waiting_costs_little_of_a_core():
     """Others compute meanwhile: MPI's own wait would take the whole core."""
     script = """

@@ -21,6 +21,7 @@ FAULTS = {
     "raise ValueError('broken')": ("rank {rank} ({host}): ValueError: broken\n", 1),
     "sys.exit(3)": ("rank {rank} ({host}): exit code 3\n", 3),
     "sys.exit()": ("and rank {rank} for share end\n", 1),
+    "os._exit(0)": (LOST, None),
     "os._exit(3)": (LOST, None),
     "os.kill(os.getpid(), signal.SIGKILL)": (LOST, None),
     "os.kill(os.getpid(), signal.SIGSTOP)": (SILENT, 1),
@@ -57,6 +58,28 @@ def test_a_fault_of_one_rank_ends_all(count, rank, fault):
     assert ("Traceback" in ended.err) == ("ValueError" in fault)
     assert seconds < LIMIT + 2
     assert ended.code == code if code else ended.code > 0, ended.err
+
+
+SPOILT = """
+name, fault = sys.argv[2:]
+owner = ranks._calls if name == "MPI_Finalize" else ranks
+if ranks.rank == int(sys.argv[1]):
+    setattr(owner, name, lambda: exec(fault))
+"""
+STOP = "os.kill(os.getpid(), signal.SIGSTOP)"
+LATE = [
+    (0, "_end", STOP, "nothing came for 2 s from rank 0"),
+    (1, "_finish", STOP, "nothing came for 2 s from rank 1"),
+    (1, "MPI_Finalize", "time.sleep(100)", "rank 1 ({host}): end: MPI has not answered within 2 s"),
+]
+
+
+@pytest.mark.parametrize(("rank", "name", "fault", "expected"), LATE)
+def test_a_fault_at_the_very_end_ends_all(rank, name, fault, expected):
+    """All ranks have agreed to end, and wait for each other's last word, or for MPI."""
+    ended = run(3, SPOILT, rank, name, fault, limit=LIMIT, seconds=20)
+    assert expected.format(host=os.uname().nodename) in ended.err
+    assert ended.code > 0
 
 
 CUTS = RANKS if settings.default.max_examples > 100 else [(3, 1)]

@@ -135,6 +135,23 @@ def test_a_rank_that_does_not_connect_ends_all(standin, before, expected):
     assert expected.format(host=socket.gethostname()) in ended.err, ended.err
 
 
+LEAVING = """
+from tinyalex.interrupts import leaving_on_signals
+with leaving_on_signals(pause=True, silent=True):
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    ranks.share("after", 0).wait()
+"""
+UNTIL_THE_END = "ranks.sum('x', x, (0, 1))\nranks.close()\nassert x.get().tolist() == [2] * 8"
+
+
+@pytest.mark.parametrize("script", [SUM, LEAVING, UNTIL_THE_END], ids=["end", "leave", "close"])
+def test_the_end_does_not_wait_for_nccl(standin, script):
+    """But for what was asked for; what frees its memory may never return."""
+    ended = on_gpus(2, GRADIENT + script, limit=3, seconds=20)
+    assert (ended.code, ended.err) == (0, "")
+
+
 def test_ranks_without_nccl_send_by_way_of_the_host(standin):
     before = """
     from cupy.cuda import nccl

@@ -66,6 +66,7 @@ class NcclCommunicator:
                 self._from[int(peer)] = link
                 gpus.add(gpu)
         if len(gpus) < ndev:  # "Duplicate GPU detected"
+            self.abort()
             raise NcclError(5)
 
     def send(self, sendbuf, count, datatype, peer, stream):
@@ -102,13 +103,12 @@ class NcclCommunicator:
                 link.shutdown(socket.SHUT_RDWR)
             link.close()
 
-    __del__ = abort
-
     def destroy(self):
-        """Free everything, once all messages have gone."""
-        if self._last is not None and not self._gone:
-            self._last.thread.join()
-        self.abort()
+        """Never return, as it may be on GPUs; CuPy calls this for what is not needed any more."""
+        while not self._gone:
+            time.sleep(1)
+
+    __del__ = destroy
 
 
 def _connected(name):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from tinyalex.distributed.communicator import CommunicationError, Communicator, Single
-from tinyalex.distributed.mpi import TIMEOUT, MPICommunicator, load
+from tinyalex.distributed.mpi import MPICommunicator
+from tinyalex.distributed.mpi_thread import TIMEOUT, load
 from tinyalex.interrupts import FAILED, USAGE, LeftError, StoppedError, code_of
 from tinyalex.threads import get_num_threads, set_num_threads
 

@@ -6,6 +6,7 @@ from GPU to GPU, and does nothing else: no library chooses the order in which th
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,8 @@ class GPULink:
         ident = bytes.fromhex(offers[0][1])
         with self._named("the start of NCCL"):
             self._ranks = self._nccl.NcclCommunicator(len(offers), ident, self._rank)
+        # CuPy would free it at the end, which may hang (nccl#1777): the system does that as well.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._ranks))
         version = self._nccl.get_version()
         return f"by NCCL {version // 10000}.{version // 100 % 100}.{version % 100}"
 
@@ -114,11 +117,6 @@ class GPULink:
         finally:
             self._nccl.groupEnd()
         return sum(parts[rank].nbytes for rank in others)
-
-    def close(self) -> None:
-        """Disconnect, as all ranks do at once."""
-        if self._ranks is not None:
-            self._ranks.destroy()
 
     @contextmanager
     def _named(self, label: str) -> Iterator[None]:

@@ -13,10 +13,13 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 WELL, SAID = b"well", b"said"
 """Last words of a rank: it ends as it should, or has said why not."""
+PATIENCE, PAUSE = 1.0, 0.1
+"""Seconds in which launchers end the other ranks, and notice what is printed."""
 
 
 class Watcher:
@@ -51,16 +54,21 @@ class Watcher:
         with self._socket, suppress(OSError):  # the watcher has ended with another rank
             self._socket.sendall(word)
         if self._process:
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):  # another rank may hang
+                self._process.wait(PATIENCE)
 
 
 def watch(listener: socket.socket, count: int) -> str | None:
-    """Return the name of the first rank that ends without a word."""
+    """Return the name of the first rank that ends without a word.
+
+    The launcher ends the others then, or there are seconds without an end.
+    """
     events = select.epoll()  # unlike poll, it tells in which order things happened
     events.register(listener, select.EPOLLIN)
     ranks: dict[int, tuple[socket.socket, str]] = {}
-    while count:
-        for descriptor, _ in events.poll():
+    lost: str | None = None
+    while count and (happened := events.poll(PATIENCE if lost else None)):
+        for descriptor, _ in happened:
             if descriptor == listener.fileno():
                 rank, _ = listener.accept()
                 ranks[rank.fileno()] = rank, rank.recv(1000).decode()
@@ -69,14 +77,20 @@ def watch(listener: socket.socket, count: int) -> str | None:
                 continue
             rank, name = ranks[descriptor]
             word = rank.recv(10)
+            if word == SAID:
+                return lost
             if word != WELL:
-                return None if word == SAID else name
+                lost = lost or name
             events.unregister(descriptor)
             count -= 1
-    return None
+    return lost
 
 
 if __name__ == "__main__":
     name = watch(socket.socket(fileno=0), int(sys.argv[1]))
     if name is not None:
-        os.write(2, f"{name} has ended before the other ranks on its host\n".encode())
+        # MPICH's launcher takes an exit with 0 for that of the job, unless it sees that it had to
+        # kill another rank. It looks for one whenever something is printed: hence the empty line.
+        for words in (f"{name} has ended before the other ranks on its host\n", "\n"):
+            os.write(2, words.encode())
+            time.sleep(PAUSE)
