@@ -90,7 +90,7 @@ class MPICommunicator(MPIThread):
         self.waited += time.monotonic() - begun
 
     def _end(self) -> None:
-        if (gpu := self._gpu) is not None:  # also for what nobody has waited for
+        if (gpu := self._gpu) is not None:  # also for work that was not waited for
             self._insist(_OnGPU(self, "end", self._put("end", lambda: (None, gpu.now()))))
         super()._end()
 
@@ -280,7 +280,7 @@ class MPICommunicator(MPIThread):
 
 
 def _chunks(line: Array, group: list[int]) -> dict[int, Array]:
-    """Return the part of a line that each rank of a group adds."""
+    """Return the part of a line that each rank adds."""
     bounds = [len(line) * place // len(group) for place in range(len(group) + 1)]
     return {rank: line[a:b] for rank, (a, b) in zip(group, pairwise(bounds), strict=True)}
 

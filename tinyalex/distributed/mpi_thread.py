@@ -130,7 +130,7 @@ class MPIThread(Communicator):
             raise
 
     def _meet(self) -> None:
-        """Learn where the other ranks are; connect those of a host to a watcher."""
+        """Learn where other ranks are; connect to the host's watcher."""
         places = self.share("places", _place()).wait()
         self.hosts = [host for host, *_ in places]
         own = places[self.rank]
@@ -281,7 +281,7 @@ class MPIThread(Communicator):
         return [(self._ranks.Isend(header, peer, HEADER), peer) for peer in self._others]
 
     def _headers(self, missing: set[int], open_: Open) -> Iterator[tuple[int, bytearray]]:
-        """Yield what ranks ask for next, as it comes, until none is `missing`."""
+        """Yield what ranks ask for next, until none is `missing`."""
         status = self._mpi.Status()
         while missing:
             for peer in list(missing):
@@ -382,7 +382,7 @@ class MPIThread(Communicator):
         self._closed = True
 
     def _finish(self) -> None:
-        """Say the last word, wait for those of all others, and end MPI."""
+        """Say the last word, wait for all others', and end MPI."""
         if self._ranks is None:  # a signal came after the end
             return
         self._ending = True  # nothing may follow the last word
