@@ -4,10 +4,25 @@ The CUDA sources live in `kernels/`, beside the package, and travel inside it as
 """
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class Build(build_py):
+    """Build of the package and of `kernels/`.
+
+    An entry of `package_dir` would let `pip install -e` import the package by a finder, which comes
+    after the folders on the path: beside a clone called tinyalex, this folder would be imported.
+    """
+
+    def get_package_dir(self, package: str) -> str:
+        """Return the folder of a package."""
+        return "kernels" if package == "tinyalex.kernels" else super().get_package_dir(package)
+
 
 setup(
+    cmdclass={"build_py": Build},
     packages=[*find_packages(include=["tinyalex", "tinyalex.*"]), "tinyalex.kernels"],
-    package_dir={"tinyalex.kernels": "kernels"},
+    package_dir={"": "."},
     package_data={
         "tinyalex": ["py.typed"],
         "tinyalex.data": ["imagenet.txt"],

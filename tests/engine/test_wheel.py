@@ -14,17 +14,25 @@ PARTS = ("tinyalex", "kernels", "setup.py", "pyproject.toml", "README.md", "LICE
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Build from a copy: a build leaves folders behind."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def clone(tmp_path_factory):
+    """Return a copy called tinyalex: a build leaves folders behind."""
+    source = tmp_path_factory.mktemp("source") / "tinyalex"
+    source.mkdir()
     for part in PARTS:
         if (ROOT / part).is_dir():
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / part, source / part, ignore=ignore)
         else:
             shutil.copy(ROOT / part, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(clone, tmp_path_factory):
+    """Return a wheel of the copy."""
+    target = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--wheel-dir", target, source], check=True, timeout=120)
+    subprocess.run([*pip, "--wheel-dir", target, clone], check=True, timeout=120)
     (path,) = target.glob("*.whl")
     return path
 
@@ -63,3 +71,16 @@ script.load()(["--version"])
     subprocess.run(
         [sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment, timeout=120
     )
+
+
+@pytest.mark.parametrize("here", [".", "..", "../.."])
+def test_an_editable_installation_is_found_from_every_folder(clone, tmp_path, here):
+    site, run = tmp_path / "site", [sys.executable, "-c"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    build = "import sys, setuptools.build_meta as b; b.build_editable(sys.argv[1])"
+    options = {"check": True, "timeout": 120, "env": environment}
+    subprocess.run([*run, build, tmp_path], cwd=clone, stdout=subprocess.DEVNULL, **options)
+    (built,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(built).extractall(site)
+    program = f"import site; site.addsitedir({str(site)!r}); import tinyalex; tinyalex.Tensor"
+    subprocess.run([*run, program], cwd=clone / here, **options)
