@@ -10,8 +10,9 @@ from setuptools.command.build_py import build_py
 class Build(build_py):
     """Build of the package and of `kernels/`.
 
-    An entry of `package_dir` would let `pip install -e` import the package by a finder, which comes
-    after the folders on the path: beside a clone called tinyalex, this folder would be imported.
+    With a folder for them in package_dir, `pip install -e` would import the package by a finder,
+    which comes after the path's folders: beside a clone called tinyalex, the clone's own folder
+    would be imported.
     """
 
     def get_package_dir(self, package: str) -> str:

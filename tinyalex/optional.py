@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator
 
+from tinyalex.calls import pip_install
 from tinyalex.interrupts import LeftError
 
 
@@ -25,6 +26,6 @@ def borrowed(package: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            raise PackageError(f"{package} is missing (pip install {package})") from error
+            raise PackageError(f"{package} is missing ({pip_install(package)})") from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PackageError(f"{package} does not work here ({reason})") from error

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shlex
 import shutil
 import sys
 import textwrap
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
@@ -246,24 +245,6 @@ def _is_nowhere() -> bool:
     except OSError:
         return True
     return False
-
-
-def command_line(words: Iterable[object]) -> str:
-    r"""Return a command that can be pasted into a shell.
-
-    >>> command_line(["python", "a b.py", "a\nb", "-"])
-    "python 'a b.py' $'a\\012b' -"
-    """
-    return " ".join(_quoted(str(word)) for word in words)
-
-
-def _quoted(word: str) -> str:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    if escaped(word) == word == word.encode(encoding, "replace").decode(encoding):
-        return shlex.quote(word)
-    special = {ord("'"): "\\'", ord("\\"): "\\\\"}
-    spelt = (special.get(b, chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in os.fsencode(word))
-    return f"$'{''.join(spelt)}'"
 
 
 def duration(seconds: float) -> str:

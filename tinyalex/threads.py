@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from tinyalex.calls import pip_install
+
 
 def available_cores() -> int:
     """Return the number of cores this process may use (affinity and quota).
@@ -125,7 +127,7 @@ def set_num_threads(count: int) -> None:
     except Exception as error:
         raise ImportError(
             f"threadpoolctl, which sets the threads of BLAS, does not work here ({error}): "
-            "pip install --force-reinstall threadpoolctl"
+            f"{pip_install('--force-reinstall', 'threadpoolctl')}"
         ) from error
     _chosen = number
     threadpool_limits(number, user_api="blas")

@@ -1,5 +1,6 @@
 """Command `tinyalex`: its ways to be called, its commands, help and hints."""
 
+import ast
 import os
 import shlex
 import subprocess
@@ -8,8 +9,8 @@ import sys
 import pytest
 from commands import INSTALLED, ROOT, load
 
+from tinyalex.calls import SCRIPTS, call_of, pip_install
 from tinyalex.cli.main import COMMANDS, main
-from tinyalex.cli.started import SCRIPTS, call_of
 from tinyalex.version import __version__
 
 
@@ -55,6 +56,24 @@ def test_every_command_is_a_script():
     assert SCRIPTS.keys() == COMMANDS.keys()
     for name, script in SCRIPTS.items():
         assert f"from tinyalex.cli.{name} import main" in (ROOT / "examples" / script).read_text()
+
+
+def test_hints_install_for_the_python_that_runs(tmp_path, monkeypatch):
+    python = tmp_path / "my env/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(pip_install("tinyalex[mpi]"))
+    assert words == ["my env/bin/python", "-m", "pip", "install", "tinyalex[mpi]"]
+    monkeypatch.setenv("PATH", str(python.parent))
+    assert pip_install("torch") == "python -m pip install torch"
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("tinyalex/**/*.py")], ids=lambda path: path.name)
+def test_no_hint_is_for_another_python(path):
+    texts = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+    assert not [text for text in texts if "pip install" in str(text)]
 
 
 def said_by(capsys, call, *words):

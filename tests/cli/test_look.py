@@ -12,6 +12,7 @@ from commands import TINY, run
 from helpers import assert_close
 from PIL import Image
 
+from tinyalex.calls import pip_install
 from tinyalex.data import EvalTransform, ImageFolder, Loader, Patterns
 from tinyalex.models import VARIANTS, alexnet
 from tinyalex.pictures.features import (
@@ -220,7 +221,10 @@ def test_curves_need_matplotlib(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, complaints = run("look", trained, "curves", "--out", tmp_path / "curves.png")
-    assert (code, complaints) == (2, "error: matplotlib is missing (pip install matplotlib)\n")
+    assert (code, complaints) == (
+        2,
+        f"error: matplotlib is missing ({pip_install('matplotlib')})\n",
+    )
 
 
 def test_a_picture_that_does_not_exist(trained):

@@ -21,15 +21,14 @@ from commands import INSTALLED, ROOT, TRAIN, load, run
 from preparing import content
 
 import tinyalex as ta
+from tinyalex.calls import SCRIPTS, command_line
 from tinyalex.cli.common import command
 from tinyalex.cli.parser import name_in, path_in
-from tinyalex.cli.started import SCRIPTS
 from tinyalex.cli.train_parser import make_parser
 from tinyalex.data import ImageError
 from tinyalex.progress import (
     Progress,
     cells,
-    command_line,
     folded,
     one_sentence,
     padded,

@@ -15,6 +15,7 @@ import pytest
 from commands import draw_photos, load, run
 from PIL import Image
 
+from tinyalex.calls import pip_install
 from tinyalex.data import ImageFolder, worker_processes
 from tinyalex.training import (
     Checkpoints,
@@ -184,7 +185,7 @@ def test_evaluation_without_matplotlib_draws_the_rest(trained, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
     code, said, _ = run("evaluate", trained, "--crops", 1, "--out", tmp_path)
     assert code == 0
-    assert "no confusion.png: matplotlib is missing (pip install matplotlib)" in said
+    assert f"no confusion.png: matplotlib is missing ({pip_install('matplotlib')})" in said
     assert [path.name for path in tmp_path.iterdir()] == ["mistakes.png"]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from commands import TRAIN, assert_refused, run, tiny_settings, train_on, trainer
 
+from tinyalex.calls import pip_install
 from tinyalex.training import new_run, read_metrics
 
 pytest_plugins = ("trained",)
@@ -79,9 +80,7 @@ def test_a_full_disk_ends_what_goes_to_tensorboard_alone(photos, tmp_path, write
 def test_tensorboard_is_asked_for_by_name(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     code, _, complaints = train_on(photos, tmp_path / "run", "--tensorboard")
-    assert_refused(
-        code, complaints, "--tensorboard cannot be used: tensorboardX is missing (pip install"
-    )
+    assert_refused(code, complaints, f"tensorboardX is missing ({pip_install('tensorboardX')})")
     assert not list(tmp_path.iterdir())
 
 

@@ -25,9 +25,9 @@ from commands import (
 )
 from PIL import Image
 
+from tinyalex.calls import words_of
 from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.overfit import chosen_images
-from tinyalex.cli.started import words_of
 from tinyalex.cli.train_options import read_arguments
 from tinyalex.data import ImageFolder
 from tinyalex.models import VARIANTS

@@ -15,6 +15,7 @@ import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex.backends import gpu
 from tinyalex.backends.devices import DeviceError
+from tinyalex.calls import pip_install
 from tinyalex.training import new_run
 
 pytest_plugins = ("trained",)
@@ -54,7 +55,8 @@ def move_to(name):
 
 
 def test_without_cupy(no_cupy):
-    assert move_to("cuda").startswith("the GPU needs CuPy, which is not installed: pip install")
+    install = pip_install("tinyalex[cuda13]")
+    assert move_to("cuda").startswith(f"the GPU needs CuPy, which is not installed: {install}")
 
 
 def test_with_a_cupy_that_cannot_be_loaded(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import pytest
 from ranks import environment, said
 
+from tinyalex.calls import pip_install
 from tinyalex.distributed import launch
 from tinyalex.distributed.launch import Launch
 
@@ -103,7 +104,7 @@ def test_mpi4py_is_asked_for_once():
         timeout=60,
     )
     assert ended.stderr.count("\n") == 1
-    assert "pip install 'tinyalex[mpi]'" in ended.stderr
+    assert pip_install("tinyalex[mpi]") in ended.stderr
     assert ended.returncode == 2
 
 

@@ -8,6 +8,7 @@ from gpus import BEFORE
 from ranks import pause, run, said, started
 
 from tinyalex.backends import devices
+from tinyalex.calls import pip_install
 from tinyalex.distributed.nccl import obstacle
 
 CONNECTED = """
@@ -161,7 +162,8 @@ def test_ranks_without_nccl_send_by_way_of_the_host(standin):
     lines = said(2, code, BEFORE=BEFORE + textwrap.dedent(before))
     for line in lines:
         assert line.startswith("[2.0, 2.0")
-        assert 'by way of the host (rank 0: NCCL is not there: pip install "tinyalex[nccl' in line
+        assert "by way of the host (rank 0: NCCL is not there: " in line
+        assert pip_install("tinyalex[nccl13]") in line
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "tinyalex"
 # From the ground up. What is not listed here stands on top of everything it imports.
 FLOORS = [
     {"ctrl_c", "locks", "text", "interrupts"},
+    {"calls"},
     {
         "choices",
         "version",

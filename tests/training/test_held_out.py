@@ -15,7 +15,7 @@ import pytest
 from commands import TRAIN, assert_refused, draw_photos, result, run, train_on
 
 import tinyalex as ta
-from tinyalex.cli.started import words_of
+from tinyalex.calls import words_of
 from tinyalex.data import ImageFolder
 from tinyalex.text import counted
 from tinyalex.training import Checkpoints, load_checkpoint

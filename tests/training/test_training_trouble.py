@@ -115,7 +115,7 @@ def test_waiting_for_images_is_remarked_on(photos, tmp_path):
     remarks = [line for line in watcher.said if "waiting for images: raise --workers" in line]
     assert len(remarks) == 1
     assert "--worker-processes" in remarks[0]
-    assert "tinyalex prepare" in remarks[0]
+    assert f"tinyalex prepare {photos} CLEAN" in remarks[0]
     assert watcher.said.index(remarks[0]) == 0  # and not only once the epoch is over
 
 

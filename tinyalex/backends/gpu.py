@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 from tinyalex.backends.types import Array
+from tinyalex.calls import pip_install
 
-INSTALL = 'pip install "tinyalex[cuda13]" (or [cuda12], as the driver allows)'
 _NO_GPU = 100  # cudaErrorNoDevice
 _NO_DRIVER = 35  # cudaErrorInsufficientDriver: older than CuPy needs, or none at all
 _OLDEST = 8  # major compute capability: asynchronous copies, and tensor cores that know TF32
@@ -23,6 +23,11 @@ class OutOfMemoryError(DeviceError, MemoryError):
     """The GPU has no memory left."""
 
 
+def _install() -> str:
+    """Return advice on installing CuPy."""
+    return f"{pip_install('tinyalex[cuda13]')} (or [cuda12], as the driver allows)"
+
+
 def cupy() -> Any:
     """Return the module ``cupy``; DeviceError if it is missing or broken."""
     if loaded := sys.modules.get("cupy"):  # the usual path, in half a microsecond less
@@ -32,9 +37,10 @@ def cupy() -> Any:
     except ImportError as error:
         # The missing module's name tells an absent CuPy from one that fails to load.
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            raise DeviceError(f"the GPU needs CuPy, which is not installed: {INSTALL}") from error
+            needs = f"the GPU needs CuPy, which is not installed: {_install()}"
+            raise DeviceError(needs) from error
         raise DeviceError(
-            f"CuPy is installed but cannot be loaded ({error}); install it anew: {INSTALL}"
+            f"CuPy is installed but cannot be loaded ({error}); install it anew: {_install()}"
         ) from error
 
 
@@ -47,7 +53,7 @@ def count() -> int:
         if error.status == _NO_DRIVER:
             raise DeviceError(
                 "CuPy finds no NVIDIA driver, or one too old for it: install or update the driver, "
-                f"or a CuPy that suits it: {INSTALL}"
+                f"or a CuPy that suits it: {_install()}"
             ) from error
         if error.status != _NO_GPU:
             raise DeviceError(f"CUDA cannot start: {error}") from error

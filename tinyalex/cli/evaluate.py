@@ -20,6 +20,7 @@ import numpy as np
 
 from tinyalex.backends.devices import check
 from tinyalex.cli.common import (
+from tinyalex.calls import command_line
     add_crops,
     add_layout,
     check_writable,
@@ -36,7 +37,6 @@ from tinyalex.pictures.sheets import contact_sheet, failure, save_png
 from tinyalex.progress import (
     Progress,
     cells,
-    command_line,
     folded,
     one_sentence,
     output_width,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinyalex.cli.started import call_of, words_of
+from tinyalex.calls import call_of, words_of
 from tinyalex.interrupts import USAGE
 from tinyalex.progress import show
 from tinyalex.text import escaped

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tinyalex.backends.devices import check
+from tinyalex.calls import call_of
 from tinyalex.cli.common import (
     EXPECTED_ERRORS,
     add_device,
@@ -34,7 +35,6 @@ from tinyalex.cli.evaluate import CONFUSED, MISTAKES
 from tinyalex.cli.look import HELD_OUT, neighbours_of, of_all_classes
 from tinyalex.cli.network import Network, prefix_of, read_network, recipe_of, weights_of
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
-from tinyalex.cli.started import call_of
 from tinyalex.data import Dataset, Loader, loader_on
 from tinyalex.data.dataset import Subset
 from tinyalex.folders import write_atomically

@@ -17,13 +17,13 @@ import numpy as np
 
 from tinyalex import summary
 from tinyalex.backends.devices import DeviceError, parse, set_place
+from tinyalex.calls import call_of
 from tinyalex.cli.common import command, complain
 from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.finish import finish
 from tinyalex.cli.jointly import jointly
 from tinyalex.cli.network import recipe_of, weights_of
 from tinyalex.cli.overfit import advice, overfit
-from tinyalex.cli.started import call_of
 from tinyalex.cli.tensorboard import shown_by_tensorboard
 from tinyalex.cli.train_options import Arguments, as_arguments, check_head, read_arguments
 from tinyalex.data import DataError, ImageFolder, WorkerError

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyalex.backends.devices import DeviceError, check
+from tinyalex.calls import command_line
 from tinyalex.cli.parser import Parser
 from tinyalex.cli.tensorboard import require_tensorboard
 from tinyalex.cli.train_parser import make_parser, option
 from tinyalex.data.layout import image_folders
 from tinyalex.models import VARIANTS
-from tinyalex.progress import command_line, say, warn
+from tinyalex.progress import say, warn
 from tinyalex.text import counted, printable
 from tinyalex.threads import get_num_threads, set_num_threads
 from tinyalex.training.build import kind_of_mean, read_start

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tinyalex.calls import call_of
 from tinyalex.data.worker_processes import late
 from tinyalex.text import counted, escaped, printable
 
@@ -109,7 +110,8 @@ class Unreadable:
             raise DataError(
                 f"{count} of {counted(size, 'image')} cannot be read, "
                 f"{counted(allowed, 'is', 'are')} allowed: {listed}"
-                f"{more} (`tinyalex prepare` names all, and makes a folder without them)"
+                f"{more} (`{call_of('prepare', 'PHOTOS', 'CLEAN')}` names all, and makes a folder "
+                "without them)"
             )
 
     def give_up(self, index: int, seconds: float) -> str:

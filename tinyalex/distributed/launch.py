@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
+from tinyalex.calls import pip_install
 from tinyalex.distributed.communicator import CommunicationError, Communicator, Single
 from tinyalex.distributed.mpi import MPICommunicator
 from tinyalex.distributed.mpi_thread import TIMEOUT, load
@@ -62,7 +63,8 @@ def communicator(timeout: float = TIMEOUT) -> Communicator:
     try:
         vendor, version = load().get_vendor()
     except CommunicationError as error:
-        _refuse(job, f"{error}: pip install 'tinyalex[mpi]', or mpi4py alone beside another MPI")
+        install = pip_install("tinyalex[mpi]")
+        _refuse(job, f"{error}: {install}, or mpi4py alone beside another MPI")
     launcher = "mpiexec of the MPI that mpi4py uses ({} {})".format(
         vendor, ".".join(map(str, version))
     )

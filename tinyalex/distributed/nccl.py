@@ -18,14 +18,13 @@ import numpy as np
 
 from tinyalex.backends.gpu import cupy, download, failure
 from tinyalex.backends.types import Array
+from tinyalex.calls import pip_install
 from tinyalex.distributed.communicator import CommunicationError
 
 T = TypeVar("T")
 Send = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], None]
 Offer = tuple[str, str, str]
 """A rank's GPU, its unique id for NCCL, and why it cannot use NCCL."""
-
-INSTALL = 'pip install "tinyalex[nccl13]" (or [nccl12])'
 
 
 class GPULink:
@@ -51,7 +50,7 @@ class GPULink:
             warnings.simplefilter("ignore")
             nccl = importlib.import_module("cupy.cuda.nccl")
         if not nccl.available:
-            return "", "", f"NCCL is not there: {INSTALL}"
+            return "", "", f"NCCL is not there: {pip_install('tinyalex[nccl13]')} (or [nccl12])"
         self._nccl = nccl
         try:
             if self._rank == 0:

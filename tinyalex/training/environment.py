@@ -17,7 +17,7 @@ import numpy as np
 
 from tinyalex.backends import current_backend, of
 from tinyalex.backends.devices import describe, parse
-from tinyalex.progress import command_line
+from tinyalex.calls import command_line
 from tinyalex.threads import description, get_num_threads
 from tinyalex.version import __version__
 

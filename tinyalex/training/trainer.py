@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tinyalex import random
 from tinyalex.backends.devices import parse
+from tinyalex.calls import call_of
 from tinyalex.data import Batch, DataError, Loader, WorkerError
 from tinyalex.folders import FolderLostError, locked, new_folder
 from tinyalex.grad_mode import no_grad
@@ -329,7 +330,7 @@ class Trainer:
             self.progress.say(
                 f"{self.throughput.data_share(whole_epoch=True):.0%} of the time goes by "
                 "waiting for images: raise --workers, try --worker-processes, or shrink the images "
-                "once, with `tinyalex prepare`"
+                f"once: {call_of('prepare', self.run.settings.data or 'PHOTOS', 'CLEAN')}"
             )
 
     def _end_epoch(self, scores: Scores) -> None:

@@ -1,13 +1,15 @@
-"""Form of this command's call, which printed commands repeat."""
+"""Commands that messages print, to be pasted into a shell."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from tinyalex.progress import command_line
+from tinyalex.text import escaped
 
 SCRIPTS = {
     "train": "train_alexnet.py",
@@ -25,10 +27,15 @@ SCRIPTS = {
 
 
 def call_of(command: str, *arguments: object) -> str:
-    """Return the pasteable command line of a command with these arguments."""
+    """Return the call of a command, made as the one that runs."""
     # A folder called -x would be taken for an option.
     rest = (f"./{a}" if str(a)[:1] == "-" and isinstance(a, Path) else a for a in arguments)
     return command_line([*words_of(command), *rest])
+
+
+def pip_install(*requirements: str) -> str:
+    """Return the command that installs packages where this Python finds them."""
+    return command_line([this_python(), "-m", "pip", "install", *requirements])
 
 
 def words_of(command: str | None = None) -> list[str]:
@@ -62,3 +69,21 @@ def shortest(path: str | os.PathLike[str]) -> str:
     except OSError:  # the current folder is gone
         return whole
     return found if os.sep in found else os.path.join(os.curdir, found)
+
+
+def command_line(words: Iterable[object]) -> str:
+    r"""Return a command that can be pasted into a shell.
+
+    >>> command_line(["python", "a b.py", "a\nb", "-"])
+    "python 'a b.py' $'a\\012b' -"
+    """
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if escaped(word) == word == word.encode(encoding, "replace").decode(encoding):
+        return shlex.quote(word)
+    special = {ord("'"): "\\'", ord("\\"): "\\\\"}
+    spelt = (special.get(b, chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in os.fsencode(word))
+    return f"$'{''.join(spelt)}'"
