@@ -1,5 +1,6 @@
 """tinyalex train with faults: one sentence, an exit code, nothing lost."""
 
+import itertools
 import os
 import resource
 import shutil
@@ -163,21 +164,24 @@ def test_an_output_folder_that_cannot_be_among_the_images(tmp_path, monkeypatch,
 
 
 def test_an_output_folder_that_cannot_be_written(photos, tmp_path):
-    (tmp_path / "file").write_text("")
-    for dry in ([], ["--dry-run"]):
-        code, _, complaints = train_on(photos, tmp_path / "file" / "out", *dry)
-        assert_refused(code, complaints, "Not a directory")
-    code, _, complaints = train_on(photos, tmp_path / "file")
-    assert_refused(code, complaints, f"cannot write to the folder {tmp_path / 'file'}")
+    file = tmp_path / "file"
+    file.write_text("")
+    places = {file: "Not a directory", file / "out": f"{file}: Not a directory"}
+    for (out, reason), dry in itertools.product(places.items(), ([], ["--dry-run"])):
+        code, said, complaints = train_on(photos, out, *dry)
+        expected = f"error: {out} cannot be written to ({reason}): give another place with --out\n"
+        assert (code, said, complaints) == (2, "", expected)
 
 
-def test_a_full_disk_is_found_out_before_training(photos, tmp_path):
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_full_disk_is_found_out_before_training(photos, tmp_path, dry):
     def shrink():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    arguments = ("--variant", "tiny", "--data", photos, "--out", tmp_path / "out")
+    arguments = ("--variant", "tiny", "--data", photos, "--out", tmp_path / "out", *dry)
     code, said, complaints = finish(start(TRAIN, *arguments, preexec_fn=shrink))
-    assert_refused(code, complaints, "File too large, there is no room for the file")
+    expected = f"{tmp_path / 'out/last.safetensors'}: File too large, there is no room for the file"
+    assert_refused(code, complaints, expected)
     assert "epoch 1" not in said
     assert not list((tmp_path / "out").glob("*.safetensors"))
     assert not list((tmp_path / "out").glob(".*"))

@@ -37,6 +37,8 @@ EXPECTED_ERRORS = (
 """Errors reported as one line instead of a traceback."""
 
 
+ELSEWHERE = "give another place with --out"
+
 Main = Callable[[list[str] | None], int]
 
 
@@ -110,16 +112,20 @@ def check_picture(out: Path, suffix: str = ".png", what: str = "pictures") -> No
     check_writable(out.parent)
 
 
-def check_writable(folder: Path, make: bool = False) -> None:
-    """Check that a folder is writable; create it if asked."""
+def check_writable(folder: Path, make: bool = False, advice: str = ELSEWHERE) -> None:
+    """Check that a folder is writable, once made; make it if asked."""
+    place = folder
     try:
         if make:
             make_folder(folder)
-        with tempfile.TemporaryFile(dir=folder):
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        reason = f"{printable(folder)} cannot be written to ({error.strerror})"
-        raise ValueError(f"{reason}: give another place with --out") from error
+        where = "" if place == folder else f"{printable(place)}: "
+        reason = f"{printable(folder)} cannot be written to ({where}{error.strerror})"
+        raise OSError(error.errno, f"{reason}: {advice}") from error
 
 
 def find_images(paths: list[str]) -> Iterator[str]:

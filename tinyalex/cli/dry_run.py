@@ -17,7 +17,7 @@ import numpy as np
 from tinyalex import random
 from tinyalex.data import Batch
 from tinyalex.grad_mode import no_grad
-from tinyalex.progress import duration, say
+from tinyalex.progress import duration, one_sentence, say
 from tinyalex.text import counted, printable
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
@@ -81,8 +81,12 @@ def dry_run(run: Run, out: Path) -> None:
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place) as temporary:
         checkpoints = Checkpoints(temporary)
-        checkpoints.prepare(run)
-        checkpoints.save(run)
+        try:
+            checkpoints.prepare(run)
+            checkpoints.save(run)
+        except OSError as error:
+            why = one_sentence(error).replace(temporary, str(out))
+            raise OSError(f"cannot write to the folder {printable(out)}: {why}") from error
         size = checkpoints.last.stat().st_size
         written = load_checkpoint(checkpoints.last)
     found = written.get("learning", written["classifier"]["weights"])
