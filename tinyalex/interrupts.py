@@ -27,11 +27,13 @@ Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | No
 
 
 class StoppedError(Exception):
-    """Training stopped before its end, after it had saved its state."""
+    """Training stopped after it had saved its state."""
 
-    def __init__(self, reason: str, exit_code: int) -> None:
+    def __init__(self, reason: str, exit_code: int, missing: str = "") -> None:
         super().__init__(f"stopped by {reason}")
         self.reason = reason
+        self.missing = missing
+        """Work left after training, in words."""
         self.exit_code = exit_code
         """As shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP,
         else 0.
@@ -53,8 +55,8 @@ class StopRequest:
     That is so after a first SIGINT, SIGTERM, SIGHUP or SIGUSR1, once `step` has come to `steps`,
     and when fewer than `reserve` seconds are left until `deadline`, in the time of
     `time.monotonic`; training keeps `step`, `reserve` and `under_way`, the answer to a signal, up
-    to date. A second SIGINT or SIGTERM kills. Outside the main thread, where Python cannot set
-    handlers, signals do what they did before.
+    to date. A second SIGINT or SIGTERM kills, and `lost` says what that loses. Outside the main
+    thread, where Python cannot set handlers, signals do what they did before.
     """
 
     def __init__(self, steps: int | None = None, deadline: float | None = None) -> None:
@@ -63,6 +65,7 @@ class StopRequest:
         self.step = 0
         self.reserve = 0.0
         self.under_way = "finishing this step, then saving"
+        self.lost: Callable[[], str] = str
         self.silent = False
         self._steps = math.inf if steps is None else steps
         self._deadline = math.inf if deadline is None else deadline
@@ -82,9 +85,9 @@ class StopRequest:
                 self.reason = "the time limit"
         return self.reason is not None
 
-    def error(self) -> StoppedError:
+    def error(self, missing: str = "") -> StoppedError:
         """Return the error that tells those above."""
-        return StoppedError(str(self.reason), self.exit_code)
+        return StoppedError(str(self.reason), self.exit_code, missing)
 
     def __enter__(self) -> StopRequest:
         self._previous.append(_answer(self._handle))
@@ -94,19 +97,19 @@ class StopRequest:
         _restore(self._previous.pop())
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again = b""
-        if signum in (PAUSE, HANGUP):
-            if self.reason is not None:
-                return
-        elif self._insistent:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        else:
-            self._insistent = True
-            again = b" (once more to stop at once)"
+        gentle = signum in (PAUSE, HANGUP)
+        if gentle and self.reason is not None:
+            return
+        kills = self._insistent and not gentle
+        self._insistent = not gentle
         self.reason, self.exit_code = signal.Signals(signum).name, _exit_code(signum)
         if not self.silent:
-            _tell(self.under_way.encode() + again)
+            again = "" if gentle else f" (once more to stop at once{self.lost()})"
+            text = f"stopped at once{self.lost()}" if kills else self.under_way + again
+            _tell(text.encode())
+        if kills:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
 
 
 @contextmanager

@@ -176,13 +176,15 @@ def test_second_signal_stops_at_once():
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGINT)
             assert stop.reason == "SIGINT"
+            stop.lost = lambda: ", without this"
             os.kill(os.getpid(), signal.SIGTERM)
             print("still here")
     """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert process.returncode == -signal.SIGTERM
     assert b"still here" not in process.stdout
-    assert process.stderr.count(b"\n") == 2
+    assert process.stderr.count(b"\n") == 4
+    assert process.stderr.endswith(b"\nstopped at once, without this\n")
 
 
 def test_a_closed_terminal_may_say_so_twice_and_nohup_holds():

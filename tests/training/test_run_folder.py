@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from commands import (
     TRAIN,
     Watcher,
+    draw_photos,
     finish,
     load,
     resumed,
@@ -161,18 +161,44 @@ def test_a_run_ends_without_its_best_network(photos, tmp_path, copy, spoil, monk
     assert run("evaluate", copy)[0] == 0
 
 
-def test_a_signal_while_the_pictures_are_drawn_finishes_them(copy, monkeypatch, capfd):
-    (copy / "curves.png").unlink()
-    kill = partial(os.kill, os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr("tinyalex.cli.finish.first_filters", lambda model: kill())
-    code, said, _ = run(TRAIN, "--resume", copy)
+@pytest.mark.parametrize(
+    ("moment", "wanted", "under_way", "missing"),
+    [
+        ("evaluate", "--report", "ending the test", "the test, the pictures and the report can"),
+        ("first_filters", "--no-report", "finishing the pictures", "nothing is missing"),
+        ("first_filters", "--report", "finishing the pictures", "the report can follow: "),
+        ("draw_report", "--report", "finishing the report", "nothing is missing"),
+    ],
+)
+def test_a_signal_after_training_says_what_is_missing(
+    tmp_path, monkeypatch, capfd, moment, wanted, under_way, missing
+):
+    def kill(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for split in ("train", "test") if moment == "evaluate" else ("train", "val"):
+        draw_photos(tmp_path / "photos" / split, count=6)
+    monkeypatch.setattr(f"tinyalex.cli.finish.{moment}", kill)
+    out = tmp_path / "run"
+    code, said, _ = train_on(tmp_path / "photos", out, "--epochs", 1, wanted)
     assert code == 143
-    assert (
-        capfd.readouterr().err
-        == "\nall is saved: finishing the pictures (once more to stop at once)\n"
-    )
-    assert "stopped by SIGTERM and saved at step 21 of 21; resume: " in said
-    assert (copy / "curves.png").exists()
+    expected = f"\nall is saved: {under_way} (once more to stop at once)\n"
+    assert capfd.readouterr().err == expected
+    assert f"stopped by SIGTERM once training was over and saved; {missing}" in said
+    assert (out / "curves.png").exists() == (moment != "evaluate")
+
+
+def test_a_signal_says_what_a_second_one_would_lose(photos, tmp_path, capfd):
+    def interrupt(title, done):
+        if (title, done) == ("epoch 2/3", 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    training = trainer(new_run(tiny_settings(photos)), tmp_path, Watcher(interrupt), share=1e-9)
+    with StopRequest() as stop, pytest.raises(StoppedError):
+        training.train(stop)
+    words = "finishing this step, then saving (once more to stop at once, without what it learned "
+    assert capfd.readouterr().err == f"\n{words}after step 7)\n"
+    assert stop.lost() == ""
 
 
 def test_rows_that_are_spoilt_or_of_another_time_are_left_out_of_the_curves(copy):

@@ -40,6 +40,7 @@ def test_resuming_a_finished_run_changes_nothing(copy, trained):
     code, said, _ = run(TRAIN, "--resume", copy)
     assert code == 0
     assert "from step 21 on" in said
+    assert "nothing is left to train: the run has its 3 epochs" in said
     assert result(copy) == result(trained)
     names = {path.name for path, *_ in set(contents(copy)) - set(before)}
     assert names == {"run.json", "metrics.jsonl", "filters.png", "curves.png"}

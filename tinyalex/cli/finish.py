@@ -54,7 +54,7 @@ def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
         model = network.classifier.model.to(run.settings.device)
         scores = evaluate(model, run.test_data, trainer.progress, stop, "testing")
         if scores is None:
-            raise stop.error()
+            raise stop.error("the test, the pictures and the report")
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
         trainer.append({"kind": "test", "step": run.state.step, **results})
         tell(
@@ -92,7 +92,8 @@ def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
     for name, draw in pictures.items():
         if reason := failure(partial(draw, out / name)):
             say(f"no {name}: {one_sentence(reason)}")
-    if report and stop.reason is None:  # else there is no time for another look at images
+    missing = "the report" if report and stop.reason is not None else ""
+    if report and not missing:  # there is time for another look at images
         stop.under_way = "all is saved: finishing the report"
         if reason := failure(partial(draw_report, trainer, network, out / "report.html")):
             say(f"no report.html: {one_sentence(reason)}")
@@ -102,7 +103,7 @@ def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
             size = (out / name).stat().st_size / 1e6
             say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))
     if stop.reason is not None:  # a signal
-        raise stop.error()
+        raise stop.error(missing)
 
 
 def draw_report(trainer: Trainer, network: Network, path: Path) -> None:

@@ -105,6 +105,10 @@ def begin(
             size = (VARIANTS[settings.variant].in_channels, *2 * (settings.input_size,))
             say(str(summary(run.classifier.model, size)))
             return DONE
+        if run.state.epoch == settings.epochs:
+            epochs = counted(settings.epochs, "epoch")
+            left = f"nothing is left to train: the run has its {epochs} (more --epochs train on)"
+            say(folded(f"{left}; its pictures are drawn anew", 2))
         if args.dry_run:
             dry_run(run, args.out)
             return DONE
@@ -245,6 +249,12 @@ def train(trainer: Trainer, stop: StopRequest, report: bool = True) -> int:
     except StoppedError as stopped:
         if not (apart or stop):  # of this rank alone
             return end(f"stopped by {stopped.reason}", stopped.exit_code)
+        if run.state.epoch == run.settings.epochs:
+            again = call_of("report", out) if stopped.missing == "the report" else resume
+            missing = f"{stopped.missing} can follow: {again}"
+            rest = missing if stopped.missing else "nothing is missing"
+            say(f"stopped by {stopped.reason} once training was over and saved; {rest}")
+            return stopped.exit_code
         say(
             f"stopped by {stopped.reason} and saved at step {run.state.step} of "
             f"{run.total_steps}; resume: {resume}"

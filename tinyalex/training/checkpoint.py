@@ -189,6 +189,11 @@ class Checkpoints:
         there = (self.here() / LAST).exists()
         return there and self._kept == (asdict(run.settings), asdict(run.state))
 
+    @property
+    def step(self) -> int:
+        """Step of `last`, 0 before it is known."""
+        return self._kept[1]["step"] if self._kept else 0
+
     def keep_best(self, run: Run) -> bool:
         """Keep the network as the best, unless the stored one is better.
 

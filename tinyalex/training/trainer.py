@@ -172,6 +172,7 @@ class Trainer:
 
     def _train(self, stop: StopRequest) -> None:
         state, epochs = self.run.state, self.run.settings.epochs
+        stop.lost = self._lost
         while state.epoch < epochs:
             if self._keep_features(stop):
                 self._learn(stop)
@@ -183,6 +184,13 @@ class Trainer:
         self._save()
         if stop:
             raise stop.error()
+
+    def _lost(self) -> str:
+        """Return in words what ending at once would lose."""
+        saved = self.checkpoints.step
+        return (
+            "" if saved == self.run.state.step else f", without what it learned after step {saved}"
+        )
 
     def _learn(self, stop: StopRequest) -> None:
         """Train on the batches of an epoch, or on its rest."""
