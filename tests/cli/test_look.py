@@ -136,6 +136,18 @@ def test_neighbour_sheet_has_a_row_for_each_query():
     assert np.array(centres)[..., 0].tolist() == [[0, 1, 2], [10, 11, 12]]
 
 
+@pytest.mark.parametrize("what", ["neighbours", "answers"])
+def test_names_of_usual_lengths_are_whole_in_pictures(what, photos, trained, tmp_path):
+    pictures, among = set(), ("--among", photos) if what == "neighbours" else ()
+    for name in ("100080576_f52e8ee070_n.png", "100080576_f5268ee070_n.png"):
+        path, out = tmp_path / name / "elm" / name, tmp_path / "picture.png"
+        path.parent.mkdir(parents=True)
+        shutil.copy(photos / "elm/00.png", path)
+        assert run("look", trained, what, path, *among, "--out", out)[0] == 0
+        pictures.add(out.read_bytes())
+    assert len(pictures) == 2
+
+
 PICTURES = ["filters", "kernels", "answers", "neighbours", "features", "why", "curves"]
 
 
@@ -185,9 +197,9 @@ def test_neighbours_among_other_images(photos, trained, tmp_path):
         "(JPEG, PNG, WEBP, BMP, GIF)\n"
     )
     sheet = np.asarray(Image.open(out))
-    query_cell, first_cell = sheet[10:150, 10:150], sheet[10:150, 184:324]
+    query_cell, first_cell = sheet[10:218, 10:218], sheet[10:218, 252:460]
     assert (query_cell == first_cell).all()  # its copy 07.png; the file itself is left out
-    assert (query_cell != sheet[10:150, 334:474]).any()
+    assert (query_cell != sheet[10:218, 470:678]).any()
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def draw_mistakes(answers: Answers, worst: np.ndarray, dataset: Dataset, path: P
     shown = [position[place] for place in again]
     sheet = contact_sheet(
         list(again.values()),
-        [title(dataset, place) for place in again],
+        [title(dataset, place, "\n") for place in again],
         np.exp(answers.log_probabilities[shown]),
         dataset.classes,
         labels=answers.labels[shown].tolist(),

@@ -199,7 +199,7 @@ def answers(look: Look, out: Path) -> None:
     dataset, places, images = look.images()
     sheet = contact_sheet(
         images,
-        [title(dataset, place) for place in places],
+        [title(dataset, place, "\n") for place in places],
         look.classifier.probabilities(images),
         dataset.classes,
         labels=dataset.labels[places].tolist(),
@@ -249,8 +249,9 @@ def neighbours_of(
         distance = dict(zip(near.tolist(), far.tolist(), strict=True))
         again = dict(readable(others.load, distance, [], others.describe))
         rows.append([image, *again.values()])
-        below = (f"{title(others, other)}\ndistance {distance[other]:#.3g}" for other in again)
-        titles.append([title(dataset, place), *below])
+        names = {other: title(others, other, "\n") for other in again}
+        below = (f"{name}\ndistance {distance[o]:#.3g}" for o, name in names.items())
+        titles.append([title(dataset, place, "\n"), *below])
     return rows, titles
 
 

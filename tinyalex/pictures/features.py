@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,15 @@ from tinyalex.backends.devices import host_copy
 from tinyalex.data import Loader
 from tinyalex.grad_mode import no_grad
 from tinyalex.models import AlexNet
-from tinyalex.pictures.sheets import INK, PALE, fit, font, shorten
+from tinyalex.pictures.sheets import (
+    INK,
+    PALE,
+    captions_height,
+    draw_caption,
+    fit,
+    font,
+    shorten,
+)
 from tinyalex.progress import Progress
 from tinyalex.tensor import Tensor
 from tinyalex.training.evaluation import computed
@@ -88,26 +97,25 @@ def closest(
 
 
 def neighbour_sheet(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: int = 140
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: int = 208
 ) -> Image.Image:
     """Draw each query and, to its right, its neighbours (paper, Figure 4 right).
 
-    rows: for each query the uint8 RGB images, first its own; titles: one or two lines for each.
+    rows: for each query the uint8 RGB images, first its own; titles: lines for each.
     """
-    margin, apart, title_height = 10, 24, 34
+    margin, apart = 10, 24
+    title_height = captions_height(chain.from_iterable(titles))
     cell_w, cell_h = size + margin, size + title_height + margin
     columns = max(map(len, rows))
     width = columns * cell_w + margin + apart
     sheet = Image.new("RGB", (width, len(rows) * cell_h + margin), "white")
-    draw, small = ImageDraw.Draw(sheet), font(12)
+    draw = ImageDraw.Draw(sheet)
     for row, (images, names) in enumerate(zip(rows, titles, strict=True)):
         top = margin + row * cell_h
         for column, (image, name) in enumerate(zip(images, names, strict=True)):
             left = margin + column * cell_w + (apart if column else 0)
             sheet.paste(fit(image, size), (left, top))
-            for line, text in enumerate(name.split("\n")):
-                place = left, top + size + 3 + 15 * line
-                draw.text(place, shorten(draw, text, small, size), PALE if line else INK, small)
+            draw_caption(draw, (left, top + size + 3), size, name)
     x = margin + cell_w + (apart - margin) // 2
     draw.line((x, margin, x, sheet.height - margin), PALE)
     return sheet

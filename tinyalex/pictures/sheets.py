@@ -6,7 +6,7 @@ import bisect
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -87,32 +87,47 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw images with bars of their five most probable classes (Figure 4).
 
-    images: uint8 [H, W, 3] of any size; probabilities [N, C]. The bar of the right class is green
-    where `labels` are given (-1: not known), and a line below all images says so.
+    images: uint8 [H, W, 3] of any size; titles of one line or more; probabilities [N, C]. The bar
+    of the right class is green where `labels` are given (-1: not known), and a line below all
+    images says so.
     """
-    margin, title_height = 14, 22
+    margin, title_height = 14, captions_height(titles)
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
     cell_w, cell_h = size + margin, size + title_height + answers_height(classes) + margin + 6
     known = labels is not None and max(labels) >= 0
-    height = rows * cell_h + margin + (title_height if known else 0)
+    height = rows * cell_h + margin + (captions_height([""]) if known else 0)
     sheet = Image.new("RGB", (columns * cell_w + margin, height), "white")
     draw, small = ImageDraw.Draw(sheet), font(12)
     if known:
-        draw.text(
-            (margin, height - margin - title_height // 2), "green: the right class", PALE, small
-        )
+        draw.text((margin, height - margin - 11), "green: the right class", PALE, small)
 
     for i, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(i, columns)
         left, top = margin + column * cell_w, margin + row * cell_h
         sheet.paste(fit(image, size), (left, top))
-        draw.text((left, top + size + 4), shorten(draw, title, small, size), PALE, small)
+        draw_caption(draw, (left, top + size + 4), size, title)
         label = -1 if labels is None else labels[i]
         draw_answers(
             draw, (left, top + size + title_height), size, probabilities[i], classes, label
         )
     return sheet
+
+
+LINE_HEIGHT = 15
+
+
+def captions_height(titles: Iterable[str]) -> int:
+    """Return the height of the longest caption, with space."""
+    return 7 + LINE_HEIGHT * max((title.count("\n") + 1 for title in titles), default=1)
+
+
+def draw_caption(draw: Any, place: tuple[int, int], width: int, text: str) -> None:
+    """Draw lines of text from `place` down, each cut to `width`."""
+    (left, top), small = place, font(12)
+    for number, line in enumerate(text.split("\n")):
+        shown = shorten(draw, line, small, width)
+        draw.text((left, top + number * LINE_HEIGHT), shown, PALE if number else INK, small)
 
 
 BAR_HEIGHT, ANSWERS = 21, 5

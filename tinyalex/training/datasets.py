@@ -403,14 +403,14 @@ def open_folder(
     return dataset
 
 
-def title(dataset: Dataset, index: int) -> str:
+def title(dataset: Dataset, index: int, between: str = ": ") -> str:
     """Return the caption of an image: its class, if known, and name."""
     label = int(dataset.labels[index])
     paths = getattr(dataset, "paths", None)
     if paths is None:
         return f"{printable(dataset.classes[label])} {index}"
     name = printable(Path(paths[index]).name)
-    return name if label < 0 else f"{printable(dataset.classes[label])}: {name}"
+    return name if label < 0 else f"{printable(dataset.classes[label])}{between}{name}"
 
 
 class ImageFiles:
