@@ -110,7 +110,7 @@ def test_checkpoints_that_cannot_be_used(command, photos, trained, tmp_path):
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes(Checkpoints(trained).best.read_bytes()[:999])
     for checkpoint, expected in (
-        (tmp_path / "gone", "there is no checkpoint"),
+        (tmp_path / "gone", "gone: give a file of weights, or the folder of a run"),
         (photos, "photos is not the folder of a run"),
         (truncated, "truncated.safetensors is damaged"),
     ):

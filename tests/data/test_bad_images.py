@@ -149,6 +149,12 @@ def unusable_folders():
     def one_image(root):
         images.folder(root, cats=3, dogs=1)
 
+    def one_empty_class(root):
+        (root / "cats/2026/may").mkdir(parents=True)
+
+    def one_folder_too_high(root):
+        images.folder(root / "all/photos", cats=3, dogs=3)
+
     def link_to_the_root(root):
         images.folder(root, cats=3, dogs=3)
         (root / "all").symlink_to(root)
@@ -162,11 +168,13 @@ def unusable_folders():
         a_file: "expected a folder of class folders, found a file",
         empty: "expected one folder for each class.*found no folders",
         loose_images: "found 1 image and no folders",
-        one_class: "expected at least 2 classes, found only 'cats'",
+        one_class: "expected at least 2 classes, found only 'cats'$",
+        one_empty_class: "expected at least 2 classes, found only 'cats', without images$",
+        one_folder_too_high: "found only 'all': give .*all/photos if its folders are the classes$",
         empty_class: "no images .* in dogs",
         only_train: "a folder train but no val",
         other_classes: "dogs only in train, frogs only in val",
-        one_image: "000.png is the only image of its class",
+        one_image: "one image in dogs, where training and validation need one each: add another",
         link_to_the_root: "no images .* in all: .*; skipped: 1 linked twice",
         link_to_itself: "frogs is a link that leads nowhere",
     }

@@ -55,6 +55,16 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_file_that_is_cut_short_should_be_copied_again(container, kept, tmp_path):
+    content = CONTAINERS[container](state_of())
+    path = tmp_path / "cut.pth"
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ta.FileError, match=r"; copy or download it again$"):
+        ta.load_weights(path)
+
+
 def changed(key, change):
     """Return a case that changes one array."""
     return lambda state: {**state, key: change(state[key])}

@@ -1,6 +1,7 @@
 """Files that are no weights, refused in one sentence."""
 
 import gzip
+import pickle
 import re
 
 import pytest
@@ -29,6 +30,7 @@ FILES = {
     "jpeg": (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99), "it is an image"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is HDF5"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "it is a PDF"),
+    "pickle": (pickle.dumps({"weight": 1}), "it is a pickle, which may run code and is not opened"),
     "zeros": (bytes(4096), "is no weight file"),
     "noise": (bytes(range(255, 0, -1)) * 9, "is no weight file"),
 }

@@ -165,5 +165,5 @@ def test_best_is_taken_from_a_folder_and_last_where_there_is_none(trained, tmp_p
     assert load_classifier(trained).classes == ["ash", "birch", "elm"]
     (tmp_path / "last.safetensors").write_bytes(Checkpoints(trained).last.read_bytes())
     assert load_classifier(tmp_path).classes == ["ash", "birch", "elm"]
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="gone: give a file of weights"):
         load_classifier(tmp_path / "gone")

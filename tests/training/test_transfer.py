@@ -525,7 +525,10 @@ def test_the_default_batch_leaves_few_images_out(trained, tmp_path, ash, elm, op
         (["--mean", "image"], "expects images minus a mean colour: leave --mean out"),
         (["--input-size", "64"], "input-size must be 28 for the variant tiny"),
         (["--resume", "RUN"], "--resume continues with the run's own weights: leave --weights out"),
-        (["--weights", "nowhere"], "there is no checkpoint nowhere"),
+        (
+            ["--weights", "nowhere"],
+            "there is no nowhere: give a file of weights",
+        ),
         (["--weights", __file__], "is no weight file"),
     ],
 )

@@ -240,9 +240,8 @@ class ImageFolder:
         if not names:
             raise DataError(f"{printable(folder)}: {_LAYOUT}, found no folders")
         if len(names) == 1 and self._complete:
-            raise DataError(
-                f"{printable(folder)}: expected at least 2 classes, found only {names[0]!r}"
-            )
+            found = f"found only {names[0]!r}{_within(folder / names[0])}"
+            raise DataError(f"{printable(folder)}: expected at least 2 classes, {found}")
         return sorted(names), loose_images
 
     def _check_counts(self, names: list[str], counts: np.ndarray) -> None:
@@ -250,27 +249,38 @@ class ImageFolder:
         if empty and (self._complete or not counts.any()):
             raise DataError(
                 f"{printable(self.folder)}: no images ({' '.join(EXTENSIONS)}) in {listed(empty)}: "
-                "add some, or remove the folder"
+                f"add some, or remove {'the folder' if len(empty) == 1 else 'these folders'}"
                 + (f"; {passed_over}" if (passed_over := in_words(self.passed_over)) else "")
             )
 
     def _part(self, counts: np.ndarray, split: str, val_fraction: float, seed: int) -> np.ndarray:
         """Return which images a split has, at least one per class."""
+        single = [name for name, count in zip(self.classes, counts, strict=True) if count == 1]
+        if single:
+            raise DataError(
+                f"{printable(self.folder)}: one image in {listed(single)}, where training and "
+                "validation need one each: add another, or remove the folder"
+            )
         is_val = np.zeros(len(self.paths), bool)
         start = 0
         for label, count in enumerate(counts.tolist()):
             if count == 0:
                 continue
-            if count == 1:
-                raise DataError(
-                    f"{printable(self.paths[start])} is the only image of its class: a split needs "
-                    "at least 2"
-                )
             held_out = min(max(1, round(val_fraction * count)), count - 1)
             rng = np.random.default_rng((seed, label))
             is_val[start + rng.permutation(count)[:held_out]] = True
             start += count
         return is_val if split == "val" else ~is_val
+
+
+def _within(folder: Path) -> str:
+    """Return what the only class folder lacks, or has below."""
+    images, _ = images_below(str(folder))
+    if not images:
+        return ", without images"
+    folders = {os.path.dirname(path) for path in images}
+    above = os.path.commonpath(folders)
+    return "" if above in folders else f": give {printable(above)} if its folders are the classes"
 
 
 def _refusal(name: str) -> str:

@@ -19,6 +19,9 @@ HEAD = 512
 """Bytes of a file that a reader is chosen by: a tar archive's mark stands at 257."""
 
 
+DAMAGED = ("is damaged", "a damaged", "is cut short", "it ends in the middle")
+"""Parts of errors of which another copy of the file may be free."""
+
 LONGEST_MESSAGE = 1000
 """Characters of an error."""
 
@@ -121,9 +124,11 @@ def load_weights(
                     told = str(error)
                     if not isinstance(error, FileError):
                         told = f"it is damaged ({told or type(error).__name__})"
+                    if any(words in told for words in DAMAGED):
+                        told += "; copy or download it again"
                     raise FileError(_sentence(path, told)) from error
     titles = ", ".join(known.title for known in FORMATS)
-    what = what or ("a text file" if strangers.is_text(head) else "")
+    what = what or strangers.unread(head)
     raise FileError(
         f"{printable(path)} is no weight file of a known format ({titles})"
         + (f": it is {what}" if what else "")

@@ -102,6 +102,8 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, S
             raise ValueError(f"{name} does not begin and end where it should")
         arrays[name] = Stored(file, 8 + length + begin, dtype, shape, row_major(shape))
         end = stop
+    if 8 + length + end > size:
+        raise FileError(f"it is cut short: its arrays end at byte {8 + length + end:,} of {size:,}")
     if 8 + length + end != size:
         raise ValueError(f"its arrays end at byte {8 + length + end:,} of {size:,}")
     return metadata, arrays

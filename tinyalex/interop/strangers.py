@@ -43,6 +43,8 @@ def known(head: bytes) -> str:
     return next((text for text, marks in MARKS.items() if begins.startswith(marks)), "")
 
 
-def is_text(head: bytes) -> bool:
-    """Tell whether a file begins with plain text, as some weights do."""
-    return not head.translate(None, TEXT)
+def unread(head: bytes) -> str:
+    """Return a description of a file that no reader takes, or ""."""
+    if head[:1] == b"\x80" and 2 <= head[1] <= 5:
+        return "a pickle, which may run code and is not opened: save its arrays by numpy.savez"
+    return "" if head.translate(None, TEXT) else "a text file"

@@ -110,8 +110,8 @@ def load(source: bytes | BinaryIO, persistent_load: Callable[[Any], Any] | None 
         return unpickle(source, ALLOWED, persistent_load)
     except UnknownNameError as error:
         raise FileError(
-            f"it holds an object of the class {error.name[:200]}, not weights alone: where that is "
-            "installed, save model.state_dict() with torch.save, and bring that file"
+            f"it holds more than weights, {error.name[:200]}, and what a file holds is never run: "
+            "save model.state_dict() with torch.save where it is from, and bring that"
         ) from error
 
 

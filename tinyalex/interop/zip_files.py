@@ -60,7 +60,7 @@ def members_of(file: BinaryIO, size: int) -> dict[str, Member]:
     except (struct.error, ValueError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError("it is a damaged zip archive, or a part of one") from error
+        raise FileError("it is a damaged zip archive, or cut short") from error
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, bytes]:
@@ -70,7 +70,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, bytes]:
     tail = file.read(size - start)
     place = tail.rfind(b"PK\5\6")
     if place < 0:
-        raise FileError("it is a damaged zip archive, or a part of one: it has no directory")
+        raise FileError("it is cut short: the end of its zip archive is missing")
     length, begin, comment = struct.unpack_from("<12xLLH", tail, place)
     end = start + place
     if end + 22 + comment != size:

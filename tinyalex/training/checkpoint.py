@@ -307,9 +307,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """Return `path`, or the best or last checkpoint of a run's folder.
 
-    Raises FileNotFoundError for a folder that has none.
+    Raises FileNotFoundError for a folder that has none, and where nothing is called so.
     """
     path = Path(path)
+    if not os.path.lexists(path):
+        raise FileNotFoundError(
+            f"there is no {printable(path)}: give a file of weights, or the folder of a run"
+        )
     if not path.is_dir():
         return path
     for name in (BEST, LAST, PREVIOUS):
