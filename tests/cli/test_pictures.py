@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL._util import DeferredError
 
 from tinyalex.cli.predict import describe
+from tinyalex.data import ImageFolder
 from tinyalex.models import VARIANTS, alexnet
 from tinyalex.optional import PackageError
 from tinyalex.pictures.charts import confusion_matrix, learning_curves, shots_chart
@@ -24,7 +25,7 @@ from tinyalex.pictures.sheets import (
     font,
     shorten,
 )
-from tinyalex.training import read_metrics
+from tinyalex.training import Answers, read_metrics
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -283,3 +284,13 @@ def test_a_sheet_that_fails_loses_no_answer(trained, photos, tmp_path, monkeypat
     said, complaints = capsys.readouterr()
     assert complaints.startswith("error: no contact sheet: s.png: No space left")
     assert said.splitlines()[-1].startswith("copied 24 images into")
+def test_mistakes_of_another_time_go_where_there_are_none(tmp_path, photos, capsys):
+    (tmp_path / "mistakes.png").write_bytes(b"old")
+    dataset, evaluate = ImageFolder(photos), load("evaluate")
+    right = np.log(np.eye(3)[dataset.labels] * 0.9 + 0.05)
+    answers = Answers(np.arange(len(dataset)), dataset.labels, right)
+    assert evaluate.draw(answers, dataset, tmp_path) == 0
+    assert "no mistakes.png: every answer was right" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+
+

@@ -61,9 +61,29 @@ def test_pictures_of_files_in_one_folder_do_not_replace_each_other(trained, phot
         assert run("evaluate", path, *data, "--crops", 1)[0] == 0
         assert run("probe", path, *data, "--shots", 2, "--draws", 1, "--no-cache")[0] == 0
         made.append({new.name for new in set(tmp_path.iterdir()) - before})
-    plain = {"filters.png", "confusion.png", "mistakes.png", "probe.png", "probe-neighbours.png"}
+    others = (
+        f"photos-{name}.png" for name in ("confusion", "mistakes", "probe", "probe-neighbours")
+    )
+    plain = {"filters.png", *others}
     begin = ["" if path.name == "best.safetensors" else f"{path.name}-" for path in files]
     assert made == [{prefix + picture for picture in plain} for prefix in begin]
+
+
+def test_pictures_of_other_images_do_not_replace_those_of_the_run(copy, photos, tmp_path):
+    def made(*arguments):
+        before = {path: path.stat().st_mtime_ns for path in copy.iterdir()}
+        assert run(arguments[0], copy, *arguments[1:])[0] == 0
+        return {path.name for path in copy.iterdir() if path.stat().st_mtime_ns != before.get(path)}
+
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/val").symlink_to(photos)
+    assert made("evaluate", "--crops", 1) == {"confusion.png", "mistakes.png"}
+    again = ("--data", photos, "--held-out", "--crops", 1)
+    assert made("evaluate", *again) == {"confusion.png", "mistakes.png"}
+    others = {"others-val-confusion.png", "others-val-mistakes.png"}
+    assert made("evaluate", "--data", tmp_path / "others/val", "--crops", 1) == others
+    image = photos / "elm/00.png"
+    assert made("look", "answers", image) == {"00.png-answers.png"}
 
 
 def test_a_thousand_classes_are_imagenets(weight_file, photos, tmp_path):

@@ -13,14 +13,15 @@ on which the network was most surely wrong).
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tinyalex.backends.devices import check
-from tinyalex.cli.common import (
 from tinyalex.calls import command_line
+from tinyalex.cli.common import (
     add_crops,
     add_layout,
     check_writable,
@@ -101,7 +102,12 @@ def main(argv: list[str] | None = None) -> int:
         say(f"left out: {name}: {reason}")
     best = answers[args.crops]
     print_confused(best, classifier.classes, TITLES[args.crops])
-    return draw(best, dataset, out, "" if args.out else prefix_of(path))
+    return draw(
+        best,
+        dataset,
+        out,
+        "" if args.out else prefix_of(path, None if args.held_out else args.data),
+    )
 
 
 def make_parser() -> Parser:
@@ -130,7 +136,8 @@ def make_parser() -> Parser:
         "--out",
         type=path_in,
         metavar="DIR",
-        help="folder for the pictures (default: the folder that the checkpoint is in)",
+        help="folder for the pictures (default: the folder that the checkpoint is in, where names "
+        "of those of --data begin with its name)",
     )
     return parser
 
@@ -188,15 +195,18 @@ def draw(answers: Answers, dataset: Dataset, out: Path, prefix: str = "") -> int
         text = f"the {counted(len(worst), 'answer')} most surely wrong; green: the right class"
         pictures["mistakes.png"] = text, partial(draw_mistakes, answers, worst, dataset)
     code = DONE
+    width = len(prefix) + 14
     say(f"\nin {printable(out)}:")
     for picture, (text, draw_into) in pictures.items():
         name = prefix + picture
         error = failure(partial(draw_into, out / name))
-        say(f"  no {name}: {one_sentence(error)}" if error else f"  {name:14} {text}")
+        say(f"  no {name}: {one_sentence(error)}" if error else f"  {name:{width}} {text}")
         if error and not isinstance(error, PackageError):
             code = FAILED
     if not len(worst):
-        say("  no mistakes.png: every answer was right")
+        with suppress(OSError):
+            (out / f"{prefix}mistakes.png").unlink()  # of another time
+        say(f"  no {prefix}mistakes.png: every answer was right")
     return code
 
 

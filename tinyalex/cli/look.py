@@ -120,11 +120,12 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     set_num_threads(args.threads)
     path = checkpoint_path(args.checkpoint)
-    out = args.out or path.parent / f"{prefix_of(path)}{args.what}.png"
+    images = getattr(args, "images", None) or [None]
+    out = args.out or path.parent / f"{prefix_of(path, images[0])}{args.what}.png"
     check_picture(out)
     network = open_network(args)
-    images = network.run_images(getattr(args, "data", None))
-    args.draw(look := Look(args, path.parent, network.classifier, images, []), out)
+    of_run = network.run_images(getattr(args, "data", None))
+    args.draw(look := Look(args, path.parent, network.classifier, of_run, []), out)
     say(f"drawn in {printable(out)}")
     return USAGE if look.missing else DONE
 
@@ -176,7 +177,8 @@ def make_parser() -> Parser:
             "--out",
             type=path_in,
             metavar="PNG",
-            help=f"the picture (default: {name}.png in the folder of a run, else FILE-{name}.png)",
+            help=f"the picture (default: {name}.png in the folder of a run, IMAGE-{name}.png with "
+            f"IMAGE; FILE-{name}.png for another network)",
         )
         add_threads(parts)
     return parser

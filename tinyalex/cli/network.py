@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from tinyalex.cli.common import add_device, add_threads
 from tinyalex.cli.parser import Parser, name_in
 from tinyalex.data.class_names import read_class_names
+from tinyalex.data.layout import split_of
 from tinyalex.interop import Weights, load_weights
 from tinyalex.models import VARIANTS
 from tinyalex.progress import say
@@ -111,13 +113,17 @@ def read_network(path: Path) -> Network:
     return Network(classifier, path, {**content, "classifier": without, "optimizer": {}})
 
 
-def prefix_of(path: Path) -> str:
+def prefix_of(path: Path, images: str | None = None) -> str:
     """Return what names of pictures beside a network's file begin with.
 
-    It is the file's name, lest two files in a folder replace each other's pictures, and nothing
-    for the best network of a run.
+    These are the names of the file and of a file or folder with other images than the run's, lest
+    pictures replace each other; nothing for the best network of a run and its images.
     """
-    return "" if path.name == BEST and is_checkpoint(path) else f"{path.name}-"
+    names = [] if path.name == BEST and is_checkpoint(path) else [path.name]
+    if images is not None:
+        whole = Path(os.path.abspath(images))
+        names += [whole.parent.name, whole.name] if split_of(whole.name) else [whole.name]
+    return "".join(f"{name}-" for name in names if name)
 
 
 def load_completed(args: argparse.Namespace, path: Path) -> Weights:

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     set_num_threads(args.threads)
     network = open_network(args)
     classifier, path = network.classifier, network.path
-    out = args.out or path.parent / f"{prefix_of(path)}probe.png"
+    out = args.out or path.parent / f"{prefix_of(path, args.data)}probe.png"
     check_picture(out)
     model = classifier.model.to(args.device)
     layer = args.layer or [*model.weight_layers][-2]
@@ -122,7 +122,8 @@ def make_parser() -> Parser:
         "--out",
         type=path_in,
         metavar="PNG",
-        help="the picture (default: probe.png in the folder of a run, else FILE-probe.png)",
+        help="the picture (default: probe.png in the folder of a run, DIR-probe.png with --data; "
+        "FILE-probe.png for another network)",
     )
     return parser
 
