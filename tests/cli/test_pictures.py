@@ -15,7 +15,7 @@ from tinyalex.cli.predict import describe
 from tinyalex.data import ImageFolder
 from tinyalex.models import VARIANTS, alexnet
 from tinyalex.optional import PackageError
-from tinyalex.pictures.charts import confusion_matrix, learning_curves, shots_chart
+from tinyalex.pictures.charts import confusion_matrix, curves_as_svg, learning_curves, shots_chart
 from tinyalex.pictures.features import feature_sheet, neighbour_sheet
 from tinyalex.pictures.sheets import (
     contact_sheet,
@@ -111,6 +111,33 @@ def test_learning_curves_are_a_png(trained, tmp_path):
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (1300, 520)
         assert len(image.convert("RGB").getcolors(2**16)) > 100
+
+
+def curve(steps, losses):
+    """Return the rows of a run of one epoch, with a training loss at each of these steps."""
+    rows = [
+        {"kind": "step", "epoch": 1, "step": step, "loss": loss, "top1": 0.5, "lr": 0.1}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
+    last = {"val_loss": 1.0, "val_top1": 0.5, "val_top5": 1.0}
+    return [*rows, {**rows[-1], "kind": "epoch", **last}]
+
+
+def test_the_training_curve_of_a_short_epoch_is_seen(tmp_path):
+    pytest.importorskip("matplotlib")
+    learning_curves(curve([7], [2.0]), 3, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    above = pixels[:250]
+    assert (above == (0x7F, 0x9C, 0xC0)).all(axis=2).sum() > 20
+
+
+def test_curves_have_no_points_of_few_steps():
+    pytest.importorskip("matplotlib")
+    steps = [10, 20, 25, 30, 40, 41]
+    svg = curves_as_svg(curve(steps, [1.0, 1.0, 0.8, 1.0, 1.0, 9.0]), 3)["loss"]
+    same = curves_as_svg(curve([10, 20, 30, 41], [1.0, 1.0, 0.9, 19 / 11]), 3)["loss"]
+    assert svg == same
 
 
 @pytest.mark.parametrize(("points", "least", "most"), [(1, 30_000, 10**6), (2, 50, 10_000)])
@@ -269,6 +296,16 @@ def test_each_picture_fails_alone(trained, tmp_path, monkeypatch, capsys, error,
     assert [path.name for path in tmp_path.iterdir()] == ["mistakes.png"]
 
 
+def test_mistakes_of_another_time_go_where_there_are_none(tmp_path, photos, capsys):
+    (tmp_path / "mistakes.png").write_bytes(b"old")
+    dataset, evaluate = ImageFolder(photos), load("evaluate")
+    right = np.log(np.eye(3)[dataset.labels] * 0.9 + 0.05)
+    answers = Answers(np.arange(len(dataset)), dataset.labels, right)
+    assert evaluate.draw(answers, dataset, tmp_path) == 0
+    assert "no mistakes.png: every answer was right" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+
+
 def test_a_sheet_that_fails_loses_no_answer(trained, photos, tmp_path, monkeypatch, capsys):
     predict = load("predict")
     monkeypatch.setattr(predict, "save_png", failing(OSError(28, "No space left", "s.png")))
@@ -284,13 +321,3 @@ def test_a_sheet_that_fails_loses_no_answer(trained, photos, tmp_path, monkeypat
     said, complaints = capsys.readouterr()
     assert complaints.startswith("error: no contact sheet: s.png: No space left")
     assert said.splitlines()[-1].startswith("copied 24 images into")
-def test_mistakes_of_another_time_go_where_there_are_none(tmp_path, photos, capsys):
-    (tmp_path / "mistakes.png").write_bytes(b"old")
-    dataset, evaluate = ImageFolder(photos), load("evaluate")
-    right = np.log(np.eye(3)[dataset.labels] * 0.9 + 0.05)
-    answers = Answers(np.arange(len(dataset)), dataset.labels, right)
-    assert evaluate.draw(answers, dataset, tmp_path) == 0
-    assert "no mistakes.png: every answer was right" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
-
-

@@ -17,6 +17,7 @@ from tinyalex.optional import borrowed
 from tinyalex.pictures.sheets import BLUE, INK, PALE, RED, drawable, font
 from tinyalex.text import counted, printable
 from tinyalex.training.metrics import rows_of
+from tinyalex.training.settings import STEPS_PER_ROW
 
 NUMBERED, NAMED = 20, 60
 """Up to how many classes a confusion matrix has numbers in it, and names beside it."""
@@ -81,10 +82,11 @@ class _Curves(NamedTuple):
 
 def _curves(rows: Sequence[dict[str, Any]], num_classes: int, most: int = 0) -> _Curves:
     """Return the curves in rows of metrics, of at most `most` points."""
-    steps, epochs = rows_of("step", rows), rows_of("epoch", rows)
+    epochs = rows_of("epoch", rows)
     if not epochs:
         raise ValueError("there are no curves before the end of the first epoch: try again later")
     steps_per_epoch = epochs[0]["step"] / epochs[0]["epoch"]
+    steps = _joined(rows_of("step", rows), min(STEPS_PER_ROW, steps_per_epoch))
 
     def points(rows: list[dict[str, Any]], at: Callable[[Any], float], *names: str) -> Any:
         found = {"at": [at(row) for row in rows]}
@@ -101,9 +103,30 @@ def _curves(rows: Sequence[dict[str, Any]], num_classes: int, most: int = 0) -> 
     )
 
 
+def _joined(rows: list[dict[str, Any]], least: float) -> list[dict[str, Any]]:
+    """Return rows about so many steps; fewer are noise."""
+    groups: list[list[dict[str, Any]]] = []
+    before = 0
+    for row in rows:
+        if not groups or sum(part["steps"] for part in groups[-1]) >= least:
+            groups.append([])
+        groups[-1].append({**row, "steps": max(1, row["step"] - before)})
+        before = row["step"]
+    if len(groups) > 1 and sum(part["steps"] for part in groups[-1]) < least:
+        last = groups.pop()
+        groups[-1] += last
+
+    def mean(name: str, group: list[dict[str, Any]]) -> float:
+        steps = [row["steps"] for row in group]
+        return float(np.average([row[name] for row in group], weights=steps))
+
+    means = ({name: mean(name, group) for name in ("loss", "top1")} for group in groups)
+    return [{**group[-1], **mean} for group, mean in zip(groups, means, strict=True)]
+
+
 def _draw_loss(axes: Any, curves: _Curves) -> None:
     steps, epochs, chance = curves.steps, curves.epochs, math.log(curves.num_classes)
-    axes.plot(steps["at"], steps["loss"], color=BLUE, lw=1, label="training")
+    axes.plot(steps["at"], steps["loss"], _mark(steps), color=BLUE, lw=1, ms=4, label="training")
     axes.plot(epochs["at"], epochs["val_loss"], "o-", color=RED, ms=4, label="validation")
     guessing = f"guessing: ln({curves.num_classes})"
     axes.axhline(chance, color=PALE, ls="--", lw=1, label=guessing)
@@ -114,7 +137,7 @@ def _draw_loss(axes: Any, curves: _Curves) -> None:
 def _draw_accuracy(axes: Any, curves: _Curves) -> None:
     steps, epochs = curves.steps, curves.epochs
     top1 = [100 * share for share in steps["top1"]]
-    axes.plot(steps["at"], top1, color=BLUE, lw=1, label="training top-1")
+    axes.plot(steps["at"], top1, _mark(steps), color=BLUE, lw=1, ms=4, label="training top-1")
     for k, style in ((1, "o-"), (5, "o:")):
         if curves.num_classes > k:
             values = [100 * share for share in epochs[f"val_top{k}"]]
@@ -122,6 +145,11 @@ def _draw_accuracy(axes: Any, curves: _Curves) -> None:
     axes.axhline(100 / curves.num_classes, color=PALE, ls="--", lw=1, label="guessing")
     axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 102))
     _tidy(axes)
+
+
+def _mark(points: dict[str, list[float]]) -> str:
+    """Return the style of a line, or of a single point."""
+    return "o" if len(points["at"]) == 1 else "-"
 
 
 CURVES = {"loss": _draw_loss, "accuracy": _draw_accuracy}
