@@ -1,4 +1,4 @@
-"""Messages while kernels are compiled: half a minute, once per machine."""
+"""Messages while kernels are compiled, each once per machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from numba.core.event import Listener, register
 
 PACKAGE = __name__.partition(".")[0]
+FIRST = "compiling kernels that are used for the first time"
 CLEAR = "\r\033[K"  # begin the line anew, on a terminal
 
 
@@ -36,10 +37,10 @@ class _Announcer(Listener):
         if _on_a_terminal():
             name = event.data["dispatcher"].py_func.__name__.strip("_")
             seconds = self._seconds + time.perf_counter() - self._started
-            text = f"compiling, once: kernel {self._count}, {name} ({seconds:.0f} s of about 30)"
+            text = f"{FIRST} ({self._count}: {name}, {seconds:.0f} s)"
             _write(CLEAR + text[: shutil.get_terminal_size().columns - 1])  # of one line only
         elif self._count == 1:
-            _write("compiling kernels for this processor: about 30 s, once\n")
+            _write(f"{FIRST}: up to 30 s, then they are kept\n")
 
     def on_end(self, event: Any) -> None:
         if not self._is_ours(event):
@@ -52,6 +53,8 @@ class _Announcer(Listener):
 
     @staticmethod
     def _is_ours(event: Any) -> bool:
+        if sys.stdout is None:  # a rank, for which the first one speaks
+            return False
         return bool(event.data["dispatcher"].py_func.__module__.partition(".")[0] == PACKAGE)
 
 
