@@ -107,6 +107,15 @@ def test_version(capsys):
     assert said_by(capsys, main, "--version") == f"tinyalex {__version__}\n"
 
 
+@pytest.mark.parametrize("words", [["train"], ["evaluate", "run"], ["probe", "run"]])
+def test_images_given_without_their_option(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos").mkdir()
+    with pytest.raises(SystemExit):
+        main([*words, "my photos"])
+    assert "my photos; if these are images, say --data 'my photos'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["trian"], ["--trian"], ["help", "trian"], ["--"], ["a\nb"]])
 def test_no_such_command(words, capsys):
     with pytest.raises(SystemExit) as stop:

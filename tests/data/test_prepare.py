@@ -174,6 +174,7 @@ def mistakes(originals, clean, folder):
         ((originals, folder / "new", "--quality", 101), "1 to 100"),
         ((originals, folder / "new", "--processes", 0), "--processes: expected a whole number"),
         (("--verify", originals), "was not made by `tinyalex prepare`"),
+        (("--verify", folder / "none"), "none: expected a folder, made by `tinyalex prepare`"),
     ]
 
 

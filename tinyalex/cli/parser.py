@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinyalex.calls import call_of, words_of
+from tinyalex.calls import call_of, command_line, words_of
 from tinyalex.interrupts import USAGE
 from tinyalex.progress import show
 from tinyalex.text import escaped
@@ -43,6 +43,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with code 2."""
+        given = message.removeprefix("unrecognized arguments: ")
+        if given != message and os.path.exists(given) and "--data" in self._option_string_actions:
+            message += f"; if these are images, say {command_line(['--data', given])}"
         self.exit(USAGE, f"{self.prog}: {escaped(message)} (--help explains all options)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -213,6 +213,8 @@ def verify(target: Path, processes: int, show: Show = lambda what, done, total: 
     one in the statistics, which have a digest of their own. Raises DataError if `target` was not
     prepared to the end, FileError for a damaged manifest.
     """
+    if not target.is_dir():
+        raise DataError(f"{printable(target)}: expected a folder, made by `tinyalex prepare`")
     if (target / JOURNAL).exists():
         raise DataError(f"{printable(target)} is not finished: prepare it to the end first")
     if not (target / MANIFEST).is_file():
