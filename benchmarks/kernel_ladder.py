@@ -42,6 +42,7 @@ FULL = {"images": (128, 256, 13, 13), "filters": 384, "groups": 1}  # the paper'
 SMALL_TEXT = "2 images of 9 x 9 pixels with 16 channels, 24 filters of 3 x 3 in two groups"
 FULL_TEXT = "128 images of 13 x 13 pixels with 256 channels, 384 filters of 3 x 3: conv3"
 HEAD = "| kernel | idea | off by | registers | spilled | shared | time | of the floor's speed |"
+L2_RATE = 6e12  # bytes per second of an H100's L2 cache, an estimate
 
 
 def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:
@@ -212,19 +213,27 @@ def table(folder: Path) -> str:
     measured = report.load(NAME, folder) or {"rungs": {}}
     lines = []
     for family, rungs in FAMILIES.items():
-        lines += [f"**{family}**", "", HEAD, "|---" * 8 + "|"]
+        numbered = bool(rungs[0].number)
+        head = "| rung | flop per byte of L2 " * numbered + HEAD
+        lines += [f"**{family}**", "", head, "|---" * (8 + 2 * numbered) + "|"]
         for rung in rungs:
             entry = rung.entries[0]
             takes = used[entry]
             error = f"{off[entry]:.0e}" if entry in off else "-"
             time = _time(measured["rungs"].get(entry)) if rung.call else "- | -"
+            ratios = " to ".join(f"{ratio:.3g}" for ratio in rung.flop_per_byte())
+            place = f"| {rung.number} | {ratios} " * numbered
             lines.append(
-                f"| [{rung.file}]({rung.file}): {names_of(rung)} | {rung.idea} | {error} | "
+                f"{place}| [{rung.file}]({rung.file}): {names_of(rung)} | {rung.idea} | {error} | "
                 f"{takes.registers} | {takes.spills} | {takes.shared} | {time} |"
             )
         lines.append("")
+    bound = 32 * L2_RATE / 1e12
     lines.append(
-        f"Off by: ||y - y64|| / ||y64||, executed on the CPU on {SMALL_TEXT}. Registers per "
+        f"Flop per byte of L2: a block reads M + N numbers for M x N multiply-adds. At 32 and "
+        f"{L2_RATE / 1e12:.0f} TB/s, an estimate of an H100's L2 cache, that bounds the speed at "
+        f"{bound:.0f} TFLOP/s, whatever multiplies: larger tiles are the way up. Off by: "
+        f"||y - y64|| / ||y64||, executed on the CPU on {SMALL_TEXT}. Registers per "
         f"thread, bytes spilled and bytes of static shared memory: ptxas for sm_90, of the kernel "
         f"named first. Times: {FULL_TEXT}, with cold caches"
     )

@@ -2,9 +2,9 @@
 //
 //   sum[row][column] += a[depth][row] * b[depth][column]    for each depth
 //
-// The three convolutions are such products of huge matrices that are never written down; they
-// differ only in where the elements of a and b come from, and fetch them themselves. What they
-// share is here: the tiles in shared memory, the products, and the way back to memory.
+// A convolution is such a product of huge matrices that are never written down: where their
+// elements come from is in conv_forward.cu. Here are the tiles in shared memory, the products, and
+// the way back to memory.
 //
 // Two levels of reuse make it fast. An element that came from memory serves 128 products, because
 // it lies in shared memory, where all threads see it. An element that came from shared memory
@@ -50,12 +50,6 @@ __device__ __forceinline__ void fetch(float* to, const float* array, int index, 
 __device__ __forceinline__ void keep_terms(float (*tile)[TILE + 4], int depth, int line,
                                            const float (&terms)[4]) {
   for (int e = 0; e < 4; ++e) tile[depth + e][line] = terms[e];
-}
-
-// One term of four neighbouring rows (or columns), fetched along these.
-__device__ __forceinline__ void keep_lines(float (*tile)[TILE + 4], int depth, int line,
-                                           const float (&terms)[4]) {
-  store(&tile[depth][line], {terms[0], terms[1], terms[2], terms[3]});
 }
 
 __device__ __forceinline__ void add_products(const Tiles& tiles, float (&sum)[OWN][OWN]) {

@@ -48,8 +48,8 @@ __device__ constexpr int power_of_two_in(int count) {
 }
 
 // MN_MAJOR: SIDE / 4 threads copy a line, the block a power of two of lines at a time; for tiles of
-// 96 or 192 that leaves whole warps idle. Each line has a k of its own, but a warp has as many lanes
-// as a k-tile has k's: so each lane works out the place of one k, and hands it to the others.
+// 96 or 192 that leaves whole warps idle. Each line has a k of its own, but a warp has as many
+// lanes as a k-tile has k's: so each lane works out the place of one k, and hands it to the others.
 template <class T>
 struct MnMajor {
   static constexpr Layout LAYOUT = MN_MAJOR;

@@ -31,8 +31,8 @@ struct Side {
 };
 
 // The tile of C that a block computes, M x N. The warps stand in lines, DOWN of them, with a share
-// of WARP_M x WARP_N each. BLOCKS fit on a multiprocessor at a time, by registers and shared memory.
-// The same rules are in tinyalex/backends/cuda/conv/tensor_cores.py.
+// of WARP_M x WARP_N each. BLOCKS fit on a multiprocessor, by registers and shared memory. The same
+// rules are in tinyalex/backends/cuda/conv/tensor_cores.py.
 template <class Precision_, int M, int N>
 struct Tile {
   using Precision = Precision_;

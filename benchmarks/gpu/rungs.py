@@ -22,7 +22,8 @@ class Rung:
 
     ``kernel`` is the operation, under the name of the CPU's kernel that computes what ``call`` is
     held against; without it the version is no operation of its own, and its exercises check it.
-    ``precision`` is the class whose floor is the measure.
+    ``precision`` is the class whose floor is the measure. Of convolutions, ``number`` is the place
+    on the ladder, and ``tiles`` what a block computes at once: rows and columns of the product.
     """
 
     file: str
@@ -31,6 +32,13 @@ class Rung:
     kernel: str = ""
     call: Call | None = None
     precision: str = "A"
+    number: int = 0
+    tiles: tuple[tensor_cores.Tile, ...] = ()
+
+    def flop_per_byte(self) -> list[float]:
+        """Return the operations per byte of the least and largest tile."""
+        ratios = sorted(m * n / (2 * (m + n)) for m, n in self.tiles)
+        return sorted({*ratios[:1], *ratios[-1:]})
 
 
 def _typed(*names: str) -> tuple[str, ...]:
@@ -55,7 +63,7 @@ def _weight_grad(version: Call, grad: Any, x: Any, weight_shape: Any, options: A
     return as_nchw(version(channels_last(grad), channels_last(x), shape))
 
 
-PASSES = (
+PASSES: tuple[tuple[tensor_cores.Pass, str, Call, Call], ...] = (
     ("forward", "conv2d", _forward, tensor_cores.conv_forward_tensor),
     ("input_grad", "conv2d_input_grad", _input_grad, tensor_cores.conv_input_grad_tensor),
     ("weight_grad", "conv2d_weight_grad", _weight_grad, tensor_cores.conv_weight_grad_tensor),
@@ -65,14 +73,9 @@ TENSOR = (
     ("high", "B", "`mma.sync` on operands rounded to TF32, copied ahead by `cp.async`"),
     ("medium", "C", "operands rounded to bfloat16 on their way to the tensor cores"),
 )
-TILED = {
-    "forward": "a tiled product without ever writing the windows down (implicit GEMM)",
-    "input_grad": "the same tiles over the windows that hold a pixel",
-    "weight_grad": "the same tiles over the pixels, summed in ranges of a fixed order",
-}
 
 
-def _convolution(name: str, kernel: str, wrap: Call, tensor: Call) -> list[Rung]:
+def _convolution(name: tensor_cores.Pass, kernel: str, wrap: Call, tensor: Call) -> list[Rung]:
     file = f"conv_{name}.cu"
     rungs = [
         Rung(
@@ -81,21 +84,18 @@ def _convolution(name: str, kernel: str, wrap: Call, tensor: Call) -> list[Rung]
             "one thread per element, the formula and nothing else",
             kernel,
             partial(wrap, getattr(naive, name)),
-        ),
-        Rung(
-            file,
-            (f"conv_{name}_tiled_vector", f"conv_{name}_tiled"),
-            TILED[name],
-            kernel,
-            partial(wrap, getattr(tiled, name)),
+            number=1,
+            tiles=((1, 1),),
         ),
     ]
-    for precision, letter, idea in TENSOR:
+    for number, (precision, letter, idea) in enumerate(TENSOR, 3):
         version = partial(tensor, precision=precision)
         mark = f"<{tensor_cores.PRECISIONS[precision]},"
         entries = tuple(i for i in tensor_cores.INSTANCES[f"conv_{name}"] if mark in i)
         file = f"conv_{name}_tensor.cu"
-        rungs.append(Rung(file, entries, idea, kernel, partial(wrap, version), letter))
+        tiles = tensor_cores.TILES[name]
+        call = partial(wrap, version)
+        rungs.append(Rung(file, entries, idea, kernel, call, letter, number, tiles))
     return rungs
 
 
@@ -115,9 +115,20 @@ def _pair(
     ]
 
 
+FORWARD = _convolution(*PASSES[0])
 FAMILIES: dict[str, list[Rung]] = {
     "Convolution, forward": [
-        *_convolution(*PASSES[0]),
+        FORWARD[0],
+        Rung(
+            "conv_forward.cu",
+            ("conv_forward_tiled_vector", "conv_forward_tiled"),
+            "a tiled product without ever writing the windows down (implicit GEMM)",
+            "conv2d",
+            partial(_forward, tiled.forward),
+            number=2,
+            tiles=((tiled.TILE, tiled.TILE),),
+        ),
+        *FORWARD[1:],
         Rung(
             "conv_forward_hopper.cu",
             ("conv_forward_hopper",),
@@ -125,6 +136,8 @@ FAMILIES: dict[str, list[Rung]] = {
             "conv2d",
             partial(_forward, hopper.forward),
             "B",
+            6,
+            ((hopper.TILE, hopper.TILE),),
         ),
     ],
     "Convolution, input gradient": _convolution(*PASSES[1]),

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from simt import resources
 
+from tinyalex.backends.cuda import launch
+from tinyalex.backends.cuda.conv import tensor_cores
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "kernels" / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -36,10 +39,18 @@ def test_every_entry_is_on_one_rung(rungs):
 
 
 def test_the_table_has_a_row_for_each_rung(ladder, rungs):
-    first_cells = re.findall(r"^\| (\[.*?) \|", TABLE, re.MULTILINE)
+    first_cells = re.findall(r"^\|.*?(\[\w+\.cu\].*?) \|", TABLE, re.MULTILINE)
     assert first_cells == [
         f"[{rung.file}]({rung.file}): {ladder.names_of(rung)}" for rung in rungs
     ], "run python benchmarks/kernel_ladder.py --table"
+
+
+def test_rungs_of_a_convolution_are_numbered_by_flop_per_byte(rungs):
+    ladder = {rung.number: rung.flop_per_byte() for rung in rungs if rung.file.startswith("conv_")}
+    assert sorted(ladder) == [1, 2, 3, 4, 5, 6]
+    assert ladder[1] == [0.25]
+    assert ladder[2] == ladder[6] == [32]
+    assert ladder[4] == pytest.approx([16, 38.4])
 
 
 def test_each_version_computes_its_operation(ladder, rungs):
@@ -48,6 +59,52 @@ def test_each_version_computes_its_operation(ladder, rungs):
     for rung in rungs:
         if rung.call:
             assert errors[rung.entries[0]] < BOUNDS[rung.precision], rung.entries[0]
+
+
+EXAMPLE = """
+extern "C" __global__ void __launch_bounds__(128) example(float* out) {
+  using T = Tile<Tf32, 64, 64>;
+  float* a = stage_of_ring<T>(0);
+  float* b = a + T::A::FLOATS;
+  for (int i = threadIdx.x; i < 64 * K_TILE; i += T::THREADS) {
+    const int line = i / K_TILE, k = i % K_TILE;
+    a[place_in_tile<64, K_MAJOR>(line, k)] = i;
+    b[place_in_tile<64, K_MAJOR>(line, k)] = line == k;
+  }
+  __syncthreads();
+  const float* row = a + place_of_lane<64, K_MAJOR, OPERAND_A>(warp_row<T>());
+  const float* column = b + place_of_lane<64, K_MAJOR, OPERAND_B>(warp_column<T>());
+  float of_a[1][4], of_two_b[4], sum[4] = {};
+  load_fragment<64, K_MAJOR, OPERAND_A>(of_a[0], row, 0, 0);
+  load_fragment<64, K_MAJOR, OPERAND_B>(of_two_b, column, 0, 0);
+  const float of_b[1][2] = {{of_two_b[0], of_two_b[1]}};
+  Tf32::multiply_add(sum, Tf32::pack(of_a), Tf32::pack(of_b));
+  float* own = out + 11 * threadIdx.x;
+  own[0] = row - a;
+  for (int i = 0; i < 4; ++i) own[1 + i] = of_a[0][i];
+  for (int i = 0; i < 2; ++i) own[5 + i] = of_b[0][i];
+  for (int i = 0; i < 4; ++i) own[7 + i] = sum[i];
+}
+"""
+
+
+def test_the_worked_example_is_what_a_lane_holds(standin):
+    source = launch.read_source("tensor_tile.cuh") + EXAMPLE
+    kernel = standin.RawModule(code=source, options=("-std=c++17",)).get_function("example")
+    kernel.max_dynamic_shared_size_bytes = tensor_cores.shared_bytes((64, 64))
+    out = standin.empty((128, 11), "float32")
+    kernel((1,), (128,), (out,), shared_mem=tensor_cores.shared_bytes((64, 64)))
+    named, *numbers = map(int, out.get()[10])
+    places = [f"{'A' if i < 4 else 'C'}[{n // 32}, {n % 32}]" for i, n in enumerate(numbers)]
+    places[4:6] = [f"B[{numbers[i] % 32}, 2]" for i in (1, 3)]  # the k's of A's fragment
+    lines = ["| lane 10 | place | number |", "|---|---|---:|"]
+    lines.append(
+        f"| names to `ldmatrix` the line of | A[{named // 36}, {named % 36}] | at {named} |"
+    )
+    names = ["a0", "a1", "a2", "a3", "b0", "b1", "d0", "d1", "d2", "d3"]
+    lines += [f"| {n} | {p} | {v} |" for n, p, v in zip(names, places, numbers, strict=True)]
+    text = TEXT.split("<!-- worked-example -->\n")[1].split("<!-- /worked-example -->")[0]
+    assert text == "\n".join([*lines, ""])
 
 
 def test_times_are_those_of_the_file_or_awaited():

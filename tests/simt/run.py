@@ -79,13 +79,13 @@ def prepare(mode: str) -> None:
     """Compile all kernels, several at once, so that a process that runs them finds them ready."""
     from tinyalex.backends.cuda import launch
 
-    def compile_one(kernel):
-        file, name = kernel
-        instances = (name,) if "<" in name else ()
+    def compile_one(module):
+        file, instances = module
         compiler.compile_module(launch.read_source(file), mode, instances=instances)
 
+    modules = {(file, (name,) if "<" in name else ()) for file, name in resources.entries()}
     with ThreadPoolExecutor(available_cores()) as pool:
-        list(pool.map(compile_one, resources.entries()))
+        list(pool.map(compile_one, sorted(modules)))
 
 
 def run(mode: str, *options: str, **more: str) -> tuple[int, str]:

@@ -36,7 +36,7 @@ def chosen_forward(rng):
         assert_close(to_host(y), np.maximum(expected, 0), what=str(problem))
 
 
-@exercise("conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu", "bias_grad.cu")
+@exercise("conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu", "im2col.cu", "bias_grad.cu")
 def chosen_gradients(rng):
     for problem, dtype in CHOICES:
         x, weight, _, grad = arrays(rng, problem, dtype)

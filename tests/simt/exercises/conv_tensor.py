@@ -38,6 +38,7 @@ class Sizes(NamedTuple):
     groups: int = 1
 
 
+SQUARES = (64, 64), (128, 128)
 # Tiles have 64 to 192 rows and columns, a k-tile is 32 long.
 TWO_GROUPS = Sizes((2, 8, 9, 7), (72, 4, 5, 3), padding=((1, 2), (2, 0)), groups=2)
 LIKE_CONV1 = Sizes((1, 4, 23, 19), (4, 4, 11, 11), stride=(4, 4), padding=((2, 1), (2, 2)))
@@ -45,6 +46,7 @@ DILATED = Sizes((1, 12, 13, 8), (8, 12, 3, 2), dilation=(2, 3), padding=((2, 2),
 UNEQUAL_STRIDES = Sizes((3, 8, 7, 11), (24, 4, 3, 3), stride=(2, 3), groups=2)
 LARGE = Sizes((1, 132, 12, 11), (132, 132, 1, 1))  # in each pass 4 large tiles, 5 k-tiles
 LINEAR = Sizes((67, 300, 1, 1), (72, 300, 1, 1))  # 4 small tiles, 10 k-tiles
+SMALL = Sizes((1, 4, 6, 5), (8, 4, 3, 3))
 ODD = Sizes((1, 4, 3, 5), (67, 4, 1, 1))
 FEW_TILES = Sizes((33, 520, 1, 1), (24, 520, 1, 1))  # a small tile, 17 k-tiles
 LONG = Sizes((33, 1024, 1, 1), (24, 1024, 1, 1))
@@ -121,7 +123,7 @@ def close(result, expected, tolerance):
 @exercise(*FORWARD)
 def forward_in_every_precision(rng):
     case = Case(rng, TWO_GROUPS)
-    for precision, tile in product(TOLERANCE, TILES["forward"]):
+    for precision, tile in product(TOLERANCE, SQUARES):
         case.check_forward(precision, case.bias, relu=True, tile=tile, splits=1)
 
 
@@ -205,7 +207,7 @@ def forward_on_hopper(rng):
 @exercise(*INPUT_GRAD)
 def input_grad_in_every_precision(rng):
     case = Case(rng, TWO_GROUPS)
-    for precision, tile in product(TOLERANCE, TILES["input_grad"]):
+    for precision, tile in product(TOLERANCE, SQUARES):
         case.check_input_grad(precision, tile=tile, splits=2)
 
 
@@ -225,7 +227,7 @@ def input_grad_of_large_tiles(rng):
 @exercise(*WEIGHT_GRAD)
 def weight_grad_in_every_precision(rng):
     case = Case(rng, TWO_GROUPS)
-    for precision, tile in product(TOLERANCE, TILES["weight_grad"]):
+    for precision, tile in product(TOLERANCE, SQUARES):
         case.check_weight_grad(precision, tile=tile, splits=2)
 
 
@@ -240,6 +242,26 @@ def weight_grad_of_large_tiles(rng):
     for tile in TILES["weight_grad"][:-1]:
         Case(rng, LARGE).check_weight_grad("high", tile=tile, splits=3)  # k-tiles: 2, 2, 1
     Case(rng, FEW_TILES).check_weight_grad("highest")
+
+
+@exercise(*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD)
+def every_instance(rng):
+    case = Case(rng, SMALL)
+    checks = case.check_forward, case.check_input_grad, case.check_weight_grad
+    for precision, (tiles, check) in product(TOLERANCE, zip(TILES.values(), checks, strict=True)):
+        for tile in set(tiles) - set(SQUARES):
+            check(precision, tile=tile, splits=1)
+
+
+@exercise(*WEIGHT_GRAD)
+def the_same_bits_twice(rng):
+    case = Case(rng, LARGE)
+    arrays = nhwc(case.grad), nhwc(case.x)
+    results = [
+        tensor_cores.conv_weight_grad_tensor(*arrays, case.shape, "high", Cut(splits=4))
+        for _ in range(2)
+    ]
+    assert to_host(results[0]).tobytes() == to_host(results[1]).tobytes()
 
 
 @exercise(*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD)

@@ -5,10 +5,10 @@ A version is a module with a function for each pass, on arrays as they lie in me
 `tensor_cores`. Each can be called by name. The functions here take the arrays that users have, and
 choose:
 
-- float64: columns and cuBLAS;
 - float32 with a multiple of four channels (and, for gradients, of filters) in each group: tensor
   cores, as exactly as `tinyalex.set_float32_matmul_precision` says;
-- any other float32: tiles without tensor cores.
+- any other float32, forward: tiles without tensor cores;
+- all else: columns and cuBLAS.
 """
 
 from __future__ import annotations
@@ -121,8 +121,6 @@ def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
         precision = get_float32_matmul_precision()
         dx = tensor_cores.conv_input_grad_tensor(grad, weight, padded, precision)
         dx = dx[..., : shape.C]
-    elif grad.dtype == np.float32:
-        dx = tiled.input_grad(grad, weight, shape)
     else:
         dx = im2col.input_grad(grad, weight, shape)
     return as_nchw(dx)
@@ -135,8 +133,6 @@ def _weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
         x, precision = _widened(x, padded.C), get_float32_matmul_precision()
         dweight = tensor_cores.conv_weight_grad_tensor(grad, x, padded, precision)
         dweight = contiguous(dweight[..., : shape.C // shape.groups])
-    elif grad.dtype == np.float32:
-        dweight = tiled.weight_grad(grad, x, shape)
     else:
         dweight = im2col.weight_grad(grad, x, shape)
     return as_nchw(dweight)

@@ -63,7 +63,7 @@ CHOSEN = Cut()
 
 
 class Sizes(NamedTuple):
-    """A product of rows x columns, one for each group, of sums of ``depth`` terms."""
+    """Rows, columns and depth of a product, one per group."""
 
     rows: int
     columns: int
@@ -162,10 +162,11 @@ def _plan(
 def estimate(
     product: Sizes, precision: str, plan: Plan, multiprocessors: int, most_shared: int
 ) -> float:
-    """Return the cycles that a plan takes: waves of blocks, the last as full as it is.
+    """Return the cycles that a plan takes, wave by wave.
 
-    A k-tile takes as long as its multiplications, or as its factors on their way from the L2 cache;
-    of the shorter of the two a quarter shows.
+    A last wave that is not full takes less, but no less than `ALONE` of it. A k-tile takes as long
+    as its multiplications, or as its factors on their way from the L2 cache; of the shorter of the
+    two a quarter shows.
     """
     (rows, columns), splits, split_k_tiles = plan
     fit = blocks_that_fit(precision, plan.tile, most_shared)
@@ -182,9 +183,9 @@ def estimate(
 
 
 def blocks_that_fit(precision: str, tile: Tile, most_shared: int) -> int:
-    """Return how many blocks share a multiprocessor, by registers and by shared memory.
+    """Return how many blocks fit on a multiprocessor.
 
-    Each block takes 1 KB of shared memory besides its own.
+    Registers and shared memory limit them. Each block takes 1 KB of shared memory besides its own.
     """
     by_registers = 1 if threads(precision, tile) == 256 else 2 if tile > (64, 64) else 3
     return min(by_registers, (most_shared + 1024) // (shared_bytes(tile) + 1024))
