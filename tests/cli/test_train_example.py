@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy
 from commands import (
@@ -291,13 +292,20 @@ def test_the_images_to_learn_by_heart_are_from_every_class(photos):
     assert images.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("count", [10, 17, 32])
+def test_where_classes_take_turns_the_images_are_from_every_class_too(count):
+    labels = chosen_images(new_run(tiny_settings(None, data=None)), count).labels
+    found = np.bincount(np.asarray(labels), minlength=10)
+    assert found.max() - found.min() <= 1
+
+
 def test_an_unreadable_image_to_learn_by_heart_is_replaced_by_the_next(photos, tmp_path, capsys):
     folder = shutil.copytree(photos, tmp_path / "photos")
     run = new_run(tiny_settings(folder))
     dataset = run.train_data.dataset
-    Path(dataset.paths[0]).write_text("no image")
-    assert chosen_images(run, 6).indices.tolist() == [1, 11, 22, 33, 44, 56]
-    assert f"left out: {dataset.paths[0]}: not an image" in capsys.readouterr().err
+    Path(dataset.paths[4]).write_text("no image")
+    assert chosen_images(run, 6).indices.tolist() == [5, 14, 23, 33, 42, 52]
+    assert f"left out: {dataset.paths[4]}: not an image" in capsys.readouterr().err
 
 
 def test_the_table_of_layers(photos, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinyalex.cli.look import of_all_classes
 from tinyalex.data import Batch, Loader
 from tinyalex.progress import say, warn
 from tinyalex.text import counted
@@ -20,7 +21,7 @@ STEPS_PER_LINE = 25
 def overfit(run: Run, count: int) -> bool:
     """Train on one batch of `count` images' central crops, at full rate.
 
-    The images are spread evenly over the training set, hence over its classes. Tells whether the
+    The images are spread evenly over the classes. Tells whether the
     loss fell below 0.1 within 500 steps. Raises DataError for an image that cannot be read,
     ValueError for more images than there are, DivergedError from `train_step`. `run` should have
     no dropout, and not be used afterwards.
@@ -43,12 +44,12 @@ def overfit(run: Run, count: int) -> bool:
 
 
 def chosen_images(run: Run, count: int) -> Batch:
-    """Return `count` training images, evenly chosen, transformed as in evaluation."""
+    """Return `count` training images of all classes, transformed as in evaluation."""
     dataset, transform = run.train_data.dataset, run.classifier.transform
     if count > len(dataset):
         raise ValueError(f"overfit must be at most {len(dataset)}, the training images there are")
     loader = Loader(dataset, count, transform)  # which takes the next one for an unreadable one
-    batch = loader.batch_of(np.linspace(0, len(dataset) - 1, count, dtype=np.int64))
+    batch = loader.batch_of(np.sort(of_all_classes(dataset.labels, count)))
     for name, reason in loader.bad:
         warn(f"left out: {name}: {reason}")
     return batch
