@@ -90,17 +90,22 @@ def save_pictures(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if PICTURE in output.get("data", {}):
-                picture = base64.b64decode(output.data[PICTURE])
-                path = DOCS / "images" / f"{cell.metadata['picture']}.png"
-                write_atomically(path, lambda file, picture=picture: file.write(picture))
+                name = f"{cell.metadata['picture']}.png"
+                save(DOCS / "images" / name, base64.b64decode(output.data[PICTURE]))
+
+
+def save(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def main() -> None:
     """Run the notebook and write both files and the pictures."""
     notebook = run()
+    files = {PAGE: page(notebook), NOTEBOOK: nbformat.writes(notebook) + "\n"}
     save_pictures(notebook)
-    PAGE.write_text(page(notebook), encoding="utf-8")
-    nbformat.write(notebook, NOTEBOOK)
+    for path, text in files.items():
+        save(path, text.encode())
     print(f"wrote {PAGE}, {NOTEBOOK} and their pictures")
 
 

@@ -105,12 +105,13 @@ def publish(name: str, result: dict[str, Any], table: str, into_document: bool) 
 
 def replace_table(document: Path, name: str, table: str) -> None:
     """Put ``table`` between a document's ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
-    text = document.read_text()
+    text = document.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if begin not in text or end not in text:
         raise ValueError(f"{document} has no markers {begin} and {end}")
     between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    document.write_text(between.sub(lambda _: f"{begin}\n{table}\n{end}", text))
+    text = between.sub(lambda _: f"{begin}\n{table}\n{end}", text)
+    write_atomically(document, lambda file: file.write(text.encode()))
 
 
 def _processor() -> str:
