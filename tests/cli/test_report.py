@@ -7,10 +7,12 @@ import sys
 from html.parser import HTMLParser
 
 import browser
+import numpy as np
 import pytest
 from commands import TRAIN, draw_photos, run, train_on
 from PIL import Image
 
+from tinyalex.cli import finish, report
 from tinyalex.pictures.report import load_template
 from tinyalex.training import load_checkpoint, read_metrics
 
@@ -178,6 +180,50 @@ def test_a_page_says_what_it_lacks(copy, spoil, lacks, shown):
         assert f"Not here: {name}: " in found.text
 
 
+PARTS = {
+    "curves": "curves_as_svg",
+    "filters": "first_filters",
+    "recipe": "recipe_of",
+    "initial weights": "beginning",
+    "confusion matrix, mistakes and classes": "answers_to",
+    "confusion matrix": "confusion",
+    "mistakes": "mistakes",
+    "classes": "per_class",
+    "why-maps": "whys",
+    "neighbours": "neighbours",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_error_that_nobody_expected_costs_one_part(copy, monkeypatch, part):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(f"tinyalex.cli.report.{PARTS[part]}", lambda *_: 1 / 0)
+    code, said, complaints = run("report", copy)
+    assert (code, complaints) == (1, "")
+    fault = r"a fault of tinyalex: division by zero \(test_report.py, line \d+\)"
+    assert re.findall(f"^without (.*): {fault}$", said, re.MULTILINE) == [part]
+    found = Page((copy / "report.html").read_text(encoding="utf-8"))
+    assert len(re.findall(f"Not here: {part}: {fault}", found.text)) == 1
+    assert len(found.headings) >= len(HEADINGS) - (2 if "and" in part else 0)
+
+
+def test_a_page_says_where_nothing_was_learned(copy, monkeypatch):
+    note = "Nothing learned that shows: "
+    text = reported(copy)[1].text
+    assert f"{note}of the 15 images held out 40.0% are right on average over the classes" in text
+    assert "docs/no-learning.md" in text
+    assert note.lower() in run("evaluate", copy)[1]
+    answers_to = report.answers_to
+
+    def all_right(*given):
+        answers = answers_to(*given)
+        answers.log_probabilities[np.arange(len(answers.labels)), answers.labels] = 0
+        return answers
+
+    monkeypatch.setattr(report, "answers_to", all_right)
+    assert note not in reported(copy)[1].text
+
+
 def test_the_accuracy_on_test_images_is_that_of_the_best_network(copy):
     with open(copy / "metrics.jsonl", "a") as file:
         file.write('{"kind": "test", "step": 9, "loss": 1.0, "top1": 0.5, "top5": 1.0}\n')
@@ -266,11 +312,23 @@ def test_errors_of_the_command(trained, tmp_path):
 
 def test_a_report_that_fails_costs_no_training(copy, monkeypatch):
     (copy / "report.html").unlink()
-    monkeypatch.setattr("tinyalex.cli.report.confusion", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "about", lambda *_: 1 / 0)
     code, said, complaints = run(TRAIN, "--resume", copy, "--report")
     assert (code, complaints) == (0, "")
     assert "no report.html: division by zero\n" in said
     assert not (copy / "report.html").exists()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_was_not_drawn_anew_is_not_listed_as_new(copy, monkeypatch, fails):
+    names = {"report.html", "curves.png", "filters.png"}
+    if fails:
+        for part in ("draw_report", "learning_curves", "draw_filters"):
+            monkeypatch.setattr(finish, part, lambda *_: 1 / 0)
+    said = run(TRAIN, "--resume", copy, *["--report"] * fails)[1]
+    old = re.findall(r"^  (\S+) .*\(from before, not drawn anew\)$", said, re.MULTILINE)
+    assert {*old} == (names if fails else {"report.html"})
+    assert len(re.findall(r"^no new (\S+): division by zero$", said, re.MULTILINE)) == 3 * fails
 
 
 def test_a_page_without_jinja_or_matplotlib(copy, monkeypatch):
@@ -299,8 +357,23 @@ def _chromium():
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_page_on_a_telephone(trained, tmp_path, dark):
     found = browser.measured(trained / "report.html", tmp_path, dark=dark)
-    nothing = {"pale": [], "small": [], "broken": [], "scripts": 0, "requests": set()}
+    nothing = {"pale": [], "small": [], "tall": [], "broken": [], "scripts": 0, "requests": set()}
     assert found == {"width": 360, **nothing}
+
+
+@pytest.mark.usefixtures("_chromium")
+@pytest.mark.parametrize("width", [360, 1000])
+def test_long_names_leave_a_page_as_wide_as_its_window(tmp_path, width):
+    photos = draw_photos(tmp_path / "photos", 8)
+    for folder, letters in zip(
+        sorted(photos.iterdir()), ("W", "Schmetterling-", "漢"), strict=True
+    ):
+        folder.rename(photos / (letters * 60)[:60])
+    assert train_on(photos, tmp_path / ("run" * 30), "--epochs", 1, "--report")[0] == 0
+    page = tmp_path / ("run" * 30) / "report.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("<details>", "<details open>"))
+    found = browser.measured(page, tmp_path, width)
+    assert (found["width"], found["tall"]) == (width, [])
 
 
 @pytest.mark.usefixtures("_chromium")
@@ -308,11 +381,13 @@ def test_what_is_wrong_with_a_page_is_noticed(tmp_path):
     wrong = (
         '<!DOCTYPE html><body style="margin: 0"><div style="width: 500px">wide</div>'
         '<p style="color: #888">grey</p><p style="font-size: 6px">tiny</p><script>1</script>'
+        '<ol class="answers" style="width: 2em"><li>more than four lines in a list</li></ol>'
         '<img alt="gone" src="http://127.0.0.1:9/x.png"></body>'
     )
     (tmp_path / "wrong.html").write_text(wrong)
     assert browser.measured(tmp_path / "wrong.html", tmp_path) == {
-        "width": 500, "pale": ["grey"], "small": ["tiny"], "broken": ["gone"], "scripts": 1,
+        "width": 500, "pale": ["grey"], "small": ["tiny"],
+        "tall": ["more than four lines in a list"], "broken": ["gone"], "scripts": 1,
         "requests": {"http://127.0.0.1:9/x.png"},
     }  # fmt: skip
 

@@ -64,6 +64,8 @@ frame.onload = () => {{
     width: inside.documentElement.scrollWidth,
     scripts: inside.querySelectorAll("script").length,
     broken: [...inside.images].filter((image) => !image.naturalWidth).map((image) => image.alt),
+    tall: [...inside.querySelectorAll(".answers li")]
+      .filter((item) => item.getBoundingClientRect().height > 80).map((item) => item.textContent),
     pale, small,
   }});
 }};
@@ -96,7 +98,7 @@ def chromium(folder, url, *options, dark=False):
 
 
 def measured(page, folder, width=360, dark=False):
-    """Return what a page is like in a window: its width, text that is pale or small, requests."""
+    """Return what a page is like in a window: width, text that is pale, small or tall, requests."""
     outside = Path(folder, "outside.html")
     outside.write_text(MEASURE.format(page=Path(page).as_uri(), width=width))
     shown, requests = chromium(folder, outside.as_uri(), "--dump-dom", dark=dark)

@@ -10,7 +10,7 @@ from tinyalex.data import EvalTransform, Loader, TenCropTransform
 from tinyalex.models import alexnet
 from tinyalex.tensor import Tensor
 from tinyalex.training import StopRequest, evaluate, examine
-from tinyalex.training.evaluation import log_probabilities
+from tinyalex.training.evaluation import Scores, log_probabilities
 from tinyalex.training.ranks import Ranks
 
 
@@ -59,6 +59,24 @@ MISTAKEN = one_pixel(
 def answers_to(dataset, transform, batch_size=2):
     """Return what FirstPixel answers."""
     return examine(FirstPixel(), Loader(dataset, batch_size, transform, shuffle=False))
+
+
+@pytest.mark.parametrize(
+    ("counts", "right", "guessed"),
+    [
+        ([50] * 10, [50] + [0] * 9, True),  # one answer to all
+        ([50] * 10, [6] * 9 + [5], True),
+        ([50] * 10, [7] * 9 + [4], False),
+        ([90, 10, 0], [90, 2, 0], True),  # most are of one class
+        ([90, 10, 0], [82, 8, 0], False),
+        ([1] * 1000, [1] * 2 + [0] * 998, True),
+        ([1] * 1000, [1] * 5 + [0] * 995, False),
+        ([9, 0], [5, 0], False),  # there is nothing to tell apart
+    ],
+)
+def test_scores_that_may_be_chance(counts, right, guessed):
+    hits = np.array(right)
+    assert Scores(1.0, np.array(counts), hits, hits).guessed == guessed
 
 
 def test_known_answers():

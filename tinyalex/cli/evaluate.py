@@ -166,12 +166,17 @@ def print_table(answers: dict[int, Answers], classes: list[str]) -> None:
         if counts[label]:
             say(row(names[label], np.array([label])))
     say(row("all", slice(None)))
-    chance, spread = 1 / len(classes), (best.top1 * (1 - best.top1) / best.count) ** 0.5
     note = (
-        f"worst classes first; guessing would be right in {percent(chance, 1)}, and of "
-        f"{counted(best.count, 'other image')} the share would vary by about {spread:.1%}"
+        f"worst classes first; guessing would be right in {percent(1 / len(classes), 1)}, and of "
+        f"{counted(best.count, 'other image')} the share would vary by about {best.spread:.1%}"
     )
     say(folded(note, 2))
+    if best.guessed:
+        doubt = (
+            f"nothing learned that shows: {percent(best.balanced, 1)} on average over the classes "
+            "may be chance; docs/no-learning.md tells the causes apart"
+        )
+        say(folded(doubt, 2))
     losses = ", ".join(f"{one.loss:.4f} ({heading})" for heading, one in scores.items())
     say(f"loss {losses}; guessing: {np.log(len(classes)):.4f}")
 

@@ -75,32 +75,34 @@ def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
         tell(
             f"the last validation loss, {last['val_loss']:.3f}, is no better than that of guessing"
             f", {run.chance:.3f}: try more --epochs, more images, or another --lr (now "
-            f"{run.settings.lr:g})"
+            f"{run.settings.lr:g}); docs/no-learning.md tells the causes apart"
         )
     if run.frozen:
         tell(trainer.as_begun(run.frozen))
     if left_out := len(run.train_data.bad + run.val_data.bad):
         tell(f"{counted(left_out, 'image')} could not be read and stayed out, as named above")
 
-    pictures: dict[str, Callable[[Path], None]] = {
-        "filters.png": lambda path: draw_filters(run, path),
-        "curves.png": lambda path: learning_curves(rows, run.num_classes, path),
-    }
-    if last is None:  # the metrics were removed
-        del pictures["curves.png"]
+    old = {"filters.png", "curves.png", "report.html"}
+
+    def draw(name: str, make: Callable[[Path], None]) -> None:
+        if reason := failure(partial(make, out / name)):
+            say(f"no {'new ' if (out / name).exists() else ''}{name}: {one_sentence(reason)}")
+        else:
+            old.remove(name)
+
     stop.under_way = "all is saved: finishing the pictures"
-    for name, draw in pictures.items():
-        if reason := failure(partial(draw, out / name)):
-            say(f"no {name}: {one_sentence(reason)}")
+    draw("filters.png", partial(draw_filters, run))
+    if last is not None:  # else the metrics were removed
+        draw("curves.png", partial(learning_curves, rows, run.num_classes))
     missing = "the report" if report and stop.reason is not None else ""
     if report and not missing:  # there is time for another look at images
         stop.under_way = "all is saved: finishing the report"
-        if reason := failure(partial(draw_report, trainer, network, out / "report.html")):
-            say(f"no report.html: {one_sentence(reason)}")
+        draw("report.html", partial(draw_report, trainer, network))
     say(f"in {printable(out)}:")
     for name, text in OUTPUTS.items():
         if (out / name).is_file():
             size = (out / name).stat().st_size / 1e6
+            text += " (from before, not drawn anew)" if name in old else ""
             say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))
     if stop.reason is not None:  # a signal
         raise stop.error(missing)

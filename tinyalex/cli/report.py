@@ -11,6 +11,7 @@ recipe and machine, and how to repeat the run and use its network. Training writ
 from __future__ import annotations
 
 import math
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -38,7 +39,7 @@ from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data import Dataset, Loader, loader_on
 from tinyalex.data.dataset import Subset
 from tinyalex.folders import write_atomically
-from tinyalex.interrupts import DONE
+from tinyalex.interrupts import DONE, FAILED
 from tinyalex.pictures.charts import NUMBERED, confusion_png, curves_as_svg
 from tinyalex.pictures.features import hidden_vectors, nearest
 from tinyalex.pictures.report import data_uri, jpeg, load_template, png
@@ -63,8 +64,8 @@ from tinyalex.training.metrics import METRICS, rows_of
 from tinyalex.training.run_folder import RECORD, read_record
 
 EXIT_CODES = (
-    "0 done, perhaps without parts, each of which is named with the reason; 1 failed on the way; "
-    "2 arguments or a run that cannot be used"
+    "0 done, perhaps without parts, each of which is named with the reason; 1 failed on the way, "
+    "or a part by a fault of tinyalex itself; 2 arguments or a run that cannot be used"
 )
 MOST_IMAGES = 1000
 """Images that a page is made from: of those held out, and of those learned from."""
@@ -99,10 +100,11 @@ def main(argv: list[str] | None = None) -> int:
     if images is None:
         raise ValueError(f"{printable(path)} has no run to report on")
     splits = Splits(partial(images.held_out, *side), partial(images.training, *side))
-    for name, reason in write_report(network, splits, out, Progress(), args.images).items():
+    missing = write_report(network, splits, out, Progress(), args.images)
+    for name, reason in missing.items():
         say(f"without {name}: {reason}")
     say(f"written to {printable(out)}")
-    return DONE
+    return FAILED if missing.faulty else DONE
 
 
 def make_parser() -> Parser:
@@ -142,13 +144,23 @@ def make_parser() -> Parser:
 class Missing(dict[str, str]):
     """Parts that a page lacks, each with the reason."""
 
+    faulty = False
+    """True once a part was lost to an error that nobody expected."""
+
     def attempt(self, name: str, make: Callable[[], Part]) -> Part | None:
         """Return a part; None, and remember why, if it cannot be made."""
         try:
             return make()
         except EXPECTED_ERRORS as error:
             self[name] = one_sentence(error)
-            return None
+        except Exception as error:
+            self.faulty = True
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self[name] = (
+                f"a fault of tinyalex: {one_sentence(error)} "
+                f"({Path(place.filename).name}, line {place.lineno})"
+            )
+        return None
 
 
 class Splits(NamedTuple):
@@ -201,8 +213,8 @@ def about(network: Network, missing: Missing) -> dict[str, Any]:
         "parameters": sum(p.size for p in model.parameters()),
         "settings": settings,
         "recipe": {**asdict(settings.recipe), **asdict(settings)},
-        "recipe_words": recipe_of(settings),
-        "weights": beginning(network, settings),
+        "recipe_words": missing.attempt("recipe", lambda: recipe_of(settings)),
+        "weights": missing.attempt("initial weights", lambda: beginning(network, settings)),
         "state": state_in(content, path),
         "epochs": sorted(epochs, key=lambda row: row["epoch"]),
         # Training tests the best network.
@@ -248,17 +260,14 @@ def pictures(
         lambda: answers_to(classifier, held_out, most, progress),
     )
     if answers is not None:
-        scores = answers.scores
-        parts["answered"] = {
-            "scores": scores,
-            "count": len(held_out),
-            "spread": math.sqrt(scores.top1 * (1 - scores.top1) / scores.count),
-        }
+        parts["answered"] = {"scores": answers.scores, "count": len(held_out)}
         parts["confusion"] = missing.attempt(
             "confusion matrix", lambda: confusion(answers, held_out.classes)
         )
         parts["mistakes"] = missing.attempt("mistakes", lambda: mistakes(answers, held_out))
-        parts["classes"] = per_class(answers, held_out.classes, training)
+        parts["classes"] = missing.attempt(
+            "classes", lambda: per_class(answers, held_out.classes, training)
+        )
     parts["whys"] = missing.attempt("why-maps", lambda: whys(classifier, held_out, progress))
     if training is not None:
         parts["neighbours"] = missing.attempt(

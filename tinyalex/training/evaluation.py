@@ -84,6 +84,29 @@ class Scores:
         """Share of images whose class is among the five most probable."""
         return float(self.class_top5.sum() / self.count)
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of top-1 over other sets of as many images."""
+        return math.sqrt(self.top1 * (1 - self.top1) / self.count)
+
+    @property
+    def balanced(self) -> float:
+        """Mean over the classes that have images of their shares classified right."""
+        some = self.class_counts > 0
+        return float(np.mean(self.class_top1[some] / self.class_counts[some]))
+
+    @property
+    def guessed(self) -> bool:
+        """True where the balanced share is that of answers that do not look at the images.
+
+        That is 1 / C for C classes that have images, and by chance up to two standard deviations
+        more.
+        """
+        counts = self.class_counts[self.class_counts > 0]
+        chance = 1 / len(counts)
+        variance = chance * (1 - chance) * float(np.mean(1 / counts)) / len(counts)
+        return len(counts) > 1 and self.balanced <= chance + 2 * math.sqrt(variance)
+
 
 @dataclass(frozen=True)
 class Answers:
