@@ -50,6 +50,7 @@ def test_twin_agrees_with_hardware(fragment):
     fragments.replay(fragment, FOLDER / f"{fragment.name}.npz")
 
 
+@pytest.mark.documents
 @pytest.mark.parametrize("fragment", AWAITED, ids=lambda f: f"{f.name}_awaits_hardware")
 def test_documented_as_awaiting_hardware(fragment):
     """No GPU has run these yet, so there is nothing to compare with: the document must say so."""

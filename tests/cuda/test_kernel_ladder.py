@@ -38,6 +38,7 @@ def test_every_entry_is_on_one_rung(rungs):
     assert set(entries) == set(resources.entries())
 
 
+@pytest.mark.documents
 def test_the_table_has_a_row_for_each_rung(ladder, rungs):
     first_cells = re.findall(r"^\|.*?(\[\w+\.cu\].*?) \|", TABLE, re.MULTILINE)
     assert first_cells == [
@@ -88,6 +89,7 @@ extern "C" __global__ void __launch_bounds__(128) example(float* out) {
 """
 
 
+@pytest.mark.documents
 def test_the_worked_example_is_what_a_lane_holds(standin):
     source = launch.read_source("tensor_tile.cuh") + EXAMPLE
     kernel = standin.RawModule(code=source, options=("-std=c++17",)).get_function("example")
@@ -107,6 +109,7 @@ def test_the_worked_example_is_what_a_lane_holds(standin):
     assert text == "\n".join([*lines, ""])
 
 
+@pytest.mark.documents
 def test_times_are_those_of_the_file_or_awaited():
     path = ROOT / "benchmarks" / "results" / "gpu-ladder.json"
     measured = set(json.loads(path.read_text())["rungs"]) if path.exists() else set()

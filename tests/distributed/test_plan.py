@@ -210,6 +210,7 @@ def test_only_the_network_of_2012_has_towers():
     ]
 
 
+@pytest.mark.documents
 def test_the_table_of_the_page_is_that_of_the_model():
     table = runpy.run_path(str(ROOT / "docs/cluster_page.py"))["table"]()
     page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.documents
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "winograd.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -61,3 +63,18 @@ def test_no_sentence_of_the_readme_stands_elsewhere():
     sentences = re.split(r"(?<=[.:])\s", " ".join(text.split()))
     twice = [s for s in sentences if len(s.split()) >= 6 and s in others]
     assert not twice
+
+
+# A path of the repository, not of a test's own folder, that is a document.
+READS_A_DOCUMENT = re.compile(r'(ROOT|PACKAGE|FOLDER|__file__)\b.*("docs\b|\.md")')
+
+
+def test_tests_of_documents_are_marked():
+    """``pytest -m documents`` leaves out none of them."""
+    reading = {
+        path.name: text
+        for path in (ROOT / "tests").glob("*/test_*.py")
+        if READS_A_DOCUMENT.search(text := path.read_text(encoding="utf-8"))
+    }
+    assert len(reading) > 9
+    assert [name for name, text in reading.items() if "pytest.mark.documents" not in text] == []

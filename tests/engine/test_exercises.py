@@ -13,6 +13,8 @@ from commands import ROOT
 
 import tinyalex as ta
 
+pytestmark = pytest.mark.documents
+
 PAGE = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")
 EXERCISES = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 PROGRAMS = {"python": [], "tinyalex": ["-m", "tinyalex"]}

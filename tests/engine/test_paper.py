@@ -15,6 +15,8 @@ from tinyalex.models import VARIANTS
 from tinyalex.models.alexnet import output_shape, parameter_shapes
 from tinyalex.models.spec import Conv, Linear, Pool, ReLU
 
+pytestmark = pytest.mark.documents
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "paper.md"
 PAPER = VARIANTS["paper"]

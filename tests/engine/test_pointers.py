@@ -12,6 +12,8 @@ from test_rooms import PACKAGE
 
 from tinyalex.models import VARIANTS
 
+pytestmark = pytest.mark.documents
+
 ROOT = PACKAGE.parent
 FOLDERS = ("tinyalex", "kernels", "benchmarks", "examples", "tests", "docs")
 CODE = (".py", ".cu", ".cuh", ".cpp", ".h")

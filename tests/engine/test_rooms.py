@@ -105,6 +105,7 @@ def rooms_below():
     return below
 
 
+@pytest.mark.documents
 def test_the_drawing_in_the_readme_is_right():
     """Each row stands on what it imports; what these stand on in turn is left out."""
     text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")

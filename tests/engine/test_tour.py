@@ -14,6 +14,9 @@ if os.environ.get("CI") == "true":  # where the extra "dev" is installed
 else:
     _, nbformat, _ = map(pytest.importorskip, ("jupytext", "nbformat", "nbclient"))
 
+pytestmark = pytest.mark.documents
+pytest_plugins = ("trained",)  # for `disk`
+
 DOCS = ROOT / "docs"
 ADVICE = "run python docs/tour_page.py"
 
@@ -59,6 +62,26 @@ def test_page_and_notebook_are_what_the_source_prints(tour_page, executed):
     notebook = nbformat.read(tour_page["NOTEBOOK"], as_version=4)
     nbformat.validate(notebook)
     assert in_text(executed.cells) == in_text(notebook.cells), ADVICE
+
+
+def test_what_cannot_be_written_whole_leaves_the_old(tour_page, tmp_path, disk):
+    notebook = nbformat.read(tour_page["NOTEBOOK"], as_version=4)
+    names = {"PAGE": tmp_path / "a.md", "NOTEBOOK": tmp_path / "a.ipynb"}
+    main = tour_page["main"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, path in names.items():
+            path.write_text("old")
+            patch.setitem(main.__globals__, name, path)
+        patch.setitem(main.__globals__, "run", lambda: notebook)
+        patch.setitem(main.__globals__, "save_pictures", lambda _: None)
+        disk(20_000)
+        with pytest.raises(OSError, match="File too large"):
+            main()
+        assert {path.read_text() for path in names.values()} == {"old"}
+        disk(None)
+        main()
+    for name, path in names.items():
+        assert path.read_bytes() == tour_page[name].read_bytes()
 
 
 def test_pictures_are_there(tour_page):

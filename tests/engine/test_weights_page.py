@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.documents
+
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 
