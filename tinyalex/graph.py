@@ -227,7 +227,8 @@ def _size(count: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return text as a string of DOT, aligned to the left; there ``&lt;`` means ``<``."""
+    """Return text as a string of DOT, aligned to the left."""
+    # In DOT, too, &lt; means <.
     text = text.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
     lines = text.split("\n")
     return '"' + "".join(f"{line}\\l" for line in lines) + '"'

@@ -195,7 +195,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_an_error_that_nobody_expected_costs_one_part(copy, monkeypatch, part):
+def test_an_unexpected_error_costs_one_part(copy, monkeypatch, part):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(f"tinyalex.cli.report.{PARTS[part]}", lambda *_: 1 / 0)
     code, said, complaints = run("report", copy)

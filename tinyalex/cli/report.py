@@ -145,7 +145,7 @@ class Missing(dict[str, str]):
     """Parts that a page lacks, each with the reason."""
 
     faulty = False
-    """True once a part was lost to an error that nobody expected."""
+    """True once a part was lost to a fault of tinyalex."""
 
     def attempt(self, name: str, make: Callable[[], Part]) -> Part | None:
         """Return a part; None, and remember why, if it cannot be made."""

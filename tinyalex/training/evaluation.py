@@ -97,10 +97,10 @@ class Scores:
 
     @property
     def guessed(self) -> bool:
-        """True where the balanced share is that of answers that do not look at the images.
+        """True where the balanced share may be chance.
 
-        That is 1 / C for C classes that have images, and by chance up to two standard deviations
-        more.
+        Without a look at the images it is 1 / C for C classes that have some, and hardly ever two
+        standard deviations more.
         """
         counts = self.class_counts[self.class_counts > 0]
         chance = 1 / len(counts)
