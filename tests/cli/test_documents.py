@@ -18,6 +18,8 @@ from tinyalex.interop.weights import Weights, expected_shapes
 from tinyalex.interop.writing import save_torch
 from tinyalex.models import VARIANTS
 
+pytestmark = pytest.mark.documents
+
 DOCUMENTS = sorted((*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")))
 FLOWERS = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
 

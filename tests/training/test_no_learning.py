@@ -6,6 +6,8 @@ import re
 import pytest
 from commands import ROOT
 
+pytestmark = pytest.mark.documents
+
 PAGE = (ROOT / "docs" / "no-learning.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"nan|\d[\d.]*(?:e-\d+)?")
 
