@@ -39,6 +39,12 @@ def test_kernels_keep_to_the_budget(file):
         assert not [fault for row in rows for fault in row.faults]
 
 
+def test_only_wgmma_is_for_hopper_alone():
+    """A word in a comment of a header once kept all tensor-core kernels from other GPUs."""
+    alone = {file for file in FILES if launch.for_hopper_alone(launch.read_source(file))}
+    assert alone == {"conv_forward_hopper.cu"}
+
+
 def test_blocks_that_fit_are_those_of_the_source():
     """The plan counts on them: threads, and blocks for whose registers there is room."""
     for which, tiles in tensor_cores.TILES.items():

@@ -105,7 +105,7 @@ def compile_source(
 
 def architectures(code: str) -> tuple[str, ...]:
     """Return what a source is to be compiled for."""
-    return WARP_GROUPS if "wgmma" in code else ARCHITECTURES
+    return WARP_GROUPS if launch.for_hopper_alone(code) else ARCHITECTURES
 
 
 _ENTRY = re.compile(

@@ -108,9 +108,8 @@ def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
 @cache
 def _module(file: str, instance: str | None, device: int) -> Any:
     text = read_source(file)
-    # Instructions of one generation only (wgmma) want to be asked for by that generation's name.
-    # CuPy adds -arch=sm_90; of the two NVRTC takes this one (12.9 and 13; 12.4 refuses a second).
-    options = ("-arch=sm_90a",) if "wgmma" in text else ()
+    # CuPy adds -arch=sm_90; of the two NVRTC takes ours (12.9 and 13; 12.4 refuses a second).
+    options = ("-arch=sm_90a",) if for_hopper_alone(text) else ()
     names = (instance,) if instance else None
     return cupy().RawModule(code=text, options=("-std=c++17", *options), name_expressions=names)
 
@@ -201,13 +200,25 @@ def _line(file: str, number: int) -> str:
     return f'#line {number} "{file}"\n'
 
 
+def for_hopper_alone(text: str) -> bool:
+    """Return whether a source has instructions that only Hopper has.
+
+    They must be asked for by its name, and then run on no other GPU.
+    """
+    return "wgmma" in _without_comments(text)
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"//[^\n]*", "", text)
+
+
 @lru_cache
 def parameters(file: str) -> dict[str, tuple[str, ...]]:
     """Return the parameter types of every entry of ``file``, such as ``("float*", "int")``.
 
     All instances of a template are one entry, under its bare name.
     """
-    text = re.sub(r"//[^\n]*", "", read_source(file))
+    text = _without_comments(read_source(file))
     return {
         name: tuple(_type(item) for item in re.sub(r"\s+", " ", items).split(",") if item.strip())
         for name, items in _ENTRY.findall(text)
