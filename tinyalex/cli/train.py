@@ -108,7 +108,7 @@ def begin(
         if run.state.epoch == settings.epochs:
             epochs = counted(settings.epochs, "epoch")
             left = f"nothing is left to train: the run has its {epochs} (more --epochs train on)"
-            say(folded(f"{left}; its pictures are drawn anew", 2))
+            say(folded(f"{left}; resuming it draws its pictures anew", 2))
         if args.dry_run:
             dry_run(run, args.out)
             return DONE
