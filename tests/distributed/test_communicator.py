@@ -171,8 +171,8 @@ def test_one_process_has_what_it_asks_for():
 def test_last_words_may_come_before_others():
     """A rank that has ended is not waited for, whenever its last messages are seen."""
     script = """
-    from tinyalex.distributed import mpi
-    mpi.BEAT = 0
+    from tinyalex.distributed import mpi_thread
+    mpi_thread.BEAT = 0
     for number in range(20):
         ranks.share("number", number)
     """
