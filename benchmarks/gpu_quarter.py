@@ -49,7 +49,7 @@ RACECHECK = ("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "1"
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis")
 COUNTERS = ("ncu", "--kernel-name", "regex:conv", "--csv", "--page", "raw")
 COUNTERS += tuple(word for section in SECTIONS for word in ("--section", section))
-OLDER = "torch.compile refuses the newer switches"
+REFUSED = "torch.compile refuses the newer switches"  # says `probe`
 TURNS = 10.0  # seconds that a net keeps for the turns, after the last contestant was tried
 
 
@@ -295,16 +295,17 @@ def probe(arguments: argparse.Namespace) -> Iterator[str]:
     from gpu import contestant_torch
 
     refusal = contestant_torch.compile_refuses()
-    yield f"{OLDER}: {refusal}" if refusal else "torch.compile takes the newer switches"
+    yield f"{REFUSED}: {refusal}" if refusal else "torch.compile takes the newer switches"
 
 
 def net(arguments: argparse.Namespace) -> Iterator[str]:
     """Measure one net beside PyTorch, under the switches that `probe` found."""
-    told = journal.load(arguments.lines.parent).get("gpu-note 2 probe", {})
-    if told.get("note", "").startswith(OLDER):
-        os.environ["TINYALEX_ALLOW_TF32"] = "1"  # read when contestant_torch.py is imported
-    from gpu import run
+    from gpu import machine, run
     from gpu.cases import Case
+
+    told = [r.get("note", "") for r in journal.load(arguments.lines.parent).values()]
+    if any(note.startswith(REFUSED) for note in told):
+        os.environ[machine.OLDER_SWITCHES] = "1"  # which contestant_torch.py reads on import
 
     campaign, net, large = prepare(arguments)
     mode, images, precision = arguments.words
@@ -349,11 +350,11 @@ def run_step(arguments: argparse.Namespace) -> None:
     from gpu import machine
 
     facts = machine.facts()
-    if arguments.seconds:
+    if math.isfinite(arguments.seconds):
         faulthandler.dump_traceback_later(arguments.seconds + 1, exit=True)  # if its driver is gone
     for note in chain(["begun"], STEPS[name](arguments)):
         print(note, flush=True)
-        if arguments.lines:
+        if arguments.of:
             line = {"of": arguments.of, "note": note, "facts": facts}
             journal.append(arguments.lines, f"gpu-note {arguments.of}", line)
 
@@ -370,9 +371,15 @@ def main(words: list[str] | None = None, clock: Clock = time.monotonic) -> None:
     what.add_argument("--step", nargs="+", metavar="WORD", help=f"one of {', '.join(STEPS)}")
     add("--out", type=Path, default=os.environ.get("OUT"), metavar="FOLDER")
     add("--toy", action="store_true", help="to try this script: tiny, on the stand-in for CuPy")
-    for name, kind in {"of": str, "lines": Path, "logs": Path, "seconds": float}.items():
-        add(f"--{name}", type=kind, help=argparse.SUPPRESS)  # what a part tells its steps
+    here = Path("gpu-steps")  # of a step that no part has begun
+    told = {"of": "", "lines": here / "gpu-steps.jsonl", "logs": here, "seconds": math.inf}
+    for name, default in told.items():  # what a part tells its steps
+        add(f"--{name}", type=type(default), default=default, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
+    if arguments.step and arguments.step[0] not in STEPS:
+        parser.error(f"no step {arguments.step[0]!r}; there are {', '.join(STEPS)}")
+    if missing := [str(path) for path in arguments.table or () if not path.is_file()]:
+        parser.error(f"no archive {', '.join(missing)}")
     if arguments.table:
         from gpu import tables
         from shared import report
@@ -383,9 +390,9 @@ def main(words: list[str] | None = None, clock: Clock = time.monotonic) -> None:
     elif arguments.out is None:
         parser.error("--part wants a folder: --out FOLDER, or OUT in the environment")
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         run_part(arguments.part, Path(arguments.out).resolve(), arguments.toy, clock)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # after packing up
     main()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gpu import cases
+from gpu import cases, machine
 from gpu.cases import LR, MOMENTUM, WEIGHT_DECAY, Case
 from gpu.contestants import Arrays, Contestant
 from shared import torch_twin
@@ -79,8 +79,7 @@ def settings(case: Case, quick: bool) -> list[Setting]:
 
 
 # Where `compile_refuses` the newer switches, another process takes the older: never both in one.
-LEGACY = "TINYALEX_ALLOW_TF32"
-legacy = LEGACY in os.environ
+legacy = machine.OLDER_SWITCHES in os.environ
 
 
 def flags() -> dict[str, Any]:

@@ -21,6 +21,8 @@ LIBRARIES = ("tinyalex", "numpy", "torch", "triton")
 COPY_BYTES = 1 << 30  # of the large copy, read and written: past every cache
 PRODUCT = 8192  # rows and columns of the large matrices
 RUNS = 10
+OLDER_SWITCHES = "TINYALEX_ALLOW_TF32"  # in the environment: PyTorch is set by `allow_tf32`
+ENVIRONMENT = ("CUPY_", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "TORCH", "PYTORCH_", "TINYALEX_")
 
 
 def facts() -> dict[str, Any]:
@@ -50,7 +52,7 @@ def facts() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(("CUPY_", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "TORCH", "PYTORCH_"))
+            if name.startswith(ENVIRONMENT)
         },
     }
 

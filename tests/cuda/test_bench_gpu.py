@@ -63,6 +63,7 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, module in standin.modules().items():
             patch.setitem(sys.modules, name, module)
+        patch.setenv("TINYALEX_COMMIT", "0123abc")
         return folder, bench(folder, "--images 1 --precision A --precision C --calls 1 --table")
 
 
@@ -134,15 +135,19 @@ def test_every_pass_of_every_layer_has_a_row(measured):
     assert "| conv2 forward | A | " in between(folder / "gpu.md", "gpu-layers")
 
 
-def test_what_was_measured_is_not_measured_again(measured):
+@pytest.mark.parametrize(
+    ("commit", "more", "again"),
+    [
+        ("0123abc", "", False),
+        ("0123abc", "--again", True),
+        ("0123abc-dirty", "", True),  # a tree with changes may be any program
+    ],
+)
+def test_what_was_measured_is_not_measured_again(measured, monkeypatch, commit, more, again):
     folder, _ = measured
-    name = CASE.format("infer", "C")
-    before = result(folder, name)
-    words = "--mode infer --images 1 --precision C --no-layers"
-    # A tree with changes may be any program: then everything is measured again.
-    dirty = "dirty" in (before["facts"]["commit"] or "")
-    assert (f"{name}: measured already" in bench(folder, words)) == (not dirty)
-    assert f"{name}: measured already" not in bench(folder, f"{words} --again")
+    monkeypatch.setenv("TINYALEX_COMMIT", commit)
+    printed = bench(folder, f"--mode infer --images 1 --precision C --no-layers {more}")
+    assert (f"{CASE.format('infer', 'C')}: measured already" in printed) == (not again)
 
 
 def wrong_gradient(patch):

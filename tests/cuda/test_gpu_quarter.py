@@ -115,6 +115,8 @@ def test_a_failing_step_stops_no_other(tmp_path, monkeypatch):
         Step("one_step", 99, above=("no-such-program",)),
         *nets(("infer", 1, "C", 99)),
     )
+    probed = {"of": "2 probe", "note": gpu_quarter.REFUSED, "facts": {}}
+    journal.append(tmp_path / "gpu-part-2.jsonl", "gpu-note 2 probe", probed)
     ends, notes, results = run_part(monkeypatch, tmp_path, 999, *steps)
     skipped = "skipped: there is no no-such-program"
     assert ends == ["FAILED (1)", "FAILED (1)", "done", skipped, "done"]
@@ -125,6 +127,7 @@ def test_a_failing_step_stops_no_other(tmp_path, monkeypatch):
     net = results["gpu-infer-g1-lrn-thin32-63-1-C"]
     assert net["complete"]
     assert net["facts"]["commit"] == "0123abc"
+    assert net["facts"]["environment"]["TINYALEX_ALLOW_TF32"] == "1"
     assert len(net["contestants"]["tinyalex"]["turns"]) == 2
 
     # The tables; what the stand-in measured is refused there.
@@ -157,6 +160,21 @@ def test_a_part_that_is_stopped_leaves_results_and_no_child(tmp_path):
     assert begun["note"] == "begun"
     assert end["end"] == "stopped with its part"
     assert "gpu-part-1/1-build.log" in archived(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--step nonsense", "no step 'nonsense'; there are build, sweep, exercises"),
+        ("--table none.tar.gz", "no archive none.tar.gz"),
+        ("--part 1", "--part wants a folder: --out FOLDER, or OUT in the environment"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_named(words, message, monkeypatch, capsys):
+    monkeypatch.delenv("OUT", raising=False)
+    with pytest.raises(SystemExit):
+        gpu_quarter.main(words.split())
+    assert message in capsys.readouterr().err
 
 
 def test_the_parts_fit_their_time():
