@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +10,13 @@ from caffemodels import blob, caffemodel, layers
 from commands import ROOT, draw_photos, run
 from PIL import Image
 
-from tinyalex.cli import train_options
 from tinyalex.cli.main import COMMANDS
 from tinyalex.cli.train_parser import make_parser
 from tinyalex.interop.weights import Weights, expected_shapes
 from tinyalex.interop.writing import save_torch
 from tinyalex.models import VARIANTS
 
+pytest_plugins = ("trained",)
 pytestmark = pytest.mark.documents
 
 DOCUMENTS = sorted((*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")))
@@ -46,16 +45,6 @@ def calls_in(path):
         for place, word in enumerate(words[:-1]):
             if word.rpartition("/")[2] == "tinyalex" and words[place + 1] in COMMANDS:
                 yield [word for word in words[place + 1 :] if word != "&"]
-
-
-@pytest.fixture
-def thin(monkeypatch):
-    """Make all networks thin, and trainings one epoch long."""
-    for key, variant in VARIANTS.items():
-        network = replace(variant.thinner(16, variant.input_size), name=key)
-        monkeypatch.setitem(VARIANTS, key, network)
-    for defaults in (train_options.SMALL_DATA, train_options.WITH_WEIGHTS):
-        monkeypatch.setitem(defaults, "epochs", 1)
 
 
 @pytest.fixture

@@ -2,9 +2,13 @@
 
 import resource
 import shutil
+from dataclasses import replace
 
 import pytest
 from commands import draw_photos, run, tiny_variant
+
+from tinyalex.cli import train_options
+from tinyalex.models import VARIANTS
 
 
 @pytest.fixture
@@ -12,6 +16,16 @@ def tiny():
     """Offer the variant "tiny"."""
     with tiny_variant():
         yield
+
+
+@pytest.fixture
+def thin(monkeypatch):
+    """Make all networks thin, and trainings one epoch long."""
+    for key, variant in VARIANTS.items():
+        network = replace(variant.thinner(16, variant.input_size), name=key)
+        monkeypatch.setitem(VARIANTS, key, network)
+    for defaults in (train_options.SMALL_DATA, train_options.WITH_WEIGHTS):
+        monkeypatch.setitem(defaults, "epochs", 1)
 
 
 @pytest.fixture(scope="session")
