@@ -190,8 +190,9 @@ def test_half_a_line_costs_no_other(tmp_path):
     journal.append(path, "whole", {"complete": True, "value": 1})
     with open(path, "a") as file:
         file.write('{"name": "half", "at": 12')
+    journal.append(path, "after", {"value": 2})
     journal.append(path, "whole", {"complete": False, "value": 2})
     journal.append(path, "twice", {"value": 3})
     journal.append(path, "twice", {"value": 4})
     values = {name: result["value"] for name, result in journal.load(tmp_path).items()}
-    assert values == {"whole": 1, "twice": 4}
+    assert values == {"whole": 1, "after": 2, "twice": 4}
