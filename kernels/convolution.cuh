@@ -17,4 +17,5 @@ struct ConvShape {
   int top, left;           // rows and columns of padding before the image
   int dilation_h, dilation_w;
   int groups;
+  int filled;  // channels of a pixel of x that count; the others lie there, whatever they hold
 };

@@ -1,16 +1,21 @@
-// More channels: the first `channels` are copied, the others are zeros.
+// Images channels last, their channels made up to a multiple of four with zeros:
 //
-//   wide[m,c] = x[m,c] where c < channels, else 0         x [M,channels], wide [M,wanted]
+//   wide[n,p,c] = x[n,c,p] where c < channels, else 0    wide [N,pixels,wanted], x in either layout
 //
-// Tensor cores are fed 16 bytes at a time: four channels. Photographs have three. For a batch of
-// 128 photographs of 224x224 pixels this reads 128*224*224*3*4 = 77.1 MB and writes 102.8 MB.
-// There is one version: it is a copy, neighbouring threads copy neighbours.
+// Tensor cores are fed 16 bytes at a time: four channels. Photographs have three. Batches of the
+// loader lie so from the beginning (batch.cu); this is for images from elsewhere, and for the
+// weights of the first layer. For 128 photographs of 224x224 pixels it reads 128*224*224*3*4 =
+// 77.1 MB and writes 102.8 MB; to reorder first, and widen then, would move 154.1 MB more.
+//
+// One version: neighbouring threads write neighbours, and what they read of a plane is neighbours.
 
+// x[n,c,p] lies at channels * pixels * n + channel_step * c + pixel_step * p.
 extern "C" __global__ void __launch_bounds__(256)
 pad_channels(const float* __restrict__ x, float* __restrict__ wide, int size, int channels,
-             int wanted) {
+             int wanted, int pixels, int channel_step, int pixel_step) {
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= size) return;
-  const int pixel = index / wanted, c = index % wanted;
-  wide[index] = c < channels ? x[pixel * channels + c] : 0;
+  const int place = index / wanted, c = index % wanted;
+  const int n = place / pixels, p = place % pixels;
+  wide[index] = c < channels ? x[channels * pixels * n + channel_step * c + pixel_step * p] : 0;
 }

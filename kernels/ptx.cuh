@@ -79,16 +79,16 @@ __device__ __forceinline__ void ldmatrix(float (&part)[4], const float* row) {
   for (int i = 0; i < 4; ++i) part[i] = __uint_as_float(bits[i]);
 }
 
-// Begin to copy 16 bytes from global to shared memory, past the registers and the L1 cache; zeros
-// if not `valid`, and then `global` is not read. Both addresses are multiples of 16.
+// Begin to copy `bytes`, at most 16, from global to shared memory, past the registers and the L1
+// cache, and zeros for what lacks of 16. Both addresses are multiples of 16.
 //
 // These three write shared memory where the compiler cannot see it. "memory" tells it so: it must
 // neither keep values of shared memory in registers across them, nor move loads and stores over
 // them (a load from before cp_async_wait would read what was there before the copy).
-__device__ __forceinline__ void cp_async_16(float* shared, const float* global, bool valid) {
+__device__ __forceinline__ void cp_async_16(float* shared, const float* global, int bytes) {
   unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
-               "r"(valid ? 16 : 0)
+               "r"(bytes)
                : "memory");
 }
 

@@ -2,20 +2,17 @@
 // found. Always in the same order, so that the result is the same bits in every run, which atomic
 // additions would not give.
 //
-//   y[i] = ReLU(parts[0][i] + parts[1][i] + ... + bias[i % channels])
+//   y[i] = parts[0][i] + parts[1][i] + ...
 //
 // There is nothing to climb here: it reads every part once, neighbouring threads neighbouring
-// floats. For fc6 of 128 images in 8 parts that is 8 x 128 x 4096 floats = 16.8 MB, a ninth of the
-// weights' 151 MB.
+// floats. For the weights of conv1, 96 x 11 x 11 x 4 in 88 parts, that is 16.4 MB. The sums of a
+// forward pass, of fewer parts, are finished by the last block to arrive (last_block.cuh).
 
-// `bias` [channels] or null; `relu` is 0 or 1. A NaN stays one.
 extern "C" __global__ void __launch_bounds__(256)
-    split_sum(const float* __restrict__ parts, const float* __restrict__ bias,
-              float* __restrict__ y, int splits, int size, int channels, int relu) {
+    split_sum(const float* __restrict__ parts, float* __restrict__ y, int splits, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
   float sum = 0;
   for (int split = 0; split < splits; ++split) sum += parts[split * size + i];
-  if (bias) sum += bias[i % channels];
-  y[i] = relu && sum <= 0 ? 0.f : sum;
+  y[i] = sum;
 }

@@ -16,17 +16,19 @@
 #include "tensor_tile.cuh"
 #include "tensor_windows.cuh"
 
-// Copy 4 floats at `index`, or zeros. Indices are unsigned: where nothing is there, they may wrap.
+// Copy 4 floats at `index`, or zeros; of the 4 perhaps only some bytes. Indices are unsigned: where
+// nothing is there, they may wrap.
 __device__ __forceinline__ void copy_group(float* place, const float* array, unsigned index,
-                                           bool there) {
-  cp_async_16(place, array + (there ? index : 0), there);
+                                           bool there, int bytes = 16) {
+  cp_async_16(place, array + (there ? index : 0), there ? bytes : 0);
 }
 
 // Those of a pixel, whose line is counted through all images, from `channel` on.
 __device__ __forceinline__ void copy_pixel(float* place, const float* images,
                                            const Windows& windows, unsigned line, int w,
                                            int channel, bool there) {
-  copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there);
+  copy_group(place, images, (line * windows.width + w) * windows.channels + channel, there,
+             min(16, 4 * (windows.filled - channel)));
 }
 
 // K_MAJOR, SWIZZLED: 8 threads copy a line of 32 k's, so the block several lines at a time.

@@ -19,6 +19,7 @@
 // 3 stages x 2 factors x 128 lines x 36 floats = 108 KB. So two blocks share a multiprocessor of an
 // H100, with 227 KB for them, and one multiplies while the other waits; an A100's 163 KB hold one.
 #pragma once
+#include "last_block.cuh"
 #include "tensor_precision.cuh"
 
 constexpr int K_TILE = 32;  // k's whose products are taken from one stage of shared memory
@@ -224,11 +225,12 @@ __device__ __forceinline__ void add_bias_and_rectify(float (&sums)[M][N][4], con
     }
 }
 
-// Write them to a matrix of rows x columns whose lines begin `pitch` floats apart: two neighbours
-// at once where all addresses allow it, and nothing beyond the matrix.
-template <int ROW_STEP, int M, int N>
-__device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], float* matrix, int pitch,
-                                           int row, int rows, int column, int columns) {
+// Call visit(place, pair, at_once, both) for each two neighbours and their place in a matrix of
+// rows x columns whose lines begin `pitch` floats apart. `at_once`: addresses allow one access to
+// the two; `both`: none of them is beyond the matrix. What is, is left out.
+template <int ROW_STEP, int M, int N, class Visit>
+__device__ __forceinline__ void for_pairs(float (&sums)[M][N][4], float* matrix, int pitch, int row,
+                                          int rows, int column, int columns, Visit visit) {
   const bool in_pairs = columns % 2 == 0 && pitch % 2 == 0;
   row += threadIdx.x % 32 / 4;
   column += threadIdx.x % 4 * 2;
@@ -239,20 +241,58 @@ __device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], float* 
     float* line = matrix + (r * pitch + column);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const float* pair = sums[half / 2][n] + half % 2 * 2;
       const int there = columns - column - 8 * n;
-      float* place = line + 8 * n;
-      if (in_pairs && there > 0) *reinterpret_cast<float2*>(place) = make_float2(pair[0], pair[1]);
-      if (!in_pairs && there > 0) place[0] = pair[0];
-      if (!in_pairs && there > 1) place[1] = pair[1];
+      if (there > 0) visit(line + 8 * n, sums[half / 2][n] + half % 2 * 2, in_pairs, there > 1);
     }
   }
+}
+
+template <int ROW_STEP, int M, int N>
+__device__ __forceinline__ void store_tile(float (&sums)[M][N][4], float* matrix, int pitch,
+                                           int row, int rows, int column, int columns) {
+  for_pairs<ROW_STEP>(sums, matrix, pitch, row, rows, column, columns,
+                      [](float* place, const float* pair, bool at_once, bool both) {
+    if (at_once) {
+      *reinterpret_cast<float2*>(place) = make_float2(pair[0], pair[1]);
+    } else {
+      place[0] = pair[0];
+      if (both) place[1] = pair[1];
+    }
+  });
+}
+
+template <int M, int N>
+__device__ __forceinline__ void clear(float (&sums)[M][N][4]) {
+#pragma unroll
+  for (auto& row : sums)
+#pragma unroll
+    for (auto& fragment : row)
+#pragma unroll
+      for (float& sum : fragment) sum = 0;
+}
+
+// sum += what is there.
+template <int ROW_STEP, int M, int N>
+__device__ __forceinline__ void add_tile(float (&sums)[M][N][4], float* matrix, int pitch,
+                                         int row, int rows, int column, int columns) {
+  for_pairs<ROW_STEP>(sums, matrix, pitch, row, rows, column, columns,
+                      [](const float* place, float* pair, bool at_once, bool both) {
+    float2 found = {};
+    if (at_once) {
+      found = *reinterpret_cast<const float2*>(place);
+    } else {
+      found.x = place[0];
+      if (both) found.y = place[1];
+    }
+    pair[0] += found.x;
+    pair[1] += found.y;
+  });
 }
 
 // The tile of this block in C [rows, columns], and its part of the sum over k. Block: x counts the
 // tiles, neighbours along the columns first, so that they read the same rows; y the groups, which
 // have a C each; z the parts of the sum, `split_k_tiles` each (split-K, for products with too few
-// tiles to fill the GPU: each part writes a C of its own, and split_sum adds them up in order).
+// tiles to fill the GPU: each part writes a C of its own, and they are added up in order).
 template <class T>
 struct Place {
   int rows, columns, row, column, k, k_tiles;
@@ -267,14 +307,31 @@ struct Place {
   }
 };
 
+// Room for the parts of C, `size` floats apart, if the last block of a tile to arrive adds them up.
+// A gradient's parts are many, which one block would read for too long: they are a larger C
+// (with room for all), and split_sum.cu adds them.
+struct Parts {
+  float* first = nullptr;
+  int size = 0;
+  unsigned* arrived = nullptr;
+};
+
 // A convolution's pass: `a` and `b` fetch the factors, the result goes to C, lines `pitch` apart.
 template <class T, class Rows, class Columns>
 __device__ __forceinline__ void product(const Place<T>& at, Rows& a, Columns& b, float* c,
-                                        int pitch, const float* bias = nullptr,
-                                        bool relu = false) {
+                                        int pitch, const float* bias = nullptr, bool relu = false,
+                                        const Parts& parts = {}) {
   Sums<T> sums = {};
   sum_products<T>(sums, a, b, at.k_tiles);
   const int row = at.row + warp_row<T>(), column = at.column + warp_column<T>();
+  if (parts.first != nullptr) {
+    float* own = parts.first + blockIdx.z * parts.size;
+    store_tile<16>(sums, own, pitch, row, at.rows, column, at.columns);
+    if (!last_to_arrive(parts.arrived, gridDim.z)) return;
+    clear(sums);
+    for (int z = 0; z < gridDim.z; ++z)
+      add_tile<16>(sums, parts.first + z * parts.size, pitch, row, at.rows, column, at.columns);
+  }
   if (bias || relu) add_bias_and_rectify(sums, bias, column, at.columns, relu);
   store_tile<16>(sums, c, pitch, row, at.rows, column, at.columns);
 }

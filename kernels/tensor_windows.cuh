@@ -10,18 +10,19 @@
 // zeros: correct, but wasteful.)
 struct Windows {
   int height, width, channels, inner;  // of the images; channels that one window meets: a group's
+  int filled;                          // channels of a pixel that count; the others read as zeros
   int R, S;
   int rows, columns;  // windows of an image
   int stride_h, stride_w, first_h, first_w, step_h, step_w, divide_h, divide_w;
 };
 
 __device__ __forceinline__ Windows windows_of_y(const ConvShape& s) {
-  return {s.H,        s.W,        s.C,    s.C / s.groups, s.R,          s.S,          s.Ho, s.Wo,
+  return {s.H,        s.W,        s.C,    s.C / s.groups, s.filled, s.R, s.S, s.Ho, s.Wo,
           s.stride_h, s.stride_w, -s.top, -s.left,        s.dilation_h, s.dilation_w, 1,    1};
 }
 
 __device__ __forceinline__ Windows windows_of_dx(const ConvShape& s) {
-  return {s.Ho, s.Wo, s.K,   s.K / s.groups, s.R,           s.S,           s.H,        s.W,
+  return {s.Ho, s.Wo, s.K,   s.K / s.groups, s.K, s.R, s.S, s.H, s.W,
           1,    1,    s.top, s.left,         -s.dilation_h, -s.dilation_w, s.stride_h, s.stride_w};
 }
 

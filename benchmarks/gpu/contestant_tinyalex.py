@@ -15,6 +15,7 @@ from gpu.cases import LR, MOMENTUM, WEIGHT_DECAY, Case
 from gpu.contestants import Arrays, Contestant
 from tinyalex.backends.cuda.sgd import Piece, StepTable
 from tinyalex.backends.gpu import cupy, download
+from tinyalex.backends.layout import copy_with_room
 
 WORDS = {"A": "highest", "B": "high", "C": "medium"}  # of `set_float32_matmul_precision`
 
@@ -38,7 +39,9 @@ class Tinyalex(Contestant):
         images, labels = cases.batch(case.net, case.images)
         with self._here():
             self._model = case.net.build().to("cuda")
-            self._x, self._labels = ta.Tensor(images).to("cuda"), ta.Tensor(labels).to("cuda")
+            # As the loader places a batch; PyTorch has its layout beforehand, too.
+            self._x = ta.Tensor(copy_with_room(ta.Tensor(images).to("cuda").data))
+            self._labels = ta.Tensor(labels).to("cuda")
             self._parameters = dict(self._model.named_parameters())
             self._first = {name: p.data.copy() for name, p in self._parameters.items()}
             self._optimizer = ta.optim.SGD(

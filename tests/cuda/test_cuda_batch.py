@@ -29,7 +29,6 @@ def prepare(cuda, **changes):
         ({"mean": np.zeros((5, 5, 3))}, r"mean image must have shape \(7, 9, 3\), got \(5, 5, 3\)"),
         ({"offsets": np.zeros(3)}, r"offsets must have shape \(1, 3\), got \(3,\)"),
         ({"channels": 2}, "cannot make 2 of 3 channels"),
-        ({"stored": 2}, "cannot make 3 of 3 channels, and store 2"),
     ],
 )
 def test_what_does_not_fit_is_refused(cuda, changes, message):

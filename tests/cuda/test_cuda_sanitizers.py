@@ -8,11 +8,16 @@ reported, or silence would mean nothing.
 import pytest
 from simt import run
 
+from tinyalex.backends.cuda import launch
+
 pytestmark = pytest.mark.usefixtures("standin")
 
-# The tile belongs to the block; in `mine` a warp keeps what it alone reads.
-SOUND = """
-extern "C" __global__ void k(const float* x, float* y, int one) {
+# The tile belongs to the block; in `mine` a warp keeps what it alone reads. The last of both blocks
+# adds up what they have written.
+SOUND = (
+    (launch.source_folder() / "last_block.cuh").read_text()
+    + """
+extern "C" __global__ void k(const float* x, float* y, int one, float* parts, unsigned* arrived) {
   __shared__ __align__(16) float tile[64], mine[64];
   extern __shared__ float ring[];
   const int i = threadIdx.x;
@@ -22,9 +27,11 @@ extern "C" __global__ void k(const float* x, float* y, int one) {
   const float neighbour = mine[i ^ 1];
   __syncthreads();
   const float4 four = *reinterpret_cast<const float4*>(tile + i / 4 * 4);
-  y[i] = four.x + ring[63 - i] + neighbour;
+  parts[blockIdx.x * 64 + i] = four.x + ring[63 - i] + neighbour;
+  if (last_to_arrive(arrived, gridDim.x)) y[i] = parts[63 - i] + parts[127 - i];
 }
 """
+)
 LAUNCH = """
 import sys
 from simt import build, standin
@@ -32,8 +39,11 @@ standin.install()
 import cupy
 with build.using(mode=sys.argv[1]):
     kernel = build.RawModule(code=sys.argv[2]).get_function("k")
-    x, y = cupy.zeros(64, "float32"), cupy.zeros(64, "float32")
-    kernel((2,), (64,), (x, y, build.np.int32(1)), shared_mem=256)
+    x, y, parts = (cupy.zeros(size, "float32") for size in (64, 64, 128))
+    arrived = cupy.zeros(1, "uint32")
+    for _ in range(2):
+        kernel((2,), (64,), (x, y, build.np.int32(1), parts, arrived), shared_mem=256)
+        assert y.sum() == 64 * 4, y
 """
 PLANTED = {
     "load past an array": ("address", "x[i]", "x[i + one]", "heap-buffer-overflow"),
@@ -42,7 +52,11 @@ PLANTED = {
     "past a static shared array": ("address", "tile[i] =", "*(tile + i + one) =", "after-poison"),
     "past a row of it": ("address", "tile[i] =", "tile[i + one] =", "index 64 out of bounds"),
     "misaligned": ("address", "i / 4 * 4", "i / 4 * 4 + one", "misaligned address"),
-    "no barrier": ("thread", "__syncthreads();", "", "data race"),
+    "no barrier": ("thread", "  __syncthreads();\n  const float4", "  const float4", "data race"),
+    "no barrier before the count": ("thread", "__syncthreads();  // all", "// all", "data race"),
+    "no barrier after it": ("thread", "__syncthreads();\n  return", "return", "data race"),
+    "no fence before it": ("thread", "__threadfence();  // which", "// which", "data race"),
+    "no fence after it": ("thread", "__threadfence();  // what", "// what", "data race"),
     "no barrier in a warp": ("thread", "__syncwarp();", "", "data race"),
     "a shuffle is no barrier": ("thread", "__syncwarp();", "__any_sync(~0u, i);", "data race"),
 }

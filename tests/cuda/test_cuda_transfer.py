@@ -5,6 +5,7 @@ import pytest
 from helpers import assert_close
 
 from tinyalex.backends.devices import device_of, move
+from tinyalex.backends.layout import with_room
 from tinyalex.data import (
     ColourNoise,
     DataError,
@@ -165,6 +166,7 @@ def test_the_next_batch_is_under_way_while_one_is_computed_on(rng, name, monkeyp
     monkeypatch.setattr(loader, "_send", lambda batch: sent.append(batch) or send(batch))
     for number, batch in enumerate(loader.epoch(0), start=1):
         assert device_of(batch.images) == "cuda:0"
+        assert with_room(batch.images).shape == (len(batch), 6, 6, 4)
         assert len(sent) == min(number + 1, len(loader))
         before = move(batch.images, "cpu")
         (batch.images * 2.0).sum()

@@ -171,7 +171,7 @@ extern "C" __global__ void k(const float* x, float* y) {
     simt::cp_wait(1);
     for (int j = 0; j < 4; ++j) y[4 * i + j] = ring[i % 2][j];
   }
-  simt::cp_async(ring[0], nullptr, 16);
+  simt::cp_async(ring[0], x, 16, 12);
   simt::cp_commit();
   simt::cp_wait(0);
   y[12] = ring[0][3];

@@ -41,8 +41,10 @@ Group& group_of(unsigned mask) {
   for (Group& group : groups)
     if (group.mask == mask) return group;
   if (groups.size() == MAX_GROUPS) fail("more than %zu masks in one warp", MAX_GROUPS);
-  groups.emplace_back().mask = mask;
-  return groups.back();
+  Group& group = groups.emplace_back();
+  group.mask = mask;
+  group.barrier.number = 1 + current->position.thread / WARP * MAX_GROUPS + groups.size() - 1;
+  return group;
 }
 
 void meet_group(Group& group, const void* operation) {
@@ -57,6 +59,13 @@ void meet_group(Group& group, const void* operation) {
 }
 
 }  // namespace
+
+// ThreadSanitizer learns from it what a barrier orders. It lies behind the shared memory of the
+// block, for each block has its own. There are two, in turns: with one, what a thread does before
+// it meets the others again would seem to be ordered before what a late one does after this meeting.
+char* Barrier::clock() const {
+  return arena + ARENA + (2 * number + generation % 2) * sizeof(long);
+}
 
 void thread_returns() {
   current->done = true;
@@ -77,21 +86,32 @@ int block_count(int predicate, const char* file, int line) {
   block.file = file;
   block.line = line;
   block.votes += predicate;
-  SIMT_IF_THREAD(char* clock = &barrier.clock[barrier.generation & 1]; __tsan_release(clock);)
+  SIMT_IF_THREAD(char* clock = barrier.clock(); __tsan_release(clock);)
   if (++barrier.arrived == block.live)
     open_block();
   else
     wait(barrier);
   SIMT_IF_THREAD(__tsan_acquire(clock);)
+  current->fenced = false;
   return block.result;
 }
 
 void warp_barrier(unsigned mask) {
   Group& group = group_of(mask);
-  SIMT_IF_THREAD(char* clock = &group.barrier.clock[group.barrier.generation & 1];
-                 __tsan_release(clock);)
+  SIMT_IF_THREAD(char* clock = group.barrier.clock(); __tsan_release(clock);)
   meet_group(group, nullptr);
   SIMT_IF_THREAD(__tsan_acquire(clock);)
+}
+
+void fence() {
+  current->fenced = true;
+  SIMT_IF_THREAD(if (current->counted != nullptr) __tsan_acquire(current->counted);)
+  current->counted = nullptr;
+}
+
+void atomic_operation(void* address) {
+  SIMT_IF_THREAD(if (current->fenced) __tsan_release(address);)
+  current->counted = address;
 }
 
 Exchange& exchange() { return warp().exchange; }

@@ -1,5 +1,6 @@
 // CUDA's mathematical functions and intrinsics that C++ lacks, with C++'s own accuracy.
-// atomicAdd and its family are absent on purpose: sums here have a fixed order.
+// Of atomic operations there is atomicAdd to an unsigned alone (simt.h): sums of floats would depend
+// on the order of the blocks.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -84,5 +85,4 @@ template <class T> inline T __ldcs(const T* p) { return *p; }
 template <class T> inline T __ldcg(const T* p) { return *p; }
 template <class T> inline void __stcs(T* p, const T& value) { *p = value; }
 template <class T> inline void __stcg(T* p, const T& value) { *p = value; }
-inline void __threadfence() {}
 inline void __threadfence_block() {}

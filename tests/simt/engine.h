@@ -18,7 +18,8 @@ constexpr size_t EXCHANGED = 256;            // bytes a lane can give to its war
 struct Launch {
   unsigned grid[3], block[3];
   unsigned dynamic_shared;
-  int schedule;      // 0: a warp runs as far as it can; 1: the same, last first; 2: in turns
+  int schedule;      // 0: a warp runs as far as it can; 1: the same, last first; 2: in turns;
+                     // blocks come in ascending, descending and scattered order
   int eager_copies;  // cp.async lands at once (1) or as late as it may (0)
 };
 
@@ -29,12 +30,17 @@ struct Position {
 };
 extern const Position* position;    // of the CUDA thread that runs now
 extern Launch launch;
-extern char arena[ARENA];           // shared memory: the dynamic part first, then the static one
+extern char* arena;                 // a block's shared memory: the dynamic part first
 
 // Barriers. `file` and `line` name the barrier: all threads must meet at the same one.
 void block_barrier(const char* file, int line);
 int block_count(int predicate, const char* file, int line);   // of threads whose predicate holds
 void warp_barrier(unsigned mask);
+
+// Between blocks. An atomic operation orders nothing by itself: a fence before it, later than the
+// last barrier, lets what is ordered before that fence be seen; a fence after it lets the thread see.
+void fence();
+void atomic_operation(void* address);
 
 // The exchange: every lane of `mask` writes its slot, and the first lane to resume computes the
 // results of all. `operation` names what is exchanged; all lanes must do the same.
@@ -55,7 +61,7 @@ void enqueue(const Copy& copy);
 void commit_copies();
 bool dequeue(int pending_groups, Copy* copy);   // false: no more than so many groups are pending
 
-void* claim_shared(size_t bytes, size_t alignment);   // static shared memory, in this launch
+size_t claim_shared(size_t bytes, size_t alignment);  // static shared memory: its place in the arena
 unsigned launch_number();
 
 // Stop the launch with an error, which Python raises. printf's format.

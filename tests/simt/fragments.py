@@ -81,9 +81,9 @@ MULTIPLY = """float d[4];
   for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(d[i]);"""
 COPY = """__shared__ __align__(16) float landed[2][128];
   const float* from = reinterpret_cast<const float*>(in);
-  cp_async_16(landed[0] + 4 * lane, from, in[8] % 2);
+  cp_async_16(landed[0] + 4 * lane, from, in[8] % 5 * 4);
   cp_async_commit();
-  cp_async_16(landed[1] + 4 * lane, from + 4, in[9] % 2);
+  cp_async_16(landed[1] + 4 * lane, from + 4, in[9] % 5 * 4);
   cp_async_commit();
   cp_async_wait<1>();
   for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(landed[0][4 * lane + i]);

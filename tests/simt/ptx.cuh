@@ -110,8 +110,8 @@ inline void ldmatrix(float (&part)[4], const float* row) {
   for (int i = 0; i < 4; ++i) part[i] = taken.value[i];
 }
 
-inline void cp_async_16(float* shared, const float* global, bool valid) {
-  simt::cp_async(shared, valid ? global : nullptr, 16);
+inline void cp_async_16(float* shared, const float* global, int bytes) {
+  simt::cp_async(shared, global, 16, bytes);
 }
 inline void cp_async_commit() { simt::cp_commit(); }
 template <int N>

@@ -12,19 +12,25 @@ namespace simt {
 
 const Position* position;
 Launch launch;
-alignas(1024) char arena[ARENA];
 
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
 Block block;
+char* arena;
 Fiber* current;
 
 namespace {
 
 struct Claim {   // a static shared array
-  char* place;
-  size_t bytes;
+  size_t offset, bytes;
 };
+// Blocks may run at the same time. For ThreadSanitizer to see them so, those of some in a row have
+// places of their own: shared memory and fibers. Nothing orders them, but where a place is left.
+constexpr size_t PLACE = ARENA + (CLOCKS + 1023) / 1024 * 1024;
+constexpr int PLACES = 1 SIMT_IF_THREAD(+7);
+alignas(1024) char arenas[PLACES][PLACE];
+int places, place;   // in use, by as many threads as a large block has; of the running block
+
 std::vector<Claim> claims;
 size_t static_shared, arena_used;
 unsigned launches;
@@ -38,20 +44,22 @@ bool failed;
 
 // One object for each edge: with one for both, the end of a thread would be ordered before the
 // beginning of another.
-SIMT_IF_THREAD(void* main_fiber; char block_begins, block_ends;)
+SIMT_IF_THREAD(void* main_fiber; char block_begins, block_ends[PLACES];)
 
 void fiber_main() {
   SIMT_IF_THREAD(__tsan_acquire(&block_begins);)
   kernel(kernel_call);
-  SIMT_IF_THREAD(__tsan_release(&block_ends);)
+  SIMT_IF_THREAD(__tsan_release(&block_ends[place]);)
   thread_returns();
   for (;;) leave();
 }
 
+Fiber& fiber_of(int thread) { return fibers[place * threads + thread]; }
+
 // Every bit is set, which is a NaN: what was not written shows.
 void poison_shared() {
   memset(arena, 0xff, launch.dynamic_shared);
-  for (const Claim& claim : claims) memset(claim.place, 0xff, claim.bytes);
+  for (const Claim& claim : claims) memset(arena + claim.offset, 0xff, claim.bytes);
 }
 
 void begin_block(const uint3& index) {
@@ -59,7 +67,7 @@ void begin_block(const uint3& index) {
   block = {};
   block.live = threads;
   for (int i = 0; i < threads; ++i) {
-    Fiber& fiber = fibers[i];
+    Fiber& fiber = fiber_of(i);
     const unsigned n = static_cast<unsigned>(i);
     fiber.position = {{n % size[0], n / size[0] % size[1], n / (size[0] * size[1])},
                       index,
@@ -68,6 +76,8 @@ void begin_block(const uint3& index) {
                       i};
     fiber.done = false;
     fiber.gate = nullptr;
+    fiber.fenced = false;
+    fiber.counted = nullptr;
     fiber.groups.clear();
     fiber.open.clear();
     SIMT_IF_ADDRESS(__asan_unpoison_memory_region(fiber.stack, STACK);)
@@ -90,7 +100,7 @@ void forget_fibers() {
 
 // Resume a thread, if it can run.
 bool step(int thread) {
-  Fiber& fiber = fibers[thread];
+  Fiber& fiber = fiber_of(thread);
   const bool waits = fiber.gate != nullptr && *fiber.gate == fiber.seen;
   if (failed || fiber.done || waits) return false;
   current = &fiber;
@@ -136,8 +146,15 @@ void run_block(const uint3& index) {
     }
     if (!any && !failed) report_deadlock(index);
   }
-  SIMT_IF_THREAD(__tsan_acquire(&block_ends);)
   SIMT_IF_TRACE(trace::end_block();)
+}
+
+// The order of blocks: ascending, descending, scattered.
+uint64_t block_of_turn(uint64_t turn, uint64_t blocks) {
+  if (launch.schedule == 0) return turn;
+  if (launch.schedule == 1) return blocks - 1 - turn;
+  constexpr uint64_t PRIME = 7919;
+  return blocks % PRIME == 0 ? turn : (blocks / 2 + turn * PRIME) % blocks;
 }
 
 const char* begin_launch(int max_threads) {
@@ -147,7 +164,9 @@ const char* begin_launch(int max_threads) {
              max_threads);
     return error;
   }
-  if (fibers.size() < static_cast<size_t>(threads)) fibers.resize(threads);
+  places = MAX_THREADS / threads < PLACES ? MAX_THREADS / threads : PLACES;
+  const size_t wanted = places * threads;
+  if (fibers.size() < wanted) fibers.resize(wanted);
   for (Fiber& fiber : fibers) {
     if (fiber.stack == nullptr) fiber.stack = new_stack();
     if (fiber.stack == nullptr) return "no memory for the stacks of its threads";
@@ -161,6 +180,7 @@ const char* begin_launch(int max_threads) {
   static_shared = 0;
   arena_used = launch.dynamic_shared;
   SIMT_IF_ADDRESS(__asan_unpoison_memory_region(arena, ARENA);)
+  arena = arenas[0];
   memset(arena, 0xff, ARENA);
   SIMT_IF_ADDRESS(__asan_poison_memory_region(arena + arena_used, ARENA - arena_used);)
   SIMT_IF_TRACE(trace::paused = false;)
@@ -176,7 +196,7 @@ void leave() {
 
 unsigned launch_number() { return launches; }
 
-void* claim_shared(size_t bytes, size_t alignment) {
+size_t claim_shared(size_t bytes, size_t alignment) {
   constexpr size_t RED_ZONE = 64;
   static_shared += bytes;
   const size_t all = static_shared + launch.dynamic_shared;
@@ -186,9 +206,9 @@ void* claim_shared(size_t bytes, size_t alignment) {
   const size_t offset = (arena_used + RED_ZONE + alignment - 1) / alignment * alignment;
   if (offset + bytes > ARENA) fail("too many small arrays in shared memory");
   arena_used = offset + bytes;
-  claims.push_back({arena + offset, bytes});
+  claims.push_back({offset, bytes});
   SIMT_IF_ADDRESS(__asan_unpoison_memory_region(arena + offset, bytes);)
-  return arena + offset;
+  return offset;
 }
 
 void fail(const char* format, ...) {
@@ -209,16 +229,20 @@ const char* run(const Launch& wanted, int max_threads, void (*function)(void*), 
   kernel = function;
   kernel_call = call;
   if (const char* refusal = begin_launch(max_threads)) return refusal;
-  uint3 index;
-  for (index.z = 0; index.z < launch.grid[2]; ++index.z)
-    for (index.y = 0; index.y < launch.grid[1]; ++index.y)
-      for (index.x = 0; index.x < launch.grid[0]; ++index.x) {
-        run_block(index);
-        if (failed) {
-          forget_fibers();
-          return error;
-        }
-      }
+  const unsigned x = launch.grid[0], y = launch.grid[1];
+  const uint64_t blocks = uint64_t(x) * y * launch.grid[2];
+  for (uint64_t turn = 0; turn < blocks && !failed; ++turn) {
+    place = turn % places;
+    arena = arenas[place];
+    SIMT_IF_THREAD(__tsan_acquire(&block_ends[place]);)
+    const uint64_t number = block_of_turn(turn, blocks);
+    run_block({unsigned(number % x), unsigned(number / x % y), unsigned(number / x / y)});
+  }
+  SIMT_IF_THREAD(for (char& ends : block_ends) __tsan_acquire(&ends);)
+  if (failed) {
+    forget_fibers();
+    return error;
+  }
   current = nullptr;
   position = nullptr;
   return nullptr;

@@ -54,14 +54,14 @@ namespace simt {
 template <class T> using Type = T;
 struct Slot {
   unsigned launch = 0;
-  void* place = nullptr;
+  size_t offset = 0;  // in the arena
 };
 template <class T> SIMT_UNSEEN T& shared(Slot& slot, size_t alignment) {
   if (slot.launch != launch_number()) {
-    slot.place = claim_shared(sizeof(T), alignment > alignof(T) ? alignment : alignof(T));
+    slot.offset = claim_shared(sizeof(T), alignment > alignof(T) ? alignment : alignof(T));
     slot.launch = launch_number();
   }
-  return *static_cast<T*>(slot.place);
+  return *reinterpret_cast<T*>(arena + slot.offset);
 }
 
 SIMT_UNSEEN inline int lane() { return position->thread % WARP; }
@@ -142,12 +142,14 @@ inline void land(const Copy& copy) {
   if (copy.bytes == 8) *static_cast<uint2*>(copy.to) = make_uint2(copy.data.x, copy.data.y);
   if (copy.bytes == 4) *static_cast<unsigned*>(copy.to) = copy.data.x;
 }
-// Copy 4, 8 or 16 bytes; a null `from` copies zeros.
-inline void cp_async(void* to, const void* from, int bytes) {
+// Copy 4, 8 or 16 bytes: the first `valid` of them, and zeros.
+inline void cp_async(void* to, const void* from, int bytes, int valid = 16) {
   const auto misaligned = (reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % bytes;
   if (misaligned != 0) fail("cp.async of %d bytes that are not aligned to %d", bytes, bytes);
   Copy copy = {to, bytes, make_uint4(0, 0, 0, 0)};
-  if (from != nullptr) {
+  for (int i = 0; i < valid % bytes; i += 4)
+    __builtin_memcpy(reinterpret_cast<char*>(&copy.data) + i, static_cast<const char*>(from) + i, 4);
+  if (valid >= bytes) {
     if (bytes == 16) copy.data = *static_cast<const uint4*>(from);
     if (bytes == 8) {
       const uint2 half = *static_cast<const uint2*>(from);
@@ -160,6 +162,14 @@ inline void cp_async(void* to, const void* from, int bytes) {
 inline void cp_commit() { commit_copies(); }
 inline void cp_wait(int pending_groups) {
   for (Copy copy; dequeue(pending_groups, &copy);) land(copy);
+}
+
+// ---- atomic operations -----------------------------------------------------------------------
+template <class T> SIMT_UNSEEN T atomic_add(T* address, T value) {
+  atomic_operation(address);
+  const T before = *address;
+  *address = before + value;
+  return before;
 }
 
 // ---- launching ------------------------------------------------------------------------------
@@ -216,6 +226,10 @@ template <class... Others> constexpr int first(int value, Others...) { return va
 #define __syncthreads_or(predicate) int(__syncthreads_count(predicate) > 0)
 #define __syncthreads_and(predicate) int(__syncthreads_count(!(predicate)) == 0)
 
+inline void __threadfence() { simt::fence(); }
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  return simt::atomic_add(address, value);
+}
 inline void __syncwarp(unsigned mask = ~0u) { simt::warp_barrier(mask); }
 template <class T> T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
   return simt::shuffle(mask, value, lane, width,

@@ -112,6 +112,13 @@ def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
     return a.get(out=out) if isinstance(a, ndarray) else np.asarray(a)
 
 
+def as_strided(x, shape=None, strides=None):
+    """Return a view of the memory of ``x``, which must hold it."""
+    host, block = unwrap(x), memory.owner(unwrap(x))
+    offset = host.ctypes.data - block.ctypes.data
+    return wrap(np.ndarray(shape, host.dtype, block, offset, strides))
+
+
 def may_share_memory(a, b, max_work=None):
     """Return whether the two may overlap."""
     if a.device != b.device:
@@ -127,6 +134,7 @@ def modules() -> dict[str, types.ModuleType]:
     for function in (empty, empty_like, asarray, array, asnumpy, may_share_memory):
         setattr(module, function.__name__, function)
     module.ndarray, module.RawModule, module.cuda = ndarray, RawModule, runtime.make()
+    module.lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=as_strided))
     module.get_default_memory_pool = lambda: memory.default_pool
     module.__version__ = "stand-in"
     cupyx = types.ModuleType("cupyx")

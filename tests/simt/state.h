@@ -9,13 +9,12 @@
 
 namespace simt {
 
-// A barrier. Waiting threads resume when `generation` has changed. ThreadSanitizer learns from
-// `clock` what a barrier orders; there are two, in turns: with one, what a thread does before it
-// meets the others again would seem to be ordered before what a late one does after this meeting.
+// A barrier. Waiting threads resume when `generation` has changed.
 struct Barrier {
   int arrived = 0;
   unsigned generation = 0;
-  char clock[2] = {};
+  int number = 0;  // among those of the block
+  char* clock() const;
 };
 
 // The lanes of a warp that meet under one mask.
@@ -42,8 +41,13 @@ struct Fiber {   // a CUDA thread
   unsigned seen;          // ...is no longer this one
   std::deque<std::vector<Copy>> groups;   // cp.async: committed
   std::vector<Copy> open;                 // and not yet committed
+  bool fenced = false;                    // since its last barrier
+  void* counted = nullptr;                // its last atomic operation, until a fence
   SIMT_IF_THREAD(void* sanitizer = nullptr;)
 };
+
+constexpr size_t MAX_BARRIERS = 1 + MAX_THREADS / WARP * MAX_GROUPS;  // a block
+constexpr size_t CLOCKS = 2 * MAX_BARRIERS * sizeof(long);
 
 struct Block {
   int live = 0;                // threads that have not returned

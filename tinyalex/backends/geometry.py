@@ -54,15 +54,13 @@ class BatchOptions(NamedTuple):
     """Crop, mean and standard deviation for all photographs of a batch.
 
     ``mean`` is one number, one per channel, or an image [H, W, channels]; ``std`` one number or
-    one per channel; None means as many ``channels`` as the photographs have, and as many
-    ``stored`` as those.
+    one per channel; None means as many ``channels`` as the photographs have.
     """
 
     crop: int
     mean: Array
     std: Array
     channels: int | None = None
-    stored: int | None = None
 
 
 @lru_cache

@@ -14,6 +14,7 @@ from tinyalex import backends
 from tinyalex.backends import array_module
 from tinyalex.backends.devices import check, move, parse, using
 from tinyalex.backends.geometry import BatchOptions
+from tinyalex.backends.layout import copy_with_room
 from tinyalex.backends.types import Array
 from tinyalex.data.dataset import Dataset
 from tinyalex.data.loader import Batch, Loader
@@ -120,7 +121,7 @@ class GPULoader(Loader):
             arrived = place.receive()
             if isinstance(self.transform, Deferred):
                 return self._prepared(self.transform, batch.images, arrived)
-            return array_module(arrived).moveaxis(arrived.copy(), -1, -3)
+            return copy_with_room(array_module(arrived).moveaxis(arrived, -1, -3))
 
     def _prepared(self, deferred: Deferred, records: np.ndarray, content: Array) -> Array:
         """Return the images float32 [N, channels, crop, crop] of records, `content` their bytes."""

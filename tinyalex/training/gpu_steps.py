@@ -13,6 +13,7 @@ from tinyalex.backends.cuda.sgd import Piece, StepTable
 from tinyalex.backends.cuda.step_state import KeySlots, StepReport
 from tinyalex.backends.devices import device_of, move
 from tinyalex.backends.gpu import cupy
+from tinyalex.backends.layout import copy_with_room
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch
 from tinyalex.nn import Module
@@ -88,7 +89,7 @@ class StepGraph:
 
     def _record(self, images: Array, labels: Array) -> None:
         xp = cupy()
-        self._images, self._labels = xp.empty_like(images), xp.empty_like(labels)
+        self._images, self._labels = copy_with_room(images), xp.empty_like(labels)
         self._slots = KeySlots(self._keys)
         # As large as those to come. With a gradient in it, that would stay, and take up the room.
         self._table = StepTable([piece._replace(grad=piece.param) for piece in self._pieces()])

@@ -10,7 +10,7 @@ from simt.exercises import exercise, to_device, to_host
 from simt.exercises.conv import FOURS, NO_IMAGES, ODD, UNEVEN, Problem, arrays, memory
 from tinyalex.backends import precision
 from tinyalex.backends.cuda.conv import choose
-from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.layout import as_nchw, channels_last, copy_with_room
 
 PHOTOGRAPHS = Problem(2, 3, (9, 8), 8, (5, 4), stride=(4, 3), padding=UNEVEN)
 CHOICES = (
@@ -52,6 +52,28 @@ def chosen_gradients(rng):
             choose.conv2d_bias_grad(inputs[0]),
         )
         check_gradients(grads, grad, x, weight, problem)
+
+
+@exercise("conv_forward_tensor.cu", "conv_weight_grad_tensor.cu")
+def images_with_room_for_a_fourth_channel(rng):
+    """What lies there counts for nothing, and results have the bits of images without it."""
+    options = PHOTOGRAPHS.options
+    for channels in (3, 1):
+        problem = PHOTOGRAPHS._replace(C=channels)
+        x, weight, bias, grad = map(to_device, arrays(rng, problem, np.float32))
+        for rest in (np.nan, np.inf, 1.0):
+            images = copy_with_room(x)
+            images.base[..., channels:] = rest
+            for part in (slice(None), slice(1, 2)):
+                found, expected = (
+                    (
+                        choose.conv2d_relu(i[part], weight, bias, options),
+                        choose.conv2d_weight_grad(grad[part], i[part], weight.shape, options),
+                    )
+                    for i in (images, x)
+                )
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(to_host(one), to_host(other))
 
 
 def check_gradients(grads, grad, x, weight, problem):

@@ -22,7 +22,7 @@ from tinyalex.backends.geometry import ConvOptions
 # sums round: 5e-7; it would be more than 1e-6 if the tensor cores summed up all by themselves.
 TOLERANCE = {"highest": 1e-6, "high": 4e-4, "medium": 3.2e-3}
 CUT = 9e-4  # Hopper's own instructions cut the bits off
-FORWARD = ("conv_forward_tensor.cu", "split_sum.cu")
+FORWARD = ("conv_forward_tensor.cu",)
 INPUT_GRAD = ("conv_input_grad_tensor.cu", "split_sum.cu")
 WEIGHT_GRAD = ("conv_weight_grad_tensor.cu", "split_sum.cu")
 

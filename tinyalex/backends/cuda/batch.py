@@ -9,7 +9,7 @@ import numpy as np
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.geometry import BatchOptions
 from tinyalex.backends.gpu import contiguous, cupy
-from tinyalex.backends.layout import as_nchw
+from tinyalex.backends.layout import empty_images, in_fours, with_room
 from tinyalex.backends.types import Array
 
 BLOCK = 64  # threads
@@ -34,7 +34,7 @@ def prepare(
     options: BatchOptions,
     offsets: np.ndarray | None = None,
 ) -> Array:
-    """Return float32 [N, stored, crop, crop], channels last in memory, as the transforms make it.
+    """Return float32 [N, channels, crop, crop], made by `empty_images`, as the transforms make it.
 
     ``y = (x - mean + offset) / std`` for the crop x of image n, mirrored where ``flips[n]``, that
     begins at row ``tops[n]`` and column ``lefts[n]``. The numbers are those of `TrainTransform` in
@@ -42,16 +42,15 @@ def prepare(
 
     ``images``: device array uint8 [N, H, W, 1 or 3]. All else is on the host: ``offsets``
     [N, channels] is the colour noise; a mean image is one of the same pixels as the images'. With
-    ``channels=1`` three colours become their luma. ``stored`` channels, where more than
-    ``channels``, are filled up with zeros. A mean image is uploaded at every call: pass it as a
-    device array to keep it there.
+    ``channels=1`` three colours become their luma. A mean image is uploaded at every call: pass it
+    as a device array to keep it there.
 
     Raises ValueError for shapes that do not fit, and for a crop that leaves its image.
     """
     N, H, W, C = images.shape
-    crop, mean, std, channels, stored = options
+    crop, mean, std, channels = options
     channels = channels or C
-    shape = BatchShape(H, W, C, crop, channels, stored or channels)
+    shape = BatchShape(H, W, C, crop, channels, in_fours(channels))
     places = _places(shape, N, tops, lefts, flips)
     shift = np.zeros((N, channels)) if offsets is None else np.asarray(offsets)
     if shift.shape != (N, channels):
@@ -63,21 +62,19 @@ def prepare(
     else:
         mean_image = contiguous(cupy().asarray(mean, np.float32))
     scale = np.broadcast_to(std, (channels,))
-    y = cupy().empty((N, crop, crop, shape.stored), np.float32)
+    y = empty_images((N, channels, crop, crop), np.float32)
     numbers = (cupy().asarray(a, np.float32) for a in (shift, scale))
-    args = (contiguous(images), cupy().asarray(places), mean_image, *numbers, y, shape)
+    args = (contiguous(images), cupy().asarray(places), mean_image, *numbers, with_room(y), shape)
     launch("batch.cu", "prepare_rows", (N * crop,), (BLOCK,), args)
-    return as_nchw(y)
+    return y
 
 
 def _places(
     shape: BatchShape, N: int, tops: np.ndarray, lefts: np.ndarray, flips: np.ndarray
 ) -> np.ndarray:
     """Return int32 [N, 3] of top, left, mirrored; ValueError for crops outside."""
-    if shape.C not in (1, 3) or shape.channels not in (1, shape.C) or shape.stored < shape.channels:
-        raise ValueError(
-            f"cannot make {shape.channels} of {shape.C} channels, and store {shape.stored}"
-        )
+    if shape.C not in (1, 3) or shape.channels not in (1, shape.C):
+        raise ValueError(f"cannot make {shape.channels} of {shape.C} channels")
     places = np.stack([np.broadcast_to(a, (N,)) for a in (tops, lefts, flips)], axis=1)
     room = np.array([shape.H, shape.W]) - shape.crop
     wrong = ((places[:, :2] < 0) | (places[:, :2] > room)).any(axis=1)

@@ -28,6 +28,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
     "int": np.dtype(np.int32),
+    "unsigned": np.dtype(np.uint32),
     "unsigned char": np.dtype(np.uint8),
     "unsigned short": np.dtype(np.uint16),
     "unsigned long long": np.dtype(np.uint64),

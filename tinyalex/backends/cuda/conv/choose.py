@@ -23,7 +23,7 @@ from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
-from tinyalex.backends.layout import as_nchw, channels_last
+from tinyalex.backends.layout import as_nchw, channels_last, in_fours, with_room
 from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array, Shape
 
@@ -89,32 +89,31 @@ def _tensor_shape(
 ) -> ConvShape | None:
     """Return the convolution for the tensor cores, None if they cannot.
 
-    They read four channels at a time. Photographs have three: they get a fourth, all zeros.
+    They read four channels at a time. Photographs have three: they get a fourth, which the kernels
+    take for zeros.
     """
     if shape.groups == 1:
-        shape = shape._replace(C=-(-shape.C // 4) * 4)
+        shape = shape._replace(C=in_fours(shape.C))
     suits = dtype == np.float32 and tensor_cores.applicable(shape, which)
     return shape if suits else None
 
 
 def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu: bool) -> Array:
-    x, weight = channels_last(x), channels_last(weight)
     bias = None if bias is None else contiguous(bias)
     padded = _tensor_shape(shape, x.dtype, "forward")
     if padded:
-        x, weight = _widened(x, padded.C), _widened(weight, padded.C // padded.groups)
+        x, weight = _images(x, padded.C), _widened(weight, padded.C // padded.groups)
         precision = get_float32_matmul_precision()
         y = tensor_cores.conv_forward_tensor(x, weight, bias, padded, precision, relu)
     elif x.dtype == np.float32:
-        y = tiled.forward(x, weight, bias, shape, relu)
+        y = tiled.forward(channels_last(x), channels_last(weight), bias, shape, relu)
     else:
-        y = im2col.forward(x, weight, bias, shape)
+        y = im2col.forward(channels_last(x), channels_last(weight), bias, shape)
         y = cupy().maximum(y, 0) if relu else y
     return as_nchw(y)
 
 
 def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
-    weight = channels_last(weight)
     padded = _tensor_shape(shape, grad.dtype, "input_grad")
     if padded:
         weight = _widened(weight, padded.C // padded.groups)
@@ -122,27 +121,36 @@ def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
         dx = tensor_cores.conv_input_grad_tensor(grad, weight, padded, precision)
         dx = dx[..., : shape.C]
     else:
-        dx = im2col.input_grad(grad, weight, shape)
+        dx = im2col.input_grad(grad, channels_last(weight), shape)
     return as_nchw(dx)
 
 
 def _weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
-    x = channels_last(x)
     padded = _tensor_shape(shape, grad.dtype, "weight_grad")
     if padded:
-        x, precision = _widened(x, padded.C), get_float32_matmul_precision()
+        x, precision = _images(x, padded.C), get_float32_matmul_precision()
         dweight = tensor_cores.conv_weight_grad_tensor(grad, x, padded, precision)
         dweight = contiguous(dweight[..., : shape.C // shape.groups])
     else:
-        dweight = im2col.weight_grad(grad, x, shape)
+        dweight = im2col.weight_grad(grad, channels_last(x), shape)
     return as_nchw(dweight)
 
 
-def _widened(array: Array, channels: int) -> Array:
-    """Return ``array`` [..., C] with zeros for the channels that it lacks."""
-    if array.shape[-1] == channels:
-        return array
-    wide = cupy().empty((*array.shape[:-1], channels), array.dtype)
-    args = array, wide, wide.size, array.shape[-1], channels
+def _images(x: Array, channels: int) -> Array:
+    """Return x [N, C, H, W] as [N, H, W, channels]; what lies beyond C may be anything."""
+    images = with_room(x)
+    return _widened(x, channels) if images is None else images
+
+
+def _widened(x: Array, channels: int) -> Array:
+    """Return x [N, C, H, W] as [N, H, W, channels], with zeros for what it lacks."""
+    N, C, H, W = x.shape
+    if channels == C:
+        return channels_last(x)
+    planar = x.flags.c_contiguous
+    x = contiguous(x if planar else x.transpose(0, 2, 3, 1))
+    steps = (H * W, 1) if planar else (1, C)
+    wide = cupy().empty((N, H, W, channels), x.dtype)
+    args = x, wide, wide.size, C, channels, H * W, *steps
     launch("pad_channels.cu", "pad_channels", (-(-wide.size // THREADS),), (THREADS,), args)
     return wide

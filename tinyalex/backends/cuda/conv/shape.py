@@ -27,6 +27,7 @@ class ConvShape(NamedTuple):
     dilation_h: int
     dilation_w: int
     groups: int
+    filled: int
 
     @classmethod
     def of(cls, input_shape: Shape, weight_shape: Shape, options: ConvOptions) -> ConvShape:
@@ -35,4 +36,4 @@ class ConvShape(NamedTuple):
         K, _, R, S = weight_shape
         Ho, Wo = conv_output_size((H, W), (R, S), options)
         stride, ((top, _), (left, _)), dilation, groups = options
-        return cls(N, H, W, C, K, R, S, Ho, Wo, *stride, top, left, *dilation, groups)
+        return cls(N, H, W, C, K, R, S, Ho, Wo, *stride, top, left, *dilation, groups, C)

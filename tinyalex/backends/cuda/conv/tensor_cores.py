@@ -16,9 +16,10 @@ Sums are float32, and taken in the same order in every run on the same kind of G
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.gpu import cupy, most_shared_bytes, multiprocessors
 from tinyalex.backends.types import Array
@@ -217,30 +218,30 @@ def _product(
     shape: ConvShape,
     precision: str,
     cut: Cut,
-    options: tuple[Array | None, bool] | tuple[()] = (),
+    options: tuple[Any, ...] = (),
 ) -> Array:
-    """Return a pass's result; ``options`` are bias and ReLU."""
+    """Return a pass's result; ``options`` are bias and ReLU, of forward.
+
+    There the last block to arrive adds the parts of a split sum.
+    """
     product = sizes(shape, which)
     tile, splits, split_k_tiles = plan(which, product, precision, cut)
-    parts = cupy().empty((splits, *result_shape), factors[0].dtype)
-    at_once = options if splits == 1 or not options else (None, False)
+    tiles = blocks(product, tile)
+    result = cupy().empty(result_shape, factors[0].dtype)
+    parts = cupy().empty((splits, *result_shape), result.dtype) if splits > 1 else None
+    into = result if options or parts is None else parts
+    if options:
+        arrived = None if parts is None else arrivals(tiles)
+        options = (*options, parts, arrived)
     launch(
         f"conv_{which}_tensor.cu",
         f"conv_{which}<{PRECISIONS[precision]}, {tile[0]}, {tile[1]}>",
-        grid=(blocks(product, tile) // shape.groups, shape.groups, splits),
+        grid=(tiles // shape.groups, shape.groups, splits),
         block=(threads(precision, tile),),
-        args=(*factors, parts, shape, split_k_tiles, *at_once),
+        args=(*factors, into, shape, split_k_tiles, *options),
         shared_bytes=shared_bytes(tile),
     )
-    if splits == 1:
-        return parts[0]
-    bias, relu = options or (None, False)
-    result = cupy().empty(result_shape, parts.dtype)
-    launch(
-        "split_sum.cu",
-        "split_sum",
-        grid=(-(-result.size // 256),),
-        block=(256,),
-        args=(parts, bias, result, splits, result.size, result.shape[-1], relu),
-    )
+    if into is not result:
+        grid, args = (-(-result.size // 256),), (parts, result, splits, result.size)
+        launch("split_sum.cu", "split_sum", grid=grid, block=(256,), args=args)
     return result
