@@ -37,10 +37,17 @@ from simt import resources, standin  # the real cupy is imported first, for its 
 DOCUMENT = report.ROOT / "kernels" / "README.md"
 NAME, MARK = "gpu-ladder", "kernel-ladder"
 LRN, WINDOW = NormOptions(5, 5e-4, 0.75, 2.0), PoolOptions((3, 3), (2, 2))
-SMALL = {"images": (2, 16, 9, 9), "filters": 24, "groups": 2}
-FULL = {"images": (128, 256, 13, 13), "filters": 384, "groups": 1}  # the paper's conv3
-SMALL_TEXT = "2 images of 9 x 9 pixels with 16 channels, 24 filters of 3 x 3 in two groups"
-FULL_TEXT = "128 images of 13 x 13 pixels with 256 channels, 384 filters of 3 x 3: conv3"
+SMALL = {"images": (2, 16, 9, 9), "filters": 24, "groups": 2, "rows": (2, 144, 24)}
+# The paper's conv3, and its fc6 on one image.
+FULL = {"images": (128, 256, 13, 13), "filters": 384, "groups": 1, "rows": (1, 9216, 4096)}
+SMALL_TEXT = (
+    "2 images of 9 x 9 pixels with 16 channels, 24 filters of 3 x 3 in two groups, and a linear "
+    "layer of 144 inputs and 24 outputs"
+)
+FULL_TEXT = (
+    "128 images of 13 x 13 pixels with 256 channels, 384 filters of 3 x 3: conv3; a linear layer: "
+    "fc6, one image"
+)
 HEAD = "| kernel | idea | off by | registers | spilled | shared | time | of the floor's speed |"
 L2_RATE = 6e12  # bytes per second of an H100's L2 cache, an estimate
 
@@ -59,6 +66,7 @@ def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:
     small = pool_output_size((H, W), WINDOW)
     within = NormOptions(5, 1e-3, 0.75, 1.0)
     pooled = normal(N, C, *small)
+    rows, inputs, outputs = sizes["rows"]
     taps = cpu.max_pool2d(x, WINDOW, small)[1]
     return {
         "conv2d": (x, weight, normal(filters), convolution),
@@ -73,6 +81,7 @@ def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:
         "norm_max_pool2d_input_grad": (pooled, taps, x, LRN, WINDOW),
         "within_channel_response_norm": (x, within),
         "within_channel_response_norm_input_grad": (normal(*x.shape), x, within),
+        "linear": (normal(rows, inputs), normal(outputs, inputs), normal(outputs)),
         "relu": (x,),
         "relu_input_grad": (normal(*x.shape), x),
     }[kernel]

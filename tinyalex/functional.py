@@ -335,13 +335,26 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias``: x [..., I], weight [O, I], bias [O] -> [..., O]."""
-    _tensor(x, "x")
+    return _linear(matmul.Linear, x, weight, bias)
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``relu(linear(...))``, in one pass where the backend can.
+
+    A `tinyalex.nn.Sequential` calls this for a Linear that is followed by a ReLU.
+    """
+    if fused.available(_tensor(x, "x").data, "linear_relu"):
+        return _linear(fused.LinearReLU, x, weight, bias)
+    return relu(linear(x, weight, bias))
+
+
+def _linear(function: type[Function], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     bias_data = None if bias is None else _tensor(bias, "bias").data
-    matmul.check_linear(x.data, _tensor(weight, "weight").data, bias_data)
+    matmul.check_linear(_tensor(x, "x").data, _tensor(weight, "weight").data, bias_data)
     if x.ndim == 2:
-        return matmul.Linear.apply(x, weight, bias)
+        return function.apply(x, weight, bias)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return matmul.Linear.apply(rows, weight, bias).reshape(*x.shape[:-1], weight.shape[0])
+    return function.apply(rows, weight, bias).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:

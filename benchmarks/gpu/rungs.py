@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from tinyalex.backends import cuda
-from tinyalex.backends.cuda import lrn, lrn_pool, pool, within_norm
+from tinyalex.backends.cuda import linear, lrn, lrn_pool, pool, within_norm
 from tinyalex.backends.cuda.conv import hopper, im2col, naive, tensor_cores, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.layout import as_nchw, channels_last
@@ -150,14 +150,29 @@ FAMILIES: dict[str, list[Rung]] = {
             "conv2d",
             partial(_forward, im2col.forward),
         ),
-        Rung("split_sum.cu", ("split_sum",), "adds up the parts of a split reduction, in order"),
-        Rung("pad_channels.cu", ("pad_channels",), "photographs of three channels get a fourth"),
+        Rung(
+            "split_sum.cu", ("split_sum",), "adds up the parts of a gradient's split sum, in order"
+        ),
+        Rung(
+            "pad_channels.cu",
+            ("pad_channels",),
+            "weights and images of three channels get a fourth",
+        ),
         Rung(
             "bias_grad.cu",
             _typed("bias_grad", "relu_bias_grad"),
             "sums a channel in ranges, then the ranges; masks by a ReLU on the way",
             "conv2d_bias_grad",
             cuda.conv2d_bias_grad,
+        ),
+    ],
+    "Linear layers of few rows": [
+        Rung(
+            "few_rows.cu",
+            _typed("few_rows"),
+            "weights read once, 16 bytes per lane and step; bias and ReLU on the way",
+            "linear",
+            linear.few_rows,
         ),
     ],
     "Local response normalisation": [

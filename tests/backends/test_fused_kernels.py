@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("separate", [reference, cpu], ids=["reference", "
 
 def test_all_fused_kernels_are_there_and_tested():
     tested = {"conv2d_relu", "norm_max_pool2d"}
-    on_gpus = {"norm_max_pool2d_relu_bias_grad"}
+    on_gpus = {"norm_max_pool2d_relu_bias_grad", "linear_relu"}
     gradients = {"conv2d_relu_grads", "norm_max_pool2d_input_grad"}
     assert set(FUSED_KERNELS) == tested | gradients | on_gpus
     for name in (*FUSED_KERNELS, *KERNELS):

@@ -52,6 +52,7 @@ FUNCTIONS = {
     "relu": {"x": IMAGES},
     "dropout": {"x": IMAGES, "p": 0.4, "training": True},
     "linear": {"x": normal(2, 3), "weight": normal(4, 3), "bias": normal(4)},
+    "linear_relu": {"x": normal(2, 3), "weight": normal(4, 3), "bias": normal(4)},
     "pad": {"x": normal(2, 3), "pad": (1, 2), "mode": "constant", "value": 0.5},
     "softmax": {"x": normal(2, 3), "dim": 1},
     "log_softmax": {"x": normal(2, 3), "dim": 1},

@@ -31,6 +31,7 @@ RUNS = {
     "conv, relu, dilated": (conv_relu(dilation=2), 9),
     "conv, relu, strided": ([nn.Conv2d(3, 16, 11, 4, 2), nn.ReLU()], 51),
     "conv without a bias, relu": (conv_relu(bias=False), 9),
+    "linear, relu": ([nn.Linear(9, 7), nn.ReLU()], 9),
     "norm, pool": (norm_pool(), 9),
     "norm, pool, even size": (norm_pool(4), 9),
     "norm, pool, groups": (norm_pool(3, 4), 9),

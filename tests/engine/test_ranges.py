@@ -113,6 +113,7 @@ FUNCTIONS = {
     "relu": ([IMAGES], F.relu),
     "dropout": ([IMAGES], seeded_dropout),
     "linear": ([ROWS, MATRIX, (5,)], F.linear),
+    "linear_relu": ([ROWS, MATRIX, (5,)], F.linear_relu),
     "pad": ([ROWS], lambda x: F.pad(x, (1, 2), value=3)),
     "softmax": ([ROWS], lambda x: F.softmax(x, 1)),
     "log_softmax": ([ROWS], lambda x: F.log_softmax(x, 1)),

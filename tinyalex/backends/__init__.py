@@ -51,6 +51,7 @@ KERNELS = {
 FUSED_KERNELS = {
     "conv2d_relu": "conv2d, then relu",
     "conv2d_relu_grads": "its three gradients",
+    "linear_relu": "linear, then relu",
     "norm_max_pool2d": "local_response_norm, then max_pool2d without dilation",
     "norm_max_pool2d_input_grad": "its gradient",
     "norm_max_pool2d_relu_bias_grad": "its gradient, then relu's, and of that conv2d_bias_grad",

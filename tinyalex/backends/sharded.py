@@ -37,7 +37,7 @@ def joined(outputs: Sequence[Array]) -> Array:
     return whole
 
 
-OUTPUTS = {"linear": 1, "linear_input_grad": 1, "conv2d": 1, "conv2d_relu": 1}
+OUTPUTS = dict.fromkeys(("linear", "linear_relu", "linear_input_grad", "conv2d", "conv2d_relu"), 1)
 """Kernels with an output per image, and how many of their first arguments have one."""
 SUMS = {"linear_weight_grad": 2, "conv2d_weight_grad": 2, "conv2d_bias_grad": 1}
 """Kernels with a sum over images, and how many of their first arguments have a row per image."""

@@ -14,6 +14,7 @@ import tinyalex.functional as F
 from tinyalex.choices import Choice
 from tinyalex.nn.activation import ReLU
 from tinyalex.nn.conv import Conv2d
+from tinyalex.nn.linear import Linear
 from tinyalex.nn.module import Module
 from tinyalex.nn.normalization import LocalResponseNorm
 from tinyalex.nn.pooling import MaxPool2d
@@ -37,6 +38,10 @@ def _conv2d_relu(layers: Sequence[Any], x: Tensor) -> Tensor:
     return F.conv2d_relu(x, conv.weight, conv.bias, *_convolution(conv))
 
 
+def _linear_relu(layers: Sequence[Any], x: Tensor) -> Tensor:
+    return F.linear_relu(x, layers[0].weight, layers[0].bias)
+
+
 def _norm_max_pool2d(layers: Sequence[Any], x: Tensor) -> Tensor:
     norm, pool = layers
     return F.local_response_norm_max_pool2d(x, *_numbers(norm), *_window(pool))
@@ -52,6 +57,7 @@ def _conv2d_relu_norm_max_pool2d(layers: Sequence[Any], x: Tensor) -> Tensor:
 RUNS: tuple[tuple[tuple[type[Module], ...], Callable[[Sequence[Any], Tensor], Tensor]], ...] = (
     ((Conv2d, ReLU, LocalResponseNorm, MaxPool2d), _conv2d_relu_norm_max_pool2d),
     ((Conv2d, ReLU), _conv2d_relu),
+    ((Linear, ReLU), _linear_relu),
     ((LocalResponseNorm, MaxPool2d), _norm_max_pool2d),
 )
 
@@ -94,6 +100,7 @@ def run(layers: Sequence[Module], x: Tensor) -> Tensor:
 
 FUNCTIONS: dict[type[Module], str] = {
     Conv2d: "conv2d",
+    Linear: "linear",
     LocalResponseNorm: "local_response_norm",
     MaxPool2d: "max_pool2d",
     ReLU: "relu",

@@ -9,8 +9,10 @@ from __future__ import annotations
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions
+from tinyalex.backends.numerics import LONG
 from tinyalex.backends.types import Array
 from tinyalex.ops import conv, normalization, pool
+from tinyalex.ops.matmul import Linear
 
 
 def available(x: Array, kernel: str) -> bool:
@@ -38,6 +40,24 @@ class Conv2dReLU(Function):
         x, weight, y = self.saved
         kernel = backends.of(grad).conv2d_relu_grads
         return kernel(grad, y, x, weight, self.needs_input_grad, self.shapes, self.options)
+
+
+class LinearReLU(Linear):
+    """``max(linear(x, weight, bias), 0)``; see `matmul.Linear`. Kept: the input, the output."""
+
+    def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        kernels = backends.of(x)
+        if x.shape[1] > LONG:  # summed in pieces
+            y = kernels.relu(super().forward(x, weight, bias))
+        else:
+            y = kernels.linear_relu(x, weight, bias)
+        need_x, need_weight, _ = self.needs_input_grad
+        self.save(x if need_weight else None, weight if need_x else None, y)
+        return y
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        x, weight, y = self.saved
+        return self.grads(backends.of(grad).relu_input_grad(grad, y), x, weight)
 
 
 class LocalResponseNormMaxPool2d(Function):

@@ -62,7 +62,10 @@ class Linear(Function):
         )
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        x, weight = self.saved
+        return self.grads(grad, *self.saved)
+
+    def grads(self, grad: Array, x: Array, weight: Array) -> tuple[Array | None, ...]:
+        """Return (dx, dweight, dbias), each only if needed."""
         kernels = backends.of(grad)
         need_x, need_weight, need_bias = self.needs_input_grad
         dx = dweight = None

@@ -21,7 +21,7 @@ from tinyalex.backends.cuda.elementwise import (
     relu,
     relu_input_grad,
 )
-from tinyalex.backends.cuda.linear import linear, linear_input_grad, linear_weight_grad
+from tinyalex.backends.cuda.linear import linear, linear_input_grad, linear_relu, linear_weight_grad
 from tinyalex.backends.cuda.loss import cross_entropy, cross_entropy_input_grad
 from tinyalex.backends.cuda.lrn import local_response_norm, local_response_norm_input_grad
 from tinyalex.backends.cuda.lrn_pool import (
@@ -50,6 +50,7 @@ __all__ = [
     "dropout",
     "linear",
     "linear_input_grad",
+    "linear_relu",
     "linear_weight_grad",
     "local_response_norm",
     "local_response_norm_input_grad",

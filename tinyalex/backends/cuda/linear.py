@@ -12,8 +12,9 @@ on 132 multiprocessors do not ask for memory fast enough: so the kernels split t
 more blocks read.
 
 With a few images most of a tile is empty, but costs what a full one does, and with 3xTF32 that is
-3 * 20 us, more than the reading. There cuBLAS computes: it has kernels for matrices that
-are almost vectors. Where the line is best drawn is not yet measured on hardware.
+3 * 20 us, more than the reading. There ``kernels/few_rows.cu`` computes, which reads the weights
+once and multiplies exactly, whatever precision was asked for; its shared first-level cache is what
+ends its reach. Where the line is best drawn is not yet measured on hardware.
 """
 
 from __future__ import annotations
@@ -22,24 +23,50 @@ import numpy as np
 
 from tinyalex.backends.cuda.conv import tensor_cores
 from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.geometry import ConvOptions
-from tinyalex.backends.gpu import contiguous
+from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.precision import get_float32_matmul_precision as precision
 from tinyalex.backends.types import Array
 
-FEW = 8  # images, up to which cuBLAS computes
+FEW = 8  # images, in forward; as MOST in few_rows.cu
+THREADS, OUTPUTS = 256, 16  # of a block of few_rows.cu
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """Return ``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O]."""
+    return _forward(x, weight, bias, relu=False)
+
+
+def linear_relu(x: Array, weight: Array, bias: Array | None) -> Array:
+    """Return max(y, 0) of `linear`: what is negative becomes 0 before it is stored."""
+    return _forward(x, weight, bias, relu=True)
+
+
+def _forward(x: Array, weight: Array, bias: Array | None, relu: bool) -> Array:
     shape = _shape(len(x), weight.shape[1], len(weight))
+    bias = None if bias is None else contiguous(bias)
+    if _few(x, shape):
+        return few_rows(x, weight, bias, relu)
     if _suits(x, shape, "forward"):
-        bias = None if bias is None else contiguous(bias)
-        y = tensor_cores.conv_forward_tensor(_pixels(x), _pixels(weight), bias, shape, precision())
+        pixels = _pixels(x), _pixels(weight)
+        y = tensor_cores.conv_forward_tensor(*pixels, bias, shape, precision(), relu)
         return y.reshape(shape.N, shape.K)
     y = x @ weight.T
     if bias is not None:
         y += bias
+    return cupy().maximum(y, 0, out=y) if relu else y
+
+
+def few_rows(x: Array, weight: Array, bias: Array | None, relu: bool = False) -> Array:
+    """Return `linear` of up to `FEW` rows, or max(y, 0) of it.
+
+    The number of inputs is a multiple of four.
+    """
+    (N, I), O = x.shape, len(weight)  # noqa: E741 (as the kernel names them)
+    y = cupy().empty((N, O), x.dtype)
+    args = contiguous(x), contiguous(weight), bias, y, N, I, O, relu
+    launch("few_rows.cu", f"few_rows_{type_name(x.dtype)}", (-(-O // OUTPUTS),), (THREADS,), args)
     return y
 
 
@@ -60,6 +87,10 @@ def linear_weight_grad(grad: Array, x: Array) -> Array:
         dweight = tensor_cores.conv_weight_grad_tensor(*pixels, shape, precision())
         return dweight.reshape(shape.K, shape.C)
     return grad.T @ x
+
+
+def _few(x: Array, shape: ConvShape) -> bool:
+    return 0 < shape.N <= FEW and shape.C % 4 == 0 and x.dtype in (np.float32, np.float64)
 
 
 def _suits(x: Array, shape: ConvShape, which: tensor_cores.Pass) -> bool:

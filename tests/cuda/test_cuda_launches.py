@@ -1,0 +1,85 @@
+"""Launches of a prediction and of a step, counted on the stand-in."""
+
+import numpy as np
+import pytest
+from helpers import normal
+
+import tinyalex as ta
+from tinyalex import models, optim
+from tinyalex.backends.cuda.conv import choose, tensor_cores
+from tinyalex.backends.cuda.conv.tensor_cores import Cut
+from tinyalex.backends.devices import move, use
+from tinyalex.backends.layout import copy_with_room, with_room
+from tinyalex.data import Batch
+from tinyalex.models import VARIANTS
+from tinyalex.ops.fused import LinearReLU
+from tinyalex.training.gpu_steps import GPUSteps
+
+THIN = 4  # leaves a multiple of four channels in each group
+
+
+@pytest.fixture(autouse=True)
+def _split(standin, monkeypatch):
+    """Let every convolution's sum be split in three, as it is where multiprocessors would idle."""
+    plan = tensor_cores.plan
+    monkeypatch.setattr(tensor_cores, "plan", lambda *product: plan(*product[:3], Cut(splits=3)))
+    use("cuda")  # with a stream that can be recorded
+
+
+def thin(variant):
+    ta.manual_seed(5)
+    return models.alexnet(VARIANTS[variant].thinner(THIN, 67), 10).to("cuda")
+
+
+def recorded(xp, call):
+    """Return the result of a recorded call, and the graph."""
+    pool, stream = xp.cuda.MemoryPool(), xp.cuda.Stream(non_blocking=True)
+    with stream, xp.cuda.using_allocator(pool.malloc):
+        call()
+        stream.begin_capture()
+        try:
+            result = call()
+        finally:
+            graph = stream.end_capture()
+    return result, graph, pool
+
+
+@pytest.mark.parametrize("variant", ["paper", "one_tower"])
+@pytest.mark.parametrize(("place", "most"), [(lambda x: x, 14), (copy_with_room, 13)])
+def test_a_prediction_of_one_image(standin, rng, variant, place, most):
+    model = thin(variant).eval()
+    images = normal(rng, (1, 3, 67, 67), np.float32)
+    on_gpu = ta.Tensor(place(ta.Tensor(images).to("cuda").data))
+    with ta.no_grad():
+        logits, graph, _pool = recorded(standin, lambda: model(on_gpu))
+        wanted = model.to("cpu")(ta.Tensor(images)).data
+    assert len(graph._work) <= most
+    for _ in range(2):  # counters of blocks are zeros again
+        graph.launch()
+        found = move(logits.data, "cpu")
+        assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
+        logits.data[...] = np.nan
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_step_pads_no_images(rng, monkeypatch, graph):
+    """Only the weights of the first layer, once."""
+    padded = []
+    launch = choose.launch
+    monkeypatch.setattr(
+        choose, "launch", lambda *args: padded.append(args[4][1].shape) or launch(*args)
+    )
+    model = thin("paper")
+    steps = GPUSteps(model, optim.SGD(model.parameters(), lr=1e-3), every=9, graph=graph)
+    images = copy_with_room(ta.Tensor(normal(rng, (2, 3, 67, 67), np.float32)).to("cuda").data)
+    for step in range(3):
+        ta.random.start_step(step)
+        steps.take(Batch(images, np.array([0, 1]), np.arange(2)))
+    assert padded == [(24, 11, 11, 4)] * 3
+    if graph:
+        assert with_room(steps._graph._images) is not None
+
+
+def test_a_linear_layer_and_its_relu_are_one_op():
+    y = thin("paper").classifier[:2](ta.zeros((1, 64)).to("cuda"))
+    assert isinstance(y.grad_fn, LinearReLU)
