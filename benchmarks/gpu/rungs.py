@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from tinyalex.backends import cuda
-from tinyalex.backends.cuda import linear, lrn, lrn_pool, pool, within_norm
+from tinyalex.backends.cuda import lrn, lrn_pool, pool, within_norm
 from tinyalex.backends.cuda.conv import hopper, im2col, naive, tensor_cores, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.linear import few_rows
 from tinyalex.backends.layout import as_nchw, channels_last
 
 Call = Callable[..., Any]
@@ -172,7 +173,7 @@ FAMILIES: dict[str, list[Rung]] = {
             _typed("few_rows"),
             "weights read once, 16 bytes per lane and step; bias and ReLU on the way",
             "linear",
-            linear.few_rows,
+            few_rows,
         ),
     ],
     "Local response normalisation": [
