@@ -126,8 +126,10 @@ def _joined(rows: list[dict[str, Any]], least: float) -> list[dict[str, Any]]:
 
 def _draw_loss(axes: Any, curves: _Curves) -> None:
     steps, epochs, chance = curves.steps, curves.epochs, math.log(curves.num_classes)
-    axes.plot(steps["at"], steps["loss"], _mark(steps), color=BLUE, lw=1, ms=4, label="training")
-    axes.plot(epochs["at"], epochs["val_loss"], "o-", color=RED, ms=4, label="validation")
+    axes.plot(
+        steps["at"], steps["loss"], _style(steps, 1), color=BLUE, lw=1, ms=4, label="training"
+    )
+    axes.plot(epochs["at"], epochs["val_loss"], _style(epochs), color=RED, ms=4, label="validation")
     guessing = f"guessing: ln({curves.num_classes})"
     axes.axhline(chance, color=PALE, ls="--", lw=1, label=guessing)
     axes.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.05 * max(axes.get_ylim()[1], chance)))
@@ -137,19 +139,20 @@ def _draw_loss(axes: Any, curves: _Curves) -> None:
 def _draw_accuracy(axes: Any, curves: _Curves) -> None:
     steps, epochs = curves.steps, curves.epochs
     top1 = [100 * share for share in steps["top1"]]
-    axes.plot(steps["at"], top1, _mark(steps), color=BLUE, lw=1, ms=4, label="training top-1")
-    for k, style in ((1, "o-"), (5, "o:")):
+    axes.plot(steps["at"], top1, _style(steps, 1), color=BLUE, lw=1, ms=4, label="training top-1")
+    for k, line in ((1, "-"), (5, ":")):
         if curves.num_classes > k:
             values = [100 * share for share in epochs[f"val_top{k}"]]
+            style = _style(epochs, line=line)
             axes.plot(epochs["at"], values, style, color=RED, ms=4, label=f"validation top-{k}")
     axes.axhline(100 / curves.num_classes, color=PALE, ls="--", lw=1, label="guessing")
     axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 102))
     _tidy(axes)
 
 
-def _mark(points: dict[str, list[float]]) -> str:
-    """Return the style of a line, or of a single point."""
-    return "o" if len(points["at"]) == 1 else "-"
+def _style(points: dict[str, list[float]], most: int = 50, line: str = "-") -> str:
+    """Return the style of a line, with dots where there are at most so many points."""
+    return f"o{line}" if len(points["at"]) <= most else line
 
 
 CURVES = {"loss": _draw_loss, "accuracy": _draw_accuracy}
