@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import math
 import os
+import select
 import signal
 import sys
 import threading
@@ -29,11 +30,13 @@ Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | No
 class StoppedError(Exception):
     """Training stopped after it had saved its state."""
 
-    def __init__(self, reason: str, exit_code: int, missing: str = "") -> None:
+    def __init__(self, reason: str, exit_code: int, missing: str = "", call: str = "") -> None:
         super().__init__(f"stopped by {reason}")
         self.reason = reason
         self.missing = missing
         """Work left after training, in words."""
+        self.call = call
+        """The command for that, "" for that which resumes the run."""
         self.exit_code = exit_code
         """As shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP,
         else 0.
@@ -85,9 +88,9 @@ class StopRequest:
                 self.reason = "the time limit"
         return self.reason is not None
 
-    def error(self, missing: str = "") -> StoppedError:
+    def error(self, missing: str = "", call: str = "") -> StoppedError:
         """Return the error that tells those above."""
-        return StoppedError(str(self.reason), self.exit_code, missing)
+        return StoppedError(str(self.reason), self.exit_code, missing, call)
 
     def __enter__(self) -> StopRequest:
         self._previous.append(_answer(self._handle))
@@ -103,12 +106,13 @@ class StopRequest:
         kills = self._insistent and not gentle
         self._insistent = not gentle
         self.reason, self.exit_code = signal.Signals(signum).name, _exit_code(signum)
+        if kills:
+            signal.signal(signum, signal.SIG_DFL)
         if not self.silent:
             again = "" if gentle else f" (once more to stop at once{self.lost()})"
             text = f"stopped at once{self.lost()}" if kills else self.under_way + again
-            _tell(text.encode())
+            _tell(text.encode(), patient=not kills)
         if kills:
-            signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
 
@@ -194,12 +198,14 @@ def _exit_code(signum: int) -> int:
     return 0 if signum == PAUSE else 128 + signum
 
 
-def _tell(what: bytes) -> None:
+def _tell(what: bytes, patient: bool = True) -> None:
+    """Write a line to stderr; unless `patient`, only where its reader keeps up."""
     if sys.stderr is None:  # closed: the number may be that of another file by now
         return
     with suppress(OSError):  # without a reader
-        # os.write, not print: a handler may run in the middle of another print.
-        os.write(2, b"\n" + what + b"\n")
+        if patient or select.select([], [2], [], 0)[1]:
+            # os.write, not print: a handler may run in the middle of another print.
+            os.write(2, b"\n" + what + b"\n")
 
 
 def _answer(handle: Handler, besides: Sequence[int | None] = ()) -> dict[int, Handler]:

@@ -154,6 +154,15 @@ def test_a_mistake_is_told_once(photos, tmp_path):
         assert not out.exists()
 
 
+def test_an_output_folder_that_cannot_be_written_is_told_once(photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file/run"
+    code, _, complaints = finish(train(2, "--data", photos, *OPTIONS, "--out", out))
+    expected = f"error: {out} cannot be written to ({tmp_path / 'file'}: Not a directory): "
+    assert complaints == f"{expected}give another place with --out\n"
+    assert code == 2
+
+
 def both(first, second):
     """Start one rank with some arguments and another with others."""
     words = [sys.executable, commands.__file__, "train"]

@@ -187,6 +187,27 @@ def test_second_signal_stops_at_once():
     assert process.stderr.endswith(b"\nstopped at once, without this\n")
 
 
+def test_second_signal_stops_where_nobody_reads_what_it_says():
+    program = """if True:
+        import os, signal, threading
+        from tinyalex.training import StopRequest
+        threading.Timer(30, os._exit, [1]).start()
+        os.set_blocking(2, False)
+        try:
+            while True:
+                os.write(2, bytes(4096))
+        except BlockingIOError:
+            os.set_blocking(2, True)
+        with StopRequest():
+            for delay in (0.2, 0.6):
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Event().wait()
+    """
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    with process.stderr:
+        assert process.wait(timeout=60) == -signal.SIGINT
+
+
 def test_a_closed_terminal_may_say_so_twice_and_nohup_holds():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGHUP)

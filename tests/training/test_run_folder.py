@@ -32,6 +32,7 @@ from tinyalex.training import (
     Checkpoints,
     StoppedError,
     StopRequest,
+    Trainer,
     load_checkpoint,
     new_run,
     read_metrics,
@@ -165,6 +166,7 @@ def test_a_run_ends_without_its_best_network(photos, tmp_path, copy, spoil, monk
     ("moment", "wanted", "under_way", "missing"),
     [
         ("evaluate", "--report", "ending the test", "the test, the pictures and the report can"),
+        ("evaluate", "--no-report", "ending the test", "the test and the pictures can follow"),
         ("first_filters", "--no-report", "finishing the pictures", "nothing is missing"),
         ("first_filters", "--report", "finishing the pictures", "the report can follow: "),
         ("draw_report", "--report", "finishing the report", "nothing is missing"),
@@ -186,6 +188,29 @@ def test_a_signal_after_training_says_what_is_missing(
     assert capfd.readouterr().err == expected
     assert f"stopped by SIGTERM once training was over and saved; {missing}" in said
     assert (out / "curves.png").exists() == (moment != "evaluate")
+
+
+@pytest.mark.parametrize("how", ["signal", "time limit"])
+def test_a_stop_after_the_last_epoch_says_what_is_missing(photos, tmp_path, monkeypatch, how):
+    def end_epoch(self, scores):
+        before(self, scores)
+        if self.run.state.epoch == 3 and how == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self.run.state.epoch == 3:
+            monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+
+    before = Trainer._end_epoch
+    monkeypatch.setattr(Trainer, "_end_epoch", end_epoch)
+    out = tmp_path / "run"
+    limit = ("--time-limit", "1h") if how == "time limit" else ()
+    code, said, _ = train_on(photos, out, "--report", *limit)
+    assert code == (143 if how == "signal" else 0)
+    assert (
+        "once training was over and saved; the report can follow: python -m tinyalex report "
+        in said
+    )
+    assert (out / "curves.png").exists()
+    assert not (out / "report.html").exists()
 
 
 def test_a_signal_says_what_a_second_one_would_lose(photos, tmp_path, capfd):

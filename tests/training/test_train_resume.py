@@ -37,10 +37,12 @@ pytestmark = pytest.mark.usefixtures("tiny")
 def test_resuming_a_finished_run_changes_nothing(copy, trained):
     (copy / "run.json").write_text('{"sessions": [5]}')
     before = contents(copy)
+    assert "anew" not in run(TRAIN, "--resume", copy, "--dry-run")[1]
     code, said, _ = run(TRAIN, "--resume", copy)
     assert code == 0
     assert "from step 21 on" in said
     assert "nothing is left to train: the run has its 3 epochs" in said
+    assert said.count("its pictures are drawn anew") == 1
     assert result(copy) == result(trained)
     names = {path.name for path, *_ in set(contents(copy)) - set(before)}
     assert names == {"run.json", "metrics.jsonl", "filters.png", "curves.png"}

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from tinyalex.calls import call_of
 from tinyalex.cli.network import Network, read_network
 from tinyalex.cli.report import Splits, write_report
 from tinyalex.files import FileError
@@ -26,7 +27,7 @@ from tinyalex.training.trainer import Trainer
 def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
     """Test the network, draw the pictures, and say what there is now.
 
-    Raises StoppedError after a signal.
+    Raises StoppedError after a signal or the time limit.
     """
     run, out = trainer.run, trainer.here()
     say = trainer.progress.say
@@ -54,7 +55,8 @@ def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
         model = network.classifier.model.to(run.settings.device)
         scores = evaluate(model, run.test_data, trainer.progress, stop, "testing")
         if scores is None:
-            raise stop.error("the test, the pictures and the report")
+            rest = ", the pictures and the report" if report else " and the pictures"
+            raise stop.error(f"the test{rest}")
         results = {"loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
         trainer.append({"kind": "test", "step": run.state.step, **results})
         tell(
@@ -104,8 +106,8 @@ def finish(trainer: Trainer, stop: StopRequest, report: bool = True) -> None:
             size = (out / name).stat().st_size / 1e6
             text += " (from before, not drawn anew)" if name in old else ""
             say(folded(f"  {name:20} {size:7.2f} MB  {text}", 35))
-    if stop.reason is not None:  # a signal
-        raise stop.error(missing)
+    if stop.reason is not None:
+        raise stop.error(missing, call_of("report", out) if missing else "")
 
 
 def draw_report(trainer: Trainer, network: Network, path: Path) -> None:

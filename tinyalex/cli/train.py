@@ -83,7 +83,7 @@ def begin(
     del asked  # which has the checkpoint, too
     ranks = Ranks(link, settings.shards, settings.parallel, args.check_sync)
     try:
-        if ranks.first and not (args.summary or args.overfit):
+        if not (args.summary or args.overfit):
             instead = "give --resume a copy of it elsewhere" if args.resume else ELSEWHERE
             check_writable(args.out, advice=instead)
         if args.overfit:
@@ -108,7 +108,8 @@ def begin(
         if run.state.epoch == settings.epochs:
             epochs = counted(settings.epochs, "epoch")
             left = f"nothing is left to train: the run has its {epochs} (more --epochs train on)"
-            say(folded(f"{left}; resuming it draws its pictures anew", 2))
+            anew = "" if args.dry_run else "; its pictures are drawn anew"
+            say(folded(left + anew, 2))
         if args.dry_run:
             dry_run(run, args.out)
             return DONE
@@ -250,8 +251,7 @@ def train(trainer: Trainer, stop: StopRequest, report: bool = True) -> int:
         if not (apart or stop):  # of this rank alone
             return end(f"stopped by {stopped.reason}", stopped.exit_code)
         if run.state.epoch == run.settings.epochs:
-            again = call_of("report", out) if stopped.missing == "the report" else resume
-            missing = f"{stopped.missing} can follow: {again}"
+            missing = f"{stopped.missing} can follow: {stopped.call or resume}"
             rest = missing if stopped.missing else "nothing is missing"
             say(f"stopped by {stopped.reason} once training was over and saved; {rest}")
             return stopped.exit_code

@@ -182,7 +182,7 @@ class Trainer:
             self._end_epoch(scores)
             self._save_if_due(epoch_ends=True)
         self._save()
-        if stop:
+        if stop and state.epoch < epochs:
             raise stop.error()
 
     def _lost(self) -> str:
