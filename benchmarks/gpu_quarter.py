@@ -8,8 +8,8 @@ from a plain checkout, with whatever Python has CuPy; nothing is installed. Each
 repeated by itself. Its steps run one after the other, each in a process of its own with a limit of
 its own, what is worth most first; at a limit the process and its children are killed. FOLDER (by
 default the environment's OUT) gets gpu-part-N.jsonl, a line for whatever was measured, and
-gpu-part-N.tar.gz, which has these lines, all logs and the golden fragments. Where .git does not
-travel along, TINYALEX_COMMIT tells which program it was. Afterwards, on any machine:
+gpu-part-N-TIME.tar.gz, which has these lines, all logs and the golden fragments. Where .git does
+not travel along, TINYALEX_COMMIT tells which program it was. Afterwards, on any machine:
 
     python benchmarks/gpu_quarter.py --table FOLDER/*.tar.gz  # into docs/gpu.md and tests/golden
 
@@ -117,7 +117,7 @@ def run(step: Step, of: str, until: float, lines: Path, toy: bool, logs: Path, c
         return f"skipped: there is no {program}"
     command = [*step.above, PYTHON, __file__, "--step", step.name, *step.words]
     command += [f"--of={of}", f"--lines={lines}", f"--logs={logs}"]
-    command += [f"--seconds={until - clock():.1f}"]
+    command += [f"--until={time.monotonic() + until - clock():.1f}"]
     command += ["--toy"] if toy else []
     environment = {
         **os.environ,
@@ -150,6 +150,7 @@ def run(step: Step, of: str, until: float, lines: Path, toy: bool, logs: Path, c
 def run_part(number: int, out: Path, toy: bool, clock: Clock) -> None:
     """Run the steps of a part, and pack up after each."""
     part, lines = PARTS[number], out / f"gpu-part-{number}.jsonl"
+    archive = out / f"{lines.stem}-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz"
     end = clock() + part.seconds
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
@@ -164,17 +165,17 @@ def run_part(number: int, out: Path, toy: bool, clock: Clock) -> None:
             finally:
                 seconds = clock() - began
                 journal.append(lines, f"gpu-end {of}", {"of": of, "end": word, "seconds": seconds})
-                pack(lines, logs)
+                pack(lines, logs, archive)
                 print(f"{of}: {word} after {seconds:.0f} s", flush=True)
 
 
-def pack(lines: Path, logs: Path) -> None:
-    """Replace the part's archive by one with everything that there is."""
+def pack(lines: Path, logs: Path, archive: Path) -> None:
+    """Replace an archive by one with everything that there is."""
     aside = lines.with_suffix(".packing")
-    with tarfile.open(aside, "w:gz") as archive:
-        archive.add(lines, lines.name)
-        archive.add(logs, lines.stem)
-    aside.replace(lines.with_suffix(".tar.gz"))
+    with tarfile.open(aside, "w:gz") as packed:
+        packed.add(lines, lines.name)
+        packed.add(logs, lines.stem)
+    aside.replace(archive)
 
 
 def unpack(archives: list[Path], results: Path, fragments: Path, document: Path) -> None:
@@ -191,7 +192,12 @@ def unpack(archives: list[Path], results: Path, fragments: Path, document: Path)
         for name, text in texts.items():
             folder = folders[name.suffix]
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name.name).write_bytes(text)
+            place = folder / name.name
+            if name.suffix == ".jsonl":  # what an earlier archive of this part had stays
+                before = place.read_bytes() if place.exists() else b""
+                every = dict.fromkeys(before.splitlines() + text.splitlines())
+                text = b"".join(line + b"\n" for line in every)
+            place.write_bytes(text)
     tables.write(results, document)
 
 
@@ -211,7 +217,7 @@ def prepare(arguments: argparse.Namespace, rounds: int = 5) -> tuple:
     from gpu import run
     from gpu.timing import Protocol
 
-    protocol, until = Protocol(rounds, calls=5), time.monotonic() + arguments.seconds - TURNS
+    protocol, until = Protocol(rounds, calls=5), arguments.until - TURNS
     if arguments.toy:
         ta.use_backend("reference").__enter__()  # for what is expected: nothing to compile
         protocol, until = Protocol(2, windows=1, window=0, warm_up=1, calls=1), math.inf
@@ -259,20 +265,24 @@ def exercises(arguments: argparse.Namespace) -> Iterator[str]:
     import numpy as np
     from simt.exercises import all_exercises
 
+    from gpu import machine
+
     words = arguments.words or [""]
-    failed, passed = [], 0
-    for exercise in all_exercises():
-        if not any(word in exercise.name for word in words):
-            continue
+    chosen = [(e.name, e) for e in all_exercises() if any(word in e.name for word in words)]
+    failed, names = machine.failures(), [name for name, _ in chosen]
+    begin = 1 + names.index(machine.last_failure()) if failed else 0
+    for done, (name, exercise) in enumerate(chosen[begin:], begin + 1):
         try:
             exercise.run(np.random.default_rng(2012))
-        except Exception:
-            failed.append(exercise.name.removeprefix("simt.exercises."))
-            print(f"{exercise.name}: FAILED\n{traceback.format_exc()}", flush=True)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+            print(f"{name}: FAILED\n{traceback.format_exc()}", flush=True)
         else:
-            passed += 1
-            print(f"{exercise.name}: passed", flush=True)
-        yield f"{passed} passed{_but(failed)}"
+            print(f"{name}: passed", flush=True)
+        short = [name.removeprefix("simt.exercises.") for name in failed]
+        yield f"{done - len(failed)} of {len(chosen)} passed{_but(short)}"
+        if name in failed:
+            machine.restart_if_dead(failed)
     if failed:
         raise SystemExit(1)
 
@@ -350,8 +360,9 @@ def run_step(arguments: argparse.Namespace) -> None:
     from gpu import machine
 
     facts = machine.facts()
-    if math.isfinite(arguments.seconds):
-        faulthandler.dump_traceback_later(arguments.seconds + 1, exit=True)  # if its driver is gone
+    if math.isfinite(arguments.until):  # stops it if its driver is gone
+        left = max(0.0, arguments.until - time.monotonic())
+        faulthandler.dump_traceback_later(left + 1, exit=True)
     for note in chain(["begun"], STEPS[name](arguments)):
         print(note, flush=True)
         if arguments.of:
@@ -372,7 +383,7 @@ def main(words: list[str] | None = None, clock: Clock = time.monotonic) -> None:
     add("--out", type=Path, default=os.environ.get("OUT"), metavar="FOLDER")
     add("--toy", action="store_true", help="to try this script: tiny, on the stand-in for CuPy")
     here = Path("gpu-steps")  # of a step that no part has begun
-    told = {"of": "", "lines": here / "gpu-steps.jsonl", "logs": here, "seconds": math.inf}
+    told = {"of": "", "lines": here / "gpu-steps.jsonl", "logs": here, "until": math.inf}
     for name, default in told.items():  # what a part tells its steps
         add(f"--{name}", type=type(default), default=default, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)

@@ -45,12 +45,17 @@ def measure(
     net: Net, images: int, classes: Iterable[str], campaign: Campaign, sweep: bool = False
 ) -> None:
     """Measure all passes of layers; in a ``sweep`` all tiles of convolutions."""
+    behind = machine.last_failure()
+    waiting = behind.startswith("gpu-layers-")  # for the row that it began anew in
     flush = cupy().empty(FLUSHED // 4 // net.thin**2, np.float32)
     for row in rows(net, images, nn.Conv2d if sweep else nn.Module):
         row = replace(row, arguments=tuple(map(placed, row.arguments)))
         expected = None
         for precision in classes:
             name = name_of(net, images, row, precision)
+            waiting = waiting and not behind.startswith(f"{name} ")
+            if waiting:
+                continue
             if run.measured_already(name, campaign):
                 print(f"{name}: measured already", flush=True)
                 continue
@@ -58,7 +63,7 @@ def measure(
                 print(f"{name}: not begun, the time is up", flush=True)
                 return
             expected = _expected(row) if expected is None else expected
-            measured = _row(row, precision, expected, campaign, flush, sweep)
+            measured = _row(name, row, precision, expected, campaign, flush, sweep)
             about = {"net": net.name, "images": images, "quick": campaign.quick}
             about |= {"facts": campaign.facts, "ceilings": asdict(campaign.ceilings)}
             campaign.keep(name, {**about, **measured})
@@ -85,7 +90,13 @@ def _distance(result: Any, expected: Any) -> float:
 
 
 def _row(
-    row: Row, precision: str, expected: Any, campaign: Campaign, flush: Any, sweep: bool
+    row_name: str,
+    row: Row,
+    precision: str,
+    expected: Any,
+    campaign: Campaign,
+    flush: Any,
+    sweep: bool,
 ) -> dict[str, Any]:
     ta.set_float32_matmul_precision(WORDS[precision])
     builders: dict[str, Callable[[], Call]] = {run.OURS: lambda: ours(row)}
@@ -100,8 +111,13 @@ def _row(
     calls: dict[str, Call] = {}
     errors: dict[str, float] = {}
     failed: dict[str, str] = {}
+    before = machine.failures()
     for name, build in builders.items():
+        key = f"{row_name} {name}"
         if campaign.only and not any(word in name for word in campaign.only):
+            continue
+        if key in before:
+            failed[name] = before[key]
             continue
         try:
             with timing.until(campaign.until):
@@ -115,7 +131,8 @@ def _row(
                 )
             calls[name] = call
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            failed[name] = run.reason(error)
+            machine.restart_if_dead({key: failed[name]})
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(campaign.protocol.rounds):
         for name, call in calls.items():

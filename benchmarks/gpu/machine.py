@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ LIBRARIES = ("tinyalex", "numpy", "torch", "triton")
 COPY_BYTES = 1 << 30  # of the large copy, read and written: past every cache
 PRODUCT = 8192  # rows and columns of the large matrices
 RUNS = 10
+FAILED = "GPU_BENCHMARK_FAILED"  # in the environment: `failures`
 OLDER_SWITCHES = "TINYALEX_ALLOW_TF32"  # in the environment: PyTorch is set by `allow_tf32`
 ENVIRONMENT = ("CUPY_", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "TORCH", "PYTORCH_", "TINYALEX_")
 
@@ -55,6 +57,29 @@ def facts() -> dict[str, Any]:
             if name.startswith(ENVIRONMENT)
         },
     }
+
+
+def failures() -> dict[str, str]:
+    """Return the reasons by name of what failed before `restart_if_dead` began anew."""
+    return dict(json.loads(os.environ.get(FAILED, "{}")))
+
+
+def last_failure() -> str:
+    """Return the name of what `restart_if_dead` began anew behind, or nothing."""
+    return next(reversed(failures()), "")
+
+
+def restart_if_dead(failed: dict[str, str]) -> None:
+    """Run this program anew if the GPU answers no longer; it finds ``failed`` in `failures`.
+
+    After a fault such as an illegal address every later call of the process fails, whatever it is.
+    """
+    try:
+        cupy().cuda.Device().synchronize()
+    except Exception as error:
+        print(f"the GPU answers no longer, so this program begins anew: {error}", flush=True)
+        os.environ[FAILED] = json.dumps({**failures(), **failed})
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def one_line(found: dict[str, Any]) -> str:

@@ -115,8 +115,13 @@ def run(case: Case, campaign: Campaign) -> Result:
         "contestants": found,
         "failed": failed,
     }
+    before = machine.failures()
     for candidate in candidates(case, campaign):
+        key = f"{case.name} {candidate.name}"
         if campaign.only and not any(word in candidate.name for word in campaign.only):
+            continue
+        if key in before:
+            failed[candidate.name] = before[key]
             continue
         if campaign.time_is_up():
             failed[candidate.name] = "not tried: the time was up"
@@ -127,8 +132,9 @@ def run(case: Case, campaign: Campaign) -> Result:
                 alive[candidate.name] = contestant
                 found[candidate.name] = admit(contestant, case, expected, campaign.protocol)
         except Exception as error:  # whatever it is, the others stay
-            failed[candidate.name] = _reason(error)
+            failed[candidate.name] = reason(error)
             print(f"  {candidate.name}: {failed[candidate.name]}", flush=True)
+            machine.restart_if_dead({key: failed[candidate.name]})
             if candidate.name in alive:
                 _close(alive.pop(candidate.name))
             found.pop(candidate.name, None)
@@ -193,7 +199,7 @@ def _close(contestant: Contestant) -> None:
     try:
         contestant.close()
     except Exception as error:
-        print(f"  {contestant.name} did not close: {_reason(error)}", flush=True)
+        print(f"  {contestant.name} did not close: {reason(error)}", flush=True)
 
 
 def tidy() -> None:
@@ -206,7 +212,8 @@ def tidy() -> None:
         contestant_torch.forget_compiled()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return an error's kind and message on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
 

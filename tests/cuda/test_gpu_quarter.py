@@ -1,5 +1,6 @@
 """Quarter of an hour on a GPU, on the stand-in."""
 
+import argparse
 import json
 import math
 import os
@@ -9,13 +10,20 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from simt import exercises, memory
+from simt.exercises import Exercise
 
 import gpu_quarter
-from gpu import journal, tables
+import tinyalex as ta
+from gpu import journal, layers, machine, tables
+from gpu.cases import Net
+from gpu.layer_rows import rows
 from gpu_quarter import Part, Step, nets
+from tinyalex import nn
 from tinyalex.backends.cuda import launch
 
 SCRIPT = Path(gpu_quarter.__file__)
@@ -52,7 +60,8 @@ def lines_of(path):
 
 def archived(folder, number=1):
     """Return names and texts of an archive."""
-    with tarfile.open(folder / f"gpu-part-{number}.tar.gz") as archive:
+    newest = max(folder.glob(f"gpu-part-{number}-*.tar.gz"))
+    with tarfile.open(newest) as archive:
         return {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}
 
 
@@ -121,7 +130,7 @@ def test_a_failing_step_stops_no_other(tmp_path, monkeypatch):
     skipped = "skipped: there is no no-such-program"
     assert ends == ["FAILED (1)", "FAILED (1)", "done", skipped, "done"]
     assert notes[0] == "1 of 2 sources compile; failed: dropout.cu"
-    assert "1 passed; failed: elementwise.dropout_of_any_shape" in notes[1]
+    assert "1 of 2 passed; failed: elementwise.dropout_of_any_shape" in notes[1]
     assert b"planted" in archived(tmp_path)["gpu-part-1/1-build-dropout-relu.log"]
     assert "gpu-part-1/to_tf32.npz" in archived(tmp_path)
     net = results["gpu-infer-g1-lrn-thin32-63-1-C"]
@@ -132,14 +141,14 @@ def test_a_failing_step_stops_no_other(tmp_path, monkeypatch):
 
     # The tables; what the stand-in measured is refused there.
     places = tmp_path / "results", tmp_path / "golden", tmp_path / "gpu.md"
-    archive = tmp_path / "gpu-part-1.tar.gz"
+    (archive,) = tmp_path.glob("gpu-part-1-*.tar.gz")
     with pytest.raises(SystemExit, match="of the stand-in, not of a GPU: nothing was written"):
         gpu_quarter.unpack([archive], *places)
     assert not any(place.exists() for place in places)
     places[2].write_text(tables.DOCUMENT.read_text())
     lines = tmp_path / "gpu-part-1.jsonl"
     lines.write_text(lines.read_text().replace('"gpu": "stand-in"', '"gpu": "a GPU of the tests"'))
-    gpu_quarter.pack(lines, sources)
+    gpu_quarter.pack(lines, sources, archive)
     gpu_quarter.unpack([archive], *places)
     text = places[2].read_text()
     assert "| g1-lrn-thin32-63 | 1 | tinyalex | " in text
@@ -160,6 +169,97 @@ def test_a_part_that_is_stopped_leaves_results_and_no_child(tmp_path):
     assert begun["note"] == "begun"
     assert end["end"] == "stopped with its part"
     assert "gpu-part-1/1-build.log" in archived(tmp_path)
+
+
+def test_what_earlier_archives_of_a_part_had_is_kept(tmp_path):
+    document = tmp_path / "gpu.md"
+    document.write_text(tables.DOCUMENT.read_text())
+    lines, logs = tmp_path / "gpu-part-1.jsonl", tmp_path / "logs"
+    logs.mkdir()
+    archives = [tmp_path / f"gpu-part-1-{n}.tar.gz" for n in range(2)]
+    for archive, step in zip(archives, ("1 build", "1 sweep"), strict=True):
+        lines.unlink(missing_ok=True)  # on a machine of its own
+        journal.append(lines, f"gpu-end {step}", {"of": step, "end": "done", "seconds": 1})
+        gpu_quarter.pack(lines, logs, archive)
+    results = tmp_path / "results"
+    for _ in range(2):
+        gpu_quarter.unpack(archives, results, tmp_path, document)
+        assert set(journal.load(results)) == {"gpu-end 1 build", "gpu-end 1 sweep"}
+    assert len(lines_of(results / lines.name)) == 2
+
+
+class RestartError(Exception):
+    """In place of a program that takes this one's."""
+
+
+class Fragile:
+    """A GPU that answers no longer once one call went wrong, until a program begins anew."""
+
+    def __init__(self, monkeypatch):
+        self.alive = True
+        monkeypatch.setattr(memory.Device, "synchronize", lambda _: self.call())
+        monkeypatch.setattr(os, "execv", self.restart)
+        monkeypatch.setenv(machine.FAILED, "{}")
+
+    def call(self, deadly=False):
+        self.alive = self.alive and not deadly
+        if not self.alive:
+            raise RuntimeError("illegal address")
+
+    def restart(self, *_):
+        self.alive = True
+        raise RestartError
+
+
+def test_exercises_go_on_behind_one_that_ends_the_context(monkeypatch):
+    gpu = Fragile(monkeypatch)
+    every = [Exercise(name, (), lambda _, n=name: gpu.call(n in "bd")) for name in "abcd"]
+    monkeypatch.setattr(exercises, "all_exercises", lambda: every)
+    notes = []
+    for end in (RestartError, RestartError, SystemExit):
+        with pytest.raises(end):
+            notes.extend(gpu_quarter.exercises(argparse.Namespace(words=[])))
+    assert notes == [
+        "1 of 4 passed",
+        "1 of 4 passed; failed: b",
+        "2 of 4 passed; failed: b",
+        "2 of 4 passed; failed: b, d",
+    ]
+
+
+def test_a_row_goes_on_behind_a_version_that_ends_the_context(monkeypatch, tmp_path):
+    gpu = Fragile(monkeypatch)
+
+    def version(row, deadly):
+        gpu.call(deadly)
+        return layers.ours(row)
+
+    names = "tinyalex a", "tinyalex b", "tinyalex c"
+    monkeypatch.setattr(
+        layers,
+        "versions",
+        lambda row: {name: partial(version, row, name == names[1]) for name in names},
+    )
+    net = Net(thin=32, pixels=63, classes=4)
+    first_two = list(rows(net, 1, nn.Conv2d))[:2]
+    monkeypatch.setattr(layers, "rows", lambda *_: first_two)
+    lines = tmp_path / "gpu.jsonl"
+    words = argparse.Namespace(toy=True, until=math.inf, lines=lines)
+    ends = []
+    for _ in range(9):
+        try:
+            with ta.use_backend("reference"):
+                campaign, _, _ = gpu_quarter.prepare(words)
+                layers.measure(net, 1, "B", campaign, sweep=True)
+            break
+        except RestartError:
+            ends.append(machine.last_failure())
+    assert [end.split()[-1] for end in ends] == ["b", "b"]
+    found = [r for r in journal.load(tmp_path).values() if "times" in r]
+    assert len(found) == 2
+    for row in found:
+        assert set(row["times"]) == {"tinyalex", names[0], names[2]}
+        assert row["failed"] == {names[1]: "RuntimeError: illegal address"}
 
 
 @pytest.mark.parametrize(
