@@ -184,6 +184,17 @@ def test_answers_know_the_right_class_by_the_folder(photos, trained, tmp_path):
     assert "birch" in classifier.classes
 
 
+def test_pictures_of_other_images_leave_those_of_the_run(photos, copy):
+    mine = copy / "neighbours.png"
+    mine.write_text("mine")
+    long = shutil.copytree(photos / "elm", copy.parent / ("é" * 125))
+    for arguments in (("neighbours", "--among", photos), ("answers", long)):
+        assert run("look", copy, *arguments)[::2] == (0, "")
+    assert mine.read_text() == "mine"
+    assert (copy / "photos-neighbours.png").is_file()
+    assert (copy / f"{'é' * 100}-answers.png").is_file()
+
+
 def test_neighbours_among_other_images(photos, trained, tmp_path):
     among = tmp_path / "among"
     shutil.copytree(photos / "ash", among / "ash")

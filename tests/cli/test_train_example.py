@@ -28,6 +28,7 @@ from PIL import Image
 
 from tinyalex.calls import words_of
 from tinyalex.cli.dry_run import dry_run
+from tinyalex.cli.look import of_all_classes
 from tinyalex.cli.overfit import chosen_images
 from tinyalex.cli.train_options import read_arguments
 from tinyalex.data import ImageFolder
@@ -297,6 +298,23 @@ def test_where_classes_take_turns_the_images_are_from_every_class_too(count):
     labels = chosen_images(new_run(tiny_settings(None, data=None)), count).labels
     found = np.bincount(np.asarray(labels), minlength=10)
     assert found.max() - found.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "count", "expected"),
+    [
+        ([900, 100], 4, [2, 2]),
+        ([1, 0, 50, 9], 12, [1, 0, 5, 6]),
+        ([9] * 6, 3, [0, 1, 0, 1, 0, 1]),
+        ([2, 1], 9, [2, 1]),
+        ([0, 0], 3, [0, 0]),
+    ],
+)
+def test_images_of_unequal_classes_are_taken_evenly(counts, count, expected):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    chosen = of_all_classes(labels, count)
+    assert len(set(chosen)) == len(chosen)
+    assert np.bincount(labels[chosen], minlength=len(counts)).tolist() == expected
 
 
 def test_an_unreadable_image_to_learn_by_heart_is_replaced_by_the_next(photos, tmp_path, capsys):

@@ -31,6 +31,7 @@ FILES = {
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is HDF5"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "it is a PDF"),
     "pickle": (pickle.dumps({"weight": 1}), "it is a pickle, which may run code and is not opened"),
+    "0x80": (b"\x80", "is no weight file"),
     "zeros": (bytes(4096), "is no weight file"),
     "noise": (bytes(range(255, 0, -1)) * 9, "is no weight file"),
 }

@@ -67,11 +67,16 @@ def answers_to(dataset, transform, batch_size=2):
         ([50] * 10, [50] + [0] * 9, True),  # one answer to all
         ([50] * 10, [6] * 9 + [5], True),
         ([50] * 10, [7] * 9 + [4], False),
-        ([90, 10, 0], [90, 2, 0], True),  # most are of one class
-        ([90, 10, 0], [82, 8, 0], False),
+        ([90, 10], [90, 2], True),  # most are of one class
+        ([90, 10], [82, 8], False),
         ([1] * 1000, [1] * 2 + [0] * 998, True),
         ([1] * 1000, [1] * 5 + [0] * 995, False),
         ([9, 0], [5, 0], False),  # there is nothing to tell apart
+        ([90, 10, 0], [60, 0, 0], False),  # chance is less where a class has no image
+        ([9] * 2 + [0] * 998, [7, 2] + [0] * 998, False),
+        ([2, 2], [2, 2], False),  # too few to be told from chance, and all right
+        ([2, 2], [1, 1], False),
+        ([5, 5], [3, 3], True),
     ],
 )
 def test_scores_that_may_be_chance(counts, right, guessed):

@@ -108,10 +108,26 @@ class Look(NamedTuple):
 
 
 def of_all_classes(labels: np.ndarray, count: int) -> list[int]:
-    """Return `count` positions, or all, spread evenly over the classes."""
+    """Return `count` positions, or all, as many of each class.
+
+    A class that has fewer gives all; within a class they are spread evenly.
+    """
+    sizes = np.bincount(labels)
     count = min(count, len(labels))
-    spread = ((np.arange(count) + 0.5) * len(labels) / count).astype(int)
-    return np.argsort(labels, kind="stable")[spread].tolist()
+    each = max(n for n in range(count + 1) if np.minimum(sizes, n).sum() <= count)
+    takes = np.minimum(sizes, each)
+    larger = np.flatnonzero(sizes > each)
+    takes[larger[_spread(count - takes.sum(), len(larger))]] += 1
+    chosen: list[int] = []
+    for label in np.flatnonzero(takes):
+        own = np.flatnonzero(labels == label)
+        chosen += own[_spread(takes[label], len(own))].tolist()
+    return chosen
+
+
+def _spread(count: int, length: int) -> np.ndarray:
+    """Return `count` of the positions below `length`, spread evenly."""
+    return ((np.arange(count) + 0.5) * length / max(count, 1)).astype(int)
 
 
 @command
@@ -120,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     set_num_threads(args.threads)
     path = checkpoint_path(args.checkpoint)
-    images = getattr(args, "images", None) or [None]
-    out = args.out or path.parent / f"{prefix_of(path, images[0])}{args.what}.png"
+    others = [*getattr(args, "images", ()), getattr(args, "among", None)][0]
+    out = args.out or path.parent / f"{prefix_of(path, others)}{args.what}.png"
     check_picture(out)
     network = open_network(args)
     of_run = network.run_images(getattr(args, "data", None))
@@ -178,7 +194,8 @@ def make_parser() -> Parser:
             type=path_in,
             metavar="PNG",
             help=f"the picture (default: {name}.png in the folder of a run, IMAGE-{name}.png with "
-            f"IMAGE; FILE-{name}.png for another network)",
+            f"IMAGE{', DIR-neighbours.png with --among' if draw is neighbours else ''}; "
+            f"FILE-{name}.png for another network)",
         )
         add_threads(parts)
     return parser

@@ -117,13 +117,16 @@ def prefix_of(path: Path, images: str | None = None) -> str:
     """Return what names of pictures beside a network's file begin with.
 
     These are the names of the file and of a file or folder with other images than the run's, lest
-    pictures replace each other; nothing for the best network of a run and its images.
+    their pictures replace those of the run; nothing for the best network of a run and its images.
     """
     names = [] if path.name == BEST and is_checkpoint(path) else [path.name]
     if images is not None:
         whole = Path(os.path.abspath(images))
         names += [whole.parent.name, whole.name] if split_of(whole.name) else [whole.name]
-    return "".join(f"{name}-" for name in names if name)
+    prefix = "-".join(filter(None, names))
+    while len(os.fsencode(prefix)) > 200:  # of the 255 bytes that a file's name may have
+        prefix = prefix[:-1]
+    return f"{prefix}-" if prefix else ""
 
 
 def load_completed(args: argparse.Namespace, path: Path) -> Weights:

@@ -45,6 +45,6 @@ def known(head: bytes) -> str:
 
 def unread(head: bytes) -> str:
     """Return a description of a file that no reader takes, or ""."""
-    if head[:1] == b"\x80" and 2 <= head[1] <= 5:
+    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "a pickle, which may run code and is not opened: save its arrays by numpy.savez"
     return "" if head.translate(None, TEXT) else "a text file"

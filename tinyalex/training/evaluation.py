@@ -97,15 +97,17 @@ class Scores:
 
     @property
     def guessed(self) -> bool:
-        """True where the balanced share may be chance.
+        """True where the balanced share may be chance, and need not be.
 
-        Without a look at the images it is 1 / C for C classes that have some, and hardly ever two
-        standard deviations more.
+        Without a look at the images it is 1 / C for C classes, and hardly ever two standard
+        deviations more. Where some classes have no images, the network may do worse than that and
+        still have learned.
         """
-        counts = self.class_counts[self.class_counts > 0]
-        chance = 1 / len(counts)
-        variance = chance * (1 - chance) * float(np.mean(1 / counts)) / len(counts)
-        return len(counts) > 1 and self.balanced <= chance + 2 * math.sqrt(variance)
+        if self.class_counts.min() == 0:
+            return False
+        chance = 1 / len(self.class_counts)
+        variance = chance**2 * (1 - chance) * float(np.mean(1 / self.class_counts))
+        return self.balanced <= chance + 2 * math.sqrt(variance) < 1
 
 
 @dataclass(frozen=True)
