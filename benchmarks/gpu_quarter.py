@@ -1,8 +1,8 @@
 """All that needs a GPU, in a quarter of an hour.
 
     python benchmarks/gpu_quarter.py --part 1 --out FOLDER    # right or wrong: 200 s
-    python benchmarks/gpu_quarter.py --part 2 --out FOLDER    # whole nets beside PyTorch: 360 s
-    python benchmarks/gpu_quarter.py --part 3 --out FOLDER    # races and counters: 100 s
+    python benchmarks/gpu_quarter.py --part 2 --out FOLDER    # whole nets beside PyTorch: 400 s
+    python benchmarks/gpu_quarter.py --part 3 --out FOLDER    # races and counters: 120 s
 
 from a plain checkout, with whatever Python has CuPy; nothing is installed. Each part can be
 repeated by itself. Its steps run one after the other, each in a process of its own with a limit of
@@ -49,7 +49,8 @@ RACECHECK = ("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "1"
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis")
 COUNTERS = ("ncu", "--kernel-name", "regex:conv", "--csv", "--page", "raw")
 COUNTERS += tuple(word for section in SECTIONS for word in ("--section", section))
-REFUSED = "torch.compile refuses the newer switches"  # says `probe`
+TAKES = "torch.compile takes the newer switches"  # says `probe`
+CUDA = "/usr/local/cuda/bin"  # of the toolkit, often not on PATH
 TURNS = 10.0  # seconds that a net keeps for the turns, after the last contestant was tried
 
 
@@ -68,11 +69,6 @@ class Step:
         return " ".join([*self.above[:1], self.name, *self.words])
 
 
-def nets(*cases: tuple[str, int, str, float]) -> tuple[Step, ...]:
-    """Return a step for each whole net."""
-    return tuple(Step("net", seconds, (mode, str(n), cls)) for mode, n, cls, seconds in cases)
-
-
 @dataclass(frozen=True)
 class Part:
     """Steps, the worthiest first, and the seconds for all of them."""
@@ -87,16 +83,19 @@ PARTS = {
         (Step("build", 40), Step("sweep", 60), Step("exercises", 80), Step("golden", 20)),
     ),
     2: Part(
-        360,
+        400,
         (
+            Step("build", 40),  # found again after part 1
             Step("probe", 30),
-            *nets(("train", 128, "B", 80), ("train", 128, "C", 80), ("train", 128, "A", 60)),
-            *nets(("infer", 1, "A", 35), ("infer", 1, "B", 35), ("infer", 1, "C", 40)),
+            Step("nets", 205, ("train", "128", "B", "C", "A")),
+            Step("nets", 110, ("infer", "1", "A", "B", "C")),
+            Step("few_rows", 15),
         ),
     ),
     3: Part(
-        100,
+        120,
         (
+            Step("build", 20),
             Step("exercises", 30, ("conv_tensor",), RACECHECK),
             Step("one_step", 30, above=COUNTERS),
             Step("exercises", 15, ("norm",), RACECHECK),
@@ -112,10 +111,11 @@ Clock = Callable[[], float]
 
 def run(step: Step, of: str, until: float, lines: Path, toy: bool, logs: Path, clock: Clock) -> str:
     """Run a step until ``until`` at the latest, and return its end."""
-    program = (*step.above, PYTHON)[0]
-    if not shutil.which(program):
-        return f"skipped: there is no {program}"
-    command = [*step.above, PYTHON, __file__, "--step", step.name, *step.words]
+    program, *options = *step.above, PYTHON
+    found = shutil.which(program) or shutil.which(program, path=CUDA)
+    if not found:
+        return f"skipped: there is no {program}, nor in {CUDA}"
+    command = [found, *options, __file__, "--step", step.name, *step.words]
     command += [f"--of={of}", f"--lines={lines}", f"--logs={logs}"]
     command += [f"--until={time.monotonic() + until - clock():.1f}"]
     command += ["--toy"] if toy else []
@@ -260,6 +260,17 @@ def sweep(arguments: argparse.Namespace) -> Iterator[str]:
     yield "rows below"
 
 
+def few_rows(arguments: argparse.Namespace) -> Iterator[str]:
+    """Time linear layers of few rows by their own kernel, and on tensor cores."""
+    from gpu import layers
+    from tinyalex import nn
+
+    campaign, net, _ = prepare(arguments, rounds=3)
+    for images in (1,) if arguments.toy else (8, 4):
+        layers.measure(net, images, "BA", campaign, sweep=True, kind=nn.Linear)
+    yield "rows below"
+
+
 def exercises(arguments: argparse.Namespace) -> Iterator[str]:
     """Run the kernels' exercises with one of the words in their names."""
     import numpy as np
@@ -305,23 +316,30 @@ def probe(arguments: argparse.Namespace) -> Iterator[str]:
     from gpu import contestant_torch
 
     refusal = contestant_torch.compile_refuses()
-    yield f"{REFUSED}: {refusal}" if refusal else "torch.compile takes the newer switches"
+    yield f"torch.compile refuses the newer switches: {refusal}" if refusal else TAKES
 
 
-def net(arguments: argparse.Namespace) -> Iterator[str]:
-    """Measure one net beside PyTorch, under the switches that `probe` found."""
+def nets(arguments: argparse.Namespace) -> Iterator[str]:
+    """Measure a net in several classes beside PyTorch, under switches that `probe` vouches for."""
     from gpu import machine, run
     from gpu.cases import Case
 
     told = [r.get("note", "") for r in journal.load(arguments.lines.parent).values()]
-    if any(note.startswith(REFUSED) for note in told):
+    if TAKES not in told:  # it may have been cut short; compiled by the older ones is any PyTorch's
         os.environ[machine.OLDER_SWITCHES] = "1"  # which contestant_torch.py reads on import
 
     campaign, net, large = prepare(arguments)
-    mode, images, precision = arguments.words
-    result = run.run(Case(net, mode, min(int(images), large), precision), campaign)
-    run.show(result)
-    yield "in the tables"
+    mode, images, *classes = arguments.words
+    cases = [Case(net, mode, min(int(images), large), precision) for precision in classes]
+    behind = machine.last_failure().split(" ")[0]
+    names = [case.name for case in cases]
+    begin = names.index(behind) if behind in names else 0
+    for number, case in enumerate(cases[begin:], begin):
+        if not arguments.toy:  # the time that is left, in equal shares
+            now = time.monotonic()
+            campaign.until = now + (arguments.until - now) / (len(cases) - number) - TURNS
+        run.show(run.run(case, campaign))
+        yield f"in the tables: {', '.join(classes[: number + 1])}"
 
 
 def one_step(arguments: argparse.Namespace) -> Iterator[str]:
@@ -343,7 +361,8 @@ def kernels(arguments: argparse.Namespace) -> Iterator[str]:
     yield machine.why_no_torch() or "in the lines"
 
 
-STEPS = {f.__name__: f for f in (build, sweep, exercises, golden, probe, net, one_step, kernels)}
+EVERY = build, sweep, exercises, golden, probe, nets, few_rows, one_step, kernels
+STEPS = {f.__name__: f for f in EVERY}
 
 
 def _but(failed: object) -> str:

@@ -26,8 +26,11 @@ from tinyalex import nn
 from tinyalex.backends import cuda
 from tinyalex.backends.cuda.conv import hopper
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import TILES, Cut, applicable
+from tinyalex.backends.cuda.conv.tensor_cores import TILES, Cut, applicable, conv_forward_tensor
+from tinyalex.backends.cuda.linear import FEW, few_rows
+from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import cupy, download
+from tinyalex.backends.layout import as_nchw, copy_with_room, in_fours
 
 Call = Callable[[], Any]
 FLUSHED = 1 << 29  # bytes; the caches have a tenth of it
@@ -42,14 +45,21 @@ def name_of(net: Net, images: int, row: Row, precision: str) -> str:
 
 
 def measure(
-    net: Net, images: int, classes: Iterable[str], campaign: Campaign, sweep: bool = False
+    net: Net,
+    images: int,
+    classes: Iterable[str],
+    campaign: Campaign,
+    sweep: bool = False,
+    kind: type[nn.Module] = nn.Conv2d,
 ) -> None:
-    """Measure all passes of layers; in a ``sweep`` all tiles of convolutions."""
+    """Measure all passes of layers; in a ``sweep`` all versions of one ``kind``."""
     behind = machine.last_failure()
     waiting = behind.startswith("gpu-layers-")  # for the row that it began anew in
     flush = cupy().empty(FLUSHED // 4 // net.thin**2, np.float32)
-    for row in rows(net, images, nn.Conv2d if sweep else nn.Module):
+    for row in rows(net, images, kind if sweep else nn.Module):
         row = replace(row, arguments=tuple(map(placed, row.arguments)))
+        if sweep and not versions(row):
+            continue
         expected = None
         for precision in classes:
             name = name_of(net, images, row, precision)
@@ -151,16 +161,17 @@ def _row(
 
 
 def versions(row: Row) -> dict[str, Callable[[], Call]]:
-    """Return builders of a convolution's tiles, and of Hopper's own kernel."""
+    """Return builders of a convolution's tiles and Hopper's kernel, or of `_few_rows`."""
     if row.kernel not in OPERANDS:
-        return {}
-    image, weight = (
-        getattr(a, "shape", a) for a in itemgetter(*OPERANDS[row.kernel])(row.arguments)
-    )
-    shape = ConvShape.of(image, weight, row.arguments[-1])
+        return _few_rows(row) if row.kernel == "linear" else {}
+    options = row.arguments[-1]
+    given = row.arguments if options.groups > 1 else tuple(map(widened, row.arguments))
+    image, weight = (getattr(a, "shape", a) for a in itemgetter(*OPERANDS[row.kernel])(given))
+    shape = ConvShape.of(image, weight, options)
     which, _, wrap, tensor = next(p for p in PASSES if p[1] == row.kernel)
-    if not applicable(shape, which):  # photographs have three channels
+    if not applicable(shape, which):
         return {}
+    channels = weight[1] if which == "weight_grad" else None  # the others were not asked for
     precision = ta.get_float32_matmul_precision()
     found: dict[str, Callable[..., Any]] = {
         f"{run.OURS} {rows} x {columns}": partial(
@@ -171,15 +182,47 @@ def versions(row: Row) -> dict[str, Callable[[], Call]]:
     if which == "forward" and precision == "high" and hopper.available():
         found[f"{run.OURS} wgmma"] = hopper.forward
     return {
-        name: lambda version=version: lambda: wrap(version, *row.arguments)
+        name: lambda version=version: lambda: wrap(version, *given)[:, :channels]
         for name, version in found.items()
     }
 
 
+def _few_rows(row: Row) -> dict[str, Callable[[], Call]]:
+    """Return builders of both ways to compute a linear layer of few rows."""
+    x, weight, bias = row.arguments
+    if len(x) > FEW:
+        return {}
+    shape = ConvShape.of((*x.shape, 1, 1), (*weight.shape, 1, 1), ConvOptions())
+    pixels = (a.reshape(len(a), 1, 1, -1) for a in (x, weight))
+    operands = *pixels, bias, shape, ta.get_float32_matmul_precision()
+    return {
+        f"{run.OURS} few rows": lambda: lambda: few_rows(x, weight, bias),
+        f"{run.OURS} tensor cores": lambda: (
+            lambda: conv_forward_tensor(*operands).reshape(len(x), -1)
+        ),
+    }
+
+
+def widened(argument: Any) -> Any:
+    """Return images or weights with zeros up to a multiple of four channels; all else as it is."""
+    if getattr(argument, "ndim", 0) != 4 or argument.shape[1] % 4 == 0:
+        return argument
+    N, C, H, W = argument.shape
+    wide = cupy().zeros((N, H, W, in_fours(C)), argument.dtype)
+    wide[..., :C] = argument.transpose(0, 2, 3, 1)
+    return as_nchw(wide)
+
+
 def ours(row: Row) -> Call:
-    """Return our call, on copies: an update writes into its arguments."""
+    """Return our call, on copies: an update writes into its arguments.
+
+    Images of a convolution lie as the loader places them.
+    """
     xp, function = cupy(), getattr(cuda, row.kernel)
     arguments = [xp.array(a) if isinstance(a, xp.ndarray) else a for a in row.arguments]
+    for image in OPERANDS.get(row.kernel, ())[:1]:
+        if isinstance(arguments[image], xp.ndarray):
+            arguments[image] = copy_with_room(arguments[image])
     return lambda: row.result(function(*arguments), arguments)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ def ceilings(scale: int = 1) -> Ceilings:
     bandwidth = 2 * source.nbytes / seconds(copy)
     operations = 2 * (PRODUCT // scale) ** 3
     return Ceilings(
-        {name: operations / seconds(call) for name, call in _products(PRODUCT // scale).items()},
+        {name: operations / seconds(call) for name, call in _products(PRODUCT // scale)},
         bandwidth,
         _loops(scale),
     )
@@ -144,27 +144,24 @@ def _loops(scale: int) -> dict[str, float]:
         return {}
 
 
-def _products(size: int) -> dict[str, Callable[[], Any]]:
+def _products(size: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield a product of each class, whose switches are set meanwhile."""
     torch = usable_torch()
     if torch is None:
         xp = cupy()
         rng = np.random.default_rng(0)
         a, b = (xp.asarray(rng.random((size, size), np.float32)) for _ in range(2))
         out = xp.empty_like(a)
-        return {"A": lambda: xp.matmul(a, b, out=out)}
+        yield "A", lambda: xp.matmul(a, b, out=out)
+        return
     from gpu import contestant_torch
 
     a, b = (torch.rand(size, size, device="cuda") for _ in range(2))
-
-    def product(precision: str, a: Any, b: Any) -> Callable[[], Any]:
-        def call() -> None:
-            contestant_torch.set_flags(precision)
-            torch.mm(a, b)
-
-        return call
-
-    half = a.bfloat16(), b.bfloat16()
-    return {"A": product("A", a, b), "B": product("B", a, b), "C": product("C", *half)}
+    for precision in "ABC":
+        kind = torch.bfloat16 if precision == "C" else torch.float32
+        operands = a.to(kind), b.to(kind)
+        contestant_torch.set_flags(precision)
+        yield precision, lambda operands=operands: torch.mm(*operands)
 
 
 def seconds(call: Callable[[], Any], runs: int = RUNS) -> float:

@@ -257,7 +257,8 @@ def measured_already(name: str, campaign: Campaign) -> Result | None:
         return None
     same = ("commit", "gpu", "driver", "versions")
     edited = "dirty" in (campaign.facts["commit"] or "")
-    alike = all(result["facts"][key] == campaign.facts[key] for key in same)
+    known = bool(campaign.facts["commit"])
+    alike = known and all(result["facts"][key] == campaign.facts[key] for key in same)
     return result if alike and not edited else None
 
 

@@ -25,6 +25,7 @@ from tinyalex import nn
 from tinyalex.backends import cuda
 from tinyalex.backends.cuda.conv.tensor_cores import TILES
 from tinyalex.backends.cuda.sgd import StepTable
+from tinyalex.backends.layout import with_room
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -389,14 +390,41 @@ def test_pytorchs_passes_are_those_of_ours(monkeypatch):
 
 def test_every_tile_of_a_convolution_is_a_version_of_it(standin):
     found = set()
-    for row in rows(Net(thin=32, pixels=63, classes=4), 1, nn.Conv2d):
-        if row.work.layer == "conv3":
+    for thin, layer in ((8, "conv1"), (32, "conv3")):  # widths of whole fours
+        found_rows = rows(Net(thin=thin, pixels=63, classes=4), 1, nn.Conv2d)
+        for row in [row for row in found_rows if row.work.layer == layer]:
             want = row.expected()
             row = replace(row, arguments=tuple(map(layers.placed, row.arguments)))
             for name, build in layers.versions(row).items():
                 assert distance(layers.host(build()()), want) < row.tolerance("A")
-                found.add((row.work.part, name))
-    assert len(found) == sum(len(tiles) for tiles in TILES.values())
+                found.add((row.work.layer, row.work.part, name))
+    tiles = {which: len(tiles) for which, tiles in TILES.items()}
+    assert len(found) == 2 * sum(tiles.values()) - tiles["input_grad"]  # which conv1 needs none of
+
+
+def test_linear_layers_of_few_rows_have_two_versions(standin):
+    for row in rows(Net(thin=32, pixels=63, classes=4), 2, nn.Linear):
+        versions = layers.versions(replace(row, arguments=tuple(map(layers.placed, row.arguments))))
+        assert len(versions) == (2 if row.work.part == floors.FORWARD else 0)
+        for build in versions.values():
+            assert distance(layers.host(build()()), row.expected()) < row.tolerance("A")
+
+
+def test_our_images_lie_with_room_as_those_of_the_loader(standin, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cuda, "conv2d", lambda x, *_: seen.append(with_room(x)))
+    row = next(iter(rows(Net(thin=32, pixels=63, classes=4), 1, nn.Conv2d)))
+    layers.ours(replace(row, arguments=tuple(map(layers.placed, row.arguments))))()
+    assert seen[0] is not None
+
+
+@pytest.mark.parametrize(("commit", "known"), [("0123abc", True), (None, False), ("", False)])
+def test_without_a_commit_nothing_counts_as_measured(tmp_path, commit, known):
+    facts = {"commit": commit, "gpu": "g", "driver": "d", "versions": {}}
+    lines = tmp_path / "gpu.jsonl"
+    journal.append(lines, "gpu-x", {"quick": False, "facts": facts})
+    campaign = run.Campaign(lines, facts, floors.H100, timing.Protocol(), False)
+    assert bool(run.measured_already("gpu-x", campaign)) == known
 
 
 def test_time_ends_even_for_what_catches_its_end():

@@ -22,7 +22,7 @@ import tinyalex as ta
 from gpu import journal, layers, machine, tables
 from gpu.cases import Net
 from gpu.layer_rows import rows
-from gpu_quarter import Part, Step, nets
+from gpu_quarter import Part, Step
 from tinyalex import nn
 from tinyalex.backends.cuda import launch
 
@@ -96,7 +96,7 @@ def test_what_was_measured_before_a_cut_is_kept(tmp_path, monkeypatch):
     steps = (
         Step("sweep", 60),
         Step("exercises", 50, above=SLEEPER),
-        *nets(("train", 128, "B", 40)),
+        Step("nets", 40, ("train", "128", "B")),
         Step("golden", 30),
     )
     clock = Clock(tmp_path / "gpu-part-1.jsonl", {f"1 {s.label}": s.seconds for s in steps})
@@ -122,17 +122,19 @@ def test_a_failing_step_stops_no_other(tmp_path, monkeypatch):
         Step("exercises", 99, ("dropout_of_any", "relu_of_any")),
         Step("golden", 99),
         Step("one_step", 99, above=("no-such-program",)),
-        *nets(("infer", 1, "C", 99)),
+        Step("nets", 99, ("infer", "1", "A", "C")),
     )
-    probed = {"of": "2 probe", "note": gpu_quarter.REFUSED, "facts": {}}
+    probed = {"of": "2 probe", "note": "begun", "facts": {}}  # and cut short
     journal.append(tmp_path / "gpu-part-2.jsonl", "gpu-note 2 probe", probed)
     ends, notes, results = run_part(monkeypatch, tmp_path, 999, *steps)
-    skipped = "skipped: there is no no-such-program"
+    skipped = "skipped: there is no no-such-program, nor in /usr/local/cuda/bin"
     assert ends == ["FAILED (1)", "FAILED (1)", "done", skipped, "done"]
     assert notes[0] == "1 of 2 sources compile; failed: dropout.cu"
     assert "1 of 2 passed; failed: elementwise.dropout_of_any_shape" in notes[1]
     assert b"planted" in archived(tmp_path)["gpu-part-1/1-build-dropout-relu.log"]
     assert "gpu-part-1/to_tf32.npz" in archived(tmp_path)
+    assert notes[-1] == "in the tables: A, C"
+    assert results["gpu-infer-g1-lrn-thin32-63-1-A"]["complete"]
     net = results["gpu-infer-g1-lrn-thin32-63-1-C"]
     assert net["complete"]
     assert net["facts"]["commit"] == "0123abc"
