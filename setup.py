@@ -10,9 +10,10 @@ from setuptools.command.build_py import build_py
 class Build(build_py):
     """Build of the package and of `kernels/`.
 
-    With a folder for them in package_dir, `pip install -e` would import the package by a finder,
-    which comes after the path's folders: beside a clone called tinyalex, the clone's own folder
-    would be imported.
+    package_dir has but the folder of all packages, so that `pip install -e` adds that to the
+    path. With one for `kernels/`, or none, it would import the package by a finder, which comes
+    after the path's folders: beside a clone called tinyalex, the clone's own folder would be
+    imported.
     """
 
     def get_package_dir(self, package: str) -> str:

@@ -199,7 +199,7 @@ def _exit_code(signum: int) -> int:
 
 
 def _tell(what: bytes, patient: bool = True) -> None:
-    """Write a line to stderr; unless `patient`, only where its reader keeps up."""
+    """Write a line to stderr; unless `patient`, only if it is ready."""
     if sys.stderr is None:  # closed: the number may be that of another file by now
         return
     with suppress(OSError):  # without a reader

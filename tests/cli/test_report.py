@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections import namedtuple
 from html.parser import HTMLParser
 
 import browser
@@ -272,6 +273,12 @@ def test_runs_that_are_not_finished(tmp_path, photos):
     assert "No epoch is finished yet." in found.text
     assert run(TRAIN, "--resume", out, "--steps", 9)[0] == 0
     assert "1 of 3 epochs are done: interrupted, or still in training." in reported(out)[1].text
+
+
+def test_images_to_judge_by_are_of_each_class_in_its_proportion():
+    labels = np.repeat([0, 1], [900, 100])
+    chosen = report.some_of(namedtuple("Data", "labels")(labels), 50)
+    assert np.bincount(labels[chosen]).tolist() == [45, 5]
 
 
 def test_a_thousand_classes_stay_small(tmp_path):

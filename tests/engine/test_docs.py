@@ -1,5 +1,6 @@
 """README and the page on Winograd's convolution: what the code does."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -71,10 +72,54 @@ READS_A_DOCUMENT = re.compile(r'(ROOT|PACKAGE|FOLDER|__file__)\b.*("docs\b|\.md"
 
 def test_tests_of_documents_are_marked():
     """``pytest -m documents`` leaves out none of them."""
-    reading = {
-        path.name: text
+    found = {
+        f"{path.name}::{name}": marked
         for path in (ROOT / "tests").glob("*/test_*.py")
-        if READS_A_DOCUMENT.search(text := path.read_text(encoding="utf-8"))
+        for name, marked in reading_tests(path.read_text(encoding="utf-8")).items()
     }
-    assert len(reading) > 9
-    assert [name for name, text in reading.items() if "pytest.mark.documents" not in text] == []
+    assert len(found) > 20
+    assert [name for name, marked in found.items() if not marked] == []
+
+
+def reading_tests(source):
+    """Return the tests that read a document, or use what does, and whether they are marked."""
+    whole, lines = "\npytestmark = pytest.mark.documents" in source, source.splitlines()
+    parts = {}
+    for node in ast.parse(source).body:
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        for name in names_of(node):
+            parts[name] = "\n".join(lines[first - 1 : node.end_lineno])
+    read, before = {name for name, code in parts.items() if READS_A_DOCUMENT.search(code)}, set()
+    while read != before:
+        before = set(read)
+        words = re.compile(rf"\b({'|'.join(read)})\b")
+        read |= {name for name, code in parts.items() if words.search(code)}
+    return {
+        name: whole or "@pytest.mark.documents" in parts[name]
+        for name in sorted(read)
+        if name.startswith("test_")
+    }
+
+
+def names_of(node):
+    """Return the names that a statement defines."""
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return [node.name] if hasattr(node, "name") else []
+
+
+def test_one_mark_is_not_enough_for_a_file_of_tests_of_documents():
+    source = """
+PAGE = ROOT / "docs"
+
+@pytest.mark.documents
+def test_a():
+    PAGE.read_text()
+
+def test_b():
+    PAGE.read_text()
+
+def test_c():
+    pass
+"""
+    assert reading_tests(source) == {"test_a": True, "test_b": False}

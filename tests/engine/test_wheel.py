@@ -74,7 +74,7 @@ script.load()(["--version"])
 
 
 @pytest.mark.parametrize("here", [".", "..", "../.."])
-def test_an_editable_installation_is_found_from_every_folder(clone, tmp_path, here):
+def test_an_editable_installation_is_found_in_and_above_its_folder(clone, tmp_path, here):
     site, run = tmp_path / "site", [sys.executable, "-c"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     build = "import sys, setuptools.build_meta as b; b.build_editable(sys.argv[1])"

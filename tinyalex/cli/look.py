@@ -117,15 +117,15 @@ def of_all_classes(labels: np.ndarray, count: int) -> list[int]:
     each = max(n for n in range(count + 1) if np.minimum(sizes, n).sum() <= count)
     takes = np.minimum(sizes, each)
     larger = np.flatnonzero(sizes > each)
-    takes[larger[_spread(count - takes.sum(), len(larger))]] += 1
+    takes[larger[spread(count - takes.sum(), len(larger))]] += 1
     chosen: list[int] = []
     for label in np.flatnonzero(takes):
         own = np.flatnonzero(labels == label)
-        chosen += own[_spread(takes[label], len(own))].tolist()
+        chosen += own[spread(takes[label], len(own))].tolist()
     return chosen
 
 
-def _spread(count: int, length: int) -> np.ndarray:
+def spread(count: int, length: int) -> np.ndarray:
     """Return `count` of the positions below `length`, spread evenly."""
     return ((np.arange(count) + 0.5) * length / max(count, 1)).astype(int)
 

@@ -21,10 +21,9 @@ STEPS_PER_LINE = 25
 def overfit(run: Run, count: int) -> bool:
     """Train on one batch of `count` images' central crops, at full rate.
 
-    The images are spread evenly over the classes. Tells whether the
-    loss fell below 0.1 within 500 steps. Raises DataError for an image that cannot be read,
-    ValueError for more images than there are, DivergedError from `train_step`. `run` should have
-    no dropout, and not be used afterwards.
+    The images are spread evenly over the classes. Tells whether the loss fell below 0.1 within 500
+    steps. Raises DataError for an image that cannot be read, ValueError for more images than there
+    are, DivergedError from `train_step`. `run` should have no dropout, and not be used afterwards.
     """
     batch = chosen_images(run, count)
     say(

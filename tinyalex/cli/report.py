@@ -33,7 +33,7 @@ from tinyalex.cli.common import (
     readable,
 )
 from tinyalex.cli.evaluate import CONFUSED, MISTAKES
-from tinyalex.cli.look import HELD_OUT, neighbours_of, of_all_classes
+from tinyalex.cli.look import HELD_OUT, neighbours_of, of_all_classes, spread
 from tinyalex.cli.network import Network, prefix_of, read_network, recipe_of, weights_of
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data import Dataset, Loader, loader_on
@@ -281,8 +281,9 @@ PICTURES = ("answered", "confusion", "mistakes", "classes", "whys", "neighbours"
 
 
 def some_of(dataset: Dataset, most: int) -> np.ndarray:
-    """Return positions of at most so many images, spread over the classes."""
-    return np.sort(of_all_classes(dataset.labels, most))
+    """Return positions of at most so many images, classes in proportion."""
+    order = np.argsort(dataset.labels, kind="stable")
+    return np.sort(order[spread(min(most, len(order)), len(order))])
 
 
 def answers_to(classifier: Classifier, dataset: Dataset, most: int, progress: Progress) -> Answers:

@@ -188,7 +188,8 @@ class MPICommunicator(MPIThread):
 
     def _sum_on_gpu(self, block: Array, tree: Tree, group: list[int]) -> None:
         nothing, xp = block[:0], array_module(block)
-        chunks = [_chunks(block, group).get(rank, nothing) for rank in range(self.size)]
+        parts = _chunks(block, group)
+        chunks = [parts.get(rank, nothing) for rank in range(self.size)]
         mine = chunks[self.rank]
         terms = ranks_of(tree, self.size)
         received = [xp.empty_like(mine) if r in terms else nothing for r in range(self.size)]

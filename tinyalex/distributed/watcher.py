@@ -61,7 +61,7 @@ class Watcher:
 def watch(listener: socket.socket, count: int) -> str | None:
     """Return the name of the first rank that ends without a word.
 
-    The launcher ends the others then, or there are seconds without an end.
+    The launcher ends the others then, or nothing more ends within a second.
     """
     events = select.epoll()  # unlike poll, it tells in which order things happened
     events.register(listener, select.EPOLLIN)

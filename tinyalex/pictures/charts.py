@@ -151,7 +151,7 @@ def _draw_accuracy(axes: Any, curves: _Curves) -> None:
 
 
 def _style(points: dict[str, list[float]], most: int = 50, line: str = "-") -> str:
-    """Return the style of a line, with dots where there are at most so many points."""
+    """Return a line's style, with dots where there are few points."""
     return f"o{line}" if len(points["at"]) <= most else line
 
 

@@ -24,6 +24,8 @@ from tinyalex.tensor import Tensor
 
 BATCH = 32
 """Images with a square that go through the network at a time."""
+SAMPLES = 16
+"""Noisy copies of an image whose gradients are averaged."""
 
 
 def occlusion(
@@ -85,7 +87,7 @@ def occlusion(
 
 
 def input_gradient(
-    model: nn.Module, images: np.ndarray, target: int | np.ndarray, samples: int = 16
+    model: nn.Module, images: np.ndarray, target: int | np.ndarray, samples: int = SAMPLES
 ) -> np.ndarray:
     """Return the magnitude of the gradient of the class's score per pixel.
 

@@ -16,7 +16,7 @@ from tinyalex.pictures.sheets import (
     font,
     shorten,
 )
-from tinyalex.pictures.why import grad_cam, input_gradient, occlusion
+from tinyalex.pictures.why import SAMPLES, grad_cam, input_gradient, occlusion
 from tinyalex.progress import Progress
 from tinyalex.text import percent, printable
 from tinyalex.training.classifier import Classifier
@@ -29,8 +29,8 @@ MEANINGS = {
     ),
     "input_gradient": (
         "Gradient of the input",
-        "How strongly the score of the class reacts to a change of this pixel, on average over 16 "
-        "noisy copies of the image.",
+        "How strongly the score of the class reacts to a change of this pixel, on average over "
+        f"{SAMPLES} noisy copies of the image.",
     ),
     "grad_cam": (
         "Grad-CAM",
