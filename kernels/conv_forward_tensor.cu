@@ -16,8 +16,8 @@
 #include "tensor_fetch.cuh"
 
 // x [N,H,W,C], weight [K,R,S,C/groups], bias [K] or null, y [N,Ho,Wo,K]; relu is 0 or 1. C / groups
-// is a multiple of 4. A sum in several parts wants room for them, parts [parts,N,Ho,Wo,K], and
-// `arrived`, a zero for each tile of each group; else both are null.
+// is a multiple of 4. A sum in several parts wants room for them, parts [groups,tiles,parts,M,N],
+// and `arrived`, a zero for each tile of each group; else both are null.
 template <class Precision, int M, int N>
 __global__ void __launch_bounds__(Tile<Precision, M, N>::THREADS, Tile<Precision, M, N>::BLOCKS)
     conv_forward(const float* __restrict__ x, const float* __restrict__ weight,
@@ -29,8 +29,7 @@ __global__ void __launch_bounds__(Tile<Precision, M, N>::THREADS, Tile<Precision
   const Place<T> at(shape.N * shape.Ho * shape.Wo, filters, depth, split_k_tiles);
   WindowRows<typename T::A> a(x, group * channels, windows_of_y(shape), at.row, at.rows, at.k);
   MatrixRows<typename T::B> b(weight, group * filters, depth, at.column, filters, at.k);
-  const int first = group * filters, size = at.rows * shape.K;
-  const Parts split = {parts ? parts + first : nullptr, size,
-                       arrived + blockIdx.y * gridDim.x + blockIdx.x};
-  product(at, a, b, y + first, shape.K, bias ? bias + first : nullptr, relu != 0, split);
+  const int first = group * filters;
+  product(at, a, b, y + first, shape.K, bias ? bias + first : nullptr, relu != 0,
+          {parts, arrived});
 }

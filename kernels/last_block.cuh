@@ -8,7 +8,7 @@
 
 // True in all threads of the block that comes last of `blocks`. `arrived` is 0 before and after.
 __device__ __forceinline__ bool last_to_arrive(unsigned* arrived, unsigned blocks) {
-  __shared__ bool last;
+  bool last = false;
   __syncthreads();  // all threads of this block have written their share
   if (threadIdx.x == 0) {
     __threadfence();  // which other blocks see before they see it counted
@@ -16,6 +16,5 @@ __device__ __forceinline__ bool last_to_arrive(unsigned* arrived, unsigned block
     if (last) *arrived = 0;
     __threadfence();  // what was written before the others were counted is seen after this
   }
-  __syncthreads();
-  return last;
+  return __syncthreads_or(last);
 }

@@ -12,12 +12,15 @@
 // The copies of the next STAGES - 1 k-tiles are always under way: the multiplications seldom wait
 // for memory. Each warp computes a share of the tile, such as 64 x 64 (`Tile`).
 //
-// Its bound, for 64 x 64: a warp reads (64 + 64) x 32 floats of shared memory per k-tile, 128
-// cycles at 128 bytes per cycle, the four warps 512; they multiply 128 x 128 x 32 numbers, in
-// 1024 cycles of an A100's tensor cores in TF32, 512 of an H100's, if they are fed. In bf16 it
-// is half of that, and shared memory is the bound: floats lie there. The ring of a block takes
-// 3 stages x 2 factors x 128 lines x 36 floats = 108 KB. So two blocks share a multiprocessor of an
-// H100, with 227 KB for them, and one multiplies while the other waits; an A100's 163 KB hold one.
+// Its bound, for 128 x 128 on an H100, in cycles of a multiprocessor per k-tile (estimated, as in
+// tinyalex/backends/cuda/conv/tensor_cores.py): the factors, 32 KB, take 1260 from the L2 cache, at
+// 26 bytes per cycle; multiplying takes 819 in TF32, half of that in bf16; reading shared memory,
+// (64 + 64) x 32 floats per warp, 512. So L2 is the bound, and larger tiles, with more products per
+// byte, are the way up. (In 3xTF32 the products are, with 2621.)
+//
+// The ring of a block takes 3 stages x 2 factors x 128 lines x 36 floats = 108 KB. So two blocks
+// share a multiprocessor of an H100, with 227 KB for them, and one multiplies while the other
+// waits; an A100's 163 KB hold one.
 #pragma once
 #include "last_block.cuh"
 #include "tensor_precision.cuh"
@@ -191,7 +194,7 @@ __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns&
     // is the one to be written next.
     __syncthreads();
     if (left > AHEAD) {
-      const int writing = reading == 0 ? AHEAD : reading - 1;
+      const int writing = reading == 0 ? AHEAD : reading - 1;  // (reading + AHEAD) % STAGES
       rows.fetch(stage_of_ring<T>(writing));
       columns.fetch(stage_of_ring<T>(writing) + T::A::FLOATS);
     }
@@ -225,12 +228,11 @@ __device__ __forceinline__ void add_bias_and_rectify(float (&sums)[M][N][4], con
     }
 }
 
-// Call visit(place, pair, at_once, both) for each two neighbours and their place in a matrix of
-// rows x columns whose lines begin `pitch` floats apart. `at_once`: addresses allow one access to
-// the two; `both`: none of them is beyond the matrix. What is, is left out.
-template <int ROW_STEP, int M, int N, class Visit>
-__device__ __forceinline__ void for_pairs(float (&sums)[M][N][4], float* matrix, int pitch, int row,
-                                          int rows, int column, int columns, Visit visit) {
+// Write the lane's pairs to a matrix of rows x columns whose lines begin `pitch` floats apart; what
+// is beyond it is left out. 8 bytes at once, where all pairs are whole and begin at multiples of 8.
+template <int ROW_STEP, int M, int N>
+__device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], float* matrix, int pitch,
+                                           int row, int rows, int column, int columns) {
   const bool in_pairs = columns % 2 == 0 && pitch % 2 == 0;
   row += threadIdx.x % 32 / 4;
   column += threadIdx.x % 4 * 2;
@@ -238,55 +240,60 @@ __device__ __forceinline__ void for_pairs(float (&sums)[M][N][4], float* matrix,
   for (int half = 0; half < 2 * M; ++half) {
     const int r = row + half / 2 * ROW_STEP + half % 2 * 8;
     if (r >= rows) break;
-    float* line = matrix + (r * pitch + column);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const int there = columns - column - 8 * n;
-      if (there > 0) visit(line + 8 * n, sums[half / 2][n] + half % 2 * 2, in_pairs, there > 1);
+      const float* pair = sums[half / 2][n] + half % 2 * 2;
+      const int c = column + 8 * n;
+      float* place = matrix + (r * pitch + c);
+      if (in_pairs) {
+        if (c < columns) *reinterpret_cast<float2*>(place) = make_float2(pair[0], pair[1]);
+      } else {
+        if (c < columns) place[0] = pair[0];
+        if (c + 1 < columns) place[1] = pair[1];
+      }
     }
   }
 }
 
-template <int ROW_STEP, int M, int N>
-__device__ __forceinline__ void store_tile(float (&sums)[M][N][4], float* matrix, int pitch,
-                                           int row, int rows, int column, int columns) {
-  for_pairs<ROW_STEP>(sums, matrix, pitch, row, rows, column, columns,
-                      [](float* place, const float* pair, bool at_once, bool both) {
-    if (at_once) {
-      *reinterpret_cast<float2*>(place) = make_float2(pair[0], pair[1]);
-    } else {
-      place[0] = pair[0];
-      if (both) place[1] = pair[1];
-    }
-  });
+// A part of a split sum lies as its threads hold it: 16 bytes per fragment and thread, neighbouring
+// threads side by side. So there are no edges to ask for, and all loads of a part go out together.
+template <class T>
+__device__ __forceinline__ int place_in_part(int m, int n) {
+  return 4 * ((m * (T::WARP_N / 8) + n) * T::THREADS + threadIdx.x);
 }
 
-template <int M, int N>
-__device__ __forceinline__ void clear(float (&sums)[M][N][4]) {
+template <class T>
+__device__ __forceinline__ void store_part(const Sums<T>& sums, float* part) {
+#pragma unroll
+  for (int m = 0; m < T::WARP_M / 16; ++m)
+#pragma unroll
+    for (int n = 0; n < T::WARP_N / 8; ++n) {
+      const float(&sum)[4] = sums[m][n];
+      *reinterpret_cast<float4*>(part + place_in_part<T>(m, n)) =
+          make_float4(sum[0], sum[1], sum[2], sum[3]);
+    }
+}
+
+// sums = the sum of `count` parts, in order.
+template <class T>
+__device__ __forceinline__ void add_parts(Sums<T>& sums, const float* parts, int count) {
 #pragma unroll
   for (auto& row : sums)
 #pragma unroll
     for (auto& fragment : row)
 #pragma unroll
       for (float& sum : fragment) sum = 0;
-}
-
-// sum += what is there.
-template <int ROW_STEP, int M, int N>
-__device__ __forceinline__ void add_tile(float (&sums)[M][N][4], float* matrix, int pitch,
-                                         int row, int rows, int column, int columns) {
-  for_pairs<ROW_STEP>(sums, matrix, pitch, row, rows, column, columns,
-                      [](const float* place, float* pair, bool at_once, bool both) {
-    float2 found = {};
-    if (at_once) {
-      found = *reinterpret_cast<const float2*>(place);
-    } else {
-      found.x = place[0];
-      if (both) found.y = place[1];
-    }
-    pair[0] += found.x;
-    pair[1] += found.y;
-  });
+  for (; count > 0; --count, parts += T::A::SIDE * T::B::SIDE)
+#pragma unroll
+    for (int m = 0; m < T::WARP_M / 16; ++m)
+#pragma unroll
+      for (int n = 0; n < T::WARP_N / 8; ++n) {
+        const float4 part = *reinterpret_cast<const float4*>(parts + place_in_part<T>(m, n));
+        sums[m][n][0] += part.x;
+        sums[m][n][1] += part.y;
+        sums[m][n][2] += part.z;
+        sums[m][n][3] += part.w;
+      }
 }
 
 // The tile of this block in C [rows, columns], and its part of the sum over k. Block: x counts the
@@ -307,12 +314,11 @@ struct Place {
   }
 };
 
-// Room for the parts of C, `size` floats apart, if the last block of a tile to arrive adds them up.
-// A gradient's parts are many, which one block would read for too long: they are a larger C
-// (with room for all), and split_sum.cu adds them.
+// Room for all parts of all tiles, if the last block of a tile to arrive adds them up: `sums` has
+// [tiles, parts, M x N], `arrived` a zero for each tile. A gradient's parts are many, which one
+// block would read for too long: they are a larger C (with room for all), which split_sum.cu adds.
 struct Parts {
-  float* first = nullptr;
-  int size = 0;
+  float* sums = nullptr;
   unsigned* arrived = nullptr;
 };
 
@@ -324,13 +330,13 @@ __device__ __forceinline__ void product(const Place<T>& at, Rows& a, Columns& b,
   Sums<T> sums = {};
   sum_products<T>(sums, a, b, at.k_tiles);
   const int row = at.row + warp_row<T>(), column = at.column + warp_column<T>();
-  if (parts.first != nullptr) {
-    float* own = parts.first + blockIdx.z * parts.size;
-    store_tile<16>(sums, own, pitch, row, at.rows, column, at.columns);
-    if (!last_to_arrive(parts.arrived, gridDim.z)) return;
-    clear(sums);
-    for (int z = 0; z < gridDim.z; ++z)
-      add_tile<16>(sums, parts.first + z * parts.size, pitch, row, at.rows, column, at.columns);
+  if (parts.sums != nullptr) {
+    constexpr int SIZE = T::A::SIDE * T::B::SIDE;
+    const int tile = blockIdx.y * gridDim.x + blockIdx.x, count = gridDim.z;
+    float* first = parts.sums + tile * count * SIZE;
+    store_part<T>(sums, first + blockIdx.z * SIZE);
+    if (!last_to_arrive(parts.arrived + tile, count)) return;
+    add_parts<T>(sums, first, count);
   }
   if (bias || relu) add_bias_and_rectify(sums, bias, column, at.columns, relu);
   store_tile<16>(sums, c, pitch, row, at.rows, column, at.columns);

@@ -54,7 +54,7 @@ PLANTED = {
     "misaligned": ("address", "i / 4 * 4", "i / 4 * 4 + one", "misaligned address"),
     "no barrier": ("thread", "  __syncthreads();\n  const float4", "  const float4", "data race"),
     "no barrier before the count": ("thread", "__syncthreads();  // all", "// all", "data race"),
-    "no barrier after it": ("thread", "__syncthreads();\n  return", "return", "data race"),
+    "no barrier after it": ("thread", "syncthreads_or(", "any_sync(~0u, ", "data race"),
     "no fence before it": ("thread", "__threadfence();  // which", "// which", "data race"),
     "no fence after it": ("thread", "__threadfence();  // what", "// what", "data race"),
     "no barrier in a warp": ("thread", "__syncwarp();", "", "data race"),

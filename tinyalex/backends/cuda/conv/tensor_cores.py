@@ -227,12 +227,13 @@ def _product(
     product = sizes(shape, which)
     tile, splits, split_k_tiles = plan(which, product, precision, cut)
     tiles = blocks(product, tile)
-    result = cupy().empty(result_shape, factors[0].dtype)
-    parts = cupy().empty((splits, *result_shape), result.dtype) if splits > 1 else None
-    into = result if options or parts is None else parts
-    if options:
-        arrived = None if parts is None else arrivals(tiles)
-        options = (*options, parts, arrived)
+    into = result = cupy().empty(result_shape, factors[0].dtype)
+    if options and splits > 1:
+        options = (*options, cupy().empty((tiles, splits, *tile), result.dtype), arrivals(tiles))
+    elif options:
+        options = (*options, None, None)
+    elif splits > 1:
+        into = cupy().empty((splits, *result_shape), result.dtype)
     launch(
         f"conv_{which}_tensor.cu",
         f"conv_{which}<{PRECISIONS[precision]}, {tile[0]}, {tile[1]}>",
@@ -242,6 +243,6 @@ def _product(
         shared_bytes=shared_bytes(tile),
     )
     if into is not result:
-        grid, args = (-(-result.size // 256),), (parts, result, splits, result.size)
+        grid, args = (-(-result.size // 256),), (into, result, splits, result.size)
         launch("split_sum.cu", "split_sum", grid=grid, block=(256,), args=args)
     return result
