@@ -51,9 +51,9 @@ LAYERS = {
         ("conv4 in groups", "input_grad", ((128, 192), 1), ((128, 192), 1)),
         ("conv5", "forward", ((128, 128), 1), ((128, 128), 1)),
         ("conv5 in groups", "input_grad", ((128, 192), 1), ((128, 192), 1)),
-        ("fc6", "forward", ((128, 128), 4), ((128, 192), 6)),
+        ("fc6", "forward", ((128, 96), 3), ((128, 192), 6)),
         ("fc6", "weight_grad", ((192, 128), 1), ((192, 128), 1)),
-        ("fc8", "forward", ((64, 64), 8), ((128, 128), 16)),
+        ("fc8", "forward", ((64, 64), 8), ((64, 64), 8)),
     ],
 )
 def test_plan_of_alexnets_layers(layer, which, highest, high):
@@ -82,7 +82,9 @@ def test_a_plan_beats_its_neighbours():
     product = tensor_cores.sizes(LAYERS["conv2"], "input_grad")
     best = plan("input_grad", product, "high")
     cycles = {
-        tile: tensor_cores.estimate(product, "high", best._replace(tile=tile), 132, 227 << 10)
+        tile: tensor_cores.estimate(
+            "input_grad", product, "high", best._replace(tile=tile), 132, 227 << 10
+        )
         for tile in tensor_cores.TILES["input_grad"]
     }
     assert min(cycles, key=cycles.get) == best.tile == (128, 96)
@@ -98,6 +100,25 @@ def test_no_more_shared_memory_than_there_is(monkeypatch):
     monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 99 << 10)
     product = tensor_cores.sizes(LAYERS["conv4"], "forward")
     assert plan("forward", product, "high").tile in ((128, 96), (64, 64))
+
+
+def test_a_gpu_without_room_for_any_tile_is_refused(monkeypatch):
+    monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 64 << 10)
+    with pytest.raises(RuntimeError, match=r"74752 bytes of shared memory .* this one has 65536"):
+        plan("forward", Sizes(64, 64, 64, 1), "high")
+
+
+def test_parts_of_forward_cost_their_adding_up_and_no_kernel():
+    """In forward the last block of a tile reads its parts; a gradient's have a kernel."""
+    product, split = Sizes(64, 64, 4096, 1), tensor_cores.Plan((64, 64), 8, 16)
+    whole = split._replace(splits=1)
+    added = {
+        which: tensor_cores.estimate(which, product, "high", split, 132, 227 << 10)
+        - tensor_cores.estimate(which, product, "high", whole, 132, 227 << 10)
+        for which in ("forward", "weight_grad")
+    }
+    assert added["forward"] == pytest.approx(8 * 64 * 64 * 4 / tensor_cores.L2_BYTES)
+    assert added["weight_grad"] > tensor_cores.LAUNCH
 
 
 def test_every_k_tile_is_in_one_part():

@@ -15,7 +15,7 @@ Sums are float32, and taken in the same order in every run on the same kind of G
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 from tinyalex.backends.cuda.conv.shape import ConvShape
@@ -50,7 +50,7 @@ MULTIPLY_ADDS = {"highest": 200, "high": 640, "medium": 1280}
 L2_BYTES = 26
 ENDS = 4  # k-tiles' time to fill the ring and to store the result
 ALONE = 0.6  # of the time of as many blocks as fit: what a block without neighbours takes
-LAUNCH = 5000  # cycles: another kernel, which adds up the parts
+LAUNCH = 5000  # cycles: another kernel, which adds up the parts of a gradient
 
 
 class Cut(NamedTuple):
@@ -157,17 +157,30 @@ def _plan(
         parts = [cut.splits] if cut.splits else range(1, max(1, useful) + 1)
         in_each = {max(1, -(-k_tiles // splits)) for splits in parts} if slots else ()
         plans += [Plan(tile, max(1, -(-k_tiles // each)), each) for each in sorted(in_each)]
-    return min(plans, key=lambda p: estimate(product, precision, p, multiprocessors, most_shared))
+    if not plans:
+        least = shared_bytes(cut.tile or min(TILES[which]))
+        raise RuntimeError(
+            f"expected a GPU with {least} bytes of shared memory per block for convolutions on "
+            f"tensor cores, but this one has {most_shared}; compute in float64, or on the CPU"
+        )
+    cycles = partial(estimate, which, product, precision)
+    return min(plans, key=lambda plan: cycles(plan, multiprocessors, most_shared))
 
 
 def estimate(
-    product: Sizes, precision: str, plan: Plan, multiprocessors: int, most_shared: int
+    which: Pass,
+    product: Sizes,
+    precision: str,
+    plan: Plan,
+    multiprocessors: int,
+    most_shared: int,
 ) -> float:
     """Return the cycles that a plan takes, wave by wave.
 
     A last wave that is not full takes less, but no less than `ALONE` of it. A k-tile takes as long
     as its multiplications, or as its factors on their way from the L2 cache; of the shorter of the
-    two a quarter shows.
+    two a quarter shows. Parts of forward are added up by a block per tile, alone on its
+    multiprocessor; those of a gradient by a kernel on all of them.
     """
     (rows, columns), splits, split_k_tiles = plan
     fit = blocks_that_fit(precision, plan.tile, most_shared)
@@ -177,7 +190,9 @@ def estimate(
     loading = 4 * (rows + columns) * K_TILE / L2_BYTES
     of_k_tile = max(multiplying, loading) + min(multiplying, loading) / 4
     cycles = turns * (split_k_tiles + ENDS) * of_k_tile
-    if splits > 1:
+    if splits > 1 and which == "forward":
+        cycles += splits * 4 * rows * columns / L2_BYTES
+    elif splits > 1:
         result = 4 * product.rows * product.columns * product.groups
         cycles += LAUNCH + (splits + 1) * result / (L2_BYTES * multiprocessors)
     return cycles
