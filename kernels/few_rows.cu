@@ -9,10 +9,13 @@
 // One version. A warp computes two outputs: each lane reads 16 bytes of both lines of weights at a
 // time, neighbouring lanes neighbouring groups, and STEPS of these before it uses the first, so
 // that 32 lanes x 8 x 16 bytes = 4 KB per warp are on their way; 16 warps on a multiprocessor are
-// three times what 3.35 TB/s and a delay of 700 ns ask for (18 KB each of 132). Every number of x is
-// read once for two outputs, from the L1 cache. With up to MOST = 8 rows that is 8 x 16 bytes for
-// 32 of weights, four times as much; memory sends a multiprocessor some 15 bytes per cycle, so L1
-// has to give 60 of its 128. With more rows it, and the registers for sums, would be the bound.
+// three times what 3.35 TB/s and a delay of 700 ns ask for (18 KB each of 132).
+//
+// Every number of x is read once for two outputs, from the L1 cache. With up to MOST = 8 rows that
+// is 8 x 16 bytes for 32 of weights, four times as much; memory sends a multiprocessor some 15
+// bytes per cycle, so L1 has to give 60 of its 128. With more rows it, and the registers for sums,
+// would be the bound. L1 can hold six rows of fc6 (37 KB each); of eight it helps only if the warps
+// keep together. Weights, read once, shall not push x out.
 //
 // A lane adds its products in order, and then five exchanges add up the lanes, each in a fixed
 // order.
@@ -25,6 +28,18 @@ constexpr int LANES = 32, GROUP = 4 * LANES;  // elements that a warp reads at o
 template <class T>
 __device__ __forceinline__ Four<T> load_group(const T* line, int first, int length) {
   return first < length ? *reinterpret_cast<const Four<T>*>(line + first) : Four<T>{};
+}
+
+// Four elements of what is read once: it is the first to leave the caches.
+__device__ __forceinline__ Four<float> load_once(const float* from) {
+  const float4 four = __ldcs(reinterpret_cast<const float4*>(from));
+  return {four.x, four.y, four.z, four.w};
+}
+
+__device__ __forceinline__ Four<double> load_once(const double* from) {
+  const double2 two = __ldcs(reinterpret_cast<const double2*>(from));
+  const double2 more = __ldcs(reinterpret_cast<const double2*>(from) + 1);
+  return {two.x, two.y, more.x, more.y};
 }
 
 template <class T>
@@ -42,8 +57,10 @@ __device__ __forceinline__ void few_rows(const T* x, const T* weight, const T* b
 #pragma unroll
     for (int step = 0; step < STEPS; ++step)
 #pragma unroll
-      for (int o = 0; o < OUTPUTS; ++o)
-        w[o][step] = load_group(lines[o], begin + step * GROUP, I);
+      for (int o = 0; o < OUTPUTS; ++o) {
+        const int i = begin + step * GROUP;
+        w[o][step] = i < I ? load_once(lines[o] + i) : Four<T>{};
+      }
 #pragma unroll
     for (int n = 0; n < MOST; ++n) {
       if (n >= N) break;
