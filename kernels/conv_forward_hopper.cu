@@ -44,13 +44,13 @@ extern "C" __global__ void __launch_bounds__(HopperSide::THREADS, 2)
     cp_async_commit();
   }
 
-  float sums[2][16][4] = {};  // rows 0..63 and 64..127
+  Row64x128 sums[2] = {};  // rows 0..63 and 64..127
   Multiplication work;
   int reading = 0;
   for (int left = k_tiles; left > 0; --left) {
     cp_async_wait<AHEAD - 1>();
     make_visible();
-    work.wait();
+    work.wait(sums[0], sums[1]);
     // All threads' copies have arrived, and the tensor cores are done with the stage before.
     __syncthreads();
     const float* a = hopper_stage(reading);
@@ -63,14 +63,14 @@ extern "C" __global__ void __launch_bounds__(HopperSide::THREADS, 2)
     work.commit();
     // While they multiply, the next copies begin.
     if (left > AHEAD) {
-      const int writing = reading == 0 ? AHEAD : reading - 1;
+      const int writing = reading == 0 ? AHEAD : reading - 1;  // (reading + AHEAD) % STAGES
       rows.fetch(hopper_stage(writing));
       columns.fetch(hopper_stage(writing) + HOPPER_TILE);
     }
     cp_async_commit();
     reading = reading == AHEAD ? 0 : reading + 1;
   }
-  work.wait();
+  work.wait(sums[0], sums[1]);
 
   const int row = pixel + threadIdx.x / 32 * 16;
   add_bias_and_rectify(sums, bias ? bias + group * filters : nullptr, filter, filters, relu != 0);

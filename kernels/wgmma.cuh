@@ -19,7 +19,7 @@
 //   Multiplication work;
 //   work.begin(); work.multiply_add(...); ...; work.commit();
 //   ...                                  neither D nor the tiles may be touched here
-//   work.wait();
+//   work.wait(D);
 #pragma once
 #include "ptx.cuh"
 
@@ -71,7 +71,15 @@ struct Multiplication {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   }
 
-  __device__ __forceinline__ void wait() {
+  // `d` are all accumulators: so what reads or writes them afterwards is not moved before this.
+  template <class... Ds>
+  __device__ __forceinline__ void wait(Ds&... d) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    const auto stay_behind = [](Row64x128& sums) {
+#pragma unroll
+      for (auto& sum : sums)
+        asm volatile("" : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]));
+    };
+    (stay_behind(d), ...);
   }
 };

@@ -106,7 +106,7 @@ WARPGROUP = """__shared__ __align__(1024) float a[64 * 32], b[128 * 32];
   work.begin();
   for (int k = 0; k < 32; k += 8) work.multiply_add(d, a + k, b + k);
   work.commit();
-  work.wait();
+  work.wait(d);
   for (int i = 0; i < 64; ++i) out[i] = __float_as_uint(d[i / 4][i % 4]);"""
 
 FRAGMENTS = (

@@ -22,7 +22,8 @@ struct Multiplication {
     pending[count++] = {&d, a, b};
   }
 
-  void wait() {
+  template <class... Ds>
+  void wait(Ds&...) {
     for (int i = 0; i < count; ++i) compute(pending[i]);
     count = 0;
   }
