@@ -1,5 +1,7 @@
 """Launches of a prediction and of a step, counted on the stand-in."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from helpers import normal
@@ -8,8 +10,9 @@ import tinyalex as ta
 from tinyalex import models, optim
 from tinyalex.backends.cuda.conv import choose, tensor_cores
 from tinyalex.backends.cuda.conv.tensor_cores import Cut
+from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.devices import move, use
-from tinyalex.backends.layout import copy_with_room, with_room
+from tinyalex.backends.layout import copy_images, copy_with_room, with_room
 from tinyalex.data import Batch
 from tinyalex.models import VARIANTS
 from tinyalex.ops.fused import LinearReLU
@@ -78,6 +81,24 @@ def test_a_step_pads_no_images(rng, monkeypatch, graph):
     assert padded == [(24, 11, 11, 4)] * 3
     if graph:
         assert with_room(steps._graph._images) is not None
+
+
+@pytest.mark.parametrize("place", [copy_with_room, lambda x: x])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 5), (2, 4, 5, 5), (2, 3)])
+def test_images_are_copied_with_the_room_beside_them(standin, rng, place, shape):
+    images = place(ta.Tensor(normal(rng, shape, np.float32)).to("cuda").data)
+    target = copy_with_room(standin.zeros_like(images))
+    copy_images(images, target)
+    assert np.array_equal(target.get(), images.get())
+    if with_room(images) is not None:
+        assert np.array_equal(with_room(target).get(), with_room(images).get(), equal_nan=True)
+
+
+def test_each_thread_has_counters_of_its_own():
+    """Their own default streams have the same pointer."""
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as another:
+        first, other, again = (pool.submit(arrivals, 7).result() for pool in (one, another, one))
+    assert first is again is not other
 
 
 def test_a_linear_layer_and_its_relu_are_one_op():

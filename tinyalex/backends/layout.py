@@ -63,11 +63,22 @@ def copy_with_room(images: Array) -> Array:
     return copy
 
 
+def copy_images(images: Array, target: Array) -> None:
+    """Copy images to others of their shape, with the room beside them."""
+    wide, wide_target = with_room(images), with_room(target)
+    if wide is None or wide_target is None:
+        target[...] = images
+    else:
+        wide_target[...] = wide
+
+
 def with_room(images: Array) -> Array | None:
     """Return images [N, C, H, W] as [N, H, W, in_fours(C)] without a copy.
 
     What lies in the channels beyond C may be anything. None for images that lie otherwise.
     """
+    if images.ndim != 4:
+        return None
     N, C, H, W = images.shape
     room = in_fours(C)
     step = images.itemsize * room

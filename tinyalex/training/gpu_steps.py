@@ -13,7 +13,7 @@ from tinyalex.backends.cuda.sgd import Piece, StepTable
 from tinyalex.backends.cuda.step_state import KeySlots, StepReport
 from tinyalex.backends.devices import device_of, move
 from tinyalex.backends.gpu import cupy
-from tinyalex.backends.layout import copy_with_room
+from tinyalex.backends.layout import copy_images, copy_with_room
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch
 from tinyalex.nn import Module
@@ -109,7 +109,8 @@ class StepGraph:
         self._gradients = [(p, p.grad) for p in self._model.parameters()]
 
     def _replay(self, images: Array, labels: Array) -> None:
-        self._images[...], self._labels[...] = images, labels
+        copy_images(images, self._images)
+        self._labels[...] = labels
         if len(self._slots):
             self._slots.fill([random.next_key() for _ in range(len(self._slots))])
         for parameter, gradient in self._gradients:
