@@ -56,7 +56,8 @@ DYNAMIC = re.compile(
 )
 STATIC = re.compile(
     r"__shared__\s+(?:(?:__align__|alignas)\s*\((?P<alignment>[^)]*)\)\s*)?"
-    r"(?P<type>(?:volatile\s+)?[\w:]+(?:\s*<[^;{}]*?>)?(?:\s+(?:int|char|short|long))*)\s+(?P<names>\w[^;]*);"
+    r"(?P<type>(?:volatile\s+)?[\w:]+(?:\s*<[^;{}]*?>)?(?:\s+(?:int|char|short|long))*)"
+    r"\s+(?P<names>\w[^;]*);"
 )
 
 

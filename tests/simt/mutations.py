@@ -23,10 +23,10 @@ from simt.compiler import without_comments
 from tinyalex.backends.cuda import launch
 
 # A barrier, a fence, or a wait for copies (cp_async_wait) or products (work.wait) under way: a call
-# that stands alone. Where such waits are defined they call names of the shim, which are in a
-# namespace.
+# that stands alone.
 BARRIER = re.compile(
-    r"(?<![\w.])(?:__syncthreads|__syncwarp|__threadfence|\w+_wait|\w+\.wait)(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
+    r"(?<![\w.])(?:__syncthreads|__syncwarp|__threadfence|\w+_wait|\w+\.wait)"
+    r"(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
 )
 
 
