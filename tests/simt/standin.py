@@ -116,6 +116,7 @@ def as_strided(x, shape=None, strides=None):
     """Return a view of the memory of ``x``, which must hold it."""
     host, block = unwrap(x), memory.owner(unwrap(x))
     offset = host.ctypes.data - block.ctypes.data
+    block = block.transpose(np.argsort([-step for step in block.strides], kind="stable"))
     return wrap(np.ndarray(shape, host.dtype, block, offset, strides))
 
 
