@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from helpers import normal
 
+import gpu_arithmetic
 import tinyalex as ta
+from gpu.cases import Net
 from tinyalex import models, optim
 from tinyalex.backends.cuda.conv import choose, tensor_cores
 from tinyalex.backends.cuda.conv.tensor_cores import Cut
@@ -45,6 +47,11 @@ def recorded(xp, call):
         finally:
             graph = stream.end_capture()
     return result, graph, pool
+
+
+def test_the_arithmetic_counts_as_many():
+    lines = gpu_arithmetic.lines("infer", 1, "A", Net(thin=THIN, pixels=67, classes=10))
+    assert sum(line.launches for line in lines) == 13
 
 
 @pytest.mark.parametrize("variant", ["paper", "one_tower"])

@@ -1,0 +1,187 @@
+"""Arithmetic of a step and a prediction on an H200, from the tables of tiles; no GPU needed.
+
+    python benchmarks/gpu_arithmetic.py            # print it
+    python benchmarks/gpu_arithmetic.py --table    # and write it into docs/gpu.md
+
+Nothing here is measured. A pass on tensor cores takes what `tensor_cores.estimate` says of the tile
+and the splits that `tensor_cores.plan` chooses, or its bytes from memory, if they take longer; all
+else takes its bytes from memory; and each launch takes `GAP` more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpu import floors, tables
+from gpu.cases import Net
+from gpu.contestant_tinyalex import WORDS
+from gpu.floors import FORWARD, INPUT, WEIGHT, Step
+from shared import report
+from tinyalex import nn
+from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tensor_cores import K_TILE, Pass, Plan
+from tinyalex.backends.cuda.linear import FEW
+from tinyalex.backends.geometry import ConvOptions
+from tinyalex.backends.layout import in_fours
+
+MULTIPROCESSORS, MOST_SHARED = 132, 227 << 10  # of an H200
+CLOCK = 1.755e9  # cycles per second
+BANDWIDTH = 4.3e12  # bytes per second of a large copy
+GAP = 2e-6  # seconds from a kernel's end to the next one's full rate, in a CUDA graph
+# PyTorch's milliseconds at its best setting, from experience with such GPUs, not measured either.
+PYTORCH = {
+    ("train", "A"): (17.0, 20.0),
+    ("train", "B"): (5.2, 5.2),
+    ("train", "C"): (3.2, 3.9),
+    ("infer", "A"): (0.19, 0.22),
+    ("infer", "B"): (0.19, 0.22),
+    ("infer", "C"): (0.15, 0.18),
+}
+WANTED = {("train", "A"): 1.2, ("train", "B"): 1.1, ("train", "C"): 1.1}  # of one image: 1.5
+PARTS: dict[str, Pass] = {FORWARD: "forward", INPUT: "input_grad", WEIGHT: "weight_grad"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Costs of one pass in one class; of tensor cores there is more to tell."""
+
+    name: str
+    operations: float
+    memory: float  # bytes
+    launches: int
+    cycles: float = 0.0
+    cache: float = 0.0  # bytes through the L2 cache
+    plan: Plan | None = None
+    waves: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return the time with all launches."""
+        return max(self.cycles / CLOCK, self.memory / BANDWIDTH) + self.launches * GAP
+
+    def cell(self) -> str:
+        """Return what a table says of it beside flop and memory."""
+        took = f"{self.seconds * 1e6:.0f} us"
+        if self.plan is None:
+            return took
+        (rows, columns), splits, _ = self.plan
+        parts = f" / {splits}" if splits > 1 else ""
+        fill = self.waves / math.ceil(self.waves)
+        return (
+            f"{rows} x {columns}{parts}, {self.cache / 1e6:.0f} MB, {self.waves:.2f} waves "
+            f"({fill:.0%}), {took}"
+        )
+
+
+def lines(mode: str, images: int, precision: str, net: Net) -> Iterator[Line]:
+    """Yield all passes of a step or a prediction."""
+    works = floors.works(net, images, mode == "train")
+    steps = {step.name: step for step in floors.shapes(net, images)}
+    for work in works:
+        name, step = f"{work.layer} {work.part}", steps.get(work.layer)
+        # All numbers in memory are float32, in every class.
+        plain = name, work.operations, work.bytes("B")
+        if step is None or not isinstance(step.layer, floors.WEIGHTED):
+            # A loss has a kernel for rows and one for their sum; and one for the gradient.
+            yield Line(*plain, 3 if work.layer == "loss" else 1)
+        elif isinstance(step.layer, nn.Linear) and images <= FEW and work.part == FORWARD:
+            yield Line(*plain, 1)
+        else:
+            yield _tensor(plain, step, PARTS[work.part], precision)
+    flat = next(s.x for s in steps.values() if isinstance(s.layer, nn.Linear))
+    passes = 1 + (mode == "train")
+    yield Line("pool5 to PyTorch's order", 0.0, passes * 2 * 4 * math.prod(flat), passes)
+    if mode == "train":
+        # Masked by the ReLU, bias gradients summed on the way; of conv1 and conv2 while pooling.
+        outputs = [s.y for s in steps.values() if isinstance(s.layer, floors.WEIGHTED)][2:]
+        numbers = sum(map(math.prod, outputs))
+        yield Line("ReLU and bias gradients", 0.0, 3 * 4 * numbers, 2 * (len(outputs) + 1))
+
+
+def _tensor(plain: tuple[str, float, int], step: Step, which: Pass, precision: str) -> Line:
+    shape, word = _shape(step), WORDS[precision]
+    product = tensor_cores.sizes(shape, which)
+    machine = MULTIPROCESSORS, MOST_SHARED
+    plan = tensor_cores._plan(which, product, word, tensor_cores.CHOSEN, *machine)
+    blocks = tensor_cores.blocks(product, plan.tile) * plan.splits
+    slots = MULTIPROCESSORS * tensor_cores.blocks_that_fit(word, plan.tile, MOST_SHARED)
+    cycles = tensor_cores.estimate(which, product, word, plan, *machine)
+    if summed := plan.splits > 1 and which != "forward":
+        cycles -= tensor_cores.LAUNCH  # here every launch has its gap
+    widened = step.x[1] % 4 != 0  # the weight gets a fourth channel, or loses it
+    return Line(
+        *plain,
+        1 + summed + widened,
+        cycles,
+        blocks * plan.split_k_tiles * K_TILE * 4 * sum(plan.tile),
+        plan,
+        blocks / slots,
+    )
+
+
+def _shape(step: Step) -> ConvShape:
+    layer = step.layer
+    if isinstance(layer, nn.Linear):
+        outputs, inputs = layer.weight.shape
+        return ConvShape.of((step.x[0], inputs, 1, 1), (outputs, inputs, 1, 1), ConvOptions())
+    N, C, H, W = step.x
+    K, _, R, S = layer.weight.shape
+    top, left = layer.padding
+    sides = (top, top), (left, left)
+    options = ConvOptions(layer.stride, sides, layer.dilation, layer.groups)
+    C = in_fours(C)
+    return ConvShape.of((N, C, H, W), (K, C // layer.groups, R, S), options)
+
+
+def table(mode: str, images: int, net: Net) -> str:
+    """Return the table of all passes, with sums, of a step or a prediction."""
+    columns = {precision: list(lines(mode, images, precision, net)) for precision in WORDS}
+    text = [
+        f"| {tables.MODES[mode]}, batch {images} | GFLOP | memory, MB | launches, A | A | B | C |",
+        "|---" * 7 + "|",
+    ]
+    for of_all in zip(*columns.values(), strict=True):
+        first = of_all[0]
+        text.append(
+            f"| {first.name} | {first.operations / 1e9:.1f} | {first.memory / 1e6:.1f} | "
+            f"{first.launches} | {' | '.join(line.cell() for line in of_all)} |"
+        )
+    sums = {p: 1e3 * sum(line.seconds for line in column) for p, column in columns.items()}
+    launches = [str(sum(line.launches for line in column)) for column in columns.values()]
+    theirs = [PYTORCH[mode, precision] for precision in WORDS]
+    ratios = [(low / sums[p], high / sums[p]) for p, (low, high) in zip(sums, theirs, strict=True)]
+    rows = {
+        "**launches**": launches,
+        "**ours, ms**": [f"{ms:.3g}" for ms in sums.values()],
+        "PyTorch, ms (experience)": [_span(*pair) for pair in theirs],
+        "**ratio**": [f"{_span(*pair)}{report.TIMES}" for pair in ratios],
+        "wanted": [f"{WANTED.get((mode, p), 1.5)}{report.TIMES}" for p in WORDS],
+    }
+    text += [f"| {name} | | | | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join(text)
+
+
+def _span(low: float, high: float) -> str:
+    texts = dict.fromkeys(f"{number:.3g}" for number in (low, high))
+    return " to ".join(texts)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Read the command line, print, and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", action="store_true", help=f"write into {tables.DOCUMENT.name}")
+    arguments = parser.parse_args(words)
+    text = "\n\n".join(table(*case, Net()) for case in (("train", 128), ("infer", 1)))
+    print(text)
+    if arguments.table:
+        report.replace_table(tables.DOCUMENT, "gpu-arithmetic", text)
+
+
+if __name__ == "__main__":
+    main()
