@@ -261,7 +261,7 @@ def sweep(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def few_rows(arguments: argparse.Namespace) -> Iterator[str]:
-    """Time linear layers of few rows by their own kernel, and on tensor cores."""
+    """Time linear layers of few rows, also on tensor cores."""
     from gpu import layers
     from tinyalex import nn
 
@@ -320,7 +320,7 @@ def probe(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def nets(arguments: argparse.Namespace) -> Iterator[str]:
-    """Measure a net in several classes beside PyTorch, under switches that `probe` vouches for."""
+    """Measure a net beside PyTorch, under switches that `probe` vouches for."""
     from gpu import machine, run
     from gpu.cases import Case
 

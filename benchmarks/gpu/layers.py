@@ -52,7 +52,7 @@ def measure(
     sweep: bool = False,
     kind: type[nn.Module] = nn.Conv2d,
 ) -> None:
-    """Measure all passes of layers; in a ``sweep`` all versions of one ``kind``."""
+    """Measure all passes of layers, in a ``sweep`` in all versions."""
     behind = machine.last_failure()
     waiting = behind.startswith("gpu-layers-")  # for the row that it began anew in
     flush = cupy().empty(FLUSHED // 4 // net.thin**2, np.float32)
@@ -141,7 +141,7 @@ def _row(
                 )
             calls[name] = call
         except Exception as error:
-            failed[name] = run.reason(error)
+            failed[name] = run.words_of(error)
             machine.restart_if_dead({key: failed[name]})
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(campaign.protocol.rounds):
@@ -188,7 +188,7 @@ def versions(row: Row) -> dict[str, Callable[[], Call]]:
 
 
 def _few_rows(row: Row) -> dict[str, Callable[[], Call]]:
-    """Return builders of both ways to compute a linear layer of few rows."""
+    """Return builders of both versions of linear layers of few rows."""
     x, weight, bias = row.arguments
     if len(x) > FEW:
         return {}
@@ -204,7 +204,7 @@ def _few_rows(row: Row) -> dict[str, Callable[[], Call]]:
 
 
 def widened(argument: Any) -> Any:
-    """Return images or weights with zeros up to a multiple of four channels; all else as it is."""
+    """Return images or weights with channels of zeros, `in_fours`."""
     if getattr(argument, "ndim", 0) != 4 or argument.shape[1] % 4 == 0:
         return argument
     N, C, H, W = argument.shape

@@ -70,9 +70,10 @@ def last_failure() -> str:
 
 
 def restart_if_dead(failed: dict[str, str]) -> None:
-    """Run this program anew if the GPU answers no longer; it finds ``failed`` in `failures`.
+    """Run this program anew if the GPU answers no longer.
 
     After a fault such as an illegal address every later call of the process fails, whatever it is.
+    The new program finds ``failed`` in `failures`.
     """
     try:
         cupy().cuda.Device().synchronize()

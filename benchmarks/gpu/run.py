@@ -132,7 +132,7 @@ def run(case: Case, campaign: Campaign) -> Result:
                 alive[candidate.name] = contestant
                 found[candidate.name] = admit(contestant, case, expected, campaign.protocol)
         except Exception as error:  # whatever it is, the others stay
-            failed[candidate.name] = reason(error)
+            failed[candidate.name] = words_of(error)
             print(f"  {candidate.name}: {failed[candidate.name]}", flush=True)
             machine.restart_if_dead({key: failed[candidate.name]})
             if candidate.name in alive:
@@ -199,7 +199,7 @@ def _close(contestant: Contestant) -> None:
     try:
         contestant.close()
     except Exception as error:
-        print(f"  {contestant.name} did not close: {reason(error)}", flush=True)
+        print(f"  {contestant.name} did not close: {words_of(error)}", flush=True)
 
 
 def tidy() -> None:
@@ -212,7 +212,7 @@ def tidy() -> None:
         contestant_torch.forget_compiled()
 
 
-def reason(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """Return an error's kind and message on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
