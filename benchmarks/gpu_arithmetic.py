@@ -1,11 +1,12 @@
-"""Arithmetic of a step and a prediction on an H200, from the tables of tiles; no GPU needed.
+"""Time of a step and a prediction on an H200, by arithmetic.
 
     python benchmarks/gpu_arithmetic.py            # print it
     python benchmarks/gpu_arithmetic.py --table    # and write it into docs/gpu.md
 
-Nothing here is measured. A pass on tensor cores takes what `tensor_cores.estimate` says of the tile
-and the splits that `tensor_cores.plan` chooses, or its bytes from memory, if they take longer; all
-else takes its bytes from memory; and each launch takes `GAP` more.
+Nothing here is measured, and no GPU is needed. A pass on tensor cores takes what
+`tensor_cores.estimate` says of the tile and the splits that `tensor_cores.plan` chooses, or its
+bytes from memory, if they take longer; all else takes its bytes from memory; and each launch takes
+`GAP` more.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gpu import floors, tables
-from gpu.cases import Net
+from gpu.cases import Case, Net
 from gpu.contestant_tinyalex import WORDS
 from gpu.floors import FORWARD, INPUT, WEIGHT, Step
 from shared import report
@@ -47,7 +49,7 @@ PARTS: dict[str, Pass] = {FORWARD: "forward", INPUT: "input_grad", WEIGHT: "weig
 
 @dataclass(frozen=True)
 class Line:
-    """Costs of one pass in one class; of tensor cores there is more to tell."""
+    """Costs of one pass in one class, with more of tensor cores."""
 
     name: str
     operations: float
@@ -77,11 +79,11 @@ class Line:
         )
 
 
-def lines(mode: str, images: int, precision: str, net: Net) -> Iterator[Line]:
+def lines(case: Case) -> Iterator[Line]:
     """Yield all passes of a step or a prediction."""
-    works = floors.works(net, images, mode == "train")
-    steps = {step.name: step for step in floors.shapes(net, images)}
-    for work in works:
+    net, images, precision = case.net, case.images, case.precision
+    steps = _steps(net, images)
+    for work in floors.works(net, images, case.training):
         name, step = f"{work.layer} {work.part}", steps.get(work.layer)
         # All numbers in memory are float32, in every class.
         plain = name, work.operations, work.bytes("B")
@@ -93,13 +95,18 @@ def lines(mode: str, images: int, precision: str, net: Net) -> Iterator[Line]:
         else:
             yield _tensor(plain, step, PARTS[work.part], precision)
     flat = next(s.x for s in steps.values() if isinstance(s.layer, nn.Linear))
-    passes = 1 + (mode == "train")
+    passes = 1 + case.training
     yield Line("pool5 to PyTorch's order", 0.0, passes * 2 * 4 * math.prod(flat), passes)
-    if mode == "train":
+    if case.training:
         # Masked by the ReLU, bias gradients summed on the way; of conv1 and conv2 while pooling.
         outputs = [s.y for s in steps.values() if isinstance(s.layer, floors.WEIGHTED)][2:]
         numbers = sum(map(math.prod, outputs))
         yield Line("ReLU and bias gradients", 0.0, 3 * 4 * numbers, 2 * (len(outputs) + 1))
+
+
+@lru_cache
+def _steps(net: Net, images: int) -> dict[str, Step]:
+    return {step.name: step for step in floors.shapes(net, images)}
 
 
 def _tensor(plain: tuple[str, float, int], step: Step, which: Pass, precision: str) -> Line:
@@ -138,8 +145,8 @@ def _shape(step: Step) -> ConvShape:
 
 
 def table(mode: str, images: int, net: Net) -> str:
-    """Return the table of all passes, with sums, of a step or a prediction."""
-    columns = {precision: list(lines(mode, images, precision, net)) for precision in WORDS}
+    """Return the table of a step or a prediction, with sums."""
+    columns = {precision: list(lines(Case(net, mode, images, precision))) for precision in WORDS}
     text = [
         f"| {tables.MODES[mode]}, batch {images} | GFLOP | memory, MB | launches, A | A | B | C |",
         "|---" * 7 + "|",
@@ -170,6 +177,11 @@ def _span(low: float, high: float) -> str:
     return " to ".join(texts)
 
 
+def block() -> str:
+    """Return what docs/gpu.md has of it."""
+    return "\n\n".join(table(*case, Net()) for case in (("train", 128), ("infer", 1)))
+
+
 def main(words: list[str] | None = None) -> None:
     """Read the command line, print, and write."""
     parser = argparse.ArgumentParser(
@@ -177,7 +189,7 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--table", action="store_true", help=f"write into {tables.DOCUMENT.name}")
     arguments = parser.parse_args(words)
-    text = "\n\n".join(table(*case, Net()) for case in (("train", 128), ("infer", 1)))
+    text = block()
     print(text)
     if arguments.table:
         report.replace_table(tables.DOCUMENT, "gpu-arithmetic", text)

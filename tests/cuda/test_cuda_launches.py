@@ -1,6 +1,7 @@
 """Launches of a prediction and of a step, counted on the stand-in."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from helpers import normal
 
 import gpu_arithmetic
 import tinyalex as ta
-from gpu.cases import Net
+from gpu.cases import Case, Net
 from tinyalex import models, optim
 from tinyalex.backends.cuda.conv import choose, tensor_cores
 from tinyalex.backends.cuda.conv.tensor_cores import Cut
@@ -20,6 +21,7 @@ from tinyalex.models import VARIANTS
 from tinyalex.ops.fused import LinearReLU
 from tinyalex.training.gpu_steps import GPUSteps
 
+ROOT = Path(__file__).parents[2]
 THIN = 4  # leaves a multiple of four channels in each group
 
 
@@ -50,8 +52,15 @@ def recorded(xp, call):
 
 
 def test_the_arithmetic_counts_as_many():
-    lines = gpu_arithmetic.lines("infer", 1, "A", Net(thin=THIN, pixels=67, classes=10))
-    assert sum(line.launches for line in lines) == 13
+    case = Case(Net(thin=THIN, pixels=67, classes=10), "infer", 1, "A")
+    assert sum(line.launches for line in gpu_arithmetic.lines(case)) == 13
+
+
+@pytest.mark.documents
+def test_the_page_has_the_arithmetic_of_these_tiles():
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    said = page.split("<!-- gpu-arithmetic -->\n")[1].split("\n<!-- /gpu-arithmetic -->")[0]
+    assert said == gpu_arithmetic.block(), "run python benchmarks/gpu_arithmetic.py --table"
 
 
 @pytest.mark.parametrize("variant", ["paper", "one_tower"])
