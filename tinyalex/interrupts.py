@@ -30,11 +30,13 @@ Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | No
 class StoppedError(Exception):
     """Training stopped after it had saved its state."""
 
-    def __init__(self, reason: str, exit_code: int, missing: str = "", call: str = "") -> None:
+    def __init__(
+        self, reason: str, exit_code: int, missing: str | None = None, call: str = ""
+    ) -> None:
         super().__init__(f"stopped by {reason}")
         self.reason = reason
         self.missing = missing
-        """Work left after training, in words."""
+        """Work left after training, in words; None unless training is over."""
         self.call = call
         """The command for that, "" for that which resumes the run."""
         self.exit_code = exit_code
@@ -88,7 +90,7 @@ class StopRequest:
                 self.reason = "the time limit"
         return self.reason is not None
 
-    def error(self, missing: str = "", call: str = "") -> StoppedError:
+    def error(self, missing: str | None = None, call: str = "") -> StoppedError:
         """Return the error that tells those above."""
         return StoppedError(str(self.reason), self.exit_code, missing, call)
 

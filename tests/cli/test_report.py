@@ -348,7 +348,7 @@ def test_a_page_without_jinja_or_matplotlib(copy, monkeypatch):
     assert "jinja2" in complaints
     code, said, complaints = run(TRAIN, "--resume", copy, "--report")
     assert (code, complaints) == (0, "")
-    assert "no report.html: jinja2 " in said
+    assert "no new report.html: jinja2 " in said
 
 
 # --- in Chromium

@@ -250,7 +250,7 @@ def train(trainer: Trainer, stop: StopRequest, report: bool = True) -> int:
     except StoppedError as stopped:
         if not (apart or stop):  # of this rank alone
             return end(f"stopped by {stopped.reason}", stopped.exit_code)
-        if run.state.epoch == run.settings.epochs:
+        if stopped.missing is not None:
             missing = f"{stopped.missing} can follow: {stopped.call or resume}"
             rest = missing if stopped.missing else "nothing is missing"
             say(f"stopped by {stopped.reason} once training was over and saved; {rest}")
