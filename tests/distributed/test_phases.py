@@ -190,5 +190,6 @@ def test_a_signal_in_any_phase_is_that_of_one_process(photos, tmp_path, phase, n
         assert not out.exists()
     else:
         assert complaints.count("finishing this step, then saving") == 1
-        assert f"stopped by {name} and saved at step" in said
+        after = "once training was over and saved" if phase == "final test" else "and saved at step"
+        assert f"stopped by {name} {after}" in said
         assert Checkpoints(out).last.exists()

@@ -157,7 +157,8 @@ def test_pictures_of_a_weight_file(what, weight_file, photos, tmp_path):
     code, said, complaints = run("look", weight_file(3), what, *images, *among)
     assert (code, complaints) == (0, "")
     assert said.startswith(f"{tmp_path}/weights.pth: a file for tests; tiny, 3 classes")
-    assert (tmp_path / f"weights.pth-{what}.png").exists()
+    of_images = "00.png-" if images else ""
+    assert (tmp_path / f"weights.pth-{of_images}{what}.png").exists()
 
 
 @pytest.mark.parametrize(

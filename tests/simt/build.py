@@ -81,10 +81,17 @@ class _Parameter(ctypes.Structure):  # Parameter in simt.h
         return f"a pointer to {kind}" if self.pointer == b"*" else kind
 
 
+_fibers: dict[str, int] = {}
+"""Address of the fibers of each mode, which its libraries share."""
+
+
 @functools.cache
-def _load(path: Path) -> ctypes.PyDLL:
+def _load(path: Path, mode: str) -> ctypes.PyDLL:
     """Load a library once. PyDLL keeps the interpreter's lock: one launch at a time."""
-    return ctypes.PyDLL(str(path))
+    library = ctypes.PyDLL(str(path))
+    library.simt_fibers.restype = ctypes.c_void_p
+    _fibers[mode] = library.simt_fibers(ctypes.c_void_p(_fibers.get(mode)))
+    return library
 
 
 class RawModule:
@@ -133,7 +140,7 @@ class RawModule:
             path = compiler.compile_module(
                 self.code, wanted[0], self.defines, wanted[1], self.instances
             )
-            self._libraries[wanted] = _load(path)
+            self._libraries[wanted] = _load(path, wanted[0])
         return self._libraries[wanted]
 
 

@@ -13,7 +13,7 @@ namespace simt {
 const Position* position;
 Launch launch;
 
-std::vector<Fiber> fibers;
+std::vector<Fiber> own_fibers, *fibers = &own_fibers;
 std::vector<Warp> warps;
 Block block;
 char* arena;
@@ -54,7 +54,7 @@ void fiber_main() {
   for (;;) leave();
 }
 
-Fiber& fiber_of(int thread) { return fibers[place * threads + thread]; }
+Fiber& fiber_of(int thread) { return (*fibers)[place * threads + thread]; }
 
 // Every bit is set, which is a NaN: what was not written shows.
 void poison_shared() {
@@ -92,7 +92,7 @@ void begin_block(const uint3& index) {
 
 // ThreadSanitizer still has what the threads were doing when a launch failed: forget it.
 void forget_fibers() {
-  SIMT_IF_THREAD(for (Fiber& fiber : fibers) {
+  SIMT_IF_THREAD(for (Fiber& fiber : *fibers) {
     if (fiber.sanitizer != nullptr) __tsan_destroy_fiber(fiber.sanitizer);
     fiber.sanitizer = nullptr;
   })
@@ -166,8 +166,8 @@ const char* begin_launch(int max_threads) {
   }
   places = MAX_THREADS / threads < PLACES ? MAX_THREADS / threads : PLACES;
   const size_t wanted = places * threads;
-  if (fibers.size() < wanted) fibers.resize(wanted);
-  for (Fiber& fiber : fibers) {
+  if (fibers->size() < wanted) fibers->resize(wanted);
+  for (Fiber& fiber : *fibers) {
     if (fiber.stack == nullptr) fiber.stack = new_stack();
     if (fiber.stack == nullptr) return "no memory for the stacks of its threads";
     SIMT_IF_THREAD(if (fiber.sanitizer == nullptr) fiber.sanitizer = __tsan_create_fiber(0);)
@@ -249,3 +249,10 @@ const char* run(const Launch& wanted, int max_threads, void (*function)(void*), 
 }
 
 }  // namespace simt
+
+// ThreadSanitizer maps memory nine times for each fiber, and Linux allows a process 65,530 mappings:
+// the libraries of one mode share those of the first.
+extern "C" __attribute__((visibility("default"))) void* simt_fibers(void* of_the_first) {
+  if (of_the_first != nullptr) simt::fibers = static_cast<std::vector<simt::Fiber>*>(of_the_first);
+  return simt::fibers;
+}

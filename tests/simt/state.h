@@ -57,7 +57,6 @@ struct Block {
   int votes = 0, result = 0;   // of __syncthreads_count
 };
 
-extern std::vector<Fiber> fibers;
 extern std::vector<Warp> warps;
 extern Block block;
 extern Fiber* current;
