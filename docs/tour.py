@@ -288,7 +288,8 @@ assert np.array_equal(dropped.data[0, :16], 2.0 * mask)
 # So forward keeps nothing for backward but the key
 # ([`ops/activation.py`](../tinyalex/ops/activation.py): `Dropout`): the same function of the same
 # key gives the same mask, and any thread can compute its part of it. Now the crash. A step begins
-# with `start_step`, which puts the count of draws back to 0, and a checkpoint is written between
+# with `start_step` (steps are counted from 0; what the trainer prints as its step 701 is this
+# 700), which puts the count of draws back to 0, and a checkpoint is written between
 # two steps. So it needs the seed and the number of the step
 # ([`training/trainer.py`](../tinyalex/training/trainer.py): `Trainer._learn`;
 # [`training/run.py`](../tinyalex/training/run.py): `Run.get_state`). Another process, which knows
