@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import TypeVar
@@ -32,6 +33,9 @@ def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | in
         except EXPECTED_ERRORS as error:
             found = complain(error)
         except LeftError:  # by a signal, as the other ranks
+            raise
+        except CommunicationError:  # where another failed, that one says why and ends all
+            time.sleep(0.5)
             raise
         except SystemExit as error:
             found = error.code if isinstance(error.code, int) else 1
