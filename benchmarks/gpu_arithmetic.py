@@ -11,7 +11,6 @@ bytes from memory, if they take longer; all else takes its bytes from memory; an
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +42,6 @@ PYTORCH = {
     ("infer", "B"): (0.19, 0.22),
     ("infer", "C"): (0.15, 0.18),
 }
-WANTED = {("train", "A"): 1.2, ("train", "B"): 1.1, ("train", "C"): 1.1}  # of one image: 1.5
 PARTS: dict[str, Pass] = {FORWARD: "forward", INPUT: "input_grad", WEIGHT: "weight_grad"}
 
 
@@ -161,12 +159,13 @@ def table(mode: str, images: int, net: Net) -> str:
     launches = [str(sum(line.launches for line in column)) for column in columns.values()]
     theirs = [PYTORCH[mode, precision] for precision in WORDS]
     ratios = [(low / sums[p], high / sums[p]) for p, (low, high) in zip(sums, theirs, strict=True)]
+    size = tables.GOAL_SIZES.index(images)
     rows = {
         "**launches**": launches,
         "**ours, ms**": [f"{ms:.3g}" for ms in sums.values()],
         "PyTorch, ms (experience)": [_span(*pair) for pair in theirs],
         "**ratio**": [f"{_span(*pair)}{report.TIMES}" for pair in ratios],
-        "wanted": [f"{WANTED.get((mode, p), 1.5)}{report.TIMES}" for p in WORDS],
+        "wanted": [f"{tables.GOALS[mode, p][size]}{report.TIMES}" for p in WORDS],
     }
     text += [f"| {name} | | | | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(text)
@@ -184,9 +183,7 @@ def block() -> str:
 
 def main(words: list[str] | None = None) -> None:
     """Read the command line, print, and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("--table", action="store_true", help=f"write into {tables.DOCUMENT.name}")
     arguments = parser.parse_args(words)
     text = block()

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+import gpu_arithmetic
 from gpu.cases import distance
 from gpu.floors import Work
 from gpu.layer_rows import double
 from shared import report
 from tinyalex.backends import cpu
+from tinyalex.backends.cuda.conv import tensor_cores
 from tinyalex.backends.geometry import (
     ConvOptions,
     NormOptions,
@@ -49,7 +51,8 @@ FULL_TEXT = (
     "fc6, one image"
 )
 HEAD = "| kernel | idea | off by | registers | spilled | shared | time | of the floor's speed |"
-L2_RATE = 6e12  # bytes per second of an H100's L2 cache, an estimate
+# Bytes per second of an H100's L2 cache, an estimate.
+L2_RATE = tensor_cores.L2_BYTES * gpu_arithmetic.MULTIPROCESSORS * gpu_arithmetic.CLOCK
 
 
 def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:

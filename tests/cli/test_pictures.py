@@ -114,7 +114,7 @@ def test_learning_curves_are_a_png(trained, tmp_path):
 
 
 def curve(steps, losses):
-    """Return the rows of a run of one epoch, with a training loss at each of these steps."""
+    """Return the rows of one epoch, with losses at some steps."""
     rows = [
         {"kind": "step", "epoch": 1, "step": step, "loss": loss, "top1": 0.5, "lr": 0.1}
         for step, loss in zip(steps, losses, strict=True)

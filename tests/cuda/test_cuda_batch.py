@@ -10,7 +10,7 @@ from tinyalex.backends.geometry import BatchOptions
 
 
 def prepare(cuda, **changes):
-    """Prepare one image of 7 x 9 pixels with some of the arguments changed."""
+    """Prepare one image of 7 x 9 pixels."""
     from tinyalex.backends.cuda import batch
 
     place = {name: changes.pop(name, [0]) for name in ("tops", "lefts", "flips")}

@@ -37,7 +37,7 @@ def no_cupy(monkeypatch):
 
 
 def without(monkeypatch, standin, status):
-    """Let CUDA fail with this status when asked for the number of GPUs; None for no GPU."""
+    """Fail with a status where GPUs are counted; None: find none."""
 
     def count():
         if status is None:

@@ -1,4 +1,4 @@
-"""Launches of a prediction and of a step, counted on the stand-in."""
+"""Launches of a prediction, and of paddings in a step, counted on the stand-in."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,15 +64,16 @@ def test_the_page_has_the_arithmetic_of_these_tiles():
 
 
 @pytest.mark.parametrize("variant", ["paper", "one_tower"])
-@pytest.mark.parametrize(("place", "most"), [(lambda x: x, 14), (copy_with_room, 13)])
-def test_a_prediction_of_one_image(standin, rng, variant, place, most):
+@pytest.mark.parametrize(("place", "count"), [(lambda x: x, 13), (copy_with_room, 12)])
+def test_a_prediction_of_one_image(standin, rng, variant, place, count):
+    """Of 67 pixels pool5 leaves one, which has no order to change: of 224, one launch more."""
     model = thin(variant).eval()
     images = normal(rng, (1, 3, 67, 67), np.float32)
     on_gpu = ta.Tensor(place(ta.Tensor(images).to("cuda").data))
     with ta.no_grad():
         logits, graph, _pool = recorded(standin, lambda: model(on_gpu))
         wanted = model.to("cpu")(ta.Tensor(images)).data
-    assert len(graph._work) <= most
+    assert len(graph._work) == count
     for _ in range(2):  # counters of blocks are zeros again
         graph.launch()
         found = move(logits.data, "cpu")

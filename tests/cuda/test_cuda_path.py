@@ -15,7 +15,7 @@ CLASSES = 10
 
 
 class PhiloxDropout(nn.Dropout):
-    """Dropout on the CPU with the masks of the GPU's, which come from another generator."""
+    """Dropout on the CPU with the GPU's masks."""
 
     def forward(self, x):
         if not self.training or x.device != "cpu":
@@ -25,7 +25,7 @@ class PhiloxDropout(nn.Dropout):
 
 
 def small_alexnet():
-    """Every kind of layer of the paper's network, in its order, with few channels."""
+    """Return a network of the paper's kinds of layers, with few channels."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 11, stride=4, padding=2),
         nn.ReLU(),
@@ -49,7 +49,7 @@ def small_alexnet():
 
 
 def trained(device, steps, batch=5, size=67, place=lambda images: images):
-    """Return the losses of some steps, and all weights and velocities after them."""
+    """Return losses of some steps, and the weights and velocities after them."""
     ta.manual_seed(7)
     rng = np.random.default_rng(7)
     model = small_alexnet()

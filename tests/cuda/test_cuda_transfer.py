@@ -71,7 +71,7 @@ TRANSFORMS = {
 
 
 def batches(make, transform, dataset, epochs=(0, 1), start=0, **options):
-    """Return images, labels and indices of the batches of some epochs, on the host."""
+    """Return images, labels and indices of batches, on the host."""
     loader = make(dataset, 3, transform, seed=7, **options)
     all_of_them = [batch for epoch in epochs for batch in loader.epoch(epoch, start)]
     loader.close()

@@ -64,7 +64,7 @@ def test_no_recording_without_a_fragment():
 
 @pytest.fixture
 def recording(standin, fragment, tmp_path, monkeypatch):
-    """What the twins compute today, as if a GPU had computed it."""
+    """Record the twins' results as those of a GPU."""
     device = {"name": b"a GPU of the tests"}
     monkeypatch.setattr(standin.cuda.runtime, "getDeviceProperties", lambda index: device)
     paths = fragments.record(tmp_path)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("standin")  # for its word on a missing g++
 
 @pytest.fixture(autouse=True)
 def marked(tmp_path, monkeypatch):
-    """Mark the environment of all that this test starts, and let none of it outlive the test."""
+    """Mark the processes of a test, and end those that are left."""
     monkeypatch.setenv(MARK, str(tmp_path))
     monkeypatch.delenv("TINYALEX_COMMIT", raising=False)
     yield
@@ -195,7 +195,7 @@ class RestartError(Exception):
 
 
 class Fragile:
-    """A GPU that answers no longer once one call went wrong, until a program begins anew."""
+    """A GPU that fails for good after one error in a process."""
 
     def __init__(self, monkeypatch):
         self.alive = True

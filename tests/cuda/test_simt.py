@@ -163,10 +163,10 @@ def test_threads_that_returned_are_not_waited_for(standin):
 COPY = """
 extern "C" __global__ void k(const float* x, float* y) {
   __shared__ __align__(16) float ring[2][4];
-  simt::cp_async(ring[0], x, 16);
+  simt::cp_async(ring[0], x, 16, 16);
   simt::cp_commit();
   for (int i = 0; i < 3; ++i) {
-    if (i < 2) simt::cp_async(ring[(i + 1) % 2], x + 4 * (i + 1), 16);
+    if (i < 2) simt::cp_async(ring[(i + 1) % 2], x + 4 * (i + 1), 16, 16);
     simt::cp_commit();
     simt::cp_wait(1);
     for (int j = 0; j < 4; ++j) y[4 * i + j] = ring[i % 2][j];

@@ -38,7 +38,7 @@ def work(seconds):
 
 
 def do_in(phase, code):
-    """Run code in a phase, at its second beginning or its only one."""
+    """Run code in a phase: at its second call, if it has two."""
     owner, name = PHASES[phase]
     function, calls = getattr(owner, name), 1 if phase in ("set-up", "final test") else 2
 

@@ -42,7 +42,7 @@ def spoilt(tmp_path):
 
 
 def ranks_of(job):
-    """Return the processes of a job's ranks, in the order of their numbers."""
+    """Return the processes of a job's ranks, by number."""
     found = {}
     for process in Path("/proc").iterdir():
         try:

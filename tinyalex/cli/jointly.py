@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from tinyalex.cli.common import EXPECTED_ERRORS, complain
 from tinyalex.distributed.communicator import CommunicationError, Communicator
+from tinyalex.distributed.mpi_thread import GRACE
 from tinyalex.interrupts import LeftError
 from tinyalex.progress import show
 from tinyalex.text import printable
@@ -35,7 +36,7 @@ def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | in
         except LeftError:  # by a signal, as the other ranks
             raise
         except CommunicationError:  # where another failed, that one says why and ends all
-            time.sleep(0.5)
+            time.sleep(GRACE)
             raise
         except SystemExit as error:
             found = error.code if isinstance(error.code, int) else 1

@@ -22,6 +22,7 @@ import numpy as np
 
 from tinyalex.backends.devices import on_gpu
 from tinyalex.backends.gpu import cupy, failure
+from tinyalex.backends.layout import ALIGNMENT
 from tinyalex.backends.types import Array
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -41,7 +42,6 @@ _ENTRY = re.compile(
 _NULL = np.uint64(0)
 MOST_ELEMENTS = 2**31 - 1  # kernels index with int
 MOST_STATIC_SHARED = 48 * 1024  # bytes; more must be asked for
-ALIGNMENT = 16  # bytes: the widest single load
 
 
 def type_name(dtype: Any) -> str:

@@ -15,6 +15,7 @@ Sums are float32, and taken in the same order in every run on the same kind of G
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -203,7 +204,7 @@ def blocks_that_fit(precision: str, tile: Tile, most_shared: int) -> int:
 
     Registers and shared memory limit them. Each block takes 1 KB of shared memory besides its own.
     """
-    by_registers = 1 if threads(precision, tile) == 256 else 2 if tile > (64, 64) else 3
+    by_registers = 1 if threads(precision, tile) == 256 else 2 if math.prod(tile) > 64 * 64 else 3
     return min(by_registers, (most_shared + 1024) // (shared_bytes(tile) + 1024))
 
 
@@ -215,13 +216,13 @@ def blocks(product: Sizes, tile: Tile) -> int:
 def threads(precision: str, tile: Tile) -> int:
     """Return the threads per block; 3xTF32 fragments need more registers."""
     sums = 4 * 64 * (32 if precision == "highest" else 64)
-    return 256 if tile[0] * tile[1] > sums else 128
+    return 256 if math.prod(tile) > sums else 128
 
 
 def shared_bytes(tile: Tile) -> int:
     """Return a block's shared memory: the ring, and four numbers per row."""
     rows, columns = tile
-    stages = 3 if tile > (64, 64) else 4
+    stages = 3 if rows * columns > 64 * 64 else 4
     line = K_TILE + 4  # floats; four in excess keep the banks apart
     return 4 * (stages * (rows + columns) * line + 4 * rows)
 
