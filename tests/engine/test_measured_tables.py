@@ -1,4 +1,4 @@
-"""Tables of measurements in documents against the results that they are made from."""
+"""Tables of documents against the measurements that they are made from."""
 
 import importlib
 from pathlib import Path
