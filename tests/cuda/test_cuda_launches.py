@@ -1,4 +1,4 @@
-"""Launches of a prediction and paddings of a step, counted on the stand-in."""
+"""Launches of a prediction and a step, counted on the stand-in."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
