@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.backends.bfloat16 import is_bfloat16
 from tinyalex.backends.devices import on_gpu
 from tinyalex.backends.gpu import cupy, failure
 from tinyalex.backends.layout import ALIGNMENT
@@ -44,11 +45,14 @@ MOST_ELEMENTS = 2**31 - 1  # kernels index with int
 MOST_STATIC_SHARED = 48 * 1024  # bytes; more must be asked for
 
 
-def type_name(dtype: Any) -> str:
+def type_name(dtype: Any, *, bfloat16: bool = False) -> str:
     """Return CUDA's name of ``dtype``, "float" or "double": an entry's ending.
 
-    Raises TypeError for others: there are no kernels for them.
+    "bfloat16" too, where ``bfloat16`` says that there is such an entry. Raises TypeError for
+    others: there are no kernels for them.
     """
+    if bfloat16 and is_bfloat16(np.dtype(dtype)):
+        return "bfloat16"
     name = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}.get(np.dtype(dtype))
     if name is None:
         raise TypeError(
@@ -119,7 +123,7 @@ def _pack(entry: str, position: int, kind: str, value: Any) -> Any:
     """Return ``value`` as CuPy's argument for a parameter of type ``kind``."""
     where = f"{entry}, argument {position} ({kind})"
     if kind.endswith("*"):
-        return _NULL if value is None else _checked(where, _DTYPES[kind[:-1]], value)
+        return _NULL if value is None else _checked(where, kind[:-1], value)
     if kind in _DTYPES:
         if not isinstance(value, (int, float, np.generic)):
             raise TypeError(f"{where} expects a number, got {type(value).__name__}")
@@ -142,11 +146,12 @@ def _struct(value: Any) -> np.ndarray:
     return np.array(value, np.int32).view(f"V{4 * len(value)}")
 
 
-def _checked(where: str, dtype: Any, array: Array) -> Array:
+def _checked(where: str, kind: str, array: Array) -> Array:
     if not on_gpu(array):
         raise TypeError(f"{where} expects an array on the device, got {type(array).__name__}")
-    if array.dtype != dtype:
-        raise TypeError(f"{where} expects {dtype}, got {array.dtype}")
+    fits = is_bfloat16(array.dtype) if kind == "bfloat16" else array.dtype == _DTYPES[kind]
+    if not fits:
+        raise TypeError(f"{where} expects {_DTYPES.get(kind, kind)}, got {array.dtype}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{where} expects a C-contiguous array, got strides {array.strides}")
     if array.size > MOST_ELEMENTS:
