@@ -24,7 +24,7 @@ if __name__ == "__main__":
     tests = Path(__file__).parents[1]
     sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
-from simt import build, compiler, resources
+from simt import build, compiler
 from tinyalex.threads import available_cores
 
 REPORTED = 66  # exit status of a process in which a sanitizer had something to report
@@ -76,14 +76,16 @@ def python(mode: str, *arguments: str, timeout: float = 600, **more: str) -> tup
 
 
 def prepare(mode: str) -> None:
-    """Compile all kernels, several at once, so that a process that runs them finds them ready."""
+    """Compile what the exercises launch, several at once: a process that runs them is ready."""
+    from simt.exercises import launched
     from tinyalex.backends.cuda import launch
 
     def compile_one(module):
         file, instances = module
         compiler.compile_module(launch.read_source(file), mode, instances=instances)
 
-    modules = {(file, (name,) if "<" in name else ()) for file, name in resources.entries()}
+    with build.using(mode=mode):
+        modules = {(file, (name,) if "<" in name else ()) for file, name in launched()}
     with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(compile_one, sorted(modules)))
 

@@ -35,11 +35,16 @@ TILES: dict[Pass, tuple[Tile, ...]] = {
     "input_grad": TALL,
     "weight_grad": tuple((rows, columns) for columns, rows in TALL),  # of few filters
 }
+
+
+def instance(which: Pass, precision: str, tile: Tile) -> str:
+    """Return the name of a kernel's instance."""
+    return f"conv_{which}<{PRECISIONS[precision]}, {tile[0]}, {tile[1]}>"
+
+
 INSTANCES = {
     f"conv_{which}": tuple(
-        f"conv_{which}<{precision}, {rows}, {columns}>"
-        for precision in PRECISIONS.values()
-        for rows, columns in tiles
+        instance(which, precision, tile) for precision in PRECISIONS for tile in tiles
     )
     for which, tiles in TILES.items()
 }
@@ -252,7 +257,7 @@ def _product(
         into = cupy().empty((splits, *result_shape), result.dtype)
     launch(
         f"conv_{which}_tensor.cu",
-        f"conv_{which}<{PRECISIONS[precision]}, {tile[0]}, {tile[1]}>",
+        instance(which, precision, tile),
         grid=(tiles // shape.groups, shape.groups, splits),
         block=(threads(precision, tile),),
         args=(*factors, into, shape, split_k_tiles, *options),
