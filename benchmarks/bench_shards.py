@@ -2,6 +2,8 @@
 
     python benchmarks/bench_shards.py --variant torchvision --batch-size 128 --shards 8 --threads 1
 
+With --table the result joins those of benchmarks/results/shards.json, in docs/cluster.md.
+
 Both run in this one process on one rank, in turns, and peaks of memory are those of the library's
 own blocks. With one thread it is processor time that counts, so that other processes do not matter
 much; with several it is time, and the machine should be idle.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +61,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--table", action="store_true", help="write docs/cluster.md's table")
     options = parser.parse_args()
     threads.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
@@ -71,12 +75,47 @@ def main() -> None:
             begin = clock()
             step(part)
             seconds[-1].append(clock() - begin)
-    ratios = sorted(sharded / plain for plain, sharded in seconds)
     medians = [statistics.median(times) for times in zip(*seconds, strict=True)]
-    print(f"{options.variant}, batch {options.batch_size}, {options.threads} threads")
-    print(f"whole:    {medians[0]:.2f} s, peak {peaks[0]:.0f} MB")
-    print(f"{options.shards} shards: {medians[1]:.2f} s, peak {peaks[1]:.0f} MB")
-    print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})")
+    ratios = sorted(sharded / plain for plain, sharded in seconds)
+    row = {
+        "variant": options.variant,
+        "batch": options.batch_size,
+        "shards": options.shards,
+        "threads": options.threads,
+        "seconds": medians,
+        "peaks": peaks,
+        "ratio": [statistics.median(ratios), ratios[0], ratios[-1]],
+    }
+    rows = {key(row): row for row in [*report.load("shards").get("rows", []), row]}
+    found = {"rows": list(rows.values()), "machine": report.machine()}
+    print(table(found if options.table else {**found, "rows": [row]}))
+    if options.table:
+        report.save("shards", found)
+        report.replace_table(report.ROOT / "docs" / "cluster.md", "shards", table(found))
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells one measurement from another."""
+    return row["variant"], row["batch"], row["shards"], row["threads"]
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return a table in Markdown."""
+    lines = [
+        "| variant, batch, threads | whole | in shards | ratio (lowest .. highest) |",
+        "|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        whole, parts = (
+            f"{seconds:.2f} s, {peak:.0f} MB"
+            for seconds, peak in zip(row["seconds"], row["peaks"], strict=True)
+        )
+        middle, lowest, highest = row["ratio"]
+        lines.append(
+            f"| {row['variant']}, {row['batch']}, {row['threads']} | {whole} | "
+            f"{row['shards']}: {parts} | {middle:.3f} ({lowest:.3f} .. {highest:.3f}) |"
+        )
+    return "\n".join([*lines, "", report.one_line(found["machine"])])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ def cluster(script, found):
     return {"cluster-measured": script.table(found["paper"]["results"], "paper", 256)}
 
 
+def bench_shards(script, found):
+    return {"shards": script.table(found)}
+
+
 @pytest.mark.parametrize(
     ("page", "tables"),
     [
@@ -33,12 +37,15 @@ def cluster(script, found):
         ("recipe.md", ingredients),
         ("weights.md", weights_example),
         ("cluster.md", cluster),
+        ("cluster.md", bench_shards),
     ],
 )
 def test_a_table_is_that_of_the_last_measurement(page, tables):
     name = tables.__name__
     script = importlib.import_module(name)
-    found = importlib.import_module("shared.report").load(name.replace("_", "-"))
+    found = importlib.import_module("shared.report").load(
+        name.removeprefix("bench_").replace("_", "-")
+    )
     text = (DOCS / page).read_text(encoding="utf-8")
     made = tables(script, found)
     assert made
