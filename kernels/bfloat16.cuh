@@ -1,7 +1,7 @@
 // bfloat16, the upper half of a float: its sign, its 8 bits of exponent, 7 of its 23 of mantissa.
 //
-// It is how numbers lie in memory, at half of a float's bytes; nothing is computed in it. Loaded, a
-// bfloat16 is a float by 16 zeros at its end, which is exact. Stored, a float is rounded to nearest,
+// It is how numbers lie in memory, at half of a float's bytes; nothing is computed in it. Loaded,
+// it becomes a float by 16 zeros at its end, which is exact. Stored, a float is rounded to nearest,
 // ties to even: finite numbers that are too large become infinite, NaN stays NaN. `Compute<T>` is
 // the type in which a kernel computes what lies in memory as T.
 //

@@ -17,6 +17,7 @@
 // once more with these as its pixels and one range, adds them up. Every addition has its fixed
 // place in that order, so the same input gives the same bits, and short sums of short sums round
 // less than one long sum. There is one version: at one addition per value, nothing can be gained.
+#include "bfloat16.cuh"
 
 constexpr int LANES = 32;  // channels of a block
 constexpr int WARPS = 8;   // pixels that it reads at a time
@@ -24,17 +25,18 @@ constexpr int WARPS = 8;   // pixels that it reads at a time
 // Where y is given, it masks the gradient on the way to the sum, and `masked` gets the result.
 template <typename T, bool RELU>
 __device__ void sum_pixels(const T* __restrict__ grad, const T* __restrict__ y,
-                           T* __restrict__ masked, T* __restrict__ sums, int pixels, int K) {
-  __shared__ T of_warp[WARPS][LANES];
+                           T* __restrict__ masked, Compute<T>* __restrict__ sums, int pixels,
+                           int K) {
+  __shared__ Compute<T> of_warp[WARPS][LANES];
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
   const int k = blockIdx.x * LANES + lane;
   const int range = (pixels + gridDim.y - 1) / gridDim.y;
   const int begin = blockIdx.y * range, end = min(pixels, begin + range);
-  T sum = 0;
+  Compute<T> sum = 0;
   if (k < K) {
 #pragma unroll 4  // four reads under way at once
     for (int m = begin + warp; m < end; m += WARPS) {
-      T value = grad[m * K + k];
+      Compute<T> value = grad[m * K + k];
       if (RELU) {
         if (y[m * K + k] <= 0) value = 0;  // written so that NaN lets the gradient through
         masked[m * K + k] = value;
@@ -61,6 +63,11 @@ bias_grad_double(const double* __restrict__ grad, double* __restrict__ sums, int
 }
 
 extern "C" __global__ void __launch_bounds__(LANES * WARPS)
+bias_grad_bfloat16(const bfloat16* __restrict__ grad, float* __restrict__ sums, int pixels, int K) {
+  sum_pixels<bfloat16, false>(grad, nullptr, nullptr, sums, pixels, K);
+}
+
+extern "C" __global__ void __launch_bounds__(LANES * WARPS)
 relu_bias_grad_float(const float* __restrict__ grad, const float* __restrict__ y,
                      float* __restrict__ masked, float* __restrict__ sums, int pixels, int K) {
   sum_pixels<float, true>(grad, y, masked, sums, pixels, K);
@@ -70,4 +77,11 @@ extern "C" __global__ void __launch_bounds__(LANES * WARPS)
 relu_bias_grad_double(const double* __restrict__ grad, const double* __restrict__ y,
                       double* __restrict__ masked, double* __restrict__ sums, int pixels, int K) {
   sum_pixels<double, true>(grad, y, masked, sums, pixels, K);
+}
+
+extern "C" __global__ void __launch_bounds__(LANES * WARPS)
+relu_bias_grad_bfloat16(const bfloat16* __restrict__ grad, const bfloat16* __restrict__ y,
+                        bfloat16* __restrict__ masked, float* __restrict__ sums, int pixels,
+                        int K) {
+  sum_pixels<bfloat16, true>(grad, y, masked, sums, pixels, K);
 }

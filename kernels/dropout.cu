@@ -23,14 +23,15 @@ constexpr int THREADS = 256;
 template <class T>
 __device__ __forceinline__ void dropout(const T* x, T* y, unsigned count,
                                         const unsigned long long* key_slot, unsigned long long key,
-                                        unsigned threshold, T scale, unsigned before) {
+                                        unsigned threshold, Compute<T> scale,
+                                        unsigned before) {
   const unsigned first = first_of_four();
   if (first >= count) return;
   const uint4 words = philox(make_uint4(before + first / 4, 0, 0, 0), key_slot ? *key_slot : key);
   const unsigned random[4] = {words.x, words.y, words.z, words.w};
-  Four<T> four = load_four(x, first, count);
+  Four<Compute<T>> four = load_four(x, first, count);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) four.at[i] *= random[i] >> 8 < threshold ? T(0) : scale;
+  for (int i = 0; i < 4; ++i) four.at[i] *= random[i] >> 8 < threshold ? 0 : scale;
   store_four(y, first, count, four);
 }
 
@@ -43,6 +44,12 @@ dropout_float(const float* x, float* y, int count, const unsigned long long* key
 extern "C" __global__ void __launch_bounds__(THREADS)
 dropout_double(const double* x, double* y, int count, const unsigned long long* key_slot,
                unsigned long long key, int threshold, double scale, int before) {
+  dropout(x, y, count, key_slot, key, threshold, scale, before);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+dropout_bfloat16(const bfloat16* x, bfloat16* y, int count, const unsigned long long* key_slot,
+                 unsigned long long key, int threshold, float scale, int before) {
   dropout(x, y, count, key_slot, key, threshold, scale, before);
 }
 

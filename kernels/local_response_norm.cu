@@ -20,8 +20,8 @@
 // v1  One thread per value: it reads its window from memory, where the caches mostly serve it, as
 //     the window's channels are neighbours. Forward reads each value `size` times. The gradient
 //     needs s of each channel of the window, and computes it from that channel's window: size^2.
-// v2  Four channels per thread (float, width a multiple of 4), several lines per block; values come
-//     from memory once, into shared memory, and the windows from there. The gradient keeps
+// v2  Four channels per thread (no double, width a multiple of 4), several lines per block; values
+//     come from memory once, into shared memory, and the windows from there. The gradient keeps
 //     dy x s^(-beta-1) there too, so that each thread computes s of its own channels only.
 #include "response_norm.cuh"
 
@@ -30,7 +30,7 @@ constexpr int THREADS = 256;
 // --- v1: one thread per value --------------------------------------------------------------------
 
 template <typename T>
-__device__ void local_response_norm(const T* x, T* y, int values, const Norm<T>& norm) {
+__device__ void local_response_norm(const T* x, T* y, int values, const Norm<Compute<T>>& norm) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= values) return;
   const int c = index % norm.width;
@@ -49,9 +49,15 @@ local_response_norm_double(const double* x, double* y, int values, int width, in
   local_response_norm(x, y, values, Norm<double>{width, size, ratio, beta, k});
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_bfloat16(const bfloat16* x, bfloat16* y, int values, int width, int size,
+                             float ratio, float beta, float k) {
+  local_response_norm(x, y, values, Norm<float>{width, size, ratio, beta, k});
+}
+
 template <typename T>
 __device__ void local_response_norm_grad(const T* grad, const T* x, T* dx, int values,
-                                         const Norm<T>& norm) {
+                                         const Norm<Compute<T>>& norm) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= values) return;
   const int c = index % norm.width, line = index - c;
@@ -70,19 +76,24 @@ local_response_norm_grad_double(const double* grad, const double* x, double* dx,
   local_response_norm_grad(grad, x, dx, values, Norm<double>{width, size, ratio, beta, k});
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_grad_bfloat16(const bfloat16* grad, const bfloat16* x, bfloat16* dx, int values,
+                                  int width, int size, float ratio, float beta, float k) {
+  local_response_norm_grad(grad, x, dx, values, Norm<float>{width, size, ratio, beta, k});
+}
+
 // --- v2: four channels per thread, lines in shared memory ----------------------------------------
 //
 // threadIdx.x is the quad of the line, threadIdx.y the line; the block's lines lie in shared memory
-// one behind the other, so that neighbouring threads read and write neighbouring 16 bytes.
+// one behind the other, so that neighbouring threads read and write neighbouring quads.
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_quads(const float* __restrict__ x, float* __restrict__ y, int lines, int width,
-                          int size, float ratio, float beta, float k) {
+template <class T>
+__device__ __forceinline__ void norm_of_lines(const T* x, T* y, int lines,
+                                              const Norm<float>& norm) {
   __shared__ float4 values[THREADS];
-  const Norm<float> norm = {width, size, ratio, beta, k};
-  float* const line = reinterpret_cast<float*>(values) + threadIdx.y * width;
+  float* const line = reinterpret_cast<float*>(values) + threadIdx.y * norm.width;
   const int number = blockIdx.x * blockDim.y + threadIdx.y;
-  const int index = number * width + 4 * threadIdx.x;
+  const int index = number * norm.width + 4 * threadIdx.x;
   Quad value = {};
   if (number < lines) value = load(x + index);
   store(line + 4 * threadIdx.x, value);
@@ -91,22 +102,33 @@ local_response_norm_quads(const float* __restrict__ x, float* __restrict__ y, in
 
   const Quad s = scales(line, threadIdx.x, norm);
 #pragma unroll
-  for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], beta).value;
+  for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], norm.beta).value;
   store(y + index, value);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_grad_quads(const float* __restrict__ grad, const float* __restrict__ x,
-                               float* __restrict__ dx, int lines, int width, int size, float ratio,
-                               float beta, float k) {
+local_response_norm_quads_float(const float* __restrict__ x, float* __restrict__ y, int lines,
+                                int width, int size, float ratio, float beta, float k) {
+  norm_of_lines(x, y, lines, Norm<float>{width, size, ratio, beta, k});
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_quads_bfloat16(const bfloat16* __restrict__ x, bfloat16* __restrict__ y,
+                                   int lines, int width, int size, float ratio, float beta,
+                                   float k) {
+  norm_of_lines(x, y, lines, Norm<float>{width, size, ratio, beta, k});
+}
+
+template <class T>
+__device__ __forceinline__ void norm_grad_of_lines(const T* grad, const T* x, T* dx, int lines,
+                                                   const Norm<float>& norm) {
   __shared__ float4 values[THREADS];
   __shared__ float4 products[THREADS];  // dy x s^(-beta-1)
-  const Norm<float> norm = {width, size, ratio, beta, k};
-  const int start = threadIdx.y * width, own = start + 4 * threadIdx.x;
+  const int start = threadIdx.y * norm.width, own = start + 4 * threadIdx.x;
   float* const all_values = reinterpret_cast<float*>(values);
   float* const all_products = reinterpret_cast<float*>(products);
   const int number = blockIdx.x * blockDim.y + threadIdx.y;
-  const int index = number * width + 4 * threadIdx.x;
+  const int index = number * norm.width + 4 * threadIdx.x;
   Quad value = {}, slope = {};
   if (number < lines) {
     value = load(x + index);
@@ -119,7 +141,7 @@ local_response_norm_grad_quads(const float* __restrict__ grad, const float* __re
   Quad product;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    const Powers<float> p = powers(s.at[e], beta);
+    const Powers<float> p = powers(s.at[e], norm.beta);
     product.at[e] = slope.at[e] * value.at[e] * p.slope;
     slope.at[e] *= p.value;
   }
@@ -129,6 +151,22 @@ local_response_norm_grad_quads(const float* __restrict__ grad, const float* __re
 
   const Quad spread = spreads(all_products + start, threadIdx.x, norm);
 #pragma unroll
-  for (int e = 0; e < 4; ++e) slope.at[e] -= 2 * beta * ratio * value.at[e] * spread.at[e];
+  for (int e = 0; e < 4; ++e)
+    slope.at[e] -= 2 * norm.beta * norm.ratio * value.at[e] * spread.at[e];
   store(dx + index, slope);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_grad_quads_float(const float* __restrict__ grad, const float* __restrict__ x,
+                                     float* __restrict__ dx, int lines, int width, int size,
+                                     float ratio, float beta, float k) {
+  norm_grad_of_lines(grad, x, dx, lines, Norm<float>{width, size, ratio, beta, k});
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+local_response_norm_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
+                                        const bfloat16* __restrict__ x, bfloat16* __restrict__ dx,
+                                        int lines, int width, int size, float ratio, float beta,
+                                        float k) {
+  norm_grad_of_lines(grad, x, dx, lines, Norm<float>{width, size, ratio, beta, k});
 }

@@ -21,9 +21,9 @@
 // yet measured on hardware.
 //
 // v1  One thread per element of the result; it finds its place by division and looks at each tap.
-// v2  Four channels per thread (float only, C a multiple of 4, taps of one byte, in the gradient no
+// v2  Four channels per thread (no double, C a multiple of 4, taps of one byte, in the gradient no
 //     dilation). What is the same for all channels of a pixel (place, border, windows over it) is
-//     worked out once for four, and loads are 16 bytes wide. A block works on one row of the
+//     worked out once for four, and loads are four values wide. A block works on one row of the
 //     result, so that the row's share of that is worked out once for all the pixels of a thread.
 #include "window_quad.cuh"
 
@@ -37,7 +37,7 @@ __device__ void max_pool(const T* x, T* y, Tap* taps, const PoolShape& shape) {
   if (index >= shape.N * shape.Ho * shape.Wo * shape.C) return;
   const int c = index % shape.C, j = index / shape.C % shape.Wo;
   const int row = index / shape.C / shape.Wo, i = row % shape.Ho, n = row / shape.Ho;
-  const Winner<T> winner = max_of_window<T>(shape, i, j, [&](int h, int w) {
+  const auto winner = max_of_window<Compute<T>>(shape, i, j, [&](int h, int w) {
     return x[((n * shape.H + h) * shape.W + w) * shape.C + c];
   });
   y[index] = winner.value;
@@ -54,6 +54,11 @@ max_pool_double(const double* x, double* y, unsigned char* taps, PoolShape shape
   max_pool(x, y, taps, shape);
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+max_pool_bfloat16(const bfloat16* x, bfloat16* y, unsigned char* taps, PoolShape shape) {
+  max_pool(x, y, taps, shape);
+}
+
 // Windows of more than 256 taps.
 extern "C" __global__ void __launch_bounds__(THREADS)
 max_pool_large_float(const float* x, float* y, unsigned short* taps, PoolShape shape) {
@@ -62,6 +67,11 @@ max_pool_large_float(const float* x, float* y, unsigned short* taps, PoolShape s
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 max_pool_large_double(const double* x, double* y, unsigned short* taps, PoolShape shape) {
+  max_pool(x, y, taps, shape);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+max_pool_large_bfloat16(const bfloat16* x, bfloat16* y, unsigned short* taps, PoolShape shape) {
   max_pool(x, y, taps, shape);
 }
 
@@ -85,6 +95,12 @@ max_pool_grad_double(const double* grad, const unsigned char* taps, double* dx, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
+max_pool_grad_bfloat16(const bfloat16* grad, const unsigned char* taps, bfloat16* dx,
+                       PoolShape shape) {
+  max_pool_grad(grad, taps, dx, shape);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
 max_pool_grad_large_float(const float* grad, const unsigned short* taps, float* dx,
                           PoolShape shape) {
   max_pool_grad(grad, taps, dx, shape);
@@ -96,13 +112,19 @@ max_pool_grad_large_double(const double* grad, const unsigned short* taps, doubl
   max_pool_grad(grad, taps, dx, shape);
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+max_pool_grad_large_bfloat16(const bfloat16* grad, const unsigned short* taps, bfloat16* dx,
+                             PoolShape shape) {
+  max_pool_grad(grad, taps, dx, shape);
+}
+
 // --- v2: four channels per thread, one row of the result per block -------------------------------
 //
 // threadIdx.x counts the quads of a pixel, threadIdx.y the pixels of the row.
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
-               unsigned char* __restrict__ taps, PoolShape shape) {
+template <class T>
+__device__ __forceinline__ void max_pool_of_row(const T* x, T* y, unsigned char* taps,
+                                                const PoolShape& shape) {
   const int n = blockIdx.x / shape.Ho, i = blockIdx.x % shape.Ho;
   const Range rows =
       taps_inside(i * shape.stride_h - shape.top, shape.dilation_h, shape.R, shape.H);
@@ -121,8 +143,20 @@ max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_quads(const float* __restrict__ grad, const unsigned char* __restrict__ taps,
-                    float* __restrict__ dx, PoolShape shape) {
+max_pool_quads_float(const float* __restrict__ x, float* __restrict__ y,
+                     unsigned char* __restrict__ taps, PoolShape shape) {
+  max_pool_of_row(x, y, taps, shape);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+max_pool_quads_bfloat16(const bfloat16* __restrict__ x, bfloat16* __restrict__ y,
+                        unsigned char* __restrict__ taps, PoolShape shape) {
+  max_pool_of_row(x, y, taps, shape);
+}
+
+template <class T>
+__device__ __forceinline__ void max_pool_grad_of_row(const T* grad, const unsigned char* taps,
+                                                     T* dx, const PoolShape& shape) {
   const int n = blockIdx.x / shape.H, down = blockIdx.x % shape.H + shape.top;
   const int last_i = last_window(down, shape.stride_h, shape.Ho);
   for (int w = threadIdx.y; w < shape.W; w += blockDim.y) {
@@ -131,4 +165,17 @@ max_pool_grad_quads(const float* __restrict__ grad, const unsigned char* __restr
             gradient_of_pixel(shape, grad, taps, n, last_i, down, w + shape.left, c));
     }
   }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+max_pool_grad_quads_float(const float* __restrict__ grad, const unsigned char* __restrict__ taps,
+                          float* __restrict__ dx, PoolShape shape) {
+  max_pool_grad_of_row(grad, taps, dx, shape);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+max_pool_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
+                             const unsigned char* __restrict__ taps, bfloat16* __restrict__ dx,
+                             PoolShape shape) {
+  max_pool_grad_of_row(grad, taps, dx, shape);
 }

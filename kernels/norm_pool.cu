@@ -27,7 +27,7 @@
 // v1  One thread per element of the result. Forward, it normalises its window's pixels: a pixel
 //     in four windows is normalised four times. The gradient asks, for each of `size` channels, the
 //     windows that hold it, and computes s from that channel's neighbours.
-// v2  Four channels per thread (float, channels of a group a multiple of 4), shared memory between
+// v2  Four channels per thread (no double, a multiple of 4 in a group), shared memory between
 //     the two operations. Forward: a block normalises the pixels under a tile of windows into
 //     shared memory, and pools from there; only pixels at the tile's rim are normalised again, by
 //     the next block. A tile of 5 x 14 of the paper's windows lies on 11 * 29 pixels, where
@@ -41,14 +41,14 @@ constexpr int THREADS = 256;
 // --- v1: one thread per element ------------------------------------------------------------------
 
 template <typename T>
-__device__ void norm_max_pool(const T* x, T* y, unsigned char* taps, const Norm<T>& norm,
+__device__ void norm_max_pool(const T* x, T* y, unsigned char* taps, const Norm<Compute<T>>& norm,
                               const PoolShape& shape) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= shape.N * shape.Ho * shape.Wo * shape.C) return;
   const int c = index % shape.C, j = index / shape.C % shape.Wo;
   const int row = index / shape.C / shape.Wo, i = row % shape.Ho, n = row / shape.Ho;
   const int place = c % norm.width;  // in its line
-  const Winner<T> winner = max_of_window<T>(shape, i, j, [&](int h, int w) {
+  const auto winner = max_of_window<Compute<T>>(shape, i, j, [&](int h, int w) {
     return normalised(x + ((n * shape.H + h) * shape.W + w) * shape.C + c - place, place, norm);
   });
   y[index] = winner.value;
@@ -67,9 +67,15 @@ norm_max_pool_double(const double* x, double* y, unsigned char* taps, int width,
   norm_max_pool(x, y, taps, Norm<double>{width, size, ratio, beta, k}, shape);
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+norm_max_pool_bfloat16(const bfloat16* x, bfloat16* y, unsigned char* taps, int width, int size,
+                       float ratio, float beta, float k, PoolShape shape) {
+  norm_max_pool(x, y, taps, Norm<float>{width, size, ratio, beta, k}, shape);
+}
+
 template <typename T>
 __device__ void norm_max_pool_grad(const T* grad, const unsigned char* taps, const T* x, T* dx,
-                                   const Norm<T>& norm, const PoolShape& shape) {
+                                   const Norm<Compute<T>>& norm, const PoolShape& shape) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= shape.N * shape.H * shape.W * shape.C) return;
   const int c = index % shape.C, w = index / shape.C % shape.W;
@@ -95,6 +101,13 @@ norm_max_pool_grad_double(const double* grad, const unsigned char* taps, const d
   norm_max_pool_grad(grad, taps, x, dx, Norm<double>{width, size, ratio, beta, k}, shape);
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+norm_max_pool_grad_bfloat16(const bfloat16* grad, const unsigned char* taps, const bfloat16* x,
+                            bfloat16* dx, int width, int size, float ratio, float beta, float k,
+                            PoolShape shape) {
+  norm_max_pool_grad(grad, taps, x, dx, Norm<float>{width, size, ratio, beta, k}, shape);
+}
+
 // --- v2, forward: a tile of windows a block ------------------------------------------------------
 //
 // A block has `tile_h` x `tile_w` windows, and a slice of eight quads of the channels, of which
@@ -106,12 +119,11 @@ norm_max_pool_grad_double(const double* grad, const unsigned char* taps, const d
 
 constexpr int SLICE = 8;  // quads
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
-                    unsigned char* __restrict__ taps, int width, int size, float ratio, float beta,
-                    float k, int tile_h, int tile_w, PoolShape shape) {
+template <class T>
+__device__ __forceinline__ void norm_max_pool_of_tile(const T* x, T* y, unsigned char* taps,
+                                                      const Norm<float>& norm, int tile_h,
+                                                      int tile_w, const PoolShape& shape) {
   extern __shared__ float4 tile[];  // [rows][columns][SLICE], normalised
-  const Norm<float> norm = {width, size, ratio, beta, k};
   const int slices = (shape.C / 4 + SLICE - 1) / SLICE;
   const int tiles_w = (shape.Wo + tile_w - 1) / tile_w, tiles_h = (shape.Ho + tile_h - 1) / tile_h;
   int block = blockIdx.x;
@@ -128,17 +140,17 @@ norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
   const int left = left_window * shape.stride_w - shape.left;
   const int bottom = top + (windows_h - 1) * shape.stride_h + shape.R;
   const int columns = (windows_w - 1) * shape.stride_w + shape.S;
-  const int q = c % width / 4;  // the quad in its line
+  const int q = c % norm.width / 4;  // the quad in its line
 
   for (int column = threadIdx.y; column < columns && c < shape.C; column += blockDim.y) {
     const int w = left + column;
     if (w < 0 || w >= shape.W) continue;  // padding, where no window looks
     for (int h = max(0, top); h < min(bottom, shape.H); ++h) {
-      const float* const line = x + ((n * shape.H + h) * shape.W + w) * shape.C + c - 4 * q;
+      const T* const line = x + ((n * shape.H + h) * shape.W + w) * shape.C + c - 4 * q;
       const Quad s = scales(line, q, norm);
       Quad value = load(line + 4 * q);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], beta).value;
+      for (int e = 0; e < 4; ++e) value.at[e] *= powers(s.at[e], norm.beta).value;
       const int place = ((h - top) * columns + column) * SLICE + threadIdx.x;
       store(reinterpret_cast<float*>(tile + place), value);
     }
@@ -162,16 +174,32 @@ norm_max_pool_quads(const float* __restrict__ x, float* __restrict__ y,
   }
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+norm_max_pool_quads_float(const float* __restrict__ x, float* __restrict__ y,
+                          unsigned char* __restrict__ taps, int width, int size, float ratio,
+                          float beta, float k, int tile_h, int tile_w, PoolShape shape) {
+  const Norm<float> norm = {width, size, ratio, beta, k};
+  norm_max_pool_of_tile(x, y, taps, norm, tile_h, tile_w, shape);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+norm_max_pool_quads_bfloat16(const bfloat16* __restrict__ x, bfloat16* __restrict__ y,
+                             unsigned char* __restrict__ taps, int width, int size, float ratio,
+                             float beta, float k, int tile_h, int tile_w, PoolShape shape) {
+  const Norm<float> norm = {width, size, ratio, beta, k};
+  norm_max_pool_of_tile(x, y, taps, norm, tile_h, tile_w, shape);
+}
+
 // --- v2, gradient: a row of pixels a block -------------------------------------------------------
 //
 // blockDim.y pixels of the row at a time: threadIdx.x is the quad of the pixel's channels. With
 // RELU, each thread also adds up the gradients of its quad of channels over its pixels, and the
 // block those of its threads: one row of `bias_sums`, which bias_grad.cu adds up in turn.
 
-template <bool RELU>
-__device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char* taps,
-                                          const float* x, float* dx, float* bias_sums,
-                                          const Norm<float>& norm, const PoolShape& shape) {
+template <bool RELU, class T>
+__device__ void norm_max_pool_grad_of_row(const T* grad, const unsigned char* taps, const T* x,
+                                          T* dx, float* bias_sums, const Norm<float>& norm,
+                                          const PoolShape& shape) {
   __shared__ float4 values[THREADS];    // x, then the bias gradients
   __shared__ float4 products[THREADS];  // dz x s^(-beta-1)
   const int c = 4 * threadIdx.x, q = c % norm.width / 4;
@@ -231,18 +259,40 @@ __device__ void norm_max_pool_grad_of_row(const float* grad, const unsigned char
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_grad_quads(const float* __restrict__ grad, const unsigned char* __restrict__ taps,
-                         const float* __restrict__ x, float* __restrict__ dx, int width, int size,
-                         float ratio, float beta, float k, PoolShape shape) {
+norm_max_pool_grad_quads_float(const float* __restrict__ grad,
+                               const unsigned char* __restrict__ taps, const float* __restrict__ x,
+                               float* __restrict__ dx, int width, int size, float ratio, float beta,
+                               float k, PoolShape shape) {
   const Norm<float> norm = {width, size, ratio, beta, k};
   norm_max_pool_grad_of_row<false>(grad, taps, x, dx, nullptr, norm, shape);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_relu_grad_quads(const float* __restrict__ grad,
-                              const unsigned char* __restrict__ taps, const float* __restrict__ x,
-                              float* __restrict__ dx, float* __restrict__ bias_sums, int width,
-                              int size, float ratio, float beta, float k, PoolShape shape) {
+norm_max_pool_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
+                                  const unsigned char* __restrict__ taps,
+                                  const bfloat16* __restrict__ x, bfloat16* __restrict__ dx,
+                                  int width, int size, float ratio, float beta, float k,
+                                  PoolShape shape) {
+  const Norm<float> norm = {width, size, ratio, beta, k};
+  norm_max_pool_grad_of_row<false>(grad, taps, x, dx, nullptr, norm, shape);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+norm_max_pool_relu_grad_quads_float(const float* __restrict__ grad,
+                                    const unsigned char* __restrict__ taps,
+                                    const float* __restrict__ x, float* __restrict__ dx,
+                                    float* __restrict__ bias_sums, int width, int size, float ratio,
+                                    float beta, float k, PoolShape shape) {
+  const Norm<float> norm = {width, size, ratio, beta, k};
+  norm_max_pool_grad_of_row<true>(grad, taps, x, dx, bias_sums, norm, shape);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+norm_max_pool_relu_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
+                                       const unsigned char* __restrict__ taps,
+                                       const bfloat16* __restrict__ x, bfloat16* __restrict__ dx,
+                                       float* __restrict__ bias_sums, int width, int size,
+                                       float ratio, float beta, float k, PoolShape shape) {
   const Norm<float> norm = {width, size, ratio, beta, k};
   norm_max_pool_grad_of_row<true>(grad, taps, x, dx, bias_sums, norm, shape);
 }

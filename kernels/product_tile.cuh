@@ -16,7 +16,7 @@
 // would wait for a bank of shared memory that its neighbour is using.
 #pragma once
 
-#include "quad.cuh"
+#include "four.cuh"
 
 constexpr int TILE = 128;          // rows, and columns, of a tile
 constexpr int DEPTH = 8;           // terms of each sum that lie in shared memory at a time

@@ -17,9 +17,9 @@ template <class T>
 __device__ __forceinline__ void relu(const T* x, T* y, unsigned count) {
   const unsigned first = first_of_four();
   if (first >= count) return;
-  Four<T> four = load_four(x, first, count);
+  Four<Compute<T>> four = load_four(x, first, count);
 #pragma unroll
-  for (T& value : four.at) value = value <= 0 ? T(0) : value;
+  for (Compute<T>& value : four.at) value = value <= 0 ? 0 : value;
   store_four(y, first, count, four);
 }
 
@@ -27,8 +27,8 @@ template <class T>
 __device__ __forceinline__ void input_grad(const T* grad, const T* y, T* dx, unsigned count) {
   const unsigned first = first_of_four();
   if (first >= count) return;
-  const Four<T> output = load_four(y, first, count);
-  Four<T> four = load_four(grad, first, count);
+  const Four<Compute<T>> output = load_four(y, first, count);
+  Four<Compute<T>> four = load_four(grad, first, count);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (output.at[i] <= 0) four.at[i] = 0;
@@ -46,11 +46,21 @@ relu_double(const double* x, double* y, int count) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
+relu_bfloat16(const bfloat16* x, bfloat16* y, int count) {
+  relu(x, y, count);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
 relu_input_grad_float(const float* grad, const float* y, float* dx, int count) {
   input_grad(grad, y, dx, count);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 relu_input_grad_double(const double* grad, const double* y, double* dx, int count) {
+  input_grad(grad, y, dx, count);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+relu_input_grad_bfloat16(const bfloat16* grad, const bfloat16* y, bfloat16* dx, int count) {
   input_grad(grad, y, dx, count);
 }

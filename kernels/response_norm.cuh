@@ -13,7 +13,7 @@
 // write, and read back in the gradient, as many bytes again as x has; computing it costs `size`
 // multiply-adds a value, which an arithmetic unit that waits for memory has to spare.
 #pragma once
-#include "quad.cuh"
+#include "four.cuh"
 
 template <typename T>
 struct Norm {
@@ -46,25 +46,26 @@ __device__ __forceinline__ Powers<T> powers(T s, T beta) {
 
 // s of channel c of a line.
 template <typename T>
-__device__ T scale(const T* line, int c, const Norm<T>& norm) {
+__device__ Compute<T> scale(const T* line, int c, const Norm<Compute<T>>& norm) {
   const int first = max(0, c - norm.size / 2);
   const int last = min(norm.width - 1, c + (norm.size - 1) / 2);
-  T energy = 0;
+  Compute<T> energy = 0;
   for (int j = first; j <= last; ++j) energy += line[j] * line[j];
   return norm.k + norm.ratio * energy;
 }
 
 template <typename T>
-__device__ T normalised(const T* line, int c, const Norm<T>& norm) {
+__device__ Compute<T> normalised(const T* line, int c, const Norm<Compute<T>>& norm) {
   return line[c] * powers(scale(line, c, norm), norm.beta).value;
 }
 
 // dx of channel c, where `grad(c)` is the gradient of the line's normalised channel c.
 template <typename T, typename Grad>
-__device__ T normalised_grad(const T* line, int c, const Norm<T>& norm, Grad grad) {
+__device__ Compute<T> normalised_grad(const T* line, int c, const Norm<Compute<T>>& norm,
+                                      Grad grad) {
   const int first = max(0, c - (norm.size - 1) / 2);
   const int last = min(norm.width - 1, c + norm.size / 2);
-  T spread = 0;
+  Compute<T> spread = 0;
   for (int j = first; j <= last; ++j) {
     spread += grad(j) * line[j] * powers(scale(line, j, norm), norm.beta).slope;
   }
@@ -78,8 +79,8 @@ __device__ T normalised_grad(const T* line, int c, const Norm<T>& norm, Grad gra
 // their squares. Each quad of the line that they reach into is read once. Every sum adds anew: a
 // running sum, which subtracts what leaves the window, would keep the rounding error of the largest
 // value for good.
-template <bool SQUARES>
-__device__ __forceinline__ Quad sums_around(const float* line, int q, int quads, int before,
+template <bool SQUARES, class T>
+__device__ __forceinline__ Quad sums_around(const T* line, int q, int quads, int before,
                                             int after) {
   Quad sum = {};
 #pragma unroll
@@ -102,15 +103,16 @@ __device__ __forceinline__ Quad sums_around(const float* line, int q, int quads,
 }
 
 // As above; with the paper's five channels the compiler knows every distance and unrolls it all.
-template <bool SQUARES>
-__device__ __forceinline__ Quad sums_of_window(const float* line, int q, const Norm<float>& norm,
+template <bool SQUARES, class T>
+__device__ __forceinline__ Quad sums_of_window(const T* line, int q, const Norm<float>& norm,
                                                int before, int after) {
   return norm.size == 5 ? sums_around<SQUARES>(line, q, norm.width / 4, 2, 2)
                         : sums_around<SQUARES>(line, q, norm.width / 4, before, after);
 }
 
 // s of the four channels of quad q.
-__device__ __forceinline__ Quad scales(const float* line, int q, const Norm<float>& norm) {
+template <class T>
+__device__ __forceinline__ Quad scales(const T* line, int q, const Norm<float>& norm) {
   Quad s = sums_of_window<true>(line, q, norm, norm.size / 2, (norm.size - 1) / 2);
 #pragma unroll
   for (int e = 0; e < 4; ++e) s.at[e] = norm.k + norm.ratio * s.at[e];

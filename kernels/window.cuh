@@ -7,6 +7,7 @@
 //
 // if that is inside the image; else it lies on padding, which takes no part.
 #pragma once
+#include "bfloat16.cuh"
 
 struct PoolShape {
   int N, H, W, C;          // images, their height, width and channels
@@ -68,12 +69,12 @@ __device__ Winner<T> max_of_window(const PoolShape& shape, int i, int j, Value v
 
 // The gradient of pixel (h, w) of image n: the sum over the windows that it won, the last first.
 template <typename T, typename Tap>
-__device__ T gradient_of_pixel(const PoolShape& shape, const T* grad, const Tap* taps, int n, int h,
-                               int w, int c) {
+__device__ Compute<T> gradient_of_pixel(const PoolShape& shape, const T* grad, const Tap* taps,
+                                        int n, int h, int w, int c) {
   const int down = h + shape.top, right = w + shape.left;  // places counted with the padding
   const int last_i = last_window(down, shape.stride_h, shape.Ho);
   const int last_j = last_window(right, shape.stride_w, shape.Wo);
-  T sum = 0;
+  Compute<T> sum = 0;
   for (int i = last_i; i >= 0; --i) {
     const int below = down - i * shape.stride_h;
     if (below > (shape.R - 1) * shape.dilation_h) break;  // this window ends above the pixel

@@ -1,6 +1,6 @@
 // The functions of window.cuh for four channels at once: as few instructions per channel as can be.
 #pragma once
-#include "quad.cuh"
+#include "four.cuh"
 #include "window.cuh"
 
 struct QuadWinner {
@@ -39,7 +39,8 @@ __device__ __forceinline__ void store_taps(unsigned char* to, const int (&tap)[4
 
 // As `gradient_of_pixel`, without dilation. (down, right) is the pixel's place, counted with the
 // padding; `last_i` is the last window above it, which is the same for a whole row.
-__device__ __forceinline__ Quad gradient_of_pixel(const PoolShape& shape, const float* grad,
+template <class T>
+__device__ __forceinline__ Quad gradient_of_pixel(const PoolShape& shape, const T* grad,
                                                   const unsigned char* taps, int n, int last_i,
                                                   int down, int right, int c) {
   const int last_j = last_window(right, shape.stride_w, shape.Wo);

@@ -42,8 +42,12 @@ class Rung:
         return sorted({*ratios[:1], *ratios[-1:]})
 
 
-def _typed(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}_{kind}" for name in names for kind in ("float", "double"))
+HALVES = "float", "bfloat16"
+ACTIVATIONS = "float", "double", "bfloat16"
+
+
+def _typed(*names: str, kinds: tuple[str, ...] = ("float", "double")) -> tuple[str, ...]:
+    return tuple(f"{name}_{kind}" for name in names for kind in kinds)
 
 
 # --- versions under the arguments of the table of kernels -----------------------------------------
@@ -104,15 +108,18 @@ def _pair(
     file: str, entry: str, kernel: str, module: Any, second: str, naive: tuple[str, ...] = ()
 ) -> list[Rung]:
     """Return both versions: one element, and four channels, per thread."""
+    one, four = _typed(entry, kinds=ACTIVATIONS), _typed(f"{entry}_quads", kinds=HALVES)
+    if module is within_norm:  # which no network has in bfloat16
+        one, four = _typed(entry), (f"{entry}_quads",)
     return [
         Rung(
             file,
-            (*_typed(entry), *naive),
+            (*one, *naive),
             "one thread per element of the result",
             kernel,
             getattr(module, f"{kernel}_naive"),
         ),
-        Rung(file, (f"{entry}_quads",), second, kernel, getattr(module, kernel)),
+        Rung(file, four, second, kernel, getattr(module, kernel)),
     ]
 
 
@@ -152,16 +159,18 @@ FAMILIES: dict[str, list[Rung]] = {
             partial(_forward, im2col.forward),
         ),
         Rung(
-            "split_sum.cu", ("split_sum",), "adds up the parts of a gradient's split sum, in order"
+            "split_sum.cu",
+            _typed("split_sum", kinds=HALVES),
+            "adds up the parts of a gradient's split sum, in order",
         ),
         Rung(
             "pad_channels.cu",
-            ("pad_channels",),
+            _typed("pad_channels", kinds=HALVES),
             "weights and images of three channels get a fourth",
         ),
         Rung(
             "bias_grad.cu",
-            _typed("bias_grad", "relu_bias_grad"),
+            _typed("bias_grad", "relu_bias_grad", kinds=ACTIVATIONS),
             "sums a channel in ranges, then the ranges; masks by a ReLU on the way",
             "conv2d_bias_grad",
             cuda.conv2d_bias_grad,
@@ -199,7 +208,7 @@ FAMILIES: dict[str, list[Rung]] = {
             "max_pool2d",
             pool,
             "four channels per thread, a row of results per block",
-            _typed("max_pool_large"),
+            _typed("max_pool_large", kinds=ACTIVATIONS),
         ),
         *_pair(
             "max_pool.cu",
@@ -207,7 +216,7 @@ FAMILIES: dict[str, list[Rung]] = {
             "max_pool2d_input_grad",
             pool,
             "each pixel looks through the windows over it, four channels at a time",
-            _typed("max_pool_grad_large"),
+            _typed("max_pool_grad_large", kinds=ACTIVATIONS),
         ),
     ],
     "Normalisation and pooling in one pass": [
@@ -227,7 +236,7 @@ FAMILIES: dict[str, list[Rung]] = {
         ),
         Rung(
             "norm_pool.cu",
-            ("norm_max_pool_relu_grad_quads",),
+            _typed("norm_max_pool_relu_grad_quads", kinds=HALVES),
             "the same with the ReLU before it, and the sums of the bias's gradient",
         ),
     ],
@@ -255,17 +264,23 @@ FAMILIES: dict[str, list[Rung]] = {
         ),
     ],
     "One pass over memory: nothing to climb": [
-        Rung("relu.cu", _typed("relu"), "four elements per thread", "relu", cuda.relu),
         Rung(
             "relu.cu",
-            _typed("relu_input_grad"),
+            _typed("relu", kinds=ACTIVATIONS),
+            "four elements per thread",
+            "relu",
+            cuda.relu,
+        ),
+        Rung(
+            "relu.cu",
+            _typed("relu_input_grad", kinds=ACTIVATIONS),
             "from the output, which is zero where the input was not positive",
             "relu_input_grad",
             cuda.relu_input_grad,
         ),
         Rung(
             "dropout.cu",
-            (*_typed("dropout"), "philox_words"),
+            (*_typed("dropout", kinds=ACTIVATIONS), "philox_words"),
             "draws by Philox from a key and a position: no mask is stored",
         ),
         Rung(

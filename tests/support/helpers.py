@@ -21,15 +21,22 @@ def spread(arguments):
 
 
 def assert_close(actual, expected, tolerance=None, what="result"):
-    """Fail unless every element is within ``tolerance`` of the largest expected value."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
+    """Fail unless every element is within ``tolerance`` of the largest expected value.
+
+    A bfloat16 is a float32, rounded to nearest once: by 2^-8 of itself at most.
+    """
+    actual, expected, rounding = np.asarray(actual), np.asarray(expected), 0.0
+    if actual.dtype.name == "bfloat16":
+        actual, rounding = actual.astype(np.float32), 2**-8
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
     assert np.array_equal(np.isnan(actual), np.isnan(expected)), f"{what}: NaN in other places"
     if tolerance is None:
         tolerance = TOLERANCE[actual.dtype]
     finite = np.abs(expected[np.isfinite(expected)])
     scale = finite.max(initial=0.0) or 1.0
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=what)
+    np.testing.assert_allclose(
+        actual, expected, rtol=rounding, atol=tolerance * scale, err_msg=what
+    )
 
 
 def normal(rng, shape, dtype=np.float64):

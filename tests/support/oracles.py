@@ -253,7 +253,7 @@ def relu(x):
 
 def relu_input_grad(grad, y):
     """The gradient passes unless the output is 0 (so it passes where the output is NaN)."""
-    grad = _double(grad)
+    grad, y = _double(grad), _double(y)
     dx = np.zeros(grad.shape)
     for i in np.ndindex(grad.shape):
         dx[i] = 0.0 if y[i] <= 0 else grad[i]

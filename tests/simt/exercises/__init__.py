@@ -11,10 +11,14 @@ import pkgutil
 from collections.abc import Callable
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from simt import resources
 from tinyalex.backends.gpu import cupy
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+HALVES = np.dtype(np.float32), BFLOAT16  # what is computed in float32 is stored in
 
 
 class Exercise(NamedTuple):
@@ -61,3 +65,11 @@ def to_device(array, dtype=None):
 def to_host(array):
     """Return a copy of a device array as a NumPy array."""
     return cupy().asnumpy(array)
+
+
+def assert_same(actual, expected):
+    """Fail unless a device array has these values, rounded to its dtype."""
+    actual = to_host(actual)
+    with np.errstate(invalid="ignore"):  # as ml_dtypes says of NaN
+        expected = np.asarray(expected).astype(actual.dtype).astype(np.float64)
+        np.testing.assert_array_equal(actual.astype(np.float64), expected)

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 from helpers import assert_close, normal
 
-from simt.exercises import exercise, to_device, to_host
+from simt.exercises import BFLOAT16, exercise, to_device, to_host
 from tinyalex.backends.cuda import bias_grad
 from tinyalex.backends.cuda.conv import im2col, naive, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
@@ -190,16 +190,17 @@ def nan_goes_no_further_than_its_windows(rng):
 
 @exercise("bias_grad.cu")
 def bias_gradient(rng):
-    for dtype in (np.float32, np.float64):
+    for dtype in (np.float32, np.float64, BFLOAT16):
         for shape in ((3, 5, 7, 5), (2, 33, 9, 11), (0, 4, 3, 3)):  # several ranges; two blocks
             grad = normal(rng, shape, dtype)
-            expected = oracles.conv2d_bias_grad(grad)
-            assert_close(to_host(bias_grad.bias_grad(memory(grad))), expected)
+            dbias = to_host(bias_grad.bias_grad(memory(grad)))
+            assert_close(dbias, oracles.conv2d_bias_grad(grad))
+            assert dbias.dtype == (np.float64 if dtype == np.float64 else np.float32)
 
 
 @exercise("bias_grad.cu")
 def bias_gradient_behind_a_relu(rng):
-    for dtype in (np.float32, np.float64):
+    for dtype in (np.float32, np.float64, BFLOAT16):
         for shape in ((3, 5, 7, 5), (2, 33, 9, 11), (0, 4, 3, 3)):
             grad, y = normal(rng, shape, dtype), normal(rng, shape, dtype)
             y[y < -1], y[y > 2] = 0, np.nan

@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 from helpers import assert_close, normal, tied
 
-from simt.exercises import exercise, to_device, to_host
+from simt.exercises import BFLOAT16, HALVES, exercise, to_device, to_host
 from tinyalex.backends.cuda import lrn, lrn_pool, within_norm
 from tinyalex.backends.geometry import NormOptions, PoolOptions, pool_output_size
 
@@ -36,7 +36,7 @@ def check(rng, versions, shape, dtype, numbers, groups):
 
 @exercise("local_response_norm.cu")
 def one_value_a_thread(rng):
-    for dtype in FLOAT, DOUBLE:
+    for dtype in FLOAT, DOUBLE, BFLOAT16:
         for groups in 1, 2:
             check(rng, NAIVE, (2, 14, 3, 5), dtype, PAPER, groups)
 
@@ -50,26 +50,28 @@ def windows_of_other_sizes(rng):
 
 @exercise("local_response_norm.cu")
 def four_channels_a_thread(rng):
-    for groups in 1, 2:
-        check(rng, QUADS, (3, 40, 3, 7), FLOAT, PAPER, groups)  # several blocks, the last not full
+    for groups, dtype in ((1, FLOAT), (2, FLOAT), (2, BFLOAT16)):
+        check(rng, QUADS, (3, 40, 3, 7), dtype, PAPER, groups)  # several blocks, the last not full
     check(rng, QUADS, (1, 148, 2, 2), FLOAT, PAPER, 1)  # lines longer than a warp
 
 
 @exercise("local_response_norm.cu")
 def lines_longer_than_a_block(rng):
     check(rng, CHOSEN, (1, 1028, 1, 1), FLOAT, PAPER, 1)
-    check(rng, CHOSEN, (1, 1024, 1, 2), FLOAT, PAPER, 1)
+    for dtype in HALVES:
+        check(rng, CHOSEN, (1, 1024, 1, 2), dtype, PAPER, 1)
 
 
 @exercise("local_response_norm.cu")
 def infinite_energy_and_nan(rng):
-    x = normal(rng, (1, 16, 1, 3), FLOAT)
-    x[0, 4, 0, 0] = 1e25  # its square is infinite: it and its neighbours become 0
-    x[0, 8, 0, 1] = np.nan
     options = NormOptions(*PAPER)
-    expected = oracles.local_response_norm(x, *options)
-    for forward in lrn.local_response_norm_naive, lrn.local_response_norm_quads:
-        assert_close(to_host(forward(to_device(x), options)), expected)
+    for dtype in HALVES:
+        x = normal(rng, (1, 16, 1, 3), dtype)
+        x[0, 4, 0, 0] = 1e25  # its square is infinite: it and its neighbours become 0
+        x[0, 8, 0, 1] = np.nan
+        expected = oracles.local_response_norm(x, *options)
+        for forward in lrn.local_response_norm_naive, lrn.local_response_norm_quads:
+            assert_close(to_host(forward(to_device(x), options)), expected)
 
 
 @exercise("local_response_norm.cu")
@@ -109,7 +111,7 @@ def check_pooled(rng, versions, x, numbers, groups, window, ceil_mode=False):
 
 @exercise("norm_pool.cu")
 def pooled_one_value_a_thread(rng):
-    for dtype in FLOAT, DOUBLE:
+    for dtype in FLOAT, DOUBLE, BFLOAT16:
         for groups in 1, 2:
             x = normal(rng, (2, 10, 7, 5), dtype)
             check_pooled(rng, NAIVE_POOL, x, PAPER, groups, OVERLAPPING)
@@ -117,8 +119,8 @@ def pooled_one_value_a_thread(rng):
 
 @exercise("norm_pool.cu")
 def pooled_four_channels_a_thread(rng):
-    for groups in 1, 2:
-        x = normal(rng, (2, 64, 7, 9), FLOAT)
+    for groups, dtype in ((1, FLOAT), (2, FLOAT), (2, BFLOAT16)):
+        x = normal(rng, (2, 64, 7, 9), dtype)
         check_pooled(rng, QUADS_POOL, x, PAPER, groups, OVERLAPPING)
 
 
@@ -171,7 +173,7 @@ def pooled_with_large_windows(rng):
 
 @exercise("norm_pool.cu")
 def pooled_ties_and_nan(rng):
-    for versions, dtype in ((NAIVE_POOL, DOUBLE), (QUADS_POOL, FLOAT)):
+    for versions, dtype in ((NAIVE_POOL, DOUBLE), (QUADS_POOL, FLOAT), (QUADS_POOL, BFLOAT16)):
         x = np.repeat(tied(rng, (1, 1, 9, 9), dtype), 8, axis=1)  # equal pixels, equal results
         x[0, 5, 2, 2] = np.nan
         x[0, 3, 7, 8] = np.nan
@@ -198,16 +200,20 @@ def check_relu_bias_grad(rng, x, groups, window):
     grad, taps, dx = check_pooled(rng, CHOSEN_POOL, x, PAPER, groups, window)
     arguments = to_device(grad), taps, to_device(x), NormOptions(*PAPER, groups), window
     below, bias_grad = map(to_host, lrn_pool.norm_max_pool2d_relu_bias_grad(*arguments))
-    expected = np.where(x <= 0, 0, dx)
+    expected = oracles.relu_input_grad(dx, x)
     assert_close(below, expected)
-    assert_close(bias_grad, expected.sum(axis=(0, 2, 3)))
+    by_fours = x.shape[1] // groups % 4 == 0  # else a second pass sums what the first has stored
+    summed = expected if by_fours else below.astype(DOUBLE)
+    assert_close(bias_grad, summed.sum(axis=(0, 2, 3)))
+    assert bias_grad.dtype == (DOUBLE if x.dtype == DOUBLE else FLOAT)
     again = lrn_pool.norm_max_pool2d_relu_bias_grad(*arguments)[1]
     np.testing.assert_array_equal(bias_grad, to_host(again))  # the same bits
 
 
 @exercise("norm_pool.cu")
 def relu_and_bias_before_it(rng):
-    for channels, dtype in ((72, FLOAT), (148, FLOAT), (6, FLOAT), (8, DOUBLE)):
+    floats = (72, FLOAT), (148, FLOAT), (6, FLOAT), (8, DOUBLE)
+    for channels, dtype in (*floats, (72, BFLOAT16), (6, BFLOAT16)):
         x = np.maximum(normal(rng, (2, channels, 5, 7), dtype), 0)
         check_relu_bias_grad(rng, x, 1 + (channels < 100), OVERLAPPING)
 
@@ -221,8 +227,8 @@ def bias_of_many_rows(rng):
 
 @exercise("norm_pool.cu")
 def nan_goes_through_the_relu(rng):
-    for channels in 3, 8:
-        x = np.maximum(normal(rng, (1, channels, 5, 5), FLOAT), 0)
+    for channels, dtype in ((3, FLOAT), (8, FLOAT), (8, BFLOAT16)):
+        x = np.maximum(normal(rng, (1, channels, 5, 5), dtype), 0)
         x[0, 1, 2, 2] = np.nan
         check_relu_bias_grad(rng, x, 1, OVERLAPPING)
 

@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 from helpers import assert_close, normal, tied
 
-from simt.exercises import exercise, to_device, to_host
+from simt.exercises import BFLOAT16, assert_same, exercise, to_device, to_host
 from tinyalex.backends import reference
 from tinyalex.backends.cuda import pool
 from tinyalex.backends.geometry import PoolOptions, pool_output_size
@@ -23,7 +23,7 @@ def check(rng, versions, x, kernel_size, stride, padding=(0, 0), dilation=(1, 1)
     size = pool_output_size(x.shape[2:], window, ceil_mode)
     y, taps = forward(to_device(x), window, size)
     expected, winners = oracles.max_pool2d(x, *window, size)
-    np.testing.assert_array_equal(to_host(y), expected)
+    assert_same(y, expected)
     np.testing.assert_array_equal(to_host(taps), winners)
     assert y.dtype == x.dtype
     assert taps.dtype == np.min_scalar_type(kernel_size[0] * kernel_size[1] - 1)
@@ -39,7 +39,9 @@ def windows_that_overlap(rng):
     for versions, channels, dtype in (
         (NAIVE, 7, FLOAT),
         (NAIVE, 3, DOUBLE),
+        (NAIVE, 5, BFLOAT16),
         (QUADS, 12, FLOAT),
+        (QUADS, 12, BFLOAT16),
     ):
         check(rng, versions, normal(rng, (2, channels, 11, 7), dtype), (3, 3), (2, 2))
 
@@ -80,7 +82,7 @@ def windows_that_see_only_padding(rng):
 
 @exercise("max_pool.cu")
 def ties_infinities_and_nan(rng):
-    for versions, dtype in ((NAIVE, DOUBLE), (QUADS, FLOAT)):
+    for versions, dtype in ((NAIVE, DOUBLE), (NAIVE, BFLOAT16), (QUADS, FLOAT), (QUADS, BFLOAT16)):
         x = tied(rng, (2, 4, 9, 9), dtype)
         x[0, 0] = -np.inf
         x[rng.random(x.shape) < 0.05] = -np.inf
@@ -96,7 +98,7 @@ def more_channels_and_pixels_than_a_block_has_threads(rng):
 
 @exercise("max_pool.cu")
 def windows_of_more_than_256_taps(rng):
-    for dtype in FLOAT, DOUBLE:
+    for dtype in FLOAT, DOUBLE, BFLOAT16:
         x = normal(rng, (1, 4, 19, 18), dtype)
         x[:, :, -2:, -2:] += 9  # so that the last taps win
         check(rng, CHOSEN, x, (17, 16), (1, 2), padding=(0, 1))
@@ -104,7 +106,7 @@ def windows_of_more_than_256_taps(rng):
 
 @exercise("max_pool.cu")
 def the_version_that_is_chosen(rng):
-    for channels, dtype in ((4, FLOAT), (5, FLOAT), (4, DOUBLE)):
+    for channels, dtype in ((4, FLOAT), (5, FLOAT), (4, DOUBLE), (4, BFLOAT16), (5, BFLOAT16)):
         check(rng, CHOSEN, normal(rng, (1, channels, 5, 6), dtype), (3, 2), (2, 2))
 
 

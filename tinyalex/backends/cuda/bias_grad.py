@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from tinyalex.backends.bfloat16 import is_bfloat16
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
@@ -12,11 +17,11 @@ RANGES, SHORT, LONG = 256, 64, 4096
 
 
 def bias_grad(grad: Array) -> Array:
-    """Return dbias [K], the sum of dy [..., K] over the other axes."""
+    """Return dbias [K], the sum of dy [..., K] over the other axes; float32 of bfloat16."""
     if grad.size == 0:
-        return cupy().zeros(grad.shape[-1], grad.dtype)
+        return cupy().zeros(grad.shape[-1], sums_dtype(grad.dtype))
     sums = _sums(grad)
-    _launch("bias_grad", (grad, sums), grad.size // grad.shape[-1], sums)
+    _launch("bias_grad", (grad, sums))
     return _total(sums)
 
 
@@ -25,14 +30,19 @@ def relu_bias_grad(grad: Array, y: Array) -> tuple[Array, Array]:
     if grad.size == 0:
         return grad, bias_grad(grad)
     masked, sums = cupy().empty(grad.shape, grad.dtype), _sums(grad)
-    _launch("relu_bias_grad", (grad, y, masked, sums), grad.size // grad.shape[-1], sums)
+    _launch("relu_bias_grad", (grad, y, masked, sums))
     return masked, _total(sums)
+
+
+def sums_dtype(dtype: Any) -> Any:
+    """Return the dtype of sums of ``dtype``: float32 of bfloat16, else the same."""
+    return np.dtype(np.float32) if is_bfloat16(dtype) else dtype
 
 
 def _sums(grad: Array) -> Array:
     pixels, K = grad.size // grad.shape[-1], grad.shape[-1]
     ranges = max(min(RANGES, pixels // SHORT), pixels // LONG, 1)
-    return cupy().empty((ranges, K), grad.dtype)
+    return cupy().empty((ranges, K), sums_dtype(grad.dtype))
 
 
 def _total(sums: Array) -> Array:
@@ -40,11 +50,13 @@ def _total(sums: Array) -> Array:
     if len(sums) == 1:
         return sums[0]
     total = cupy().empty((1, sums.shape[1]), sums.dtype)
-    _launch("bias_grad", (sums, total), len(sums), total)
+    _launch("bias_grad", (sums, total))
     return total[0]
 
 
-def _launch(operation: str, arrays: tuple[Array, ...], pixels: int, sums: Array) -> None:
-    ranges, K = sums.shape
-    entry = f"{operation}_{type_name(sums.dtype)}"
-    launch("bias_grad.cu", entry, (-(-K // LANES), ranges), (THREADS,), (*arrays, pixels, K))
+def _launch(operation: str, arrays: tuple[Array, ...]) -> None:
+    """Sum the first of the arrays into the last."""
+    grad, (ranges, K) = arrays[0], arrays[-1].shape
+    entry = f"{operation}_{type_name(grad.dtype, bfloat16=True)}"
+    args = *arrays, grad.size // K, K
+    launch("bias_grad.cu", entry, (-(-K // LANES), ranges), (THREADS,), args)

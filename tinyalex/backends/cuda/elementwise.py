@@ -37,7 +37,7 @@ def relu(x: Array) -> Array:
     """Return max(x, 0); NaN stays NaN."""
     (line,), restore = _as_lines(x)
     y = cupy().empty(line.shape, line.dtype)
-    entry = f"relu_{type_name(x.dtype)}"
+    entry = f"relu_{type_name(x.dtype, bfloat16=True)}"
     launch("relu.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), (line, y, y.size))
     return restore(y)
 
@@ -49,7 +49,7 @@ def relu_input_grad(grad: Array, y: Array) -> Array:
     """
     (output, gradient), restore = _as_lines(y, grad)
     dx = cupy().empty(gradient.shape, gradient.dtype)
-    entry = f"relu_input_grad_{type_name(grad.dtype)}"
+    entry = f"relu_input_grad_{type_name(grad.dtype, bfloat16=True)}"
     args = (gradient, output, dx, dx.size)
     launch("relu.cu", entry, (_blocks(dx.size, EACH),), (BLOCK,), args)
     return restore(dx)
@@ -63,16 +63,15 @@ def dropout(x: Array, p: float, key: int, first: int = 0) -> Array:
     the gradient is the same function of the gradient, with the same key. The draw differs from that
     of the CPU's backends. A `SlotKey` is read from the device's memory when the kernel runs.
     """
-    if p == 1:
-        return x * x.dtype.type(0)
     # The position counts in the order of the shape, so that layouts do not change the draw.
     line, begin = contiguous(x).reshape(-1), first % FOUR
     if begin:  # in the middle of four elements, which share a random word
         line = cupy().concatenate([cupy().zeros(begin, x.dtype), line])
     y = cupy().empty(line.shape, line.dtype)
-    drawn = (getattr(key, "slot", None), int(key), int(p * 2**24 + 0.5), 1 / (1 - p))
+    scale = 1 / (1 - p) if p < 1 else 0
+    drawn = getattr(key, "slot", None), int(key), int(p * 2**24 + 0.5), scale
     arguments = (line, y, y.size, *drawn, first // FOUR)
-    entry = f"dropout_{type_name(x.dtype)}"
+    entry = f"dropout_{type_name(x.dtype, bfloat16=True)}"
     launch("dropout.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), arguments)
     return y[begin:].reshape(x.shape)
 

@@ -5,10 +5,8 @@ The kernels are in ``kernels/local_response_norm.cu``.
 
 from __future__ import annotations
 
-import numpy as np
-
 from tinyalex.backends.cuda.launch import launch, type_name
-from tinyalex.backends.cuda.pool import THREADS, one_thread_each, quads_by_pixels
+from tinyalex.backends.cuda.pool import THREADS, by_fours, one_thread_each, quads_by_pixels
 from tinyalex.backends.geometry import NormOptions
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.layout import as_nchw, channels_last
@@ -18,9 +16,8 @@ FILE = "local_response_norm.cu"
 
 
 def in_quads(x: Array, groups: int) -> bool:
-    """Return whether kernels can read the channels of ``x`` by fours."""
-    C = x.shape[1]
-    return x.dtype == np.float32 and C // groups % 4 == 0 and 0 < C <= 4 * THREADS
+    """Return whether kernels can read the channels of ``x`` by fours, a block all of them."""
+    return by_fours(x, groups) and 0 < x.shape[1] <= 4 * THREADS
 
 
 def numbers(x: Array, options: NormOptions) -> tuple[int, int, float, float, float]:
@@ -72,7 +69,7 @@ def _naive(operation: str, arrays: tuple[Array, ...], options: NormOptions) -> A
     images = [channels_last(array) for array in arrays]
     result = cupy().empty(images[0].shape, images[0].dtype)
     arguments = *images, result, result.size, *numbers(arrays[0], options)
-    entry = f"{operation}_{type_name(result.dtype)}"
+    entry = f"{operation}_{type_name(result.dtype, bfloat16=True)}"
     launch(FILE, entry, *one_thread_each(result.size), arguments)
     return as_nchw(result)
 
@@ -84,5 +81,6 @@ def _quads(operation: str, arrays: tuple[Array, ...], options: NormOptions) -> A
     lines = result.size // width
     block = quads_by_pixels(width // 4, THREADS // (width // 4))
     arguments = *images, result, lines, width, *rest
-    launch(FILE, f"{operation}_quads", (-(-lines // block[1]),), block, arguments)
+    entry = f"{operation}_quads_{type_name(result.dtype, bfloat16=True)}"
+    launch(FILE, entry, (-(-lines // block[1]),), block, arguments)
     return as_nchw(result)

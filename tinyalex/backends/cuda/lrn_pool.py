@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tinyalex.backends.cuda import lrn
-from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
+from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad, sums_dtype
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import (
     THREADS,
@@ -56,7 +56,7 @@ def norm_max_pool2d_naive(
     y, taps = outputs(x, pool, output_size)
     shape = PoolShape.of(x.shape, pool, output_size)
     arguments = channels_last(x), y, taps, *lrn.numbers(x, norm), shape
-    entry = f"norm_max_pool_{type_name(x.dtype)}"
+    entry = f"norm_max_pool_{type_name(x.dtype, bfloat16=True)}"
     launch(FILE, entry, *one_thread_each(y.size), arguments)
     return as_nchw(y), as_nchw(taps)
 
@@ -74,7 +74,8 @@ def norm_max_pool2d_quads(
     windows = tile.windows_h, tile.windows_w
     arguments = channels_last(x), y, taps, *lrn.numbers(x, norm), *windows, shape
     shared_bytes = 16 * tile.rows * tile.columns * SLICE
-    launch(FILE, "norm_max_pool_quads", (tiles * slices,), block, arguments, shared_bytes)
+    entry = f"norm_max_pool_quads_{type_name(x.dtype, bfloat16=True)}"
+    launch(FILE, entry, (tiles * slices,), block, arguments, shared_bytes)
     return as_nchw(y), as_nchw(taps)
 
 
@@ -123,7 +124,7 @@ def norm_max_pool2d_input_grad_naive(
     grad: Array, taps: Array, x: Array, norm: NormOptions, pool: PoolOptions
 ) -> Array:
     """`norm_max_pool2d_input_grad`, version 1: one thread per value."""
-    entry = f"norm_max_pool_grad_{type_name(x.dtype)}"
+    entry = f"norm_max_pool_grad_{type_name(x.dtype, bfloat16=True)}"
     shape = PoolShape.of(x.shape, pool, grad.shape[2:])
     arrays = [channels_last(array) for array in (grad, taps, x)]
     dx = cupy().empty(arrays[-1].shape, x.dtype)
@@ -140,7 +141,7 @@ def norm_max_pool2d_input_grad_quads(
 
 
 def _grad_by_rows(
-    entry: str,
+    operation: str,
     arrays: tuple[Array, Array, Array],
     norm: NormOptions,
     pool: PoolOptions,
@@ -153,6 +154,7 @@ def _grad_by_rows(
     dx = cupy().empty(images[-1].shape, x.dtype)
     arguments = *images, dx, *sums, *lrn.numbers(x, norm), shape
     block = quads_by_pixels(shape.C // 4, shape.W)
+    entry = f"{operation}_{type_name(x.dtype, bfloat16=True)}"
     launch(FILE, entry, (shape.N * shape.H,), block, arguments)
     return as_nchw(dx)
 
@@ -172,6 +174,6 @@ def norm_max_pool2d_relu_bias_grad(
         masked, bias = relu_bias_grad(dx, channels_last(x))
         return as_nchw(masked), bias
     N, C, H, _ = x.shape
-    sums = cupy().empty((N * H, C), x.dtype)
+    sums = cupy().empty((N * H, C), sums_dtype(x.dtype))
     dx = _grad_by_rows("norm_max_pool_relu_grad_quads", (grad, taps, x), norm, pool, sums)
     return dx, bias_grad(sums)

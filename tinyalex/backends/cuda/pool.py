@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyalex.backends.bfloat16 import is_bfloat16
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.geometry import Pair, PoolOptions
 from tinyalex.backends.gpu import cupy
@@ -46,6 +47,12 @@ def one_thread_each(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (-(-count // THREADS),), (THREADS,)
 
 
+def by_fours(x: Array, groups: int = 1) -> bool:
+    """Return whether kernels can read the channels of each group of ``x`` by fours."""
+    halves = x.dtype == np.float32 or is_bfloat16(x.dtype)
+    return halves and x.shape[1] // groups % 4 == 0
+
+
 def quads_by_pixels(quads: int, pixels: int) -> tuple[int, int]:
     """Return a block with one thread per quad (x) and pixel (y).
 
@@ -69,7 +76,7 @@ def taps_dtype(kernel_size: Pair) -> np.dtype[Any]:
 
 def _entry(operation: str, dtype: Any, taps: Any) -> str:
     large = "" if taps.itemsize == 1 else "_large"
-    return f"{operation}{large}_{type_name(dtype)}"
+    return f"{operation}{large}_{type_name(dtype, bfloat16=True)}"
 
 
 def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
@@ -78,8 +85,7 @@ def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array
     Padding never wins; the first of equal values wins; NaN wins over all. Raises ValueError for
     windows of more than 65,536 taps.
     """
-    four_channels = x.dtype == np.float32 and x.shape[1] % 4 == 0
-    quads = four_channels and taps_dtype(options.kernel_size).itemsize == 1
+    quads = by_fours(x) and taps_dtype(options.kernel_size).itemsize == 1
     version = max_pool2d_quads if quads else max_pool2d_naive
     return version(x, options, output_size)
 
@@ -94,12 +100,13 @@ def max_pool2d_naive(x: Array, options: PoolOptions, output_size: Pair) -> tuple
 
 
 def max_pool2d_quads(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
-    """`max_pool2d`, version 2: four channels per thread; float32, channels divisible by 4."""
+    """`max_pool2d`, version 2: four channels per thread, where `by_fours` holds."""
     shape = PoolShape.of(x.shape, options, output_size)
     y, taps = outputs(x, options, output_size)
     block = quads_by_pixels(shape.C // 4, shape.Wo)
     arguments = channels_last(x), y, taps, shape
-    launch("max_pool.cu", "max_pool_quads", (shape.N * shape.Ho,), block, arguments)
+    entry = f"max_pool_quads_{type_name(x.dtype, bfloat16=True)}"
+    launch("max_pool.cu", entry, (shape.N * shape.Ho,), block, arguments)
     return as_nchw(y), as_nchw(taps)
 
 
@@ -113,8 +120,7 @@ def max_pool2d_input_grad(
     grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
 ) -> Array:
     """Return dx: each window's gradient goes to its winning tap; overlaps add."""
-    four_channels = grad.dtype == np.float32 and grad.shape[1] % 4 == 0
-    quads = four_channels and taps.dtype == np.uint8 and options.dilation == (1, 1)
+    quads = by_fours(grad) and taps.dtype == np.uint8 and options.dilation == (1, 1)
     version = max_pool2d_input_grad_quads if quads else max_pool2d_input_grad_naive
     return version(grad, taps, input_shape, options)
 
@@ -136,11 +142,12 @@ def max_pool2d_input_grad_quads(
 ) -> Array:
     """`max_pool2d_input_grad`, version 2: four channels per thread.
 
-    For float32, channels divisible by 4, windows of at most 256 taps and without dilation.
+    Where `by_fours` holds, for windows of at most 256 taps and without dilation.
     """
     shape = PoolShape.of(input_shape, options, grad.shape[2:])
     dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
     block = quads_by_pixels(shape.C // 4, shape.W)
     arguments = channels_last(grad), channels_last(taps), dx, shape
-    launch("max_pool.cu", "max_pool_grad_quads", (shape.N * shape.H,), block, arguments)
+    entry = f"max_pool_grad_quads_{type_name(grad.dtype, bfloat16=True)}"
+    launch("max_pool.cu", entry, (shape.N * shape.H,), block, arguments)
     return as_nchw(dx)

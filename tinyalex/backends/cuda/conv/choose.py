@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 
 from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
+from tinyalex.backends.cuda.channels import widened
 from tinyalex.backends.cuda.conv import im2col, tensor_cores, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.layout import as_nchw, channels_last, in_fours, with_room
 from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array, Shape
-
-THREADS = 256  # per block
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, options: ConvOptions) -> Array:
@@ -102,7 +100,7 @@ def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu
     bias = None if bias is None else contiguous(bias)
     padded = _tensor_shape(shape, x.dtype, "forward")
     if padded:
-        x, weight = _images(x, padded.C), _widened(weight, padded.C // padded.groups)
+        x, weight = _images(x, padded.C), widened(weight, padded.C // padded.groups)
         precision = get_float32_matmul_precision()
         y = tensor_cores.conv_forward_tensor(x, weight, bias, padded, precision, relu)
     elif x.dtype == np.float32:
@@ -116,7 +114,7 @@ def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu
 def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
     padded = _tensor_shape(shape, grad.dtype, "input_grad")
     if padded:
-        weight = _widened(weight, padded.C // padded.groups)
+        weight = widened(weight, padded.C // padded.groups)
         precision = get_float32_matmul_precision()
         dx = tensor_cores.conv_input_grad_tensor(grad, weight, padded, precision)
         dx = dx[..., : shape.C]
@@ -139,18 +137,4 @@ def _weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
 def _images(x: Array, channels: int) -> Array:
     """Return x [N, C, H, W] as [N, H, W, channels]; what lies beyond C may be anything."""
     images = with_room(x)
-    return _widened(x, channels) if images is None else images
-
-
-def _widened(x: Array, channels: int) -> Array:
-    """Return x [N, C, H, W] as [N, H, W, channels], with zeros for what it lacks."""
-    N, C, H, W = x.shape
-    if channels == C:
-        return channels_last(x)
-    planar = x.flags.c_contiguous
-    x = contiguous(x if planar else x.transpose(0, 2, 3, 1))
-    steps = (H * W, 1) if planar else (1, C)
-    wide = cupy().empty((N, H, W, channels), x.dtype)
-    args = x, wide, wide.size, C, channels, H * W, *steps
-    launch("pad_channels.cu", "pad_channels", (-(-wide.size // THREADS),), (THREADS,), args)
-    return wide
+    return widened(x, channels) if images is None else images

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.last_block import arrivals
-from tinyalex.backends.cuda.launch import launch
+from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy, most_shared_bytes, multiprocessors
 from tinyalex.backends.types import Array
 
@@ -265,5 +265,6 @@ def _product(
     )
     if into is not result:
         grid, args = (-(-result.size // 256),), (into, result, splits, result.size)
-        launch("split_sum.cu", "split_sum", grid=grid, block=(256,), args=args)
+        entry = f"split_sum_{type_name(result.dtype, bfloat16=True)}"
+        launch("split_sum.cu", entry, grid=grid, block=(256,), args=args)
     return result
