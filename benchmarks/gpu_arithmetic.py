@@ -4,7 +4,7 @@
     python benchmarks/gpu_arithmetic.py --table    # and write it into docs/gpu.md
 
 Nothing here is measured, and no GPU is needed. A pass on tensor cores takes what
-`tensor_cores.estimate` says of the tile and the splits that `tensor_cores.plan` chooses, or its
+`tiles.estimate` says of the tile and the splits that `tiles.plan` chooses, or its
 bytes from memory, if they take longer; all else takes its bytes from memory; and each launch takes
 `GAP` more.
 """
@@ -22,9 +22,9 @@ from gpu.contestant_tinyalex import WORDS
 from gpu.floors import FORWARD, INPUT, WEIGHT, Step
 from shared import report
 from tinyalex import nn
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv import tiles
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import K_TILE, Pass, Plan
+from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, Pass, Plan
 from tinyalex.backends.cuda.linear import FEW
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.layout import in_fours
@@ -108,21 +108,21 @@ def _steps(net: Net, images: int) -> dict[str, Step]:
 
 
 def _tensor(plain: tuple[str, float, int], step: Step, which: Pass, precision: str) -> Line:
-    shape, word = _shape(step), WORDS[precision]
-    product = tensor_cores.sizes(shape, which)
+    shape, kernels = _shape(step), MMA_SYNC[WORDS[precision]]
+    product = tiles.sizes(shape, which)
     machine = MULTIPROCESSORS, MOST_SHARED
-    plan = tensor_cores._plan(which, product, word, tensor_cores.CHOSEN, *machine)
-    blocks = tensor_cores.blocks(product, plan.tile) * plan.splits
-    slots = MULTIPROCESSORS * tensor_cores.blocks_that_fit(word, plan.tile, MOST_SHARED)
-    cycles = tensor_cores.estimate(which, product, word, plan, *machine)
+    plan = tiles.plan_for(which, product, kernels, tiles.CHOSEN, *machine)
+    blocks = tiles.blocks(product, plan.tile) * plan.splits
+    slots = MULTIPROCESSORS * kernels.blocks_that_fit(plan.tile, MOST_SHARED)
+    cycles = tiles.estimate(which, product, kernels, plan, *machine)
     if summed := plan.splits > 1 and which != "forward":
-        cycles -= tensor_cores.LAUNCH  # here every launch has its gap
+        cycles -= tiles.LAUNCH  # here every launch has its gap
     widened = step.x[1] % 4 != 0  # the weight gets a fourth channel, or loses it
     return Line(
         *plain,
         1 + summed + widened,
         cycles,
-        blocks * plan.split_k_tiles * K_TILE * 4 * sum(plan.tile),
+        blocks * plan.split_k_tiles * 128 * sum(plan.tile),
         plan,
         blocks / slots,
     )

@@ -25,7 +25,7 @@ from gpu.floors import Work
 from gpu.layer_rows import double
 from shared import report
 from tinyalex.backends import cpu
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv.tiles import L2_BYTES
 from tinyalex.backends.geometry import (
     ConvOptions,
     NormOptions,
@@ -52,7 +52,7 @@ FULL_TEXT = (
 )
 HEAD = "| kernel | idea | off by | registers | spilled | shared | time | of the floor's speed |"
 # Bytes per second of an H100's L2 cache, an estimate.
-L2_RATE = tensor_cores.L2_BYTES * gpu_arithmetic.MULTIPROCESSORS * gpu_arithmetic.CLOCK
+L2_RATE = L2_BYTES * gpu_arithmetic.MULTIPROCESSORS * gpu_arithmetic.CLOCK
 
 
 def arguments(kernel: str, sizes: dict[str, Any]) -> tuple[Any, ...]:

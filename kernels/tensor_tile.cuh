@@ -13,7 +13,7 @@
 // for memory. Each warp computes a share of the tile, such as 64 x 64 (`Tile`).
 //
 // Its bound, for 128 x 128 on an H100, in cycles of a multiprocessor per k-tile (estimated, as in
-// tinyalex/backends/cuda/conv/tensor_cores.py): the factors, 32 KB, take 1260 from the L2 cache, at
+// tinyalex/backends/cuda/conv/tiles.py): the factors, 32 KB, take 1260 from the L2 cache, at
 // 26 bytes per cycle; multiplying takes 819 in TF32, half of that in bf16; reading shared memory,
 // (64 + 64) x 32 floats per warp, 512. So L2 is the bound, and larger tiles, with more products per
 // byte, are the way up. (In 3xTF32 the products are, with 2621.)
@@ -36,7 +36,7 @@ struct Side {
 
 // The tile of C that a block computes, M x N. The warps stand in lines, DOWN of them, with a share
 // of WARP_M x WARP_N each. BLOCKS fit on a multiprocessor, by registers and shared memory. The same
-// rules are in tinyalex/backends/cuda/conv/tensor_cores.py.
+// rules are in tinyalex/backends/cuda/conv/tiles.py.
 template <class Precision_, int M, int N>
 struct Tile {
   using Precision = Precision_;

@@ -26,7 +26,8 @@ from tinyalex import nn
 from tinyalex.backends import cuda
 from tinyalex.backends.cuda.conv import hopper
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import TILES, Cut, applicable, conv_forward_tensor
+from tinyalex.backends.cuda.conv.tensor_cores import applicable, conv_forward_tensor
+from tinyalex.backends.cuda.conv.tiles import TILES, Cut
 from tinyalex.backends.cuda.linear import FEW, few_rows
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import cupy, download

@@ -11,6 +11,7 @@ from tinyalex.backends import cuda
 from tinyalex.backends.cuda import lrn, lrn_pool, pool, within_norm
 from tinyalex.backends.cuda.conv import hopper, im2col, naive, tensor_cores, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES, Pass, Tile
 from tinyalex.backends.cuda.linear import few_rows
 from tinyalex.backends.layout import as_nchw, channels_last
 
@@ -34,7 +35,7 @@ class Rung:
     call: Call | None = None
     precision: str = "A"
     number: int = 0
-    tiles: tuple[tensor_cores.Tile, ...] = ()
+    tiles: tuple[Tile, ...] = ()
 
     def flop_per_byte(self) -> list[float]:
         """Return the operations per byte of the least and largest tile."""
@@ -68,7 +69,7 @@ def _weight_grad(version: Call, grad: Any, x: Any, weight_shape: Any, options: A
     return as_nchw(version(channels_last(grad), channels_last(x), shape))
 
 
-PASSES: tuple[tuple[tensor_cores.Pass, str, Call, Call], ...] = (
+PASSES: tuple[tuple[Pass, str, Call, Call], ...] = (
     ("forward", "conv2d", _forward, tensor_cores.conv_forward_tensor),
     ("input_grad", "conv2d_input_grad", _input_grad, tensor_cores.conv_input_grad_tensor),
     ("weight_grad", "conv2d_weight_grad", _weight_grad, tensor_cores.conv_weight_grad_tensor),
@@ -80,7 +81,7 @@ TENSOR = (
 )
 
 
-def _convolution(name: tensor_cores.Pass, kernel: str, wrap: Call, tensor: Call) -> list[Rung]:
+def _convolution(name: Pass, kernel: str, wrap: Call, tensor: Call) -> list[Rung]:
     file = f"conv_{name}.cu"
     rungs = [
         Rung(
@@ -95,10 +96,9 @@ def _convolution(name: tensor_cores.Pass, kernel: str, wrap: Call, tensor: Call)
     ]
     for number, (precision, letter, idea) in enumerate(TENSOR, 3):
         version = partial(tensor, precision=precision)
-        mark = f"<{tensor_cores.PRECISIONS[precision]},"
-        entries = tuple(i for i in tensor_cores.INSTANCES[f"conv_{name}"] if mark in i)
-        file = f"conv_{name}_tensor.cu"
-        tiles = tensor_cores.TILES[name]
+        kernels, tiles = MMA_SYNC[precision], TILES[name]
+        entries = tuple(kernels.instance(name, tile) for tile in tiles)
+        file = kernels.file.format(name)
         call = partial(wrap, version)
         rungs.append(Rung(file, entries, idea, kernel, call, letter, number, tiles))
     return rungs

@@ -23,7 +23,7 @@ from gpu.layer_rows import rows
 from gpu.timing import Times
 from tinyalex import nn
 from tinyalex.backends import cuda
-from tinyalex.backends.cuda.conv.tensor_cores import TILES
+from tinyalex.backends.cuda.conv.tiles import TILES
 from tinyalex.backends.cuda.sgd import StepTable
 from tinyalex.backends.layout import with_room
 

@@ -11,7 +11,7 @@ from simt import resources
 
 from gpu import loops
 from tinyalex.backends.cuda import launch
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES
 
 FILES = sorted(path.name for path in launch.source_folder().glob("*.cu"))
 
@@ -47,13 +47,13 @@ def test_only_wgmma_is_for_hopper_alone():
 
 def test_blocks_that_fit_are_those_of_the_source():
     """The plan counts on them: threads, and blocks for whose registers there is room."""
-    for which, tiles in tensor_cores.TILES.items():
+    for which, tiles in TILES.items():
         file = f"conv_{which}_tensor.cu"
         rows = {row.entry: row for row in resources.usage(launch.read_source(file), file, "sm_90")}
-        for (word, name), tile in product(tensor_cores.PRECISIONS.items(), tiles):
-            row = rows[f"conv_{which}<{name}, {tile[0]}, {tile[1]}>"]
-            assert row.threads == tensor_cores.threads(word, tile)
-            assert row.blocks == tensor_cores.blocks_that_fit(word, tile, 1 << 20)
+        for kernels, tile in product(MMA_SYNC.values(), tiles):
+            row = rows[kernels.instance(which, tile)]
+            block = kernels.block(tile)
+            assert (row.threads, row.blocks) == (block.threads, block.fit)
 
 
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)

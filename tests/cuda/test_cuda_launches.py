@@ -12,7 +12,7 @@ import tinyalex as ta
 from gpu.cases import Case, Net
 from tinyalex import models, optim
 from tinyalex.backends.cuda.conv import choose, tensor_cores
-from tinyalex.backends.cuda.conv.tensor_cores import Cut
+from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.devices import move, use
 from tinyalex.backends.layout import copy_images, copy_with_room, with_room

@@ -2,16 +2,18 @@
 
 import pytest
 
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv import tensor_cores, tiles
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import Cut, Sizes, plan
+from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, WGMMA, Cut, Sizes, plan
 from tinyalex.backends.geometry import ConvOptions
+
+HIGH = MMA_SYNC["high"]
 
 
 @pytest.fixture(autouse=True)
 def h100(monkeypatch):
-    monkeypatch.setattr(tensor_cores, "multiprocessors", lambda: 132)
-    monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 227 << 10)
+    monkeypatch.setattr(tiles, "multiprocessors", lambda: 132)
+    monkeypatch.setattr(tiles, "most_shared_bytes", lambda: 227 << 10)
 
 
 def convolution(C, H, K, R, groups=1, stride=1, padding=0):
@@ -57,9 +59,9 @@ LAYERS = {
     ],
 )
 def test_plan_of_alexnets_layers(layer, which, highest, high):
-    product = tensor_cores.sizes(LAYERS[layer], which)
-    assert plan(which, product, "highest")[:2] == highest
-    assert plan(which, product, "high")[:2] == high
+    product = tiles.sizes(LAYERS[layer], which)
+    assert plan(which, product, MMA_SYNC["highest"])[:2] == highest
+    assert plan(which, product, HIGH)[:2] == high
 
 
 @pytest.mark.parametrize(
@@ -73,58 +75,57 @@ def test_plan_of_alexnets_layers(layer, which, highest, high):
     ],
 )
 def test_blocks_on_a_multiprocessor(precision, tile, fit):
-    assert tensor_cores.blocks_that_fit(precision, tile, 227 << 10) == fit
-    assert tensor_cores.blocks_that_fit(precision, tile, 163 << 10) == max(1, fit - 1)  # an A100
+    kernels = MMA_SYNC[precision]
+    assert kernels.blocks_that_fit(tile, 227 << 10) == fit
+    assert kernels.blocks_that_fit(tile, 163 << 10) == max(1, fit - 1)  # an A100
 
 
 def test_a_plan_beats_its_neighbours():
     """The estimate falls to the plan that is chosen: a tile with empty columns loses."""
-    product = tensor_cores.sizes(LAYERS["conv2"], "input_grad")
-    best = plan("input_grad", product, "high")
+    product = tiles.sizes(LAYERS["conv2"], "input_grad")
+    best = plan("input_grad", product, HIGH)
     cycles = {
-        tile: tensor_cores.estimate(
-            "input_grad", product, "high", best._replace(tile=tile), 132, 227 << 10
-        )
-        for tile in tensor_cores.TILES["input_grad"]
+        tile: tiles.estimate("input_grad", product, HIGH, best._replace(tile=tile), 132, 227 << 10)
+        for tile in tiles.TILES["input_grad"]
     }
     assert min(cycles, key=cycles.get) == best.tile == (128, 96)
     assert cycles[128, 128] > 1.1 * cycles[128, 96]
 
 
 def test_no_images():
-    assert plan("forward", Sizes(0, 256, 2400, 1), "high").splits > 0
-    assert plan("weight_grad", Sizes(256, 2400, 0, 1), "high")[1:] == (1, 1)
+    assert plan("forward", Sizes(0, 256, 2400, 1), HIGH).splits > 0
+    assert plan("weight_grad", Sizes(256, 2400, 0, 1), HIGH)[1:] == (1, 1)
 
 
 def test_no_more_shared_memory_than_there_is(monkeypatch):
-    monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 99 << 10)
-    product = tensor_cores.sizes(LAYERS["conv4"], "forward")
-    assert plan("forward", product, "high").tile in ((128, 96), (64, 64))
+    monkeypatch.setattr(tiles, "most_shared_bytes", lambda: 99 << 10)
+    product = tiles.sizes(LAYERS["conv4"], "forward")
+    assert plan("forward", product, HIGH).tile in ((128, 96), (64, 64))
 
 
 def test_a_gpu_without_room_for_any_tile_is_refused(monkeypatch):
-    monkeypatch.setattr(tensor_cores, "most_shared_bytes", lambda: 64 << 10)
+    monkeypatch.setattr(tiles, "most_shared_bytes", lambda: 64 << 10)
     with pytest.raises(RuntimeError, match=r"74752 bytes of shared memory .* this one has 65536"):
-        plan("forward", Sizes(64, 64, 64, 1), "high")
+        plan("forward", Sizes(64, 64, 64, 1), HIGH)
 
 
 def test_parts_of_forward_cost_their_adding_up_and_no_kernel():
     """In forward the last block of a tile reads its parts; a gradient's have a kernel."""
-    product, split = Sizes(64, 64, 4096, 1), tensor_cores.Plan((64, 64), 8, 16)
+    product, split = Sizes(64, 64, 4096, 1), tiles.Plan((64, 64), 8, 16)
     whole = split._replace(splits=1)
     added = {
-        which: tensor_cores.estimate(which, product, "high", split, 132, 227 << 10)
-        - tensor_cores.estimate(which, product, "high", whole, 132, 227 << 10)
+        which: tiles.estimate(which, product, HIGH, split, 132, 227 << 10)
+        - tiles.estimate(which, product, HIGH, whole, 132, 227 << 10)
         for which in ("forward", "weight_grad")
     }
-    assert added["forward"] == pytest.approx(8 * 64 * 64 * 4 / tensor_cores.L2_BYTES)
-    assert added["weight_grad"] > tensor_cores.LAUNCH
+    assert added["forward"] == pytest.approx(8 * 64 * 64 * 4 / tiles.L2_BYTES)
+    assert added["weight_grad"] > tiles.LAUNCH
 
 
 def test_every_k_tile_is_in_one_part():
     for reduction in (1, 31, 33, 1000, 12345):
         for splits in (1, 2, 3, 7, 100):
-            chosen = plan("forward", Sizes(64, 64, reduction, 1), "high", Cut((64, 64), splits))
+            chosen = plan("forward", Sizes(64, 64, reduction, 1), HIGH, Cut((64, 64), splits))
             k_tiles = -(-reduction // 32)
             assert (chosen.splits - 1) * chosen.split_k_tiles < k_tiles
             assert k_tiles <= chosen.splits * chosen.split_k_tiles
@@ -141,3 +142,28 @@ def test_applicable_where_four_channels_lie_together():
     assert tensor_cores.applicable(shape(8, 6, 1), "forward")
     assert not tensor_cores.applicable(shape(8, 8, 4), "forward")
     assert not tensor_cores.applicable(shape(3, 8, 1), "weight_grad")
+
+
+@pytest.mark.parametrize(
+    ("layer", "which", "dtype", "expected"),
+    [
+        ("conv1", "forward", "bfloat16", ((256, 96), 1)),
+        ("conv1", "weight_grad", "bfloat16", ((128, 256), 66)),
+        ("conv2", "forward", "bfloat16", ((192, 256), 1)),
+        ("conv2", "input_grad", "bfloat16", ((256, 96), 1)),
+        ("conv3", "forward", "bfloat16", ((256, 128), 1)),
+        ("conv3", "input_grad", "float32", ((192, 256), 1)),
+        ("conv4", "weight_grad", "bfloat16", ((192, 256), 9)),
+        ("fc6", "forward", "bfloat16", ((128, 128), 4)),
+    ],
+)
+def test_plan_of_wgmma(layer, which, dtype, expected):
+    assert plan(which, tiles.sizes(LAYERS[layer], which), WGMMA[dtype])[:2] == expected
+
+
+def test_wgmma_has_as_much_shared_memory_as_there_is():
+    """For the largest tile to the last byte."""
+    for kernels in WGMMA.values():
+        assert kernels.shared_bytes((192, 256)) == 227 << 10
+        for tile in set().union(*kernels.tiles.values()):
+            assert kernels.blocks_that_fit(tile, 227 << 10) == 1

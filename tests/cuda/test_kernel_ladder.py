@@ -8,7 +8,7 @@ import pytest
 from simt import resources
 
 from tinyalex.backends.cuda import launch
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv.tiles import MMA_SYNC
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "kernels" / "README.md"
@@ -93,9 +93,10 @@ extern "C" __global__ void __launch_bounds__(128) example(float* out) {
 def test_the_worked_example_is_what_a_lane_holds(standin):
     source = launch.read_source("tensor_tile.cuh") + EXAMPLE
     kernel = standin.RawModule(code=source, options=("-std=c++17",)).get_function("example")
-    kernel.max_dynamic_shared_size_bytes = tensor_cores.shared_bytes((64, 64))
+    room = MMA_SYNC["high"].shared_bytes((64, 64))
+    kernel.max_dynamic_shared_size_bytes = room
     out = standin.empty((128, 11), "float32")
-    kernel((1,), (128,), (out,), shared_mem=tensor_cores.shared_bytes((64, 64)))
+    kernel((1,), (128,), (out,), shared_mem=room)
     named, *numbers = map(int, out.get()[10])
     places = [f"{'A' if i < 4 else 'C'}[{n // 32}, {n % 32}]" for i, n in enumerate(numbers)]
     places[4:6] = [f"B[{numbers[i] % 32}, 2]" for i in (1, 3)]  # the k's of A's fragment

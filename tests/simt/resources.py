@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
 from tinyalex.backends.cuda import launch
-from tinyalex.backends.cuda.conv.tensor_cores import INSTANCES
+from tinyalex.backends.cuda.conv.tiles import INSTANCES
 
 MOST_THREADS = 1024  # of a block that says nothing of its size
 REGISTERS = 65536  # of a multiprocessor, for all the threads of a block at least

@@ -14,7 +14,7 @@ from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends import reference
 from tinyalex.backends.cuda.conv import hopper, tensor_cores
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import TILES, Cut, instance
+from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES, Cut
 from tinyalex.backends.geometry import ConvOptions
 
 # Norm of the error over norm of the result. Rounding a factor to 10 bits (TF32) errs by at most
@@ -112,8 +112,13 @@ def precisions(tile):
 
 def instances_left_out():
     """Return the names of the instances that no exercise launches in the present mode."""
-    every = ((*each, tile) for each in product(TILES, TOLERANCE) for tile in TILES[each[0]])
-    return {instance(*each) for each in every if each[1] not in precisions(each[2])}
+    return {
+        kernels.instance(which, tile)
+        for precision, kernels in MMA_SYNC.items()
+        for which, tiles in kernels.tiles.items()
+        for tile in tiles
+        if precision not in precisions(tile)
+    }
 
 
 def normal(rng, *shape):

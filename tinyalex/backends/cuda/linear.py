@@ -23,6 +23,7 @@ import numpy as np
 
 from tinyalex.backends.cuda.conv import tensor_cores
 from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tiles import Pass
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
@@ -93,7 +94,7 @@ def _few(x: Array, shape: ConvShape) -> bool:
     return 0 < shape.N <= FEW and shape.C % 4 == 0 and x.dtype in (np.float32, np.float64)
 
 
-def _suits(x: Array, shape: ConvShape, which: tensor_cores.Pass) -> bool:
+def _suits(x: Array, shape: ConvShape, which: Pass) -> bool:
     return x.dtype == np.float32 and shape.N > FEW and tensor_cores.applicable(shape, which)
 
 

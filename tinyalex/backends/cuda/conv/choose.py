@@ -21,6 +21,7 @@ from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.channels import widened
 from tinyalex.backends.cuda.conv import im2col, tensor_cores, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.conv.tiles import Pass
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.layout import as_nchw, channels_last, in_fours, with_room
@@ -82,9 +83,7 @@ def conv2d_relu_grads(
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def _tensor_shape(
-    shape: ConvShape, dtype: np.dtype[Any], which: tensor_cores.Pass
-) -> ConvShape | None:
+def _tensor_shape(shape: ConvShape, dtype: np.dtype[Any], which: Pass) -> ConvShape | None:
     """Return the convolution for the tensor cores, None if they cannot.
 
     They read four channels at a time. Photographs have three: they get a fourth, which the kernels

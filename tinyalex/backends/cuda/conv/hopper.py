@@ -6,7 +6,7 @@ It is not chosen by itself; call `forward` where `available`.
 from __future__ import annotations
 
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import K_TILE
+from tinyalex.backends.cuda.conv.tiles import WGMMA
 from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
@@ -14,7 +14,7 @@ from tinyalex.backends.types import Array
 TILE = 128
 THREADS = 128  # a warpgroup
 STAGES = 3  # of the ring; as in conv_forward_hopper.cu
-SHARED_BYTES = 16 * TILE + STAGES * 2 * TILE * K_TILE * 4  # four numbers for each row, and the ring
+SHARED_BYTES = 16 * TILE + STAGES * 2 * TILE * WGMMA["float32"].line  # rows, and the ring
 
 
 def available() -> bool:
