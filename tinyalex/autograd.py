@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinyalex.backends import array_module
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.devices import device_of, same_device, using
 from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
@@ -53,10 +54,16 @@ class Function:
     one entry per input; an entry may be None where ``self.needs_input_grad[i]`` is False, and
     should be when it costs something to compute.
     Options that are not differentiable travel as keywords of `apply` and `forward`.
+
+    Arrays are float32 or float64, and on a GPU perhaps bfloat16 (see
+    `set_float32_matmul_precision`) if the class says ``takes_bfloat16 = True``: all others get
+    copies in float32. `backward` gets ``grad`` in the dtype that `forward` returned.
     """
 
     Output: ClassVar[type[Tensor]]
     """Class of the results, set by tensor.py, which is built on this file."""
+    takes_bfloat16: ClassVar[bool] = False
+    """True if forward and backward take arrays of bfloat16, too."""
     _births: ClassVar[itertools.count[int]] = itertools.count()
 
     saved: tuple[Any, ...] = ()
@@ -104,8 +111,10 @@ class Function:
                 f"{cls.__name__}.apply expects Tensors or None, got {kinds}; wrap arrays in "
                 "Tensor(...), and give options as keywords"
             ) from None
-        node = cls(inputs)
-        with using(same_device(cls.__name__, *arrays)):
+        node, device = cls(inputs), same_device(cls.__name__, *arrays)
+        with using(device):
+            if device != "cpu" and not cls.takes_bfloat16:
+                arrays = tuple([None if a is None else as_float32(a) for a in arrays])
             output = cls.Output(node.forward(*arrays, **options))
         base = owner_of(output._values, inputs)
         if base is not None:

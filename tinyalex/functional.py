@@ -10,8 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tinyalex import random
 from tinyalex.autograd import Function
+from tinyalex.backends.bfloat16 import is_bfloat16
 from tinyalex.backends.devices import device_of, using
 from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions
 from tinyalex.grad_mode import is_grad_enabled
@@ -42,6 +45,12 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 def _array_or_none(value: Any) -> Any:
     return None if value is None else as_array(value)
+
+
+def _in_float32(value: Any) -> Any:
+    """Return a Tensor of bfloat16 in float32, anything else as it is."""
+    stored = isinstance(value, Tensor) and is_bfloat16(value.dtype)
+    return value.to(np.float32) if stored else value
 
 
 def _in(dtype: Any, value: Any) -> Tensor:
@@ -411,10 +420,11 @@ def cross_entropy(
     """
     smoothing = probability(label_smoothing, "label_smoothing")
     ignored = integer(ignore_index, "ignore_index")
+    input, target, weight = map(_in_float32, (_tensor(input, "input"), target, weight))
     if target is None:
         raise TypeError("target must hold class indices or class probabilities, got None")
     labels, weights = _array_or_none(target), _array_or_none(weight)
-    loss.check(_tensor(input, "input").data, labels, weights, ignored, reduction)
+    loss.check(input.data, labels, weights, ignored, reduction)
     of_indices = labels.dtype.kind != "f"
     if of_indices and isinstance(weight, Tensor) and weight.requires_grad and is_grad_enabled():
         raise ValueError(

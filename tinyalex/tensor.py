@@ -13,6 +13,7 @@ from tinyalex import random
 from tinyalex.autograd import Function, writable
 from tinyalex.autograd import backward as run_backward
 from tinyalex.backends import array_module, numerics
+from tinyalex.backends.bfloat16 import as_float32, computing, is_bfloat16, is_floating
 from tinyalex.backends.devices import device_of, move, on_gpu, parse, same_device, using
 from tinyalex.backends.types import Array
 from tinyalex.grad_mode import is_grad_enabled
@@ -26,7 +27,8 @@ from tinyalex.storage import Storage
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 _DTYPES = frozenset(map(np.dtype, DTYPES))
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
-_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2}  # of dtypes: each may be put into the same, or later ones
+# Of dtypes: each may be put into the same, or later ones. "V" is bfloat16's.
+_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "V": 2}
 Axis: TypeAlias = "int | Sequence[int] | None"
 Self = TypeVar("Self", bound="Tensor")
 
@@ -40,8 +42,9 @@ class Tensor:
     array of the same shape, dtype and device.
 
     Operators broadcast as in NumPy and have torch's meaning and dtypes (`ops.promotion`). Raises
-    TypeError for dtypes other than float32, float64, integers and bool, for masked elements, and
-    for an integer tensor that requires a gradient.
+    TypeError for dtypes other than float32, float64, integers and bool (on a GPU also bfloat16, in
+    which `set_float32_matmul_precision` may let results lie), for masked elements, and for an
+    integer tensor that requires a gradient.
     """
 
     _values: Array
@@ -69,7 +72,7 @@ class Tensor:
             self._storage = Storage()
             if type(data) is not np.ndarray:
                 data = plain_array(data)
-        if data.dtype not in _DTYPES:
+        if data.dtype not in _DTYPES and not (is_bfloat16(data.dtype) and on_gpu(data)):
             raise TypeError(
                 f"a Tensor holds float32, float64, integers or bool in the machine's byte order, "
                 f"got {data.dtype}; convert the array first, for example with .astype(np.float32)"
@@ -139,7 +142,7 @@ class Tensor:
             raise TypeError(f"requires_grad must be True or False, got {requires_grad!r}")
         if not self.is_leaf:
             raise RuntimeError("only leaves can change requires_grad; use detach() first")
-        if requires_grad and self.dtype.kind != "f":
+        if requires_grad and not is_floating(self.dtype):
             raise TypeError(f"only float32 and float64 tensors have gradients, got {self.dtype}")
         self._requires_grad = requires_grad
 
@@ -228,7 +231,7 @@ class Tensor:
         return complex(self.item())
 
     def __index__(self) -> int:
-        if self.dtype.kind == "f" or self.size != 1:
+        if is_floating(self.dtype) or self.size != 1:
             raise TypeError(
                 f"an index must be a single integer, got {self.dtype} of shape {self.shape}"
             )
@@ -277,7 +280,7 @@ class Tensor:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For ``pickle``; without gradients, as in torch."""
         self._expect_leaf_to_copy()
-        return _rebuild, (type(self), self.data, self.requires_grad)
+        return _rebuild, (type(self), self._computing(), self.requires_grad)
 
     def _expect_leaf_to_copy(self) -> None:
         if not self.is_leaf:
@@ -307,16 +310,17 @@ class Tensor:
                 f"backward() without a gradient needs one element, got shape {self.shape}; "
                 "reduce to a loss first (.sum(), .mean()) or pass gradient="
             )
-        array = None if gradient is None else Tensor(as_array(gradient, self.dtype)).data
+        dtype = computing(self.dtype)
+        array = None if gradient is None else Tensor(as_array(gradient, dtype)).data
         if isinstance(gradient, (Tensor, np.ndarray)) or on_gpu(gradient):
             same_device("backward", self.data, array)
         with using(self.device):
             xp = array_module(self.data)
             # A number from the host would be copied, and waited for; ones are a kernel's.
-            array = xp.ones((), self.dtype) if array is None else xp.array(array, self.dtype)
+            array = xp.ones((), dtype) if array is None else xp.array(array, dtype)
             if array.shape != self.shape and not (array.ndim == 0 and self.size == 1):
                 raise ValueError(f"expected a gradient of shape {self.shape}, got {array.shape}")
-            array = array.reshape(self.shape)
+            array = array.reshape(self.shape).astype(self.dtype, copy=False)
         run_backward(self.grad_fn or self, array, retain_graph)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], object]) -> HookHandle:
@@ -352,7 +356,7 @@ class Tensor:
                 "a leaf that requires grad cannot be changed in place while operations are "
                 "recorded; do it under no_grad(): with no_grad(): w -= lr * w.grad"
             )
-        wanted = self.dtype.kind == "f" and any(
+        wanted = is_floating(self.dtype) and any(
             isinstance(t, Tensor) and t.requires_grad for t in (self, *values)
         )
         if any(wanted or other.requires_grad for other in self._storage.others(self)):
@@ -455,11 +459,16 @@ class Tensor:
         """Return the only element as a Python number; ValueError for several."""
         if self.size != 1:
             raise ValueError(f"item() needs a single element, got shape {self.shape}")
-        return self.data.item()
+        return self._computing().item()
 
     def tolist(self) -> Any:
         """Return the elements as nested lists of Python numbers."""
-        return self.data.tolist()
+        return self._computing().tolist()
+
+    def _computing(self) -> Array:
+        """Return the array, bfloat16 copied to float32."""
+        with using(self.device):
+            return as_float32(self.data)
 
     @numerics.quiet
     def to(self, target: Any) -> Tensor:
@@ -482,7 +491,7 @@ class Tensor:
             raise TypeError(f"to() expects a device or a dtype, got {target!r}") from None
         if dtype == self.dtype:
             return self
-        if dtype.kind != "f":
+        if not is_floating(dtype):
             with using(self.device), np.errstate(invalid="ignore"):  # NaN becomes any integer
                 return Tensor(self.data.astype(dtype))  # integers have no gradients
         return shape.Cast.apply(self, dtype=dtype)
@@ -500,7 +509,7 @@ class Tensor:
     def _beside(self, value: Any) -> Array | None:
         """Return a number or an array as an array, else None."""
         if isinstance(value, Tensor):
-            return value.data
+            return value._computing()
         value = _unboxed(value)
         if isinstance(value, _NUMBERS):
             number, dtype = number_beside(self.data, value)
@@ -546,7 +555,7 @@ class Tensor:
 
     def __pow__(self, other: Any) -> Tensor:
         other = _unboxed(other)
-        if self.dtype.kind != "f" and is_integer(other):
+        if not is_floating(self.dtype) and is_integer(other):
             if other < 0:
                 raise ValueError(
                     f"an integer to the power of {other} is no integer; use .to(np.float32) first"
@@ -605,14 +614,14 @@ class Tensor:
         if beside is None:
             return NotImplemented
         with using(same_device(ufunc, self.data, beside)):
-            a, b = self.data, beside
+            a, b = as_float32(self.data), beside
             if a.dtype is not b.dtype:
                 a, b = promote(a, b)
             return Tensor(getattr(array_module(a), ufunc)(a, b))
 
     def _bitwise(self, ufunc: str, other: Any) -> Tensor:
         for operand in (self.data, self._beside(other)):
-            if operand is not None and operand.dtype.kind == "f":
+            if operand is not None and is_floating(operand.dtype):
                 raise TypeError(f"{ufunc} expects bools or integers, got {operand.dtype}")
         return self._plain(ufunc, other)
 
@@ -648,7 +657,7 @@ class Tensor:
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
     def __invert__(self) -> Tensor:
-        if self.dtype.kind == "f":
+        if is_floating(self.dtype):
             raise TypeError(f"~ expects bools or integers, got {self.dtype}")
         with using(self.device):
             return Tensor(~self.data)
@@ -664,7 +673,7 @@ class Tensor:
     def _truth(self, name: str, dim: Axis, keepdim: bool) -> Tensor:
         with using(self.device):
             axes, keep = self._axes(dim, None), flag(keepdim, "keepdim")
-            answer = getattr(self.data, name)(axis=axes, keepdims=keep)
+            answer = getattr(as_float32(self.data), name)(axis=axes, keepdims=keep)
             return Tensor(array_module(self.data).asarray(answer))
 
     def argmax(
@@ -710,7 +719,7 @@ class Tensor:
         self, dim: Axis = None, keepdim: bool = False, *, axis: Axis = None, keepdims: bool = False
     ) -> Tensor:
         """Average over ``dim``, one axis or several, or over all."""
-        if self.dtype.kind != "f":
+        if not is_floating(self.dtype):
             raise TypeError(f"mean expects float32 or float64, got {self.dtype}; use .to(dtype)")
         return self._reduce(reduction.Mean, dim, axis, _kept(keepdim, keepdims))
 

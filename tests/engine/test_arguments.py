@@ -12,6 +12,7 @@ import pytest
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import nn
+from tinyalex.backends.bfloat16 import bfloat16
 
 REFUSALS = (TypeError, ValueError, IndexError, RuntimeError)
 RNG = np.random.default_rng(2012)
@@ -235,6 +236,42 @@ OTHERS = [
 @pytest.mark.parametrize(("function", "arguments"), TABLE.values(), ids=TABLE)
 def test_gradients_of_all_tensors(function, arguments, backend):
     assert_gradients(function, arguments)
+
+
+def on_gpu(arguments, dtype):
+    """Return arguments with leaves of this dtype on a GPU, their values rounded to bfloat16."""
+
+    def leaf(array):
+        return ta.Tensor(array).to("cuda").to(bfloat16()).detach().to(dtype).requires_grad_()
+
+    given, flat = {}, []
+    for name, value in arguments.items():
+        if is_leaf(value):
+            made = [leaf(array) for array in members(value)]
+            flat += made
+            given[name] = made if isinstance(value, list) else made[0]
+        else:
+            given[name] = ta.Tensor(value).to("cuda") if isinstance(value, np.ndarray) else value
+    return given, flat
+
+
+@pytest.mark.parametrize(("function", "arguments"), TABLE.values(), ids=TABLE)
+def test_bfloat16_computes_as_its_copy_in_float32(function, arguments, standin):
+    """Up to the rounding of what is stored; each gradient has the dtype of its leaf."""
+    found = []
+    for dtype in (bfloat16(), np.dtype(np.float32)):
+        given, flat = on_gpu(arguments, dtype)
+        result = call(function, given)
+        result = getattr(result, "values", result)
+        if flat:
+            weights = np.linspace(0.5, 1, result.size, dtype=np.float32).reshape(result.shape)
+            (result * ta.Tensor(weights).to(result.device)).sum().backward()
+        assert [leaf.grad.dtype for leaf in flat] == [dtype] * len(flat)
+        found.append([result.detach(), *(ta.Tensor(leaf.grad) for leaf in flat)])
+    for stored, wide in zip(*found, strict=True):
+        stored, wide = stored.cpu().numpy(), wide.cpu().numpy()
+        # Half a unit in the last of 8 digits at each of the places where numbers are stored.
+        np.testing.assert_allclose(stored, wide, rtol=3 * 2**-9, atol=2**-9 * np.abs(wide).max())
 
 
 @pytest.mark.parametrize(("function", "arguments", "name"), OTHERS)

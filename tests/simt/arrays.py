@@ -23,6 +23,21 @@ except ImportError:
 PROPERTIES = ("shape", "strides", "ndim", "size", "itemsize", "nbytes", "dtype")
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or")
 IN_PLACE = ("fill", "sort", "put", "put_along_axis", "copyto", "at")
+MOVES = (
+    *("array", "asarray", "ascontiguousarray", "astype", "broadcast_to", "concatenate", "copy"),
+    *("copyto", "expand_dims", "fill", "full_like", "moveaxis", "ravel", "reshape", "split"),
+    *("squeeze", "swapaxes", "transpose", "view", "zeros_like", "__getitem__"),
+)
+UFUNCS = {  # of the operators; in place and on the right, they have another letter in front
+    f"{side}{name}": ufunc
+    for name, ufunc in {
+        **{"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide"},
+        **{"pow": "power", "neg": "negative", "abs": "absolute"},
+        **{"eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal"},
+        **{"gt": "greater", "ge": "greater_equal"},
+    }.items()
+    for side in ("", "r", "i")
+}
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 
@@ -243,10 +258,30 @@ def wrap(value):
     return array
 
 
+def expect_known(name, hosts):
+    """Raise TypeError where an array is bfloat16 and CuPy is not known to take that.
+
+    It takes it in what moves numbers, and in ufuncs that list it among their types.
+    """
+    if not any(dtype_of(host) == "bfloat16" for host in hosts) or name in MOVES:
+        return
+    ufunc = getattr(real, UFUNCS.get(name.strip("_"), name), None)
+    if real is None or "E" not in "".join(getattr(ufunc, "types", ())):
+        raise TypeError(f"cupy's {name} does not take bfloat16, as far as the stand-in knows")
+
+
+def dtype_of(value):
+    """Return the name of the dtype of an array, or of the first in a list of them."""
+    if isinstance(value, (tuple, list)) and value:
+        return dtype_of(value[0])
+    return value.dtype.name if isinstance(value, np.ndarray) else None
+
+
 def call(function, args, options):
     """Run NumPy's ``function`` on the arrays behind the arguments."""
     out = options.pop("out", None)
     hosts = [unwrap(value) for value in args]
+    expect_known(function.__name__, hosts)
     options = {name: unwrap(value) for name, value in options.items()}
     if out is not None:
         options["out"] = unwrap(out)

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from simt import memory, nccl, runtime
-from simt.arrays import call, ndarray, real, unwrap, wrap
+from simt.arrays import call, expect_known, ndarray, real, unwrap, wrap
 from simt.build import RawModule
 
 _UFUNC_OPTIONS = ("out", "dtype", "casting")
@@ -50,7 +50,8 @@ class _Ufunc:
         return call(self._function, args, options)
 
     def at(self, array, index, values):
-        """Add unbuffered."""
+        """Add unbuffered; of CuPy's types for that, bfloat16 is none."""
+        expect_known(f"{self._name}.at", [unwrap(array), unwrap(values)])
         self._function.at(unwrap(array), unwrap(index), unwrap(values))
 
 

@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from typing import Any
 
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.types import Array
 from tinyalex.calls import pip_install
 
@@ -129,8 +130,8 @@ def upload(array: Array, index: int) -> Array:
 
 
 def download(array: Array) -> Array:
-    """Copy a device array to the host."""
-    return cupy().asnumpy(array)
+    """Copy a device array to the host, bfloat16 as float32."""
+    return as_float32(cupy().asnumpy(array))
 
 
 def contiguous(array: Array) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyalex.backends import array_module
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.devices import using
 from tinyalex.grad_mode import no_grad
 from tinyalex.nn.conv import Conv2d
@@ -42,9 +43,10 @@ def data_dependent_(model: Module, images: Tensor) -> None:
         assert isinstance(layer, (Conv2d, Linear))
         positions = (0, *range(2, output.ndim))
         shape = (-1, *[1] * (output.ndim - 2))
-        xp = array_module(output.data)
-        mean = output.data.mean(axis=positions, dtype=np.float64)
-        std = output.data.std(axis=positions, dtype=np.float64)
+        values = as_float32(output.data)
+        xp = array_module(values)
+        mean = values.mean(axis=positions, dtype=np.float64)
+        std = values.std(axis=positions, dtype=np.float64)
         std = xp.where(std > 0, std, 1)
         if layer is layers[-1]:
             std /= LOGIT_STD
@@ -54,9 +56,7 @@ def data_dependent_(model: Module, images: Tensor) -> None:
             mean = xp.zeros_like(mean)
         else:
             layer.bias[...] = (layer.bias.data - mean) / std
-        output.data = ((output.data - mean.reshape(shape)) / std.reshape(shape)).astype(
-            weight.dtype
-        )
+        output.data = ((values - mean.reshape(shape)) / std.reshape(shape)).astype(output.dtype)
 
     mode = model.training
     handles = [layer.register_forward_hook(standardise) for layer in layers]

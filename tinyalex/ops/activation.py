@@ -13,6 +13,8 @@ from tinyalex.ops.arguments import floating
 class ReLU(Function):
     """max(x, 0) (paper section 3.1); the slope at 0 is 0. Only the output is kept."""
 
+    takes_bfloat16 = True
+
     def forward(self, x: Array) -> Array:
         y = backends.of(x).relu(x)
         self.save(y)
@@ -29,6 +31,8 @@ class Dropout(Function):
     The paper halves all outputs at test time instead; scaling at training time has the same
     expectation and leaves nothing to do at test time. No mask is kept: it is a function of ``key``.
     """
+
+    takes_bfloat16 = True
 
     def forward(self, x: Array, *, p: float, key: int) -> Array:
         floating("dropout", x)

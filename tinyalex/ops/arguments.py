@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.backends.bfloat16 import computing
 from tinyalex.backends.geometry import ConvOptions, Pair, PoolOptions
 from tinyalex.backends.types import Array
 
@@ -97,10 +98,11 @@ def images(x: Array, op: str) -> None:
 
 
 def floating(op: str, *arrays: Array | None) -> None:
-    """Check that all arrays are of one dtype, float32 or float64."""
-    dtypes = [a.dtype for a in arrays if a is not None]
+    """Check that all arrays are float32, or bfloat16, or all float64."""
+    given = [a.dtype for a in arrays if a is not None]
+    dtypes = [computing(dtype) for dtype in given]
     if dtypes[0] not in FLOATS or dtypes.count(dtypes[0]) < len(dtypes):
-        got = ", ".join(str(d) for d in dtypes)
+        got = ", ".join(map(str, given))
         raise TypeError(
             f"{op} expects all its tensors in float32 or all in float64, got {got}; "
             "convert with .to(dtype)"

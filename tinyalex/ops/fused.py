@@ -66,6 +66,8 @@ class LocalResponseNormMaxPool2d(Function):
     Kept: the input, and which tap of each window won. Backward normalises anew.
     """
 
+    takes_bfloat16 = True
+
     def forward(
         self, x: Array, *, norm: NormOptions, window: PoolOptions, ceil_mode: bool
     ) -> Array:

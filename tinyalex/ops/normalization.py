@@ -16,6 +16,8 @@ class LocalResponseNorm(Function):
     them back from memory. Inputs are [N, C, ...] with any number of further axes.
     """
 
+    takes_bfloat16 = True
+
     def forward(self, x: Array, *, options: NormOptions) -> Array:
         check(x, options.groups)
         self.options = options

@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyalex import backends
 from tinyalex.autograd import Function
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.geometry import Pair, PoolOptions, pool_output_size, window_slice
 from tinyalex.backends.numerics import mean, quotient, sum_of
 from tinyalex.backends.types import Array
@@ -30,6 +31,8 @@ class MaxPool2d(Function):
     element that wins several windows collects all of their gradients. Kept for backward: which tap
     of the window won, one small integer an output.
     """
+
+    takes_bfloat16 = True
 
     def forward(self, x: Array, *, options: PoolOptions, ceil_mode: bool) -> Array:
         size = output_size("max_pool2d", x, options, ceil_mode)
@@ -116,6 +119,8 @@ class AdaptiveAvgPool2d(Function):
     divide H.
     """
 
+    takes_bfloat16 = True
+
     def forward(self, x: Array, *, output_size: Pair) -> Array:
         arguments.images(x, "adaptive_avg_pool2d")
         if 0 in x.shape[2:]:
@@ -123,6 +128,7 @@ class AdaptiveAvgPool2d(Function):
         self.input_shape, self.output_size = x.shape, output_size
         if x.shape[2:] == output_size:  # every cell is one pixel
             return x
+        x = as_float32(x)
         y = backends.array_module(x).empty((*x.shape[:2], *output_size), x.dtype)
         for i, j, cell, _ in self._cells():
             y[:, :, i, j] = mean(x[cell], (2, 3))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.backends.bfloat16 import computing
 from tinyalex.backends.numerics import quiet
 from tinyalex.backends.types import Array
 
@@ -73,7 +74,7 @@ def number_beside(array: Array, value: Any) -> tuple[bool | int | float, np.dtyp
         value = {"b": bool, "f": float}.get(value.dtype.kind, int)(value)
     if isinstance(value, bool):
         return value, DEFAULTS[bool]
-    own = array.dtype
+    own = computing(array.dtype)
     if own.kind == "f":
         # The dtype that `result_type` finds; the usual case.
         return (value if abs(value) < _LARGEST else _rounded(value, own)), own

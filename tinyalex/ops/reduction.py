@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.numerics import mean, total
 from tinyalex.backends.types import Array
 
@@ -85,6 +86,7 @@ def index_of(name: str, x: Array, axis: int | None, keepdim: bool) -> Array:
     The first NaN is both.
     """
     _refuse_empty(name, x, range(x.ndim) if axis is None else (axis,))
+    x = as_float32(x)
     return array_module(x).asarray(getattr(x, name)(axis=axis, keepdims=keepdim))
 
 

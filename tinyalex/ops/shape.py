@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.devices import device_of, move, on_gpu
 from tinyalex.backends.types import Array
 from tinyalex.ops.arguments import is_integer
@@ -17,6 +18,8 @@ from tinyalex.ops.promotion import promote
 
 class Reshape(Function):
     """The same elements, in C order, in another shape."""
+
+    takes_bfloat16 = True
 
     def forward(self, x: Array, *, shape: tuple[int, ...]) -> Array:
         self.input_shape = x.shape
@@ -28,6 +31,8 @@ class Reshape(Function):
 
 class Permute(Function):
     """The axes in another order; the gradient takes the inverse order."""
+
+    takes_bfloat16 = True
 
     def forward(self, x: Array, *, dims: tuple[int, ...]) -> Array:
         self.inverse = tuple(sorted(range(len(dims)), key=dims.__getitem__))
@@ -77,6 +82,8 @@ def in_steps(index: Any) -> tuple[Any, Any]:
 class Index(Function):
     """``x[index]`` as in torch; elements taken twice add their gradients."""
 
+    takes_bfloat16 = True
+
     def forward(self, x: Array, *, index: Any) -> Array:
         self.input_shape = x.shape
         self.first, self.second = first, second = in_steps(_own(index))
@@ -98,7 +105,7 @@ class Index(Function):
             return dx
         # One element may be taken any number of times: float32 would not hold so long a sum.
         out = xp.zeros(self.input_shape, "float64")
-        xp.add.at(out[self.first], self.second, grad)
+        xp.add.at(out[self.first], self.second, as_float32(grad))
         return out.astype(grad.dtype, copy=False)
 
 
@@ -127,6 +134,8 @@ class Put(Function):
 
 class Cast(Function):
     """The same values in another dtype; `backward` casts the gradient back."""
+
+    takes_bfloat16 = True
 
     def forward(self, x: Array, *, dtype: Any) -> Array:
         return x.astype(dtype)

@@ -19,6 +19,7 @@ import numpy as np
 from tinyalex import backends, random
 from tinyalex.autograd import Function
 from tinyalex.backends import array_module
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.devices import move
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Dataset
@@ -109,12 +110,13 @@ def find_cause(model: AlexNet, batch: Batch) -> tuple[Cause | None, list[LayerTr
         label = labels.get(id(module))
         last_named = label or last_named
         parameters = {name: p.data for name, p in module.named_parameters()}
+        values = as_float32(output.data)
         trace = LayerTrace(
             label or f"{type(module).__name__} after {last_named}",
             max(map(_largest, parameters.values()), default=None),
-            _largest(output.data),
+            _largest(values),
             bad_parameter=not_finite(parameters),
-            bad_rows=_bad_rows(output.data),
+            bad_rows=_bad_rows(values),
         )
         traces.append(trace)
         modules.append(module)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 import tinyalex.functional as F
+from tinyalex.backends.bfloat16 import is_bfloat16
 from tinyalex.backends.types import Array
 from tinyalex.data import Batch, Loader, TenCropTransform
 from tinyalex.grad_mode import no_grad
@@ -307,5 +308,7 @@ def logits_and_loss(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     device = device_of_model(model)
     logits = model(Tensor(batch.images).to(device))
+    if is_bfloat16(logits.dtype):
+        logits = logits.to(np.float32)
     target = batch.labels if batch.targets is None else batch.targets
     return logits, F.cross_entropy(logits, Tensor(target).to(device))
