@@ -50,9 +50,10 @@ def windows_of_other_sizes(rng):
 
 @exercise("local_response_norm.cu")
 def four_channels_a_thread(rng):
-    for groups, dtype in ((1, FLOAT), (2, FLOAT), (2, BFLOAT16)):
-        check(rng, QUADS, (3, 40, 3, 7), dtype, PAPER, groups)  # several blocks, the last not full
-    check(rng, QUADS, (1, 148, 2, 2), FLOAT, PAPER, 1)  # lines longer than a warp
+    for dtype in HALVES:
+        for groups in 1, 2:  # several blocks, the last not full
+            check(rng, QUADS, (3, 40, 3, 7), dtype, PAPER, groups)
+        check(rng, QUADS, (1, 148, 2, 2), dtype, PAPER, 1)  # lines longer than a warp
 
 
 @exercise("local_response_norm.cu")
