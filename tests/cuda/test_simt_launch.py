@@ -1,5 +1,6 @@
 """CUDA names and launches of the shim: shuffles, mathematics, arguments, limits."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import run_python
@@ -93,15 +94,18 @@ def test_mathematics(standin, expression, value):
 
 PARAMETERS = """
 struct Shape { int rows, columns; };
-extern "C" __global__ void k(const float* x, int n, double s, Shape shape, unsigned long long key) {
+struct bfloat16 { unsigned short bits; };
+extern "C" __global__ void k(const float* x, int n, double s, Shape shape, unsigned long long key,
+                             const bfloat16* half) {
   const_cast<float*>(x)[0] = n + s + 10 * shape.rows + 100 * shape.columns + key;
 }"""
 SHAPE = np.array([(3, 4)], [("rows", i32), ("columns", i32)])
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def test_arguments_arrive(standin):
     x = standin.zeros(1, f32)
-    kernel(PARAMETERS)((1,), (1,), (x, i32(1), 0.5, SHAPE, 2))
+    kernel(PARAMETERS)((1,), (1,), (x, i32(1), 0.5, SHAPE, 2, standin.zeros(1, BFLOAT16)))
     assert x.get()[0] == 433.5
 
 
@@ -110,6 +114,7 @@ def test_arguments_arrive(standin):
     [
         (0, np.zeros(1, f32), "lies on the host"),
         (0, "double", "an array of float64"),
+        (0, "half", "an array of bfloat16"),
         (1, 7, "int64 of 8 bytes, the parameter int of 4"),
         (1, f32(7), "float32 of 4 bytes, the parameter int"),
         (2, f32(7), "float32 of 4 bytes, the parameter float of 8"),
@@ -117,16 +122,17 @@ def test_arguments_arrive(standin):
         (3, SHAPE.astype([("rows", np.int64), ("columns", np.int64)]), "of 16 bytes"),
         (4, "array", "is an array, the parameter unsigned"),
         (4, "text", "unsupported type str"),
+        (5, "array", "an array of float32, the parameter a pointer to struct of 2 bytes"),
     ],
 )
 def test_a_wrong_argument_is_refused(standin, position, wrong, message):
-    arrays = {"double": np.float64, "array": f32}
-    right = [standin.zeros(1, f32), i32(1), 0.5, SHAPE, 2]
+    arrays = {"double": np.float64, "array": f32, "half": BFLOAT16}
+    right = [standin.zeros(1, f32), i32(1), 0.5, SHAPE, 2, standin.zeros(1, BFLOAT16)]
     is_array = isinstance(wrong, str) and wrong in arrays
     right[position] = standin.zeros(1, arrays[wrong]) if is_array else wrong
     with pytest.raises(TypeError, match=f"k: argument {position}.*{message}"):
         kernel(PARAMETERS)((1,), (1,), right)
-    with pytest.raises(TypeError, match="4 arguments for 5 parameters"):
+    with pytest.raises(TypeError, match="4 arguments for 6 parameters"):
         kernel(PARAMETERS)((1,), (1,), right[:4])
 
 

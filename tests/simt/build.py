@@ -269,7 +269,7 @@ def _check_pointer(argument, parameter, what) -> None:
         raise TypeError(f"{what} is an array, the parameter {parameter}")
     dtype = getattr(argument, "dtype", None)
     kind = parameter.kind.decode()
-    if dtype is None or kind == "V":
+    if dtype is None:
         return
     bytes_for_bools = dtype.kind == "b" and kind == "u" and parameter.bytes == 1
     if not bytes_for_bools and (dtype.kind != kind or dtype.itemsize != parameter.bytes):
