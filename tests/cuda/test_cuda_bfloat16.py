@@ -1,6 +1,8 @@
 """Tensors of bfloat16 on a GPU, which mostly compute in float32."""
 
 import copy
+import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +10,14 @@ from helpers import normal
 
 import tinyalex as ta
 import tinyalex.functional as F
-from tinyalex import nn
+from tinyalex import backends, nn
+from tinyalex.backends import cuda as kernels
 from tinyalex.backends.bfloat16 import bfloat16
 from tinyalex.backends.devices import host_copy, move
+from tinyalex.backends.sharded import sharded
+from tinyalex.backends.shards import Part
+
+MODULE = importlib.import_module("tinyalex.backends.cuda.operands")
 
 
 def stored(values, requires_grad=False):
@@ -167,3 +174,82 @@ def test_a_drawing_counts_the_bytes_that_are_kept(cuda, rng):
     drawn = str(ta.draw_graph(leaf.T.reshape(12).exp().sum()))
     assert "[3, 4] bfloat16, 24 B" in drawn
     assert "[12] float32\n    keeps [12] float32, 48 B" in drawn
+
+
+# --- factors of products
+
+
+def factors(x, weight, dtype=np.float32):
+    """Return the dtypes of `operands` for arrays of these shapes."""
+    x, weight = (ta.Tensor(np.ones(shape, dtype)).to("cuda").data for shape in (x, weight))
+    return [str(array.dtype) for array in kernels.operands(x, weight)]
+
+
+@pytest.fixture
+def medium(cuda, monkeypatch):
+    monkeypatch.setattr(MODULE, "ENABLED", True)
+    ta.set_float32_matmul_precision("medium")
+
+
+LARGE = ((9, 16), (8, 16)), ((9, 3, 5, 5), (8, 3, 3, 3)), ((9, 16, 5, 5), (32, 8, 3, 3))
+OTHERS = (
+    *[((8, *x[1:]), weight) for x, weight in LARGE],  # few images
+    *(((9, 12), (8, 12)), ((9, 16), (10, 16)), ((9, 0), (8, 0)), ((0, 16), (8, 16))),
+    *(((9, 5, 5, 5), (8, 5, 3, 3)), ((9, 16, 5, 5), (24, 8, 3, 3)), ((9, 6, 5, 5), (16, 3, 3, 3))),
+    ((9, 16392), (8, 16392)),  # a sum in pieces
+)
+
+
+@pytest.mark.parametrize("shapes", [*LARGE, *OTHERS], ids=str)
+def test_products_of_many_images_are_stored(medium, shapes):
+    dtype = "bfloat16" if shapes in LARGE else "float32"
+    assert factors(*shapes) == [dtype] * 2
+    assert factors(*shapes, np.float64) == ["float64"] * 2
+    for precision in ("high", "highest"):
+        ta.set_float32_matmul_precision(precision)
+        assert factors(*shapes) == ["float32"] * 2
+
+
+@pytest.mark.parametrize("capability", ["80", "89", "100", "120"])
+def test_other_gpus_store_float32(medium, cuda, monkeypatch, capability):
+    monkeypatch.setattr(cuda.cuda.Device, "compute_capability", capability)
+    assert factors(*LARGE[0]) == ["float32"] * 2
+
+
+def test_without_ml_dtypes_products_store_float32(medium, monkeypatch):
+    monkeypatch.setattr(MODULE, "bfloat16", lambda: None)
+    assert factors(*LARGE[0]) == ["float32"] * 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype"), [((9, 9), "bfloat16"), ((9, 8), "bfloat16"), ((6, 6, 5), "float32")]
+)
+def test_shards_decide_by_their_own_size(medium, sizes, dtype):
+    """So that the bits do not depend on how many of them a rank has."""
+    for span in ((0, 1), (0, len(sizes))):
+        part = Part(sizes, span)
+        x = ta.ones(part.rows.stop, 16).to("cuda").data
+        with sharded(part):
+            found = backends.operands(x, ta.ones(8, 16).to("cuda").data, None)
+        assert [str(array.dtype) for array in found[:2]] == [dtype] * 2
+
+
+def test_activations_come_back_to_float32_where_they_must(medium):
+    x, wide = stored(np.linspace(-1, 1, 144).reshape(9, 16))
+    weight = ta.Tensor(np.eye(16, dtype=np.float32)).to("cuda")
+    for precision in ("high", "highest"):
+        ta.set_float32_matmul_precision(precision)
+        assert_same(F.linear(x, weight), F.linear(wide, weight))
+    ta.set_float32_matmul_precision("medium")
+    assert_same(F.linear(x[:8], weight), F.linear(wide[:8], weight))
+
+
+def test_the_dtype_is_that_of_ml_dtypes_or_none(monkeypatch):
+    bfloat16.cache_clear()
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    try:
+        assert bfloat16() is None
+    finally:
+        bfloat16.cache_clear()
+    monkeypatch.undo()
+    assert bfloat16().name == "bfloat16"

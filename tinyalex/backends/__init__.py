@@ -21,6 +21,7 @@ import numpy as np
 
 from tinyalex import threads
 from tinyalex.backends import shards
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.devices import device_of
 from tinyalex.backends.types import Array
 from tinyalex.choices import Choice
@@ -64,6 +65,7 @@ GPU_KERNELS = {
     "cross_entropy_input_grad": "its gradient with respect to the logits",
     "sgd_steps": "sgd_step for all parameters in one launch",
     "all_finite_many": "all_finite for several arrays",
+    "operands": "images and filters in the dtype in which a product's kernels read them",
     "prepare": "crop, mirror and normalise a batch of bytes",
 }
 
@@ -112,6 +114,14 @@ def of(array: Array) -> Any:
             threads.start()
         _loaded[name] = importlib.import_module(f"tinyalex.backends.{name}")
     return shards.wrapped(_loaded[name])
+
+
+def operands(x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
+    """Return the arguments of a product in the dtypes of its kernels."""
+    kernels = of(x)
+    if not hasattr(kernels, "operands"):
+        return x, weight, bias
+    return (*kernels.operands(x, weight), None if bias is None else as_float32(bias))
 
 
 def array_module(array: Array) -> Any:

@@ -88,6 +88,9 @@ class ShardedKernels:
         slices = self._part.of(len(images[0])).slices()
         return tree_sum(lambda i: kernel(*(x[slices[i]] for x in images), *rest), 0, len(slices))
 
+    def _operands(self, x: Array, weight: Array) -> tuple[Array, Array]:
+        return self._kernels.operands(x, weight, max(self._part.sizes))
+
     def _dropout(self, x: Array, p: float, key: int) -> Array:
         first = self._part.of(len(x)).rows.start * math.prod(x.shape[1:])
         return self._kernels.dropout(x, p, key, first)

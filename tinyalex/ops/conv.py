@@ -26,11 +26,14 @@ class Conv2d(Function):
     Of the forward pass only the input and the weights are kept; columns are made again.
     """
 
+    takes_bfloat16 = True
+
     def forward(
         self, x: Array, weight: Array, bias: Array | None, *, options: ConvOptions
     ) -> Array:
         """Check the shapes, and ask the backend for the convolution."""
         check(x, weight, bias, options)
+        x, weight, bias = backends.operands(x, weight, bias)
         self.options = options
         self.input_shape, self.weight_shape = x.shape, weight.shape
         need_x, need_weight, _ = self.needs_input_grad

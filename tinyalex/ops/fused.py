@@ -26,10 +26,13 @@ def available(x: Array, kernel: str) -> bool:
 class Conv2dReLU(Function):
     """``max(conv2d(x, weight, bias), 0)``; see `conv.Conv2d`. Kept: the input, the output."""
 
+    takes_bfloat16 = True
+
     def forward(
         self, x: Array, weight: Array, bias: Array | None, *, options: ConvOptions
     ) -> Array:
         conv.check(x, weight, bias, options)
+        x, weight, bias = backends.operands(x, weight, bias)
         self.options, self.shapes = options, (x.shape, weight.shape)
         need_x, need_weight, _ = self.needs_input_grad
         y = backends.of(x).conv2d_relu(x, weight, bias, options)
@@ -46,6 +49,7 @@ class LinearReLU(Linear):
     """``max(linear(x, weight, bias), 0)``; see `matmul.Linear`. Kept: the input, the output."""
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        x, weight, bias = backends.operands(x, weight, bias)
         kernels = backends.of(x)
         if x.shape[1] > LONG:  # summed in pieces
             y = kernels.relu(super().forward(x, weight, bias))
@@ -90,6 +94,8 @@ class Conv2dReLUNormMaxPool2d(Function):
     the bias on the way. Kept: the images, the ReLU's output, and which tap of each window won.
     """
 
+    takes_bfloat16 = True
+
     def forward(
         self,
         x: Array,
@@ -102,6 +108,7 @@ class Conv2dReLUNormMaxPool2d(Function):
         ceil_mode: bool,
     ) -> Array:
         conv.check(x, weight, bias, options)
+        x, weight, bias = backends.operands(x, weight, bias)
         self.options, self.norm_and_pool = options, (norm, window)
         self.input_shape, self.weight_shape = x.shape, weight.shape
         backend = backends.of(x)

@@ -52,7 +52,10 @@ class MatMul(Function):
 class Linear(Function):
     """``x @ weight.T + bias`` for rows x [N, I], weight [O, I], bias [O]."""
 
+    takes_bfloat16 = True
+
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        x, weight, bias = backends.operands(x, weight, bias)
         need_x, need_weight, _ = self.needs_input_grad
         self.save(x if need_weight else None, weight if need_x else None)
         linear = backends.of(x).linear

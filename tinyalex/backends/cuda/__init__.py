@@ -29,6 +29,7 @@ from tinyalex.backends.cuda.lrn_pool import (
     norm_max_pool2d_input_grad,
     norm_max_pool2d_relu_bias_grad,
 )
+from tinyalex.backends.cuda.operands import operands
 from tinyalex.backends.cuda.pool import max_pool2d, max_pool2d_input_grad
 from tinyalex.backends.cuda.sgd import sgd_step, sgd_steps
 from tinyalex.backends.cuda.within_norm import (
@@ -59,6 +60,7 @@ __all__ = [
     "norm_max_pool2d",
     "norm_max_pool2d_input_grad",
     "norm_max_pool2d_relu_bias_grad",
+    "operands",
     "prepare",
     "relu",
     "relu_input_grad",

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-from tinyalex.backends.bfloat16 import is_bfloat16
+from tinyalex.backends.bfloat16 import computing
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
@@ -17,9 +13,9 @@ RANGES, SHORT, LONG = 256, 64, 4096
 
 
 def bias_grad(grad: Array) -> Array:
-    """Return dbias [K], the sum of dy [..., K] over the other axes; float32 of bfloat16."""
+    """Return dbias [K], the sum of dy [..., K] over the other axes."""
     if grad.size == 0:
-        return cupy().zeros(grad.shape[-1], sums_dtype(grad.dtype))
+        return cupy().zeros(grad.shape[-1], computing(grad.dtype))
     sums = _sums(grad)
     _launch("bias_grad", (grad, sums))
     return _total(sums)
@@ -34,15 +30,10 @@ def relu_bias_grad(grad: Array, y: Array) -> tuple[Array, Array]:
     return masked, _total(sums)
 
 
-def sums_dtype(dtype: Any) -> Any:
-    """Return the dtype of sums of ``dtype``: float32 of bfloat16, else the same."""
-    return np.dtype(np.float32) if is_bfloat16(dtype) else dtype
-
-
 def _sums(grad: Array) -> Array:
     pixels, K = grad.size // grad.shape[-1], grad.shape[-1]
     ranges = max(min(RANGES, pixels // SHORT), pixels // LONG, 1)
-    return cupy().empty((ranges, K), sums_dtype(grad.dtype))
+    return cupy().empty((ranges, K), computing(grad.dtype))
 
 
 def _total(sums: Array) -> Array:

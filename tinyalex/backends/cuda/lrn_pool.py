@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tinyalex.backends.bfloat16 import computing
 from tinyalex.backends.cuda import lrn
-from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad, sums_dtype
+from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.cuda.pool import (
     THREADS,
@@ -174,6 +175,6 @@ def norm_max_pool2d_relu_bias_grad(
         masked, bias = relu_bias_grad(dx, channels_last(x))
         return as_nchw(masked), bias
     N, C, H, _ = x.shape
-    sums = cupy().empty((N * H, C), sums_dtype(x.dtype))
+    sums = cupy().empty((N * H, C), computing(x.dtype))
     dx = _grad_by_rows("norm_max_pool_relu_grad_quads", (grad, taps, x), norm, pool, sums)
     return dx, bias_grad(sums)
