@@ -39,11 +39,11 @@ from simt import resources, standin  # the real cupy is imported first, for its 
 DOCUMENT = report.ROOT / "kernels" / "README.md"
 NAME, MARK = "gpu-ladder", "kernel-ladder"
 LRN, WINDOW = NormOptions(5, 5e-4, 0.75, 2.0), PoolOptions((3, 3), (2, 2))
-SMALL = {"images": (2, 16, 9, 9), "filters": 24, "groups": 2, "rows": (2, 144, 24)}
+SMALL = {"images": (2, 16, 9, 9), "filters": 32, "groups": 2, "rows": (2, 144, 24)}
 # The paper's conv3, and its fc6 on one image.
 FULL = {"images": (128, 256, 13, 13), "filters": 384, "groups": 1, "rows": (1, 9216, 4096)}
 SMALL_TEXT = (
-    "2 images of 9 x 9 pixels with 16 channels, 24 filters of 3 x 3 in two groups, and a linear "
+    "2 images of 9 x 9 pixels with 16 channels, 32 filters of 3 x 3 in two groups, and a linear "
     "layer of 144 inputs and 24 outputs"
 )
 FULL_TEXT = (
@@ -202,8 +202,8 @@ def names_of(rung: Any) -> str:
     """Return the names of a version's entries, what they share written once."""
     if "<" in rung.entries[0]:
         template = rung.entries[0].split(" ")[0]
-        tiles = [name.split(", ", 1)[1][:-1].replace(", ", " x ") for name in rung.entries]
-        return f"`{template} M, N>` ({', '.join(tiles)})"
+        tiles = (" x ".join(name.strip(">").split(", ")[1:3]) for name in rung.entries)
+        return f"`{template} M, N>` ({', '.join(dict.fromkeys(tiles))})"
     words = [name.split("_") for name in rung.entries]
     same = 0
     while same + 1 < min(map(len, words)) and len({name[same] for name in words}) == 1:

@@ -79,17 +79,23 @@ __device__ __forceinline__ void ldmatrix(float (&part)[4], const float* row) {
   for (int i = 0; i < 4; ++i) part[i] = __uint_as_float(bits[i]);
 }
 
-// Begin to copy `bytes`, at most 16, from global to shared memory, past the registers and the L1
-// cache, and zeros for what lacks of 16. Both addresses are multiples of 16.
+// Begin to copy `bytes`, at most SIZE (16 or 8), from global to shared memory, past the registers
+// (16 also past the L1 cache), and zeros for what lacks of SIZE. Both addresses are multiples of it.
 //
 // These three write shared memory where the compiler cannot see it. "memory" tells it so: it must
 // neither keep values of shared memory in registers across them, nor move loads and stores over
 // them (a load from before cp_async_wait would read what was there before the copy).
-__device__ __forceinline__ void cp_async_16(float* shared, const float* global, int bytes) {
+template <int SIZE>
+__device__ __forceinline__ void cp_async(void* shared, const void* global, int bytes) {
   unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
-               "r"(bytes)
-               : "memory");
+  if constexpr (SIZE == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
+                 "r"(bytes)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global),
+                 "n"(SIZE), "r"(bytes)
+                 : "memory");
 }
 
 // Close a group: all copies that this thread began since the last one.

@@ -24,14 +24,15 @@
 #pragma once
 #include "last_block.cuh"
 #include "tensor_precision.cuh"
+#include "tile_layout.cuh"
 
-constexpr int K_TILE = 32;  // k's whose products are taken from one stage of shared memory
-
-// A factor's tile in a stage: rows of A, or columns of B, and the threads that copy it.
-template <int SIDE_, int THREADS_>
+// A factor's tile in a stage, in any layout: rows of A, or columns of B, with DEPTH k's each and
+// room for LINE; and the threads that copy it, GROUP elements at once.
+template <class E_, int SIDE_, int THREADS_, int LINE, int GROUP_ = 16 / sizeof(E_)>
 struct Side {
-  static constexpr int SIDE = SIDE_, THREADS = THREADS_;
-  static constexpr int FLOATS = SIDE * (K_TILE + 4);  // in any layout
+  using E = E_;
+  static constexpr int SIDE = SIDE_, THREADS = THREADS_, DEPTH = LINE_BYTES / sizeof(E);
+  static constexpr int GROUP = GROUP_, GROUP_BYTES = GROUP * sizeof(E), SIZE = SIDE * LINE;
 };
 
 // The tile of C that a block computes, M x N. The warps stand in lines, DOWN of them, with a share
@@ -45,27 +46,9 @@ struct Tile {
   static constexpr int STAGES = M * N > 64 * 64 ? 3 : 4;
   static constexpr int DOWN = THREADS == 256 && M % 64 == 0 ? 4 : 2, ACROSS = WARPS / DOWN;
   static constexpr int WARP_M = M / DOWN, WARP_N = N / ACROSS;
-  using A = Side<M, THREADS>;
-  using B = Side<N, THREADS>;
+  using A = Side<float, M, THREADS, K_TILE + 4>;
+  using B = Side<float, N, THREADS, K_TILE + 4>;
 };
-
-// A tile [SIDE rows, K_TILE k's] lies in shared memory as in global memory, so that 16 bytes here
-// are 16 bytes there: with k innermost (K_MAJOR) or with rows innermost (MN_MAJOR). B counts its
-// columns as rows here. A few unused floats after each line keep the banks apart:
-//
-//   K_MAJOR, lines of 36: eight rows of a matrix (ldmatrix) begin 4 banks apart and are 4 wide;
-//   MN_MAJOR, lines of SIDE + 8: lane (g, t) reads bank 8 t + g.
-//
-// Or K-major and SWIZZLED, as Hopper's own instructions want it: lines of 32 without a gap, in
-// which the number of the row, modulo 8, exchanges groups of 4 floats.
-enum Layout { K_MAJOR, MN_MAJOR, SWIZZLED };
-
-template <int SIDE, Layout LAYOUT>
-__device__ __forceinline__ int place_in_tile(int row, int k) {
-  if (LAYOUT == K_MAJOR) return row * (K_TILE + 4) + k;
-  if (LAYOUT == MN_MAJOR) return k * (SIDE + 8) + row;
-  return row * K_TILE + (k ^ (row % 8 * 4));
-}
 
 // Dynamic shared memory, for which the host has to ask: four ints for each row (WindowRows), then
 // the ring.
@@ -75,8 +58,9 @@ __device__ __forceinline__ float* shared_memory() {
 }
 
 template <class T>
-__device__ __forceinline__ float* stage_of_ring(int stage) {
-  return shared_memory() + 4 * T::A::SIDE + stage * (T::A::FLOATS + T::B::FLOATS);
+__device__ __forceinline__ typename T::A::E* stage_of_ring(int stage) {
+  return reinterpret_cast<typename T::A::E*>(shared_memory() + 4 * T::A::SIDE) +
+         stage * (T::A::SIZE + T::B::SIZE);
 }
 
 // A fragment is made of four matrices of 8 rows x 4 k's. In A (16 x 8) they count down first, then
@@ -179,13 +163,13 @@ __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns&
   for (int stage = 0; stage < AHEAD; ++stage) {
     if (stage < k_tiles) {
       rows.fetch(stage_of_ring<T>(stage));
-      columns.fetch(stage_of_ring<T>(stage) + T::A::FLOATS);
+      columns.fetch(stage_of_ring<T>(stage) + T::A::SIZE);
     }
     cp_async_commit();
   }
   const int row = place_of_lane<T::A::SIDE, A, OPERAND_A>(warp_row<T>());
   const int column =
-      T::A::FLOATS + place_of_lane<T::B::SIDE, B, OPERAND_B>(warp_column<T>());
+      T::A::SIZE + place_of_lane<T::B::SIDE, B, OPERAND_B>(warp_column<T>());
   int reading = 0;
   for (int left = k_tiles; left > 0; --left) {
     // A group is closed for every k-tile, empty or not: so the newest AHEAD - 1 are of later ones.
@@ -196,7 +180,7 @@ __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns&
     if (left > AHEAD) {
       const int writing = reading == 0 ? AHEAD : reading - 1;  // (reading + AHEAD) % STAGES
       rows.fetch(stage_of_ring<T>(writing));
-      columns.fetch(stage_of_ring<T>(writing) + T::A::FLOATS);
+      columns.fetch(stage_of_ring<T>(writing) + T::A::SIZE);
     }
     cp_async_commit();
     const float* stage = stage_of_ring<T>(reading);
@@ -228,10 +212,17 @@ __device__ __forceinline__ void add_bias_and_rectify(float (&sums)[M][N][4], con
     }
 }
 
-// Write the lane's pairs to a matrix of rows x columns whose lines begin `pitch` floats apart; what
-// is beyond it is left out. 8 bytes at once, where all pairs are whole and begin at multiples of 8.
-template <int ROW_STEP, int M, int N>
-__device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], float* matrix, int pitch,
+__device__ __forceinline__ void store_pair(float* place, float first, float second) {
+  *reinterpret_cast<float2*>(place) = make_float2(first, second);
+}
+__device__ __forceinline__ void store_pair(bfloat16* place, float first, float second) {
+  *reinterpret_cast<unsigned*>(place) = to_bf16x2(first, second);
+}
+
+// Write the lane's pairs to a matrix of rows x columns whose lines begin `pitch` elements apart;
+// what is beyond it is left out. A pair at once, where all are whole and begin at multiples of two.
+template <int ROW_STEP, int M, int N, class E>
+__device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], E* matrix, int pitch,
                                            int row, int rows, int column, int columns) {
   const bool in_pairs = columns % 2 == 0 && pitch % 2 == 0;
   row += threadIdx.x % 32 / 4;
@@ -244,9 +235,9 @@ __device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], float* 
     for (int n = 0; n < N; ++n) {
       const float* pair = sums[half / 2][n] + half % 2 * 2;
       const int c = column + 8 * n;
-      float* place = matrix + (r * pitch + c);
+      E* place = matrix + (r * pitch + c);
       if (in_pairs) {
-        if (c < columns) *reinterpret_cast<float2*>(place) = make_float2(pair[0], pair[1]);
+        if (c < columns) store_pair(place, pair[0], pair[1]);
       } else {
         if (c < columns) place[0] = pair[0];
         if (c + 1 < columns) place[1] = pair[1];
@@ -309,8 +300,8 @@ struct Place {
     const int tiles = (columns + T::B::SIDE - 1) / T::B::SIDE, first = blockIdx.z * split_k_tiles;
     row = blockIdx.x / tiles * T::A::SIDE;
     column = blockIdx.x % tiles * T::B::SIDE;
-    k = first * K_TILE;
-    k_tiles = min(split_k_tiles, (depth + K_TILE - 1) / K_TILE - first);
+    k = first * T::A::DEPTH;
+    k_tiles = min(split_k_tiles, (depth + T::A::DEPTH - 1) / T::A::DEPTH - first);
   }
 };
 
@@ -322,13 +313,10 @@ struct Parts {
   unsigned* arrived = nullptr;
 };
 
-// A convolution's pass: `a` and `b` fetch the factors, the result goes to C, lines `pitch` apart.
-template <class T, class Rows, class Columns>
-__device__ __forceinline__ void product(const Place<T>& at, Rows& a, Columns& b, float* c,
-                                        int pitch, const float* bias = nullptr, bool relu = false,
-                                        const Parts& parts = {}) {
-  Sums<T> sums = {};
-  sum_products<T>(sums, a, b, at.k_tiles);
+// The end of a pass: the sums, or all parts of them, go to C, lines `pitch` apart.
+template <class T, class E>
+__device__ __forceinline__ void finish(const Place<T>& at, Sums<T>& sums, E* c, int pitch,
+                                       const float* bias, bool relu, const Parts& parts) {
   const int row = at.row + warp_row<T>(), column = at.column + warp_column<T>();
   if (parts.sums != nullptr) {
     constexpr int SIZE = T::A::SIDE * T::B::SIDE;
@@ -340,4 +328,14 @@ __device__ __forceinline__ void product(const Place<T>& at, Rows& a, Columns& b,
   }
   if (bias || relu) add_bias_and_rectify(sums, bias, column, at.columns, relu);
   store_tile<16>(sums, c, pitch, row, at.rows, column, at.columns);
+}
+
+// A convolution's pass: `a` and `b` fetch the factors.
+template <class T, class Rows, class Columns>
+__device__ __forceinline__ void product(const Place<T>& at, Rows& a, Columns& b, float* c,
+                                        int pitch, const float* bias = nullptr, bool relu = false,
+                                        const Parts& parts = {}) {
+  Sums<T> sums = {};
+  sum_products<T>(sums, a, b, at.k_tiles);
+  finish(at, sums, c, pitch, bias, relu, parts);
 }

@@ -27,7 +27,7 @@ extern "C" __global__ void read_l2(const float* from, int quads, int rounds) {
     for (int first = 4 * blockIdx.x * 128 + threadIdx.x; first < quads; first += step) {
       for (int i = 0; i < 4; ++i) {
         const int quad = first + i * 128;
-        cp_async_16(&landed[stage][i][4 * threadIdx.x], from + 4 * quad,
+        cp_async<16>(&landed[stage][i][4 * threadIdx.x], from + 4 * quad,
                     quad < quads ? 16 : 0);
       }
       cp_async_commit();

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from tinyalex.backends import cuda
+from tinyalex.backends.bfloat16 import bfloat16
 from tinyalex.backends.cuda import lrn, lrn_pool, pool, within_norm
 from tinyalex.backends.cuda.conv import hopper, im2col, naive, tensor_cores, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES, Pass, Tile
+from tinyalex.backends.cuda.conv.tiles import IMAGES, MMA_SYNC, TILES, WGMMA, Pass, Tile
 from tinyalex.backends.cuda.linear import few_rows
 from tinyalex.backends.layout import as_nchw, channels_last
 
@@ -25,7 +26,8 @@ class Rung:
     ``kernel`` is the operation, under the name of the CPU's kernel that computes what ``call`` is
     held against; without it the version is no operation of its own, and its exercises check it.
     ``precision`` is the class whose floor is the measure. Of convolutions, ``number`` is the place
-    on the ladder, and ``tiles`` what a block computes at once: rows and columns of the product.
+    on the ladder, and ``tiles`` what a block computes at once: rows and columns of the product,
+    from numbers of ``itemsize`` bytes.
     """
 
     file: str
@@ -36,10 +38,11 @@ class Rung:
     precision: str = "A"
     number: int = 0
     tiles: tuple[Tile, ...] = ()
+    itemsize: int = 4
 
     def flop_per_byte(self) -> list[float]:
         """Return the operations per byte of the least and largest tile."""
-        ratios = sorted(m * n / (2 * (m + n)) for m, n in self.tiles)
+        ratios = sorted(2 * m * n / (self.itemsize * (m + n)) for m, n in self.tiles)
         return sorted({*ratios[:1], *ratios[-1:]})
 
 
@@ -79,6 +82,10 @@ TENSOR = (
     ("high", "B", "`mma.sync` on operands rounded to TF32, copied ahead by `cp.async`"),
     ("medium", "C", "operands rounded to bfloat16 on their way to the tensor cores"),
 )
+WARPGROUPS = (
+    ("float32", "B", "`wgmma`: four warps multiply from shared memory; TF32 by cutting bits off"),
+    ("bfloat16", "C", "the same on numbers that are bfloat16 in memory: half the bytes"),
+)
 
 
 def _convolution(name: Pass, kernel: str, wrap: Call, tensor: Call) -> list[Rung]:
@@ -101,7 +108,22 @@ def _convolution(name: Pass, kernel: str, wrap: Call, tensor: Call) -> list[Rung
         file = kernels.file.format(name)
         call = partial(wrap, version)
         rungs.append(Rung(file, entries, idea, kernel, call, letter, number, tiles))
+    version = getattr(hopper, name)
+    for number, (dtype, letter, idea) in enumerate(WARPGROUPS, 6):
+        kernels = WGMMA[dtype]
+        if tiles := kernels.tiles.get(name):
+            images = IMAGES.tiles.get(name, ()) if dtype == "bfloat16" else ()
+            entries = tuple(kernels.instance(name, tile) for tile in tiles)
+            entries += tuple(IMAGES.instance(name, tile) for tile in images)
+            call = partial(wrap, version if dtype == "float32" else partial(_in_bfloat16, version))
+            sizes = number, tiles, kernels.itemsize
+            rungs.append(Rung(kernels.file, entries, idea, kernel, call, letter, *sizes))
     return rungs
+
+
+def _in_bfloat16(version: Call, first: Any, second: Any, *rest: Any) -> Any:
+    factors = (array.astype(bfloat16()) for array in (first, second))
+    return version(*factors, *rest).astype("float32")
 
 
 def _pair(
@@ -137,16 +159,6 @@ FAMILIES: dict[str, list[Rung]] = {
             tiles=((tiled.TILE, tiled.TILE),),
         ),
         *FORWARD[1:],
-        Rung(
-            "conv_forward_hopper.cu",
-            ("conv_forward_hopper",),
-            "`wgmma`: four warps multiply from shared memory; TF32 by cutting bits off",
-            "conv2d",
-            partial(_forward, hopper.forward),
-            "B",
-            6,
-            ((hopper.TILE, hopper.TILE),),
-        ),
     ],
     "Convolution, input gradient": _convolution(*PASSES[1]),
     "Convolution, weight gradient": _convolution(*PASSES[2]),
@@ -157,6 +169,11 @@ FAMILIES: dict[str, list[Rung]] = {
             "windows as rows of a matrix, for cuBLAS: the way of float64",
             "conv2d",
             partial(_forward, im2col.forward),
+        ),
+        Rung(
+            "transpose_filters.cu",
+            _typed("transpose_filters", kinds=HALVES),
+            "weights with the filters innermost, for the input's gradient by `wgmma`",
         ),
         Rung(
             "split_sum.cu",

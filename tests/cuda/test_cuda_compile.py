@@ -11,7 +11,7 @@ from simt import resources
 
 from gpu import loops
 from tinyalex.backends.cuda import launch
-from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES
+from tinyalex.backends.cuda.conv.tiles import IMAGES, MMA_SYNC, TILES, WGMMA
 
 FILES = sorted(path.name for path in launch.source_folder().glob("*.cu"))
 
@@ -42,7 +42,7 @@ def test_kernels_keep_to_the_budget(file):
 def test_only_wgmma_is_for_hopper_alone():
     """A word in a comment of a header once kept all tensor-core kernels from other GPUs."""
     alone = {file for file in FILES if launch.for_hopper_alone(launch.read_source(file))}
-    assert alone == {"conv_forward_hopper.cu"}
+    assert alone == {"conv_wgmma.cu"}
 
 
 def test_blocks_that_fit_are_those_of_the_source():
@@ -54,6 +54,13 @@ def test_blocks_that_fit_are_those_of_the_source():
             row = rows[kernels.instance(which, tile)]
             block = kernels.block(tile)
             assert (row.threads, row.blocks) == (block.threads, block.fit)
+    file = "conv_wgmma.cu"
+    rows = {row.entry: row for row in resources.usage(launch.read_source(file), file, "sm_90a")}
+    for kernels in (*WGMMA.values(), IMAGES):
+        for which, tiles in kernels.tiles.items():
+            for tile in tiles:
+                row, block = rows[kernels.instance(which, tile)], kernels.block(tile)
+                assert (row.threads, row.blocks) == (block.threads, block.fit)
 
 
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
@@ -101,6 +108,17 @@ def test_what_goes_over_the_budget_is_named():
 def test_what_does_not_compile_is_named():
     with pytest.raises(resources.CompileError, match=r"bad.cu for sm_80.*\n?.*bad.cu\(1\)"):
         resources.usage("nonsense;", "bad.cu", "sm_80")
+
+
+def test_a_wait_that_the_compiler_adds_is_refused():
+    """Then products would run one after the other, and the threads with them."""
+    code = launch.read_source("conv_wgmma.cu")
+    touched = code.replace("work.wait<1>();", "sums[0][0][0] += 1;\nwork.wait<1>();")
+    assert touched != code
+    with pytest.raises(resources.CompileError, match=r"wait is injected"):
+        resources.compile_source(
+            touched, "test.cu", "sm_90a", ["conv_forward_wgmma<float, 128, 128>"]
+        )
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs NVIDIA's toolkit")

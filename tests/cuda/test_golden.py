@@ -89,8 +89,10 @@ CHANGES = {
     "mma_m16n8k8_tf32": ("values[0] = tf32_value(bits);", "values[0] = twin::value_of(bits);"),
     "mma_m16n8k16_bf16": ("values[0] = twin::value_of(bits << 16)", "values[0] = 0.0f"),
     "ldmatrix": ("lane % 4", "lane / 8"),
-    "cp_async_16": ("global, 16, bytes", "global, 16, 16"),
-    "multiply_add": ("(address >> 7 & 7) << 4", "0"),  # no exchange within 128 bytes
+    "cp_async": ("global, SIZE, bytes", "global, SIZE, SIZE"),
+    "multiply_add_tf32": ("(address >> 7 & 7) << 4", "0"),  # no exchange within 128 bytes
+    "multiply_add_bf16": ("row / 8 * stride", "row / 8 * leading"),
+    "multiply_add_bf16_mn": ("row / (8 * T) * leading", "row / (8 * T) * stride"),
 }
 
 

@@ -52,13 +52,14 @@ class Fragment:
     outputs: str
     body: str
     header: str = "ptx.cuh"
+    form: str = ""
     blocks: int = 16
     threads: int = 32
 
     @property
     def name(self) -> str:
-        """Return the name of the first wrapper, which is also that of the file."""
-        return self.covers[0]
+        """Return the name of the first wrapper, in this form; it is also that of the file."""
+        return self.covers[0] + self.form
 
     def source(self) -> str:
         """Return the whole CUDA source."""
@@ -81,32 +82,39 @@ MULTIPLY = """float d[4];
   for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(d[i]);"""
 COPY = """__shared__ __align__(16) float landed[2][128];
   const float* from = reinterpret_cast<const float*>(in);
-  cp_async_16(landed[0] + 4 * lane, from, in[8] % 5 * 4);
+  cp_async<16>(landed[0] + 4 * lane, from, in[8] % 9 * 2);
   cp_async_commit();
-  cp_async_16(landed[1] + 4 * lane, from + 4, in[9] % 5 * 4);
+  cp_async<8>(landed[1] + 4 * lane, from + 4, in[9] % 5 * 2);
   cp_async_commit();
   cp_async_wait<1>();
   for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(landed[0][4 * lane + i]);
   cp_async_wait<0>();
-  for (int i = 0; i < 4; ++i) out[4 + i] = __float_as_uint(landed[1][4 * lane + i]);"""
+  for (int i = 0; i < 2; ++i) out[4 + i] = __float_as_uint(landed[1][4 * lane + i]);"""
 FETCH = """__shared__ __align__(16) float rows[32][4];
   for (int i = 0; i < 4; ++i) rows[lane][i] = __uint_as_float(in[i]);
   __syncwarp();
   float part[4];
   ldmatrix(part, rows[in[4] % 32]);
   for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(part[i]);"""
-WARPGROUP = """__shared__ __align__(1024) float a[64 * 32], b[128 * 32];
-  for (int i = 0; i < 16; ++i) a[i * 128 + lane] = __uint_as_float(in[i]);
-  for (int i = 0; i < 32; ++i) b[i * 128 + lane] = __uint_as_float(in[16 + i]);
-  Row64x128 d;
-  for (int i = 0; i < 64; ++i) d[i / 4][i % 4] = __uint_as_float(in[48 + i]);
+WARPGROUP = """__shared__ __align__(1024) unsigned a[64 * 32], b[128 * 32];
+  float d[16][4];
+  for (int i = 0; i < 64; ++i) d[i / 4][i % 4] = __uint_as_float(in[i]);
+  for (int i = 0; i < 16; ++i) a[i * 128 + lane] = in[64 + i];
+  for (int i = 0; i < 32; ++i) b[i * 128 + lane] = in[80 + i];
   make_visible();
   __syncthreads();
   Multiplication work;
   work.begin();
-  for (int k = 0; k < 32; k += 8) work.multiply_add(d, a + k, b + k);
+  for (int k = 0; k < 128 / sizeof({E}); k += 32 / sizeof({E})) {{
+    const int place_a = place_in_tile<64, {lies}, {E}>(0, k);
+    const int place_b = place_in_tile<128, {lies}, {E}>(0, k);
+    work.multiply_add<{E}, {lies}, {lies}>(
+        d, descriptor<{lies}>(reinterpret_cast<const {E}*>(a) + place_a),
+        descriptor<{lies}>(reinterpret_cast<const {E}*>(b) + place_b));
+  }}
   work.commit();
-  work.wait(d);
+  work.wait<0>();
+  hold(d);
   for (int i = 0; i < 64; ++i) out[i] = __float_as_uint(d[i / 4][i % 4]);"""
 
 FRAGMENTS = (
@@ -132,17 +140,25 @@ FRAGMENTS = (
         MULTIPLY.format(wrapper="mma_m16n8k16_bf16"),
     ),
     Fragment(("ldmatrix",), 5, 4, "bits", "bits", FETCH),
-    Fragment(("cp_async_16", "cp_async_commit", "cp_async_wait"), 12, 8, "bits", "bits", COPY),
-    Fragment(
-        ("multiply_add", "begin", "commit", "wait", "make_visible", "descriptor"),
-        112,
-        64,
-        "floats",
-        "sums",
-        WARPGROUP,
-        header="wgmma.cuh",
-        blocks=1,
-        threads=128,
+    Fragment(("cp_async", "cp_async_commit", "cp_async_wait"), 12, 6, "bits", "bits", COPY),
+    *(
+        Fragment(
+            ("multiply_add", "begin", "commit", "wait", "hold", "make_visible"),
+            112,
+            64,
+            inputs,
+            "sums",
+            WARPGROUP.format(E=element, lies=lies),
+            header="wgmma.cuh",
+            form=form,
+            blocks=1,
+            threads=128,
+        )
+        for form, element, lies, inputs in (
+            ("_tf32", "float", "SWIZZLED", "floats"),
+            ("_bf16", "bfloat16", "SWIZZLED", "pairs"),
+            ("_bf16_mn", "bfloat16", "SWIZZLED_MN", "pairs"),
+        )
     ),
 )
 
@@ -154,9 +170,10 @@ def draw(fragment: Fragment, rng: np.random.Generator) -> np.ndarray:
     if fragment.inputs == "bits":
         return rng.integers(0, 2**32, shape, dtype=np.uint32)
     bits = normal.view(np.uint32)
-    if fragment.inputs == "pairs":  # of bf16 in a, b: the upper halves of two numbers
+    if fragment.inputs == "pairs":  # of bf16 in a, b, after d: the upper halves of two numbers
         others = rng.standard_normal(shape).astype(np.float32).view(np.uint32)
-        bits[:, 4:] = bits[:, 4:] >> 16 | (others[:, 4:] & 0xFFFF0000)
+        factors = np.s_[:, fragment.given :]
+        bits[factors] = bits[factors] >> 16 | (others[factors] & 0xFFFF0000)
     if fragment.inputs == "edges":
         # Any number, then any tie between two neighbours, then what is no ordinary number.
         bits = rng.integers(0, 2**32, shape, dtype=np.uint32)

@@ -110,8 +110,9 @@ inline void ldmatrix(float (&part)[4], const float* row) {
   for (int i = 0; i < 4; ++i) part[i] = taken.value[i];
 }
 
-inline void cp_async_16(float* shared, const float* global, int bytes) {
-  simt::cp_async(shared, global, 16, bytes);
+template <int SIZE>
+inline void cp_async(void* shared, const void* global, int bytes) {
+  simt::cp_async(shared, global, SIZE, bytes);
 }
 inline void cp_async_commit() { simt::cp_commit(); }
 template <int N>

@@ -96,6 +96,8 @@ def compile_source(
         log = nvrtc.getProgramLog(program)
         raise CompileError(f"{name} for {architecture}: {error}\n{log}") from error
     ptx, log = nvrtc.getPTX(program), nvrtc.getProgramLog(program)
+    if remark := re.search(r".*\(C75\d\d\).*", log):  # that ptxas puts waits between wgmma's
+        raise CompileError(f"{name} for {architecture}: {remark[0]}")
     ptx = ptx.decode() if isinstance(ptx, bytes) else ptx
     for instance in names:
         lowered = nvrtc.getLoweredName(program, instance)

@@ -146,11 +146,11 @@ inline void land(const Copy& copy) {
 inline void cp_async(void* to, const void* from, int bytes, int valid) {
   const auto misaligned = (reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % bytes;
   if (misaligned != 0) fail("cp.async of %d bytes that are not aligned to %d", bytes, bytes);
-  if (valid < 0 || valid > bytes || valid % 4 != 0)  // the hardware takes any; no kernel means to
+  if (valid < 0 || valid > bytes || valid % 2 != 0)  // the hardware takes any; no kernel means to
     fail("cp.async of %d bytes, of which %d are copied: not whole numbers", bytes, valid);
   Copy copy = {to, bytes, make_uint4(0, 0, 0, 0)};
-  for (int i = 0; i < valid % bytes; i += 4)
-    __builtin_memcpy(reinterpret_cast<char*>(&copy.data) + i, static_cast<const char*>(from) + i, 4);
+  for (int i = 0; i < valid % bytes; i += 2)
+    __builtin_memcpy(reinterpret_cast<char*>(&copy.data) + i, static_cast<const char*>(from) + i, 2);
   if (valid == bytes) {
     if (bytes == 16) copy.data = *static_cast<const uint4*>(from);
     if (bytes == 8) {

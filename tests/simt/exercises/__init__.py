@@ -51,9 +51,9 @@ def all_exercises() -> list[Exercise]:
 
 def launched() -> set[tuple[str, str]]:
     """Return file and name of every kernel that the exercises launch in the present mode."""
-    from simt.exercises.conv_tensor import instances_left_out
+    from simt.exercises import conv_tensor, conv_wgmma
 
-    left_out = instances_left_out()
+    left_out = conv_tensor.instances_left_out() | conv_wgmma.instances_left_out()
     return {entry for entry in resources.entries() if entry[1] not in left_out}
 
 

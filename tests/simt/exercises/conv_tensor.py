@@ -12,7 +12,7 @@ import numpy as np
 from simt import build
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends import reference
-from tinyalex.backends.cuda.conv import hopper, tensor_cores
+from tinyalex.backends.cuda.conv import tensor_cores
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES, Cut
 from tinyalex.backends.geometry import ConvOptions
@@ -22,7 +22,6 @@ from tinyalex.backends.geometry import ConvOptions
 # (bf16), 8 times as much. Three products of TF32 numbers leave 2^-20 of each product, and float32
 # sums round: 5e-7; it would be more than 1e-6 if the tensor cores summed up all by themselves.
 TOLERANCE = {"highest": 1e-6, "high": 4e-4, "medium": 3.2e-3}
-CUT = 9e-4  # Hopper's own instructions cut the bits off
 FORWARD = ("conv_forward_tensor.cu",)
 INPUT_GRAD = ("conv_input_grad_tensor.cu", "split_sum.cu")
 WEIGHT_GRAD = ("conv_weight_grad_tensor.cu", "split_sum.cu")
@@ -207,22 +206,6 @@ def two_tf32_numbers_hold_any_float(rng):
     pixels = to_host(case.forward("highest"))[0, ..., 0]
     np.testing.assert_allclose(pixels[0], case.x[0, 0, 0], rtol=2**-20)
     assert np.isnan(pixels[1]).all()  # infinity, and a NaN of one low bit
-
-
-@exercise("conv_forward_hopper.cu")
-def forward_on_hopper(rng):
-    if not hopper.available():  # a GPU of another generation
-        return
-    for sizes, bias, relu in ((TWO_GROUPS, True, True), (LARGE, False, False), (ODD, True, False)):
-        case = Case(rng, sizes)
-        y = hopper.forward(
-            nhwc(case.x),
-            nhwc(case.weight),
-            to_device(case.bias) if bias else None,
-            case.shape,
-            relu,
-        )
-        close(y, case.expected(case.bias if bias else None, relu), CUT)
 
 
 @exercise(*INPUT_GRAD)

@@ -37,7 +37,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*\n', re.MULTILINE)
 _ENTRY = re.compile(
-    r'(?:extern\s+"C"|template\s*<[^<>]*>)\s+__global__\s+void\s+'
+    r'(?:extern\s+"C"|template\s*<([^<>]*)>)\s+__global__\s+void\s+'
     r"(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{"
 )
 _NULL = np.uint64(0)
@@ -72,13 +72,14 @@ def launch(
 ) -> None:
     """Run ``entry`` of ``kernels/<file>`` on the current device and stream.
 
-    An instance of a template is named with its arguments, ``"conv_forward<Tf32, 128, 128>"``.
+    An instance of a template is named with its arguments, ``"conv_forward<Tf32, 128, 128>"``, by
+    which its parameters' types are replaced.
     ``args`` are C-contiguous device arrays of exactly the pointers' types, None for a null pointer,
     Python numbers, and NamedTuples of ints for structs. A grid with a zero runs nothing. Raises
     TypeError or ValueError for arguments that the kernel would misread, DeviceError with the
     kernel's name when compiling or launching fails.
     """
-    types = parameters(file).get(entry.partition("<")[0])
+    types = _types(file, entry)
     if types is None:
         raise ValueError(f"kernels/{file} has no entry {entry}")
     if len(types) != len(args):
@@ -227,8 +228,19 @@ def parameters(file: str) -> dict[str, tuple[str, ...]]:
     text = _without_comments(read_source(file))
     return {
         name: tuple(_type(item) for item in re.sub(r"\s+", " ", items).split(",") if item.strip())
-        for name, items in _ENTRY.findall(text)
+        for _, name, items in _ENTRY.findall(text)
     }
+
+
+@lru_cache
+def _types(file: str, entry: str) -> tuple[str, ...] | None:
+    """Return the parameter types of an entry or instance, or None."""
+    name, _, arguments = entry.rstrip(">").partition("<")
+    types = parameters(file).get(name)
+    for template, found, _ in _ENTRY.findall(_without_comments(read_source(file))):
+        if types and found == name and template.startswith("class E,"):
+            types = tuple(arguments.split(",")[0] + "*" if t == "E*" else t for t in types)
+    return types
 
 
 def _type(parameter: str) -> str:

@@ -87,16 +87,16 @@ def product(
 ) -> Array:
     """Compute a pass into ``result``, and return it.
 
-    ``options`` are bias and ReLU, of forward. There the last block to arrive adds the parts of a
-    split sum; those of a gradient are float32 and added by another kernel.
+    ``options`` are bias and ReLU, of forward. The last block to arrive adds the parts of a split
+    sum, which are float32, if the kernels do that in this pass; else another kernel does.
     """
     whole = sizes(shape, which)
     tile, splits, split_k_tiles = plan(which, whole, kernels, cut)
     tiles = blocks(whole, tile)
     into = result
-    if options and splits > 1:
+    if which in kernels.add_parts and splits > 1:
         options = (*options, cupy().empty((tiles, splits, *tile), np.float32), arrivals(tiles))
-    elif options:
+    elif which in kernels.add_parts:
         options = (*options, None, None)
     elif splits > 1:
         into = cupy().empty((splits, *result.shape), np.float32)

@@ -75,6 +75,8 @@ class Kernels:
     file: ClassVar[str]
     entry: ClassVar[str]
     line: ClassVar[int]  # bytes of a row or column of a k-tile in shared memory
+    add_parts: ClassVar[tuple[Pass, ...]] = ("forward",)
+    """Passes whose last block adds the parts of a split sum; of others, another kernel does."""
 
     @property
     def k_tile(self) -> int:
@@ -122,9 +124,20 @@ class MmaSync(Kernels):
 class Wgmma(Kernels):
     """Kernels whose warpgroups multiply from shared memory, on Hopper alone (conv_wgmma.cu)."""
 
+    group: int | None = None  # numbers that a thread copies at once; None: 16 bytes of them
     file = "conv_wgmma.cu"
     entry = "conv_{}_wgmma"
     line = 128
+    add_parts = "forward", "input_grad"
+
+    def instance(self, which: Pass, tile: Tile) -> str:
+        """Return the name of the kernel for a pass and a tile."""
+        name = super().instance(which, tile)
+        return f"{name[:-1]}, {self.group}>" if self.group else name
+
+    def along_k(self, tile: Tile) -> bool:
+        """Return whether the input's gradient wants weights with the filters innermost."""
+        return self.itemsize == 4 or tile[1] % 64 != 0
 
     def block(self, tile: Tile) -> Block:
         """Return a warpgroup for 64 rows each."""
@@ -156,8 +169,12 @@ WGMMA = {
         itemsize=2,
     ),
 }
+# bfloat16 images with room for four channels, of which a thread copies 8 bytes.
+IMAGES = Wgmma(
+    "bfloat16", 1640, {"forward": ((256, 96),), "weight_grad": ((128, 256),)}, itemsize=2, group=4
+)
 INSTANCES: defaultdict[str, list[str]] = defaultdict(list)  # by their template's name
-for _kernels in (*MMA_SYNC.values(), *WGMMA.values()):
+for _kernels in (*MMA_SYNC.values(), *WGMMA.values(), IMAGES):
     for _which, _tiles in _kernels.tiles.items():
         INSTANCES[_kernels.entry.format(_which)] += [_kernels.instance(_which, t) for t in _tiles]
 
@@ -224,7 +241,7 @@ def estimate(
     A last wave that is not full takes less, but no less than `ALONE` of it. A k-tile takes as long
     as its multiplications, or as its factors on their way from the L2 cache; of the shorter of the
     two a quarter shows. Parts of forward are added up by a block per tile, alone on its
-    multiprocessor; those of a gradient by a kernel on all of them.
+    multiprocessor; those of most gradients by a kernel on all of them.
     """
     (rows, columns), splits, split_k_tiles = plan
     fit = kernels.blocks_that_fit(plan.tile, most_shared)
@@ -234,7 +251,7 @@ def estimate(
     loading = kernels.itemsize * (rows + columns) * kernels.k_tile / L2_BYTES
     of_k_tile = max(multiplying, loading) + min(multiplying, loading) / 4
     cycles = turns * (split_k_tiles + ENDS) * of_k_tile
-    if splits > 1 and which == "forward":
+    if splits > 1 and which in kernels.add_parts:
         cycles += splits * 4 * rows * columns / L2_BYTES
     elif splits > 1:
         result = 4 * product.rows * product.columns * product.groups
