@@ -418,8 +418,8 @@ print("no gradient differs from autograd's by 1e-10:", worst < 1e-10)
 # The number that we followed on its way there, on its way back: it won its pooling window, so all
 # of the gradient goes to it. Through the normalisation, one part comes straight, divided as it was,
 # and one comes by way of the neighbours, each of which it helped to make smaller. ReLU let it pass.
-# (The formula is in [`backends/reference.py`](../tinyalex/backends/reference.py):
-# `local_response_norm_input_grad`.)
+# (The formula is derived in [`backends/reference.py`](../tinyalex/backends/reference.py):
+# `_normalise_grad`.)
 
 # %%
 print(f"at pool1's output: {arrived[pool1][0, k, p, q]:.6e}")

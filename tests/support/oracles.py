@@ -1,4 +1,4 @@
-"""Expected results of every op, as plain loops.
+"""Expected results of the layers' ops, as plain loops.
 
 Nothing here is fast or clever, nothing imports tinyalex, and everything is float64: these
 functions are read once, believed, and then every backend has to agree with them.

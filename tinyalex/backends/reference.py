@@ -206,8 +206,18 @@ def _normalise_grad(
 ) -> Array:
     """Return dx of `_normalise`.
 
-    ``dx_j = dy_j s_j ** -beta - 2 beta ratio * sum of x_j dy_c x_c s_c ** (-beta - 1)`` over all c
-    whose window holds j: those in the mirrored window of j.
+    In ``y_c = x_c s_c ** -beta`` with ``s_c = k + ratio * sum of x_j ** 2``, x_j is the factor in
+    front where c = j, and in s_c wherever the window of c holds j: ``ds_c / dx_j = 2 ratio x_j``.
+    By the product rule and the chain rule ::
+
+        dy_c / dx_j = [c = j] s_c ** -beta - beta x_c s_c ** (-beta - 1) * 2 ratio x_j
+
+    and ``dx_j = sum over c of dy_c (dy_c / dx_j)`` is ::
+
+        dx_j = dy_j s_j ** -beta - 2 beta ratio x_j * sum of dy_c x_c s_c ** (-beta - 1)
+
+    over all c whose window holds j: those in the mirrored window of j. The code has s = m ** 2 * t,
+    lest squares overflow.
     """
     m, t = _energy(x, reach, ratio, k)
     direct = grad * (t**-beta * m ** (-2 * beta))
@@ -291,8 +301,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 def random_bits(key: int, count: int) -> Array:
     """Return ``count`` 64-bit random numbers: the SplitMix64 sequence that begins at ``key``.
 
-    Number i depends on (key, i) alone, so that any backend, thread or later pass finds it again
-    (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
+    Number i depends on (key, i) alone, so that any thread or later pass finds it again, on either
+    backend of the CPU; ``cuda`` draws by Philox, in four 32-bit words (Steele, Lea, Flood 2014,
+    "Fast splittable pseudorandom number generators").
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2 ** 64 is meant
         z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
