@@ -19,7 +19,7 @@ class ColourNoise:
 
     p1, p2, p3 are the eigenvectors of the covariance of the training set's colours, the largest
     eigenvalue l1 first. Colours differ most in brightness, so p1 is nearly grey ((0.60, 0.57, 0.56)
-    for the photographs of flowers in the README). What s is:
+    for the photographs of flowers of docs/recipe.md). What s is:
 
     - "eigenvalues": l, as the paper says. It does not say in which unit, and that matters: in
       0..255, l1 is in the thousands and the noise would drown every image. So values in 0..1.
