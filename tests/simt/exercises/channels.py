@@ -1,4 +1,4 @@
-"""Zeros beside channels, sums of parts, and what bfloat16 makes of numbers on its way."""
+"""Zeros beside channels, sums of parts, and conversions to and from bfloat16."""
 
 import numpy as np
 from helpers import assert_close, normal

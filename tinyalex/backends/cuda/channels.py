@@ -1,4 +1,4 @@
-"""Images and weights with zeros beside their channels, which tensor cores read by fours."""
+"""Zeros beside the channels of images and weights, for tensor cores."""
 
 from __future__ import annotations
 

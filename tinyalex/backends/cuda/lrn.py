@@ -16,7 +16,7 @@ FILE = "local_response_norm.cu"
 
 
 def in_quads(x: Array, groups: int) -> bool:
-    """Return whether kernels can read the channels of ``x`` by fours, a block all of them."""
+    """Return whether a block can read all channels of ``x`` by fours."""
     return by_fours(x, groups) and 0 < x.shape[1] <= 4 * THREADS
 
 

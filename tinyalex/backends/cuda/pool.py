@@ -48,7 +48,7 @@ def one_thread_each(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def by_fours(x: Array, groups: int = 1) -> bool:
-    """Return whether kernels can read the channels of each group of ``x`` by fours."""
+    """Return whether kernels can read each group's channels by fours."""
     halves = x.dtype == np.float32 or is_bfloat16(x.dtype)
     return halves and x.shape[1] // groups % 4 == 0
 
