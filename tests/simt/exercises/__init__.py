@@ -11,13 +11,13 @@ import pkgutil
 from collections.abc import Callable
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from simt import resources
+from tinyalex.backends.bfloat16 import bfloat16
 from tinyalex.backends.gpu import cupy
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16 = bfloat16() or np.dtype(np.float32)  # on a GPU without ml_dtypes there is none
 HALVES = np.dtype(np.float32), BFLOAT16  # what is computed in float32 is stored in
 
 
