@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -37,8 +38,37 @@ class FileError(ValueError):
     """Unusable file; the message names it and says what to do."""
 
 
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+class DamagedError(FileError):
+    """Damaged file, of which another copy may be whole."""
+
+
+DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    struct.error,
+)
 """Errors that readers meet in values which are not what their place in a file promises."""
+
+
+@contextmanager
+def refusing_damage(told: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn what spoilt values raise into DamagedError, with the reason."""
+    try:
+        yield
+    except FileError:
+        raise
+    except DAMAGE + more as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DamagedError(f"{told} ({reason})") from error
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Begin a FileError's message with the place that it is about."""
+    try:
+        yield
+    except FileError as error:
+        error.args = (f"{place}: {error}",)
+        raise
 
 
 def save(
@@ -79,10 +109,12 @@ def load(path: str | os.PathLike[str], check: Callable[[Any], None] | None = Non
     Raises FileError for a file that is not one of ours, is cut short or has changed by as little as
     a bit; FileNotFoundError and other OSErrors stay themselves.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
+    spoilt = f"{printable(path)} is damaged or was not written by tinyalex.save"
     with open_regular(path) as file:
-        with _refusing(path):
+        with refusing_damage(spoilt):
             size = os.fstat(file.fileno()).st_size
             metadata, structure, outlines = _read_header(file, size)
             if metadata["format"] != FORMAT:
@@ -99,10 +131,10 @@ def load(path: str | os.PathLike[str], check: Callable[[Any], None] | None = Non
                 raise FileError(f"{printable(path)} cannot be used: {error}") from error
         file.seek(0)  # read, not mapped: truncating a mapped file kills its reader
         content = file.read(size) or b""
-    with _refusing(path):
+    with refusing_damage(spoilt, SafetensorError):
         arrays = from_bytes(content)
         if metadata["sha256"] != _digest(metadata["structure"], arrays):
-            raise FileError(
+            raise DamagedError(
                 f"{printable(path)} is damaged: its content does not match its SHA-256 digest"
             )
         return _fill(structure, arrays)
@@ -115,22 +147,6 @@ def is_saved(path: str | os.PathLike[str]) -> bool:
         if file.read(1) != b"{":
             return False
         return json.dumps(FORMAT).encode() in (file.read(min(length, LONGEST_HEADER)) or b"")
-
-
-@contextmanager
-def _refusing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn all that a spoilt file can raise into FileError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except FileError:
-        raise
-    except (SafetensorError, *DAMAGE) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(
-            f"{printable(path)} is damaged or was not written by tinyalex.save ({reason})"
-        ) from error
 
 
 def _read_header(

@@ -8,7 +8,7 @@ from caffemodels import blob, caffemodel, layers
 from matconvnets import cell, mat, simple
 
 import tinyalex as ta
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 from tinyalex.interop import Weights, load_weights
 from tinyalex.interop.means import IMAGENET_MEAN, read_mean
 from tinyalex.interop.writing import save_safetensors, save_torch
@@ -114,9 +114,24 @@ def numpy(weights, path):
                           for n, a in weights.arrays.items()})  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "write", [caffe, matconvnet, numpy, ta.export_onnx, save_torch, save_safetensors]
-)
+WRITERS = [caffe, matconvnet, numpy, ta.export_onnx, save_torch, save_safetensors]
+
+
+@pytest.mark.parametrize("cut", ["net", "mean"])
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_file_cut_short_should_be_copied_again(tmp_path, thin, write, cut, monkeypatch):
+    _, variant, arrays = thin
+    monkeypatch.setitem(VARIANTS, variant.name, variant)
+    write(Weights(arrays, variant.name, "a test"), tmp_path / "net")
+    (tmp_path / "mean").write_bytes(blob(BGR))
+    content = (tmp_path / cut).read_bytes()
+    for kept in (0.5, 0.95):
+        (tmp_path / cut).write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(DamagedError, match=r"; copy or download it again$"):
+            load_weights(tmp_path / "net", variant.name, mean=tmp_path / "mean")
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_a_mean_is_taken_with_weights_of_every_format(tmp_path, image, thin, write, monkeypatch):
     name, variant, arrays = thin
     monkeypatch.setitem(VARIANTS, variant.name, variant)

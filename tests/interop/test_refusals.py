@@ -65,6 +65,15 @@ def test_a_file_that_is_cut_short_should_be_copied_again(container, kept, tmp_pa
         ta.load_weights(path)
 
 
+def test_a_whole_file_need_not_be_copied_again(tmp_path):
+    """The name of an array is no sign of damage."""
+    more = {"it is damaged, a damaged one, is cut short": np.ones(3, np.float32)}
+    (tmp_path / "net").write_bytes(CONTAINERS["safetensors"]({**state_of(), **more}))
+    with pytest.raises(ta.FileError, match="more arrays than an AlexNet: it is damaged") as failure:
+        ta.load_weights(tmp_path / "net")
+    assert "again" not in str(failure.value)
+
+
 def changed(key, change):
     """Return a case that changes one array."""
     return lambda state: {**state, key: change(state[key])}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import FileError, naming
 from tinyalex.interop.blobs import blob_array, blob_shape
 from tinyalex.interop.layers import fitting
 from tinyalex.interop.means import IMAGENET_MEAN, Mean, as_mean
@@ -131,10 +131,8 @@ class Net:
 
     def _add(self, content: Fields, generation: Generation) -> None:
         name = self.reader.text(content.get(generation.name, [EMPTY])[-1])
-        try:
+        with naming(f"layer {name!r}"):
             self._translate(name, content, generation)
-        except FileError as error:
-            raise FileError(f"layer {name!r}: {error}") from error
 
     def _translate(self, name: str, content: Fields, generation: Generation) -> None:
         """Add a layer in our words, and its arrays."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyalex.data.image import RESIZES
-from tinyalex.files import FileError
+from tinyalex.files import FileError, refusing_damage
 from tinyalex.schema import NOTHING, TEXT, Maybe, Rule, check, list_of, number, one_of, whole
 
 KEY = "tinyalex"
@@ -64,7 +64,7 @@ def described(text: str | bytes) -> dict[str, Any]:
     """Return what a description has for `Weights`; raise FileError for others."""
     if len(text) > LONGEST:
         raise FileError(f"its description has {len(text):,} bytes, at most {LONGEST:,} are read")
-    try:
+    with refusing_damage("its description is damaged"):
         content = json.loads(text)
         check(content, SCHEMA, "description")
         options = {name: content[name] for name in SCHEMA if name in content}
@@ -75,6 +75,4 @@ def described(text: str | bytes) -> dict[str, Any]:
             side = options.get("shorter_side", 0)
             raw = base64.b64decode(options["mean"]["image"], validate=True)
             options["mean"] = np.frombuffer(raw, "<f4").astype(np.float32).reshape(side, side, 3)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise FileError(f"its description is damaged ({error})") from error
     return options

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import FileError, naming
 from tinyalex.interop.layers import Layers, fitting
 from tinyalex.interop.matlab_files import read_variables
 from tinyalex.interop.means import IMAGENET_MEAN, Mean, as_mean
@@ -97,7 +97,7 @@ def _translate(theirs: list[dict[str, Any]]) -> tuple[Layers, list[np.ndarray]]:
     channels = 3
     for layer in theirs:
         name, kind = str(layer.get("name", "")), _kind(layer)
-        try:
+        with naming(f"layer {name!r}"):
             if kind == "conv":
                 weight, bias = _weights(layer.get("weights"))
                 inputs, outputs = weight.shape[2:]
@@ -124,8 +124,6 @@ def _translate(theirs: list[dict[str, Any]]) -> tuple[Layers, list[np.ndarray]]:
                 layers.append((name, Pool(_number(layer, "pool", 0), _number(layer, "stride", 1))))
             elif kind not in ("dropout", "softmax", "loss"):
                 raise FileError(f"an AlexNet has no layer of the type {kind!r}")
-        except FileError as error:
-            raise FileError(f"layer {name!r}: {error}") from error
     return layers, arrays
 
 

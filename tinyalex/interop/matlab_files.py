@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 
 HEADER = 128
 DTYPES = {
@@ -147,7 +147,7 @@ class _Inflated(_Source):
                 self.ready = got[missing:]
                 missing -= len(parts[-1])
         except zlib.error as error:
-            raise FileError("its compressed part is damaged") from error
+            raise DamagedError("its compressed part is damaged") from error
         return b"".join(parts)
 
     def skip(self, count: int) -> None:
@@ -270,4 +270,4 @@ def _whole(number: int, most: int) -> int:
 
 
 def _damaged() -> NoReturn:
-    raise FileError("its arrays are damaged")
+    raise DamagedError("its arrays are damaged")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import FileError, naming
 from tinyalex.folders import open_regular
 from tinyalex.interop.blobs import blob_array, blob_shape
 from tinyalex.interop.matlab_files import read_variables
@@ -34,18 +34,15 @@ def read_mean(path: str | os.PathLike[str]) -> Mean:
 
     The bytes of the file decide, not its name. Raises FileError for what is no mean.
     """
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(128) or b""
-            file.seek(0)
-            if head.startswith(b"\x93NUMPY"):
-                return as_mean(read_npy(file, size, MOST_NUMBERS))
-            if head.startswith(b"MATLAB"):
-                return _from_matlab(read_variables(file, size))
-            return as_mean(_from_blob(file, size))
-    except FileError as error:
-        raise FileError(f"the mean {printable(path)}: {error}") from error
+    with naming(f"the mean {printable(path)}"), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(128) or b""
+        file.seek(0)
+        if head.startswith(b"\x93NUMPY"):
+            return as_mean(read_npy(file, size, MOST_NUMBERS))
+        if head.startswith(b"MATLAB"):
+            return _from_matlab(read_variables(file, size))
+        return as_mean(_from_blob(file, size))
 
 
 MOST_NUMBERS = 3 * 1024 * 1024

@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import FileError, naming
 from tinyalex.interop.stored import Stored
 from tinyalex.interop.weights import (
     array_names,
@@ -108,10 +108,8 @@ def read(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """Return arrays as float32; those in a file are read."""
     done = {}
     for name, array in arrays.items():
-        try:
+        with naming(name):
             done[name] = array.read() if isinstance(array, Stored) else as_float32(array)
-        except FileError as error:
-            raise FileError(f"{name}: {error}") from error
     return done
 
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError, refusing_damage
 from tinyalex.interop.stored import MOST_AXES, Stored, row_major
 
 LONGEST_HEADER = 10_000
@@ -31,7 +31,7 @@ def stored_array(file: BinaryIO, position: int, size: int) -> Stored:
     if dtype.kind not in "fiu" or len(shape) > MOST_AXES:
         raise FileError(f"its array of {dtype} has no numbers")
     if begin + math.prod(shape) * dtype.itemsize != position + size:
-        raise FileError(f"its array of shape {list(shape)} does not fill it")
+        raise DamagedError(f"its array of shape {list(shape)} does not fill it")
     strides = row_major(shape[::-1])[::-1] if fortran else row_major(shape)
     order = ">" if dtype.byteorder == ">" else "<"
     return Stored(file, begin, dtype.name, shape, strides, order)
@@ -39,14 +39,11 @@ def stored_array(file: BinaryIO, position: int, size: int) -> Stored:
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Return shape, order and dtype of the array in a .npy file."""
-    try:
+    more = SyntaxError, MemoryError, tokenize.TokenError
+    with refusing_damage("its header is none of a .npy file", *more):
         major, _ = np.lib.format.read_magic(file)
         parse = {
             1: np.lib.format.read_array_header_1_0,
             2: np.lib.format.read_array_header_2_0,
         }[major]
         return parse(file, max_header_size=LONGEST_HEADER)
-    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
-        raise FileError("its header is none of a .npy file") from error
-    except (tokenize.TokenError, OverflowError) as error:
-        raise FileError("its header is damaged") from error

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 from tinyalex.interop.caffe import SHORTER_SIDE, turn_colours
 from tinyalex.interop.means import IMAGENET_MEAN
 from tinyalex.interop.names import LAYERS, as_float32
@@ -118,7 +118,7 @@ def _npz(file: BinaryIO, size: int) -> Iterator[tuple[str, np.ndarray]]:
         member.check(file)
         stored[name] = stored_array(file, member.position, member.size)
     if sum(math.prod(array.shape) for array in stored.values()) > size:
-        raise FileError("its arrays have more numbers than it has bytes")
+        raise DamagedError("its arrays have more numbers than it has bytes")
     for name, array in stored.items():
         yield name, array.read()
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 from tinyalex.folders import open_regular
 from tinyalex.interop.description import KEY, described
 from tinyalex.interop.means import IMAGENET_MEAN
@@ -49,7 +49,7 @@ def read(request: Request) -> Weights:
     try:
         model = onnx.load_model_from_string(request.file.read(request.size))
     except Exception as error:  # protobuf's own class, and it lacks a stable place
-        raise FileError(f"it is damaged, or no ONNX file ({error})") from error
+        raise DamagedError(f"it is damaged, or no ONNX file ({error})") from error
     if model.functions or model.graph.sparse_initializer:
         raise FileError("functions and sparse weights are not read; inline them with onnx.inliner")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -97,7 +97,7 @@ def _loader(folder: Path) -> Callable[[Any], np.ndarray]:
         except FileError:
             raise
         except Exception as error:
-            raise FileError(f"the weights {tensor.name!r} are damaged ({error})") from error
+            raise DamagedError(f"the weights {tensor.name!r} are damaged ({error})") from error
 
     return load
 

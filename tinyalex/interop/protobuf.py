@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 from tinyalex.text import counted
 
 MOST_FIELDS = 100_000
@@ -235,4 +235,4 @@ def _span(value: Value) -> Span:
 
 
 def _damaged(reason: str) -> NoReturn:
-    raise FileError(f"its fields are damaged: {reason}")
+    raise DamagedError(f"its fields are damaged: {reason}")

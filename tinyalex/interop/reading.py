@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tinyalex.files import DAMAGE, LONGEST_HEADER, FileError
+from tinyalex.files import LONGEST_HEADER, DamagedError, FileError, refusing_damage
 from tinyalex.folders import open_regular
 from tinyalex.interop import protobuf, strangers
 from tinyalex.interop.means import read_mean
@@ -18,9 +18,6 @@ from tinyalex.text import printable
 HEAD = 512
 """Bytes of a file that a reader is chosen by: a tar archive's mark stands at 257."""
 
-
-DAMAGED = ("is damaged", "a damaged", "is cut short", "it ends in the middle")
-"""Parts of errors of which another copy of the file may be free."""
 
 LONGEST_MESSAGE = 1000
 """Characters of an error."""
@@ -118,15 +115,13 @@ def load_weights(
             if known.begins(head):
                 module = importlib.import_module(f"tinyalex.interop.{known.module}")
                 try:
-                    weights = module.read(Request(file, size, str(path), variant, mean))
-                    return weights if mean is None else weights.with_mean(read_mean(mean))
-                except DAMAGE as error:
-                    told = str(error)
-                    if not isinstance(error, FileError):
-                        told = f"it is damaged ({told or type(error).__name__})"
-                    if any(words in told for words in DAMAGED):
-                        told += "; copy or download it again"
-                    raise FileError(_sentence(path, told)) from error
+                    with refusing_damage("it is damaged"):
+                        weights = module.read(Request(file, size, str(path), variant, mean))
+                        return weights if mean is None else weights.with_mean(read_mean(mean))
+                except FileError as error:
+                    advice = "; copy or download it again" * isinstance(error, DamagedError)
+                    error.args = (_sentence(path, f"{error}{advice}"),)
+                    raise
     titles = ", ".join(known.title for known in FORMATS)
     what = what or strangers.unread(head)
     raise FileError(

@@ -11,7 +11,7 @@ import math
 from typing import Any, BinaryIO
 
 from tinyalex import files
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 from tinyalex.interop import names
 from tinyalex.interop.description import COLOURS, KEY, SCHEMA, described
 from tinyalex.interop.reading import Request
@@ -67,19 +67,14 @@ def read(request: Request) -> Weights:
 
 def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Stored]]:
     """Return metadata and arrays, which fill the file without holes or overlaps."""
-    try:
+    with files.refusing_damage("its header is damaged"):
         return _read_header(file, size)
-    except FileError:
-        raise
-    except files.DAMAGE as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FileError(f"its header is damaged ({reason})") from error
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Stored]]:
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= size - 8:
-        raise FileError(
+        raise DamagedError(
             f"a file of {counted(size, 'byte')} cannot have a header of {length}: it is damaged"
         )
     if length > LONGEST_HEADER:
@@ -103,7 +98,9 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, S
         arrays[name] = Stored(file, 8 + length + begin, dtype, shape, row_major(shape))
         end = stop
     if 8 + length + end > size:
-        raise FileError(f"it is cut short: its arrays end at byte {8 + length + end:,} of {size:,}")
+        raise DamagedError(
+            f"it is cut short: its arrays end at byte {8 + length + end:,} of {size:,}"
+        )
     if 8 + length + end != size:
         raise ValueError(f"its arrays end at byte {8 + length + end:,} of {size:,}")
     return metadata, arrays

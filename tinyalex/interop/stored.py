@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 
 PIECE = 2**20
 """Numbers that are read and converted at a time."""
@@ -56,13 +56,13 @@ class Stored:
         self.file.seek(self.position)
         if kind == numbers.dtype:
             if self.file.readinto(numbers.view(np.uint8).data) != numbers.nbytes:  # type: ignore[attr-defined]
-                raise FileError("it ends in the middle of an array")
+                raise DamagedError("it ends in the middle of an array")
             return numbers
         for start in range(0, count, PIECE):
             piece = numbers[start : start + PIECE]
             raw = self.file.read(kind.itemsize * len(piece))
             if len(raw) != kind.itemsize * len(piece):
-                raise FileError("it ends in the middle of an array")
+                raise DamagedError("it ends in the middle of an array")
             values = np.frombuffer(raw, kind)
             if self.dtype == "bfloat16":  # the upper half of a float32
                 piece.view(np.uint32)[:] = values.astype(np.uint32) << 16

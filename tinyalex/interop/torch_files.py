@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, BinaryIO, NamedTuple
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError, refusing_damage
 from tinyalex.interop import names
 from tinyalex.interop.description import KEY, described
 from tinyalex.interop.reading import TORCH_MAGIC, Request
@@ -103,12 +103,12 @@ def _read_zip(file: BinaryIO, size: int) -> Content:
     def storage(identity: Any) -> Storage:
         _, kind, key, _, count = identity
         if type(key) is not str or (member := members.get(f"{roots[0]}data/{key}")) is None:
-            raise FileError("its pickle refers to a storage that is not in the archive")
+            raise DamagedError("its pickle refers to a storage that is not in the archive")
         if key not in storages:
             new = storages[key] = new_storage(kind, count)
             new.position = member.position
             if not member.compressed and new.count * new.item_size != member.size:
-                raise FileError(
+                raise DamagedError(
                     f"its storage {key} should have {new.count:,} numbers of {new.dtype}, "
                     f"but has {member.size:,} bytes"
                 )
@@ -133,7 +133,7 @@ def _read_stream(file: BinaryIO, size: int) -> Content:
             return identity[1]
         _, kind, key, _, count, part = identity
         if type(key) is not str:
-            raise FileError("its pickle is damaged: the name of a storage is no text")
+            raise DamagedError("its pickle is damaged: the name of a storage is no text")
         whole = storages.setdefault(key, new_storage(kind, count))
         return whole if part is None else whole.part(*part[1:])
 
@@ -141,11 +141,11 @@ def _read_stream(file: BinaryIO, size: int) -> Content:
     keys = load(file)
     named = type(keys) is list and all(type(key) is str for key in keys)
     if not named or {*keys} != {*storages} or len(keys) != len(storages):
-        raise FileError("it is damaged: its list of storages is not that of its tensors")
+        raise DamagedError("it is damaged: its list of storages is not that of its tensors")
     for key in keys:
         _skip(storages[key], _number(file), file, size)
     if file.tell() != size:
-        raise FileError(f"it is damaged: {size - file.tell():,} bytes follow its arrays")
+        raise DamagedError(f"it is damaged: {size - file.tell():,} bytes follow its arrays")
     return Content(tree)
 
 
@@ -154,12 +154,8 @@ def _read_tar(file: BinaryIO, size: int) -> Content:
     members = _tar_members(file, size)
     if not {"storages", "tensors", "pickle"} <= members.keys():
         raise FileError("it is a tar archive, but not of torch.save: unpack it")
-    try:
+    with refusing_damage("it is damaged: its tensors and storages do not fit together"):
         return Content(_tar_tree(file, size, members))
-    except (TypeError, ValueError, LookupError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError("it is damaged: its tensors and storages do not fit together") from error
 
 
 def _tar_tree(file: BinaryIO, size: int, members: dict[str, int]) -> Any:
@@ -179,7 +175,7 @@ def _tar_tree(file: BinaryIO, size: int, members: dict[str, int]) -> Any:
         key, owner, _ = load(file)
         axes = _number(file) & 0xFFFFFFFF  # four bytes of eight: the others need not be zeros
         if axes > MOST_AXES:
-            raise FileError(f"it is damaged: a tensor has {axes} axes")
+            raise DamagedError(f"it is damaged: a tensor has {axes} axes")
         shape, strides = (tuple(_number(file) for _ in range(axes)) for _ in range(2))
         tensors[int(key)] = view(storages[owner], _number(file), shape, strides)
     file.seek(members["pickle"])
@@ -198,11 +194,11 @@ def _tar_members(file: BinaryIO, size: int) -> dict[str, int]:
         try:
             length, total = (int(header[a:b].strip(b" \0"), 8) for a, b in ((124, 136), (148, 156)))
         except ValueError as error:
-            raise FileError("it is a damaged tar archive: a header has no length") from error
+            raise DamagedError("it is a damaged tar archive: a header has no length") from error
         if sum(header) - sum(header[148:156]) + 8 * ord(" ") != total or length < 0:
-            raise FileError("it is a damaged tar archive: the checksum of a header is wrong")
+            raise DamagedError("it is a damaged tar archive: the checksum of a header is wrong")
         if place + 512 + length > size:
-            raise FileError("it is a part of a tar archive: it ends in the middle of a member")
+            raise DamagedError("it is a part of a tar archive: it ends in the middle of a member")
         members[header[:100].rstrip(b"\0").decode("latin-1").removeprefix("./")] = place + 512
         place += 512 + length + -length % 512
     return members
@@ -212,7 +208,7 @@ def _number(file: BinaryIO) -> int:
     """Return the next number of 64 bits."""
     raw = file.read(8)
     if len(raw) != 8:
-        raise FileError("it ends in the middle of a number")
+        raise DamagedError("it ends in the middle of a number")
     return int.from_bytes(raw, "little", signed=True)
 
 
@@ -221,7 +217,7 @@ def _skip(storage: Storage, count: int, file: BinaryIO, size: int) -> None:
     storage.position = file.tell()
     end = storage.position + storage.count * storage.item_size
     if count != storage.count:
-        raise FileError(f"a storage should have {storage.count:,} numbers, but has {count:,}")
+        raise DamagedError(f"a storage should have {storage.count:,} numbers, but has {count:,}")
     if end > size:
-        raise FileError("it ends in the middle of an array")
+        raise DamagedError("it ends in the middle of an array")
     file.seek(end)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError
 from tinyalex.interop.stored import MOST_AXES, Stored, extent
 from tinyalex.interop.unpickling import (
     NUMPY,
@@ -78,9 +78,9 @@ class Storage:
     def part(self, offset: Any, count: Any) -> Storage:
         """Return some of these numbers as a storage."""
         if not all(type(number) is int and number >= 0 for number in (offset, count)):
-            raise FileError("its pickle is damaged: a part of a storage has no place")
+            raise DamagedError("its pickle is damaged: a part of a storage has no place")
         if offset + count > self.count:
-            raise FileError("its pickle is damaged: a part of a storage ends outside of it")
+            raise DamagedError("its pickle is damaged: a part of a storage ends outside of it")
         root, begin = self.root or self, self.offset + offset
         return Storage(self.dtype, self.item_size, count, root=root, offset=begin)
 
@@ -128,15 +128,15 @@ def new_storage(kind: Any, count: Any) -> Storage:
 def view(storage: Any, offset: Any, shape: Any, strides: Any) -> View:
     """Return a tensor; raise FileError unless it lies in its storage."""
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
-        raise FileError("its pickle is damaged: a tensor has no storage or shape")
+        raise DamagedError("its pickle is damaged: a tensor has no storage or shape")
     numbers = (offset, *shape, *strides)
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-        raise FileError("its pickle is damaged: a tensor has an impossible shape")
+        raise DamagedError("its pickle is damaged: a tensor has an impossible shape")
     if len(shape) != len(strides) or len(shape) > MOST_AXES:
-        raise FileError("its pickle is damaged: a tensor has an impossible number of axes")
+        raise DamagedError("its pickle is damaged: a tensor has an impossible number of axes")
     inside = offset + extent(shape, strides) <= storage.count
     if not inside or math.prod(shape) > storage.count:
-        raise FileError(
+        raise DamagedError(
             f"it has a tensor of shape {shape} with offset {offset} and strides {strides} in a "
             f"storage of {storage.count:,} numbers: it is damaged, or not for weights"
         )
@@ -184,7 +184,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -
 
 def _size(sizes: Any = ()) -> tuple[int, ...]:
     if not isinstance(sizes, (list, tuple)):
-        raise FileError("its pickle is damaged: a size is no list of numbers")
+        raise DamagedError("its pickle is damaged: a size is no list of numbers")
     return tuple(sizes)
 
 
@@ -195,7 +195,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 def _from_type(function: Any, _type: Any, arguments: Any, _state: Any) -> Any:
     """Return the tensor of a class derived from torch.Tensor."""
     if not isinstance(function, Name) or function.name not in _TENSORS:
-        raise FileError("its pickle is damaged: a tensor is made by an unknown function")
+        raise DamagedError("its pickle is damaged: a tensor is made by an unknown function")
     return _TENSORS[function.name](*arguments)
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from tinyalex.files import DAMAGE, FileError
+from tinyalex.files import DamagedError, FileError, refusing_damage
 from tinyalex.text import counted
 
 MOST_STEPS = 500_000
@@ -84,13 +84,8 @@ def unpickle(
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     machine = _Machine(file, allowed, persistent_load)
-    try:
+    with refusing_damage("its pickle is damaged"):
         return machine.run()
-    except FileError:
-        raise
-    except (*DAMAGE, struct.error) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FileError(f"its pickle is damaged ({reason})") from error
 
 
 class _Mark:
@@ -342,7 +337,7 @@ class _Machine:
 
 
 def _damaged(reason: str) -> NoReturn:
-    raise FileError(f"its pickle is damaged: {reason}")
+    raise DamagedError(f"its pickle is damaged: {reason}")
 
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.|$)", re.DOTALL)

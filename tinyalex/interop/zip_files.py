@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from tinyalex.files import FileError
+from tinyalex.files import DamagedError, FileError, refusing_damage
 
 LONGEST_DIRECTORY = 2**23
 """Bytes of a directory: an entry has about 70, and a checkpoint some hundred entries."""
@@ -33,15 +33,15 @@ class Member(NamedTuple):
         while left:
             piece = file.read(min(left, 2**20))
             if not piece:
-                raise FileError("it ends in the middle of an array")
+                raise DamagedError("it ends in the middle of an array")
             crc, left = zlib.crc32(piece, crc), left - len(piece)
         if crc != self.crc:
-            raise FileError("it is damaged: a checksum of the zip archive is wrong")
+            raise DamagedError("it is damaged: a checksum of the zip archive is wrong")
 
 
 def members_of(file: BinaryIO, size: int) -> dict[str, Member]:
     """Return the members of an archive that is whole."""
-    try:
+    with refusing_damage("it is a damaged zip archive, or cut short"):
         begin, directory = _directory(file, size)
         members: dict[str, Member] = {}
         end = 0
@@ -51,16 +51,12 @@ def members_of(file: BinaryIO, size: int) -> dict[str, Member]:
             position = start + 30 + names + extras
             same = mark == b"PK\3\4" and file.read(names) == name and name.decode() not in members
             if not same or start < end or position + member.size > begin:
-                raise FileError(
+                raise DamagedError(
                     "it is a damaged zip archive: its members are not where they belong"
                 )
             members[name.decode()] = member._replace(position=position)
             end = position + member.size
         return members
-    except (struct.error, ValueError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError("it is a damaged zip archive, or cut short") from error
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, bytes]:
@@ -70,19 +66,19 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, bytes]:
     tail = file.read(size - start)
     place = tail.rfind(b"PK\5\6")
     if place < 0:
-        raise FileError("it is cut short: the end of its zip archive is missing")
+        raise DamagedError("it is cut short: the end of its zip archive is missing")
     length, begin, comment = struct.unpack_from("<12xLLH", tail, place)
     end = start + place
     if end + 22 + comment != size:
-        raise FileError("it is a damaged zip archive: it does not end with its directory")
+        raise DamagedError("it is a damaged zip archive: it does not end with its directory")
     if _LONG in (length, begin):
         mark, end = struct.unpack_from("<4s4xQ", tail, place - 20)
         file.seek(min(end, size) if mark == b"PK\6\7" else 0)
         mark, length, begin = struct.unpack("<4s36xQQ", file.read(56))
         if mark != b"PK\6\6":
-            raise FileError("it is a damaged zip archive: its directory cannot be found")
+            raise DamagedError("it is a damaged zip archive: its directory cannot be found")
     if length > LONGEST_DIRECTORY or begin + length > end:
-        raise FileError("it is a damaged zip archive: its directory is too long")
+        raise DamagedError("it is a damaged zip archive: its directory is too long")
     file.seek(begin)
     return begin, file.read(length)
 
@@ -94,7 +90,7 @@ def _entries(directory: bytes) -> Iterator[tuple[int, bytes, Member]]:
         fields = struct.unpack_from("<4s4xHH4xLLLHHH8xL", directory, place)
         mark, flags, method, crc, packed, length, names, extras, comment, start = fields
         if mark != b"PK\1\2":
-            raise FileError("it is a damaged zip archive: an entry is none")
+            raise DamagedError("it is a damaged zip archive: an entry is none")
         place += 46
         name, extra = directory[place : place + names], directory[place + names :][:extras]
         place += names + extras + comment
