@@ -1,5 +1,6 @@
 """Training on several ranks that is stopped, killed, and resumed on others."""
 
+import itertools
 import os
 import random
 import re
@@ -163,11 +164,12 @@ def test_an_output_folder_that_cannot_be_written_is_told_once(photos, tmp_path):
     assert code == 2
 
 
-def both(first, second):
-    """Start one rank with some arguments and another with others."""
-    words = [sys.executable, commands.__file__, "train"]
+def each(*arguments):
+    """Start one rank with each of these lists of arguments."""
+    words = ["-n", "1", sys.executable, commands.__file__, "train"]
+    jobs = [[*words, *map(str, own), ":"] for own in arguments]
     return subprocess.Popen(
-        [MPIEXEC, "-n", "1", *words, *map(str, first), ":", "-n", "1", *words, *map(str, second)],
+        [MPIEXEC, *itertools.chain(*jobs)][:-1],
         env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -177,7 +179,7 @@ def both(first, second):
 
 def test_ranks_that_begin_with_other_things_are_refused(photos, tmp_path):
     arguments = ("--data", photos, *OPTIONS, "--out", tmp_path / "run")
-    code, _, complaints = finish(both(arguments, (*arguments, "--seed", "5")))
+    code, _, complaints = finish(each(arguments, (*arguments, "--seed", "5")))
     assert code == 2
     assert re.search(r"rank 1 \(.*\) begins with another seed than rank 0, 5 for 0", complaints)
     assert complaints.count("error:") == 1, complaints
@@ -186,9 +188,23 @@ def test_ranks_that_begin_with_other_things_are_refused(photos, tmp_path):
 def test_what_one_rank_cannot_read_is_said_by_it(photos, tmp_path):
     arguments = (*OPTIONS, "--mean", "image", "--out", tmp_path / "run")
     nowhere = ("--data", tmp_path / "nowhere", *arguments)
-    code, _, complaints = finish(both(("--data", photos, *arguments), nowhere))
+    code, _, complaints = finish(each(("--data", photos, *arguments), nowhere))
     assert code == 2, complaints
     assert re.search(r"rank 1 \(.*\): error: .*nowhere", complaints)
+
+
+def test_ranks_that_fail_at_once_are_told_apart(photos, tmp_path):
+    """The first says why; beside one that is at work, each that failed does."""
+    arguments = (*OPTIONS, "--mean", "image", "--out", tmp_path / "run")
+    nowhere = [("--data", tmp_path / f"nowhere{number}", *arguments) for number in range(2)]
+    code, _, complaints = finish(each(*nowhere))
+    assert code == 2, complaints
+    assert re.fullmatch(r"rank 0 \(.*\): error: .*nowhere0.*\n", complaints)
+    code, _, complaints = finish(each(("--data", photos, *arguments), *nowhere))
+    assert code == 2, complaints
+    told = re.findall(r"^rank (\d) \(.*\): error: .*nowhere(\d)", complaints, re.MULTILINE)
+    assert 1 <= len(told) == complaints.count(": error: "), complaints
+    assert {*told} <= {("1", "0"), ("2", "1")}
 
 
 def test_divergence_ends_all_ranks_alike(photos, tmp_path):

@@ -132,8 +132,6 @@ def begin(
             held.enter_context(stop)
         if args.tensorboard and ranks.first:
             held.enter_context(shown_by_tensorboard(trainer))
-    except WorkerError as error:
-        return complain(error, FAILED)
     except MemoryError as error:
         reason = "the memory does not suffice: lower --batch-size"
         return complain(f"{reason} ({one_sentence(error)})", FAILED)

@@ -20,6 +20,10 @@ LOSSES = "losses"
 """Label of what ranks tell in every step."""
 
 
+class OtherRankError(Exception):
+    """Cause of an error that another rank has met, and tells."""
+
+
 class SharedStop(StopRequest):
     """Request to stop that all ranks heed at the same step."""
 
@@ -133,14 +137,13 @@ class Ranks:
 
         Raises the problem of any rank.
         """
-        why = problem and [type(problem).__name__, one_sentence(problem)]
-        told = [sums.count, list(bad.reasons.items()), bad.lasting, why]
+        told = [sums.count, list(bad.reasons.items()), bad.lasting, problem and _told(problem)]
         everything = self.link.share("sums", told).wait()
         if problem is not None:
             raise problem
         for rank, (count, unreadable, lasting, why) in enumerate(everything):
             if why:
-                raise _error(rank, *why)
+                raise _error(rank, *why) from OtherRankError()
             sums.count += count if rank != self.rank else 0
             bad.lasting = bad.lasting and lasting
             bad.reasons.update(dict(unreadable))
@@ -190,7 +193,7 @@ class Ranks:
         data.leave_out({i: reason for i, reason in found.items() if i not in data.unreadable})
         for rank, one in enumerate(everything):
             if problem := one.get("problem"):
-                raise _error(rank, *problem)
+                raise _error(rank, *problem) from OtherRankError()
         if found:
             data.check_left_out(len(known))
         return everything
@@ -201,10 +204,15 @@ class Ranks:
             yield from batches
         except (DataError, WorkerError) as error:
             with suppress(DataError, WorkerError):
-                self.tell(label, data, problem=[type(error).__name__, one_sentence(error)])
+                self.tell(label, data, problem=_told(error))
             raise
 
 
-def _error(rank: int, kind: str, text: str) -> Exception:
+def _told(error: Exception) -> tuple[bool, str]:
+    """Return whether an error is of a worker, and its text."""
+    return isinstance(error, WorkerError), one_sentence(error)
+
+
+def _error(rank: int, of_worker: bool, text: str) -> Exception:
     """Return the error that another rank has raised."""
-    return {"WorkerError": WorkerError}.get(kind, DataError)(f"rank {rank}: {text}")
+    return (WorkerError if of_worker else DataError)(f"rank {rank}: {text}")
