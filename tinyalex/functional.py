@@ -17,6 +17,7 @@ from tinyalex.autograd import Function
 from tinyalex.backends.bfloat16 import is_bfloat16
 from tinyalex.backends.devices import device_of, using
 from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions
+from tinyalex.backends.numerics import LONG
 from tinyalex.grad_mode import is_grad_enabled
 from tinyalex.ops import activation, conv, fused, loss, matmul, normalization, pool, shape
 from tinyalex.ops.arguments import (
@@ -352,7 +353,8 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     A `tinyalex.nn.Sequential` calls this for a Linear that is followed by a ReLU.
     """
-    if fused.available(_tensor(x, "x").data, "linear_relu"):
+    short = math.prod(_tensor(x, "x").shape[-1:]) <= LONG  # else it is summed in pieces
+    if short and fused.available(x.data, "linear_relu"):
         return _linear(fused.LinearReLU, x, weight, bias)
     return relu(linear(x, weight, bias))
 

@@ -9,6 +9,7 @@ from helpers import normal
 
 import gpu_arithmetic
 import tinyalex as ta
+import tinyalex.functional as F
 from gpu.cases import Case, Net
 from tinyalex import models, optim
 from tinyalex.backends.cuda.conv import choose, tensor_cores
@@ -16,8 +17,10 @@ from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.devices import move, use
 from tinyalex.backends.layout import copy_images, copy_with_room, with_room
+from tinyalex.backends.numerics import LONG
 from tinyalex.data import Batch
 from tinyalex.models import VARIANTS
+from tinyalex.ops.activation import ReLU
 from tinyalex.ops.fused import LinearReLU
 from tinyalex.training.gpu_steps import GPUSteps
 
@@ -124,3 +127,10 @@ def test_each_thread_has_counters_of_its_own():
 def test_a_linear_layer_and_its_relu_are_one_op():
     y = thin("paper").classifier[:2](ta.zeros((1, 64)).to("cuda"))
     assert isinstance(y.grad_fn, LinearReLU)
+
+
+def test_a_linear_layer_summed_in_pieces_and_its_relu_are_two_ops(rng):
+    x, weight = normal(rng, (2, LONG + 4)), normal(rng, (3, LONG + 4))
+    y = F.linear_relu(*(ta.Tensor(a, requires_grad=True).to("cuda") for a in (x, weight)))
+    assert type(y.grad_fn) is ReLU
+    np.testing.assert_allclose(y.cpu().data, np.maximum(x @ weight.T, 0))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from tinyalex import backends
 from tinyalex.autograd import Function
 from tinyalex.backends.geometry import ConvOptions, NormOptions, PoolOptions
-from tinyalex.backends.numerics import LONG
 from tinyalex.backends.types import Array
 from tinyalex.ops import conv, normalization, pool
 from tinyalex.ops.matmul import Linear
@@ -50,11 +49,7 @@ class LinearReLU(Linear):
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         x, weight, bias = backends.operands(x, weight, bias)
-        kernels = backends.of(x)
-        if x.shape[1] > LONG:  # summed in pieces
-            y = kernels.relu(super().forward(x, weight, bias))
-        else:
-            y = kernels.linear_relu(x, weight, bias)
+        y = backends.of(x).linear_relu(x, weight, bias)
         need_x, need_weight, _ = self.needs_input_grad
         self.save(x if need_weight else None, weight if need_x else None, y)
         return y
