@@ -24,12 +24,12 @@ from gpu.run import Campaign
 from gpu.rungs import PASSES
 from tinyalex import nn
 from tinyalex.backends import cuda
+from tinyalex.backends.cuda.channels import widened
 from tinyalex.backends.cuda.conv import hopper
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tensor_cores import applicable, conv_forward_tensor
 from tinyalex.backends.cuda.conv.tiles import TILES, Cut
-from tinyalex.backends.cuda.linear import FEW, few_rows
-from tinyalex.backends.geometry import ConvOptions
+from tinyalex.backends.cuda.linear import FEW, _pixels, _shape, few_rows
 from tinyalex.backends.gpu import cupy, download
 from tinyalex.backends.layout import as_nchw, copy_with_room, in_fours
 
@@ -166,7 +166,7 @@ def versions(row: Row) -> dict[str, Callable[[], Call]]:
     if row.kernel not in OPERANDS:
         return _few_rows(row) if row.kernel == "linear" else {}
     options = row.arguments[-1]
-    given = row.arguments if options.groups > 1 else tuple(map(widened, row.arguments))
+    given = row.arguments if options.groups > 1 else tuple(map(in_room, row.arguments))
     image, weight = (getattr(a, "shape", a) for a in itemgetter(*OPERANDS[row.kernel])(given))
     shape = ConvShape.of(image, weight, options)
     which, _, wrap, tensor = next(p for p in PASSES if p[1] == row.kernel)
@@ -193,9 +193,8 @@ def _few_rows(row: Row) -> dict[str, Callable[[], Call]]:
     x, weight, bias = row.arguments
     if len(x) > FEW:
         return {}
-    shape = ConvShape.of((*x.shape, 1, 1), (*weight.shape, 1, 1), ConvOptions())
-    pixels = (a.reshape(len(a), 1, 1, -1) for a in (x, weight))
-    operands = *pixels, bias, shape, ta.get_float32_matmul_precision()
+    shape = _shape(*x.shape, len(weight))
+    operands = _pixels(x), _pixels(weight), bias, shape, ta.get_float32_matmul_precision()
     return {
         f"{run.OURS} few rows": lambda: lambda: few_rows(x, weight, bias),
         f"{run.OURS} tensor cores": lambda: (
@@ -204,14 +203,11 @@ def _few_rows(row: Row) -> dict[str, Callable[[], Call]]:
     }
 
 
-def widened(argument: Any) -> Any:
+def in_room(argument: Any) -> Any:
     """Return images or weights with channels of zeros, `in_fours`."""
-    if getattr(argument, "ndim", 0) != 4 or argument.shape[1] % 4 == 0:
+    if getattr(argument, "ndim", 0) != 4:
         return argument
-    N, C, H, W = argument.shape
-    wide = cupy().zeros((N, H, W, in_fours(C)), argument.dtype)
-    wide[..., :C] = argument.transpose(0, 2, 3, 1)
-    return as_nchw(wide)
+    return as_nchw(widened(argument, in_fours(argument.shape[1])))
 
 
 def ours(row: Row) -> Call:

@@ -106,7 +106,6 @@ class MPICommunicator(MPIThread):
 
     def _connect(self, index: int) -> None:
         self._gpu = GPULink(index, self.rank)
-        self._awaited = "the GPU, NCCL or MPI"
         way = self._gpu.join(self._agree(["connect"], self._gpu.offer()))
         self.engine += f", arrays on GPUs {way}"
 

@@ -96,6 +96,8 @@ class MPIThread(Communicator):
     dead, stopped or cut off, or its main thread hangs.
     """
 
+    _gpu: Any = None
+
     def __init__(self, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
         self.rank = self.size = -1
@@ -115,7 +117,6 @@ class MPIThread(Communicator):
         self._exit_code: int | None = None
         self._closed = False
         self._watcher: Watcher | None = None
-        self._awaited = "MPI"
         self._left: set[int] = set()  # ranks that have taken their leave
         self._dropped: Open = []  # messages on their way when the first did
         start = self._put("start", self._start)
@@ -157,8 +158,9 @@ class MPIThread(Communicator):
         self.waited += time.monotonic() - begun
 
     def _give_up(self, label: str) -> NoReturn:
+        awaited = "MPI" if self._gpu is None else "the GPU, NCCL or MPI"
         self.abort(
-            f"{self._at(label)}{self._awaited} has not answered within {self.timeout:g} s"
+            f"{self._at(label)}{awaited} has not answered within {self.timeout:g} s"
             if self.rank >= 0
             else f"MPI has not started on all ranks within {self.timeout:g} s"
         )
