@@ -72,6 +72,11 @@ def make_folder(path: str | os.PathLike[str]) -> None:
         above.sync()
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return `path`, or the folder above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def new_folder(path: str | os.PathLike[str]) -> Path:
     """Make and return a new folder, numbered if the name is taken."""
     path, number = Path(path), 1

@@ -12,6 +12,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from tinyalex.optional import PackageError, borrowed
@@ -237,6 +238,11 @@ def one_sentence(error: BaseException) -> str:
     if isinstance(error, (LookupError, TypeError, AttributeError)):  # whose texts say too little
         return f"{kind}: {text}"
     return text or kind
+
+
+def unwritable(folder: Path, reason: str) -> str:
+    """Return the words on a folder that cannot be written to."""
+    return f"{printable(folder)} cannot be written to ({reason})"
 
 
 def _is_nowhere() -> bool:

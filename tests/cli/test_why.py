@@ -25,8 +25,9 @@ from tinyalex.pictures.why import (
     last_maps,
     occlusion,
 )
-from tinyalex.pictures.why_sheet import Why, explain, why_picture
+from tinyalex.pictures.why_sheet import MEANINGS, Why, explain, why_picture
 from tinyalex.tensor import Tensor
+from tinyalex.text import percent
 from tinyalex.training import load_classifier
 
 pytest_plugins = ("trained",)
@@ -382,7 +383,14 @@ def test_maps_show_the_pattern_once_the_network_has_learned_it(learned):
 def test_rounding_is_no_evidence(rng):
     seen, noise = np.zeros((8, 8, 3), np.uint8), rng.standard_normal((8, 8)).astype(np.float32)
     why = Why(seen, np.ones(1, np.float32), 0, 1e-7 * noise, noise, noise)
-    coloured, highest = why.heat("occlusion")
-    assert highest == 1e-4
+    coloured, figure = why.heat("occlusion")
+    assert figure == percent(1e-4)
     assert coloured.max() < 10  # of 255: black
-    assert why.heat("grad_cam")[0].max() > 100
+    coloured, figure = why.heat("grad_cam")
+    assert coloured.max() > 100
+    assert float(figure) == pytest.approx(np.quantile(noise, 0.995), rel=0.05)
+
+
+def test_a_map_that_is_0_everywhere_has_no_figure():
+    why = Why(np.zeros((8, 8, 3), np.uint8), np.ones(1), 0, *np.zeros((3, 8, 8)))
+    assert [why.heat(name)[1] for name in MEANINGS] == [percent(1e-4), "", ""]

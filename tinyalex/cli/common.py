@@ -16,9 +16,9 @@ from tinyalex.data import WorkerError, worker_threads
 from tinyalex.data.image import EXTENSIONS, FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import images_below, in_words
 from tinyalex.data.layout import LAYOUTS
-from tinyalex.folders import FAULTS_OF_THE_DISK, make_folder
+from tinyalex.folders import FAULTS_OF_THE_DISK, make_folder, nearest_folder
 from tinyalex.interrupts import FAILED, USAGE, leaving_on_signals
-from tinyalex.progress import one_sentence, open_standard_streams, warn
+from tinyalex.progress import one_sentence, open_standard_streams, unwritable, warn
 from tinyalex.text import escaped, printable
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
@@ -118,14 +118,13 @@ def check_writable(folder: Path, make: bool = False, advice: str = ELSEWHERE) ->
     try:
         if make:
             make_folder(folder)
-        while not place.exists():
-            place = place.parent
+        place = nearest_folder(folder)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         where = "" if place == folder else f"{printable(place)}: "
-        reason = f"{printable(folder)} cannot be written to ({where}{error.strerror})"
-        raise OSError(error.errno, f"{reason}: {advice}") from error
+        told = unwritable(folder, f"{where}{error.strerror}")
+        raise OSError(error.errno, f"{told}: {advice}") from error
 
 
 def find_images(paths: list[str]) -> Iterator[str]:

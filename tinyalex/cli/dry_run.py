@@ -16,8 +16,9 @@ import numpy as np
 
 from tinyalex import random
 from tinyalex.data import Batch
+from tinyalex.folders import nearest_folder
 from tinyalex.grad_mode import no_grad
-from tinyalex.progress import duration, one_sentence, say
+from tinyalex.progress import duration, one_sentence, say, unwritable
 from tinyalex.text import counted, printable
 from tinyalex.training.checkpoint import Checkpoints, load_checkpoint
 from tinyalex.training.divergence import DivergedError
@@ -78,7 +79,7 @@ def dry_run(run: Run, out: Path) -> None:
         raise DivergedError(f"the validation loss is {loss.item()}")
     say(f"ok  {counted(len(held_out), 'validation image')} evaluated: loss {loss.item():.3f}")
 
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    place = nearest_folder(out)
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place) as temporary:
         checkpoints = Checkpoints(temporary)
         try:
@@ -86,7 +87,7 @@ def dry_run(run: Run, out: Path) -> None:
             checkpoints.save(run)
         except OSError as error:
             why = one_sentence(error).replace(temporary, str(out))
-            raise OSError(f"cannot write to the folder {printable(out)}: {why}") from error
+            raise OSError(unwritable(out, why)) from error
         size = checkpoints.last.stat().st_size
         written = load_checkpoint(checkpoints.last)
     found = written.get("learning", written["classifier"]["weights"])

@@ -27,7 +27,7 @@ from tinyalex.data.prepare import prepare, source_images
 from tinyalex.data.worker_processes import WorkerError
 from tinyalex.folders import locked
 from tinyalex.interrupts import DONE, FAILED, USAGE, leaving_on_signals
-from tinyalex.progress import Progress, duration, one_sentence, say, warn
+from tinyalex.progress import Progress, duration, one_sentence, say, unwritable, warn
 from tinyalex.text import counted, printable
 from tinyalex.threads import available_cores
 
@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 lock = held.enter_context(locked(args.target))
             except OSError as error:
-                raise DataError(
-                    f"cannot write to {printable(args.target)}: {one_sentence(error)}"
-                ) from error
+                raise DataError(unwritable(args.target, one_sentence(error))) from error
             work = (args.source, found, args.target, options, args.processes)
             result = prepare(*work, show, lock.where)
     except (WorkerError, OSError, MemoryError) as error:

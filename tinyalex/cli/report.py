@@ -46,7 +46,7 @@ from tinyalex.pictures.report import data_uri, jpeg, load_template, png
 from tinyalex.pictures.sheets import first_filters
 from tinyalex.pictures.why_sheet import MEANINGS, explain
 from tinyalex.progress import Progress, one_sentence, say
-from tinyalex.text import percent, printable
+from tinyalex.text import printable
 from tinyalex.threads import set_num_threads
 from tinyalex.training import (
     Answers,
@@ -365,9 +365,8 @@ def whys(classifier: Classifier, dataset: Dataset, progress: Progress) -> list[d
         why = explain(classifier, image, progress=progress)
         pixels = {"The image": why.seen}
         for map_name, (heading, _) in MEANINGS.items():
-            coloured, highest = why.heat(map_name)
-            scale = f", at most {percent(highest)}" if map_name == "occlusion" else ""
-            pixels[heading + scale] = coloured
+            coloured, figure = why.heat(map_name)
+            pixels[f"{heading}, at most {figure or 0}"] = coloured
         found.append(
             {
                 "title": title(dataset, place),

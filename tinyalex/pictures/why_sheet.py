@@ -39,8 +39,8 @@ MEANINGS = {
 }
 """Titles of the maps, and what their colours mean."""
 
-LEAST = {"occlusion": 1e-4}
-"""Least brightest value: smaller losses of probability are mostly rounding."""
+LEAST = 1e-4
+"""Least brightest value of occlusion: smaller losses of probability are mostly rounding."""
 
 DARK = "#555555"
 
@@ -65,13 +65,20 @@ class Why(NamedTuple):
     input_gradient: np.ndarray
     grad_cam: np.ndarray
 
-    def heat(self, name: str) -> tuple[np.ndarray, float]:
-        """Return a map's colours over the image, and its brightest value."""
+    def heat(self, name: str) -> tuple[np.ndarray, str]:
+        """Return a map's colours over the image, and its brightest value.
+
+        That is in words, and a map that is 0 everywhere has none; occlusion is `LEAST` at least.
+        """
         values = np.nan_to_num(getattr(self, name))
-        # A few glaring pixels would darken all others.
-        highest = max(float(np.quantile(values, 0.995)), LEAST.get(name, 0.0))
-        shares = values / highest if highest > 0 else np.zeros_like(values)
-        return _coloured(self.seen, shares), highest
+        highest = float(np.quantile(values, 0.995))  # a few glaring pixels would darken all others
+        figure = f"{highest:.2g}"
+        if name == "occlusion":
+            highest = max(highest, LEAST)
+            figure = percent(highest)
+        if highest <= 0:
+            return _coloured(self.seen, np.zeros_like(values)), ""
+        return _coloured(self.seen, values / highest), figure
 
 
 def explain(
@@ -132,14 +139,12 @@ def why_picture(
     place = panel(0, title, why.seen)
     draw_answers(draw, place, side, why.probabilities, classes, label)
     for number, (name, (heading, _)) in enumerate(MEANINGS.items(), start=1):
-        pixels, highest = why.heat(name)
+        pixels, figure = why.heat(name)
         x, y = panel(number, heading, pixels)
         middle = np.full((1, 256, 3), 128)
         sheet.paste(_scaled(_coloured(middle, np.linspace(0, 1, 256)[None]), side, bar), (x, y))
-        figure = percent(highest) if name == "occlusion" else f"{highest:.2g}"
-        draw.text((x, y + bar + 3), "0" if highest > 0 else "0 everywhere", INK, small)
-        if highest > 0:
-            draw.text((x + side, y + bar + 3), figure, INK, small, anchor="ra")
+        draw.text((x, y + bar + 3), "0" if figure else "0 everywhere", INK, small)
+        draw.text((x + side, y + bar + 3), figure, INK, small, anchor="ra")
         for row, words in enumerate(texts[name]):
             draw.text((x, y + bar + 22 + line * row), words, DARK, small)
     return sheet

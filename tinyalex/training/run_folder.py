@@ -12,8 +12,7 @@ from typing import Any
 from tinyalex.folders import FolderLock, locked, open_regular
 from tinyalex.grad_mode import no_grad
 from tinyalex.interrupts import StopRequest
-from tinyalex.progress import Progress, one_sentence
-from tinyalex.text import printable
+from tinyalex.progress import Progress, one_sentence, unwritable
 from tinyalex.training.checkpoint import (
     LAST,
     Checkpoints,
@@ -76,9 +75,7 @@ def open_run_folder(
                 checkpoints.save(run)
                 load_checkpoint(checkpoints.last)
         except OSError as error:
-            raise OSError(
-                f"cannot write to the folder {printable(out)}: {one_sentence(error)}"
-            ) from error
+            raise OSError(unwritable(out, one_sentence(error))) from error
         yield Trainer(run, checkpoints, metrics, progress)
 
 
