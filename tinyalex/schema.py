@@ -20,6 +20,17 @@ EXACT = 2**53
 """Up to here every whole number is a float as well."""
 
 
+class SettingError(ValueError):
+    """Value that a setting cannot have.
+
+    A command calls the setting by its option.
+    """
+
+    def __init__(self, setting: str, reason: str) -> None:
+        super().__init__(f"{setting} {reason}")
+        self.setting, self.reason = setting, reason
+
+
 @dataclass(frozen=True)
 class Rule:
     """Condition on a value, and words for it; `a | b` is either."""

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
     ("arguments", "expected"),
     [
         (["--variant", "vgg"], "invalid choice: 'vgg'"),
-        (["--lr", "nan"], "lr must be a finite number > 0, got nan"),
+        (["--lr", "nan"], "error: --lr must be a finite number > 0, got nan"),
         (["--lr", "fast"], "invalid float value: 'fast'"),
         (["--batch-size", "58"], "a batch of 58 needs more than the 57 images"),
         (["--threads", "1000000"], "the number of threads must be at most"),
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
         (["--shade", "blue"], "unrecognized arguments: --shade blue"),
         (["--steps", "0"], "--steps: expected a whole number >= 1, got '0'"),
         (["--time-limit", "2 days"], "expected a time like 2h, 1h30m or 90s, got '2 days'"),
-        (["--overfit", "58"], "overfit must be at most 57"),
+        (["--overfit", "58"], "error: --overfit must be at most 57"),
         (["--overfit", "5", "--dry-run"], "not allowed with argument"),
         (["--overfit", "5", "--time-limit", "1h"], "does not train: leave --time-limit out"),
         (["--dry-run", "--steps", "5"], "--dry-run does not train: leave --steps out"),
@@ -66,6 +66,23 @@ def test_arguments_that_cannot_be(photos, tmp_path, arguments, expected):
     code, _, complaints = train_on(photos, tmp_path / "out", *arguments)
     assert_refused(code, complaints, expected)
     assert not list(tmp_path.iterdir())
+
+
+BAD = {
+    **dict.fromkeys(("epochs", "batch_size", "workers", "threads", "shards", "lr"), "0"),
+    **dict.fromkeys(("weight_decay", "mixup", "average", "seed", "image_cache"), "-1"),
+    **dict.fromkeys(("dropout", "label_smoothing", "input_size", "first_size"), "1"),
+    **{"freeze": "conv1", "unfreeze_after": "1", "head_lr_factor": "2", "layer_lr_decay": "0.5"},
+    **{"precision": "high", "parallel": "towers", "read_loss_every": "11", "cuda_graph": None},
+}
+"""Values that settings cannot have."""
+
+
+@pytest.mark.parametrize(("setting", "value"), BAD.items(), ids=str)
+def test_a_setting_is_called_by_its_option(tmp_path, setting, value):
+    option = f"--{setting.replace('_', '-')}"
+    code, _, complaints = run(TRAIN, option, *filter(None, [value]), "--out", tmp_path / "run")
+    assert_refused(code, complaints, f"error: {option} must be ")
 
 
 NAMES = {

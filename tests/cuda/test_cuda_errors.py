@@ -151,8 +151,8 @@ def test_a_run_is_resumed_without_its_gpu(standin, monkeypatch, photos, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [(["--device", "tpu"], "expected a device, "),
-     (["--cuda-graph"], "cuda-graph must be off without a GPU (--device cuda), got True"),
-     (["--precision", "high"], "precision must be highest without a GPU (--device cuda), got 'hi"),
+     (["--cuda-graph"], "--cuda-graph must be off without a GPU (--device cuda), got True"),
+     (["--precision", "high"], "--precision must be highest without a GPU (--device cuda), got '"),
      (["--read-loss-every", 11], "read-loss-every must be a whole number from 1 to 10, got 11")],
 )  # fmt: skip
 def test_options_that_cannot_be(photos, tmp_path, arguments, expected):

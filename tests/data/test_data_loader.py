@@ -325,7 +325,7 @@ def test_an_empty_data_set_is_refused():
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 51}, "lower batch_size"),
+        ({"batch_size": 51}, "take smaller batches"),
         ({"workers": 0}, "workers"),
         ({"prefetch": 0}, "prefetch"),
         ({"seed": -1}, "seed"),

@@ -52,7 +52,7 @@ def test_resuming_a_finished_run_changes_nothing(copy, trained):
 def test_a_longer_run_goes_on_where_the_shorter_ended(copy, trained):
     code, said, _ = run(TRAIN, "--resume", copy, "--epochs", 4, "--workers", 1)
     assert code == 0
-    assert "changed: epochs 3 then, 4 now, workers 2 then, 1 now\n" in said
+    assert "changed: --epochs 3 then, 4 now, --workers 2 then, 1 now\n" in said
     before, after = (read_metrics(f / "metrics.jsonl") for f in (trained, copy))
     assert after[: len(before)] == before
     assert after[-1]["epoch"] == 4
@@ -72,7 +72,7 @@ def test_what_more_epochs_do_to_the_schedule(photos, tmp_path, capsys, schedule,
     run = new_run(tiny_settings(photos, schedule=schedule))
     Checkpoints(tmp_path).save(run)
     read_arguments(["--resume", str(tmp_path), "--epochs", "5"])
-    assert capsys.readouterr().out == f"changed: epochs 3 then, {said}\n"
+    assert capsys.readouterr().out == f"changed: --epochs 3 then, {said}\n"
     longer = resumed(tmp_path, epochs=5).schedule
     same = [longer.factor(step) == run.schedule.factor(step) for step in range(21)]
     assert all(same) == (schedule != "cosine")
@@ -112,7 +112,7 @@ def test_a_run_with_the_mean_image_and_noise_from_end_to_end(photos, tmp_path):
     assert json.loads((out / "run.json").read_text())["mean"] == pytest.approx([125] * 3, abs=6)
     assert run(TRAIN, "--resume", out, "--epochs", 2)[0] == 0
     code, _, complaints = run(TRAIN, "--resume", out, "--mean", "colour")
-    assert_refused(code, complaints, "mean image then, colour now")
+    assert_refused(code, complaints, "--mean image then, colour now")
     scores = read_metrics(out / "metrics.jsonl")[-1]
     code, said, _ = run("evaluate", out / "last.safetensors")
     assert code == 0
@@ -124,8 +124,11 @@ def test_a_run_with_the_mean_image_and_noise_from_end_to_end(photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--lr", "0.5", "--seed", "3"], "other settings (lr 0.02 then, 0.5 now, seed 0 then, 3"),
-        (["--lr", "0.5", "--allow-change"], "is finished, with other settings (lr "),
+        (
+            ["--lr", "0.5", "--seed", "3"],
+            "other settings (--lr 0.02 then, 0.5 now, --seed 0 then, 3",
+        ),
+        (["--lr", "0.5", "--allow-change"], "is finished, with other settings (--lr "),
         (["--lr", "0.5"], "leave these options out to resume it, or add --allow-change"),
         (
             ["--seed", "3", "--allow-change"],
@@ -133,7 +136,7 @@ def test_a_run_with_the_mean_image_and_noise_from_end_to_end(photos, tmp_path):
         ),
         (["--batch-size", "9", "--allow-change"], "or start a new run with another --out"),
         (["--steps", "21"], "has 21 steps behind it already"),
-        (["--variant", "paper", "--input-size", "224"], "variant tiny then, paper now"),
+        (["--variant", "paper", "--input-size", "224"], "--variant tiny then, paper now"),
         (["--epochs", "2"], "has 3 epochs behind it already"),
         (["--out", "elsewhere"], "not allowed with argument --resume"),
         (["--overfit", "3"], "--overfit begins with fresh weights: leave --resume out"),

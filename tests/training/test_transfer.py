@@ -432,23 +432,23 @@ def test_a_few_images_are_less_than_a_batch(trained, others, tmp_path):
         ),
         ({"freeze": "conv5"}, "freeze must be a layer from conv1 to fc2"),
         ({"freeze": 3}, "freeze must be None or text"),
-        ({"freeze": None, "unfreeze_after": 1}, "unfreeze-after must be given with --freeze only"),
-        ({"unfreeze_after": 4}, "unfreeze-after must be below the 4 epochs, got 4"),
-        ({"unfreeze_after": 0}, "unfreeze-after must be None or a whole number >= 1, got 0"),
-        ({"head_lr_factor": -1.0}, "head-lr-factor must be a number from 0 to 1e6"),
-        ({"layer_lr_decay": 0.0}, "layer-lr-decay must be above 0, at most 1"),
-        ({"layer_lr_decay": 1.5}, "layer-lr-decay must be above 0, at most 1"),
+        ({"freeze": None, "unfreeze_after": 1}, "unfreeze_after must be given with --freeze only"),
+        ({"unfreeze_after": 4}, "unfreeze_after must be below the 4 epochs, got 4"),
+        ({"unfreeze_after": 0}, "unfreeze_after must be None or a whole number >= 1, got 0"),
+        ({"head_lr_factor": -1.0}, "head_lr_factor must be a number from 0 to 1e6"),
+        ({"layer_lr_decay": 0.0}, "layer_lr_decay must be above 0, at most 1"),
+        ({"layer_lr_decay": 1.5}, "layer_lr_decay must be above 0, at most 1"),
         (
             {"freeze": "fc2", "layer_lr_decay": 0.5},
-            "layer-lr-decay must be 1 where fc3 alone learns",
+            "layer_lr_decay must be 1 where fc3 alone learns",
         ),
         (
             {"freeze": "fc2", "head_lr_factor": 0.0},
-            "head-lr-factor must be above 0 where fc3 alone",
+            "head_lr_factor must be above 0 where fc3 alone",
         ),
-        ({"initial_weights": "data"}, "initial-weights must be variant beside weights"),
+        ({"initial_weights": "data"}, "initial_weights must be variant beside weights"),
         ({"weights": None}, "freeze must be given with --weights only, got 'conv1'"),
-        ({"weights": None, "freeze": None}, "head-lr-factor must be given with --weights only"),
+        ({"weights": None, "freeze": None}, "head_lr_factor must be given with --weights only"),
     ],
 )
 def test_settings_that_do_not_go_together(photos, change, complaint):
@@ -518,12 +518,12 @@ def test_the_default_batch_leaves_few_images_out(trained, tmp_path, ash, elm, op
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--freeze", "conv9"], "freeze must be a layer from conv1 to fc2"),
+        (["--freeze", "conv9"], "error: --freeze must be a layer from conv1 to fc2"),
         (["--freeze", "fc3"], "for fc3 at least must learn"),
         (["--unfreeze-after", "2"], "given with --freeze only"),
         (["--variant", "paper"], "has weights of the variant tiny: leave --variant paper out"),
         (["--mean", "image"], "expects images minus a mean colour: leave --mean out"),
-        (["--input-size", "64"], "input-size must be 28 for the variant tiny"),
+        (["--input-size", "64"], "error: --input-size must be 28 for the variant tiny"),
         (["--resume", "RUN"], "--resume continues with the run's own weights: leave --weights out"),
         (
             ["--weights", "nowhere"],
@@ -552,4 +552,4 @@ def test_a_factor_for_a_head_that_stays_is_refused(trained, photos, tmp_path):
 @pytest.mark.parametrize("option", [["--freeze", "conv1"], ["--head-lr-factor", "2"]])
 def test_options_that_need_weights(others, tmp_path, option):
     code, _, complaints = train_on(others, tmp_path / "run", *option)
-    assert_refused(code, complaints, f"{option[0][2:]} must be given with --weights only")
+    assert_refused(code, complaints, f"error: {option[0]} must be given with --weights only")

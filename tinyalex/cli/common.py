@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tinyalex.backends.devices import DeviceError
-from tinyalex.cli.parser import Parser
+from tinyalex.cli.parser import Parser, option
 from tinyalex.data import WorkerError, worker_threads
 from tinyalex.data.image import EXTENSIONS, FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import images_below, in_words
@@ -19,6 +19,7 @@ from tinyalex.data.layout import LAYOUTS
 from tinyalex.folders import FAULTS_OF_THE_DISK, make_folder, nearest_folder
 from tinyalex.interrupts import FAILED, USAGE, leaving_on_signals
 from tinyalex.progress import one_sentence, open_standard_streams, unwritable, warn
+from tinyalex.schema import SettingError
 from tinyalex.text import escaped, printable
 from tinyalex.threads import get_num_threads
 from tinyalex.training.classifier import CROPS
@@ -176,5 +177,7 @@ def complain(error: BaseException | str, code: int | None = None) -> int:
     if code is None:
         lacks = isinstance(error, OSError) and error.errno in FAULTS
         code = FAILED if lacks or isinstance(error, (WorkerError, MemoryError)) else USAGE
+    if isinstance(error, SettingError):
+        error = f"{option(error.setting)} {error.reason}"
     warn(f"error: {escaped(error) if isinstance(error, str) else one_sentence(error)}")
     return code

@@ -78,6 +78,7 @@ def add_weight_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--variant",
+        choices=VARIANTS,
         metavar="NAME",
         help=f"which AlexNet a weight file is of, where it leaves that open: {', '.join(VARIANTS)}",
     )

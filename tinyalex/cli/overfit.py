@@ -46,7 +46,7 @@ def chosen_images(run: Run, count: int) -> Batch:
     """Return `count` training images of all classes, transformed as in evaluation."""
     dataset, transform = run.train_data.dataset, run.classifier.transform
     if count > len(dataset):
-        raise ValueError(f"overfit must be at most {len(dataset)}, the training images there are")
+        raise ValueError(f"--overfit must be at most {len(dataset)}, the training images there are")
     loader = Loader(dataset, count, transform)  # which takes the next one for an unreadable one
     batch = loader.batch_of(np.sort(of_all_classes(dataset.labels, count)))
     for name, reason in loader.bad:

@@ -76,6 +76,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return super()._get_help_string(action)
 
 
+def option(name: str) -> str:
+    """Return the option for a setting: "--batch-size" for "batch_size"."""
+    return "--" + name.replace("_", "-")
+
+
 def whole(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
     """Return a type of arguments: whole numbers from `least` to `most`."""
     expected = f"from {least} to {most}" if most < math.inf else f">= {least}"

@@ -87,9 +87,13 @@ def make_parser() -> Parser:
     )
     parser.add_argument("target", metavar="TARGET", type=path_in, help="folder to be made")
     parser.add_argument("--verify", action="store_true", help="check TARGET against its manifest")
-    parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="shorter side")
+    parser.add_argument(
+        "--size", type=whole(1, 10_000), default=256, metavar="PIXELS", help="shorter side"
+    )
     parser.add_argument("--format", choices=ENDINGS, default="jpeg", help="of the files made")
-    parser.add_argument("--quality", type=int, default=95, metavar="1..100", help="of a JPEG")
+    parser.add_argument(
+        "--quality", type=whole(1, 100), default=95, metavar="1..100", help="of a JPEG"
+    )
     parser.add_argument(
         "--processes",
         type=whole(most=1024),

@@ -11,9 +11,9 @@ from typing import Any
 
 from tinyalex.backends.devices import DeviceError, check
 from tinyalex.calls import command_line
-from tinyalex.cli.parser import Parser
+from tinyalex.cli.parser import Parser, option
 from tinyalex.cli.tensorboard import require_tensorboard
-from tinyalex.cli.train_parser import make_parser, option
+from tinyalex.cli.train_parser import make_parser
 from tinyalex.data.layout import image_folders
 from tinyalex.models import VARIANTS
 from tinyalex.progress import say, warn
@@ -221,7 +221,9 @@ def read_resumed(
     parser.set_defaults(**asdict(old))
     new = to_settings(parser.parse_args(argv), {})
     changed = old.differences(new)
-    listed = ", ".join(f"{n} {getattr(old, n)} then, {getattr(new, n)} now" for n in changed)
+    listed = ", ".join(
+        f"{option(n)} {getattr(old, n)} then, {getattr(new, n)} now" for n in changed
+    )
     on_request = set(changed) - set(CHANGEABLE)
     never = on_request - set(CHANGEABLE_ON_REQUEST)
     if never or (on_request and not args.allow_change):

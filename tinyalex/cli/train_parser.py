@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyalex.backends.precision import PRECISIONS
 from tinyalex.cli.common import add_device, add_layout, add_threads
-from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, positive, whole
+from tinyalex.cli.parser import Parser, name_in, option, parser_of, path_in, positive, whole
 from tinyalex.data.worker_threads import WORKERS
 from tinyalex.distributed.plan import STRATEGIES
 from tinyalex.models import VARIANTS
@@ -363,8 +363,3 @@ def make_parser(description: str | None = None) -> Parser:
     )
     instead.add_argument("--summary", action="store_true", help="print the table of layers")
     return parser
-
-
-def option(name: str) -> str:
-    """Return the option for a setting: "--batch-size" for "batch_size"."""
-    return "--" + name.replace("_", "-")

@@ -127,7 +127,7 @@ class Loader:
             raise DataError(
                 f"a batch of {batch_size} needs more than the "
                 f"{counted(len(dataset), 'image there is', 'images there are')}"
-                + (": lower batch_size" if len(dataset) else "")
+                + (": take smaller batches" if len(dataset) else "")
             )
 
     def __len__(self) -> int:

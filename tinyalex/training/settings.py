@@ -15,7 +15,7 @@ from tinyalex.distributed.plan import STRATEGIES, has_towers
 from tinyalex.interop.weights import array_names
 from tinyalex.models import VARIANTS, Recipe
 from tinyalex.models.alexnet import smallest_input
-from tinyalex.schema import FLAG, NOTHING, TEXT, Rule, check, number, one_of, whole
+from tinyalex.schema import FLAG, NOTHING, TEXT, Rule, SettingError, number, one_of, shown, whole
 from tinyalex.text import counted
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
@@ -137,7 +137,7 @@ def _absent(other: str, default: Any) -> Rule:
 class Settings:
     """Checked settings of a run; equal ones give equal bits.
 
-    Raises ValueError with one sentence for a value that cannot be.
+    Raises SettingError, a ValueError of one sentence, for a value that cannot be.
     """
 
     variant: str
@@ -247,7 +247,8 @@ class Settings:
 
     def _check(self, rules: Mapping[str, Rule]) -> None:
         for name, rule in rules.items():
-            check(getattr(self, name), rule, name.replace("_", "-"))
+            if not rule.holds(value := getattr(self, name)):
+                raise SettingError(name, f"must be {rule.expected}, got {shown(value)}")
 
     @property
     def recipe(self) -> Recipe:
