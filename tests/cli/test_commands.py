@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from commands import INSTALLED, ROOT, load
+from commands import INSTALLED, ROOT, assert_refused, load, run
 
+import tinyalex as ta
 from tinyalex.calls import SCRIPTS, call_of, pip_install
 from tinyalex.cli.main import COMMANDS, main
 from tinyalex.version import __version__
@@ -131,3 +132,40 @@ def test_a_command_gets_its_arguments_and_returns_its_exit_code(tmp_path, capsys
     with pytest.raises(SystemExit) as stop:
         main(["train", "--unknown"])
     assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+
+
+TOLD_FIRST = {
+    "train --weights {net} --out {file}/run": "{file}/run cannot be written to",
+    "train --weights {net} --out {full}": "{full} holds a run already",
+    "train --weights {net} --lr 0": "--lr must be a finite number > 0",
+    "train --weights {net} --data nowhere": "nowhere: expected a folder of class folders",
+    "evaluate {net} --out {file}/pictures": "{file}/pictures cannot be written to",
+    "evaluate {net} --data nowhere": "nowhere: expected a folder of class folders",
+    "probe {net} --out gone/probe.png": "--out must name a file in a folder that is there",
+    "probe {net} --data nowhere": "nowhere: expected a folder of class folders",
+    "look {net} filters --out {file}": "--out must name a .png file",
+    "look {net} neighbours --among nowhere photo.png": "nowhere: expected a folder",
+    "predict {net} photo.png --sort {file}/sorted": "{file}/sorted cannot be written to",
+    "predict {net} {empty}": "no images",
+    "report {run} --out {file}": "--out must name a .html file",
+    "report {run} --data nowhere": "nowhere: expected a folder of class folders",
+    "convert {net} /proc/net.onnx": "/proc cannot be written to",
+    "convert {net} out.onnx --mean nowhere": "nowhere: No such file",
+}
+"""Commands with something else that is wrong besides their file of weights, and what they say."""
+
+
+@pytest.mark.parametrize("words", TOLD_FIRST)
+def test_what_is_wrong_elsewhere_is_told_before_weights_are_read(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {name: tmp_path / name for name in ("net", "file", "full", "empty", "run")}
+    for name in ("full", "empty", "run"):
+        places[name].mkdir()
+    for path in (places["net"], places["file"], places["full"] / "last.safetensors"):
+        path.write_bytes(b"\x93NUMPY, but cut")
+    places["run"] = places["run"] / "best.safetensors"
+    places["run"].write_bytes(
+        ta.files.FORMAT.encode().join([b'\x40\0\0\0\0\0\0\0{"format":"', b'"'])
+    )
+    code, _, complaints = run(*shlex.split(words.format(**places)))
+    assert_refused(code, complaints, TOLD_FIRST[words].format(**places))

@@ -191,8 +191,8 @@ def test_pictures_of_other_images_leave_those_of_the_run(photos, copy):
     for arguments in (("neighbours", "--among", photos), ("answers", long)):
         assert run("look", copy, *arguments)[::2] == (0, "")
     assert mine.read_text() == "mine"
-    assert (copy / "photos-neighbours.png").is_file()
-    assert (copy / f"{'é' * 100}-answers.png").is_file()
+    assert [*copy.glob("photos-*-neighbours.png")]
+    assert [*copy.glob(f"{'é' * 100}-*-answers.png")]
 
 
 def test_neighbours_among_other_images(photos, trained, tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from commands import assert_refused, run
 from images import folder
 
+from tinyalex.cli.network import prefix_of
 from tinyalex.data.class_names import distinct, imagenet, read_class_names
 from tinyalex.files import FileError
 from tinyalex.interop import Weights, reading
@@ -61,8 +63,9 @@ def test_pictures_of_files_in_one_folder_do_not_replace_each_other(trained, phot
         assert run("evaluate", path, *data, "--crops", 1)[0] == 0
         assert run("probe", path, *data, "--shots", 2, "--draws", 1, "--no-cache")[0] == 0
         made.append({new.name for new in set(tmp_path.iterdir()) - before})
+    prefix = prefix_of(Path("best.safetensors"), [photos])
     others = (
-        f"photos-{name}.png" for name in ("confusion", "mistakes", "probe", "probe-neighbours")
+        f"{prefix}{name}.png" for name in ("confusion", "mistakes", "probe", "probe-neighbours")
     )
     plain = {"filters.png", *others}
     begin = ["" if path.name == "best.safetensors" else f"{path.name}-" for path in files]
@@ -80,10 +83,20 @@ def test_pictures_of_other_images_do_not_replace_those_of_the_run(copy, photos, 
     assert made("evaluate", "--crops", 1) == {"confusion.png", "mistakes.png"}
     again = ("--data", photos, "--held-out", "--crops", 1)
     assert made("evaluate", *again) == {"confusion.png", "mistakes.png"}
-    others = {"others-val-confusion.png", "others-val-mistakes.png"}
-    assert made("evaluate", "--data", tmp_path / "others/val", "--crops", 1) == others
-    image = photos / "elm/00.png"
-    assert made("look", "answers", image) == {"00.png-answers.png"}
+    data = tmp_path / "others/val"
+    prefix = prefix_of(copy / "best.safetensors", [data])
+    assert re.fullmatch(r"others-val-[0-9a-f]{6}-", prefix)
+    others = {f"{prefix}{name}.png" for name in ("confusion", "mistakes")}
+    assert made("evaluate", "--data", data, "--crops", 1) == others
+
+    elms = [photos / "elm/00.png", tmp_path / "elm/00.png"]
+    elms[1].parent.mkdir()
+    shutil.copy(*elms)
+    given = ([elms[0]], [elms[1]], elms, elms[:1])
+    (first,), (second,), (both,), (again,) = (made("look", "answers", *images) for images in given)
+    assert len({first, second, both}) == 3
+    assert again == first
+    assert re.fullmatch(r"00\.png-[0-9a-f]{6}-answers\.png", first)
 
 
 def test_a_thousand_classes_are_imagenets(weight_file, photos, tmp_path):
@@ -157,8 +170,9 @@ def test_pictures_of_a_weight_file(what, weight_file, photos, tmp_path):
     code, said, complaints = run("look", weight_file(3), what, *images, *among)
     assert (code, complaints) == (0, "")
     assert said.startswith(f"{tmp_path}/weights.pth: a file for tests; tiny, 3 classes")
-    of_images = "00.png-" if images else ""
-    assert (tmp_path / f"weights.pth-{of_images}{what}.png").exists()
+    prefix = prefix_of(tmp_path / "weights.pth", [*map(str, images), *map(str, among[1:])])
+    assert prefix.startswith("weights.pth-00.png-" if images else "weights.pth-")
+    assert (tmp_path / f"{prefix}{what}.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tinyalex.data import WorkerError, worker_threads
 from tinyalex.data.image import EXTENSIONS, FAULTS_OF_THE_MACHINE
 from tinyalex.data.index import images_below, in_words
 from tinyalex.data.layout import LAYOUTS
-from tinyalex.folders import FAULTS_OF_THE_DISK, make_folder, nearest_folder
+from tinyalex.folders import FAULTS_OF_THE_DISK, nearest_folder
 from tinyalex.interrupts import FAILED, USAGE, leaving_on_signals
 from tinyalex.progress import one_sentence, open_standard_streams, unwritable, warn
 from tinyalex.schema import SettingError
@@ -113,12 +113,10 @@ def check_picture(out: Path, suffix: str = ".png", what: str = "pictures") -> No
     check_writable(out.parent)
 
 
-def check_writable(folder: Path, make: bool = False, advice: str = ELSEWHERE) -> None:
-    """Check that a folder is writable, once made; make it if asked."""
+def check_writable(folder: Path, advice: str = ELSEWHERE) -> None:
+    """Check that a folder is writable, once made."""
     place = folder
     try:
-        if make:
-            make_folder(folder)
         place = nearest_folder(folder)
         with tempfile.TemporaryFile(dir=place):
             pass

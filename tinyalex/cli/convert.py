@@ -15,7 +15,7 @@ import argparse
 import os
 from pathlib import Path
 
-from tinyalex.cli.common import command
+from tinyalex.cli.common import check_writable, command
 from tinyalex.cli.network import add_weight_options, described, load_completed
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in
 from tinyalex.interop import Weights, export_onnx
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{printable(out)} is there already: give another name")
     if not out.parent.is_dir():
         raise ValueError(f"OUT must lie in a folder that is there, {printable(out.parent)} is none")
+    check_writable(out.parent, advice="give OUT another place")
     path = checkpoint_path(args.file)
     weights = load_completed(args, path)
     say("\n  ".join([printable(path), *described(weights), *layers(weights)]))

@@ -31,6 +31,7 @@ from tinyalex.cli.common import (
 from tinyalex.cli.network import add_network_arguments, open_network, prefix_of
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data import Dataset, loader_on
+from tinyalex.folders import make_folder
 from tinyalex.interrupts import DONE, FAILED
 from tinyalex.optional import PackageError
 from tinyalex.pictures.charts import confusion_matrix
@@ -47,7 +48,7 @@ from tinyalex.progress import (
 )
 from tinyalex.text import counted, percent, printable
 from tinyalex.threads import set_num_threads
-from tinyalex.training import Answers, examine
+from tinyalex.training import Answers, checkpoint_path, examine
 from tinyalex.training.datasets import open_folder, title
 
 EXIT_CODES = (
@@ -67,8 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check(args.device)
     set_num_threads(args.threads)
+    path = checkpoint_path(args.checkpoint)
+    out = args.out or path.parent
+    check_writable(out)
     network = open_network(args)
-    classifier, path = network.classifier, network.path
+    classifier = network.classifier
     moved = args.data if args.held_out else None
     option = command_line(["--data", args.data or "DIR", "--held-out"])
     images = network.run_images(moved, option)
@@ -88,8 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         where = printable(folder.folder)
         warning = images.warning(folder) if images else ""
-    out = args.out or path.parent
-    check_writable(out, make=True)
+    make_folder(out)
     size = min(max(1, args.batch_size // args.crops), len(dataset))
     transform = classifier.transform_for(args.crops)
     loader = loader_on(args.device, dataset, size, transform, shuffle=False)
@@ -106,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         best,
         dataset,
         out,
-        "" if args.out else prefix_of(path, None if args.held_out else args.data),
+        "" if args.out else prefix_of(path, () if args.held_out else [args.data]),
     )
 
 
@@ -137,7 +140,7 @@ def make_parser() -> Parser:
         type=path_in,
         metavar="DIR",
         help="folder for the pictures (default: the folder that the checkpoint is in, where names "
-        "of those of --data begin with its name)",
+        "of those of --data begin with its name and a digest of its path)",
     )
     return parser
 

@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     set_num_threads(args.threads)
     path = checkpoint_path(args.checkpoint)
-    others = [*getattr(args, "images", ()), getattr(args, "among", None)][0]
+    others = [*getattr(args, "images", ()), getattr(args, "among", None)]
     out = args.out or path.parent / f"{prefix_of(path, others)}{args.what}.png"
     check_picture(out)
     network = open_network(args)
@@ -193,9 +193,9 @@ def make_parser() -> Parser:
             "--out",
             type=path_in,
             metavar="PNG",
-            help=f"the picture (default: {name}.png in the folder of a run, IMAGE-{name}.png with "
-            f"IMAGE{', DIR-neighbours.png with --among' if draw is neighbours else ''}; "
-            f"FILE-{name}.png for another network)",
+            help=f"the picture (default: {name}.png in the folder of a run, where names of those "
+            f"of IMAGE{' or --among' if draw is neighbours else ''} begin with its name and a "
+            f"digest of its path; FILE-{name}.png for another network)",
         )
         add_threads(parts)
     return parser

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from tinyalex.cli.common import add_device, add_threads
 from tinyalex.cli.parser import Parser, name_in
 from tinyalex.data.class_names import read_class_names
+from tinyalex.data.folder import check_root
 from tinyalex.data.layout import split_of
 from tinyalex.interop import Weights, load_weights
 from tinyalex.models import VARIANTS
@@ -93,6 +95,8 @@ def add_weight_options(parser: argparse._ActionsContainer) -> None:
 def open_network(args: argparse.Namespace) -> Network:
     """Read CHECKPOINT; say in a line what a weight file is."""
     path = checkpoint_path(args.checkpoint)
+    for folder in filter(None, (getattr(args, name, None) for name in ("data", "among"))):
+        check_root(Path(folder))
     if is_checkpoint(path):
         for option in ("classes", "variant", "mean"):
             if getattr(args, option) is not None:
@@ -114,19 +118,22 @@ def read_network(path: Path) -> Network:
     return Network(classifier, path, {**content, "classifier": without, "optimizer": {}})
 
 
-def prefix_of(path: Path, images: str | None = None) -> str:
+def prefix_of(path: Path, images: Iterable[str | None] = ()) -> str:
     """Return what names of pictures beside a network's file begin with.
 
-    These are the names of the file and of a file or folder with other images than the run's, lest
-    their pictures replace those of the run; nothing for the best network of a run and its images.
+    These are the names of the file and of the first file or folder with other images than the
+    run's, and a digest of the whole paths of all of those, lest their pictures replace those of the
+    run or of others; nothing for the best network of a run and its images.
     """
     names = [] if path.name == BEST and is_checkpoint(path) else [path.name]
-    if images is not None:
-        whole = Path(os.path.abspath(images))
-        names += [whole.parent.name, whole.name] if split_of(whole.name) else [whole.name]
+    paths = [Path(os.path.abspath(one)) for one in images if one is not None]
+    for first in paths[:1]:
+        names += [first.parent.name, first.name] if split_of(first.name) else [first.name]
     prefix = "-".join(filter(None, names))
     while len(os.fsencode(prefix)) > 200:  # of the 255 bytes that a file's name may have
         prefix = prefix[:-1]
+    if paths:
+        prefix += f"-{sha256(os.fsencode(os.pathsep.join(map(str, paths)))).hexdigest()[:6]}"
     return f"{prefix}-" if prefix else ""
 
 

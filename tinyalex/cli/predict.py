@@ -20,6 +20,7 @@ from tinyalex.backends.devices import check
 from tinyalex.cli.common import (
     add_crops,
     check_picture,
+    check_writable,
     command,
     complain,
     find_images,
@@ -53,10 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check(args.device)
     check_picture(args.out)
+    if args.sort is not None:
+        check_writable(args.sort, advice="give another place with --sort")
     set_num_threads(args.threads)
+    paths, skipped = list(find_images(args.images)), list[str]()
     classifier = open_network(args).classifier
     classifier.model.to(args.device)
-    paths, skipped = list(find_images(args.images)), list[str]()
     named = copied = failed = 0
     drawn: list[tuple[str, np.ndarray, np.ndarray]] = []
     photos = readable(partial(read, classifier.resizing), paths, skipped, printable)

@@ -33,6 +33,7 @@ from tinyalex.pictures.sheets import failure, save_png
 from tinyalex.progress import Progress, folded, one_sentence, say, warn
 from tinyalex.text import counted, percent, printable
 from tinyalex.threads import set_num_threads
+from tinyalex.training.checkpoint import checkpoint_path
 from tinyalex.training.datasets import in_both
 from tinyalex.training.features import PIXELS, Described, described
 from tinyalex.training.probe import draw_shots, fit_probe
@@ -51,10 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check(args.device)
     set_num_threads(args.threads)
-    network = open_network(args)
-    classifier, path = network.classifier, network.path
-    out = args.out or path.parent / f"{prefix_of(path, args.data)}probe.png"
+    path = checkpoint_path(args.checkpoint)
+    out = args.out or path.parent / f"{prefix_of(path, [args.data])}probe.png"
     check_picture(out)
+    network = open_network(args)
+    classifier = network.classifier
     model = classifier.model.to(args.device)
     layer = args.layer or [*model.weight_layers][-2]
     model.check_layer(layer)
@@ -122,8 +124,8 @@ def make_parser() -> Parser:
         "--out",
         type=path_in,
         metavar="PNG",
-        help="the picture (default: probe.png in the folder of a run, DIR-probe.png with --data; "
-        "FILE-probe.png for another network)",
+        help="the picture (default: probe.png in the folder of a run, where those of --data "
+        "begin with its name and a digest of its path; FILE-probe.png for another network)",
     )
     return parser
 

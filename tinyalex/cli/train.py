@@ -18,7 +18,7 @@ import numpy as np
 from tinyalex import summary
 from tinyalex.backends.devices import DeviceError, parse, set_place
 from tinyalex.calls import call_of
-from tinyalex.cli.common import ELSEWHERE, check_writable, command, complain
+from tinyalex.cli.common import command, complain
 from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.finish import finish
 from tinyalex.cli.jointly import jointly
@@ -83,9 +83,6 @@ def begin(
     del asked  # which has the checkpoint, too
     ranks = Ranks(link, settings.shards, settings.parallel, args.check_sync)
     try:
-        if not (args.summary or args.overfit):
-            instead = "give --resume a copy of it elsewhere" if args.resume else ELSEWHERE
-            check_writable(args.out, advice=instead)
         if args.overfit:
             settings = replace(settings, dropout=0.0)
         if args.summary and checkpoint is None:  # of which pixels no mean need be taken

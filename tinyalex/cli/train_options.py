@@ -11,9 +11,11 @@ from typing import Any
 
 from tinyalex.backends.devices import DeviceError, check
 from tinyalex.calls import command_line
+from tinyalex.cli.common import check_writable
 from tinyalex.cli.parser import Parser, option
 from tinyalex.cli.tensorboard import require_tensorboard
 from tinyalex.cli.train_parser import make_parser
+from tinyalex.data.folder import check_root
 from tinyalex.data.layout import image_folders
 from tinyalex.models import VARIANTS
 from tinyalex.progress import say, warn
@@ -24,7 +26,7 @@ from tinyalex.training.checkpoint import Checkpoints, settings_in, state_in
 from tinyalex.training.classifier import Classifier
 from tinyalex.training.datasets import open_dataset
 from tinyalex.training.run import Run
-from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings
+from tinyalex.training.settings import CHANGEABLE, CHANGEABLE_ON_REQUEST, Settings, check_settings
 
 NOT_IN_2012 = {"first_size": None, "mixup": 0.0, "label_smoothing": 0.0, "average": 0.0}
 """Settings of what came later, switched off."""
@@ -89,8 +91,9 @@ def read_arguments(
 
     The last is None for a new run. Exits with code 2 for options that do not exist. Raises
     ValueError for values that cannot be, for an output folder in use and for a resumed run with
-    other settings; FileNotFoundError where there is nothing to resume, ModuleNotFoundError where
-    tensorboardX is missing, DeviceError where the device is.
+    other settings; OSError for a folder that cannot be written to, FileNotFoundError where there
+    is nothing to resume, ModuleNotFoundError where tensorboardX is missing, DeviceError where the
+    device is.
     """
     parser = make_parser(description)
     args = parser.parse_args(argv)
@@ -101,13 +104,20 @@ def read_arguments(
         require_tensorboard()
     if args.resume is not None:
         args.out = args.resume
+        if not args.summary:
+            check_writable(args.out, advice="give --resume a copy of it elsewhere")
         checkpoints = Checkpoints(args.out)
         settings, checkpoint = read_resumed(parser, argv, args, checkpoints)
         check_place(args.out, settings.data)
         check_parallel(settings, ranks)
         return args, settings, checkpoints, checkpoint
 
+    check_settings(given(args))
+    if args.out is not None:
+        check_new(args, args.data)
     if args.weights is not None:
+        if args.data is not None:
+            check_root(Path(args.data))
         args.start = read_start(args.weights, args.variant)
         defaults = defaults_with(args.start)
     else:
@@ -118,14 +128,8 @@ def read_arguments(
         settings = replace(settings, batch_size=even_batch(settings))
     if args.out is None:
         args.out = Path("runs") / f"{Path(settings.data or 'patterns').name}-{settings.variant}"
-    if not (args.overfit or args.summary):
-        check_place(args.out, settings.data)
-    checkpoints = Checkpoints(args.out)
-    if checkpoints.found() and not (args.overfit or args.summary):
-        resume = command_line(["--resume", args.out])
-        resume = f"resume it by {resume}, or " if checkpoints.exist() else ""
-        raise ValueError(f"{printable(args.out)} holds a run already: {resume}give another --out")
-    return args, settings, checkpoints, None
+        check_new(args, settings.data)
+    return args, settings, Checkpoints(args.out), None
 
 
 def defaults_with(start: Classifier) -> dict[str, Any]:
@@ -178,6 +182,19 @@ def check_parallel(settings: Settings, ranks: int) -> None:
             f"--parallel towers is for an even number of ranks, got {ranks}: start them by "
             f"mpiexec -n {ranks + 1}, or say --parallel data"
         )
+
+
+def check_new(args: argparse.Namespace, data: str | None) -> None:
+    """Raise ValueError or OSError where a new run cannot have its folder."""
+    if args.overfit or args.summary:  # which leave nothing there
+        return
+    check_place(args.out, data)
+    checkpoints = Checkpoints(args.out)
+    if checkpoints.found():
+        resume = command_line(["--resume", args.out])
+        resume = f"resume it by {resume}, or " if checkpoints.exist() else ""
+        raise ValueError(f"{printable(args.out)} holds a run already: {resume}give another --out")
+    check_writable(args.out)
 
 
 def check_place(out: Path, data: str | None) -> None:
@@ -272,14 +289,15 @@ def read_resumed(
 
 def to_settings(args: argparse.Namespace, defaults: dict[str, Any]) -> Settings:
     """Return the settings in `args`, with `defaults` for missing options."""
-    names = Settings.__dataclass_fields__
-    values = {name: getattr(args, name) for name in names}
-    defaults = {"head_lr_factor": 1.0, **defaults}
-    values = {name: defaults.get(name) if v is None else v for name, v in values.items()}
+    return Settings(**{**defaults, **given(args)})
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings in `args` that have a value."""
+    values = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
     for name in ("data", "weights"):
-        if values[name] is not None:
-            values[name] = os.path.abspath(values[name])
-    return Settings(**values)
+        values[name] = values[name] and os.path.abspath(values[name])
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def as_arguments(settings: Settings) -> list[str]:

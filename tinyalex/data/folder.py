@@ -32,6 +32,16 @@ from tinyalex.text import UNPRINTABLE, counted, listed, printable
 _LAYOUT = "expected one folder for each class, with its images inside"
 
 
+def check_root(root: Path) -> None:
+    """Raise DataError unless the root of a data set is a folder."""
+    expected = f"{printable(root)}: expected a folder of class folders"
+    try:
+        if not stat.S_ISDIR(os.stat(root).st_mode):
+            raise DataError(f"{expected}, found a file")
+    except OSError as error:
+        raise DataError(f"{expected}: {error.strerror}") from error
+
+
 class ImageFolder:
     """Images in class folders: `root/daisy/1.jpg`, `root/roses/2.png`, ...
 
@@ -81,7 +91,7 @@ class ImageFolder:
         self.split = split
         self.shorter_side, self.resize = shorter_side, resize
         self._complete, self._rules = complete and (split != "test" or kept is not None), rules
-        self._check_root()
+        check_root(self.root)
         if kept is not None:
             self._open_kept(kept, others)
             return
@@ -175,18 +185,6 @@ class ImageFolder:
         places, self.labels = places[is_there], kept.labels[is_there]
         self.paths, self.identities = index.paths.at(places), index.identities[places]
         self.beside = len(index.paths) - len(self.paths)
-
-    def _check_root(self) -> None:
-        """Raise DataError unless the root is a folder."""
-        try:
-            if not stat.S_ISDIR(os.stat(self.root).st_mode):
-                raise DataError(
-                    f"{printable(self.root)}: expected a folder of class folders, found a file"
-                )
-        except OSError as error:
-            raise DataError(
-                f"{printable(self.root)}: expected a folder of class folders: {error.strerror}"
-            ) from error
 
     def _layout(self, layout: str | None, complete: bool) -> Layout:
         """Return the layout; raise DataError if its splits have different classes."""

@@ -116,8 +116,9 @@ def load_weights(
                 module = importlib.import_module(f"tinyalex.interop.{known.module}")
                 try:
                     with refusing_damage("it is damaged"):
+                        own = None if mean is None else read_mean(mean)
                         weights = module.read(Request(file, size, str(path), variant, mean))
-                        return weights if mean is None else weights.with_mean(read_mean(mean))
+                        return weights if own is None else weights.with_mean(own)
                 except FileError as error:
                     advice = "; copy or download it again" * isinstance(error, DamagedError)
                     error.args = (_sentence(path, f"{error}{advice}"),)

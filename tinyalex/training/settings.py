@@ -128,6 +128,13 @@ TRANSFER = ("freeze", "unfreeze_after", "head_lr_factor", "layer_lr_decay")
 """Settings for a run that begins with weights."""
 
 
+def check_settings(values: Mapping[str, Any], rules: Mapping[str, Rule] = SCHEMA) -> None:
+    """Raise SettingError for the first of some settings that its rule refuses."""
+    for name, rule in rules.items():
+        if name in values and not rule.holds(values[name]):
+            raise SettingError(name, f"must be {rule.expected}, got {shown(values[name])}")
+
+
 def _absent(other: str, default: Any) -> Rule:
     """Return the rule of a setting that means nothing without another."""
     return Rule(f"given with --{other} only", lambda value: value == default)
@@ -196,7 +203,7 @@ class Settings:
     """Factor between the rates of a layer and of the one above it."""
 
     def __post_init__(self) -> None:
-        self._check(SCHEMA)
+        check_settings(vars(self))
         variant, limits = VARIANTS[self.variant], {}
         if parse(self.device) == "cpu":
             without = "without a GPU (--device cuda)"
@@ -219,7 +226,7 @@ class Settings:
             resizes, fits = "scale" in AUGMENTATIONS[self.augment], whole(least, self.input_size)
             expected = f"{least} to the input size {self.input_size}, beside --augment strong"
             limits["first_size"] = Rule(expected, lambda size: resizes and fits.holds(size))
-        self._check({**limits, **self._transfer_limits()})
+        check_settings(vars(self), {**limits, **self._transfer_limits()})
 
     def _transfer_limits(self) -> dict[str, Rule]:
         """Return the rules of settings that go with weights alone."""
@@ -244,11 +251,6 @@ class Settings:
                 f"below the {counted(self.epochs, 'epoch')}", lambda n: n is None or n <= last
             ),
         }
-
-    def _check(self, rules: Mapping[str, Rule]) -> None:
-        for name, rule in rules.items():
-            if not rule.holds(value := getattr(self, name)):
-                raise SettingError(name, f"must be {rule.expected}, got {shown(value)}")
 
     @property
     def recipe(self) -> Recipe:
