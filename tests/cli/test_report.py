@@ -208,6 +208,45 @@ def test_an_unexpected_error_costs_one_part(copy, monkeypatch, part):
     assert len(found.headings) >= len(HEADINGS) - (2 if "and" in part else 0)
 
 
+SECTIONS = {
+    "Learning curves": {"curves": {"loss": ""}},
+    "Answers to images that it did not learn from": {"confusion": {"counts": 1}},
+    "Worst mistakes": {"mistakes": [{}]},
+    "Why did it say so?": {"whys": [{}]},
+    "Nearest neighbours": {"neighbours": {"rows": []}},
+    "Classes": {"classes": [{}]},
+    "Recipe and machine": {"recipe": None},
+    "Run it again": {"calls": 0},
+}
+
+
+@pytest.mark.parametrize(("heading", "spoilt"), SECTIONS.items(), ids=SECTIONS)
+def test_a_section_that_cannot_be_filled_in_costs_itself(copy, monkeypatch, heading, spoilt):
+    pytest.importorskip("matplotlib")
+    pictures = report.pictures
+    monkeypatch.setattr(report, "pictures", lambda *given: {**pictures(*given), **spoilt})
+    code, said, complaints = run("report", copy)
+    assert (code, complaints) == (1, "")
+    found = Page((copy / "report.html").read_text(encoding="utf-8"))
+    assert {*HEADINGS} <= {*found.headings}
+    lacks = re.findall(r"^without (.*): a fault of tinyalex: ", said, re.MULTILINE)
+    assert heading in lacks
+    for part in lacks:
+        assert found.text.count(f"Not here: {part}: a fault of tinyalex: ") == 1
+
+
+def test_a_page_that_cannot_be_filled_in_leaves_the_one_before(copy, monkeypatch):
+    run("report", copy)
+    before = (copy / "report.html").read_bytes()
+    pictures = report.pictures
+    monkeypatch.setattr(report, "pictures", lambda *given: {**pictures(*given), "state": None})
+    code, said, complaints = run("report", copy)
+    assert (code, "written to" in said) == (1, False)
+    assert complaints.startswith("error: no page: a fault of tinyalex: ")
+    assert complaints.count("\n") == 1
+    assert (copy / "report.html").read_bytes() == before
+
+
 def test_a_page_says_where_nothing_was_learned(copy, monkeypatch):
     note = "Nothing learned that shows: "
     text = reported(copy)[1].text

@@ -30,6 +30,7 @@ from tinyalex.cli.common import (
     add_threads,
     check_picture,
     command,
+    complain,
     readable,
 )
 from tinyalex.cli.evaluate import CONFUSED, MISTAKES
@@ -38,6 +39,7 @@ from tinyalex.cli.network import Network, prefix_of, read_network, recipe_of, we
 from tinyalex.cli.parser import Parser, name_in, parser_of, path_in, whole
 from tinyalex.data import Dataset, Loader, loader_on
 from tinyalex.data.dataset import Subset
+from tinyalex.data.folder import check_root
 from tinyalex.folders import write_atomically
 from tinyalex.interrupts import DONE, FAILED
 from tinyalex.pictures.charts import NUMBERED, confusion_png, curves_as_svg
@@ -94,13 +96,20 @@ def main(argv: list[str] | None = None) -> int:
         )
     out = args.out or path.parent / f"{prefix_of(path)}report.html"
     check_picture(out, ".html", "pages")
+    if args.data is not None:
+        check_root(Path(args.data))
     network = read_network(path)
     network.classifier.model.to(args.device)
     images, side = network.run_images(args.data), network.classifier.resizing
     if images is None:
         raise ValueError(f"{printable(path)} has no run to report on")
     splits = Splits(partial(images.held_out, *side), partial(images.training, *side))
-    missing = write_report(network, splits, out, Progress(), args.images)
+    try:
+        missing = write_report(network, splits, out, Progress(), args.images)
+    except EXPECTED_ERRORS:
+        raise
+    except Exception as error:
+        return complain(f"no page: {fault(error)}", FAILED)
     for name, reason in missing.items():
         say(f"without {name}: {reason}")
     say(f"written to {printable(out)}")
@@ -155,12 +164,15 @@ class Missing(dict[str, str]):
             self[name] = one_sentence(error)
         except Exception as error:
             self.faulty = True
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            self[name] = (
-                f"a fault of tinyalex: {one_sentence(error)} "
-                f"({Path(place.filename).name}, line {place.lineno})"
-            )
+            self[name] = fault(error)
         return None
+
+
+def fault(error: Exception) -> str:
+    """Return an unexpected error in words, with its place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"a fault of tinyalex: {one_sentence(error)} ({where})"
 
 
 class Splits(NamedTuple):
@@ -175,8 +187,9 @@ def write_report(
 ) -> Missing:
     """Write the page on a run; return what it lacks.
 
-    `most` images held out, and as many of those learned from, are looked at. Raises PackageError
-    where Jinja does not work, OSError where the disk refuses.
+    `most` images held out, and as many of those learned from, are looked at. A section that cannot
+    be filled in says so. Raises PackageError where Jinja does not work, OSError where the disk
+    refuses, and any error of what stands above the sections; then what was there stays.
     """
     render = load_template()
     missing = Missing()
