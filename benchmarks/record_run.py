@@ -3,19 +3,31 @@
     python benchmarks/record_run.py runs/patterns-torchvision patterns
 
 reads run.json and metrics.jsonl, writes benchmarks/results/run-NAME.json, copies the curves to
-docs/images/NAME-curves.png, and fills the README between <!-- run-NAME --> and <!-- /run-NAME -->.
+docs/images/NAME-curves.png, fills the README between <!-- run-NAME --> and <!-- /run-NAME -->, and
+draws what the documents show of the run: predictions.png, neighbours.png, features.png and why.png
+of docs/images.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from shared import report
+from tinyalex.cli import look
+from tinyalex.pictures.sheets import save_png
 from tinyalex.progress import duration
 from tinyalex.training import read_metrics
+
+PICTURES = {what: what for what in ("neighbours", "features", "why")} | {"answers": "predictions"}
+"""Pictures that `tinyalex look` draws of the run, and their names in docs/images."""
+
+IMAGES = report.ROOT / "docs" / "images"
 
 MILESTONES = (1, 2, 5, 10, 20, 30, 60, 90)  # epochs worth a word, besides the last
 
@@ -57,10 +69,20 @@ def main() -> None:
     arguments = parser.parse_args()
     result = collect(arguments.folder)
     report.save(f"run-{arguments.name}", result)
-    target = report.ROOT / "docs" / "images" / f"{arguments.name}-curves.png"
-    shutil.copy(arguments.folder / "curves.png", target)
+    shutil.copy(arguments.folder / "curves.png", IMAGES / f"{arguments.name}-curves.png")
     report.replace_table(report.ROOT / "README.md", f"run-{arguments.name}", sentence(result))
     print(sentence(result))
+    draw(arguments.folder)
+
+
+def draw(folder: Path) -> None:
+    """Draw the pictures of a run, with few colours."""
+    for what, name in PICTURES.items():
+        path = IMAGES / f"{name}.png"
+        if code := look.main([str(folder), what, "--out", str(path)]):
+            sys.exit(code)
+        with Image.open(path) as picture:
+            save_png(picture.quantize(256), path)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ from tinyalex.optional import PackageError
 from tinyalex.pictures.charts import confusion_matrix, curves_as_svg, learning_curves, shots_chart
 from tinyalex.pictures.features import feature_sheet, neighbour_sheet
 from tinyalex.pictures.sheets import (
+    INK,
+    PALE,
+    caption_lines,
+    captions_height,
     contact_sheet,
     drawable,
     filter_grid,
@@ -66,7 +70,9 @@ def test_contact_sheet_draws_probabilities_to_scale():
     titles = ["a", "a name that is far too long for the space that there is below an image.png"]
     sheet = np.asarray(contact_sheet([image, image], titles, shares, ["cat", "dog"], size=100))
     assert (sheet[20, 20] == 77).all()
-    first_bar, second_bar = (sheet[14 + 100 + 22 + y, 14:114] for y in (3, 21 + 3))
+    below = 14 + 100 + captions_height(titles, 100)
+    assert below == 14 + 100 + 7 + 3 * 15
+    first_bar, second_bar = (sheet[below + y, 14:114] for y in (3, 21 + 3))
     assert (first_bar == (0xD3, 0xDE, 0xEC)).all(axis=1).sum() == pytest.approx(75, abs=1)
     assert (second_bar == (0xD3, 0xDE, 0xEC)).all(axis=1).sum() == pytest.approx(25, abs=1)
 
@@ -199,6 +205,21 @@ def test_a_name_of_any_length_is_cut_to_its_place():
             cut = shorten(draw, text, face, width)
             assert draw.textlength(cut, face) <= width or len(cut) <= 2
             assert cut == text or "…" in cut
+
+
+def test_a_long_caption_has_lines_of_its_own():
+    image, name = np.zeros((9, 9, 3), np.uint8), "sunflowers_from-the garden behind_houses_20.jpg"
+    lines = caption_lines(f"{name}\ndistance 12", 208)
+    assert [colour for _, colour in lines] == [INK, INK, PALE]
+    shown = "".join(line for line, _ in lines)
+    assert shown.replace(" ", "") == f"{name}distance12".replace(" ", "")
+    assert all(font(12).getlength(line) <= 208 for line, _ in lines)
+    assert len(caption_lines("a_" * 10_000, 208)) == 3
+    for sheet in (
+        lambda title: contact_sheet([image], [title], np.ones((1, 1)), ["a"]),
+        lambda title: neighbour_sheet([[image, image]], [[title, title]]),
+    ):
+        assert sheet(name).height > sheet("short").height
 
 
 @pytest.mark.parametrize(

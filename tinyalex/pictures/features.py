@@ -104,7 +104,7 @@ def neighbour_sheet(
     rows: for each query the uint8 RGB images, first its own; titles: lines for each.
     """
     margin, apart = 10, 24
-    title_height = captions_height(chain.from_iterable(titles))
+    title_height = captions_height(chain.from_iterable(titles), size)
     cell_w, cell_h = size + margin, size + title_height + margin
     columns = max(map(len, rows))
     width = columns * cell_w + margin + apart

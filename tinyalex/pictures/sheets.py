@@ -6,6 +6,7 @@ import bisect
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -91,12 +92,12 @@ def contact_sheet(
     of the right class is green where `labels` are given (-1: not known), and a line below all
     images says so.
     """
-    margin, title_height = 14, captions_height(titles)
+    margin, title_height = 14, captions_height(titles, size)
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
     cell_w, cell_h = size + margin, size + title_height + answers_height(classes) + margin + 6
     known = labels is not None and max(labels) >= 0
-    height = rows * cell_h + margin + (captions_height([""]) if known else 0)
+    height = rows * cell_h + margin + (captions_height([""], size) if known else 0)
     sheet = Image.new("RGB", (columns * cell_w + margin, height), "white")
     draw, small = ImageDraw.Draw(sheet), font(12)
     if known:
@@ -117,17 +118,25 @@ def contact_sheet(
 LINE_HEIGHT = 15
 
 
-def captions_height(titles: Iterable[str]) -> int:
+def captions_height(titles: Iterable[str], width: int) -> int:
     """Return the height of the longest caption, with space."""
-    return 7 + LINE_HEIGHT * max((title.count("\n") + 1 for title in titles), default=1)
+    return 7 + LINE_HEIGHT * max((len(caption_lines(title, width)) for title in titles), default=1)
+
+
+def caption_lines(text: str, width: int, most: int = 3) -> list[tuple[str, str]]:
+    """Return a caption's lines with their colours, `most` for each of `text`."""
+    lines = []
+    for number, line in enumerate(text.split("\n")):
+        parts = wrapped(line, font(12), width, most)
+        lines += [(part, PALE if number else INK) for part in parts]
+    return lines
 
 
 def draw_caption(draw: Any, place: tuple[int, int], width: int, text: str) -> None:
-    """Draw lines of text from `place` down, each cut to `width`."""
-    (left, top), small = place, font(12)
-    for number, line in enumerate(text.split("\n")):
-        shown = shorten(draw, line, small, width)
-        draw.text((left, top + number * LINE_HEIGHT), shown, PALE if number else INK, small)
+    """Draw a caption from `place` down."""
+    left, top = place
+    for number, (line, colour) in enumerate(caption_lines(text, width)):
+        draw.text((left, top + number * LINE_HEIGHT), line, colour, font(12))
 
 
 BAR_HEIGHT, ANSWERS = 21, 5
@@ -216,6 +225,23 @@ def _has(font: Any, character: str) -> bool:
 def fit(image: np.ndarray, size: int) -> Image.Image:
     """Scale and crop an image to a centred square of `size` pixels."""
     return ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
+
+
+def wrapped(text: str, font: Any, width: int, most: int = 100) -> list[str]:
+    """Return text in lines of at most `width` pixels.
+
+    It is broken between words, and after the marks that part those of a file's name; the last of
+    `most` lines is shortened.
+    """
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines = [""]
+    for part in re.split(r"(?<=[\s/_-])", drawable(text, font)):
+        longer = f"{lines[-1]}{part}"
+        if lines[-1] and len(lines) < most and draw.textlength(longer.strip(), font) > width:
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return [shorten(draw, line.strip(), font, width) for line in lines]
 
 
 def shorten(draw: Any, text: str, font: Any, width: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,9 +12,9 @@ from tinyalex.pictures.sheets import (
     INK,
     answers_height,
     draw_answers,
-    drawable,
     font,
     shorten,
+    wrapped,
 )
 from tinyalex.pictures.why import SAMPLES, grad_cam, input_gradient, occlusion
 from tinyalex.progress import Progress
@@ -117,9 +117,8 @@ def why_picture(
     columns = 4 if width >= BESIDE else 2
     side = (width - 2 * margin - (columns - 1) * gap) // columns
     large, small = font(16), font(12)
-    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    question = _wrapped(draw, _question(why, classes), large, width - 2 * margin)
-    texts = {name: _wrapped(draw, text, small, side) for name, (_, text) in MEANINGS.items()}
+    question = wrapped(_question(why, classes), large, width - 2 * margin)
+    texts = {name: wrapped(text, small, side) for name, (_, text) in MEANINGS.items()}
     legend = bar + 22 + line * max(map(len, texts.values()))
     cell = above + side + 8 + max(legend, answers_height(classes)) + margin
     top = margin + 22 * len(question) + 8
@@ -166,15 +165,3 @@ def _coloured(pixels: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 def _scaled(pixels: np.ndarray, width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> list[str]:
-    """Return text in lines of at most `width` pixels, broken between words."""
-    lines = [""]
-    for word in drawable(text, font).split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and draw.textlength(longer, font) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [shorten(draw, words, font, width) for words in lines]
