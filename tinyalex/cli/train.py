@@ -23,7 +23,7 @@ from tinyalex.cli.dry_run import dry_run
 from tinyalex.cli.finish import finish
 from tinyalex.cli.jointly import jointly
 from tinyalex.cli.network import recipe_of, weights_of
-from tinyalex.cli.overfit import advice, overfit
+from tinyalex.cli.overfit import overfit
 from tinyalex.cli.tensorboard import shown_by_tensorboard
 from tinyalex.cli.train_options import Arguments, as_arguments, check_head, read_arguments
 from tinyalex.data import DataError, ImageFolder, WorkerError
@@ -111,7 +111,8 @@ def begin(
             dry_run(run, args.out)
             return DONE
         if args.overfit:
-            return DONE if overfit(run, args.overfit) else complain(advice(run), FAILED)
+            trouble = overfit(run, args.overfit)
+            return complain(trouble, FAILED) if trouble else DONE
         steps = args.steps if args.steps and args.steps < run.total_steps else None
         deadline = started + args.time_limit if args.time_limit else None
         if link.size == 1:
