@@ -1,9 +1,14 @@
 """Tables of documents against the measurements that they are made from."""
 
 import importlib
+import math
 from pathlib import Path
+from statistics import mean
 
 import pytest
+
+from tinyalex.distributed.plan import layers_of
+from tinyalex.models import VARIANTS
 
 pytestmark = pytest.mark.documents
 
@@ -51,3 +56,41 @@ def test_a_table_is_that_of_the_last_measurement(page, tables):
     assert made
     for mark, table in made.items():
         assert f"<!-- {mark} -->\n{table}\n" in text, f"run benchmarks/{name}.py --table"
+
+
+def sentences():
+    """Yield pages with what they say in words of the results, or of the network."""
+    load = importlib.import_module("shared.report").load
+    cells = load("transfer")["cells"].values()
+    gains = [mean(c["fine-tuned"]["top1"]) - mean(c["from scratch"]["top1"]) for c in cells]
+    five, twenty, eighty = (f"{100 * gain:.0f} points at" for gain in gains)
+    assert twenty == eighty
+    yield "weights.md", f"is worth {five} 5 photographs of each class, and {twenty} 20 and 80;"
+
+    networks = {name: row["crops1"] for name, row in load("recipes")["rows"].items()}
+    pixels = networks.pop("linear")
+    points = 100 * (min(networks.values()) - pixels)
+    yield "recipe.md", f"worth {points:.0f} points over a linear classifier"
+    small, final = (load("ingredients")[split]["runs"] for split in ("small", "final"))
+    share, count = small["recipe-0"]["crops10"], small["recipe-0"]["images"]
+    deviation = 100 * math.sqrt(share * (1 - share) / count)
+    yield "recipe.md", f"by less than its standard deviation, {deviation:.1f} points"
+    gap = mean(run["top1"] - run["crops1"] for run in final.values())
+    numbers = dict(enumerate(("seven", "eight", "nine", "ten", "eleven"), start=7))
+    yield "no-learning.md", f"has one of {numbers[round(100 * gap)]} points"
+
+    layers = layers_of(VARIANTS["paper"], 1000, VARIANTS["paper"].input_size)
+    work, weights = (
+        sum(of(layer) for layer in layers if not layer.linear) / sum(map(of, layers))
+        for of in (lambda layer: layer.multiply_adds, lambda layer: sum(layer.parameters))
+    )
+    yield (
+        "cluster.md",
+        f"{100 * work:.0f} % of the arithmetic and {100 * weights:.0f} % of the weights",
+    )
+
+
+def test_sentences_have_the_figures_of_the_results():
+    for page, sentence in sentences():
+        text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+        assert sentence in text, page
