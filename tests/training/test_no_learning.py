@@ -2,14 +2,14 @@
 
 import io
 import math
-import re
 import shlex
 from contextlib import redirect_stdout
-from itertools import pairwise
 
 import pytest
 from commands import ROOT, run
 
+from no_learning import NUMBER, blocks, filled, shown, skeleton
+from shared import report
 from tinyalex.cli import overfit
 from tinyalex.training.datasets import PATTERN_SIZES
 
@@ -17,11 +17,7 @@ pytest_plugins = ("trained",)
 pytestmark = pytest.mark.documents
 
 PAGE = (ROOT / "docs" / "no-learning.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-PRINTED = [
-    (language, code, text) for (language, code), (kind, text) in pairwise(BLOCKS) if kind == "text"
-]
-NUMBER = re.compile(r"nan|\d[\d.]*(?:e-\d+)?")
+BLOCKS, PRINTED = blocks(PAGE), shown(PAGE)
 
 
 def size(number):
@@ -58,13 +54,19 @@ def test_commands_of_thin_networks_print_such_lines(command, text, programs, thi
     for split, count in {"train": 600, "val": 50, "test": 50}.items():
         monkeypatch.setitem(PATTERN_SIZES, split, count)
     code, said, complaints = run(*shlex.split(command)[1:])
-    shown, wanted = (
-        NUMBER.sub("#", lines.replace(" (best so far)", "")).splitlines()
-        for lines in (said + complaints, text)
-    )
-    assert {*wanted} <= {*shown}
+    printed, wanted = (map(skeleton, lines.splitlines()) for lines in (said + complaints, text))
+    assert {*wanted} <= {*printed}
     assert code == 0 or "error: " in text or "did not fall below" in complaints
 
 
 def test_every_command_has_its_lines():
-    assert len(COMMANDS) == sum(language == "sh" for language, _ in BLOCKS) == 8
+    assert len(COMMANDS) == sum(language == "sh" for language, _ in BLOCKS) == 9
+
+
+def test_numbers_are_those_of_the_last_measurement():
+    found = report.load("no-learning")["printed"]
+    assert found.keys() == {command for command, _ in COMMANDS}
+    assert filled(PAGE, found) == PAGE, "run benchmarks/no_learning.py"
+    count = PATTERN_SIZES["train"]
+    steps = f"batches of 32 has {count // 32} steps, of batches of 500 it has {count // 500}:"
+    assert steps in " ".join(PAGE.split())
