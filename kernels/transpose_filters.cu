@@ -4,15 +4,15 @@
 //   transposed[g, c, r, s, k] = weight[g * filters + k, r, s, c]
 //
 // A matrix [filters, channels] is transposed for each group and tap, in squares of 32 through shared
-// memory, so that reads and writes both have 128 bytes side by side. The line of 33 keeps the banks
-// apart. conv2 to conv5 have 15 MB as floats, read and written in 10 microseconds of an
-// H100.
+// memory, so that reads and writes both have neighbours side by side. An odd number of words to a
+// line keeps the banks apart. conv2 to conv5 have 15 MB as floats, read and written in 10
+// microseconds of an H100.
 #include "bfloat16.cuh"
 
 template <class T>
 __device__ __forceinline__ void transpose(const T* weight, T* transposed, int filters, int channels,
                                           int taps) {
-  __shared__ T square[32][33];
+  __shared__ T square[32][32 + 4 / sizeof(T)];
   const int across = (channels + 31) / 32, lane = threadIdx.x % 32, group = blockIdx.y / taps;
   const int filter = blockIdx.x / across * 32, channel = blockIdx.x % across * 32;
   const int tap = blockIdx.y % taps;

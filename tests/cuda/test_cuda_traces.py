@@ -22,6 +22,8 @@ BOUNDS = (
     ("conv_*_naive_*", "global", 2.7),
     # One element at a time, for channels that are no multiple of four: rows of a few channels.
     ("conv_*_tiled", "global", 3.0),
+    # Windows of photographs: 88 bytes in a row of bfloat16, beginning anywhere. Halves of sectors.
+    ("conv_*_wgmma<*, 4>", "global", 2.3),
     # Tiles that reach over the end of few filters, and split sums of a few of them.
     ("conv_*", "global", 2.0),
     # Windows of few pixels and few channels. (Arrays here begin at 16 bytes, on a device at 256:

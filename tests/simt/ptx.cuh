@@ -66,6 +66,11 @@ inline void mma(float (&d)[4], const Brought& brought, Unpack unpack) {
   for (int i = 0; i < 4; ++i) d[i] = towards_zero(d[i] + taken.d[i]);
 }
 
+// Has a thread waited for copies that Hopper's tensor cores do not see before a fence?
+inline bool unseen[simt::MAX_THREADS];
+SIMT_UNSEEN inline void set_unseen(bool yes) { unseen[simt::position->thread] = yes; }
+SIMT_UNSEEN inline bool is_unseen() { return unseen[simt::position->thread]; }
+
 }  // namespace twin
 
 inline unsigned to_tf32(float x) {
@@ -118,4 +123,5 @@ inline void cp_async_commit() { simt::cp_commit(); }
 template <int N>
 inline void cp_async_wait() {
   simt::cp_wait(N);
+  twin::set_unseen(true);
 }

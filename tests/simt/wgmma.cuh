@@ -1,7 +1,7 @@
 // The twins of kernels/wgmma.cuh.
 #pragma once
 
-inline void make_visible() {}
+inline void make_visible() { twin::set_unseen(false); }
 
 template <int J>
 inline void hold(float (&)[J][4]) {}
@@ -30,19 +30,29 @@ struct Described {
     return simt::arena + (address ^ (address >> 7 & 7) << 4);
   }
 
-  // A row's numbers, 16 bytes at a time if they lie side by side: sanitizers look at each access.
-  void read(int row, float (&numbers)[32 / sizeof(E)]) const {
+  // Numbers of rows `row` and `row + step`, several at a time where they lie side by side:
+  // sanitizers look at each access.
+  void read(int row, int step, float (&numbers)[2][32 / sizeof(E)]) const {
     constexpr int K = 32 / sizeof(E);
-    alignas(16) E found[K];
+    alignas(16) E found[2][K];
     for (int k = 0; k < K; k += ALONG_K ? K / 2 : 1)
-      if (ALONG_K)
-        *reinterpret_cast<uint4*>(found + k) = *reinterpret_cast<const uint4*>(at(row, k));
-      else
-        found[k] = *reinterpret_cast<const E*>(at(row, k));
-    for (int k = 0; k < K; ++k) {
-      numbers[k] = found[k];
-      if (sizeof(E) == 4) numbers[k] = tf32_value(twin::bits_of(numbers[k]));
-    }
+      if (!ALONG_K && step == 1) {
+        alignas(4) E pair[4 / sizeof(E)];
+        *reinterpret_cast<unsigned*>(pair) = *reinterpret_cast<const unsigned*>(at(row, k));
+        found[0][k] = pair[0], found[1][k] = pair[4 / sizeof(E) - 1];
+      } else {
+        for (int i = 0; i < 2; ++i)
+          if (ALONG_K)
+            *reinterpret_cast<uint4*>(found[i] + k) =
+                *reinterpret_cast<const uint4*>(at(row + i * step, k));
+          else
+            found[i][k] = *reinterpret_cast<const E*>(at(row + i * step, k));
+      }
+    for (int i = 0; i < 2; ++i)
+      for (int k = 0; k < K; ++k) {
+        numbers[i][k] = found[i][k];
+        if (sizeof(E) == 4) numbers[i][k] = tf32_value(twin::bits_of(numbers[i][k]));
+      }
   }
 };
 
@@ -63,6 +73,7 @@ struct Multiplication {
 
   template <class E, Layout A, Layout B, int J>
   void multiply_add(float (&d)[J][4], unsigned long long a, unsigned long long b) {
+    if (twin::is_unseen()) simt::fail("copies that tensor cores do not see yet");
     if (count == MOST) simt::fail("multiplications that no thread waits for");
     pending[count++] = {compute<E, A == SWIZZLED, B == SWIZZLED, J>, d, a, b, group};
   }
@@ -83,9 +94,9 @@ struct Multiplication {
     const Described<E, B_ALONG_K> of_b(work.b);
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32 % 4;
     float a[2][K], b[2][K];
-    for (int i = 0; i < 2; ++i) of_a.read(16 * warp + g + 8 * i, a[i]);
+    of_a.read(16 * warp + g, 8, a);
     for (int j = 0; j < J; ++j) {
-      for (int i = 0; i < 2; ++i) of_b.read(8 * j + 2 * t + i, b[i]);
+      of_b.read(8 * j + 2 * t, 1, b);
       for (int i = 0; i < 4; ++i) {
         double sum = work.d[j][i];
         for (int k = 0; k < K; ++k) sum += double(a[i / 2][k]) * b[i % 2][k];
