@@ -1,11 +1,15 @@
 """Plans for products on tensor cores: 132 multiprocessors, 227 KB each (H100)."""
 
+import numpy as np
 import pytest
+from simt import memory
+from simt.exercises import BFLOAT16
 
-from tinyalex.backends.cuda.conv import tensor_cores, tiles
+from tinyalex.backends.cuda.conv import products, tensor_cores, tiles
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, WGMMA, Cut, Sizes, plan
+from tinyalex.backends.cuda.conv.tiles import IMAGES, MMA_SYNC, WGMMA, Cut, Sizes, faster, plan
 from tinyalex.backends.geometry import ConvOptions
+from tinyalex.backends.precision import set_float32_matmul_precision
 
 HIGH = MMA_SYNC["high"]
 
@@ -145,20 +149,20 @@ def test_applicable_where_four_channels_lie_together():
 
 
 @pytest.mark.parametrize(
-    ("layer", "which", "dtype", "expected"),
+    ("layer", "which", "kernels", "expected"),
     [
-        ("conv1", "forward", "bfloat16", ((256, 96), 1)),
-        ("conv1", "weight_grad", "bfloat16", ((128, 256), 66)),
-        ("conv2", "forward", "bfloat16", ((192, 256), 1)),
-        ("conv2", "input_grad", "bfloat16", ((256, 96), 1)),
-        ("conv3", "forward", "bfloat16", ((256, 128), 1)),
-        ("conv3", "input_grad", "float32", ((192, 256), 1)),
-        ("conv4", "weight_grad", "bfloat16", ((192, 256), 9)),
-        ("fc6", "forward", "bfloat16", ((128, 128), 4)),
+        ("conv1", "forward", IMAGES, ((256, 96), 1)),
+        ("conv1", "weight_grad", IMAGES, ((128, 256), 66)),
+        ("conv2", "forward", WGMMA["bfloat16"], ((192, 256), 1)),
+        ("conv2", "input_grad", WGMMA["bfloat16"], ((256, 96), 1)),
+        ("conv3", "forward", WGMMA["bfloat16"], ((256, 128), 1)),
+        ("conv3", "input_grad", WGMMA["float32"], ((192, 256), 1)),
+        ("conv4", "weight_grad", WGMMA["bfloat16"], ((192, 256), 9)),
+        ("fc6", "forward", WGMMA["bfloat16"], ((128, 128), 4)),
     ],
 )
-def test_plan_of_wgmma(layer, which, dtype, expected):
-    assert plan(which, tiles.sizes(LAYERS[layer], which), WGMMA[dtype])[:2] == expected
+def test_plan_of_wgmma(layer, which, kernels, expected):
+    assert plan(which, tiles.sizes(LAYERS[layer], which), kernels)[:2] == expected
 
 
 def test_wgmma_has_as_much_shared_memory_as_there_is():
@@ -167,3 +171,61 @@ def test_wgmma_has_as_much_shared_memory_as_there_is():
         assert kernels.shared_bytes((192, 256)) == 227 << 10
         for tile in set().union(*kernels.tiles.values()):
             assert kernels.blocks_that_fit(tile, 227 << 10) == 1
+
+
+def test_weights_are_transposed_only_where_that_pays():
+    """TF32 wants the weights of an input gradient transposed: of fc6 that is 302 MB."""
+    for layer, pays in (("conv2", True), ("conv4", True), ("fc6", False)):
+        product = tiles.sizes(LAYERS[layer], "input_grad")
+        assert faster("input_grad", product, WGMMA["float32"], HIGH) == pays
+
+
+@pytest.fixture
+def chosen(standin):
+    """Return whether Hopper's kernels are chosen for a layer and a pass."""
+
+    def ask(layer, which, precision="high", dtype=np.float32):
+        set_float32_matmul_precision(precision)
+        return products._for_hopper(LAYERS[layer], which, np.dtype(dtype))
+
+    yield ask
+    set_float32_matmul_precision("highest")
+
+
+def test_hopper_is_chosen_for_tf32_where_it_is_faster(chosen):
+    for layer, which, wanted in (
+        ("conv1", "forward", True),
+        ("conv2", "forward", True),
+        ("conv2", "input_grad", True),
+        ("conv3", "weight_grad", False),  # TF32 has none
+        ("fc6", "input_grad", False),  # would have its weights transposed
+    ):
+        assert chosen(layer, which) == wanted, (layer, which)
+        assert not chosen(layer, which, "highest")
+        assert not chosen(layer, which, "medium")
+
+
+def test_hopper_is_chosen_on_hopper_alone(chosen, monkeypatch):
+    monkeypatch.setattr(memory.Device, "compute_capability", "80")
+    assert not chosen("conv2", "forward")
+
+
+def test_bfloat16_is_for_hopper(chosen):
+    for precision in MMA_SYNC:  # another one may be set before the backward pass
+        assert chosen("conv3", "weight_grad", precision, BFLOAT16)
+
+
+@pytest.mark.parametrize(
+    ("C", "K", "groups", "passes"),
+    [
+        (16, 8, 2, ()),  # 4 filters in each group
+        (16, 16, 2, ("forward", "input_grad", "weight_grad")),
+        (4, 8, 1, ("forward", "weight_grad")),  # images
+        (8, 12, 1, ()),
+        (12, 8, 1, ()),
+    ],
+)
+def test_bfloat16_comes_in_eights(C, K, groups, passes):
+    shape = convolution(C, 5, K, 3, groups)
+    which = [each for each in tiles.TILES if products.applicable(shape, each, BFLOAT16)]
+    assert tuple(which) == passes

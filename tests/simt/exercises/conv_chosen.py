@@ -6,10 +6,12 @@ import numpy as np
 import oracles
 from helpers import assert_close, normal
 
-from simt.exercises import exercise, to_device, to_host
-from simt.exercises.conv import FOURS, NO_IMAGES, ODD, UNEVEN, Problem, arrays, memory
+from simt.exercises import BFLOAT16, exercise, to_device, to_host
+from simt.exercises.conv import EVEN, FOURS, NO_IMAGES, ODD, UNEVEN, Problem, arrays, memory
+from simt.exercises.conv_wgmma import FILES as HOPPER
+from simt.exercises.conv_wgmma import instances_left_out
 from tinyalex.backends import precision
-from tinyalex.backends.cuda.conv import choose
+from tinyalex.backends.cuda.conv import choose, hopper
 from tinyalex.backends.layout import as_nchw, channels_last, copy_with_room
 
 PHOTOGRAPHS = Problem(2, 3, (9, 8), 8, (5, 4), stride=(4, 3), padding=UNEVEN)
@@ -22,6 +24,15 @@ CHOICES = (
     (FOURS[1], np.float32),
     *((problem, dtype) for problem in NO_IMAGES for dtype in (np.float32, np.float64)),
 )
+EIGHTS = Problem(3, 16, (7, 6), 32, (3, 2), stride=(1, 2), padding=EVEN)
+# With FOURS and ODD[0], whose channels and filters are no multiples of eight: as float32.
+IN_BFLOAT16 = PHOTOGRAPHS, EIGHTS, EIGHTS._replace(groups=2), FOURS[0], ODD[0], NO_IMAGES[1]
+SUMS = 1e-4  # of bfloat16, which the tensor cores add up with some bits less than float32
+
+
+def no_hopper():
+    """Return whether to leave out what any instance of Hopper's kernels may compute."""
+    return not hopper.available() or bool(instances_left_out())
 
 
 @exercise("conv_forward_tensor.cu", "conv_forward.cu", "im2col.cu", "pad_channels.cu")
@@ -76,7 +87,32 @@ def images_with_room_for_a_fourth_channel(rng):
                     np.testing.assert_array_equal(to_host(one), to_host(other))
 
 
-def check_gradients(grads, grad, x, weight, problem):
+@exercise(*HOPPER, "pad_channels.cu")
+def chosen_in_bfloat16(rng):
+    if no_hopper():
+        return
+    for problem in IN_BFLOAT16:
+        x, weight, bias, grad = (a.astype(BFLOAT16) for a in arrays(rng, problem))
+        bias = bias.astype(np.float32)
+        on_device = to_device(x), as_nchw(memory(weight)), to_device(bias)
+        x, weight, grad = (a.astype(np.float64) for a in (x, weight, grad))
+        expected = oracles.conv2d(x, weight, bias, *problem.options)
+        y = choose.conv2d(*on_device, problem.options)
+        rectified = choose.conv2d_relu(*on_device, problem.options)
+        assert y.dtype == rectified.dtype == BFLOAT16
+        assert_close(to_host(y), expected, SUMS, str(problem))
+        assert_close(to_host(rectified), np.maximum(expected, 0), SUMS, str(problem))
+        x_, weight_, grad_ = *on_device[:2], to_device(grad.astype(BFLOAT16))
+        grads = (
+            choose.conv2d_input_grad(grad_, weight_, x.shape, problem.options),
+            choose.conv2d_weight_grad(grad_, x_, weight.shape, problem.options),
+            choose.conv2d_bias_grad(grad_),
+        )
+        assert [a.dtype for a in grads] == [BFLOAT16, np.float32, np.float32]
+        check_gradients(grads, grad, x, weight, problem, SUMS)
+
+
+def check_gradients(grads, grad, x, weight, problem, tolerance=None):
     """Compare (dx, dweight, dbias); dweight must lie channels last, as the weights may."""
     assert channels_last(grads[1]).data.ptr == grads[1].data.ptr
     expected = (
@@ -85,7 +121,7 @@ def check_gradients(grads, grad, x, weight, problem):
         oracles.conv2d_bias_grad(grad),
     )
     for actual, wanted in zip(grads, expected, strict=True):
-        assert_close(to_host(actual), wanted, what=str(problem))
+        assert_close(to_host(actual), wanted, tolerance, str(problem))
 
 
 @exercise("bias_grad.cu")

@@ -6,8 +6,8 @@ import numpy as np
 import oracles
 from helpers import assert_close, normal
 
-from simt.exercises import exercise, to_device, to_host
-from simt.exercises.conv_chosen import check_rounding
+from simt.exercises import BFLOAT16, exercise, to_device, to_host
+from simt.exercises.conv_chosen import HOPPER, SUMS, check_rounding, no_hopper
 from tinyalex.backends.cuda.linear import (
     few_rows,
     linear,
@@ -19,13 +19,17 @@ from tinyalex.backends.cuda.linear import (
 TENSOR_CORES = "conv_forward_tensor.cu", "conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu"
 # images, inputs, outputs: the last three are not for tensor cores
 SIZES = ((9, 12, 20), (131, 8, 4), (11, 4, 132), (13, 7, 5), (1, 12, 8), (0, 8, 4))
+# In bfloat16: as such, and as float32.
+IN_BFLOAT16 = ((9, 16, 24), (70, 72, 40), (13, 7, 5), (3, 12, 8), (0, 8, 8))
 
 
 def problem(rng, dtype, size):
     """Return a function that computes, and what it should."""
     N, inputs, outputs = size
-    shapes = (N, inputs), (outputs, inputs), (outputs,), (N, outputs)
-    host = x, weight, bias, grad = [normal(rng, shape, dtype) for shape in shapes]
+    shapes = (N, inputs), (outputs, inputs), (N, outputs), (outputs,)
+    host = [normal(rng, shape, dtype) for shape in shapes]
+    host[3] = host[3].astype(np.promote_types(host[3].dtype, np.float32))
+    x, weight, grad, bias = (a.astype(np.float64) for a in host)
     expected = (
         oracles.linear(x, weight, bias),
         oracles.linear(x, weight, None),
@@ -33,7 +37,7 @@ def problem(rng, dtype, size):
         oracles.linear_input_grad(grad, weight),
         oracles.linear_weight_grad(grad, x),
     )
-    x, weight, bias, grad = map(to_device, host)
+    x, weight, grad, bias = map(to_device, host)
 
     def compute():
         return (
@@ -54,6 +58,18 @@ def all_sizes(rng):
             compute, expected = problem(rng, dtype, size)
             for actual, wanted in zip(compute(), expected, strict=True):
                 assert_close(to_host(actual), wanted, what=str(size))
+
+
+@exercise(*HOPPER)
+def linear_in_bfloat16(rng):
+    if no_hopper():
+        return
+    for size in IN_BFLOAT16:
+        compute, expected = problem(rng, BFLOAT16, size)
+        results = compute()
+        assert [a.dtype for a in results] == [BFLOAT16] * 4 + [np.float32]
+        for actual, wanted in zip(results, expected, strict=True):
+            assert_close(to_host(actual), wanted, SUMS, str(size))
 
 
 @exercise(*TENSOR_CORES)

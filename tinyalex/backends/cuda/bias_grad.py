@@ -31,9 +31,13 @@ def relu_bias_grad(grad: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _sums(grad: Array) -> Array:
-    pixels, K = grad.size // grad.shape[-1], grad.shape[-1]
-    ranges = max(min(RANGES, pixels // SHORT), pixels // LONG, 1)
-    return cupy().empty((ranges, K), computing(grad.dtype))
+    K = grad.shape[-1]
+    return cupy().empty((ranges(grad.size // K), K), computing(grad.dtype))
+
+
+def ranges(pixels: int) -> int:
+    """Return how many sums take these pixels; one more launch adds several."""
+    return max(min(RANGES, pixels // SHORT), pixels // LONG, 1)
 
 
 def _total(sums: Array) -> Array:

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.bfloat16 import as_float32, is_bfloat16
+from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import Pass
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
-from tinyalex.backends.precision import get_float32_matmul_precision as precision
 from tinyalex.backends.types import Array
 
 FEW = 8  # images, in forward; as MOST in few_rows.cu
@@ -50,9 +50,10 @@ def _forward(x: Array, weight: Array, bias: Array | None, relu: bool) -> Array:
     if _few(x, shape):
         return few_rows(x, weight, bias, relu)
     if _suits(x, shape, "forward"):
-        pixels = _pixels(x), _pixels(weight)
-        y = tensor_cores.conv_forward_tensor(*pixels, bias, shape, precision(), relu)
+        y = products.forward(_pixels(x), _pixels(weight), bias, shape, relu)
         return y.reshape(shape.N, shape.K)
+    if is_bfloat16(x.dtype):
+        return _forward(as_float32(x), as_float32(weight), bias, relu).astype(x.dtype)
     y = x @ weight.T
     if bias is not None:
         y += bias
@@ -75,8 +76,9 @@ def linear_input_grad(grad: Array, weight: Array) -> Array:
     """Return dx = grad @ weight: [N, O] @ [O, I]."""
     shape = _shape(len(grad), weight.shape[1], len(weight))
     if _suits(grad, shape, "input_grad"):
-        dx = tensor_cores.conv_input_grad_tensor(_pixels(grad), _pixels(weight), shape, precision())
-        return dx.reshape(shape.N, shape.C)
+        return products.input_grad(_pixels(grad), _pixels(weight), shape).reshape(shape.N, shape.C)
+    if is_bfloat16(grad.dtype):
+        return linear_input_grad(as_float32(grad), as_float32(weight)).astype(grad.dtype)
     return grad @ weight
 
 
@@ -84,9 +86,10 @@ def linear_weight_grad(grad: Array, x: Array) -> Array:
     """Return dweight = grad.T @ x: [O, N] @ [N, I]."""
     shape = _shape(len(x), x.shape[1], grad.shape[1])
     if _suits(grad, shape, "weight_grad"):
-        pixels = _pixels(grad), _pixels(x)
-        dweight = tensor_cores.conv_weight_grad_tensor(*pixels, shape, precision())
+        dweight = products.weight_grad(_pixels(grad), _pixels(x), shape)
         return dweight.reshape(shape.K, shape.C)
+    if is_bfloat16(grad.dtype):
+        return linear_weight_grad(as_float32(grad), as_float32(x))
     return grad.T @ x
 
 
@@ -95,7 +98,7 @@ def _few(x: Array, shape: ConvShape) -> bool:
 
 
 def _suits(x: Array, shape: ConvShape, which: Pass) -> bool:
-    return x.dtype == np.float32 and shape.N > FEW and tensor_cores.applicable(shape, which)
+    return shape.N > FEW and products.applicable(shape, which, x.dtype)
 
 
 def _shape(N: int, inputs: int, outputs: int) -> ConvShape:

@@ -2,11 +2,12 @@
 
 A version is a module with a function for each pass, on arrays as they lie in memory: images
 [N, H, W, C], weights [K, R, S, C/G]. From the first to the last: `naive`, `im2col`, `tiled`,
-`tensor_cores`. Each can be called by name. The functions here take the arrays that users have, and
-choose:
+`tensor_cores`, `hopper`. Each can be called by name. The functions here take the arrays that users
+have, and choose:
 
-- float32 with a multiple of four channels (and, for gradients, of filters) in each group: tensor
-  cores, as exactly as `tinyalex.set_float32_matmul_precision` says;
+- float32 with a multiple of four channels (and, for gradients, of filters) in each group, bfloat16
+  with a multiple of eight: tensor cores (`products`);
+- any other bfloat16: as float32, and the result rounded (not that of a weight's gradient);
 - any other float32, forward: tiles without tensor cores;
 - all else: columns and cuBLAS.
 """
@@ -17,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from tinyalex.backends.bfloat16 import as_float32, is_bfloat16
 from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.channels import widened
-from tinyalex.backends.cuda.conv import im2col, tensor_cores, tiled
+from tinyalex.backends.cuda.conv import im2col, products, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import Pass
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.gpu import contiguous, cupy
 from tinyalex.backends.layout import as_nchw, channels_last, in_fours, with_room
-from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array, Shape
 
 
@@ -91,17 +92,19 @@ def _tensor_shape(shape: ConvShape, dtype: np.dtype[Any], which: Pass) -> ConvSh
     """
     if shape.groups == 1:
         shape = shape._replace(C=in_fours(shape.C))
-    suits = dtype == np.float32 and tensor_cores.applicable(shape, which)
-    return shape if suits else None
+    return shape if products.applicable(shape, which, dtype) else None
 
 
 def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu: bool) -> Array:
     bias = None if bias is None else contiguous(bias)
     padded = _tensor_shape(shape, x.dtype, "forward")
     if padded:
-        x, weight = _images(x, padded.C), widened(weight, padded.C // padded.groups)
-        precision = get_float32_matmul_precision()
-        y = tensor_cores.conv_forward_tensor(x, weight, bias, padded, precision, relu)
+        # Weights in bfloat16 have room too, with zeros (`operands`).
+        wide = _images if is_bfloat16(weight.dtype) else widened
+        x, weight = _images(x, padded.C), wide(weight, padded.C // padded.groups)
+        y = products.forward(x, weight, bias, padded, relu)
+    elif is_bfloat16(x.dtype):
+        return _forward(as_float32(x), as_float32(weight), bias, shape, relu).astype(x.dtype)
     elif x.dtype == np.float32:
         y = tiled.forward(channels_last(x), channels_last(weight), bias, shape, relu)
     else:
@@ -114,9 +117,9 @@ def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
     padded = _tensor_shape(shape, grad.dtype, "input_grad")
     if padded:
         weight = widened(weight, padded.C // padded.groups)
-        precision = get_float32_matmul_precision()
-        dx = tensor_cores.conv_input_grad_tensor(grad, weight, padded, precision)
-        dx = dx[..., : shape.C]
+        dx = products.input_grad(grad, weight, padded)[..., : shape.C]
+    elif is_bfloat16(grad.dtype):
+        return _input_grad(as_float32(grad), as_float32(weight), shape).astype(grad.dtype)
     else:
         dx = im2col.input_grad(grad, channels_last(weight), shape)
     return as_nchw(dx)
@@ -125,9 +128,10 @@ def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
 def _weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
     padded = _tensor_shape(shape, grad.dtype, "weight_grad")
     if padded:
-        x, precision = _images(x, padded.C), get_float32_matmul_precision()
-        dweight = tensor_cores.conv_weight_grad_tensor(grad, x, padded, precision)
+        dweight = products.weight_grad(grad, _images(x, padded.C), padded)
         dweight = contiguous(dweight[..., : shape.C // shape.groups])
+    elif is_bfloat16(grad.dtype):
+        return _weight_grad(as_float32(grad), as_float32(x), shape)
     else:
         dweight = im2col.weight_grad(grad, channels_last(x), shape)
     return as_nchw(dweight)

@@ -14,7 +14,7 @@ import numpy as np
 from tinyalex.backends.bfloat16 import is_bfloat16
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tensor_cores import product
-from tinyalex.backends.cuda.conv.tiles import CHOSEN, IMAGES, WGMMA, Cut, Wgmma, plan, sizes
+from tinyalex.backends.cuda.conv.tiles import CHOSEN, IMAGES, WGMMA, Cut, Pass, Wgmma, plan, sizes
 from tinyalex.backends.cuda.launch import launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
@@ -23,6 +23,16 @@ from tinyalex.backends.types import Array
 def available() -> bool:
     """Return whether the current device is a Hopper GPU."""
     return str(cupy().cuda.Device().compute_capability) == "90"
+
+
+def applicable(shape: ConvShape, which: Pass) -> bool:
+    """Return whether a group's bfloat16 channels and filters are multiples of eight.
+
+    Channels may be four, those of images, but for the input's gradient.
+    """
+    channels, filters = shape.C // shape.groups, shape.K // shape.groups
+    images = channels == 4 and which != "input_grad"
+    return (channels % 8 == 0 or images) and filters % 8 == 0
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""Tiles and splits of the products on tensor cores, chosen by estimated time.
+"""Tiles and splits of products on tensor cores, by estimated time.
 
 A block computes a tile of the result, one k-tile of the reduction after the other; where tiles are
 too few for all multiprocessors, the reduction is split among several blocks. Two kinds of kernels
@@ -25,7 +25,7 @@ LEAST_K_TILES = 8  # of a part, lest its beginning and end outweigh them
 L2_BYTES = 26  # from the L2 cache, per cycle and multiprocessor
 ENDS = 4  # k-tiles' time to fill the ring and to store the result
 ALONE = 0.6  # of the time of as many blocks as fit: what a block without neighbours takes
-LAUNCH = 5000  # cycles: another kernel, which adds up the parts of a gradient
+LAUNCH = 5000  # cycles of another kernel, beside its work
 
 
 class Sizes(NamedTuple):
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Threads of a block, stages of its ring, and the blocks for whose registers there is room."""
+    """Threads of a block, stages of its ring, blocks whose registers fit."""
 
     threads: int
     stages: int
@@ -77,6 +77,10 @@ class Kernels:
     line: ClassVar[int]  # bytes of a row or column of a k-tile in shared memory
     add_parts: ClassVar[tuple[Pass, ...]] = ("forward",)
     """Passes whose last block adds the parts of a split sum; of others, another kernel does."""
+
+    def along_k(self, tile: Tile) -> bool:
+        """Return whether the input's gradient wants weights with the filters innermost."""
+        return False
 
     @property
     def k_tile(self) -> int:
@@ -114,7 +118,7 @@ class MmaSync(Kernels):
     line = 128 + 16  # 16 in excess keep the banks apart
 
     def block(self, tile: Tile) -> Block:
-        """Return four warps, or eight for tiles whose sums would not fit into their registers."""
+        """Return four warps, or eight where their registers would not do."""
         threads = 256 if math.prod(tile) > 128 * self.sums else 128
         small = math.prod(tile) <= 64 * 64
         return Block(threads, 4 if small else 3, 1 if threads == 256 else 3 if small else 2)
@@ -240,8 +244,8 @@ def estimate(
 
     A last wave that is not full takes less, but no less than `ALONE` of it. A k-tile takes as long
     as its multiplications, or as its factors on their way from the L2 cache; of the shorter of the
-    two a quarter shows. Parts of forward are added up by a block per tile, alone on its
-    multiprocessor; those of most gradients by a kernel on all of them.
+    two a quarter shows. Parts are added up by a block per tile, alone on its multiprocessor, or by
+    a kernel on all of them; another one transposes weights.
     """
     (rows, columns), splits, split_k_tiles = plan
     fit = kernels.blocks_that_fit(plan.tile, most_shared)
@@ -256,7 +260,25 @@ def estimate(
     elif splits > 1:
         result = 4 * product.rows * product.columns * product.groups
         cycles += LAUNCH + (splits + 1) * result / (L2_BYTES * multiprocessors)
+    if which == "input_grad" and kernels.along_k(plan.tile):
+        weights = kernels.itemsize * product.depth * product.columns * product.groups
+        cycles += LAUNCH + 2 * weights / (L2_BYTES * multiprocessors)
     return cycles
+
+
+@lru_cache(maxsize=1024)
+def least_cycles(
+    which: Pass, product: Sizes, kernels: Kernels, multiprocessors: int, most_shared: int
+) -> float:
+    """Return the cycles of the fastest plan."""
+    chosen = plan_for(which, product, kernels, CHOSEN, multiprocessors, most_shared)
+    return estimate(which, product, kernels, chosen, multiprocessors, most_shared)
+
+
+def faster(which: Pass, product: Sizes, one: Kernels, other: Kernels) -> bool:
+    """Return whether the first kernels' plan takes fewer cycles than the others'."""
+    gpu = multiprocessors(), most_shared_bytes()
+    return least_cycles(which, product, one, *gpu) < least_cycles(which, product, other, *gpu)
 
 
 def blocks(product: Sizes, tile: Tile) -> int:
