@@ -3,10 +3,9 @@
     python benchmarks/gpu_arithmetic.py            # print it
     python benchmarks/gpu_arithmetic.py --table    # and write it into docs/gpu.md
 
-Nothing here is measured, and no GPU is needed. A pass on tensor cores takes what
-`tiles.estimate` says of the tile and the splits that `tiles.plan` chooses, or its
-bytes from memory, if they take longer; all else takes its bytes from memory; and each launch takes
-`GAP` more.
+Nothing here is measured, and no GPU is needed. A pass on tensor cores takes what `tiles.estimate`
+says of the tile and the splits that `tiles.plan` chooses, or its bytes from memory, if they take
+longer; all else takes its bytes from memory; and each launch takes `GAP` more.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from gpu.contestant_tinyalex import WORDS
 from gpu.floors import FORWARD, INPUT, WEIGHT, Step
 from shared import report
 from tinyalex import nn
+from tinyalex.backends.cuda.bias_grad import ranges
 from tinyalex.backends.cuda.conv import tiles
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, Pass, Plan
+from tinyalex.backends.cuda.conv.tiles import IMAGES, MMA_SYNC, WGMMA, Kernels, Pass, Plan, Wgmma
 from tinyalex.backends.cuda.linear import FEW
 from tinyalex.backends.geometry import ConvOptions
 from tinyalex.backends.layout import in_fours
@@ -42,6 +42,7 @@ PYTORCH = {
     ("infer", "B"): (0.19, 0.22),
     ("infer", "C"): (0.15, 0.18),
 }
+GPU = MULTIPROCESSORS, MOST_SHARED
 PARTS: dict[str, Pass] = {FORWARD: "forward", INPUT: "input_grad", WEIGHT: "weight_grad"}
 
 
@@ -55,6 +56,7 @@ class Line:
     launches: int
     cycles: float = 0.0
     cache: float = 0.0  # bytes through the L2 cache
+    kernels: Kernels | None = None
     plan: Plan | None = None
     waves: float = 0.0
 
@@ -69,10 +71,11 @@ class Line:
         if self.plan is None:
             return took
         (rows, columns), splits, _ = self.plan
+        kind = "wgmma " if isinstance(self.kernels, Wgmma) else ""
         parts = f" / {splits}" if splits > 1 else ""
         fill = self.waves / math.ceil(self.waves)
         return (
-            f"{rows} x {columns}{parts}, {self.cache / 1e6:.0f} MB, {self.waves:.2f} waves "
+            f"{kind}{rows} x {columns}{parts}, {self.cache / 1e6:.0f} MB, {self.waves:.2f} waves "
             f"({fill:.0%}), {took}"
         )
 
@@ -80,26 +83,54 @@ class Line:
 def lines(case: Case) -> Iterator[Line]:
     """Yield all passes of a step or a prediction."""
     net, images, precision = case.net, case.images, case.precision
-    steps = _steps(net, images)
+    steps, halves = _steps(net, images), precision == "C" and images > FEW  # bfloat16 in memory
+    size = 2 if halves else 4
     for work in floors.works(net, images, case.training):
         name, step = f"{work.layer} {work.part}", steps.get(work.layer)
-        # All numbers in memory are float32, in every class.
-        plain = name, work.operations, work.bytes("B")
+        moved = work.bytes("C" if halves and work.layer != "loss" else "B")
+        if halves and work.part == WEIGHT:
+            moved += 2 * step.layer.weight.size  # the gradient is float32
+        plain = name, work.operations, moved
         if step is None or not isinstance(step.layer, floors.WEIGHTED):
-            # A loss has a kernel for rows and one for their sum; and one for the gradient.
-            yield Line(*plain, 3 if work.layer == "loss" else 1)
+            # A loss narrows its labels, has a kernel for rows and one for their sum; the gradient
+            # begins as 1, and has a kernel.
+            yield Line(*plain, 5 if work.layer == "loss" else 1)
         elif isinstance(step.layer, nn.Linear) and images <= FEW and work.part == FORWARD:
             yield Line(*plain, 1)
         else:
-            yield _tensor(plain, step, PARTS[work.part], precision)
-    flat = next(s.x for s in steps.values() if isinstance(s.layer, nn.Linear))
-    passes = 1 + case.training
-    yield Line("pool5 to PyTorch's order", 0.0, passes * 2 * 4 * math.prod(flat), passes)
+            yield _tensor(plain, step, PARTS[work.part], precision, halves)
+    if halves:
+        # Of the images with the room beside them, all weights, the logits, and their gradient.
+        weights = [s.layer.weight.size for s in steps.values() if hasattr(s.layer, "weight")]
+        pixels = images * net.pixels**2
+        logits = (1 + case.training) * images * net.classes
+        count = 2 + len(weights) + case.training
+        moved = 6 * (4 * pixels + sum(weights) + logits)
+        yield Line("from float32 to bfloat16, and back", 0.0, moved, count)
+    pooled = steps["pool5"].y
+    passes = (1 + case.training) * (pooled[2:] != (1, 1))  # one pixel has no order to change
+    yield Line("pool5 to PyTorch's order", 0.0, passes * 2 * size * math.prod(pooled), passes)
     if case.training:
-        # Masked by the ReLU, bias gradients summed on the way; of conv1 and conv2 while pooling.
-        outputs = [s.y for s in steps.values() if isinstance(s.layer, floors.WEIGHTED)][2:]
-        numbers = sum(map(math.prod, outputs))
-        yield Line("ReLU and bias gradients", 0.0, 3 * 4 * numbers, 2 * (len(outputs) + 1))
+        moved, launches = _masks_and_biases(list(steps.values()))
+        yield Line("ReLU and bias gradients", 0.0, size * moved, launches)
+
+
+def _masks_and_biases(steps: list[Step]) -> tuple[int, int]:
+    """Return numbers moved, and launches, for gradients of ReLUs and biases.
+
+    A convolution's are masked and summed in one launch, or while pooling, by rows of the images.
+    """
+    moved = launches = 0
+    for number, step in enumerate(steps):
+        if not isinstance(step.layer, floors.WEIGHTED):
+            continue
+        first, second = [*steps[number + 1 :], step, step][:2]
+        masked = isinstance(step.layer, nn.Linear) and isinstance(first.layer, nn.ReLU)
+        pooled = isinstance(second.layer, nn.LocalResponseNorm)
+        terms = math.prod(step.y[:1] + step.y[2 : 3 if pooled else 4])
+        moved += 0 if pooled else 3 * math.prod(step.y)
+        launches += masked + 1 + (ranges(terms) > 1)
+    return moved, launches
 
 
 @lru_cache
@@ -107,22 +138,32 @@ def _steps(net: Net, images: int) -> dict[str, Step]:
     return {step.name: step for step in floors.shapes(net, images)}
 
 
-def _tensor(plain: tuple[str, float, int], step: Step, which: Pass, precision: str) -> Line:
-    shape, kernels = _shape(step), MMA_SYNC[WORDS[precision]]
+def _tensor(
+    plain: tuple[str, float, int], step: Step, which: Pass, precision: str, halves: bool
+) -> Line:
+    shape = _shape(step)
     product = tiles.sizes(shape, which)
-    machine = MULTIPROCESSORS, MOST_SHARED
-    plan = tiles.plan_for(which, product, kernels, tiles.CHOSEN, *machine)
+    kinds: list[Kernels] = [MMA_SYNC[WORDS[precision]]]
+    if halves:
+        kinds = [IMAGES if shape.C == 4 else WGMMA["bfloat16"]]
+    elif precision == "B" and which != "weight_grad":
+        kinds.append(WGMMA["float32"])
+    kernels = min(kinds, key=lambda k: tiles.least_cycles(which, product, k, *GPU))
+    plan = tiles.plan_for(which, product, kernels, tiles.CHOSEN, *GPU)
     blocks = tiles.blocks(product, plan.tile) * plan.splits
     slots = MULTIPROCESSORS * kernels.blocks_that_fit(plan.tile, MOST_SHARED)
-    cycles = tiles.estimate(which, product, kernels, plan, *machine)
-    if summed := plan.splits > 1 and which != "forward":
-        cycles -= tiles.LAUNCH  # here every launch has its gap
-    widened = step.x[1] % 4 != 0  # the weight gets a fourth channel, or loses it
+    summed = plan.splits > 1 and which not in kernels.add_parts
+    transposed = which == "input_grad" and kernels.along_k(plan.tile)
+    cycles = tiles.estimate(which, product, kernels, plan, *GPU)
+    cycles -= (summed + transposed) * tiles.LAUNCH  # here every launch has its gap
+    # The weight gets a fourth channel, or loses it; in bfloat16 it has it from the beginning.
+    widened = step.x[1] % 4 != 0 and not (halves and which == "forward")
     return Line(
         *plain,
-        1 + summed + widened,
+        1 + summed + transposed + widened,
         cycles,
         blocks * plan.split_k_tiles * 128 * sum(plan.tile),
+        kernels,
         plan,
         blocks / slots,
     )
@@ -146,15 +187,16 @@ def table(mode: str, images: int, net: Net) -> str:
     """Return the table of a step or a prediction, with sums."""
     columns = {precision: list(lines(Case(net, mode, images, precision))) for precision in WORDS}
     text = [
-        f"| {tables.MODES[mode]}, batch {images} | GFLOP | memory, MB | launches, A | A | B | C |",
+        f"| {tables.MODES[mode]}, batch {images} | GFLOP | memory, MB: A, B | C | A | B | C |",
         "|---" * 7 + "|",
     ]
-    for of_all in zip(*columns.values(), strict=True):
-        first = of_all[0]
-        text.append(
-            f"| {first.name} | {first.operations / 1e9:.1f} | {first.memory / 1e6:.1f} | "
-            f"{first.launches} | {' | '.join(line.cell() for line in of_all)} |"
-        )
+    named = [{line.name: line for line in column} for column in columns.values()]
+    for name in dict.fromkeys(name for lines in named for name in lines):
+        of_all = [lines.get(name) for lines in named]
+        cells = [line.cell() if line else "-" for line in of_all]
+        moved = [f"{line.memory / 1e6:.1f}" if line else "-" for line in of_all[1:]]
+        operations = of_all[-1].operations / 1e9
+        text.append(f"| {name} | {operations:.1f} | {' | '.join([*moved, *cells])} |")
     sums = {p: 1e3 * sum(line.seconds for line in column) for p, column in columns.items()}
     launches = [str(sum(line.launches for line in column)) for column in columns.values()]
     theirs = [PYTORCH[mode, precision] for precision in WORDS]
