@@ -9,7 +9,9 @@ repeated by itself. Its steps run one after the other, each in a process of its 
 its own, what is worth most first; at a limit the process and its children are killed. FOLDER (by
 default the environment's OUT) gets gpu-part-N.jsonl, a line for whatever was measured, and
 gpu-part-N-TIME.tar.gz, which has these lines, all logs and the golden fragments. Where .git does
-not travel along, TINYALEX_COMMIT tells which program it was. Afterwards, on any machine:
+not travel along, TINYALEX_COMMIT tells which program it was; where ml_dtypes is not installed,
+which has the dtype bfloat16, --packages (or PYTHONPATH) names a folder that has it. Afterwards, on
+any machine:
 
     python benchmarks/gpu_quarter.py --table FOLDER/*.tar.gz  # into docs/gpu.md and tests/golden
 
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import importlib
 import math
 import os
 import shutil
@@ -51,6 +54,10 @@ COUNTERS = ("ncu", "--kernel-name", "regex:conv", "--csv", "--page", "raw")
 COUNTERS += tuple(word for section in SECTIONS for word in ("--section", section))
 TAKES = "torch.compile takes the newer switches"  # says `probe`
 CUDA = "/usr/local/cuda/bin"  # of the toolkit, often not on PATH
+NO_BFLOAT16 = (
+    "class C stores its numbers as float32, and the exercises leave bfloat16 out; install "
+    "ml_dtypes, or give --packages a folder that has it, for this version of Python"
+)
 TURNS = 10.0  # seconds that a net keeps for the turns, after the last contestant was tried
 
 
@@ -109,8 +116,13 @@ PARTS = {
 Clock = Callable[[], float]
 
 
-def run(step: Step, of: str, until: float, lines: Path, toy: bool, logs: Path, clock: Clock) -> str:
-    """Run a step until ``until`` at the latest, and return its end."""
+def run(
+    step: Step, of: str, until: float, lines: Path, words: list[str], logs: Path, clock: Clock
+) -> str:
+    """Run a step with ``words`` of all steps, and return its end.
+
+    That is at ``until`` at the latest.
+    """
     program, *options = *step.above, PYTHON
     found = shutil.which(program) or shutil.which(program, path=CUDA)
     if not found:
@@ -118,7 +130,7 @@ def run(step: Step, of: str, until: float, lines: Path, toy: bool, logs: Path, c
     command = [found, *options, __file__, "--step", step.name, *step.words]
     command += [f"--of={of}", f"--lines={lines}", f"--logs={logs}"]
     command += [f"--until={time.monotonic() + until - clock():.1f}"]
-    command += ["--toy"] if toy else []
+    command += words
     environment = {
         **os.environ,
         "CUPY_ACCELERATORS": "",  # CUB, which would be compiled for each sum
@@ -147,8 +159,12 @@ def run(step: Step, of: str, until: float, lines: Path, toy: bool, logs: Path, c
     return "done" if child.returncode == 0 else f"FAILED ({child.returncode})"
 
 
-def run_part(number: int, out: Path, toy: bool, clock: Clock) -> None:
+def run_part(number: int, out: Path, words: list[str], clock: Clock) -> None:
     """Run the steps of a part, and pack up after each."""
+    try:
+        importlib.import_module("ml_dtypes")
+    except ImportError as error:
+        print(f"{error}: {NO_BFLOAT16}", flush=True)
     part, lines = PARTS[number], out / f"gpu-part-{number}.jsonl"
     archive = out / f"{lines.stem}-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz"
     end = clock() + part.seconds
@@ -159,7 +175,7 @@ def run_part(number: int, out: Path, toy: bool, clock: Clock) -> None:
             try:
                 if began < end:
                     until = min(end, began + step.seconds)
-                    word = run(step, of, until, lines, toy, logs, clock)
+                    word = run(step, of, until, lines, words, logs, clock)
                 else:
                     word = "no time left"
             finally:
@@ -400,6 +416,7 @@ def main(words: list[str] | None = None, clock: Clock = time.monotonic) -> None:
     what.add_argument("--table", type=Path, nargs="+", metavar="ARCHIVE")
     what.add_argument("--step", nargs="+", metavar="WORD", help=f"one of {', '.join(STEPS)}")
     add("--out", type=Path, default=os.environ.get("OUT"), metavar="FOLDER")
+    add("--packages", type=Path, metavar="FOLDER", help="of packages that are not installed")
     add("--toy", action="store_true", help="to try this script: tiny, on the stand-in for CuPy")
     here = Path("gpu-steps")  # of a step that no part has begun
     told = {"of": "", "lines": here / "gpu-steps.jsonl", "logs": here, "until": math.inf}
@@ -408,6 +425,10 @@ def main(words: list[str] | None = None, clock: Clock = time.monotonic) -> None:
     arguments = parser.parse_args(words)
     if arguments.step and arguments.step[0] not in STEPS:
         parser.error(f"no step {arguments.step[0]!r}; there are {', '.join(STEPS)}")
+    if arguments.packages:
+        if not (arguments.packages / "ml_dtypes").is_dir():
+            parser.error(f"--packages {arguments.packages} has no folder ml_dtypes")
+        sys.path.append(str(arguments.packages.resolve()))  # what is installed comes first
     if missing := [str(path) for path in arguments.table or () if not path.is_file()]:
         parser.error(f"no archive {', '.join(missing)}")
     if arguments.table:
@@ -420,7 +441,10 @@ def main(words: list[str] | None = None, clock: Clock = time.monotonic) -> None:
     elif arguments.out is None:
         parser.error("--part wants a folder: --out FOLDER, or OUT in the environment")
     else:
-        run_part(arguments.part, Path(arguments.out).resolve(), arguments.toy, clock)
+        every = ["--toy"] * arguments.toy
+        if arguments.packages:
+            every.append(f"--packages={arguments.packages.resolve()}")
+        run_part(arguments.part, Path(arguments.out).resolve(), every, clock)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tinyalex.functional as F
 from gpu import cases
 from gpu.cases import LR, MOMENTUM, WEIGHT_DECAY, Case
 from gpu.contestants import Arrays, Contestant
+from tinyalex.backends.bfloat16 import as_float32
 from tinyalex.backends.cuda.sgd import Piece, StepTable
 from tinyalex.backends.gpu import cupy, download
 from tinyalex.backends.layout import copy_with_room
@@ -30,7 +31,6 @@ class Tinyalex(Contestant):
         self.case = case
         self.settings = {
             "float32_matmul_precision": ta.get_float32_matmul_precision(),
-            "stored numbers": "float32",
         }
         xp = cupy()
         # A pool of its own: what it holds is this contestant's, and a graph's memory is safe.
@@ -47,6 +47,9 @@ class Tinyalex(Contestant):
             self._optimizer = ta.optim.SGD(
                 self._parameters.values(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY
             )
+            with ta.no_grad():
+                stored = self._model.features(self._x).dtype
+        self.settings["stored numbers"] = stored.name
         self._model.train(case.training)
         self._call: Callable[[], None] = self._train if case.training else self._predict
         self._output: Any = None
@@ -101,7 +104,7 @@ class Tinyalex(Contestant):
     def results(self) -> Arrays:
         """Return the last step's ``loss`` and gradients, or the ``logits``."""
         self.stream.synchronize()
-        output = download(self._output.data)
+        output = download(as_float32(self._output.data))
         if not self.case.training:
             return {"logits": output}
         return {"loss": output, **self._of_all(lambda p: p.grad)}

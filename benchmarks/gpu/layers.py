@@ -24,6 +24,7 @@ from gpu.run import Campaign
 from gpu.rungs import PASSES
 from tinyalex import nn
 from tinyalex.backends import cuda
+from tinyalex.backends.bfloat16 import as_float32, bfloat16
 from tinyalex.backends.cuda.channels import widened
 from tinyalex.backends.cuda.conv import hopper
 from tinyalex.backends.cuda.conv.shape import ConvShape
@@ -34,6 +35,7 @@ from tinyalex.backends.gpu import cupy, download
 from tinyalex.backends.layout import as_nchw, copy_with_room, in_fours
 
 Call = Callable[[], Any]
+LETTERS = {word: letter for letter, word in WORDS.items()}
 FLUSHED = 1 << 29  # bytes; the caches have a tenth of it
 # Positions of the images and of the filters, or of their shapes, among the arguments.
 OPERANDS = {"conv2d": (0, 1), "conv2d_input_grad": (2, 1), "conv2d_weight_grad": (1, 2)}
@@ -93,6 +95,8 @@ def _expected(row: Row) -> Any:
 
 
 def _distance(result: Any, expected: Any) -> float:
+    if isinstance(result, cupy().ndarray):
+        result = as_float32(result)
     if isinstance(expected, np.ndarray):
         return distance(host(result), expected)
     from gpu import torch_layers
@@ -110,7 +114,7 @@ def _row(
     sweep: bool,
 ) -> dict[str, Any]:
     ta.set_float32_matmul_precision(WORDS[precision])
-    builders: dict[str, Callable[[], Call]] = {run.OURS: lambda: ours(row)}
+    builders: dict[str, Callable[[], Call]] = {run.OURS: lambda: ours(stored(row, precision))}
     if sweep:
         builders |= versions(row)
     flags: dict[str, Any] = {}
@@ -162,7 +166,7 @@ def _row(
 
 
 def versions(row: Row) -> dict[str, Callable[[], Call]]:
-    """Return builders of a convolution's tiles and Hopper's kernel, or of `_few_rows`."""
+    """Return builders of a convolution's tiles, Hopper's too, or of `_few_rows`."""
     if row.kernel not in OPERANDS:
         return _few_rows(row) if row.kernel == "linear" else {}
     options = row.arguments[-1]
@@ -174,18 +178,39 @@ def versions(row: Row) -> dict[str, Callable[[], Call]]:
         return {}
     channels = weight[1] if which == "weight_grad" else None  # the others were not asked for
     precision = ta.get_float32_matmul_precision()
-    found: dict[str, Callable[..., Any]] = {
-        f"{run.OURS} {rows} x {columns}": partial(
-            tensor, precision=precision, cut=Cut((rows, columns))
+    found: dict[str, tuple[Call, tuple[Any, ...]]] = {
+        f"{run.OURS} {tile[0]} x {tile[1]}": (
+            partial(tensor, precision=precision, cut=Cut(tile)),
+            given,
         )
-        for rows, columns in TILES[which]
+        for tile in TILES[which]
     }
-    if which == "forward" and precision == "high" and hopper.available():
-        found[f"{run.OURS} wgmma"] = hopper.forward
+    halves = stored(replace(row, arguments=given), LETTERS[precision]).arguments
+    dtype = halves[0].dtype
+    if hopper.available() and (
+        precision == "high" if dtype == np.float32 else hopper.applicable(shape, which)
+    ):
+        for tile in hopper.kernels(halves[0], shape).tiles.get(which, ()):
+            version = partial(getattr(hopper, which), cut=Cut(tile))
+            found[f"{run.OURS} wgmma {tile[0]} x {tile[1]}"] = version, halves
     return {
-        name: lambda version=version: lambda: wrap(version, *given)[:, :channels]
-        for name, version in found.items()
+        name: lambda version=version, arrays=arrays: lambda: wrap(version, *arrays)[:, :channels]
+        for name, (version, arrays) in found.items()
     }
+
+
+def stored(row: Row, precision: str) -> Row:
+    """Return a row with the numbers that this class has in memory."""
+    few = len(row.arguments[0]) <= FEW or row.kernel == "sgd_step"
+    kind = bfloat16() if precision == "C" and hopper.available() and not few else None
+    if kind is None:
+        return row
+
+    def half(argument: Any) -> Any:
+        numbers = getattr(argument, "dtype", None) == np.float32 and argument.ndim > 1
+        return argument.astype(kind) if numbers else argument
+
+    return replace(row, arguments=tuple(map(half, row.arguments)))
 
 
 def _few_rows(row: Row) -> dict[str, Callable[[], Call]]:

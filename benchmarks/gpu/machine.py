@@ -18,7 +18,7 @@ from shared import report
 from tinyalex.backends.devices import DeviceError
 from tinyalex.backends.gpu import count, cupy
 
-LIBRARIES = ("tinyalex", "numpy", "torch", "triton")
+LIBRARIES = ("tinyalex", "numpy", "ml_dtypes", "torch", "triton")
 COPY_BYTES = 1 << 30  # of the large copy, read and written: past every cache
 PRODUCT = 8192  # rows and columns of the large matrices
 RUNS = 10

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from simt import standin
+from simt.exercises import BFLOAT16
 
 import bench_gpu
 import tinyalex as ta
@@ -400,6 +401,32 @@ def test_every_tile_of_a_convolution_is_a_version_of_it(standin):
                 found.add((row.work.layer, row.work.part, name))
     tiles = {which: len(tiles) for which, tiles in TILES.items()}
     assert len(found) == 2 * sum(tiles.values()) - tiles["input_grad"]  # which conv1 needs none of
+
+
+@pytest.mark.parametrize(
+    ("precision", "images", "own"),
+    [
+        ("highest", 9, (0, 0, 0)),
+        ("high", 9, (4, 4, 0)),
+        ("medium", 9, (4, 4, 2)),
+        ("medium", 8, (0, 0, 0)),  # too few for bfloat16
+    ],
+)
+def test_hoppers_own_tiles_are_versions(standin, precision, images, own):
+    ta.set_float32_matmul_precision(precision)
+    try:
+        convolutions = rows(Net(thin=8, pixels=63, classes=8), images, nn.Conv2d)
+        of_conv3 = [row for row in convolutions if row.work.layer == "conv3"]
+        of_conv3 = [
+            replace(row, arguments=tuple(map(layers.placed, row.arguments))) for row in of_conv3
+        ]
+        found = [sum("wgmma" in name for name in layers.versions(row)) for row in of_conv3]
+        assert tuple(found) == own
+        for row in of_conv3:
+            kind = layers.stored(row, layers.LETTERS[precision]).arguments[0].dtype
+            assert kind == (BFLOAT16 if own[2] else np.float32)
+    finally:
+        ta.set_float32_matmul_precision("highest")
 
 
 def test_linear_layers_of_few_rows_have_two_versions(standin):

@@ -1,6 +1,7 @@
 """Quarter of an hour on a GPU, on the stand-in."""
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -270,6 +271,7 @@ def test_a_row_goes_on_behind_a_version_that_ends_the_context(monkeypatch, tmp_p
         ("--step nonsense", "no step 'nonsense'; there are build, sweep, exercises"),
         ("--table none.tar.gz", "no archive none.tar.gz"),
         ("--part 1", "--part wants a folder: --out FOLDER, or OUT in the environment"),
+        ("--part 1 --out x --packages none", "--packages none has no folder ml_dtypes"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_named(words, message, monkeypatch, capsys):
@@ -277,6 +279,30 @@ def test_what_is_asked_for_wrongly_is_named(words, message, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         gpu_quarter.main(words.split())
     assert message in capsys.readouterr().err
+
+
+def test_packages_travel_to_every_step(tmp_path, monkeypatch):
+    """What is installed comes first, so that a NumPy beside ml_dtypes does no harm."""
+    packages = tmp_path / "packages"
+    for name in ("ml_dtypes", "numpy", "only_here"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    teller = ("sh", "-c", 'for word; do echo "$word"; done', "sh")
+    monkeypatch.setattr(gpu_quarter, "PARTS", {1: Part(9, (Step("golden", 9, above=teller),))})
+    gpu_quarter.main(["--part", "1", "--packages", str(packages), "--out", str(tmp_path)])
+    assert f"--packages={packages}" in archived(tmp_path)["gpu-part-1/1-sh-golden.log"].decode()
+    assert importlib.util.find_spec("only_here")
+    assert Path(importlib.util.find_spec("ml_dtypes").origin).parent != packages / "ml_dtypes"
+
+
+def test_a_part_says_what_it_lacks_without_bfloat16(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_quarter, "PARTS", {1: Part(9, ())})
+    gpu_quarter.main(["--part", "1", "--out", str(tmp_path)])
+    assert not capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    gpu_quarter.main(["--part", "1", "--out", str(tmp_path)])
+    assert "class C stores its numbers as float32, and the exercises" in capsys.readouterr().out
 
 
 def test_the_parts_fit_their_time():
