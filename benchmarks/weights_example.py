@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from shared import report
+from tinyalex.cli.network import prefix_of
 
 DOCUMENT = report.ROOT / "docs" / "weights.md"
 
@@ -39,7 +40,15 @@ def main() -> None:
     report.save("weights-example", {"machine": report.machine(), "said": figures(said)})
     for name, text in blocks(report.load("weights-example")).items():
         report.replace_table(DOCUMENT, name, text)
-    shutil.copy(arguments.store / "runs/three/probe.png", report.ROOT / "docs/images")
+    picture = probe_picture(arguments.store)
+    shutil.copy(picture, report.ROOT / "docs" / "images" / "probe.png")
+
+
+def probe_picture(store: Path) -> Path:
+    """Return the picture that `probe runs/three --data two` draws."""
+    here = store.resolve()  # as a command sees the folder that it runs in
+    network = here / "runs" / "three" / "best.safetensors"
+    return network.with_name(f"{prefix_of(network, [str(here / 'two')])}probe.png")
 
 
 def commands() -> list[str]:

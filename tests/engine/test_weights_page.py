@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tinyalex.cli.network import prefix_of
+
 pytestmark = pytest.mark.documents
 
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
@@ -27,6 +29,15 @@ def between(name):
 def test_the_table_is_that_of_the_last_measurement(report):
     transfer = importlib.import_module("transfer")
     assert between("transfer") == transfer.table(report.load("transfer"))
+
+
+def test_the_picture_of_the_example_is_the_one_that_the_probe_draws(tmp_path, monkeypatch):
+    script = importlib.import_module("weights_example")
+    assert ".venv/bin/tinyalex probe runs/three --data two" in TEXT
+    (tmp_path / "runs/three").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    drawn = f"{prefix_of(Path('runs/three/best.safetensors'), ['two'])}probe.png"
+    assert script.probe_picture(tmp_path).name == drawn
 
 
 WORDS = ["train", "probe", "train", "evaluate", "convert"]
