@@ -7,6 +7,9 @@ from helpers import run_python
 from simt import build
 from simt.trying import in_every_way, kernel
 
+from tinyalex.backends.cuda.conv.shape import ConvShape
+from tinyalex.backends.cuda.launch import launch
+
 pytestmark = pytest.mark.usefixtures("standin")
 
 i32, f32 = np.int32, np.float32
@@ -233,6 +236,13 @@ def test_instances_of_a_template_are_known_by_name(standin):
         assert np.array_equal(filled.get(), np.full(4 * value, value))
     with pytest.raises(build.LaunchError, match="not found: fill<float, 4>"):
         module.get_function("fill<float, 4>")
+
+
+def test_an_instance_takes_arrays_of_its_type(standin):
+    factor, dweight = (standin.zeros((1, 8), np.float32) for _ in range(2))
+    args = factor, factor, dweight, ConvShape(*[1] * 17), 1
+    with pytest.raises(TypeError, match=r"argument 0 \(bfloat16\*\) expects bfloat16, got float32"):
+        launch("conv_wgmma.cu", "conv_weight_grad_wgmma<bfloat16, 128, 256>", (1,), (256,), args)
 
 
 def test_instances_want_a_standard_of_the_language(standin):

@@ -54,11 +54,11 @@ def input_grad(grad: Array, weight: Array, shape: ConvShape, cut: Cut = CHOSEN) 
     With strides it also multiplies the zeros between the pixels of the gradient: correct, wasteful.
     """
     own = kernels(grad, shape)
-    tile = plan("input_grad", sizes(shape, "input_grad"), own, cut).tile
+    tile, splits, _ = plan("input_grad", sizes(shape, "input_grad"), own, cut)
     if own.along_k(tile):
         weight = transposed(weight, shape)
     dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
-    return product("input_grad", (grad, weight), dx, shape, own, cut)
+    return product("input_grad", (grad, weight), dx, shape, own, Cut(tile, splits))
 
 
 def weight_grad(grad: Array, x: Array, shape: ConvShape, cut: Cut = CHOSEN) -> Array:
