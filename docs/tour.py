@@ -707,4 +707,4 @@ Markdown("\n".join(table) + f"\n\n{where}; `benchmarks/bench_kernels.py` measure
 # - [`graph.py`](../tinyalex/graph.py): `draw_graph` draws the graph of a loss, and how many bytes
 #   each operation keeps for backward.
 # - [`examples/minimal.py`](../examples/minimal.py): a training of a minute, to change as you like.
-# - [`tests/support/oracles.py`](../tests/support/oracles.py): every op as loops, as in section 11.
+# - [`tests/support/oracles.py`](../tests/support/oracles.py): layers' ops, as in section 11.
