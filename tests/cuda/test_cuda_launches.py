@@ -11,11 +11,13 @@ import gpu_arithmetic
 import tinyalex as ta
 import tinyalex.functional as F
 from gpu.cases import Case, Net
+from gpu.contestant_tinyalex import TinyalexGraph
 from tinyalex import models, optim
 from tinyalex.backends.cuda.conv import choose, tensor_cores
 from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.devices import move, use
+from tinyalex.backends.gpu import most_shared_bytes, multiprocessors
 from tinyalex.backends.layout import copy_images, copy_with_room, with_room
 from tinyalex.backends.numerics import LONG
 from tinyalex.data import Batch
@@ -29,11 +31,15 @@ THIN = 4  # leaves a multiple of four channels in each group
 
 
 @pytest.fixture(autouse=True)
-def _split(standin, monkeypatch):
+def _stream(standin):
+    use("cuda")  # with a stream that can be recorded
+
+
+@pytest.fixture
+def split(monkeypatch):
     """Let every convolution's sum be split in three, as it is where multiprocessors would idle."""
     plan = tensor_cores.plan
     monkeypatch.setattr(tensor_cores, "plan", lambda *product: plan(*product[:3], Cut(splits=3)))
-    use("cuda")  # with a stream that can be recorded
 
 
 def thin(variant):
@@ -56,7 +62,7 @@ def recorded(xp, call):
 
 def test_the_arithmetic_counts_as_many():
     case = Case(Net(thin=THIN, pixels=67, classes=10), "infer", 1, "A")
-    assert sum(line.launches for line in gpu_arithmetic.lines(case)) == 13
+    assert sum(line.launches for line in gpu_arithmetic.lines(case)) == 12
 
 
 @pytest.mark.documents
@@ -66,6 +72,21 @@ def test_the_page_has_the_arithmetic_of_these_tiles():
     assert said == gpu_arithmetic.block(), "run python benchmarks/gpu_arithmetic.py --table"
 
 
+@pytest.mark.parametrize("precision", "AB")
+def test_a_training_step(monkeypatch, precision):
+    """As many as by arithmetic, on as many multiprocessors."""
+    monkeypatch.setattr(gpu_arithmetic, "GPU", (multiprocessors(), most_shared_bytes()))
+    case = Case(Net(thin=THIN, pixels=67, classes=16), "train", 9, precision)
+    try:
+        step = TinyalexGraph(case)
+    finally:
+        ta.set_float32_matmul_precision("highest")
+    assert step.settings["stored numbers"] == ("bfloat16" if precision == "C" else "float32")
+    counted = len(step._graph._work)
+    assert counted == sum(line.launches for line in gpu_arithmetic.lines(case))
+
+
+@pytest.mark.usefixtures("split")
 @pytest.mark.parametrize("variant", ["paper", "one_tower"])
 @pytest.mark.parametrize(("place", "count"), [(lambda x: x, 13), (copy_with_room, 12)])
 def test_a_prediction_of_one_image(standin, rng, variant, place, count):
