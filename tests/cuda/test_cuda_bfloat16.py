@@ -186,8 +186,7 @@ def factors(x, weight, dtype=np.float32):
 
 
 @pytest.fixture
-def medium(cuda, monkeypatch):
-    monkeypatch.setattr(MODULE, "ENABLED", True)
+def medium(standin):
     ta.set_float32_matmul_precision("medium")
 
 
@@ -211,8 +210,8 @@ def test_products_of_many_images_are_stored(medium, shapes):
 
 
 @pytest.mark.parametrize("capability", ["80", "89", "100", "120"])
-def test_other_gpus_store_float32(medium, cuda, monkeypatch, capability):
-    monkeypatch.setattr(cuda.cuda.Device, "compute_capability", capability)
+def test_other_gpus_store_float32(medium, standin, monkeypatch, capability):
+    monkeypatch.setattr(standin.cuda.Device, "compute_capability", capability)
     assert factors(*LARGE[0]) == ["float32"] * 2
 
 

