@@ -14,9 +14,11 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +27,8 @@ if __name__ == "__main__":
     sys.path[:0] = map(str, (tests / "support", tests, tests.parent))
 
 from simt import build, compiler
+from simt.exercises import Exercise, all_exercises, launched
+from tinyalex.backends.cuda import launch
 from tinyalex.threads import available_cores
 
 REPORTED = 66  # exit status of a process in which a sanitizer had something to report
@@ -77,8 +81,6 @@ def python(mode: str, *arguments: str, timeout: float = 600, **more: str) -> tup
 
 def prepare(mode: str) -> None:
     """Compile what the exercises launch, several at once: a process that runs them is ready."""
-    from simt.exercises import launched
-    from tinyalex.backends.cuda import launch
 
     def compile_one(module):
         file, instances = module
@@ -95,46 +97,76 @@ def run(mode: str, *options: str, **more: str) -> tuple[int, str]:
     return python(mode, __file__, "--mode", mode, *options, **more)
 
 
-def exercise_all(schedules, files, skip=None) -> None:
-    """Run the exercises of `files` (all if none is named) under each schedule.
+class Way(NamedTuple):
+    """An exercise, and the settings under which it runs."""
 
-    Those whose kernels copy asynchronously run twice, with lazy and with eager copies. The first
-    that fails without barrier `skip`, if there is one, ends it: it must pass with all barriers.
+    name: str
+    exercise: Exercise
+    schedule: str
+    copies: str
+
+    def run(self) -> None:
+        """Run it here."""
+        with build.using(schedule=self.schedule, copies=self.copies):
+            self.exercise.run(np.random.default_rng(2012))
+
+    def fails(self, **environment: str) -> bool:
+        """Run it in a process that may crash, or never end; SIMT_SKIP names a barrier to skip."""
+        child = os.fork()
+        if child:
+            return os.waitpid(child, 0)[1] != 0
+        signal.alarm(60)
+        os.environ |= environment
+        try:
+            self.run()
+        except Exception:
+            os._exit(1)
+        os._exit(0)
+
+
+def ways(schedules: Sequence[str], files: Collection[str]) -> Iterator[Way]:
+    """Yield the exercises of `files` (all if none is named) under each schedule.
+
+    Those of few kernels come first. Those whose kernels copy asynchronously come twice, with lazy
+    and with eager copies.
     """
-    from simt.exercises import all_exercises
-    from tinyalex.backends.cuda import launch
-
-    for schedule, exercise in itertools.product(schedules, all_exercises()):
+    exercises = sorted(all_exercises(), key=lambda exercise: len(exercise.files))
+    for schedule, exercise in itertools.product(schedules, exercises):
         if files and not set(files) & set(exercise.files):
             continue
         asynchronous = any("cp_async" in launch.read_source(file) for file in exercise.files)
         for copies in build.COPIES if asynchronous else ("lazy",):
-            how = f"{exercise.name.rpartition('exercises.')[2]}, {schedule}, {copies} copies"
-            with build.using(schedule=schedule, copies=copies):
-                missed = skip is not None and fails_without(skip, exercise)
-                try:
-                    if missed or skip is None:
-                        exercise.run(np.random.default_rng(2012))
-                except Exception:
-                    print(how, flush=True)
-                    raise
-            if missed:
-                print(f"{skip} is missed by {how}", flush=True)
-                return
+            name = f"{exercise.name.rpartition('exercises.')[2]}, {schedule}, {copies} copies"
+            yield Way(name, exercise, schedule, copies)
 
 
-def fails_without(barrier, exercise) -> bool:
-    """Run the exercise without a barrier, in a process that may crash, or never end."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1] != 0
-    signal.alarm(60)
-    os.environ["SIMT_SKIP"] = barrier
-    try:
-        exercise.run(np.random.default_rng(2012))
-    except Exception:
-        os._exit(1)
-    os._exit(0)
+def run_all(schedules: Sequence[str], files: Collection[str]) -> None:
+    """Run the exercises of `files`; print the name of one that fails."""
+    for way in ways(schedules, files):
+        try:
+            way.run()
+        except Exception:
+            print(way.name, flush=True)
+            raise
+
+
+def skip_all(schedules: Sequence[str], skips: Sequence[str]) -> None:
+    """Leave out each barrier in turn, and print which exercise misses it; first, what missed one.
+
+    Every exercise runs in a process of its own, forked from this one, which runs none: in a fork of
+    a process that had threads (here, fibers) ThreadSanitizer takes all for races.
+    """
+    best = ""
+    for skip in skips:
+        number, _, files = skip.partition(":")
+        order = sorted(ways(schedules, files.split(",")), key=lambda way: way.name != best)
+        for way in order:
+            if way.fails(SIMT_SKIP=number):
+                if way.fails():
+                    raise RuntimeError(f"{way.name} fails with all barriers")
+                best = way.name
+                print(f"{number} is missed by {best}", flush=True)
+                break
 
 
 def main() -> int:
@@ -146,19 +178,18 @@ def main() -> int:
     parser.add_argument("--skip", action="append", help="NUMBER:FILES, by mutations.py")
     options = parser.parse_args()
     from simt import standin
-    from simt.exercises import all_exercises
 
     standin.install()
     known = {file for exercise in all_exercises() for file in exercise.files}
     if unknown := set(options.file or ()) - known:
         parser.error(f"no exercise of {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     with build.using(mode=options.mode):
+        schedules = options.schedule or build.SCHEDULES
         try:
-            for skip in options.skip or ():
-                number, _, files = skip.partition(":")
-                exercise_all(build.SCHEDULES, files.split(","), number)
-            if not options.skip:
-                exercise_all(options.schedule or build.SCHEDULES, options.file)
+            if options.skip:
+                skip_all(schedules, options.skip)
+            else:
+                run_all(schedules, options.file or ())
         except Exception:
             traceback.print_exc(limit=-3)
             return 1
