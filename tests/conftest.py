@@ -1,5 +1,6 @@
 """Fixtures: a seeded generator, and one run per backend."""
 
+import gc
 import importlib
 import os
 import resource
@@ -81,6 +82,17 @@ def kernels(backend):
 def dtype(request):
     """Run the test in both precisions."""
     return np.dtype(request.param)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Look for no garbage among the tests, while they are collected and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):
