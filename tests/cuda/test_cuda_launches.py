@@ -11,7 +11,7 @@ import gpu_arithmetic
 import tinyalex as ta
 import tinyalex.functional as F
 from gpu.cases import Case, Net
-from gpu.contestant_tinyalex import TinyalexGraph
+from gpu.contestant_tinyalex import WORDS, TinyalexGraph
 from tinyalex import models, optim
 from tinyalex.backends.cuda.conv import choose, tensor_cores
 from tinyalex.backends.cuda.conv.tiles import Cut
@@ -72,7 +72,7 @@ def test_the_page_has_the_arithmetic_of_these_tiles():
     assert said == gpu_arithmetic.block(), "run python benchmarks/gpu_arithmetic.py --table"
 
 
-@pytest.mark.parametrize("precision", "AB")
+@pytest.mark.parametrize("precision", WORDS)
 def test_a_training_step(monkeypatch, precision):
     """As many as by arithmetic, on as many multiprocessors."""
     monkeypatch.setattr(gpu_arithmetic, "GPU", (multiprocessors(), most_shared_bytes()))
