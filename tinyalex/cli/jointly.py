@@ -15,7 +15,6 @@ from tinyalex.distributed.mpi_thread import GRACE
 from tinyalex.interrupts import LeftError
 from tinyalex.progress import show
 from tinyalex.text import printable
-from tinyalex.training.ranks import OtherRankError
 
 Result = TypeVar("Result")
 
@@ -23,17 +22,17 @@ Result = TypeVar("Result")
 def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | int:
     """Do the same work on all ranks; return the result.
 
-    Where it fails on any, all return the exit code of the first that failed by itself, and that one
-    says why, with its number unless it fails on all alike.
+    Where it fails on any, all return the exit code of the first that failed, and that one says why,
+    with its number unless it fails on all alike.
     """
     if link.size == 1:
         return work()
-    words, own = io.StringIO(), True
+    words = io.StringIO()
     with redirect_stderr(words):
         try:
             found = work()
         except EXPECTED_ERRORS as error:
-            found, own = complain(error), not isinstance(error.__cause__, OtherRankError)
+            found = complain(error)
         except LeftError:  # by a signal, as the other ranks
             raise
         except CommunicationError:  # where another failed, that one says why and ends all
@@ -44,15 +43,15 @@ def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | in
     said = words.getvalue()
     code = found if isinstance(found, int) else None
     try:
-        everything = link.share("the start", [code, said, own]).wait()
+        everything = link.share("the start", [code, said]).wait()
     except CommunicationError:  # others are at work that this rank could not come to
         if code is None:
             raise
         link.abort(said.strip(), code)
-    failed = [rank for rank, (code, *_) in enumerate(everything) if code is not None]
-    speaks = min(failed, key=lambda rank: not everything[rank][2], default=0)
+    failed = [rank for rank, (code, _) in enumerate(everything) if code is not None]
+    speaks = failed[0] if failed else 0
     if link.rank == speaks:
         host = printable(link.hosts[link.rank])
-        alike = not failed or all(words == said for _, words, _ in everything)
+        alike = not failed or all(words == said for _, words in everything)
         show(said if alike else f"rank {link.rank} ({host}): {said}", sys.stderr)
     return int(everything[speaks][0]) if failed else found

@@ -20,10 +20,6 @@ LOSSES = "losses"
 """Label of what ranks tell in every step."""
 
 
-class OtherRankError(Exception):
-    """Cause of an error that another rank has met, and tells."""
-
-
 class SharedStop(StopRequest):
     """Request to stop that all ranks heed at the same step."""
 
@@ -135,15 +131,14 @@ class Ranks:
     def add_up(self, sums: PixelSums, bad: Unreadable, problem: Exception | None) -> None:
         """Replace sums over images and unreadable ones by those of all ranks.
 
-        Raises the problem of any rank.
+        Raises the problem of the first rank that has one, on all ranks alike.
         """
         told = [sums.count, list(bad.reasons.items()), bad.lasting, problem and _told(problem)]
         everything = self.link.share("sums", told).wait()
-        if problem is not None:
-            raise problem
         for rank, (count, unreadable, lasting, why) in enumerate(everything):
             if why:
-                raise _error(rank, *why) from OtherRankError()
+                of_worker, text = why
+                raise _error(of_worker, f"rank {rank}: {text}" if of_worker else text) from problem
             sums.count += count if rank != self.rank else 0
             bad.lasting = bad.lasting and lasting
             bad.reasons.update(dict(unreadable))
@@ -193,7 +188,8 @@ class Ranks:
         data.leave_out({i: reason for i, reason in found.items() if i not in data.unreadable})
         for rank, one in enumerate(everything):
             if problem := one.get("problem"):
-                raise _error(rank, *problem) from OtherRankError()
+                of_worker, text = problem
+                raise _error(of_worker, f"rank {rank}: {text}")
         if found:
             data.check_left_out(len(known))
         return everything
@@ -213,6 +209,6 @@ def _told(error: Exception) -> tuple[bool, str]:
     return isinstance(error, WorkerError), one_sentence(error)
 
 
-def _error(rank: int, of_worker: bool, text: str) -> Exception:
-    """Return the error that another rank has raised."""
-    return (WorkerError if of_worker else DataError)(f"rank {rank}: {text}")
+def _error(of_worker: bool, text: str) -> Exception:
+    """Return an error as another rank has raised it."""
+    return WorkerError(text) if of_worker else DataError(text)
