@@ -13,7 +13,8 @@ import tinyalex.functional as F
 from gpu.cases import Case, Net
 from gpu.contestant_tinyalex import WORDS, TinyalexGraph
 from tinyalex import models, optim
-from tinyalex.backends.cuda.conv import choose, tensor_cores
+from tinyalex.backends.cuda import channels
+from tinyalex.backends.cuda.conv import tensor_cores
 from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.devices import move, use
@@ -109,9 +110,9 @@ def test_a_prediction_of_one_image(standin, rng, variant, place, count):
 def test_a_step_pads_no_images(rng, monkeypatch, graph):
     """Only the weights of the first layer, once."""
     padded = []
-    launch = choose.launch
+    launch = channels.launch
     monkeypatch.setattr(
-        choose, "launch", lambda *args: padded.append(args[4][1].shape) or launch(*args)
+        channels, "launch", lambda *args: padded.append(args[4][1].shape) or launch(*args)
     )
     model = thin("paper")
     steps = GPUSteps(model, optim.SGD(model.parameters(), lr=1e-3), every=9, graph=graph)
