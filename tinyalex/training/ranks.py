@@ -133,12 +133,13 @@ class Ranks:
 
         Raises the problem of the first rank that has one, on all ranks alike.
         """
-        told = [sums.count, list(bad.reasons.items()), bad.lasting, problem and _told(problem)]
+        of_rank = not isinstance(problem, DataError)  # not of the images, which all have
+        why = problem and [of_rank, f"rank {self.rank}: " * of_rank + one_sentence(problem)]
+        told = [sums.count, list(bad.reasons.items()), bad.lasting, why]
         everything = self.link.share("sums", told).wait()
         for rank, (count, unreadable, lasting, why) in enumerate(everything):
             if why:
-                of_worker, text = why
-                raise _error(of_worker, f"rank {rank}: {text}" if of_worker else text) from problem
+                raise _error(*why) from problem
             sums.count += count if rank != self.rank else 0
             bad.lasting = bad.lasting and lasting
             bad.reasons.update(dict(unreadable))
