@@ -138,7 +138,7 @@ def test_a_run_is_resumed_without_its_gpu(standin, monkeypatch, photos, tmp_path
     assert train_on(photos, out, "--device", "cuda", "--steps", 1, "--batch-size", 16)[0] == 0
     before = contents(out)
     code, _, complaints = run(TRAIN, "--resume", out, "--precision", "high")
-    assert_refused(code, complaints, "(precision highest then, high now): leave these options out ")
+    assert_refused(code, complaints, "(--precision highest then, high now): leave these options")
     without(monkeypatch, standin, 100)
     gpu.check.cache_clear()
     code, _, complaints = run(TRAIN, "--resume", out)
