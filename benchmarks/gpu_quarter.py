@@ -229,13 +229,11 @@ def sizes(toy: bool) -> tuple:
 
 def prepare(arguments: argparse.Namespace, rounds: int = 5) -> tuple:
     """Return a campaign, and `sizes`."""
-    import tinyalex as ta
     from gpu import run
     from gpu.timing import Protocol
 
     protocol, until = Protocol(rounds, calls=5), arguments.until - TURNS
     if arguments.toy:
-        ta.use_backend("reference").__enter__()  # for what is expected: nothing to compile
         protocol, until = Protocol(2, windows=1, window=0, warm_up=1, calls=1), math.inf
     net, images = sizes(arguments.toy)
     return run.campaign(arguments.lines, protocol, True, (), until, net.thin), net, images
@@ -391,7 +389,10 @@ def run_step(arguments: argparse.Namespace) -> None:
     if arguments.toy:
         from simt import standin
 
+        import tinyalex as ta
+
         standin.install()
+        ta.use_backend("reference")  # for what is expected: nothing to compile
     from gpu import machine
 
     facts = machine.facts()

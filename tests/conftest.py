@@ -35,6 +35,7 @@ settings.load_profile("default")
 
 hear_signals()
 
+CHOICES = ta.use_backend, ta.use_fusion
 BACKENDS = ("reference", "cpu")
 FILE_SIZES = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -56,10 +57,12 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def _independent():
-    """Let no test have its chance, threads or precision from the tests before."""
+    """Let no test have its chance, threads, precision or backend from the tests before."""
     ta.manual_seed(2012)
     before = ta.threads.get_num_threads()
+    chosen = [list(choice._open) for choice in CHOICES]
     yield
+    assert [choice._open for choice in CHOICES] == chosen, "a choice that the test left open"
     if ta.threads.get_num_threads() != before:  # which costs 7 ms: a look at all libraries
         ta.threads.set_num_threads(before)
     ta.set_float32_matmul_precision("highest")

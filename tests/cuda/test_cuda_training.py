@@ -302,7 +302,7 @@ def test_the_commands(photos, tmp_path):
 
     code, said, complaints = run(TRAIN, "--resume", out, "--epochs", 2, "--no-cuda-graph")
     assert (code, complaints) == (0, "")
-    assert "cuda_graph True then, False now" in said
+    assert "--cuda-graph True then, False now" in said
 
 
 def test_a_dry_run(photos, tmp_path):

@@ -170,7 +170,7 @@ def mistakes(originals, clean, folder):
         ((originals, folder / "other"), "other holds other files"),
         ((originals, folder / "other/diary.txt/new"), "Not a directory"),
         ((originals, clean, "--size", 128), "was prepared with other options"),
-        ((originals, folder / "new", "--size", 0), "1 to 10,000 pixels"),
+        ((originals, folder / "new", "--size", 0), "--size: expected a whole number"),
         ((originals, folder / "new", "--quality", 101), "1 to 100"),
         ((originals, folder / "new", "--processes", 0), "--processes: expected a whole number"),
         (("--verify", originals), "was not made by `tinyalex prepare`"),

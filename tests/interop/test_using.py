@@ -130,8 +130,8 @@ def test_names_come_from_a_file_or_are_numbers(weight_file, photos, tmp_path):
 
 
 def test_options_of_weight_files_are_for_weight_files(trained, photos):
-    for option in ("--classes", "--variant", "--mean"):
-        code, _, complaints = run("predict", trained, photos / "elm", option, "elm")
+    for option, value in (("--classes", "elm"), ("--variant", "paper"), ("--mean", "elm")):
+        code, _, complaints = run("predict", trained, photos / "elm", option, value)
         assert_refused(
             code, complaints, f"{option} is for weight files; {trained}/best.safetensors"
         )

@@ -203,12 +203,12 @@ def test_a_damaged_learning_weight_is_named(photos, tmp_path):
     ("change", "complaint"),
     [
         ({"mixup": -0.1}, "mixup must be"),
-        ({"label_smoothing": 1.0}, "label-smoothing must be at least 0 and below 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1"),
         ({"average": 1.5}, "average must be"),
-        ({"first_size": 37}, "first-size must be .* to the input size 36, beside --augment strong"),
-        ({"first_size": 4}, "first-size must be"),
-        ({"augment": "paper"}, "first-size must be .* beside --augment strong, got 20"),
-        ({"variant": "tiny", "input_size": 28}, "first-size must be 28 to the input size 28"),
+        ({"first_size": 37}, "first_size must be .* to the input size 36, beside --augment strong"),
+        ({"first_size": 4}, "first_size must be"),
+        ({"augment": "paper"}, "first_size must be .* beside --augment strong, got 20"),
+        ({"variant": "tiny", "input_size": 28}, "first_size must be 28 to the input size 28"),
     ],
 )
 def test_settings_that_cannot_be(photos, change, complaint):
