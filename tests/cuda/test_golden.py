@@ -105,6 +105,26 @@ def test_replay_fails_for_a_changed_twin(fragment, recording):
         fragments.replay(fragment, recording, changed)
 
 
+@pytest.mark.usefixtures("standin")
+@pytest.mark.parametrize(
+    ("right", "wrong", "error"),
+    [
+        ("  work.begin();\n", "", "without begin"),
+        (
+            "  make_visible();\n  __syncthreads();",
+            "  __syncthreads();\n  make_visible();",
+            "do not see yet",
+        ),
+    ],
+)
+def test_a_fence_left_out_or_too_late_shows(rng, right, wrong, error):
+    fragment = BY_NAME["multiply_add_tf32"]
+    source = fragment.source()
+    assert right in source
+    with pytest.raises(Exception, match=error):
+        fragments.run(fragment, fragments.draw(fragment, rng), source.replace(right, wrong))
+
+
 def test_a_wrong_number_of_registers_is_refused(fragment):
     results = np.zeros((32, fragment.given), np.uint32)
     with pytest.raises(AssertionError, match="number of registers"):

@@ -78,6 +78,8 @@ void thread_returns() {
 
 void block_barrier(const char* file, int line) { block_count(0, file, line); }
 
+unsigned block_meetings() { return block.barrier.generation; }
+
 int block_count(int predicate, const char* file, int line) {
   Barrier& barrier = block.barrier;
   if (barrier.arrived > 0 && (line != block.line || strcmp(file, block.file) != 0))

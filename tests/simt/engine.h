@@ -34,6 +34,7 @@ extern char* arena;                 // a block's shared memory: the dynamic part
 
 // Barriers. `file` and `line` name the barrier: all threads must meet at the same one.
 void block_barrier(const char* file, int line);
+unsigned block_meetings();  // at barriers, until now
 int block_count(int predicate, const char* file, int line);   // of threads whose predicate holds
 void warp_barrier(unsigned mask);
 

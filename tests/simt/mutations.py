@@ -22,10 +22,10 @@ from simt import run
 from simt.compiler import without_comments
 from tinyalex.backends.cuda import launch
 
-# A barrier, a fence (make_visible is one), or a wait for copies (cp_async_wait) or products
-# (work.wait) under way: a call that stands alone.
+# A barrier, a fence (make_visible and work.begin are some), or a wait for copies (cp_async_wait) or
+# products (work.wait) under way: a call that stands alone.
 BARRIER = re.compile(
-    r"(?<![\w.])(?:__syncthreads|__syncwarp|__threadfence|make_visible|\w+_wait|\w+\.wait)"
+    r"(?<![\w.])(?:__syncthreads|__syncwarp|__threadfence|make_visible|\w+_wait|\w+\.(?:wait|begin))"
     r"(?:\s*<[^;<>]*>)?\s*\([^;()]*\)\s*;"
 )
 

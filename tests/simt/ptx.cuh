@@ -66,10 +66,15 @@ inline void mma(float (&d)[4], const Brought& brought, Unpack unpack) {
   for (int i = 0; i < 4; ++i) d[i] = towards_zero(d[i] + taken.d[i]);
 }
 
-// Has a thread waited for copies that Hopper's tensor cores do not see before a fence?
-inline bool unseen[simt::MAX_THREADS];
-SIMT_UNSEEN inline void set_unseen(bool yes) { unseen[simt::position->thread] = yes; }
-SIMT_UNSEEN inline bool is_unseen() { return unseen[simt::position->thread]; }
+// Hopper's tensor cores see the copies that a thread has waited for from the barrier after its fence
+// on: the meeting of the block with this number.
+inline unsigned seen_from[simt::MAX_THREADS];
+SIMT_UNSEEN inline void set_unseen(bool yes) {
+  seen_from[simt::position->thread] = yes ? ~0u : simt::block_meetings() + 1;
+}
+SIMT_UNSEEN inline bool is_unseen() {
+  return simt::block_meetings() < seen_from[simt::position->thread];
+}
 
 }  // namespace twin
 

@@ -67,13 +67,18 @@ struct Multiplication {
   static constexpr int MOST = 16;
   Pending pending[MOST];
   int count = 0, group = 0;
+  bool begun = false;
 
-  void begin() {}
-  void commit() { ++group; }
+  void begin() { begun = true; }
+  void commit() {
+    begun = false;
+    ++group;
+  }
 
   template <class E, Layout A, Layout B, int J>
   void multiply_add(float (&d)[J][4], unsigned long long a, unsigned long long b) {
     if (twin::is_unseen()) simt::fail("copies that tensor cores do not see yet");
+    if (!begun) simt::fail("multiplications without begin()");
     if (count == MOST) simt::fail("multiplications that no thread waits for");
     pending[count++] = {compute<E, A == SWIZZLED, B == SWIZZLED, J>, d, a, b, group};
   }
