@@ -10,15 +10,15 @@
 //
 // That is what pays: a block reads M + N numbers for M x N products, mostly from the L2 cache, of
 // which a multiprocessor gets 26 bytes per cycle (estimated, as in tensor_tile.cuh). Cycles for 64
-// k's, by L2 and by the tensor cores:
+// k's, by L2 and by the tensor cores, at the rates of tiles.py:
 //
 //   128 x 128, mma.sync, TF32  2520  1638      128 x 128, mma.sync, bf16 from floats  2520   819
-//   192 x 256, wgmma, TF32     4411  3072      192 x 256, wgmma, bf16 in memory       2206  1536
+//   192 x 256, wgmma, TF32     4411  3836      192 x 256, wgmma, bf16 in memory       2206  1918
 //
 // So the products per cycle are 1.7 times as many in TF32, and 3.4 times in bf16.
 //
 // TF32 here is cut off, not rounded, for no thread has the factors in registers: an error about
-// 2.6 times as large, 7e-4 of the result, in norm. Not yet measured on hardware.
+// 2.6 times as large, 8e-4 of the result, in norm. Not yet measured on hardware.
 #include "tensor_fetch.cuh"
 #include "wgmma.cuh"
 
@@ -53,6 +53,7 @@ __device__ __forceinline__ void product_of_warpgroups(const Place<T>& at, Rows& 
   }
   Sums<T> sums = {};
   Multiplication work;
+  hold(sums[0]);  // zeros, before begin
   const int first = place_in_tile<T::A::SIDE, A, E>(threadIdx.x / 128 * 64, 0);  // its warpgroup's
   int reading = 0;
   for (int left = at.k_tiles; left > 0; --left) {
@@ -127,12 +128,13 @@ __global__ void __launch_bounds__(2 * M, 1)
   }
 }
 
-// dweight [parts,K,R,S,C/groups] of dy [N,Ho,Wo,K] and x [N,H,W,C], as `conv_weight_grad`; E is
-// bfloat16. K / groups is a multiple of 8, C / groups of GROUP.
+// dweight [parts,K,R,S,C/groups] of dy [N,Ho,Wo,K] and x [N,H,W,C], as `conv_weight_grad`.
+// K / groups is a multiple of 8, C / groups of GROUP.
 template <class E, int M, int N, int GROUP = 16 / sizeof(E)>
 __global__ void __launch_bounds__(2 * M, 1)
     conv_weight_grad_wgmma(const E* __restrict__ dy, const E* __restrict__ x,
                            float* __restrict__ dweight, ConvShape shape, int split_k_tiles) {
+  static_assert(sizeof(E) == 2, "tensor cores want TF32 along the sum");
   using T = WarpgroupTile<E, M, N, 16 / sizeof(E), GROUP>;
   const int filters = shape.K / shape.groups, channels = shape.C / shape.groups;
   const int pixels = shape.N * shape.Ho * shape.Wo, width = shape.R * shape.S * channels;

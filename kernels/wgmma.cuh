@@ -47,11 +47,13 @@ struct Multiplication {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   }
 
-  // d += a b; `a` and `b` are descriptors of the first k's of two tiles. "n" tells bf16 how they lie.
+  // d += a b; `a` and `b` are descriptors of the first k's of two tiles. For bf16 the last two
+  // operands say whether a factor lies along k (0) or along its rows (1).
   template <class E, Layout A, Layout B, int J>
   __device__ __forceinline__ void multiply_add(float (&d)[J][4], unsigned long long a,
                                                unsigned long long b) {
     static_assert(sizeof(E) == 2 || (A == SWIZZLED && B == SWIZZLED), "TF32 lies along k");
+    static_assert(J == 12 || J == 16 || J == 32, "add its registers below");
 #define TEN(t)                                                                              \
   "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, " \
   "%" #t "9, "
@@ -68,14 +70,10 @@ struct Multiplication {
                  : __VA_ARGS__                                                           \
                  : "l"(a), "l"(b), "n"(A == SWIZZLED_MN), "n"(B == SWIZZLED_MN)          \
                  : "memory")
-    MULTIPLY_ADD(64, TEN() TEN(1) TEN(2) "%30, %31", 32, 33, 34, 35, SIXTEEN(0), SIXTEEN(4));
     MULTIPLY_ADD(96, TEN() TEN(1) TEN(2) TEN(3) "%40, %41, %42, %43, %44, %45, %46, %47", 48, 49,
                  50, 51, SIXTEEN(0), SIXTEEN(4), SIXTEEN(8));
     MULTIPLY_ADD(128, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63", 64, 65, 66, 67,
                  SIXTEEN(0), SIXTEEN(4), SIXTEEN(8), SIXTEEN(12));
-    MULTIPLY_ADD(192, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8)
-                 "%90, %91, %92, %93, %94, %95", 96, 97, 98, 99,
-                 SIXTEEN(0), SIXTEEN(4), SIXTEEN(8), SIXTEEN(12), SIXTEEN(16), SIXTEEN(20));
     MULTIPLY_ADD(256, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10)
                  TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127", 128, 129, 130, 131,
                  SIXTEEN(0), SIXTEEN(4), SIXTEEN(8), SIXTEEN(12), SIXTEEN(16), SIXTEEN(20),

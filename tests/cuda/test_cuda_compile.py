@@ -61,6 +61,7 @@ def test_blocks_that_fit_are_those_of_the_source():
             for tile in tiles:
                 row, block = rows[kernels.instance(which, tile)], kernels.block(tile)
                 assert (row.threads, row.blocks) == (block.threads, block.fit)
+                assert row.shared == 0  # the ring may have all that a block can get
 
 
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)

@@ -1,10 +1,13 @@
 """Plans for products on tensor cores: 132 multiprocessors, 227 KB each (H100)."""
 
+import re
+
 import numpy as np
 import pytest
 from simt import memory
 from simt.exercises import BFLOAT16
 
+from tinyalex.backends.cuda import launch
 from tinyalex.backends.cuda.conv import products, tensor_cores, tiles
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import IMAGES, MMA_SYNC, WGMMA, Cut, Sizes, faster, plan
@@ -178,6 +181,18 @@ def test_weights_are_transposed_only_where_that_pays():
     for layer, pays in (("conv2", True), ("conv4", True), ("fc6", False)):
         product = tiles.sizes(LAYERS[layer], "input_grad")
         assert faster("input_grad", product, WGMMA["float32"], HIGH) == pays
+
+
+def test_cycles_that_the_source_tells_are_of_these_rates():
+    text = (launch.source_folder() / "conv_wgmma.cu").read_text()
+    row = r"(\d+) x (\d+), (mma\.sync|wgmma), (TF32|bf16)[a-z ]* +(\d+) +(\d+)"
+    rows = re.findall(row, text)
+    kernels = HIGH, MMA_SYNC["medium"], WGMMA["float32"], WGMMA["bfloat16"]
+    assert len(rows) == len(kernels)
+    for (m, n, *_, loading, multiplying), each in zip(rows, kernels, strict=True):
+        numbers = 64 * each.itemsize * (int(m) + int(n))
+        assert int(loading) == pytest.approx(numbers / tiles.L2_BYTES, abs=1)
+        assert int(multiplying) == pytest.approx(64 * int(m) * int(n) / each.multiply_adds, abs=1)
 
 
 @pytest.fixture
