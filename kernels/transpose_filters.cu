@@ -13,9 +13,10 @@ template <class T>
 __device__ __forceinline__ void transpose(const T* weight, T* transposed, int filters, int channels,
                                           int taps) {
   __shared__ T square[32][32 + 4 / sizeof(T)];
-  const int across = (channels + 31) / 32, lane = threadIdx.x % 32, group = blockIdx.y / taps;
-  const int filter = blockIdx.x / across * 32, channel = blockIdx.x % across * 32;
-  const int tap = blockIdx.y % taps;
+  const int across = (channels + 31) / 32, squares = (filters + 31) / 32 * across;
+  const int at = blockIdx.x % squares, filter = at / across * 32, channel = at % across * 32;
+  const int group = blockIdx.x / squares / taps, tap = blockIdx.x / squares % taps;
+  const int lane = threadIdx.x % 32;
   for (int line = threadIdx.x / 32; line < 32; line += 8)
     if (filter + line < filters && channel + lane < channels)
       square[line][lane] =

@@ -2,7 +2,7 @@
 
 The arrays are those of `tensor_cores`: all bfloat16 (a weight's gradient is float32), or all
 float32, forward and the input's gradient only, of which the tensor cores read the upper 10 bits of
-mantissa (an error of 7e-4). Channels and filters of a group are multiples of 8 in bfloat16 (4
+mantissa (an error of 8e-4). Channels and filters of a group are multiples of 8 in bfloat16 (4
 channels, of images) and of 4 in float32; forward, filters may be any number. Sums are float32, and
 taken in the same order in every run on the same kind of GPU.
 """
@@ -80,6 +80,6 @@ def transposed(weight: Array, shape: ConvShape) -> Array:
     result = cupy().empty((shape.groups, channels, shape.R, shape.S, filters), weight.dtype)
     taps = shape.R * shape.S
     entry = f"transpose_filters_{type_name(weight.dtype, bfloat16=True)}"
-    grid = -(-filters // 32) * -(-channels // 32), shape.groups * taps
+    grid = (-(-filters // 32) * -(-channels // 32) * shape.groups * taps,)
     launch("transpose_filters.cu", entry, grid, (256,), (weight, result, filters, channels, taps))
     return result
