@@ -246,8 +246,8 @@ def table(folder: Path) -> str:
         f"{L2_RATE / 1e12:.0f} TB/s, an estimate of an H100's L2 cache, that bounds the speed at "
         f"{bound:.0f} TFLOP/s, whatever multiplies: larger tiles are the way up. Off by: "
         f"||y - y64|| / ||y64||, executed on the CPU on {SMALL_TEXT}. Registers per "
-        f"thread, bytes spilled and bytes of static shared memory: ptxas for sm_90, of the kernel "
-        f"named first. Times: {FULL_TEXT}, with cold caches"
+        f"thread, bytes spilled and bytes of static shared memory: ptxas for sm_90 "
+        f"(rungs 6 and 7: sm_90a), of the kernel named first. Times: {FULL_TEXT}, with cold caches"
     )
     if "facts" in measured:
         from gpu import machine

@@ -7,24 +7,11 @@
 // There is nothing to climb here: it reads every part once, neighbouring threads neighbouring
 // floats. For the weights of conv1, 96 x 11 x 11 x 4 in 88 parts, that is 16.4 MB. The sums of a
 // forward pass, of fewer parts, are finished by the last block to arrive (last_block.cuh).
-#include "bfloat16.cuh"
-
-template <class T>
-__device__ __forceinline__ void split_sum(const float* parts, T* y, int splits, int size) {
+extern "C" __global__ void __launch_bounds__(256)
+split_sum(const float* __restrict__ parts, float* __restrict__ y, int splits, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
   float sum = 0;
   for (int split = 0; split < splits; ++split) sum += parts[split * size + i];
   y[i] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-split_sum_float(const float* __restrict__ parts, float* __restrict__ y, int splits, int size) {
-  split_sum(parts, y, splits, size);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-split_sum_bfloat16(const float* __restrict__ parts, bfloat16* __restrict__ y, int splits,
-                   int size) {
-  split_sum(parts, y, splits, size);
 }

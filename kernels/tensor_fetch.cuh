@@ -201,7 +201,7 @@ struct FilterColumns : MnMajor<T, L> {
     for (int visit = 0; visit < Lines::VISITS; ++visit) {
       const int asked = Lines::ask(line, visit);
       copy_group<T>(Lines::place(tile, visit), weight, asked + channel,
-                 (asked >= 0) & (channel < channels));
+                    (asked >= 0) & (channel < channels));
     }
     tap.add(step, S, filters);
   }
@@ -269,7 +269,7 @@ struct WindowColumns : MnMajor<T, L> {
       const int h = Lines::ask(window_h, visit) + tap_h, w = Lines::ask(window_w, visit) + tap_w;
       const bool there = inside(h, windows.height) & inside(w, windows.width);
       copy_pixel<T>(Lines::place(tile, visit), images, windows, Lines::ask(line, visit) + h, w,
-                 channel, there);
+                    channel, there);
     }
     window.add(step, windows.rows, windows.columns);
   }

@@ -28,7 +28,7 @@ extern "C" __global__ void read_l2(const float* from, int quads, int rounds) {
       for (int i = 0; i < 4; ++i) {
         const int quad = first + i * 128;
         cp_async<16>(&landed[stage][i][4 * threadIdx.x], from + 4 * quad,
-                    quad < quads ? 16 : 0);
+                     quad < quads ? 16 : 0);
       }
       cp_async_commit();
       cp_async_wait<2>();

@@ -177,7 +177,7 @@ FAMILIES: dict[str, list[Rung]] = {
         ),
         Rung(
             "split_sum.cu",
-            _typed("split_sum", kinds=HALVES),
+            ("split_sum",),
             "adds up the parts of a gradient's split sum, in order",
         ),
         Rung(

@@ -40,7 +40,9 @@ def _stream(standin):
 def split(monkeypatch):
     """Let every convolution's sum be split in three, as it is where multiprocessors would idle."""
     plan = tensor_cores.plan
-    monkeypatch.setattr(tensor_cores, "plan", lambda *product: plan(*product[:3], Cut(splits=3)))
+    monkeypatch.setattr(
+        tensor_cores, "plan", lambda *product, cut: plan(*product, Cut(cut.tile, 3))
+    )
 
 
 def thin(variant):

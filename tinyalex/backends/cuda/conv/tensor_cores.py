@@ -31,7 +31,7 @@ from tinyalex.backends.cuda.conv.tiles import (
     sizes,
 )
 from tinyalex.backends.cuda.last_block import arrivals
-from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.cuda.launch import launch
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
@@ -110,6 +110,5 @@ def product(
     )
     if into is not result:
         grid, args = (-(-result.size // 256),), (into, result, splits, result.size)
-        entry = f"split_sum_{type_name(result.dtype, bfloat16=True)}"
-        launch("split_sum.cu", entry, grid=grid, block=(256,), args=args)
+        launch("split_sum.cu", "split_sum", grid=grid, block=(256,), args=args)
     return result

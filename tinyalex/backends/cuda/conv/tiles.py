@@ -245,7 +245,8 @@ def estimate(
     A last wave that is not full takes less, but no less than `ALONE` of it. A k-tile takes as long
     as its multiplications, or as its factors on their way from the L2 cache; of the shorter of the
     two a quarter shows. Parts are added up by a block per tile, alone on its multiprocessor, or by
-    a kernel on all of them; another one transposes weights.
+    a kernel on all of them; another one transposes weights, at the L2
+    cache's rate even where they are too many for it.
     """
     (rows, columns), splits, split_k_tiles = plan
     fit = kernels.blocks_that_fit(plan.tile, most_shared)
