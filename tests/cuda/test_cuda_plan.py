@@ -199,9 +199,9 @@ def test_cycles_that_the_source_tells_are_of_these_rates():
 def chosen(standin):
     """Return whether Hopper's kernels are chosen for a layer and a pass."""
 
-    def ask(layer, which, precision="high", dtype=np.float32):
+    def ask(layer, which, precision="high"):
         set_float32_matmul_precision(precision)
-        return products._for_hopper(LAYERS[layer], which, np.dtype(dtype))
+        return products._for_hopper(LAYERS[layer], which, np.dtype(np.float32))
 
     yield ask
     set_float32_matmul_precision("highest")
@@ -225,9 +225,16 @@ def test_hopper_is_chosen_on_hopper_alone(chosen, monkeypatch):
     assert not chosen("conv2", "forward")
 
 
-def test_bfloat16_is_for_hopper(chosen):
-    for precision in MMA_SYNC:  # another one may be set before the backward pass
-        assert chosen("conv3", "weight_grad", precision, BFLOAT16)
+@pytest.mark.parametrize("precision", MMA_SYNC)
+def test_bfloat16_is_for_hopper(standin, precision):
+    """Another precision may be set before the backward pass."""
+    set_float32_matmul_precision(precision)
+    try:
+        ones = standin.asarray(np.ones((128, 2, 2, 8), BFLOAT16))
+        dweight = products.weight_grad(ones, ones, convolution(8, 2, 8, 1))
+    finally:
+        set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(dweight.get(), np.full((8, 1, 1, 8), 512.0, np.float32))
 
 
 @pytest.mark.parametrize(
