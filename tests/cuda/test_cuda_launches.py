@@ -41,7 +41,7 @@ def split(monkeypatch):
     """Let every convolution's sum be split in three, as it is where multiprocessors would idle."""
     plan = tensor_cores.plan
     monkeypatch.setattr(
-        tensor_cores, "plan", lambda *product, cut: plan(*product, Cut(cut.tile, 3))
+        tensor_cores, "plan", lambda *args: plan(*args[:3], Cut(args[3].tile, splits=3))
     )
 
 
