@@ -86,8 +86,11 @@ def main() -> None:
         "peaks": peaks,
         "ratio": [statistics.median(ratios), ratios[0], ratios[-1]],
     }
-    rows = {key(row): row for row in [*report.load("shards").get("rows", []), row]}
-    found = {"rows": list(rows.values()), "machine": report.machine()}
+    found = {"rows": [], **report.load("shards")}
+    if found.get("machine") != report.machine():  # of another machine, day or version
+        found = {"rows": [], "machine": report.machine()}
+    rows = {key(old): old for old in [*found["rows"], row]}
+    found["rows"] = list(rows.values())
     print(table(found if options.table else {**found, "rows": [row]}))
     if options.table:
         report.save("shards", found)

@@ -27,8 +27,11 @@ class SettingError(ValueError):
     """
 
     def __init__(self, setting: str, reason: str) -> None:
-        super().__init__(f"{setting} {reason}")
+        super().__init__(setting, reason)
         self.setting, self.reason = setting, reason
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.reason}"
 
 
 @dataclass(frozen=True)

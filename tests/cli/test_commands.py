@@ -137,6 +137,8 @@ def test_a_command_gets_its_arguments_and_returns_its_exit_code(tmp_path, capsys
 TOLD_FIRST = {
     "train --weights {net} --out {file}/run": "{file}/run cannot be written to",
     "train --weights {net} --out {full}": "{full} holds a run already",
+    "train --resume {file}": "{file} is a file: give --resume the folder",
+    "train --resume /proc/nothere/x": "there is no checkpoint in /proc/nothere/x",
     "train --weights {net} --lr 0": "--lr must be a finite number > 0",
     "train --weights {net} --data nowhere": "nowhere: expected a folder of class folders",
     "evaluate {net} --out {file}/pictures": "{file}/pictures cannot be written to",

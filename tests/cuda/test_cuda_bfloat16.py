@@ -220,6 +220,12 @@ def test_without_ml_dtypes_products_store_float32(medium, monkeypatch):
     assert factors(*LARGE[0]) == ["float32"] * 2
 
 
+def test_an_older_numpy_has_no_bfloat16_that_cupy_knows(monkeypatch):
+    assert bfloat16.__wrapped__() == bfloat16()
+    monkeypatch.setattr(np, "__version__", "2.1.1")
+    assert bfloat16.__wrapped__() is None
+
+
 @pytest.mark.parametrize(
     ("sizes", "dtype"), [((9, 9), "bfloat16"), ((9, 8), "bfloat16"), ((6, 6, 5), "float32")]
 )

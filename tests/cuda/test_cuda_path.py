@@ -16,6 +16,7 @@ from tinyalex.backends.devices import move, use
 from tinyalex.backends.layout import copy_with_room
 from tinyalex.data import Batch
 from tinyalex.pictures.why import grad_cam, input_gradient
+from tinyalex.training.divergence import find_cause
 from tinyalex.training.gpu_steps import GPUSteps
 
 CLASSES = 10
@@ -226,9 +227,20 @@ def kept(model, images):
     return seen[0].detach().cpu().numpy()
 
 
+def repeated(model, images):
+    """Return the largest numbers seen in a repeated step, whose layers store as in the step."""
+    model.weight_layers, dtypes = {"conv1": model[0]}, []
+    batch = Batch(images.data, np.arange(9), np.arange(9))
+    with model[1].register_forward_hook(lambda layer, inputs, y: dtypes.append(y.dtype)):
+        model(images)
+        _, traces = find_cause(model, batch)
+    assert dtypes[0] == dtypes[1]
+    return np.float32([(trace.output, trace.gradient) for trace in traces])
+
+
 READERS = {
     **{"Grad-CAM": mapped(grad_cam), "gradient": mapped(partial(input_gradient, samples=1))},
-    **{"initial weights": prepared, "hook": kept},
+    **{"initial weights": prepared, "hook": kept, "repeated step": repeated},
 }
 
 

@@ -17,7 +17,12 @@ from tinyalex.backends.types import Array
 
 @cache
 def bfloat16() -> np.dtype[Any] | None:
-    """Return the dtype bfloat16, which CuPy then knows too; None without ml_dtypes."""
+    """Return the dtype bfloat16, which CuPy 14 then knows too.
+
+    None without ml_dtypes, or with a NumPy older than CuPy wants for it, 2.1.2.
+    """
+    if np.lib.NumpyVersion(np.__version__) < "2.1.2":
+        return None
     try:
         return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
     except ImportError:

@@ -52,6 +52,6 @@ def jointly(link: Communicator, work: Callable[[], Result | int]) -> Result | in
     speaks = failed[0] if failed else 0
     if link.rank == speaks:
         host = printable(link.hosts[link.rank])
-        alike = not failed or all(words == said for _, words in everything)
+        alike = not failed or all(text == said for _, text in everything)
         show(said if alike else f"rank {link.rank} ({host}): {said}", sys.stderr)
     return int(everything[speaks][0]) if failed else found

@@ -20,7 +20,7 @@ STEPS_PER_LINE = 25
 PATIENCE, FALL = 100, 0.001
 """Steps without a loss below the least one by this share of it, after which it is on a plateau.
 
-Where the loss leaves ln(C) within 500 steps, it falls by five times as much in the first hundred.
+At rates that memorise in 500 steps the loss falls by more than 0.1 % in any hundred.
 """
 
 

@@ -104,8 +104,6 @@ def read_arguments(
         require_tensorboard()
     if args.resume is not None:
         args.out = args.resume
-        if not args.summary:
-            check_writable(args.out, advice="give --resume a copy of it elsewhere")
         checkpoints = Checkpoints(args.out)
         settings, checkpoint = read_resumed(parser, argv, args, checkpoints)
         check_place(args.out, settings.data)
@@ -233,6 +231,8 @@ def read_resumed(
             else f"there is no checkpoint in {printable(folder)}"
         )
         raise FileNotFoundError(f"{which}: give --resume the folder that was the --out of a run")
+    if not args.summary:
+        check_writable(folder, advice="give --resume a copy of it elsewhere")
     checkpoint, path = checkpoints.load(warn)
     old = settings_in(checkpoint, path)
     parser.set_defaults(**asdict(old))

@@ -84,12 +84,14 @@ class LayerTrace:
 class _Watch(Function):
     """y = x, and a note of the gradient that passes."""
 
+    takes_bfloat16 = True
+
     def forward(self, x: Array, trace: LayerTrace) -> Array:
         self.trace = trace
         return x
 
     def backward(self, grad: Array) -> Array:
-        self.trace.gradient = _largest(grad)
+        self.trace.gradient = _largest(as_float32(grad))
         return grad
 
 

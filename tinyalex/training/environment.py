@@ -36,6 +36,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "blas": _blas(),
         "python": platform.python_version(),
         "numpy": _version("numpy"),
+        "ml_dtypes": _version("ml_dtypes"),  # without it, class C stays float32 in memory
         "scipy": _version("scipy"),  # whose BLAS it is
         "numba": _version("numba"),
         "pillow": _version("pillow"),

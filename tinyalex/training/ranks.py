@@ -133,7 +133,8 @@ class Ranks:
 
         Raises the problem of the first rank that has one, on all ranks alike.
         """
-        of_rank = not isinstance(problem, DataError)  # not of the images, which all have
+        # A fault of this rank's machine; a fault of the images is the same on all.
+        of_rank = not isinstance(problem, DataError)
         why = problem and [of_rank, f"rank {self.rank}: " * of_rank + one_sentence(problem)]
         told = [sums.count, list(bad.reasons.items()), bad.lasting, why]
         everything = self.link.share("sums", told).wait()

@@ -37,7 +37,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*\n', re.MULTILINE)
 _ENTRY = re.compile(
-    r'(?:extern\s+"C"|template\s*<([^<>]*)>)\s+__global__\s+void\s+'
+    r'(?:extern\s+"C"|template\s*<[^<>]*>)\s+__global__\s+void\s+'
     r"(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{"
 )
 _NULL = np.uint64(0)
@@ -228,7 +228,7 @@ def parameters(file: str) -> dict[str, tuple[str, ...]]:
     text = _without_comments(read_source(file))
     return {
         name: tuple(_type(item) for item in re.sub(r"\s+", " ", items).split(",") if item.strip())
-        for _, name, items in _ENTRY.findall(text)
+        for name, items in _ENTRY.findall(text)
     }
 
 
@@ -236,11 +236,9 @@ def parameters(file: str) -> dict[str, tuple[str, ...]]:
 def _types(file: str, entry: str) -> tuple[str, ...] | None:
     """Return the parameter types of an entry or instance, or None."""
     name, _, arguments = entry.rstrip(">").partition("<")
+    own = arguments.partition(",")[0] + "*"
     types = parameters(file).get(name)
-    for template, found, _ in _ENTRY.findall(_without_comments(read_source(file))):
-        if types and found == name and template.startswith("class E,"):
-            types = tuple(arguments.split(",")[0] + "*" if t == "E*" else t for t in types)
-    return types
+    return types and tuple(own if t == "E*" else t for t in types)
 
 
 def _type(parameter: str) -> str:

@@ -12,7 +12,7 @@ from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array
 
 EIGHT = 8  # channels of bfloat16 that the kernels copy at a time
-FOUR = 4  # of images
+FOUR = 4  # channels of an image with its room
 
 
 def operands(x: Array, weight: Array, images: int | None = None) -> tuple[Array, Array]:

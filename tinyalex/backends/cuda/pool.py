@@ -49,8 +49,8 @@ def one_thread_each(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def by_fours(x: Array, groups: int = 1) -> bool:
     """Return whether kernels can read each group's channels by fours."""
-    halves = x.dtype == np.float32 or is_bfloat16(x.dtype)
-    return halves and x.shape[1] // groups % 4 == 0
+    known = x.dtype == np.float32 or is_bfloat16(x.dtype)
+    return known and x.shape[1] // groups % 4 == 0
 
 
 def quads_by_pixels(quads: int, pixels: int) -> tuple[int, int]:
