@@ -282,10 +282,11 @@ def record(found: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Keep results, beside those at other rates."""
     saved = report.load("cluster")
     others = saved.get(arguments.variant, {}).get("results", [])
+    found = {**found, "machine": report.machine()}
     results = [other for other in others if other["gbit"] != found["gbit"]] + [found]
     results.sort(key=lambda one: one["gbit"])
-    everything = {"machine": report.machine(), "results": results}
-    report.save("cluster", {**saved, arguments.variant: everything})
+    known = saved.get(arguments.variant, {})
+    report.save("cluster", {**saved, arguments.variant: {**known, "results": results}})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -313,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.table:
         text = table(results, arguments.variant, arguments.batch_size)
         note = f"\n\nTwo ranks, {arguments.variant}, N={arguments.batch_size}. "
-        note += report.one_line(everything["machine"]) + "."
+        note += report.measured_on(everything, results) + "."
         report.replace_table(report.ROOT / "docs" / "cluster.md", "cluster-measured", text + note)
     return 0
 

@@ -148,7 +148,10 @@ def table(found: dict[str, Any]) -> str:
             f"| {len(results)} |"
         )
     images = next(iter(found["runs"].values()))["images"]
-    lines += ["", f"Of {images} images held out. {report.one_line(found['machine'])}."]
+    lines += [
+        "",
+        f"Of {images} images held out. {report.measured_on(found, found['runs'].values())}.",
+    ]
     return "\n".join(lines)
 
 
@@ -184,8 +187,8 @@ def compare(arguments: argparse.Namespace) -> None:
                 print(f"{label}: is done", flush=True)
                 continue
             print(f"\n{label}: {ROWS[row][0]}", flush=True)
-            found["runs"][label] = run(settings, arguments.out / name / label)
-            found["machine"] = report.machine()
+            result = run(settings, arguments.out / name / label)
+            found["runs"][label] = {**result, "machine": report.machine()}
             report.save("ingredients", everything)
     text = table(found)
     print("\n" + text)

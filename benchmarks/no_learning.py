@@ -88,7 +88,7 @@ def main() -> None:
                 alike = {*map(skeleton, wanted)}
                 lines = run(words, Path(folder), wanted)
                 found["printed"][code.strip()] = [o for o in lines if skeleton(o) in alike]
-                found["machine"] = report.machine()
+                found.setdefault("machines", {})[code.strip()] = report.machine()
                 report.save("no-learning", found)
     page = filled(page, found["printed"])
     write_atomically(PAGE, lambda file: file.write(page.encode()))

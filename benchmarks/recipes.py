@@ -196,7 +196,7 @@ def table(found: dict[str, Any]) -> str:
         f"Each {counted(epochs, 'epoch')}, seed 0; top-1 of {images} validation images after the "
         f"last epoch: the standard deviation of such a share is {chance:.1%}. In no epoch did "
         f"a network wait for data longer than {waited:.1%} of the time. "
-        f"{report.one_line(found['machine'])}.",
+        f"{report.measured_on(found, results.values())}.",
     ]
     return "\n".join(lines)
 
@@ -267,8 +267,7 @@ def compare(arguments: argparse.Namespace) -> None:
             continue
         print(f"\n{name}: {ROWS[name].title}", flush=True)
         train(settings, out)
-        found["rows"][name] = measure(out)
-        found["machine"] = report.machine()
+        found["rows"][name] = {**measure(out), "machine": report.machine()}
         report.save("recipes", found)
     text = table(found)
     report.replace_table(report.ROOT / "docs" / "recipe.md", "recipes", text)

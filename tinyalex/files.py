@@ -37,6 +37,10 @@ _TUPLE = "\0tuple"
 class FileError(ValueError):
     """Unusable file; the message names it and says what to do."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `naming` changes the message, and a subclass's __init__ may want more than that.
+        return Exception.__new__, (type(self), *self.args), self.__dict__
+
 
 class DamagedError(FileError):
     """Damaged file, of which another copy may be whole."""

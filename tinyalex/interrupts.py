@@ -33,7 +33,7 @@ class StoppedError(Exception):
     def __init__(
         self, reason: str, exit_code: int, missing: str | None = None, call: str = ""
     ) -> None:
-        super().__init__(f"stopped by {reason}")
+        super().__init__(reason, exit_code, missing, call)
         self.reason = reason
         self.missing = missing
         """Work left after training, in words; None unless training is over."""
@@ -43,6 +43,9 @@ class StoppedError(Exception):
         """As shells and schedulers expect: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP,
         else 0.
         """
+
+    def __str__(self) -> str:
+        return f"stopped by {self.reason}"
 
 
 class LeftError(SystemExit):

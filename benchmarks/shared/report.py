@@ -8,6 +8,7 @@ import json
 import platform
 import re
 import statistics
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,12 @@ def one_line(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
     cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
     return f"{facts['date']}, {facts['processor']}, {cores}; {versions}"
+
+
+def measured_on(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
+    """Return the machines of rows; `found` names that of those without one."""
+    lines = (one_line(row.get("machine") or found["machine"]) for row in rows)
+    return "; ".join(dict.fromkeys(lines))
 
 
 class Ratio(NamedTuple):

@@ -1,5 +1,8 @@
 """Errors for wrong calls: the right exception, the facts in it."""
 
+import importlib
+import pickle
+import pkgutil
 import re
 
 import numpy as np
@@ -7,6 +10,12 @@ import pytest
 
 import tinyalex as ta
 import tinyalex.functional as F
+from tinyalex.data.dataset import ImageError
+from tinyalex.data.worker_processes import StuckError
+from tinyalex.interop.onnx_nodes import Maps, MisfitError
+from tinyalex.interop.unpickling import UnknownNameError
+from tinyalex.interrupts import StoppedError
+from tinyalex.schema import SettingError
 
 
 def t(*shape, dtype=np.float32):
@@ -159,3 +168,41 @@ def test_error_says_what_is_wrong(call, kind, facts):
     missing = [fact for fact in facts if not re.search(rf"(?<![\w.]){re.escape(fact)}", message)]
     assert not missing, f"{missing} not in: {message}"
     assert "\n" not in message, "one sentence"
+
+
+WITH_ATTRIBUTES = [
+    SettingError("lr", "must be positive"),
+    ImageError("a.jpg", "cut off", lasting=False),
+    StuckError("a thread is stuck", 3),
+    StoppedError("SIGTERM", 143, "evaluation", "tinyalex evaluate"),
+    UnknownNameError("os.system"),
+    MisfitError("fc6 does not fit", Maps((3, 4, 4))),
+]
+
+
+@pytest.mark.parametrize("error", WITH_ATTRIBUTES, ids=lambda error: type(error).__name__)
+def test_error_with_attributes_is_whole_after_pickling(error):
+    there = pickle.loads(pickle.dumps(error))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert (there.args, repr(vars(there))) == (error.args, repr(vars(error)))
+
+
+def test_longer_message_is_whole_after_pickling():
+    error = UnknownNameError("os.system")
+    error.args = (f"weights.pth: {error}",)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_every_error_with_attributes_is_pickled_above():
+    for module in pkgutil.walk_packages(ta.__path__, "tinyalex."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    kinds, seen = [BaseException], set()
+    while kinds:
+        for kind in kinds.pop().__subclasses__():
+            if kind not in seen:
+                seen.add(kind)
+                kinds.append(kind)
+    ours = {k for k in seen if k.__module__.startswith("tinyalex.") and "__init__" in vars(k)}
+    assert ours == {type(error) for error in WITH_ATTRIBUTES}

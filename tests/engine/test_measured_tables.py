@@ -98,3 +98,14 @@ def test_sentences_have_the_figures_of_the_results():
     for page, sentence in sentences():
         text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
         assert sentence in text, page
+
+
+def test_rows_measured_elsewhere_name_their_own_machine(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("shared.report")
+    here = report.machine()
+    there = {**here, "processor": "another processor"}
+    found = {"machine": here}
+    assert report.measured_on(found, [{}, {}]) == report.one_line(here)
+    line = report.measured_on(found, [{}, {"machine": there}, {}])
+    assert line == f"{report.one_line(here)}; {report.one_line(there)}"

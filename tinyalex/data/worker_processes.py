@@ -55,8 +55,11 @@ class StuckError(WorkerError):
     """Worker stuck at the image `position`."""
 
     def __init__(self, message: str, position: int) -> None:
-        super().__init__(message)
+        super().__init__(message, position)
         self.position = position
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def late(seconds: float, stuck: int, last: str, most: int = MAX_STUCK) -> str:
