@@ -26,11 +26,10 @@ from tinyalex import nn
 from tinyalex.backends import cuda
 from tinyalex.backends.bfloat16 import as_float32, bfloat16
 from tinyalex.backends.cuda.channels import widened
-from tinyalex.backends.cuda.conv import hopper
+from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.shape import ConvShape
-from tinyalex.backends.cuda.conv.tensor_cores import applicable, conv_forward_tensor
-from tinyalex.backends.cuda.conv.tiles import TILES, Cut
-from tinyalex.backends.cuda.linear import FEW, _pixels, _shape, few_rows
+from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES, Cut
+from tinyalex.backends.cuda.linear import FEW, few_rows, pixels, shape_of
 from tinyalex.backends.gpu import cupy, download
 from tinyalex.backends.layout import as_nchw, copy_with_room, in_fours
 
@@ -174,24 +173,26 @@ def versions(row: Row) -> dict[str, Callable[[], Call]]:
     image, weight = (getattr(a, "shape", a) for a in itemgetter(*OPERANDS[row.kernel])(given))
     shape = ConvShape.of(image, weight, options)
     which, _, wrap, tensor = next(p for p in PASSES if p[1] == row.kernel)
-    if not applicable(shape, which):
+    sizes = shape.channels, shape.filters, which
+    if not products.applicable(*sizes, np.dtype(np.float32)):
         return {}
     channels = weight[1] if which == "weight_grad" else None  # the others were not asked for
     precision = ta.get_float32_matmul_precision()
     found: dict[str, tuple[Call, tuple[Any, ...]]] = {
         f"{run.OURS} {tile[0]} x {tile[1]}": (
-            partial(tensor, precision=precision, cut=Cut(tile)),
+            partial(tensor, kernels=MMA_SYNC[precision], cut=Cut(tile)),
             given,
         )
         for tile in TILES[which]
     }
     halves = stored(replace(row, arguments=given), LETTERS[precision]).arguments
     dtype = halves[0].dtype
-    if hopper.available() and (
-        precision == "high" if dtype == np.float32 else hopper.applicable(shape, which)
+    if products.on_hopper() and (
+        precision == "high" if dtype == np.float32 else products.applicable(*sizes, dtype)
     ):
-        for tile in hopper.kernels(halves[0], shape).tiles.get(which, ()):
-            version = partial(getattr(hopper, which), cut=Cut(tile))
+        kernels = products.wgmma(shape, dtype)
+        for tile in kernels.tiles.get(which, ()):
+            version = partial(tensor, kernels=kernels, cut=Cut(tile))
             found[f"{run.OURS} wgmma {tile[0]} x {tile[1]}"] = version, halves
     return {
         name: lambda version=version, arrays=arrays: lambda: wrap(version, *arrays)[:, :channels]
@@ -202,7 +203,7 @@ def versions(row: Row) -> dict[str, Callable[[], Call]]:
 def stored(row: Row, precision: str) -> Row:
     """Return a row with the numbers that this class has in memory."""
     few = len(row.arguments[0]) <= FEW or row.kernel == "sgd_step"
-    kind = bfloat16() if precision == "C" and hopper.available() and not few else None
+    kind = bfloat16() if precision == "C" and products.on_hopper() and not few else None
     if kind is None:
         return row
 
@@ -218,12 +219,12 @@ def _few_rows(row: Row) -> dict[str, Callable[[], Call]]:
     x, weight, bias = row.arguments
     if len(x) > FEW:
         return {}
-    shape = _shape(*x.shape, len(weight))
-    operands = _pixels(x), _pixels(weight), bias, shape, ta.get_float32_matmul_precision()
+    operands = pixels(x), pixels(weight), bias, shape_of(*x.shape, len(weight))
+    kernels = MMA_SYNC[ta.get_float32_matmul_precision()]
     return {
         f"{run.OURS} few rows": lambda: lambda: few_rows(x, weight, bias),
         f"{run.OURS} tensor cores": lambda: (
-            lambda: conv_forward_tensor(*operands).reshape(len(x), -1)
+            lambda: products.forward(*operands, kernels=kernels).reshape(len(x), -1)
         ),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 from tinyalex.backends import cuda
 from tinyalex.backends.bfloat16 import bfloat16
 from tinyalex.backends.cuda import lrn, lrn_pool, pool, within_norm
-from tinyalex.backends.cuda.conv import hopper, im2col, naive, tensor_cores, tiled
+from tinyalex.backends.cuda.conv import im2col, naive, products, tiled
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import IMAGES, MMA_SYNC, TILES, WGMMA, Pass, Tile
 from tinyalex.backends.cuda.linear import few_rows
@@ -73,9 +73,9 @@ def _weight_grad(version: Call, grad: Any, x: Any, weight_shape: Any, options: A
 
 
 PASSES: tuple[tuple[Pass, str, Call, Call], ...] = (
-    ("forward", "conv2d", _forward, tensor_cores.conv_forward_tensor),
-    ("input_grad", "conv2d_input_grad", _input_grad, tensor_cores.conv_input_grad_tensor),
-    ("weight_grad", "conv2d_weight_grad", _weight_grad, tensor_cores.conv_weight_grad_tensor),
+    ("forward", "conv2d", _forward, products.forward),
+    ("input_grad", "conv2d_input_grad", _input_grad, products.input_grad),
+    ("weight_grad", "conv2d_weight_grad", _weight_grad, products.weight_grad),
 )
 TENSOR = (
     ("highest", "A", "each float32 as the sum of two TF32 numbers, three products each"),
@@ -102,19 +102,19 @@ def _convolution(name: Pass, kernel: str, wrap: Call, tensor: Call) -> list[Rung
         ),
     ]
     for number, (precision, letter, idea) in enumerate(TENSOR, 3):
-        version = partial(tensor, precision=precision)
         kernels, tiles = MMA_SYNC[precision], TILES[name]
+        version = partial(tensor, kernels=kernels)
         entries = tuple(kernels.instance(name, tile) for tile in tiles)
         file = kernels.file.format(name)
         call = partial(wrap, version)
         rungs.append(Rung(file, entries, idea, kernel, call, letter, number, tiles))
-    version = getattr(hopper, name)
     for number, (dtype, letter, idea) in enumerate(WARPGROUPS, 6):
         kernels = WGMMA[dtype]
         if tiles := kernels.tiles.get(name):
             images = IMAGES.tiles.get(name, ()) if dtype == "bfloat16" else ()
             entries = tuple(kernels.instance(name, tile) for tile in tiles)
             entries += tuple(IMAGES.instance(name, tile) for tile in images)
+            version = partial(tensor, kernels=kernels)
             call = partial(wrap, version if dtype == "float32" else partial(_in_bfloat16, version))
             sizes = number, tiles, kernels.itemsize
             rungs.append(Rung(kernels.file, entries, idea, kernel, call, letter, *sizes))

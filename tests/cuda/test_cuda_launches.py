@@ -14,7 +14,7 @@ from gpu.cases import Case, Net
 from gpu.contestant_tinyalex import WORDS, TinyalexGraph
 from tinyalex import models, optim
 from tinyalex.backends.cuda import channels
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.devices import move, use
@@ -39,9 +39,9 @@ def _stream(standin):
 @pytest.fixture
 def split(monkeypatch):
     """Let every convolution's sum be split in three, as it is where multiprocessors would idle."""
-    plan = tensor_cores.plan
+    plan = products.plan
     monkeypatch.setattr(
-        tensor_cores, "plan", lambda *args: plan(*args[:3], Cut(args[3].tile, splits=3))
+        products, "plan", lambda *args: plan(*args[:3], Cut(args[3].tile, splits=3))
     )
 
 

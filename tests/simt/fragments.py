@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex.backends.cuda import launch
-from tinyalex.backends.cuda.conv import hopper
+from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.gpu import cupy
 
 FOLDER = Path(__file__).parent.parent / "golden"
@@ -204,7 +204,7 @@ def record(folder: Path) -> list[Path]:
     properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.get_device_id())
     written = []
     for number, fragment in enumerate(FRAGMENTS):
-        if fragment.hopper and not hopper.available():
+        if fragment.hopper and not products.on_hopper():
             continue
         registers = draw(fragment, np.random.default_rng(number))
         path = folder / f"{fragment.name}.npz"

@@ -11,7 +11,7 @@ from simt.exercises.conv import EVEN, FOURS, NO_IMAGES, ODD, UNEVEN, Problem, ar
 from simt.exercises.conv_wgmma import FILES as HOPPER
 from simt.exercises.conv_wgmma import instances_left_out
 from tinyalex.backends import precision
-from tinyalex.backends.cuda.conv import choose, hopper
+from tinyalex.backends.cuda.conv import choose, products
 from tinyalex.backends.layout import as_nchw, channels_last, copy_with_room
 
 PHOTOGRAPHS = Problem(2, 3, (9, 8), 8, (5, 4), stride=(4, 3), padding=UNEVEN)
@@ -32,7 +32,7 @@ SUMS = 1e-4  # of bfloat16, which the tensor cores add up with some bits less th
 
 def no_hopper():
     """Return whether to leave out what any instance of Hopper's kernels may compute."""
-    return not hopper.available() or bool(instances_left_out())
+    return not products.on_hopper() or bool(instances_left_out())
 
 
 @exercise("conv_forward_tensor.cu", "conv_forward.cu", "im2col.cu", "pad_channels.cu")

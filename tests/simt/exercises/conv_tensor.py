@@ -12,7 +12,7 @@ import numpy as np
 from simt import build
 from simt.exercises import exercise, to_device, to_host
 from tinyalex.backends import reference
-from tinyalex.backends.cuda.conv import tensor_cores
+from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES, Cut
 from tinyalex.backends.geometry import ConvOptions
@@ -63,13 +63,13 @@ class Case:
         self.grad = normal(rng, self.shape.N, self.shape.K, self.shape.Ho, self.shape.Wo)
 
     def forward(self, precision, bias=None, relu=False, **cut):
-        return tensor_cores.conv_forward_tensor(
+        return products.forward(
             nhwc(self.x),
             nhwc(self.weight),
             None if bias is None else to_device(bias),
             self.shape,
-            precision,
             relu,
+            MMA_SYNC[precision],
             Cut(**cut),
         )
 
@@ -82,8 +82,8 @@ class Case:
         close(y, self.expected(bias, relu), TOLERANCE[precision])
 
     def check_input_grad(self, precision, **cut):
-        dx = tensor_cores.conv_input_grad_tensor(
-            nhwc(self.grad), nhwc(self.weight), self.shape, precision, Cut(**cut)
+        dx = products.input_grad(
+            nhwc(self.grad), nhwc(self.weight), self.shape, MMA_SYNC[precision], Cut(**cut)
         )
         expected = reference.conv2d_input_grad(
             double(self.grad), double(self.weight), self.x.shape, self.options
@@ -91,8 +91,8 @@ class Case:
         close(dx, expected, TOLERANCE[precision])
 
     def check_weight_grad(self, precision, **cut):
-        dweight = tensor_cores.conv_weight_grad_tensor(
-            nhwc(self.grad), nhwc(self.x), self.shape, precision, Cut(**cut)
+        dweight = products.weight_grad(
+            nhwc(self.grad), nhwc(self.x), self.shape, MMA_SYNC[precision], Cut(**cut)
         )
         expected = reference.conv2d_weight_grad(
             double(self.grad), double(self.x), self.weight.shape, self.options
@@ -263,8 +263,7 @@ def the_same_bits_twice(rng):
     case = Case(rng, LARGE)
     arrays = nhwc(case.grad), nhwc(case.x)
     results = [
-        tensor_cores.conv_weight_grad_tensor(*arrays, case.shape, "high", Cut(splits=4))
-        for _ in range(2)
+        products.weight_grad(*arrays, case.shape, MMA_SYNC["high"], Cut(splits=4)) for _ in range(2)
     ]
     assert to_host(results[0]).tobytes() == to_host(results[1]).tobytes()
 
@@ -274,7 +273,7 @@ def empty_batches(rng):
     case = Case(rng, Sizes((0, 4, 3, 3), (8, 4, 2, 2)))
     for precision in TOLERANCE:
         assert case.forward(precision, case.bias).shape == (0, 2, 2, 8)
-        dweight = tensor_cores.conv_weight_grad_tensor(
-            nhwc(case.grad), nhwc(case.x), case.shape, precision
+        dweight = products.weight_grad(
+            nhwc(case.grad), nhwc(case.x), case.shape, MMA_SYNC[precision]
         )
         np.testing.assert_array_equal(to_host(dweight), np.zeros((8, 2, 2, 4)))

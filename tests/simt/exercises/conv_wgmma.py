@@ -14,7 +14,7 @@ from simt.exercises import exercise, to_device, to_host
 from simt.exercises.conv_tensor import Case, Sizes, double
 from tinyalex.backends import reference
 from tinyalex.backends.bfloat16 import bfloat16
-from tinyalex.backends.cuda.conv import hopper
+from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import INSTANCES, WGMMA, Cut
 from tinyalex.backends.geometry import ConvOptions
@@ -72,28 +72,32 @@ class Passes(Case):
         assert (error <= rounding * np.abs(expected) + 8 * allowed).all()
         assert np.sqrt(np.mean(error**2)) <= rounding * np.abs(expected).max() + allowed
 
+    def kernels(self):
+        return products.wgmma(self.shape, self.device(self.x).dtype)
+
     def left_out(self, which, tile):
-        kernels = hopper.kernels(self.device(self.x), self.shape)
-        return kernels.instance(which, tile) in instances_left_out()
+        return self.kernels().instance(which, tile) in instances_left_out()
 
     def check_forward(self, tile, splits=1, bias=None, relu=False):
         if not self.left_out("forward", tile):
             on_device = None if bias is None else to_device(bias)
             arrays = self.device(self.x), self.device(self.weight)
-            y = hopper.forward(*arrays, on_device, self.shape, relu, Cut(tile, splits))
+            y = products.forward(
+                *arrays, on_device, self.shape, relu, self.kernels(), Cut(tile, splits)
+            )
             self.close(y, self.expected(bias, relu))
 
     def check_input_grad(self, tile, splits=1):
         if not self.left_out("input_grad", tile):
             arrays = self.device(self.grad), self.device(self.weight)
-            dx = hopper.input_grad(*arrays, self.shape, Cut(tile, splits))
+            dx = products.input_grad(*arrays, self.shape, self.kernels(), Cut(tile, splits))
             factors = double(self.grad), double(self.weight)
             self.close(dx, reference.conv2d_input_grad(*factors, self.x.shape, self.options))
 
     def check_weight_grad(self, tile, splits=1):
         if not self.left_out("weight_grad", tile):
             arrays = self.device(self.grad), self.device(self.x)
-            dweight = hopper.weight_grad(*arrays, self.shape, Cut(tile, splits))
+            dweight = products.weight_grad(*arrays, self.shape, self.kernels(), Cut(tile, splits))
             assert dweight.dtype == np.float32
             factors = double(self.grad), double(self.x)
             self.close(
@@ -107,7 +111,7 @@ def on_hopper(function):
     @exercise(*FILES)
     @wraps(function)
     def run(rng):
-        if hopper.available() and bfloat16():
+        if products.on_hopper() and bfloat16():
             function(rng)
 
     return run
@@ -149,7 +153,7 @@ def wgmma_images(rng):
         room[..., 3] = np.nan
         case.x[:, 3] = 0
         shape = case.shape._replace(filled=3)
-        y = hopper.forward(room, case.device(case.weight), None, shape)
+        y = products.forward(room, case.device(case.weight), None, shape)
         case.close(y, case.expected(None, relu=False))
 
 
@@ -159,7 +163,7 @@ def filters_innermost(rng):
     shape = ConvShape.of((1, 80, 5, 5), (140, 40, 2, 3), options)  # several squares, none whole
     weight = rng.standard_normal((140, 2, 3, 40), np.float32)
     for dtype in filter(None, (np.dtype(np.float32), bfloat16())):
-        found = to_host(hopper.transposed(to_device(weight.astype(dtype)), shape))
+        found = to_host(products.transposed(to_device(weight.astype(dtype)), shape))
         expected = weight.astype(dtype).reshape(2, 70, 2, 3, 40).transpose(0, 4, 2, 3, 1)
         np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32))
 
@@ -179,12 +183,13 @@ def nan_stays_visible_through_wgmma(rng):
     case.x[0, 3, 4, 1], case.weight[5, 1, 0, 2] = np.nan, -np.inf
     with np.errstate(invalid="ignore"):
         expected = case.expected(case.bias, relu=True)
-        y = hopper.forward(
+        y = products.forward(
             case.device(case.x),
             case.device(case.weight),
             to_device(case.bias),
             case.shape,
             True,
+            case.kernels(),
             Cut((128, 128), 1),
         )
     np.testing.assert_array_equal(
@@ -195,11 +200,17 @@ def nan_stays_visible_through_wgmma(rng):
 @on_hopper
 def wgmma_twice_and_of_nothing(rng):
     case = Passes(rng, WIDE)
-    arrays = case.device(case.grad), case.device(case.x), case.shape, Cut((128, 256))
-    results = [to_host(hopper.weight_grad(*arrays)) for _ in range(2)]
+    arrays = (
+        case.device(case.grad),
+        case.device(case.x),
+        case.shape,
+        case.kernels(),
+        Cut((128, 256)),
+    )
+    results = [to_host(products.weight_grad(*arrays)) for _ in range(2)]
     assert results[0].tobytes() == results[1].tobytes()
     empty = Passes(rng, Sizes((0, 8, 3, 3), (8, 8, 2, 2)))
-    y = hopper.forward(empty.device(empty.x), empty.device(empty.weight), None, empty.shape)
+    y = products.forward(empty.device(empty.x), empty.device(empty.weight), None, empty.shape)
     assert y.shape == (0, 2, 2, 8)
-    dweight = hopper.weight_grad(empty.device(empty.grad), empty.device(empty.x), empty.shape)
+    dweight = products.weight_grad(empty.device(empty.grad), empty.device(empty.x), empty.shape)
     np.testing.assert_array_equal(to_host(dweight), np.zeros((8, 2, 2, 8)))

@@ -45,12 +45,12 @@ def linear_relu(x: Array, weight: Array, bias: Array | None) -> Array:
 
 
 def _forward(x: Array, weight: Array, bias: Array | None, relu: bool) -> Array:
-    shape = _shape(len(x), weight.shape[1], len(weight))
+    shape = shape_of(len(x), weight.shape[1], len(weight))
     bias = None if bias is None else contiguous(bias)
     if _few(x, shape):
         return few_rows(x, weight, bias, relu)
     if _suits(x, shape, "forward"):
-        y = products.forward(_pixels(x), _pixels(weight), bias, shape, relu)
+        y = products.forward(pixels(x), pixels(weight), bias, shape, relu)
         return y.reshape(shape.N, shape.K)
     if is_bfloat16(x.dtype):
         return _forward(as_float32(x), as_float32(weight), bias, relu).astype(x.dtype)
@@ -74,9 +74,9 @@ def few_rows(x: Array, weight: Array, bias: Array | None, relu: bool = False) ->
 
 def linear_input_grad(grad: Array, weight: Array) -> Array:
     """Return dx = grad @ weight: [N, O] @ [O, I]."""
-    shape = _shape(len(grad), weight.shape[1], len(weight))
+    shape = shape_of(len(grad), weight.shape[1], len(weight))
     if _suits(grad, shape, "input_grad"):
-        return products.input_grad(_pixels(grad), _pixels(weight), shape).reshape(shape.N, shape.C)
+        return products.input_grad(pixels(grad), pixels(weight), shape).reshape(shape.N, shape.C)
     if is_bfloat16(grad.dtype):
         return linear_input_grad(as_float32(grad), as_float32(weight)).astype(grad.dtype)
     return grad @ weight
@@ -84,9 +84,9 @@ def linear_input_grad(grad: Array, weight: Array) -> Array:
 
 def linear_weight_grad(grad: Array, x: Array) -> Array:
     """Return dweight = grad.T @ x: [O, N] @ [N, I]."""
-    shape = _shape(len(x), x.shape[1], grad.shape[1])
+    shape = shape_of(len(x), x.shape[1], grad.shape[1])
     if _suits(grad, shape, "weight_grad"):
-        dweight = products.weight_grad(_pixels(grad), _pixels(x), shape)
+        dweight = products.weight_grad(pixels(grad), pixels(x), shape)
         return dweight.reshape(shape.K, shape.C)
     if is_bfloat16(grad.dtype):
         return linear_weight_grad(as_float32(grad), as_float32(x))
@@ -98,13 +98,14 @@ def _few(x: Array, shape: ConvShape) -> bool:
 
 
 def _suits(x: Array, shape: ConvShape, which: Pass) -> bool:
-    return shape.N > FEW and products.applicable(shape, which, x.dtype)
+    return shape.N > FEW and products.applicable(shape.C, shape.K, which, x.dtype)
 
 
-def _shape(N: int, inputs: int, outputs: int) -> ConvShape:
+def shape_of(N: int, inputs: int, outputs: int) -> ConvShape:
+    """Return the sizes of a linear layer."""
     return ConvShape.of((N, inputs, 1, 1), (outputs, inputs, 1, 1), ConvOptions())
 
 
-def _pixels(matrix: Array) -> Array:
+def pixels(matrix: Array) -> Array:
     """Return a matrix [N, C] as images of one pixel, [N, 1, 1, C]."""
     return contiguous(matrix).reshape(len(matrix), 1, 1, -1)

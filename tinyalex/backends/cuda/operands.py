@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from tinyalex.backends.bfloat16 import as_float32, bfloat16, computing
 from tinyalex.backends.cuda.channels import widened
-from tinyalex.backends.cuda.conv import hopper
+from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.linear import FEW
 from tinyalex.backends.layout import as_nchw
 from tinyalex.backends.numerics import LONG
 from tinyalex.backends.precision import get_float32_matmul_precision
 from tinyalex.backends.types import Array
 
-EIGHT = 8  # channels of bfloat16 that the kernels copy at a time
 FOUR = 4  # channels of an image with its room
 
 
@@ -22,7 +21,7 @@ def operands(x: Array, weight: Array, images: int | None = None) -> tuple[Array,
     or so many) make up for the copy of the weights and channels and filters of each group come in
     eights. What is float64 stays so.
     """
-    if not (_suits(x, weight) and (len(x) if images is None else images) > FEW):
+    if not (suits(x, weight) and (len(x) if images is None else images) > FEW):
         return as_float32(x), as_float32(weight)
     return _in_bfloat16(x), _in_bfloat16(weight)
 
@@ -33,12 +32,17 @@ def _in_bfloat16(x: Array) -> Array:
     return x.astype(bfloat16(), copy=False)
 
 
-def _suits(x: Array, weight: Array) -> bool:
-    wanted = get_float32_matmul_precision() == "medium" and x.size
-    if not (wanted and computing(x.dtype) == computing(weight.dtype) == "float32"):
+def suits(x: Array, weight: Array) -> bool:
+    """Return whether the kernels of bfloat16 are wanted and take the sizes, but for images."""
+    half = bfloat16()
+    if get_float32_matmul_precision() != "medium" or half is None or not x.size:
+        return False
+    if not computing(x.dtype) == computing(weight.dtype) == "float32":
         return False
     channels, filters = weight.shape[1], len(weight) * weight.shape[1] // x.shape[1]  # per group
     images = x.ndim == 4 and channels == x.shape[1] <= FOUR
-    read = filters % EIGHT == 0 and (images or channels % EIGHT == 0)
+    fits = products.applicable(
+        FOUR if images else channels, filters, "forward" if images else "input_grad", half
+    )
     # Longer sums are added up in pieces, which are to keep their digits.
-    return read and max(channels, filters) <= LONG and hopper.available() and bfloat16() is not None
+    return fits and max(channels, filters) <= LONG and products.on_hopper()

@@ -2,8 +2,8 @@
 
 A version is a module with a function for each pass, on arrays as they lie in memory: images
 [N, H, W, C], weights [K, R, S, C/G]. From the first to the last: `naive`, `im2col`, `tiled`,
-`tensor_cores`, `hopper`. Each can be called by name. The functions here take the arrays that users
-have, and choose:
+`products`. Each can be called by name. The functions here take the arrays that users have, and
+choose:
 
 - float32 with a multiple of four channels (and, for gradients, of filters) in each group, bfloat16
   with a multiple of eight: tensor cores (`products`);
@@ -92,7 +92,8 @@ def _tensor_shape(shape: ConvShape, dtype: np.dtype[Any], which: Pass) -> ConvSh
     """
     if shape.groups == 1:
         shape = shape._replace(C=in_fours(shape.C))
-    return shape if products.applicable(shape, which, dtype) else None
+    fits = products.applicable(shape.channels, shape.filters, which, dtype)
+    return shape if fits else None
 
 
 def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu: bool) -> Array:
@@ -101,7 +102,7 @@ def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu
     if padded:
         # Weights in bfloat16 have room too, with zeros (`operands`).
         wide = _images if is_bfloat16(weight.dtype) else widened
-        x, weight = _images(x, padded.C), wide(weight, padded.C // padded.groups)
+        x, weight = _images(x, padded.C), wide(weight, padded.channels)
         y = products.forward(x, weight, bias, padded, relu)
     elif is_bfloat16(x.dtype):
         return _forward(as_float32(x), as_float32(weight), bias, shape, relu).astype(x.dtype)
@@ -116,7 +117,7 @@ def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu
 def _input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
     padded = _tensor_shape(shape, grad.dtype, "input_grad")
     if padded:
-        weight = widened(weight, padded.C // padded.groups)
+        weight = widened(weight, padded.channels)
         dx = products.input_grad(grad, weight, padded)[..., : shape.C]
     elif is_bfloat16(grad.dtype):
         return _input_grad(as_float32(grad), as_float32(weight), shape).astype(grad.dtype)
@@ -129,7 +130,7 @@ def _weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
     padded = _tensor_shape(shape, grad.dtype, "weight_grad")
     if padded:
         dweight = products.weight_grad(grad, _images(x, padded.C), padded)
-        dweight = contiguous(dweight[..., : shape.C // shape.groups])
+        dweight = contiguous(dweight[..., : shape.channels])
     elif is_bfloat16(grad.dtype):
         return _weight_grad(as_float32(grad), as_float32(x), shape)
     else:

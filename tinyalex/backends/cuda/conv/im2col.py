@@ -46,8 +46,7 @@ def input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
 
 def weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
     """Return dweight [K, R, S, C/G] of dy [N, Ho, Wo, K] and x [N, H, W, C]."""
-    filter_shape = shape.R, shape.S, shape.C // shape.groups
-    dweight = cupy().zeros((shape.K, *filter_shape), grad.dtype)
+    dweight = cupy().zeros((shape.K, shape.R, shape.S, shape.channels), grad.dtype)
     filters = _of_groups(dweight, shape)
     for images, part in _parts(shape):
         columns = im2col(x[images], part)
@@ -72,20 +71,18 @@ def col2im(columns: Array, shape: ConvShape, dx: Array) -> None:
 
 
 def _columns_shape(shape: ConvShape) -> tuple[int, int, int]:
-    windows, terms = shape.N * shape.Ho * shape.Wo, shape.R * shape.S * shape.C
-    return shape.groups, windows, terms // shape.groups
+    return shape.groups, shape.N * shape.Ho * shape.Wo, shape.R * shape.S * shape.channels
 
 
 def _of_groups(weight: Array, shape: ConvShape) -> Array:
     """Return weight [K, R, S, C/G] as matrices [G, K/G, R * S * C/G]."""
-    filters = shape.K // shape.groups
-    return weight.reshape(shape.groups, filters, shape.R * shape.S * shape.C // shape.groups)
+    return weight.reshape(shape.groups, shape.filters, -1)
 
 
 def _groups(shape: ConvShape) -> list[slice]:
     """Return each group's filters."""
-    filters = shape.K // shape.groups
-    return [slice(first, first + filters) for first in range(0, shape.K, filters)]
+    step = shape.filters
+    return [slice(first, first + step) for first in range(0, shape.K, step)]
 
 
 def _parts(shape: ConvShape) -> Iterator[tuple[slice, ConvShape]]:

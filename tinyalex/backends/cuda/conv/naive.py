@@ -26,7 +26,7 @@ def input_grad(grad: Array, weight: Array, shape: ConvShape) -> Array:
 
 def weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
     """Return dweight [K, R, S, C/G] of dy [N, Ho, Wo, K] and x [N, H, W, C]."""
-    dweight = cupy().empty((shape.K, shape.R, shape.S, shape.C // shape.groups), grad.dtype)
+    dweight = cupy().empty((shape.K, shape.R, shape.S, shape.channels), grad.dtype)
     _launch("conv_weight_grad", dweight, (grad, x, dweight, shape))
     return dweight
 

@@ -37,3 +37,13 @@ class ConvShape(NamedTuple):
         Ho, Wo = conv_output_size((H, W), (R, S), options)
         stride, ((top, _), (left, _)), dilation, groups = options
         return cls(N, H, W, C, K, R, S, Ho, Wo, *stride, top, left, *dilation, groups, C)
+
+    @property
+    def channels(self) -> int:
+        """Those of a group."""
+        return self.C // self.groups
+
+    @property
+    def filters(self) -> int:
+        """Those of a group."""
+        return self.K // self.groups

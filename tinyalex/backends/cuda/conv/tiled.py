@@ -15,9 +15,9 @@ def forward(
 ) -> Array:
     """Return y [N, Ho, Wo, K] of x [N, H, W, C] and weight [K, R, S, C/G], max(y, 0) on demand."""
     y = cupy().empty((shape.N, shape.Ho, shape.Wo, shape.K), x.dtype)
-    pixels, filters = shape.N * shape.Ho * shape.Wo, shape.K // shape.groups
+    pixels, filters = shape.N * shape.Ho * shape.Wo, shape.filters
     grid = -(-pixels // TILE) * -(-filters // TILE), shape.groups
-    in_fours = shape.C // shape.groups % 4 == 0 and filters % 4 == 0
+    in_fours = shape.channels % 4 == 0 and filters % 4 == 0
     entry = "conv_forward_tiled" + "_vector" * in_fours
     launch("conv_forward.cu", entry, grid, (THREADS,), (x, weight, bias, y, shape, relu))
     return y

@@ -185,7 +185,7 @@ for _kernels in (*MMA_SYNC.values(), *WGMMA.values(), IMAGES):
 
 def sizes(shape: ConvShape, which: Pass) -> Sizes:
     """Return the product that a pass is."""
-    filters, channels, taps = shape.K // shape.groups, shape.C // shape.groups, shape.R * shape.S
+    filters, channels, taps = shape.filters, shape.channels, shape.R * shape.S
     outputs, pixels = shape.N * shape.Ho * shape.Wo, shape.N * shape.H * shape.W
     rows, columns, depth = {
         "forward": (outputs, filters, taps * channels),
