@@ -71,8 +71,8 @@ conv_forward_naive_double(const double* x, const double* weight, const double* b
 // of a pixel works out r, s and c from d, and so where in x it lies.
 //
 // A thread fetches four neighbouring terms of one pixel and of one filter. With channels last,
-// these are four neighbouring channels and lie in a row: one read of 16 bytes, if C/G and K/G are
-// divisible by 4 (`_vector`). Else they are fetched one by one.
+// these are four neighbouring channels and lie in a row: one read of 16 bytes. So C/G and K/G are
+// divisible by 4.
 //
 // The next terms are fetched while the products of the last are added: they wait in registers, and
 // memory works at the same time as the arithmetic units.
@@ -80,9 +80,9 @@ conv_forward_naive_double(const double* x, const double* weight, const double* b
 // The bias, and the ReLU if there is one, are applied to the sums in the registers. On their own,
 // they would read and write y again: 2 * 95.6 MB for conv2.
 
-template <int WIDTH>
-__device__ void tiled(const float* x, const float* weight, const float* bias, float* y, ConvShape p,
-                      int relu) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)
+conv_forward_tiled(const float* x, const float* weight, const float* bias, float* y, ConvShape p,
+                   int relu) {
   __shared__ Tiles tiles;
   const int channels = p.C / p.groups, filters = p.K / p.groups, group = blockIdx.y;
   const int pixels = p.N * p.Ho * p.Wo, terms = p.R * p.S * channels;
@@ -100,16 +100,14 @@ __device__ void tiled(const float* x, const float* weight, const float* bias, fl
   const int top = pixel / p.Wo % p.Ho * p.stride_h - p.top;
   const int left = pixel % p.Wo * p.stride_w - p.left;
   const int weights = (group * filters + filter) * terms;
-  float of_pixel[4], of_filter[4];
+  Quad of_pixel, of_filter;
   auto fetch_terms = [&](int first) {
-#pragma unroll
-    for (int e = 0; e < 4; e += WIDTH) {
-      const int d = first + part + e, c = d % channels, tap = d / channels;
-      const int h = top + tap / p.S * p.dilation_h, w = left + tap % p.S * p.dilation_w;
-      const bool inside = pixel < pixels && d < terms && 0 <= h && h < p.H && 0 <= w && w < p.W;
-      fetch<WIDTH>(of_pixel + e, x, (image + h * p.W + w) * p.C + group * channels + c, inside);
-      fetch<WIDTH>(of_filter + e, weight, weights + d, filter < filters && d < terms);
-    }
+    const int d = first + part, c = d % channels, tap = d / channels;
+    const int h = top + tap / p.S * p.dilation_h, w = left + tap % p.S * p.dilation_w;
+    const bool inside = pixel < pixels && d < terms && 0 <= h && h < p.H && 0 <= w && w < p.W;
+    const int place = (image + h * p.W + w) * p.C + group * channels + c;
+    of_pixel = inside ? load(x + place) : Quad{};
+    of_filter = filter < filters && d < terms ? load(weight + weights + d) : Quad{};
   };
 
   float sum[OWN][OWN] = {};
@@ -133,18 +131,6 @@ __device__ void tiled(const float* x, const float* weight, const float* bias, fl
       if (relu && sum[i][j] <= 0) sum[i][j] = 0;  // written so that NaN stays NaN
     }
   }
-  store_tile<WIDTH>(y + first_pixel * p.K + group * filters + first_filter, p.K,
-                     pixels - first_pixel, filters - first_filter, sum);
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)
-conv_forward_tiled(const float* x, const float* weight, const float* bias, float* y, ConvShape p,
-                   int relu) {
-  tiled<1>(x, weight, bias, y, p, relu);
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)
-conv_forward_tiled_vector(const float* x, const float* weight, const float* bias, float* y,
-                          ConvShape p, int relu) {
-  tiled<4>(x, weight, bias, y, p, relu);
+  store_tile(y + first_pixel * p.K + group * filters + first_filter, p.K, pixels - first_pixel,
+             filters - first_filter, sum);
 }

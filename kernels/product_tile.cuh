@@ -35,57 +35,38 @@ __device__ __forceinline__ int own(int thread, int i) {
   return i / 4 * (TILE / 2) + thread * 4 + i % 4;
 }
 
-// Copy WIDTH neighbours, 1 or 4, with one instruction; zeros in place of what is not inside.
-template <int WIDTH>
-__device__ __forceinline__ void fetch(float* to, const float* array, int index, bool inside) {
-  if (WIDTH == 4) {
-    const Quad quad = inside ? load(array + index) : Quad{};
-    for (int e = 0; e < 4; ++e) to[e] = quad.at[e];
-  } else {
-    to[0] = inside ? array[index] : 0.0f;
-  }
-}
-
 // Four neighbouring terms of the sum of one row (or column), fetched along the depth.
 __device__ __forceinline__ void keep_terms(float (*tile)[TILE + 4], int depth, int line,
-                                           const float (&terms)[4]) {
-  for (int e = 0; e < 4; ++e) tile[depth + e][line] = terms[e];
+                                           const Quad& terms) {
+  for (int e = 0; e < 4; ++e) tile[depth + e][line] = terms.at[e];
 }
 
 __device__ __forceinline__ void add_products(const Tiles& tiles, float (&sum)[OWN][OWN]) {
   const int row = threadIdx.x / 16, column = threadIdx.x % 16;
 #pragma unroll 2  // all eight at once need more registers than two blocks per multiprocessor leave
   for (int d = 0; d < DEPTH; ++d) {
-    float a[OWN], b[OWN];
-    for (int half = 0; half < OWN; half += 4) {
-      fetch<4>(a + half, tiles.a[d], own(row, half), true);
-      fetch<4>(b + half, tiles.b[d], own(column, half), true);
-    }
+    const Quad a[] = {load(tiles.a[d] + own(row, 0)), load(tiles.a[d] + own(row, 4))};
+    const Quad b[] = {load(tiles.b[d] + own(column, 0)), load(tiles.b[d] + own(column, 4))};
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
 #pragma unroll
-      for (int j = 0; j < OWN; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+      for (int j = 0; j < OWN; ++j)
+        sum[i][j] = fmaf(a[i / 4].at[i % 4], b[j / 4].at[j % 4], sum[i][j]);
     }
   }
 }
 
 // Store the tile to `to[row * pitch + column]`, without what lies beyond the matrix's edge.
-template <int WIDTH>
 __device__ __forceinline__ void store_tile(float* to, int pitch, int rows, int columns,
                                            const float (&sum)[OWN][OWN]) {
 #pragma unroll
   for (int i = 0; i < OWN; ++i) {
     const int row = own(threadIdx.x / 16, i);
 #pragma unroll
-    for (int j = 0; j < OWN; j += WIDTH) {
+    for (int j = 0; j < OWN; j += 4) {
       const int column = own(threadIdx.x % 16, j);
       if (row >= rows || column >= columns) continue;
-      float* place = to + row * pitch + column;
-      if (WIDTH == 4) {
-        store(place, {sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]});
-      } else {
-        *place = sum[i][j];
-      }
+      store(to + row * pitch + column, {sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]});
     }
   }
 }

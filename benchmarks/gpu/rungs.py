@@ -151,7 +151,7 @@ FAMILIES: dict[str, list[Rung]] = {
         FORWARD[0],
         Rung(
             "conv_forward.cu",
-            ("conv_forward_tiled_vector", "conv_forward_tiled"),
+            ("conv_forward_tiled",),
             "a tiled product without ever writing the windows down (implicit GEMM)",
             "conv2d",
             partial(_forward, tiled.forward),

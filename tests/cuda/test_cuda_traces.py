@@ -20,8 +20,6 @@ BOUNDS = (
     # What the steps after it mend: neighbours in a warp work on filters that lie far apart.
     ("conv_forward_naive_*", "global", 5.2),
     ("conv_*_naive_*", "global", 2.7),
-    # One element at a time, for channels that are no multiple of four: rows of a few channels.
-    ("conv_*_tiled", "global", 3.0),
     # Windows of photographs: 88 bytes in a row of bfloat16, beginning anywhere. Halves of sectors.
     ("conv_*_wgmma<*, 4>", "global", 2.3),
     # Tiles that reach over the end of few filters, and split sums of a few of them.

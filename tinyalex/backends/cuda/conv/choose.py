@@ -8,7 +8,6 @@ choose:
 - float32 with a multiple of four channels (and, for gradients, of filters) in each group, bfloat16
   with a multiple of eight: tensor cores (`products`);
 - any other bfloat16: as float32, and the result rounded (not that of a weight's gradient);
-- any other float32, forward: tiles without tensor cores;
 - all else: columns and cuBLAS.
 """
 
@@ -21,7 +20,7 @@ import numpy as np
 from tinyalex.backends.bfloat16 import as_float32, is_bfloat16
 from tinyalex.backends.cuda.bias_grad import bias_grad, relu_bias_grad
 from tinyalex.backends.cuda.channels import widened
-from tinyalex.backends.cuda.conv import im2col, products, tiled
+from tinyalex.backends.cuda.conv import im2col, products
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import Pass
 from tinyalex.backends.geometry import ConvOptions
@@ -106,8 +105,6 @@ def _forward(x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu
         y = products.forward(x, weight, bias, padded, relu)
     elif is_bfloat16(x.dtype):
         return _forward(as_float32(x), as_float32(weight), bias, shape, relu).astype(x.dtype)
-    elif x.dtype == np.float32:
-        y = tiled.forward(channels_last(x), channels_last(weight), bias, shape, relu)
     else:
         y = im2col.forward(channels_last(x), channels_last(weight), bias, shape)
         y = cupy().maximum(y, 0) if relu else y

@@ -13,11 +13,13 @@ TILE, THREADS = 128, 256  # as in kernels/product_tile.cuh
 def forward(
     x: Array, weight: Array, bias: Array | None, shape: ConvShape, relu: bool = False
 ) -> Array:
-    """Return y [N, Ho, Wo, K] of x [N, H, W, C] and weight [K, R, S, C/G], max(y, 0) on demand."""
+    """Return y [N, Ho, Wo, K] of x [N, H, W, C] and weight [K, R, S, C/G], max(y, 0) on demand.
+
+    Channels and filters of a group are multiples of four.
+    """
     y = cupy().empty((shape.N, shape.Ho, shape.Wo, shape.K), x.dtype)
     pixels, filters = shape.N * shape.Ho * shape.Wo, shape.filters
     grid = -(-pixels // TILE) * -(-filters // TILE), shape.groups
-    in_fours = shape.channels % 4 == 0 and filters % 4 == 0
-    entry = "conv_forward_tiled" + "_vector" * in_fours
-    launch("conv_forward.cu", entry, grid, (THREADS,), (x, weight, bias, y, shape, relu))
+    args = x, weight, bias, y, shape, relu
+    launch("conv_forward.cu", "conv_forward_tiled", grid, (THREADS,), args)
     return y
