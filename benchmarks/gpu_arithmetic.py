@@ -70,7 +70,7 @@ class Line:
         took = f"{self.seconds * 1e6:.0f} us"
         if self.plan is None:
             return took
-        (rows, columns), splits, _ = self.plan
+        (rows, columns), splits = self.plan[:2]
         kind = "wgmma " if isinstance(self.kernels, Wgmma) else ""
         parts = f" / {splits}" if splits > 1 else ""
         fill = self.waves / math.ceil(self.waves)
@@ -148,14 +148,13 @@ def _tensor(
         kinds = [IMAGES if shape.C == 4 else WGMMA["bfloat16"]]
     elif precision == "B" and which != "weight_grad":
         kinds.append(WGMMA["float32"])
-    kernels = min(kinds, key=lambda k: tiles.least_cycles(which, product, k, *GPU))
-    plan = tiles.plan_for(which, product, kernels, tiles.CHOSEN, *GPU)
+    plans = {k: tiles.plan_for(which, product, k, tiles.CHOSEN, *GPU) for k in kinds}
+    kernels, plan = min(plans.items(), key=lambda item: item[1].cycles)
     blocks = tiles.blocks(product, plan.tile) * plan.splits
     slots = MULTIPROCESSORS * kernels.blocks_that_fit(plan.tile, MOST_SHARED)
     summed = plan.splits > 1 and which not in kernels.add_parts
     transposed = which == "input_grad" and kernels.along_k(plan.tile)
-    cycles = tiles.estimate(which, product, kernels, plan, *GPU)
-    cycles -= (summed + transposed) * tiles.LAUNCH  # here every launch has its gap
+    cycles = plan.cycles - (summed + transposed) * tiles.LAUNCH  # here every launch has its gap
     # The weight gets a fourth channel, or loses it; in bfloat16 it has it from the beginning.
     widened = step.x[1] % 4 != 0 and not (halves and which == "forward")
     return Line(

@@ -134,7 +134,7 @@ def _product(
     """
     kernels = kernels or fastest(shape, which, factors[0].dtype)
     whole = sizes(shape, which)
-    tile, splits, split_k_tiles = plan(which, whole, kernels, cut)
+    tile, splits, split_k_tiles, _ = plan(which, whole, kernels, cut)
     if which == "input_grad" and kernels.along_k(tile):
         factors = factors[0], transposed(factors[1], shape)
     tiles = blocks(whole, tile)

@@ -53,6 +53,7 @@ class Plan(NamedTuple):
     tile: Tile
     splits: int  # parts of the reduction
     split_k_tiles: int  # in each part
+    cycles: float = 0  # as `estimate` finds
 
 
 class Block(NamedTuple):
@@ -221,15 +222,15 @@ def plan_for(
         parts = [cut.splits] if cut.splits else range(1, max(1, useful) + 1)
         in_each = {max(1, -(-k_tiles // splits)) for splits in parts} if slots else ()
         plans += [Plan(tile, max(1, -(-k_tiles // each)), each) for each in sorted(in_each)]
+    cycles = [estimate(which, product, kernels, p, multiprocessors, most_shared) for p in plans]
     if not plans:
         least = kernels.shared_bytes(cut.tile or min(kernels.tiles[which]))
         raise RuntimeError(
             f"expected a GPU with {least} bytes of shared memory per block for convolutions on "
             f"tensor cores, but this one has {most_shared}; compute in float64, or on the CPU"
         )
-    return min(
-        plans, key=lambda p: estimate(which, product, kernels, p, multiprocessors, most_shared)
-    )
+    best = cycles.index(min(cycles))
+    return plans[best]._replace(cycles=cycles[best])
 
 
 def estimate(
@@ -245,10 +246,10 @@ def estimate(
     A last wave that is not full takes less, but no less than `ALONE` of it. A k-tile takes as long
     as its multiplications, or as its factors on their way from the L2 cache; of the shorter of the
     two a quarter shows. Parts are added up by a block per tile, alone on its multiprocessor, or by
-    a kernel on all of them; another one transposes weights, at the L2
-    cache's rate even where they are too many for it.
+    a kernel on all of them; another one transposes weights, at the L2 cache's rate even where
+    they are too many for it.
     """
-    (rows, columns), splits, split_k_tiles = plan
+    (rows, columns), splits, split_k_tiles, _ = plan
     fit = kernels.blocks_that_fit(plan.tile, most_shared)
     waves, left = divmod(blocks(product, plan.tile) * splits, multiprocessors * fit)
     turns = waves * fit + (max(-(-left // multiprocessors), ALONE * fit) if left else 0)
@@ -267,19 +268,9 @@ def estimate(
     return cycles
 
 
-@lru_cache(maxsize=1024)
-def least_cycles(
-    which: Pass, product: Sizes, kernels: Kernels, multiprocessors: int, most_shared: int
-) -> float:
-    """Return the cycles of the fastest plan."""
-    chosen = plan_for(which, product, kernels, CHOSEN, multiprocessors, most_shared)
-    return estimate(which, product, kernels, chosen, multiprocessors, most_shared)
-
-
 def faster(which: Pass, product: Sizes, one: Kernels, other: Kernels) -> bool:
     """Return whether the first kernels' plan takes fewer cycles than the others'."""
-    gpu = multiprocessors(), most_shared_bytes()
-    return least_cycles(which, product, one, *gpu) < least_cycles(which, product, other, *gpu)
+    return plan(which, product, one).cycles < plan(which, product, other).cycles
 
 
 def blocks(product: Sizes, tile: Tile) -> int:
