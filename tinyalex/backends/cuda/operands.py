@@ -21,7 +21,7 @@ def operands(x: Array, weight: Array, images: int | None = None) -> tuple[Array,
     or so many) make up for the copy of the weights and channels and filters of each group come in
     eights. What is float64 stays so.
     """
-    if not (suits(x, weight) and (len(x) if images is None else images) > FEW):
+    if not (_suits(x, weight) and (len(x) if images is None else images) > FEW):
         return as_float32(x), as_float32(weight)
     return _in_bfloat16(x), _in_bfloat16(weight)
 
@@ -32,8 +32,7 @@ def _in_bfloat16(x: Array) -> Array:
     return x.astype(bfloat16(), copy=False)
 
 
-def suits(x: Array, weight: Array) -> bool:
-    """Return whether the kernels of bfloat16 are wanted and take the sizes, but for images."""
+def _suits(x: Array, weight: Array) -> bool:
     half = bfloat16()
     if get_float32_matmul_precision() != "medium" or half is None or not x.size:
         return False

@@ -46,7 +46,7 @@ from tinyalex.backends.types import Array
 
 
 def applicable(channels: int, filters: int, which: Pass, dtype: np.dtype[Any]) -> bool:
-    """Return whether a pass can be computed here, by a group's channels and filters.
+    """Return whether a group's channels and filters suit a pass.
 
     They are multiples of four in float32, of eight in bfloat16. Forward, filters of float32 may be
     any number; of bfloat16, channels may be four, those of images, but for the input's gradient.
@@ -69,7 +69,7 @@ def wgmma(shape: ConvShape, dtype: np.dtype[Any]) -> Kernels:
 
 
 def fastest(shape: ConvShape, which: Pass, dtype: np.dtype[Any]) -> Kernels:
-    """Return the kernels for factors of this type, as exact as asked for."""
+    """Return the kernels for a pass, as exact as asked for."""
     if is_bfloat16(dtype):
         return wgmma(shape, dtype)
     own, others = MMA_SYNC[precision()], WGMMA["float32"]
