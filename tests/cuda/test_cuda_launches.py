@@ -13,10 +13,11 @@ import tinyalex.functional as F
 from gpu.cases import Case, Net
 from gpu.contestant_tinyalex import WORDS, TinyalexGraph
 from tinyalex import models, optim
-from tinyalex.backends.cuda import channels
+from tinyalex.backends.cuda import bias_grad, channels
 from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
+from tinyalex.backends.cuda.launch import MOST_ROWS
 from tinyalex.backends.devices import move, use
 from tinyalex.backends.gpu import most_shared_bytes, multiprocessors
 from tinyalex.backends.layout import copy_images, copy_with_room, with_room
@@ -158,3 +159,11 @@ def test_a_linear_layer_summed_in_pieces_and_its_relu_are_two_ops(rng):
     y = F.linear_relu(*(ta.Tensor(a, requires_grad=True).to("cuda") for a in (x, weight)))
     assert type(y.grad_fn) is ReLU
     np.testing.assert_allclose(y.cpu().data, np.maximum(x @ weight.T, 0))
+
+
+def test_the_second_side_of_a_grid_is_short():
+    """Sums of a bias's gradient keep to it; a launch beyond it is refused."""
+    assert bias_grad.ranges(2**31 - 1) == MOST_ROWS
+    sums = move(np.zeros((MOST_ROWS + 1, 1), np.float32), "cuda")
+    with pytest.raises(ValueError, match="65,535 blocks on a further side"):
+        bias_grad._launch("bias_grad", (sums, sums))

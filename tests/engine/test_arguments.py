@@ -255,9 +255,11 @@ def on_gpu(arguments, dtype):
     return given, flat
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize(("function", "arguments"), TABLE.values(), ids=TABLE)
-def test_bfloat16_computes_as_its_copy_in_float32(function, arguments, standin):
+def test_bfloat16_computes_as_its_copy_in_float32(function, arguments, precision, standin):
     """Up to the rounding of what is stored; each gradient has the dtype of its leaf."""
+    ta.set_float32_matmul_precision(precision)
     found = []
     for dtype in (bfloat16(), np.dtype(np.float32)):
         given, flat = on_gpu(arguments, dtype)

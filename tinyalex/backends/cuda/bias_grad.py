@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinyalex.backends.bfloat16 import computing
-from tinyalex.backends.cuda.launch import launch, type_name
+from tinyalex.backends.cuda.launch import MOST_ROWS, launch, type_name
 from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
@@ -37,7 +37,7 @@ def _sums(grad: Array) -> Array:
 
 def ranges(pixels: int) -> int:
     """Return how many sums take these pixels; one more launch adds several."""
-    return max(min(RANGES, pixels // SHORT), pixels // LONG, 1)
+    return max(min(RANGES, pixels // SHORT), min(pixels // LONG, MOST_ROWS), 1)
 
 
 def _total(sums: Array) -> Array:

@@ -62,6 +62,10 @@ def type_name(dtype: Any, *, bfloat16: bool = False) -> str:
     return name
 
 
+MOST_ROWS = 65535
+"""Blocks of a grid along its second and third side, each; the first has room for 2^31 - 1."""
+
+
 def launch(
     file: str,
     entry: str,
@@ -90,6 +94,8 @@ def launch(
     )
     if 0 in grid:
         return
+    if max(grid[1:], default=0) > MOST_ROWS:
+        raise ValueError(f"{entry} can have {MOST_ROWS:,} blocks on a further side, got {grid}")
     try:
         kernel = _kernel(file, entry, cupy().cuda.get_device_id(), shared_bytes)
         kernel(tuple(grid), tuple(block), packed, shared_mem=shared_bytes)
