@@ -18,7 +18,7 @@ from tinyalex.backends.cuda.conv.tiles import MMA_SYNC, TILES, Cut
 from tinyalex.backends.geometry import ConvOptions
 
 # Norm of the error over norm of the result. Rounding a factor to 10 bits (TF32) errs by at most
-# 2^-11: 2.9e-4 in products of normal numbers; cutting the bits off would give 7e-4. To 7 bits
+# 2^-11: 2.9e-4 in products of normal numbers; cutting the bits off would give 8e-4. To 7 bits
 # (bf16), 8 times as much. Three products of TF32 numbers leave 2^-20 of each product, and float32
 # sums round: 5e-7; it would be more than 1e-6 if the tensor cores summed up all by themselves.
 TOLERANCE = {"highest": 1e-6, "high": 4e-4, "medium": 3.2e-3}
