@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import scipy
 from commands import (
-    ROOT,
     TINY,
     TRAIN,
     contents,
+    copy_sources,
     draw_photos,
     run,
     tiny_settings,
@@ -112,7 +112,7 @@ def test_a_run_can_be_done_again_from_its_record(trained):
 
 @pytest.mark.parametrize("checkout", [True, False])
 def test_the_commit_is_recorded(tmp_path, checkout):
-    shutil.copytree(ROOT / "tinyalex", tmp_path / "tinyalex")
+    copy_sources("tinyalex", tmp_path)
     if checkout:
         git = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", tmp_path)
         for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "One"]):

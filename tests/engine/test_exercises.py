@@ -3,13 +3,12 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from typing import NamedTuple
 
 import pytest
-from commands import ROOT
+from commands import ROOT, copy_sources
 
 import tinyalex as ta
 
@@ -98,8 +97,7 @@ def broken(change, root):
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the package, beside the tests."""
-    kernels = shutil.ignore_patterns("*.nbi", "*.nbc")
-    shutil.copytree(ROOT / "tinyalex", tmp_path / "tinyalex", ignore=kernels)
+    copy_sources("tinyalex", tmp_path)
     for name in ("tests", "kernels", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path

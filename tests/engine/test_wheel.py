@@ -5,11 +5,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from commands import ROOT, copy_sources
 
-ROOT = Path(__file__).parents[2]
 PARTS = ("tinyalex", "kernels", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -20,8 +19,7 @@ def clone(tmp_path_factory):
     source.mkdir()
     for part in PARTS:
         if (ROOT / part).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / part, source / part, ignore=ignore)
+            copy_sources(part, source)
         else:
             shutil.copy(ROOT / part, source)
     return source
@@ -84,3 +82,13 @@ def test_an_editable_installation_is_found_in_and_above_its_folder(clone, tmp_pa
     zipfile.ZipFile(built).extractall(site)
     program = f"import site; site.addsitedir({str(site)!r}); import tinyalex; tinyalex.Tensor"
     subprocess.run([*run, program], cwd=clone / here, **options)
+
+
+def test_copies_are_made_while_others_write_bytecode(tmp_path, monkeypatch):
+    monkeypatch.setattr("commands.ROOT", tmp_path)
+    written = tmp_path / "tinyalex" / "__pycache__"
+    written.mkdir(parents=True)
+    (written / "gone.nbc.tmp").symlink_to("renamed-meanwhile")  # listed, but no longer there
+    (tmp_path / "tinyalex" / "module.py").touch()
+    copy_sources("tinyalex", tmp_path / "copy")
+    assert [path.name for path in (tmp_path / "copy").rglob("*.*")] == ["module.py"]

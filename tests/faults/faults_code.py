@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from commands import ROOT
+from commands import ROOT, copy_sources
 from faults_row import Row, progress, temporary_folder
 
 
@@ -156,8 +156,7 @@ def removed_guards() -> Row:
     fault, noticed = "a guard taken out of the code", []
     with temporary_folder() as folder:
         for name in ("tinyalex", "tests", "examples", "kernels"):
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+            copy_sources(name, folder)
         shutil.copy(ROOT / "pyproject.toml", folder)
         files = {file_of(test) for *_, test, _ in GUARDS}
         words = {f"({word})" for *_, word in GUARDS}

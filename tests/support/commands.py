@@ -10,6 +10,7 @@ import importlib
 import io
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,11 @@ TWINS = replace(
     classifier=(Dropout(), Linear(32), ReLU(), *TINY.classifier),
 )
 """TINY as two towers."""
+
+
+def copy_sources(part, folder):
+    """Copy a folder of the repository without bytecode, which other tests may be writing."""
+    shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 @contextlib.contextmanager
