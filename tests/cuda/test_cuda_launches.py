@@ -165,5 +165,5 @@ def test_the_second_side_of_a_grid_is_short():
     """Sums of a bias's gradient keep to it; a launch beyond it is refused."""
     assert bias_grad.ranges(2**31 - 1) == MOST_ROWS
     sums = move(np.zeros((MOST_ROWS + 1, 1), np.float32), "cuda")
-    with pytest.raises(ValueError, match="65,535 blocks on a further side"):
+    with pytest.raises(ValueError, match="at most 65,535 blocks along"):
         bias_grad._launch("bias_grad", (sums, sums))

@@ -42,6 +42,7 @@ _ENTRY = re.compile(
 )
 _NULL = np.uint64(0)
 MOST_ELEMENTS = 2**31 - 1  # kernels index with int
+MOST_ROWS = 65535  # blocks along a grid's second and third side, each; the first takes 2^31 - 1
 MOST_STATIC_SHARED = 48 * 1024  # bytes; more must be asked for
 
 
@@ -60,10 +61,6 @@ def type_name(dtype: Any, *, bfloat16: bool = False) -> str:
             'for example with .to("float32")'
         )
     return name
-
-
-MOST_ROWS = 65535
-"""Blocks of a grid along its second and third side, each; the first has room for 2^31 - 1."""
 
 
 def launch(
@@ -95,7 +92,10 @@ def launch(
     if 0 in grid:
         return
     if max(grid[1:], default=0) > MOST_ROWS:
-        raise ValueError(f"{entry} can have {MOST_ROWS:,} blocks on a further side, got {grid}")
+        raise ValueError(
+            f"{entry} expects at most {MOST_ROWS:,} blocks along a grid's second and third side, "
+            f"got {tuple(grid)}; use a smaller batch, or fewer groups"
+        )
     try:
         kernel = _kernel(file, entry, cupy().cuda.get_device_id(), shared_bytes)
         kernel(tuple(grid), tuple(block), packed, shared_mem=shared_bytes)
