@@ -54,7 +54,7 @@ def sentence(result: dict[str, Any]) -> str:
     )
     test = f"; of test images {result['test']['top1']:.1%}" if result["test"] else ""
     settings = result["settings"]
-    facts = f"{settings['threads']} threads, seed {settings['seed']}"
+    facts = f"{settings['threads']} threads, one run with seed {settings['seed']}"
     return (
         f"Right answers to validation images: {milestones}{test}. "
         f"{report.one_line(result['machine'])}; {facts}."

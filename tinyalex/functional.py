@@ -163,6 +163,7 @@ def max_pool2d(
 
     The paper's overlapping pooling (section 3.4) is ``max_pool2d(x, 3, 2)``. Padding is minus
     infinity; ``ceil_mode`` rounds the output size up, so that last windows may reach over the edge.
+    Of equal values the first takes the gradient.
     """
     if _tensor(x, "x").ndim == 3:
         one = x.unsqueeze(0)

@@ -102,6 +102,7 @@ class Step(Schedule):
 class Plateau(Schedule):
     """Multiply the rate by ``factor`` when the error plateaus (paper section 5).
 
+    The trainer's error is the share of validation images whose most probable class is wrong.
     The paper divides by 10, three times before the end; it does not say how long it waited. Here
     the rate falls after more than ``patience`` epochs in a row whose error was not below the best
     one by more than the fraction ``threshold`` of it.

@@ -122,7 +122,8 @@ def make_parser() -> Parser:
         type=name_in,
         metavar="DIR",
         help="folder with one folder of images per class, or with test/ or val/ of such, of which "
-        "the first is taken (default: the images that the run held out)",
+        "the first is taken; some of the network's classes may be missing, others are refused "
+        "(default: the images that the run held out)",
     )
     parser.add_argument(
         "--held-out",
