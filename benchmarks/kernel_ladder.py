@@ -243,7 +243,7 @@ def table(folder: Path) -> str:
     bound = 32 * L2_RATE / 1e12
     lines.append(
         f"Flop per byte of L2: a block reads M + N numbers for M x N multiply-adds. At 32 and "
-        f"{L2_RATE / 1e12:.0f} TB/s, an estimate of an H100's L2 cache, that bounds the speed at "
+        f"{L2_RATE / 1e12:.2f} TB/s, an estimate of an H100's L2 cache, that bounds the speed at "
         f"{bound:.0f} TFLOP/s, whatever multiplies: larger tiles are the way up. Off by: "
         f"||y - y64|| / ||y64||, executed on the CPU on {SMALL_TEXT}. Registers per "
         f"thread, bytes spilled and bytes of static shared memory: ptxas for sm_90 "

@@ -18,8 +18,9 @@
 //   m = g          a0               a2          k = 2t, 2t + 1       b0
 //   m = g + 8      a1               a3          k = 2t + 8, 2t + 9   b1
 //
-// ldmatrix fetches four matrices of 8 rows x 4 floats from shared memory; a lane gets of each
-// what it holds of a TF32 fragment. The rows' addresses come from the lanes:
+// ldmatrix fetches four matrices of 8 rows x 4 floats from shared memory (it is named for 16-bit
+// numbers, and moves each row's 16 bytes as they are); a lane gets of each what it holds of a TF32
+// fragment. The rows' addresses come from the lanes:
 //
 //   matrix 0: rows at the addresses of lanes  0.. 7       lane (g, t) receives
 //   matrix 1:                                 8..15         part[i] = row g, column t
@@ -28,7 +29,8 @@
 #pragma once
 
 // x rounded to the 10 bits of mantissa that the tensor cores read, ties away from zero. Without it
-// they would cut the lower bits off: an error up to twice as large, and always towards zero.
+// they would cut the lower bits off: each error up to twice as large and towards zero, so that a
+// product shrinks by 7e-4.
 __device__ __forceinline__ unsigned to_tf32(float x) {
   unsigned bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));

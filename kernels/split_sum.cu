@@ -5,8 +5,9 @@
 //   y[i] = parts[0][i] + parts[1][i] + ...
 //
 // There is nothing to climb here: it reads every part once, neighbouring threads neighbouring
-// floats. For the weights of conv1, 96 x 11 x 11 x 4 in 88 parts, that is 16.4 MB. The sums of a
-// forward pass, of fewer parts, are finished by the last block to arrive (last_block.cuh).
+// floats. For the weights of conv1, 96 x 11 x 11 x 4 in 66 parts, that is 12.3 MB. The sums of a
+// forward pass and of Hopper's input gradient, of fewer parts, are finished by the last block to
+// arrive (last_block.cuh).
 extern "C" __global__ void __launch_bounds__(256)
 split_sum(const float* __restrict__ parts, float* __restrict__ y, int splits, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;

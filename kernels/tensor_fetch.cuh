@@ -2,11 +2,15 @@
 // one tile after the other. The matrix itself (im2col) is never built: the address of an element is
 // computed when it is fetched; padding, and what is beyond the matrix, is zero.
 //
+//   object         as a matrix                  what it fetches                        for
 //   WindowRows     [windows, (r, s, channel)]   pixels under windows                   y, dx
 //   MatrixRows     [rows, k]                    an ordinary matrix                     y
 //   FilterColumns  [channels, (r, s, filter)]   weights, reduced over filters          dx
 //   PixelColumns   [channels, pixels]           an ordinary matrix, transposed         dweight
 //   WindowColumns  [(r, s, channel), windows]   pixels under windows, transposed       dweight
+//
+// `...Rows` have a line of the tile for each row, `...Columns` for each k; either can be A or B.
+// (For dx read "filter" where WindowRows says channel.)
 //
 // The first two lie K_MAJOR (or SWIZZLED), the others MN_MAJOR (or SWIZZLED_MN). A thread copies
 // groups of elements, 16 bytes in all (or 8, of images with room for four bfloat16 channels):
@@ -60,7 +64,8 @@ __device__ constexpr int power_of_two_in(int count) {
 // MN_MAJOR, SWIZZLED_MN: ACROSS threads copy a line, the block a power of two of lines at a time;
 // for tiles of 96 or 192 that leaves whole warps idle. Each line has a k of its own, and a warp's
 // lines are no more than it has lanes: so each lane works out the place of one k, `own_k`, and
-// hands it to the others.
+// hands it to the others. Of 128 rows and 128 threads, warp 2 copies k = 2, 6, ... 30, and lane 12
+// works out k = 14, of visit 3.
 template <class T, Layout L = MN_MAJOR>
 struct MnMajor {
   using E = typename T::E;

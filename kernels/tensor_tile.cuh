@@ -15,12 +15,12 @@
 // Its bound, for 128 x 128 on an H100, in cycles of a multiprocessor per k-tile (estimated, as in
 // tinyalex/backends/cuda/conv/tiles.py): the factors, 32 KB, take 1260 from the L2 cache, at
 // 26 bytes per cycle; multiplying takes 819 in TF32, half of that in bf16; reading shared memory,
-// (64 + 64) x 32 floats per warp, 512. So L2 is the bound, and larger tiles, with more products per
-// byte, are the way up. (In 3xTF32 the products are, with 2621.)
+// (64 + 64) x 32 floats per warp at 128 bytes per cycle, 512. So L2 is the bound, and larger tiles,
+// with more products per byte, are the way up. (In 3xTF32 the products are, with 2621.)
 //
 // The ring of a block takes 3 stages x 2 factors x 128 lines x 36 floats = 108 KB. So two blocks
-// share a multiprocessor of an H100, with 227 KB for them, and one multiplies while the other
-// waits; an A100's 163 KB hold one.
+// (of Tf32x3, with eight warps, one) share a multiprocessor of an H100, with 227 KB for them, and
+// one multiplies while the other waits; an A100's 163 KB hold one.
 #pragma once
 #include "last_block.cuh"
 #include "tensor_precision.cuh"
@@ -306,8 +306,9 @@ struct Place {
 };
 
 // Room for all parts of all tiles, if the last block of a tile to arrive adds them up: `sums` has
-// [tiles, parts, M x N], `arrived` a zero for each tile. A gradient's parts are many, which one
-// block would read for too long: they are a larger C (with room for all), which split_sum.cu adds.
+// [tiles, parts, M x N], `arrived` a zero for each tile. Those of a weight's gradient, and of
+// mma.sync's input gradient, are many, which one block would read for too long: they are a larger C
+// (with room for all), which split_sum.cu adds.
 struct Parts {
   float* sums = nullptr;
   unsigned* arrived = nullptr;

@@ -8,7 +8,8 @@
 //
 // Hopper's own instructions want lines of 128 bytes without a gap, in which the number of the line,
 // modulo 8, exchanges groups of 16 bytes: SWIZZLED, a line for each row, or SWIZZLED_MN (of numbers
-// of 16 bits), in blocks of 64 rows, with a line for each k.
+// of 16 bits), in blocks of 64 rows, with a line for each k. So the same group of eight lines lies
+// in eight different places of four banks: k = 8 of row 5, in bf16, at 5 * 64 + (8 ^ 40) = 352.
 #pragma once
 #include "bfloat16.cuh"
 
@@ -26,7 +27,8 @@ __device__ __forceinline__ int place_in_tile(int row, int k) {
   return (row / LINE * LINE + k) * LINE + (row % LINE ^ k % 8 * GROUP);
 }
 
-// What Hopper's instructions ask for in place of a pointer to a SWIZZLED or SWIZZLED_MN tile: its
+// What Hopper's instructions ask for in place of a pointer to a SWIZZLED or SWIZZLED_MN tile, for a
+// pointer does not tell where the next eight lines begin, or how groups are exchanged: its
 // address / 16, which is a multiple of 1024 but for steps along k; from bit 16 on, bytes / 16 from
 // 64 rows of SWIZZLED_MN to the next 64 (of SWIZZLED a distance that means nothing, 1); from bit
 // 32, bytes / 16 from 8 lines to the next 8; from bit 62, 1 for exchanges within 128 bytes.

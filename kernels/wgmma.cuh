@@ -42,7 +42,8 @@ __device__ __forceinline__ void hold(float (&d)[J][4]) {
 
 // All but `hold` read shared memory, or are in order with what does: hence "memory".
 struct Multiplication {
-  // The registers of D have been written by ordinary instructions until now.
+  // Puts what ordinary instructions did to the registers of D before the multiplications that
+  // follow. Those of the same shape that still add to D are in order without it (PTX ISA).
   __device__ __forceinline__ void begin() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   }
