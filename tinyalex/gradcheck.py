@@ -28,7 +28,8 @@ def gradcheck(
 
     For the scalar ``L = sum(w * fn(inputs))`` with random weights w, each element x of each input
     that requires a gradient must satisfy ``|dL/dx - (L(x + eps) - L(x - eps)) / (2 eps)| <= atol +
-    rtol * |difference quotient|``. (With w = 1 a permuted gradient could pass.)
+    rtol * |difference quotient|``. (With w = 1 a permuted gradient could pass.) The defaults
+    of eps, atol and rtol are those of `torch.autograd.gradcheck`.
 
     Inputs must be float64, and ``fn`` smooth around them and a function of them alone: a dropout in
     it needs a `manual_seed` inside. Returns True. Raises GradcheckError, an AssertionError, for a
