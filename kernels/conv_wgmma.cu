@@ -61,7 +61,7 @@ __device__ __forceinline__ void product_of_warpgroups(const Place<T>& at, Rows& 
     cp_async_wait<AHEAD - 1>();
     make_visible();
     // All threads' copies have arrived, and the tensor cores are done with the k-tile two before
-    // this one, whose stage is the next to be written.
+    // this one (by the last wait), whose stage is the next to be written.
     __syncthreads();
     const E* stage = stage_of_ring<T>(reading);
     work.begin();

@@ -5,7 +5,8 @@
 // their registers. Every lane is known by two numbers, g = lane / 4 and t = lane % 4 (groupID and
 // threadID_in_group in NVIDIA's manual of PTX).
 //
-// mma.m16n8k8, TF32 (19 bits of a float, in a register of 32). In the cells: the register's number.
+// mma.m16n8k8, TF32 (sign, 8 bits of exponent, 10 of mantissa; in a register of 32). In the cells:
+// the register's number.
 //
 //        A   k = t   t + 4        B   n = g             C, D   n = 2t   2t + 1
 //   m = g      a0     a2     k = t      b0         m = g          d0      d1

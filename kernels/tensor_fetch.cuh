@@ -4,7 +4,7 @@
 //
 //   object         as a matrix                  what it fetches                        for
 //   WindowRows     [windows, (r, s, channel)]   pixels under windows                   y, dx
-//   MatrixRows     [rows, k]                    an ordinary matrix                     y
+//   MatrixRows     [rows, k]                    an ordinary matrix                     y, dx
 //   FilterColumns  [channels, (r, s, filter)]   weights, reduced over filters          dx
 //   PixelColumns   [channels, pixels]           an ordinary matrix, transposed         dweight
 //   WindowColumns  [(r, s, channel), windows]   pixels under windows, transposed       dweight

@@ -10,13 +10,19 @@
 //   global memory --cp.async--> ring of stages in shared memory --> registers --> tensor cores
 //
 // The copies of the next STAGES - 1 k-tiles are always under way: the multiplications seldom wait
-// for memory. Each warp computes a share of the tile, such as 64 x 64 (`Tile`).
+// for memory. Each warp computes a share of the tile, such as 64 x 64 (`Tile`). With three stages:
+//
+//   k-tile   waits for   then copies           and multiplies
+//     0      stage 0     k-tile 2 to stage 2   stage 0
+//     1      stage 1     k-tile 3 to stage 0   stage 1
+//     2      stage 2     k-tile 4 to stage 1   stage 2
 //
 // Its bound, for 128 x 128 on an H100, in cycles of a multiprocessor per k-tile (estimated, as in
 // tinyalex/backends/cuda/conv/tiles.py): the factors, 32 KB, take 1260 from the L2 cache, at
 // 26 bytes per cycle; multiplying takes 819 in TF32, half of that in bf16; reading shared memory,
-// (64 + 64) x 32 floats per warp at 128 bytes per cycle, 512. So L2 is the bound, and larger tiles,
-// with more products per byte, are the way up. (In 3xTF32 the products are, with 2621.)
+// (64 + 64) x 32 floats for each of four warps at 128 bytes per cycle, 512. So L2 is the bound, and
+// larger tiles, with more products per byte, are the way up. (In 3xTF32 the products are, with
+// 2621.)
 //
 // The ring of a block takes 3 stages x 2 factors x 128 lines x 36 floats = 108 KB. So two blocks
 // (of Tf32x3, with eight warps, one) share a multiprocessor of an H100, with 227 KB for them, and
@@ -290,7 +296,7 @@ __device__ __forceinline__ void add_parts(Sums<T>& sums, const float* parts, int
 // The tile of this block in C [rows, columns], and its part of the sum over k. Block: x counts the
 // tiles, neighbours along the columns first, so that they read the same rows; y the groups, which
 // have a C each; z the parts of the sum, `split_k_tiles` each (split-K, for products with too few
-// tiles to fill the GPU: each part writes a C of its own, and they are added up in order).
+// tiles to fill the GPU; they are added up in order, see `Parts`).
 template <class T>
 struct Place {
   int rows, columns, row, column, k, k_tiles;
@@ -327,6 +333,7 @@ __device__ __forceinline__ void finish(const Place<T>& at, Sums<T>& sums, E* c, 
     if (!last_to_arrive(parts.arrived + tile, count)) return;
     add_parts<T>(sums, first, count);
   }
+  // Once, on the whole sum.
   if (bias || relu) add_bias_and_rectify(sums, bias, column, at.columns, relu);
   store_tile<16>(sums, c, pitch, row, at.rows, column, at.columns);
 }

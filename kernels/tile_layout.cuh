@@ -9,7 +9,11 @@
 // Hopper's own instructions want lines of 128 bytes without a gap, in which the number of the line,
 // modulo 8, exchanges groups of 16 bytes: SWIZZLED, a line for each row, or SWIZZLED_MN (of numbers
 // of 16 bits), in blocks of 64 rows, with a line for each k. So the same group of eight lines lies
-// in eight different places of four banks: k = 8 of row 5, in bf16, at 5 * 64 + (8 ^ 40) = 352.
+// in eight different places of four banks:
+//
+//   line 0:  0 1 2 3 4 5 6 7      line 1:  1 0 3 2 5 4 7 6      line 2:  2 3 0 1 6 7 4 5
+//
+// and k = 8 of row 5, in bf16, at 5 * 64 + (8 ^ 40) = 352.
 #pragma once
 #include "bfloat16.cuh"
 

@@ -33,7 +33,7 @@ __device__ __forceinline__ void make_visible() {
 #define FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define SIXTEEN(j) FOUR(j), FOUR(j + 1), FOUR(j + 2), FOUR(j + 3)
 
-// After a wait: what reads or writes d is not moved before it.
+// Nothing on the GPU: the compiler moves no use of d over it, before begin or after a wait.
 template <int J>
 __device__ __forceinline__ void hold(float (&d)[J][4]) {
 #pragma unroll
