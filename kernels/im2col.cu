@@ -11,12 +11,13 @@
 //
 // Its cost is the columns. conv2 of the paper at a batch of 128 (27x27 pixels, 96 channels, 5x5)
 // has 128*27*27 windows of 5*5*96 values: 896 MB in float32, for images of 36 MB, written by im2col
-// and read by the product. The tiled kernels of conv_forward.cu never write them down. Here,
+// and read by the product. The tiled kernel of conv_forward.cu never writes them down. Here,
 // columns are made for a few images at a time.
 //
-// tinyalex computes convolutions in float64 this way, where a library's exact product is what is
-// wanted. There is one version: a copy has nothing to climb. Neighbouring threads copy neighbouring
-// channels, so that memory is read and written in long runs.
+// tinyalex computes convolutions this way in float64, where a library's exact product is what is
+// wanted, and in float32 where a group's channels or filters are no multiple of four. There is one
+// version: a copy has nothing to climb. Neighbouring threads copy neighbouring channels, so that
+// memory is read and written in long runs.
 
 #include "convolution.cuh"
 

@@ -166,7 +166,7 @@ FAMILIES: dict[str, list[Rung]] = {
         Rung(
             "im2col.cu",
             _typed("im2col", "col2im"),
-            "windows as rows of a matrix, for cuBLAS: the way of float64",
+            "windows as rows of a matrix, for cuBLAS: for float64, and float32 not in fours",
             "conv2d",
             partial(_forward, im2col.forward),
         ),

@@ -8,7 +8,7 @@ from simt import memory
 from simt.exercises import BFLOAT16
 
 from tinyalex.backends.cuda import launch
-from tinyalex.backends.cuda.conv import products, tiles
+from tinyalex.backends.cuda.conv import products, tiled, tiles
 from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import IMAGES, MMA_SYNC, WGMMA, Cut, Sizes, faster, plan
 from tinyalex.backends.geometry import ConvOptions
@@ -248,3 +248,10 @@ def test_bfloat16_is_for_hopper(standin, precision):
 def test_bfloat16_comes_in_eights(channels, filters, passes):
     which = [each for each in tiles.TILES if products.applicable(channels, filters, each, BFLOAT16)]
     assert tuple(which) == passes
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(6, 8), (8, 6)])
+def test_tiles_refuse_groups_that_are_not_in_fours(channels, filters):
+    shape = ConvShape.of((1, channels, 5, 5), (filters, channels, 3, 3), ConvOptions())
+    with pytest.raises(ValueError, match="multiples of four channels and filters"):
+        tiled.forward(None, None, None, shape)

@@ -8,7 +8,8 @@ from tinyalex.backends.gpu import cupy
 from tinyalex.backends.types import Array
 
 LANES, THREADS = 32, 256  # as in kernels/bias_grad.cu
-# Pixels are summed in so many ranges, or fewer where they would be short, or more where long.
+# Pixels are summed in so many ranges, or fewer where they would be short, or
+# more where long, up to a grid's second side.
 RANGES, SHORT, LONG = 256, 64, 4096
 
 

@@ -40,10 +40,10 @@ class ConvShape(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Those of a group."""
+        """Channels of a group."""
         return self.C // self.groups
 
     @property
     def filters(self) -> int:
-        """Those of a group."""
+        """Filters of a group."""
         return self.K // self.groups

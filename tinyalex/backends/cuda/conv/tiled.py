@@ -15,8 +15,13 @@ def forward(
 ) -> Array:
     """Return y [N, Ho, Wo, K] of x [N, H, W, C] and weight [K, R, S, C/G], max(y, 0) on demand.
 
-    Channels and filters of a group are multiples of four.
+    Raises ValueError unless channels and filters of a group are multiples of four.
     """
+    if shape.channels % 4 or shape.filters % 4:
+        raise ValueError(
+            "expected multiples of four channels and filters in each group, got "
+            f"{shape.channels} and {shape.filters}; take im2col.forward"
+        )
     y = cupy().empty((shape.N, shape.Ho, shape.Wo, shape.K), x.dtype)
     pixels, filters = shape.N * shape.Ho * shape.Wo, shape.filters
     grid = -(-pixels // TILE) * -(-filters // TILE), shape.groups
