@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="WORD", help="run commands with this word")
     arguments = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
-    found = report.load("no-learning") or {"printed": {}}
+    found = report.load("no-learning") or {"printed": {}, "machines": {}}
     with tempfile.TemporaryDirectory() as folder:
         programs = "\n".join(code for language, code in blocks(page) if language == "python")
         run(["-c", programs], Path(folder))
@@ -88,7 +88,7 @@ def main() -> None:
                 alike = {*map(skeleton, wanted)}
                 lines = run(words, Path(folder), wanted)
                 found["printed"][code.strip()] = [o for o in lines if skeleton(o) in alike]
-                found.setdefault("machines", {})[code.strip()] = report.machine()
+                found["machines"][code.strip()] = report.machine()
                 report.save("no-learning", found)
     page = filled(page, found["printed"])
     write_atomically(PAGE, lambda file: file.write(page.encode()))

@@ -135,9 +135,7 @@ def _what(result: Result) -> str:
 def _notes(results: dict[str, Result]) -> list[str]:
     left_out = {f"{k}: {v}" for r in results.values() for k, v in r["left_out"].items()}
     notes = [f"Left out: {text}." for text in sorted(left_out)]
-    return notes + list(
-        dict.fromkeys(report.one_line(result["machine"]) for result in results.values())
-    )
+    return [*notes, *report.machines({}, results.values())]
 
 
 def _table(head: str, results: dict[str, Result], names: list[str], cell: Any) -> list[str]:

@@ -51,10 +51,14 @@ def one_line(facts: dict[str, Any]) -> str:
     return f"{facts['date']}, {facts['processor']}, {cores}; {versions}"
 
 
+def machines(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return machines of rows, each once; `found` names the others'."""
+    return list(dict.fromkeys(one_line(row.get("machine") or found["machine"]) for row in rows))
+
+
 def measured_on(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
-    """Return the machines of rows; `found` names that of those without one."""
-    lines = (one_line(row.get("machine") or found["machine"]) for row in rows)
-    return "; ".join(dict.fromkeys(lines))
+    """Return `machines` in one line."""
+    return "; ".join(machines(found, rows))
 
 
 class Ratio(NamedTuple):

@@ -39,7 +39,7 @@ def _stream(standin):
 
 @pytest.fixture
 def split(monkeypatch):
-    """Let every convolution's sum be split in three, as it is where multiprocessors would idle."""
+    """Split each convolution's sum in three, as where multiprocessors would idle."""
     plan = products.plan
     monkeypatch.setattr(
         products, "plan", lambda *args: plan(*args[:3], Cut(args[3].tile, splits=3))

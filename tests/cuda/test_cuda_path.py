@@ -129,7 +129,7 @@ def rounding(kernel, whole):
 
 @pytest.fixture
 def hopper(cuda):
-    """Return the module cupy, on a GPU that stores bfloat16, with a stream that can be recorded."""
+    """The module cupy on a GPU that stores bfloat16, on a recordable stream."""
     use("cuda")
     if str(cuda.cuda.Device().compute_capability) != "90":
         pytest.skip("other GPUs than Hopper store float32")
@@ -138,7 +138,7 @@ def hopper(cuda):
 
 @pytest.fixture(params=[True, False], ids=["fused", "unfused"])
 def reference_in_bfloat16(monkeypatch, request):
-    """Let the reference round where a GPU stores activations, their gradients and weights.
+    """Rounding of the reference to bfloat16, where a GPU stores numbers.
 
     Between a normalisation and its pooling that is only where they are not fused. Return whether.
     """
@@ -220,7 +220,7 @@ def test_one_image_through_the_network_of_the_paper(cuda):
 
 
 def mapped(function):
-    """Return a function of a network and images that gives maps of an image's evidence."""
+    """Return a function of network and images that gives maps of evidence."""
     return lambda model, images: function(model, move(images.data, "cpu"), 1)
 
 
@@ -239,7 +239,7 @@ def kept(model, images):
 
 
 def repeated(model, images):
-    """Return the largest numbers seen in a repeated step, whose layers store as in the step."""
+    """Return the largest numbers that layers store in a repeated step."""
     model.weight_layers, dtypes = {"conv1": model[0]}, []
     batch = Batch(images.data, np.arange(9), np.arange(9))
     with model[1].register_forward_hook(lambda layer, inputs, y: dtypes.append(y.dtype)):

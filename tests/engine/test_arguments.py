@@ -160,7 +160,7 @@ SGD = {"lr": 0.1, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1}
 
 
 def members(value):
-    """Return the elements of an argument that is a list of arrays, or it alone."""
+    """Return an argument's arrays, of a list or a single one."""
     return list(value) if isinstance(value, list) else [value]
 
 
@@ -170,7 +170,7 @@ def is_leaf(value):
 
 
 def call(function, arguments):
-    """Call a function, with what stands for its ``*arguments`` and the rest by name or place."""
+    """Call a function with starred arguments, and the rest by name or place."""
     arguments = dict(arguments)
     starred = [name for name in ("sizes", "dims") if name in arguments]
     positional = [arguments.pop("self")] if "self" in arguments else []
@@ -199,7 +199,7 @@ def assert_gradients(function, arguments):
 
 
 def assert_refused(function, arguments, name):
-    """Check that a tensor that wants a gradient cannot take the place of this argument."""
+    """Check that an argument cannot be a tensor that requires a gradient."""
     given = {n: ta.Tensor(v) if is_leaf(v) and n != "tensors" else v for n, v in arguments.items()}
     if "tensors" in given:
         given["tensors"] = [ta.Tensor(v) for v in arguments["tensors"]]
@@ -239,7 +239,7 @@ def test_gradients_of_all_tensors(function, arguments, backend):
 
 
 def on_gpu(arguments, dtype):
-    """Return arguments with leaves of this dtype on a GPU, their values rounded to bfloat16."""
+    """Return arguments on a GPU, leaves in this dtype, rounded to bfloat16."""
 
     def leaf(array):
         return ta.Tensor(array).to("cuda").to(bfloat16()).detach().to(dtype).requires_grad_()
@@ -291,7 +291,7 @@ def leaves(value):
 
 
 def layer_call(kind, training=True):
-    """Return a function of the constructor's arguments and of the input of a layer."""
+    """Return a function of a layer's constructor arguments and input."""
 
     def made_and_run(x, target=None, **options):
         layer = kind(**options).train(training)

@@ -21,7 +21,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 class Check(NamedTuple):
-    """A command or a program, what it prints, and the break before it, if there is one."""
+    """Command or program with its expected output, and a break before it."""
 
     title: str
     command: list
@@ -84,7 +84,7 @@ def missing(printed, text):
 
 
 def broken(change, root):
-    """Apply a diff, whose first line names the file, to the package in ``root``."""
+    """Apply a diff to the package in ``root``; its first line names the file."""
     name, *lines = change.splitlines()
     before, after = (
         "".join(f"{line[1:]}\n" for line in lines if line[0] in (" ", sign)) for sign in "-+"

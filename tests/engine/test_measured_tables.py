@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from argparse import Namespace
 from pathlib import Path
 from statistics import mean
 
@@ -124,3 +125,17 @@ def test_rows_measured_elsewhere_name_their_own_machine(monkeypatch):
     assert report.measured_on(found, [{}, {}]) == report.one_line(here)
     line = report.measured_on(found, [{}, {"machine": there}, {}])
     assert line == f"{report.one_line(here)}; {report.one_line(there)}"
+
+
+def test_a_rate_measured_elsewhere_keeps_the_others_machine(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    script = importlib.import_module("cluster")
+    monkeypatch.setattr(script.report, "RESULTS", tmp_path)
+    before = {"machine": {"processor": "another"}, "results": [{"gbit": 2}]}
+    script.report.save("cluster", {"paper": before})
+    script.record({"gbit": 1}, Namespace(variant="paper"))
+    new, old = script.report.load("cluster")["paper"]["results"]
+    assert new["gbit"] == 1
+    assert new["machine"]["processor"] != "another"
+    assert old == {"gbit": 2}
+    assert script.report.load("cluster")["paper"]["machine"] == before["machine"]
