@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import normal
+from simt import arrays
 
 import tinyalex as ta
 import tinyalex.functional as F
@@ -258,3 +259,9 @@ def test_the_dtype_is_that_of_ml_dtypes_or_none(monkeypatch):
         bfloat16.cache_clear()
     monkeypatch.undo()
     assert bfloat16().name == "bfloat16"
+
+
+def test_the_standin_refuses_nothing_of_which_it_knows_nothing(monkeypatch):
+    """Without CuPy there is no list of the types that its functions take."""
+    monkeypatch.setattr(arrays, "real", None)
+    arrays.expect_known("__add__", [np.zeros(1, bfloat16())])

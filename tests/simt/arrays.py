@@ -259,14 +259,15 @@ def wrap(value):
 
 
 def expect_known(name, hosts):
-    """Raise TypeError where an array is bfloat16 and CuPy is not known to take that.
+    """Raise TypeError where an array is bfloat16, which CuPy, if it is here, does not take.
 
     It takes it in what moves numbers, and in ufuncs that list it among their types.
     """
-    if not any(dtype_of(host) == "bfloat16" for host in hosts) or name in MOVES:
+    halves = any(dtype_of(host) == "bfloat16" for host in hosts)
+    if real is None or not halves or name in MOVES:
         return
     ufunc = getattr(real, UFUNCS.get(name.strip("_"), name), None)
-    if real is None or "E" not in "".join(getattr(ufunc, "types", ())):
+    if "E" not in "".join(getattr(ufunc, "types", ())):
         raise TypeError(f"cupy's {name} does not take bfloat16, as far as the stand-in knows")
 
 
