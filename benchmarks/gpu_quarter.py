@@ -252,8 +252,7 @@ def build(arguments: argparse.Namespace) -> Iterator[str]:
             return traceback.format_exc()
         return None
 
-    # What is no instance of a template is compiled with its file.
-    every = {(file, name if "<" in name else None) for file, name in resources.entries()}
+    every = {(file, launch.own_module(file, name)) for file, name in resources.entries()}
     sources = [s for s in every if any(word in s[0] for word in arguments.words or [""])]
     with ThreadPoolExecutor() as pool:
         found = zip(sources, pool.map(compile_one, sources), strict=True)

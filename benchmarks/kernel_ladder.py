@@ -9,6 +9,7 @@ those of NVRTC and ptxas for sm_90. Times are of an H100 or the like, from gpu-l
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -200,19 +201,14 @@ def _time(found: dict[str, Any] | None) -> str:
 
 def names_of(rung: Any) -> str:
     """Return the names of a version's entries, what they share written once."""
-    if "<" in rung.entries[0]:
-        template = rung.entries[0].split(" ")[0]
-        tiles = (" x ".join(name.strip(">").split(", ")[1:3]) for name in rung.entries)
-        return f"`{template} M, N>` ({', '.join(dict.fromkeys(tiles))})"
-    words = [name.split("_") for name in rung.entries]
-    same = 0
-    while same + 1 < min(map(len, words)) and len({name[same] for name in words}) == 1:
-        same += 1
-    same *= len(words) > 1
-    if not same:
-        return ", ".join(f"`{name}`" for name in rung.entries)
-    ends = ",".join("_".join(name[same:]) for name in words)
-    return f"`{'_'.join(words[0][:same])}_{{{ends}}}`"
+    name, _, arguments = rung.entries[0].partition("<")
+    if "," in arguments:
+        tiles = (" x ".join(entry.strip(">").split(", ")[1:3]) for entry in rung.entries)
+        template = f"{name}<{arguments.partition(',')[0]}, M, N>"
+        return f"`{template}` ({', '.join(dict.fromkeys(tiles))})"
+    names = dict.fromkeys(re.sub(r"<\w+>", "<T>", entry) for entry in rung.entries)
+    kinds = dict.fromkeys(re.findall(r"<(\w+)>", " ".join(rung.entries)))
+    return ", ".join(f"`{name}`" for name in names) + f" ({', '.join(kinds)})" * bool(kinds)
 
 
 def table(folder: Path) -> str:

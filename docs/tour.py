@@ -543,7 +543,7 @@ for number in (1, 2):
 #   section 2's columns, then a matrix product per tower.
 # - **Numba** ([`backends/cpu/conv/winograd.py`](../tinyalex/backends/cpu/conv/winograd.py):
 #   `forward`), to be fast on a CPU: Winograd's way, which takes fewer products.
-# - **CUDA** ([`conv_forward.cu`](../kernels/conv_forward.cu): `conv_forward_naive_float`, then
+# - **CUDA** ([`conv_forward.cu`](../kernels/conv_forward.cu): `conv_forward_naive`, then
 #   `conv_forward_tiled`), to be fast on a GPU.
 #
 # The same step in each of them, quoted from the files:

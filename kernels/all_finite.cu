@@ -11,8 +11,8 @@
 constexpr int THREADS = 256;
 constexpr int WARP = 32;
 
-template <class T>
-__device__ __forceinline__ void flag_what_is_not_finite(const T* x, unsigned count, int* flags) {
+KERNEL_FOR(float, double) __launch_bounds__(THREADS)
+not_finite(const T* x, unsigned count, int* flags) {
   T total = 0;
   for (unsigned first = first_of_four(); first < count; first += 4 * gridDim.x * THREADS) {
     const Four<T> four = load_four(x, first, count);
@@ -22,14 +22,4 @@ __device__ __forceinline__ void flag_what_is_not_finite(const T* x, unsigned cou
   const unsigned found = __ballot_sync(0xffffffffu, total != 0);
   const int thread = blockIdx.x * THREADS + threadIdx.x;
   if (thread % WARP == 0) flags[thread / WARP] = found != 0;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-not_finite_float(const float* x, int count, int* flags) {
-  flag_what_is_not_finite(x, count, flags);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-not_finite_double(const double* x, int count, int* flags) {
-  flag_what_is_not_finite(x, count, flags);
 }

@@ -8,6 +8,7 @@
 // Plain C++, six instructions where sm_80 has one for two numbers: kernels that wait for memory have
 // them to spare, and those that do not round pairs (ptx.cuh).
 #pragma once
+#include "kernel.cuh"
 
 struct bfloat16 {
   unsigned short bits;

@@ -52,36 +52,13 @@ __device__ void sum_pixels(const T* __restrict__ grad, const T* __restrict__ y,
   }
 }
 
-extern "C" __global__ void __launch_bounds__(LANES * WARPS)
-bias_grad_float(const float* __restrict__ grad, float* __restrict__ sums, int pixels, int K) {
-  sum_pixels<float, false>(grad, nullptr, nullptr, sums, pixels, K);
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(LANES * WARPS)
+bias_grad(const T* __restrict__ grad, Compute<T>* __restrict__ sums, int pixels, int K) {
+  sum_pixels<T, false>(grad, nullptr, nullptr, sums, pixels, K);
 }
 
-extern "C" __global__ void __launch_bounds__(LANES * WARPS)
-bias_grad_double(const double* __restrict__ grad, double* __restrict__ sums, int pixels, int K) {
-  sum_pixels<double, false>(grad, nullptr, nullptr, sums, pixels, K);
-}
-
-extern "C" __global__ void __launch_bounds__(LANES * WARPS)
-bias_grad_bfloat16(const bfloat16* __restrict__ grad, float* __restrict__ sums, int pixels, int K) {
-  sum_pixels<bfloat16, false>(grad, nullptr, nullptr, sums, pixels, K);
-}
-
-extern "C" __global__ void __launch_bounds__(LANES * WARPS)
-relu_bias_grad_float(const float* __restrict__ grad, const float* __restrict__ y,
-                     float* __restrict__ masked, float* __restrict__ sums, int pixels, int K) {
-  sum_pixels<float, true>(grad, y, masked, sums, pixels, K);
-}
-
-extern "C" __global__ void __launch_bounds__(LANES * WARPS)
-relu_bias_grad_double(const double* __restrict__ grad, const double* __restrict__ y,
-                      double* __restrict__ masked, double* __restrict__ sums, int pixels, int K) {
-  sum_pixels<double, true>(grad, y, masked, sums, pixels, K);
-}
-
-extern "C" __global__ void __launch_bounds__(LANES * WARPS)
-relu_bias_grad_bfloat16(const bfloat16* __restrict__ grad, const bfloat16* __restrict__ y,
-                        bfloat16* __restrict__ masked, float* __restrict__ sums, int pixels,
-                        int K) {
-  sum_pixels<bfloat16, true>(grad, y, masked, sums, pixels, K);
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(LANES * WARPS)
+relu_bias_grad(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ masked,
+               Compute<T>* __restrict__ sums, int pixels, int K) {
+  sum_pixels<T, true>(grad, y, masked, sums, pixels, K);
 }

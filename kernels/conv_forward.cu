@@ -30,8 +30,8 @@
 // neighbouring filters, read weights that lie R*S*C/G values apart: the 32 threads of a warp need
 // 32 different pieces of memory where one would do.
 
-template <typename T>
-__device__ void naive(const T* x, const T* weight, const T* bias, T* y, ConvShape p) {
+KERNEL_FOR(float, double) __launch_bounds__(256)
+conv_forward_naive(const T* x, const T* weight, const T* bias, T* y, ConvShape p) {
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= p.N * p.Ho * p.Wo * p.K) return;
   const int k = index % p.K, j = index / p.K % p.Wo, i = index / p.K / p.Wo % p.Ho;
@@ -49,18 +49,6 @@ __device__ void naive(const T* x, const T* weight, const T* bias, T* y, ConvShap
     }
   }
   y[index] = bias ? sum + bias[k] : sum;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-conv_forward_naive_float(const float* x, const float* weight, const float* bias, float* y,
-                         ConvShape p) {
-  naive(x, weight, bias, y, p);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-conv_forward_naive_double(const double* x, const double* weight, const double* bias, double* y,
-                          ConvShape p) {
-  naive(x, weight, bias, y, p);
 }
 
 // --- version 2: tiles of a matrix product --------------------------------------------------------

@@ -21,6 +21,7 @@
 // so the next rung is on tensor cores, in conv_input_grad_tensor.cu.
 
 #include "convolution.cuh"
+#include "kernel.cuh"
 
 // The output, along one axis, whose tap at `offset` lies on pixel `at`; -1 if there is none.
 __device__ __forceinline__ int output_at(int at, int offset, int stride, int outputs) {
@@ -32,8 +33,8 @@ __device__ __forceinline__ int output_at(int at, int offset, int stride, int out
 // Neighbouring threads have neighbouring channels c: they read the same gradient, and weights that
 // lie side by side. What is left to gain is reuse: two reads for every product.
 
-template <typename T>
-__device__ void naive(const T* grad, const T* weight, T* dx, ConvShape p) {
+KERNEL_FOR(float, double) __launch_bounds__(256)
+conv_input_grad_naive(const T* grad, const T* weight, T* dx, ConvShape p) {
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= p.N * p.H * p.W * p.C) return;
   const int c = index % p.C, w = index / p.C % p.W, h = index / p.C / p.W % p.H;
@@ -53,14 +54,4 @@ __device__ void naive(const T* grad, const T* weight, T* dx, ConvShape p) {
     }
   }
   dx[index] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-conv_input_grad_naive_float(const float* grad, const float* weight, float* dx, ConvShape p) {
-  naive(grad, weight, dx, p);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-conv_input_grad_naive_double(const double* grad, const double* weight, double* dx, ConvShape p) {
-  naive(grad, weight, dx, p);
 }

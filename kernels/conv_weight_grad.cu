@@ -17,14 +17,15 @@
 // blocks: conv_weight_grad_tensor.cu.
 
 #include "convolution.cuh"
+#include "kernel.cuh"
 
 // conv2 has 307200 weights, so 307200 threads: about what one GPU runs at a time (an H100 has 132
 // multiprocessors for 2048 threads each: 270336). But each reads 2 * 93312 values, most of them
 // fetched by hundreds of others as well. And in float32 one long sum loses accuracy: each addition
 // rounds to the size that the sum has by then.
 
-template <typename T>
-__device__ void naive(const T* grad, const T* x, T* dweight, ConvShape p) {
+KERNEL_FOR(float, double) __launch_bounds__(256)
+conv_weight_grad_naive(const T* grad, const T* x, T* dweight, ConvShape p) {
   const int channels = p.C / p.groups;
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= p.K * p.R * p.S * channels) return;
@@ -44,14 +45,4 @@ __device__ void naive(const T* grad, const T* x, T* dweight, ConvShape p) {
     }
   }
   dweight[index] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-conv_weight_grad_naive_float(const float* grad, const float* x, float* dweight, ConvShape p) {
-  naive(grad, x, dweight, p);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-conv_weight_grad_naive_double(const double* grad, const double* x, double* dweight, ConvShape p) {
-  naive(grad, x, dweight, p);
 }

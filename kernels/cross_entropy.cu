@@ -15,6 +15,7 @@
 //
 // At the paper's 128 x 1000 the logits are 512 KB, read by forward and backward, dx 512 KB: 1.5 MB,
 // less time than the launches take. One version; a warp per row keeps it short.
+#include "kernel.cuh"
 
 constexpr int WARP = 32;
 constexpr int THREADS = 128;  // of the kernels in which a whole block has one task
@@ -44,11 +45,9 @@ __device__ __forceinline__ T warp_maximum(T value) {
 }
 
 // Indices are unsigned, so that a negative one is greater than any class.
-template <class T>
-__device__ __forceinline__ void row_loss(const T* logits, const unsigned long long* targets,
-                                         T* losses, T* maxima, T* log_sums,
-                                         unsigned classes, unsigned long long ignored,
-                                         T smoothing) {
+KERNEL_FOR(float, double) __launch_bounds__(WARP)
+row_losses(const T* logits, const unsigned long long* targets, T* losses, T* maxima, T* log_sums,
+           unsigned classes, unsigned long long ignored, T smoothing) {
   const unsigned row = blockIdx.x;
   const T* x = logits + row * classes;
   T largest = x[0];
@@ -81,10 +80,9 @@ __device__ __forceinline__ void row_loss(const T* logits, const unsigned long lo
 }
 
 // One block adds up all rows, each thread every 128th of them: the same order in every run.
-template <class T>
-__device__ __forceinline__ void total_loss(const T* losses, const unsigned long long* targets,
-                                           T* loss, T* divisor, int rows,
-                                           unsigned long long ignored, int mean) {
+KERNEL_FOR(float, double) __launch_bounds__(THREADS)
+total_loss(const T* losses, const unsigned long long* targets, T* loss, T* divisor, int rows,
+           unsigned long long ignored, int mean) {
   __shared__ T sums[WARPS];
   __shared__ int counts[WARPS];
   T sum = 0;
@@ -109,12 +107,10 @@ __device__ __forceinline__ void total_loss(const T* losses, const unsigned long 
   *loss = sum / *divisor;  // of no rows at all: 0 / 0, which is NaN, as in torch
 }
 
-template <class T>
-__device__ __forceinline__ void row_grad(const T* grad, const T* logits,
-                                         const unsigned long long* targets, const T* maxima,
-                                         const T* log_sums, const T* divisor, T* dx,
-                                         unsigned classes, unsigned long long ignored,
-                                         T smoothing) {
+KERNEL_FOR(float, double) __launch_bounds__(THREADS)
+row_grads(const T* grad, const T* logits, const unsigned long long* targets, const T* maxima,
+          const T* log_sums, const T* divisor, T* dx, unsigned classes,
+          unsigned long long ignored, T smoothing) {
   const unsigned row = blockIdx.x;
   const unsigned long long target = targets[row];
   const T scale = *grad / *divisor, largest = maxima[row], log_sum = log_sums[row];
@@ -124,44 +120,4 @@ __device__ __forceinline__ void row_grad(const T* grad, const T* logits,
     const T q = (c == target ? 1 - smoothing : 0) + smoothing / classes;
     dx[i] = target == ignored ? T(0) : (p - q) * scale;
   }
-}
-
-extern "C" __global__ void __launch_bounds__(WARP)
-row_losses_float(const float* logits, const unsigned long long* targets, float* losses,
-                 float* maxima, float* log_sums, int classes, unsigned long long ignored,
-                 float smoothing) {
-  row_loss(logits, targets, losses, maxima, log_sums, classes, ignored, smoothing);
-}
-
-extern "C" __global__ void __launch_bounds__(WARP)
-row_losses_double(const double* logits, const unsigned long long* targets, double* losses,
-                  double* maxima, double* log_sums, int classes, unsigned long long ignored,
-                  double smoothing) {
-  row_loss(logits, targets, losses, maxima, log_sums, classes, ignored, smoothing);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-total_loss_float(const float* losses, const unsigned long long* targets, float* loss,
-                 float* divisor, int rows, unsigned long long ignored, int mean) {
-  total_loss(losses, targets, loss, divisor, rows, ignored, mean);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-total_loss_double(const double* losses, const unsigned long long* targets, double* loss,
-                  double* divisor, int rows, unsigned long long ignored, int mean) {
-  total_loss(losses, targets, loss, divisor, rows, ignored, mean);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-row_grads_float(const float* grad, const float* logits, const unsigned long long* targets,
-                const float* maxima, const float* log_sums, const float* divisor, float* dx,
-                int classes, unsigned long long ignored, float smoothing) {
-  row_grad(grad, logits, targets, maxima, log_sums, divisor, dx, classes, ignored, smoothing);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-row_grads_double(const double* grad, const double* logits, const unsigned long long* targets,
-                 const double* maxima, const double* log_sums, const double* divisor, double* dx,
-                 int classes, unsigned long long ignored, double smoothing) {
-  row_grad(grad, logits, targets, maxima, log_sums, divisor, dx, classes, ignored, smoothing);
 }

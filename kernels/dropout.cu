@@ -20,11 +20,9 @@
 
 constexpr int THREADS = 256;
 
-template <class T>
-__device__ __forceinline__ void dropout(const T* x, T* y, unsigned count,
-                                        const unsigned long long* key_slot, unsigned long long key,
-                                        unsigned threshold, Compute<T> scale,
-                                        unsigned before) {
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+dropout(const T* x, T* y, unsigned count, const unsigned long long* key_slot,
+        unsigned long long key, unsigned threshold, Compute<T> scale, unsigned before) {
   const unsigned first = first_of_four();
   if (first >= count) return;
   const uint4 words = philox(make_uint4(before + first / 4, 0, 0, 0), key_slot ? *key_slot : key);
@@ -33,24 +31,6 @@ __device__ __forceinline__ void dropout(const T* x, T* y, unsigned count,
 #pragma unroll
   for (int i = 0; i < 4; ++i) four.at[i] *= random[i] >> 8 < threshold ? 0 : scale;
   store_four(y, first, count, four);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-dropout_float(const float* x, float* y, int count, const unsigned long long* key_slot,
-              unsigned long long key, int threshold, float scale, int before) {
-  dropout(x, y, count, key_slot, key, threshold, scale, before);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-dropout_double(const double* x, double* y, int count, const unsigned long long* key_slot,
-               unsigned long long key, int threshold, double scale, int before) {
-  dropout(x, y, count, key_slot, key, threshold, scale, before);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-dropout_bfloat16(const bfloat16* x, bfloat16* y, int count, const unsigned long long* key_slot,
-                 unsigned long long key, int threshold, float scale, int before) {
-  dropout(x, y, count, key_slot, key, threshold, scale, before);
 }
 
 // The generator by itself, words[4 i ...] = philox(counters[4 i ...], keys[i]), so that a test can

@@ -42,9 +42,10 @@ __device__ __forceinline__ Four<double> load_once(const double* from) {
   return {two.x, two.y, more.x, more.y};
 }
 
-template <class T>
-__device__ __forceinline__ void few_rows(const T* x, const T* weight, const T* bias, T* y, int N,
-                                         int I, int O, bool relu) {
+// I is a multiple of 4, N at most 8; bias [O] or null, y [N,O]; relu is 0 or 1.
+KERNEL_FOR(float, double) __launch_bounds__(WARPS * LANES, 2)
+few_rows(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+         T* __restrict__ y, int N, int I, int O, int relu) {
   const int lane = threadIdx.x % LANES;
   const int first = (blockIdx.x * WARPS + threadIdx.x / LANES) * OUTPUTS;
   if (first >= O) return;
@@ -85,19 +86,4 @@ __device__ __forceinline__ void few_rows(const T* x, const T* weight, const T* b
       if (bias) sum += bias[first + o];
       y[n * O + first + o] = relu && sum <= 0 ? T(0) : sum;  // a NaN stays one
     }
-}
-
-// I is a multiple of 4, N at most 8; bias [O] or null, y [N,O]; relu is 0 or 1.
-extern "C" __global__ void __launch_bounds__(WARPS * LANES, 2)
-few_rows_float(const float* __restrict__ x, const float* __restrict__ weight,
-               const float* __restrict__ bias, float* __restrict__ y, int N, int I, int O,
-               int relu) {
-  few_rows(x, weight, bias, y, N, I, O, relu != 0);
-}
-
-extern "C" __global__ void __launch_bounds__(WARPS * LANES, 2)
-few_rows_double(const double* __restrict__ x, const double* __restrict__ weight,
-                const double* __restrict__ bias, double* __restrict__ y, int N, int I, int O,
-                int relu) {
-  few_rows(x, weight, bias, y, N, I, O, relu != 0);
 }

@@ -20,9 +20,10 @@
 // memory is read and written in long runs.
 
 #include "convolution.cuh"
+#include "kernel.cuh"
 
-template <typename T>
-__device__ void im2col(const T* x, T* columns, ConvShape p) {
+KERNEL_FOR(float, double) __launch_bounds__(256)
+im2col(const T* x, T* columns, ConvShape p) {
   const int channels = p.C / p.groups;
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= p.groups * p.N * p.Ho * p.Wo * p.R * p.S * channels) return;
@@ -38,8 +39,8 @@ __device__ void im2col(const T* x, T* columns, ConvShape p) {
 
 // One thread per channel of a pixel: it collects what im2col scattered. With one thread per element
 // of a column, several threads would add to one pixel at once.
-template <typename T>
-__device__ void col2im(const T* columns, T* dx, ConvShape p) {
+KERNEL_FOR(float, double) __launch_bounds__(256)
+col2im(const T* columns, T* dx, ConvShape p) {
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= p.N * p.H * p.W * p.C) return;
   const int c = index % p.C, w = index / p.C % p.W, h = index / p.C / p.W % p.H;
@@ -57,24 +58,4 @@ __device__ void col2im(const T* columns, T* dx, ConvShape p) {
     }
   }
   dx[index] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-im2col_float(const float* x, float* columns, ConvShape p) {
-  im2col(x, columns, p);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-im2col_double(const double* x, double* columns, ConvShape p) {
-  im2col(x, columns, p);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-col2im_float(const float* columns, float* dx, ConvShape p) {
-  col2im(columns, dx, p);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-col2im_double(const double* columns, double* dx, ConvShape p) {
-  col2im(columns, dx, p);
 }

@@ -29,57 +29,24 @@ constexpr int THREADS = 256;
 
 // --- v1: one thread per value --------------------------------------------------------------------
 
-template <typename T>
-__device__ void local_response_norm(const T* x, T* y, int values, const Norm<Compute<T>>& norm) {
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+local_response_norm(const T* x, T* y, int values, int width, int size, Compute<T> ratio,
+                    Compute<T> beta, Compute<T> k) {
+  const Norm<Compute<T>> norm = {width, size, ratio, beta, k};
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= values) return;
   const int c = index % norm.width;
   y[index] = normalised(x + index - c, c, norm);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_float(const float* x, float* y, int values, int width, int size, float ratio,
-                          float beta, float k) {
-  local_response_norm(x, y, values, Norm<float>{width, size, ratio, beta, k});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_double(const double* x, double* y, int values, int width, int size,
-                           double ratio, double beta, double k) {
-  local_response_norm(x, y, values, Norm<double>{width, size, ratio, beta, k});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_bfloat16(const bfloat16* x, bfloat16* y, int values, int width, int size,
-                             float ratio, float beta, float k) {
-  local_response_norm(x, y, values, Norm<float>{width, size, ratio, beta, k});
-}
-
-template <typename T>
-__device__ void local_response_norm_grad(const T* grad, const T* x, T* dx, int values,
-                                         const Norm<Compute<T>>& norm) {
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+local_response_norm_grad(const T* grad, const T* x, T* dx, int values, int width, int size,
+                         Compute<T> ratio, Compute<T> beta, Compute<T> k) {
+  const Norm<Compute<T>> norm = {width, size, ratio, beta, k};
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= values) return;
   const int c = index % norm.width, line = index - c;
   dx[index] = normalised_grad(x + line, c, norm, [&](int j) { return grad[line + j]; });
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_grad_float(const float* grad, const float* x, float* dx, int values, int width,
-                               int size, float ratio, float beta, float k) {
-  local_response_norm_grad(grad, x, dx, values, Norm<float>{width, size, ratio, beta, k});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_grad_double(const double* grad, const double* x, double* dx, int values,
-                                int width, int size, double ratio, double beta, double k) {
-  local_response_norm_grad(grad, x, dx, values, Norm<double>{width, size, ratio, beta, k});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_grad_bfloat16(const bfloat16* grad, const bfloat16* x, bfloat16* dx, int values,
-                                  int width, int size, float ratio, float beta, float k) {
-  local_response_norm_grad(grad, x, dx, values, Norm<float>{width, size, ratio, beta, k});
 }
 
 // --- v2: four channels per thread, lines in shared memory ----------------------------------------
@@ -87,9 +54,10 @@ local_response_norm_grad_bfloat16(const bfloat16* grad, const bfloat16* x, bfloa
 // threadIdx.x is the quad of the line, threadIdx.y the line; the block's lines lie in shared memory
 // one behind the other, so that neighbouring threads read and write neighbouring quads.
 
-template <class T>
-__device__ __forceinline__ void norm_of_lines(const T* x, T* y, int lines,
-                                              const Norm<float>& norm) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
+local_response_norm_quads(const T* __restrict__ x, T* __restrict__ y, int lines, int width, int size,
+                          float ratio, float beta, float k) {
+  const Norm<float> norm = {width, size, ratio, beta, k};
   __shared__ float4 values[THREADS];
   float* const line = reinterpret_cast<float*>(values) + threadIdx.y * norm.width;
   const int number = blockIdx.x * blockDim.y + threadIdx.y;
@@ -106,22 +74,11 @@ __device__ __forceinline__ void norm_of_lines(const T* x, T* y, int lines,
   store(y + index, value);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_quads_float(const float* __restrict__ x, float* __restrict__ y, int lines,
-                                int width, int size, float ratio, float beta, float k) {
-  norm_of_lines(x, y, lines, Norm<float>{width, size, ratio, beta, k});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_quads_bfloat16(const bfloat16* __restrict__ x, bfloat16* __restrict__ y,
-                                   int lines, int width, int size, float ratio, float beta,
-                                   float k) {
-  norm_of_lines(x, y, lines, Norm<float>{width, size, ratio, beta, k});
-}
-
-template <class T>
-__device__ __forceinline__ void norm_grad_of_lines(const T* grad, const T* x, T* dx, int lines,
-                                                   const Norm<float>& norm) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
+local_response_norm_grad_quads(const T* __restrict__ grad, const T* __restrict__ x,
+                               T* __restrict__ dx, int lines, int width, int size, float ratio,
+                               float beta, float k) {
+  const Norm<float> norm = {width, size, ratio, beta, k};
   __shared__ float4 values[THREADS];
   __shared__ float4 products[THREADS];  // dy x s^(-beta-1)
   const int start = threadIdx.y * norm.width, own = start + 4 * threadIdx.x;
@@ -154,19 +111,4 @@ __device__ __forceinline__ void norm_grad_of_lines(const T* grad, const T* x, T*
   for (int e = 0; e < 4; ++e)
     slope.at[e] -= 2 * norm.beta * norm.ratio * value.at[e] * spread.at[e];
   store(dx + index, slope);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_grad_quads_float(const float* __restrict__ grad, const float* __restrict__ x,
-                                     float* __restrict__ dx, int lines, int width, int size,
-                                     float ratio, float beta, float k) {
-  norm_grad_of_lines(grad, x, dx, lines, Norm<float>{width, size, ratio, beta, k});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-local_response_norm_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
-                                        const bfloat16* __restrict__ x, bfloat16* __restrict__ dx,
-                                        int lines, int width, int size, float ratio, float beta,
-                                        float k) {
-  norm_grad_of_lines(grad, x, dx, lines, Norm<float>{width, size, ratio, beta, k});
 }

@@ -31,8 +31,8 @@ constexpr int THREADS = 256;
 
 // --- v1: one thread per element ------------------------------------------------------------------
 
-template <typename T, typename Tap>
-__device__ void max_pool(const T* x, T* y, Tap* taps, const PoolShape& shape) {
+template <class T, class Tap>
+__device__ __forceinline__ void pool(const T* x, T* y, Tap* taps, const PoolShape& shape) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= shape.N * shape.Ho * shape.Wo * shape.C) return;
   const int c = index % shape.C, j = index / shape.C % shape.Wo;
@@ -44,39 +44,20 @@ __device__ void max_pool(const T* x, T* y, Tap* taps, const PoolShape& shape) {
   taps[index] = winner.tap;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_float(const float* x, float* y, unsigned char* taps, PoolShape shape) {
-  max_pool(x, y, taps, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_double(const double* x, double* y, unsigned char* taps, PoolShape shape) {
-  max_pool(x, y, taps, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_bfloat16(const bfloat16* x, bfloat16* y, unsigned char* taps, PoolShape shape) {
-  max_pool(x, y, taps, shape);
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+max_pool(const T* x, T* y, unsigned char* taps, PoolShape shape) {
+  pool(x, y, taps, shape);
 }
 
 // Windows of more than 256 taps.
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_large_float(const float* x, float* y, unsigned short* taps, PoolShape shape) {
-  max_pool(x, y, taps, shape);
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+max_pool_large(const T* x, T* y, unsigned short* taps, PoolShape shape) {
+  pool(x, y, taps, shape);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_large_double(const double* x, double* y, unsigned short* taps, PoolShape shape) {
-  max_pool(x, y, taps, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_large_bfloat16(const bfloat16* x, bfloat16* y, unsigned short* taps, PoolShape shape) {
-  max_pool(x, y, taps, shape);
-}
-
-template <typename T, typename Tap>
-__device__ void max_pool_grad(const T* grad, const Tap* taps, T* dx, const PoolShape& shape) {
+template <class T, class Tap>
+__device__ __forceinline__ void pool_grad(const T* grad, const Tap* taps, T* dx,
+                                          const PoolShape& shape) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= shape.N * shape.H * shape.W * shape.C) return;
   const int c = index % shape.C, w = index / shape.C % shape.W;
@@ -84,47 +65,23 @@ __device__ void max_pool_grad(const T* grad, const Tap* taps, T* dx, const PoolS
   dx[index] = gradient_of_pixel(shape, grad, taps, n, h, w, c);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_float(const float* grad, const unsigned char* taps, float* dx, PoolShape shape) {
-  max_pool_grad(grad, taps, dx, shape);
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+max_pool_grad(const T* grad, const unsigned char* taps, T* dx, PoolShape shape) {
+  pool_grad(grad, taps, dx, shape);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_double(const double* grad, const unsigned char* taps, double* dx, PoolShape shape) {
-  max_pool_grad(grad, taps, dx, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_bfloat16(const bfloat16* grad, const unsigned char* taps, bfloat16* dx,
-                       PoolShape shape) {
-  max_pool_grad(grad, taps, dx, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_large_float(const float* grad, const unsigned short* taps, float* dx,
-                          PoolShape shape) {
-  max_pool_grad(grad, taps, dx, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_large_double(const double* grad, const unsigned short* taps, double* dx,
-                           PoolShape shape) {
-  max_pool_grad(grad, taps, dx, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_large_bfloat16(const bfloat16* grad, const unsigned short* taps, bfloat16* dx,
-                             PoolShape shape) {
-  max_pool_grad(grad, taps, dx, shape);
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+max_pool_grad_large(const T* grad, const unsigned short* taps, T* dx, PoolShape shape) {
+  pool_grad(grad, taps, dx, shape);
 }
 
 // --- v2: four channels per thread, one row of the result per block -------------------------------
 //
 // threadIdx.x counts the quads of a pixel, threadIdx.y the pixels of the row.
 
-template <class T>
-__device__ __forceinline__ void max_pool_of_row(const T* x, T* y, unsigned char* taps,
-                                                const PoolShape& shape) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
+max_pool_quads(const T* __restrict__ x, T* __restrict__ y, unsigned char* __restrict__ taps,
+               PoolShape shape) {
   const int n = blockIdx.x / shape.Ho, i = blockIdx.x % shape.Ho;
   const Range rows =
       taps_inside(i * shape.stride_h - shape.top, shape.dilation_h, shape.R, shape.H);
@@ -142,21 +99,9 @@ __device__ __forceinline__ void max_pool_of_row(const T* x, T* y, unsigned char*
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_quads_float(const float* __restrict__ x, float* __restrict__ y,
-                     unsigned char* __restrict__ taps, PoolShape shape) {
-  max_pool_of_row(x, y, taps, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_quads_bfloat16(const bfloat16* __restrict__ x, bfloat16* __restrict__ y,
-                        unsigned char* __restrict__ taps, PoolShape shape) {
-  max_pool_of_row(x, y, taps, shape);
-}
-
-template <class T>
-__device__ __forceinline__ void max_pool_grad_of_row(const T* grad, const unsigned char* taps,
-                                                     T* dx, const PoolShape& shape) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
+max_pool_grad_quads(const T* __restrict__ grad, const unsigned char* __restrict__ taps,
+                    T* __restrict__ dx, PoolShape shape) {
   const int n = blockIdx.x / shape.H, down = blockIdx.x % shape.H + shape.top;
   const int last_i = last_window(down, shape.stride_h, shape.Ho);
   for (int w = threadIdx.y; w < shape.W; w += blockDim.y) {
@@ -165,17 +110,4 @@ __device__ __forceinline__ void max_pool_grad_of_row(const T* grad, const unsign
             gradient_of_pixel(shape, grad, taps, n, last_i, down, w + shape.left, c));
     }
   }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_quads_float(const float* __restrict__ grad, const unsigned char* __restrict__ taps,
-                          float* __restrict__ dx, PoolShape shape) {
-  max_pool_grad_of_row(grad, taps, dx, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-max_pool_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
-                             const unsigned char* __restrict__ taps, bfloat16* __restrict__ dx,
-                             PoolShape shape) {
-  max_pool_grad_of_row(grad, taps, dx, shape);
 }

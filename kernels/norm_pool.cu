@@ -40,9 +40,10 @@ constexpr int THREADS = 256;
 
 // --- v1: one thread per element ------------------------------------------------------------------
 
-template <typename T>
-__device__ void norm_max_pool(const T* x, T* y, unsigned char* taps, const Norm<Compute<T>>& norm,
-                              const PoolShape& shape) {
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+norm_max_pool(const T* x, T* y, unsigned char* taps, int width, int size, Compute<T> ratio,
+              Compute<T> beta, Compute<T> k, PoolShape shape) {
+  const Norm<Compute<T>> norm = {width, size, ratio, beta, k};
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= shape.N * shape.Ho * shape.Wo * shape.C) return;
   const int c = index % shape.C, j = index / shape.C % shape.Wo;
@@ -55,27 +56,11 @@ __device__ void norm_max_pool(const T* x, T* y, unsigned char* taps, const Norm<
   taps[index] = winner.tap;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_float(const float* x, float* y, unsigned char* taps, int width, int size, float ratio,
-                    float beta, float k, PoolShape shape) {
-  norm_max_pool(x, y, taps, Norm<float>{width, size, ratio, beta, k}, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_double(const double* x, double* y, unsigned char* taps, int width, int size,
-                     double ratio, double beta, double k, PoolShape shape) {
-  norm_max_pool(x, y, taps, Norm<double>{width, size, ratio, beta, k}, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_bfloat16(const bfloat16* x, bfloat16* y, unsigned char* taps, int width, int size,
-                       float ratio, float beta, float k, PoolShape shape) {
-  norm_max_pool(x, y, taps, Norm<float>{width, size, ratio, beta, k}, shape);
-}
-
-template <typename T>
-__device__ void norm_max_pool_grad(const T* grad, const unsigned char* taps, const T* x, T* dx,
-                                   const Norm<Compute<T>>& norm, const PoolShape& shape) {
+// Asked for no more than 4 blocks per multiprocessor, the compiler keeps doubles in registers.
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS, 4)
+norm_max_pool_grad(const T* grad, const unsigned char* taps, const T* x, T* dx, int width, int size,
+                   Compute<T> ratio, Compute<T> beta, Compute<T> k, PoolShape shape) {
+  const Norm<Compute<T>> norm = {width, size, ratio, beta, k};
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= shape.N * shape.H * shape.W * shape.C) return;
   const int c = index % shape.C, w = index / shape.C % shape.W;
@@ -84,28 +69,6 @@ __device__ void norm_max_pool_grad(const T* grad, const unsigned char* taps, con
   dx[index] = normalised_grad(x + index - place, place, norm, [&](int j) {
     return gradient_of_pixel(shape, grad, taps, n, h, w, c - place + j);
   });
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_grad_float(const float* grad, const unsigned char* taps, const float* x, float* dx,
-                         int width, int size, float ratio, float beta, float k,
-                         PoolShape shape) {
-  norm_max_pool_grad(grad, taps, x, dx, Norm<float>{width, size, ratio, beta, k}, shape);
-}
-
-// Asked for no more than 4 blocks per multiprocessor, the compiler keeps everything in registers.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-norm_max_pool_grad_double(const double* grad, const unsigned char* taps, const double* x,
-                          double* dx, int width, int size, double ratio, double beta, double k,
-                          PoolShape shape) {
-  norm_max_pool_grad(grad, taps, x, dx, Norm<double>{width, size, ratio, beta, k}, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_grad_bfloat16(const bfloat16* grad, const unsigned char* taps, const bfloat16* x,
-                            bfloat16* dx, int width, int size, float ratio, float beta, float k,
-                            PoolShape shape) {
-  norm_max_pool_grad(grad, taps, x, dx, Norm<float>{width, size, ratio, beta, k}, shape);
 }
 
 // --- v2, forward: a tile of windows a block ------------------------------------------------------
@@ -119,10 +82,11 @@ norm_max_pool_grad_bfloat16(const bfloat16* grad, const unsigned char* taps, con
 
 constexpr int SLICE = 8;  // quads
 
-template <class T>
-__device__ __forceinline__ void norm_max_pool_of_tile(const T* x, T* y, unsigned char* taps,
-                                                      const Norm<float>& norm, int tile_h,
-                                                      int tile_w, const PoolShape& shape) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
+norm_max_pool_quads(const T* __restrict__ x, T* __restrict__ y, unsigned char* __restrict__ taps,
+                    int width, int size, float ratio, float beta, float k, int tile_h, int tile_w,
+                    PoolShape shape) {
+  const Norm<float> norm = {width, size, ratio, beta, k};
   extern __shared__ float4 tile[];  // [rows][columns][SLICE], normalised
   const int slices = (shape.C / 4 + SLICE - 1) / SLICE;
   const int tiles_w = (shape.Wo + tile_w - 1) / tile_w, tiles_h = (shape.Ho + tile_h - 1) / tile_h;
@@ -172,22 +136,6 @@ __device__ __forceinline__ void norm_max_pool_of_tile(const T* x, T* y, unsigned
     store(y + index, winner.value);
     store_taps(taps + index, winner.tap);
   }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_quads_float(const float* __restrict__ x, float* __restrict__ y,
-                          unsigned char* __restrict__ taps, int width, int size, float ratio,
-                          float beta, float k, int tile_h, int tile_w, PoolShape shape) {
-  const Norm<float> norm = {width, size, ratio, beta, k};
-  norm_max_pool_of_tile(x, y, taps, norm, tile_h, tile_w, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_quads_bfloat16(const bfloat16* __restrict__ x, bfloat16* __restrict__ y,
-                             unsigned char* __restrict__ taps, int width, int size, float ratio,
-                             float beta, float k, int tile_h, int tile_w, PoolShape shape) {
-  const Norm<float> norm = {width, size, ratio, beta, k};
-  norm_max_pool_of_tile(x, y, taps, norm, tile_h, tile_w, shape);
 }
 
 // --- v2, gradient: a row of pixels a block -------------------------------------------------------
@@ -258,41 +206,19 @@ __device__ void norm_max_pool_grad_of_row(const T* grad, const unsigned char* ta
   store(bias_sums + blockIdx.x * shape.C + c, bias);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_grad_quads_float(const float* __restrict__ grad,
-                               const unsigned char* __restrict__ taps, const float* __restrict__ x,
-                               float* __restrict__ dx, int width, int size, float ratio, float beta,
-                               float k, PoolShape shape) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
+norm_max_pool_grad_quads(const T* __restrict__ grad, const unsigned char* __restrict__ taps,
+                         const T* __restrict__ x, T* __restrict__ dx, int width, int size,
+                         float ratio, float beta, float k, PoolShape shape) {
   const Norm<float> norm = {width, size, ratio, beta, k};
   norm_max_pool_grad_of_row<false>(grad, taps, x, dx, nullptr, norm, shape);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
-                                  const unsigned char* __restrict__ taps,
-                                  const bfloat16* __restrict__ x, bfloat16* __restrict__ dx,
-                                  int width, int size, float ratio, float beta, float k,
-                                  PoolShape shape) {
-  const Norm<float> norm = {width, size, ratio, beta, k};
-  norm_max_pool_grad_of_row<false>(grad, taps, x, dx, nullptr, norm, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_relu_grad_quads_float(const float* __restrict__ grad,
-                                    const unsigned char* __restrict__ taps,
-                                    const float* __restrict__ x, float* __restrict__ dx,
-                                    float* __restrict__ bias_sums, int width, int size, float ratio,
-                                    float beta, float k, PoolShape shape) {
-  const Norm<float> norm = {width, size, ratio, beta, k};
-  norm_max_pool_grad_of_row<true>(grad, taps, x, dx, bias_sums, norm, shape);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-norm_max_pool_relu_grad_quads_bfloat16(const bfloat16* __restrict__ grad,
-                                       const unsigned char* __restrict__ taps,
-                                       const bfloat16* __restrict__ x, bfloat16* __restrict__ dx,
-                                       float* __restrict__ bias_sums, int width, int size,
-                                       float ratio, float beta, float k, PoolShape shape) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
+norm_max_pool_relu_grad_quads(const T* __restrict__ grad, const unsigned char* __restrict__ taps,
+                              const T* __restrict__ x, T* __restrict__ dx,
+                              float* __restrict__ bias_sums, int width, int size, float ratio,
+                              float beta, float k, PoolShape shape) {
   const Norm<float> norm = {width, size, ratio, beta, k};
   norm_max_pool_grad_of_row<true>(grad, taps, x, dx, bias_sums, norm, shape);
 }

@@ -12,26 +12,12 @@
 #include "bfloat16.cuh"
 
 // x[n,c,p] lies at image_step * n + channel_step * c + pixel_step * p.
-template <class T>
-__device__ __forceinline__ void pad_channels(const float* x, T* wide, int size, int channels,
-                                             int wanted, int pixels, int image_step,
-                                             int channel_step, int pixel_step) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(256)
+pad_channels(const float* __restrict__ x, T* __restrict__ wide, int size, int channels, int wanted,
+             int pixels, int image_step, int channel_step, int pixel_step) {
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= size) return;
   const int place = index / wanted, c = index % wanted;
   const int n = place / pixels, p = place % pixels;
   wide[index] = c < channels ? x[image_step * n + channel_step * c + pixel_step * p] : 0.0f;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-pad_channels_float(const float* __restrict__ x, float* __restrict__ wide, int size, int channels,
-                   int wanted, int pixels, int image_step, int channel_step, int pixel_step) {
-  pad_channels(x, wide, size, channels, wanted, pixels, image_step, channel_step, pixel_step);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-pad_channels_bfloat16(const float* __restrict__ x, bfloat16* __restrict__ wide, int size,
-                      int channels, int wanted, int pixels, int image_step, int channel_step,
-                      int pixel_step) {
-  pad_channels(x, wide, size, channels, wanted, pixels, image_step, channel_step, pixel_step);
 }

@@ -13,8 +13,8 @@
 
 constexpr int THREADS = 256;
 
-template <class T>
-__device__ __forceinline__ void relu(const T* x, T* y, unsigned count) {
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+relu(const T* x, T* y, unsigned count) {
   const unsigned first = first_of_four();
   if (first >= count) return;
   Four<Compute<T>> four = load_four(x, first, count);
@@ -23,8 +23,8 @@ __device__ __forceinline__ void relu(const T* x, T* y, unsigned count) {
   store_four(y, first, count, four);
 }
 
-template <class T>
-__device__ __forceinline__ void input_grad(const T* grad, const T* y, T* dx, unsigned count) {
+KERNEL_FOR(float, double, bfloat16) __launch_bounds__(THREADS)
+relu_input_grad(const T* grad, const T* y, T* dx, unsigned count) {
   const unsigned first = first_of_four();
   if (first >= count) return;
   const Four<Compute<T>> output = load_four(y, first, count);
@@ -33,34 +33,4 @@ __device__ __forceinline__ void input_grad(const T* grad, const T* y, T* dx, uns
   for (int i = 0; i < 4; ++i)
     if (output.at[i] <= 0) four.at[i] = 0;
   store_four(dx, first, count, four);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-relu_float(const float* x, float* y, int count) {
-  relu(x, y, count);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-relu_double(const double* x, double* y, int count) {
-  relu(x, y, count);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-relu_bfloat16(const bfloat16* x, bfloat16* y, int count) {
-  relu(x, y, count);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-relu_input_grad_float(const float* grad, const float* y, float* dx, int count) {
-  input_grad(grad, y, dx, count);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-relu_input_grad_double(const double* grad, const double* y, double* dx, int count) {
-  input_grad(grad, y, dx, count);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-relu_input_grad_bfloat16(const bfloat16* grad, const bfloat16* y, bfloat16* dx, int count) {
-  input_grad(grad, y, dx, count);
 }

@@ -61,9 +61,8 @@ __device__ __forceinline__ Piece<T> own_piece(const Piece<T>* table, int pieces)
   return table[low];
 }
 
-template <class T>
-__device__ __forceinline__ void step(const unsigned long long* table, int pieces,
-                                     const int* halted) {
+KERNEL_FOR(float, double) __launch_bounds__(THREADS)
+sgd_steps(const unsigned long long* table, int pieces, const int* halted) {
   if (halted && *halted) return;
   const Piece<T> piece = own_piece(reinterpret_cast<const Piece<T>*>(table), pieces);
   unsigned first = (blockIdx.x - piece.first_block) * CHUNK + 4 * threadIdx.x;
@@ -78,14 +77,4 @@ __device__ __forceinline__ void step(const unsigned long long* table, int pieces
     store_four(piece.param, first, count, w);
     if (piece.velocity) store_four(piece.velocity, first, count, v);
   }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-sgd_steps_float(const unsigned long long* table, int pieces, const int* halted) {
-  step<float>(table, pieces, halted);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-sgd_steps_double(const unsigned long long* table, int pieces, const int* halted) {
-  step<double>(table, pieces, halted);
 }

@@ -9,9 +9,9 @@
 // microseconds of an H100.
 #include "bfloat16.cuh"
 
-template <class T>
-__device__ __forceinline__ void transpose(const T* weight, T* transposed, int filters, int channels,
-                                          int taps) {
+KERNEL_FOR(float, bfloat16) __launch_bounds__(256)
+transpose_filters(const T* __restrict__ weight, T* __restrict__ transposed, int filters,
+                  int channels, int taps) {
   __shared__ T square[32][32 + 4 / sizeof(T)];
   const int across = (channels + 31) / 32, squares = (filters + 31) / 32 * across;
   const int at = blockIdx.x % squares, filter = at / across * 32, channel = at % across * 32;
@@ -26,17 +26,4 @@ __device__ __forceinline__ void transpose(const T* weight, T* transposed, int fi
     if (channel + line < channels && filter + lane < filters)
       transposed[((group * channels + channel + line) * taps + tap) * filters + filter + lane] =
           square[lane][line];
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    transpose_filters_float(const float* __restrict__ weight, float* __restrict__ transposed,
-                            int filters, int channels, int taps) {
-  transpose(weight, transposed, filters, channels, taps);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    transpose_filters_bfloat16(const bfloat16* __restrict__ weight,
-                               bfloat16* __restrict__ transposed, int filters, int channels,
-                               int taps) {
-  transpose(weight, transposed, filters, channels, taps);
 }

@@ -60,68 +60,31 @@ __device__ __forceinline__ T sum_around(const T* values, const Images& images, i
   return sum;
 }
 
-template <typename T>
-__device__ void within_channel_norm(const T* x, T* y, const Norm<T>& norm, const Images& images) {
+KERNEL_FOR(float, double) __launch_bounds__(THREADS)
+within_channel_norm(const T* x, T* y, int size, T ratio, T beta, T k, Images images) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= images.N * images.H * images.W * images.C) return;
-  const T s = norm.k + norm.ratio * sum_around<true>(x, images, index, norm.size);
-  y[index] = x[index] * powers(s, norm.beta).value;
+  const T s = k + ratio * sum_around<true>(x, images, index, size);
+  y[index] = x[index] * powers(s, beta).value;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-within_channel_norm_float(const float* x, float* y, int size, float ratio, float beta, float k,
-                          Images images) {
-  within_channel_norm(x, y, Norm<float>{1, size, ratio, beta, k}, images);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-within_channel_norm_double(const double* x, double* y, int size, double ratio, double beta,
-                           double k, Images images) {
-  within_channel_norm(x, y, Norm<double>{1, size, ratio, beta, k}, images);
-}
-
-template <typename T>
-__device__ void within_channel_products(const T* grad, const T* x, T* products, T* dx,
-                                        const Norm<T>& norm, const Images& images) {
+KERNEL_FOR(float, double) __launch_bounds__(THREADS)
+within_channel_products(const T* grad, const T* x, T* products, T* dx, int size, T ratio, T beta,
+                        T k, Images images) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= images.N * images.H * images.W * images.C) return;
-  const T s = norm.k + norm.ratio * sum_around<true>(x, images, index, norm.size);
-  const Powers<T> p = powers(s, norm.beta);
+  const T s = k + ratio * sum_around<true>(x, images, index, size);
+  const Powers<T> p = powers(s, beta);
   products[index] = grad[index] * x[index] * p.slope;
   dx[index] = grad[index] * p.value;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-within_channel_products_float(const float* grad, const float* x, float* products, float* dx,
-                              int size, float ratio, float beta, float k, Images images) {
-  within_channel_products(grad, x, products, dx, Norm<float>{1, size, ratio, beta, k}, images);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-within_channel_products_double(const double* grad, const double* x, double* products, double* dx,
-                               int size, double ratio, double beta, double k, Images images) {
-  within_channel_products(grad, x, products, dx, Norm<double>{1, size, ratio, beta, k}, images);
-}
-
 // `factor` is 2 beta alpha / size^2.
-template <typename T>
-__device__ void within_channel_grad(const T* products, const T* x, T* dx, int size, T factor,
-                                    const Images& images) {
+KERNEL_FOR(float, double) __launch_bounds__(THREADS)
+within_channel_grad(const T* products, const T* x, T* dx, int size, T factor, Images images) {
   const int index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= images.N * images.H * images.W * images.C) return;
   dx[index] -= factor * x[index] * sum_around<false>(products, images, index, size);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-within_channel_grad_float(const float* products, const float* x, float* dx, int size, float factor,
-                          Images images) {
-  within_channel_grad(products, x, dx, size, factor, images);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-within_channel_grad_double(const double* products, const double* x, double* dx, int size,
-                           double factor, Images images) {
-  within_channel_grad(products, x, dx, size, factor, images);
 }
 
 // --- v2: four channels per thread, one row of an image per block ---------------------------------

@@ -51,7 +51,7 @@ ACTIVATIONS = "float", "double", "bfloat16"
 
 
 def _typed(*names: str, kinds: tuple[str, ...] = ("float", "double")) -> tuple[str, ...]:
-    return tuple(f"{name}_{kind}" for name in names for kind in kinds)
+    return tuple(f"{name}<{kind}>" for name in names for kind in kinds)
 
 
 # --- versions under the arguments of the table of kernels -----------------------------------------

@@ -17,7 +17,7 @@ from tinyalex.backends.cuda import bias_grad, channels
 from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
-from tinyalex.backends.cuda.launch import MOST_ROWS
+from tinyalex.backends.cuda.launch import MOST_ROWS, launch, parameters
 from tinyalex.backends.devices import move, use
 from tinyalex.backends.gpu import most_shared_bytes, multiprocessors
 from tinyalex.backends.layout import copy_images, copy_with_room, with_room
@@ -167,3 +167,24 @@ def test_the_second_side_of_a_grid_is_short():
     sums = move(np.zeros((MOST_ROWS + 1, 1), np.float32), "cuda")
     with pytest.raises(ValueError, match="at most 65,535 blocks along"):
         bias_grad._launch("bias_grad", (sums, sums))
+
+
+def test_parameters_of_templates_are_those_of_their_types():
+    found = parameters("relu.cu")
+    assert list(found)[:3] == ["relu<float>", "relu<double>", "relu<bfloat16>"]
+    assert found["relu<bfloat16>"] == ("bfloat16*", "bfloat16*", "unsigned")
+    assert parameters("dropout.cu")["dropout<bfloat16>"][-2:] == ("float", "unsigned")  # Compute<T>
+    assert parameters("dropout.cu")["dropout<double>"][-2:] == ("double", "unsigned")
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ("few_rows<bfloat16>", TypeError, "few_rows takes float or double, got bfloat16; convert"),
+        ("few_rows", ValueError, "few_rows.cu has no entry few_rows"),
+        ("rows<float>", ValueError, "few_rows.cu has no entry rows<float>"),
+    ],
+)
+def test_entries_that_are_not_there(standin, entry, error, message):
+    with pytest.raises(error, match=message):
+        launch("few_rows.cu", entry, (1,), (32,), ())

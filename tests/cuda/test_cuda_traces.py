@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("standin")
 BOUNDS = (
     ("*", "shared", 1.05),
     # What the steps after it mend: neighbours in a warp work on filters that lie far apart.
-    ("conv_forward_naive_*", "global", 5.2),
-    ("conv_*_naive_*", "global", 2.7),
+    ("conv_forward_naive<*", "global", 5.2),
+    ("conv_*_naive<*", "global", 2.7),
     # Windows of photographs: 88 bytes in a row of bfloat16, beginning anywhere. Halves of sectors.
     ("conv_*_wgmma<*, 4>", "global", 2.3),
     # Tiles that reach over the end of few filters, and split sums of a few of them.
@@ -27,15 +27,15 @@ BOUNDS = (
     # Windows of few pixels and few channels. (Arrays here begin at 16 bytes, on a device at 256:
     # some ratios vary by a fifth from run to run.)
     # In bfloat16 a few channels fill half as much of the sectors that they lie in.
-    ("norm_max_pool_bfloat16", "global", 4.2),
-    ("max_pool*_bfloat16", "global", 2.8),
-    ("norm_max_pool_*", "global", 3.2),
-    ("max_pool_*", "global", 2.1),
-    ("col2im_*", "global", 2.7),
+    ("norm_max_pool<bfloat16>", "global", 4.2),
+    ("max_pool*<bfloat16>", "global", 2.8),
+    ("norm_max_pool[<_]*", "global", 3.2),
+    ("max_pool[<_]*", "global", 2.1),
+    ("col2im<*", "global", 2.7),
     # Four doubles are two accesses, each of which uses half of its sectors.
-    ("*_double", "global", 2.2),
+    ("*<double>", "global", 2.2),
     # A warp's 64 bytes that begin anywhere touch three sectors, not two.
-    ("*_bfloat16", "global", 2.1),
+    ("*<bfloat16>", "global", 2.1),
     # 128 bytes that begin anywhere touch five sectors, not four; ends of rows do the rest.
     ("*", "global", 1.7),
 )

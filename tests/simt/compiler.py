@@ -45,7 +45,8 @@ MODES = {
 }
 
 ENTRY = re.compile(
-    r'(?:extern\s+"C"|template\s*<(?P<template>[^<>]*)>)\s+__global__\s+void\s+'
+    r'(?:(?:extern\s+"C"|template\s*<(?P<template>[^<>]*)>)\s+__global__\s+void'
+    r"|(?P<typed>KERNEL_FOR)\([\w\s,]+\))\s+"
     r"(?:__launch_bounds__\s*\((?P<bounds>(?:[^()]|\([^()]*\))*)\)\s*)?"
     r"(?P<name>\w+)\s*\([^)]*\)\s*\{"
 )
@@ -100,10 +101,11 @@ def exports(code: str, instances: tuple[str, ...]) -> Iterator[str]:
     """Yield what makes kernels known outside: plain ones, and of templates the `instances`."""
     for entry in ENTRY.finditer(code):
         name, bounds = entry["name"], f"simt::first({entry['bounds'] or 1024})"
-        if entry["template"] is None:
+        template = "class T" if entry["typed"] else entry["template"]
+        if template is None:
             yield f"SIMT_EXPORT({name}, ({bounds}), {name})"
             continue
-        yield f"template <{entry['template']}> constexpr int simt_threads_{name} = {bounds};"
+        yield f"template <{template}> constexpr int simt_threads_{name} = {bounds};"
         for instance in instances:
             base, _, arguments = instance.partition("<")
             if base == name:

@@ -53,6 +53,6 @@ def _total(sums: Array) -> Array:
 def _launch(operation: str, arrays: tuple[Array, ...]) -> None:
     """Sum the first of the arrays into the last."""
     grad, (ranges, K) = arrays[0], arrays[-1].shape
-    entry = f"{operation}_{type_name(grad.dtype, bfloat16=True)}"
+    entry = f"{operation}<{type_name(grad.dtype)}>"
     args = *arrays, grad.size // K, K
     launch("bias_grad.cu", entry, (-(-K // LANES), ranges), (THREADS,), args)

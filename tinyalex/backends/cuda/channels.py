@@ -30,6 +30,6 @@ def widened(x: Array, channels: int, dtype: Any = None) -> Array:
     steps = (C * H * W, H * W, 1) if lines is x else (room * H * W, 1, room)
     wide = cupy().empty((N, H, W, channels), dtype)
     args = lines, wide, wide.size, C, channels, H * W, *steps
-    entry = f"pad_channels_{type_name(dtype, bfloat16=True)}"
+    entry = f"pad_channels<{type_name(dtype)}>"
     launch("pad_channels.cu", entry, (-(-wide.size // THREADS),), (THREADS,), args)
     return wide

@@ -37,7 +37,7 @@ def relu(x: Array) -> Array:
     """Return max(x, 0); NaN stays NaN."""
     (line,), restore = _as_lines(x)
     y = cupy().empty(line.shape, line.dtype)
-    entry = f"relu_{type_name(x.dtype, bfloat16=True)}"
+    entry = f"relu<{type_name(x.dtype)}>"
     launch("relu.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), (line, y, y.size))
     return restore(y)
 
@@ -49,7 +49,7 @@ def relu_input_grad(grad: Array, y: Array) -> Array:
     """
     (output, gradient), restore = _as_lines(y, grad)
     dx = cupy().empty(gradient.shape, gradient.dtype)
-    entry = f"relu_input_grad_{type_name(grad.dtype, bfloat16=True)}"
+    entry = f"relu_input_grad<{type_name(grad.dtype)}>"
     args = (gradient, output, dx, dx.size)
     launch("relu.cu", entry, (_blocks(dx.size, EACH),), (BLOCK,), args)
     return restore(dx)
@@ -71,7 +71,7 @@ def dropout(x: Array, p: float, key: int, first: int = 0) -> Array:
     scale = 1 / (1 - p) if p < 1 else 0
     drawn = getattr(key, "slot", None), int(key), int(p * 2**24 + 0.5), scale
     arguments = (line, y, y.size, *drawn, first // FOUR)
-    entry = f"dropout_{type_name(x.dtype, bfloat16=True)}"
+    entry = f"dropout<{type_name(x.dtype)}>"
     launch("dropout.cu", entry, (_blocks(y.size, EACH),), (BLOCK,), arguments)
     return y[begin:].reshape(x.shape)
 
@@ -104,7 +104,7 @@ def all_finite_many(arrays: Sequence[Array]) -> Array:
     for x, count in zip(arrays, blocks, strict=True):
         (line,), _ = _as_lines(x)
         end = begin + count * BLOCK // WARP
-        entry = f"not_finite_{type_name(x.dtype)}"
+        entry = f"not_finite<{type_name(x.dtype)}>"
         launch("all_finite.cu", entry, (count,), (BLOCK,), (line, line.size, flags[begin:end]))
         begin = end
     return ~flags.any()

@@ -37,7 +37,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*\n', re.MULTILINE)
 _ENTRY = re.compile(
-    r'(?:extern\s+"C"|template\s*<[^<>]*>)\s+__global__\s+void\s+'
+    r'(?:(?:extern\s+"C"|template\s*<[^<>]*>)\s+__global__\s+void|KERNEL_FOR\(([\w\s,]+)\))\s+'
     r"(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{"
 )
 _NULL = np.uint64(0)
@@ -46,21 +46,9 @@ MOST_ROWS = 65535  # blocks along a grid's second and third side, each; the firs
 MOST_STATIC_SHARED = 48 * 1024  # bytes; more must be asked for
 
 
-def type_name(dtype: Any, *, bfloat16: bool = False) -> str:
-    """Return CUDA's name of ``dtype``, "float" or "double": an entry's ending.
-
-    "bfloat16" too, where ``bfloat16`` says that there is such an entry. Raises TypeError for
-    others: there are no kernels for them.
-    """
-    if bfloat16 and is_bfloat16(np.dtype(dtype)):
-        return "bfloat16"
-    name = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}.get(np.dtype(dtype))
-    if name is None:
-        raise TypeError(
-            f"on a GPU this operation takes float32 or float64, got {dtype}; convert it first, "
-            'for example with .to("float32")'
-        )
-    return name
+def type_name(dtype: Any) -> str:
+    """Return CUDA's name of ``dtype``: "float", "double" or "bfloat16"."""
+    return {"float32": "float", "float64": "double"}.get(str(dtype), str(dtype))
 
 
 def launch(
@@ -73,16 +61,13 @@ def launch(
 ) -> None:
     """Run ``entry`` of ``kernels/<file>`` on the current device and stream.
 
-    An instance of a template is named with its arguments, ``"conv_forward<Tf32, 128, 128>"``, by
-    which its parameters' types are replaced.
+    An instance of a template is named with its arguments, ``"relu<float>"``.
     ``args`` are C-contiguous device arrays of exactly the pointers' types, None for a null pointer,
     Python numbers, and NamedTuples of ints for structs. A grid with a zero runs nothing. Raises
-    TypeError or ValueError for arguments that the kernel would misread, DeviceError with the
-    kernel's name when compiling or launching fails.
+    TypeError for a type without a kernel, TypeError or ValueError for arguments that the kernel
+    would misread, DeviceError with the kernel's name when compiling or launching fails.
     """
     types = _types(file, entry)
-    if types is None:
-        raise ValueError(f"kernels/{file} has no entry {entry}")
     if len(types) != len(args):
         raise TypeError(f"{entry} takes {len(types)} arguments {types}, got {len(args)}")
     packed = tuple(
@@ -104,13 +89,21 @@ def launch(
 
 
 def build(file: str, instance: str | None = None) -> None:
-    """Compile ``kernels/<file>``, or an instance of its template, now."""
+    """Compile ``kernels/<file>``, or the `own_module` of an instance, now."""
     _module(file, instance, cupy().cuda.get_device_id()).compile()
+
+
+def own_module(file: str, entry: str) -> str | None:
+    """Return ``entry`` if it is compiled by itself, or None.
+
+    It has tiles, which its source does not list; all others of a file are compiled together.
+    """
+    return None if entry in parameters(file) else entry
 
 
 @cache
 def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
-    kernel = _module(file, entry if "<" in entry else None, device).get_function(entry)
+    kernel = _module(file, own_module(file, entry), device).get_function(entry)
     # The driver is asked here, not at every launch.
     if shared_bytes > max(MOST_STATIC_SHARED, kernel.max_dynamic_shared_size_bytes):
         kernel.max_dynamic_shared_size_bytes = shared_bytes
@@ -122,7 +115,7 @@ def _module(file: str, instance: str | None, device: int) -> Any:
     text = read_source(file)
     # CuPy adds -arch=sm_90; of the two NVRTC takes ours (12.9 and 13; 12.4 refuses a second).
     options = ("-arch=sm_90a",) if for_hopper_alone(text) else ()
-    names = (instance,) if instance else None
+    names = (instance,) if instance else tuple(n for n in parameters(file) if "<" in n) or None
     return cupy().RawModule(code=text, options=("-std=c++17", *options), name_expressions=names)
 
 
@@ -229,22 +222,40 @@ def _without_comments(text: str) -> str:
 def parameters(file: str) -> dict[str, tuple[str, ...]]:
     """Return the parameter types of every entry of ``file``, such as ``("float*", "int")``.
 
-    All instances of a template are one entry, under its bare name.
+    KERNEL_FOR(float, double) makes two entries, ``name<float>`` and ``name<double>``. All instances
+    of another template are one entry, under its bare name.
     """
-    text = _without_comments(read_source(file))
-    return {
-        name: tuple(_type(item) for item in re.sub(r"\s+", " ", items).split(",") if item.strip())
-        for name, items in _ENTRY.findall(text)
-    }
+    found = {}
+    for kinds, name, items in _ENTRY.findall(_without_comments(read_source(file))):
+        listed = re.sub(r"\s+", " ", items).split(",")
+        types = tuple(_type(item) for item in listed if item.strip())
+        for kind in kinds.replace(" ", "").split(","):
+            found[f"{name}<{kind}>" if kind else name] = _instance(types, kind or "T")
+    return found
+
+
+def _instance(types: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    """Return a template's parameter types with ``kind`` for T, or E."""
+    computed = "float" if kind == "bfloat16" else kind
+    return tuple(re.sub(r"\b[TE]\b", kind, t.replace("Compute<T>", computed)) for t in types)
 
 
 @lru_cache
-def _types(file: str, entry: str) -> tuple[str, ...] | None:
-    """Return the parameter types of an entry or instance, or None."""
+def _types(file: str, entry: str) -> tuple[str, ...]:
+    """Return the parameter types of an entry or instance."""
+    every = parameters(file)
     name, _, arguments = entry.rstrip(">").partition("<")
-    own = arguments.partition(",")[0] + "*"
-    types = parameters(file).get(name)
-    return types and tuple(own if t == "E*" else t for t in types)
+    if entry in every:
+        return every[entry]
+    if arguments and name in every:
+        return _instance(every[name], arguments.partition(",")[0])
+    kinds = [other[len(name) + 1 : -1] for other in every if other.startswith(f"{name}<")]
+    if arguments and kinds:
+        raise TypeError(
+            f"on a GPU {name} takes {' or '.join(kinds)}, got {arguments}; convert it first, for "
+            'example with .to("float32")'
+        )
+    raise ValueError(f"kernels/{file} has no entry {entry}")
 
 
 def _type(parameter: str) -> str:

@@ -68,7 +68,7 @@ def few_rows(x: Array, weight: Array, bias: Array | None, relu: bool = False) ->
     (N, I), O = x.shape, len(weight)  # noqa: E741 (as the kernel names them)
     y = cupy().empty((N, O), x.dtype)
     args = contiguous(x), contiguous(weight), bias, y, N, I, O, relu
-    launch("few_rows.cu", f"few_rows_{type_name(x.dtype)}", (-(-O // OUTPUTS),), (THREADS,), args)
+    launch("few_rows.cu", f"few_rows<{type_name(x.dtype)}>", (-(-O // OUTPUTS),), (THREADS,), args)
     return y
 
 

@@ -44,9 +44,9 @@ def cross_entropy(
     losses, maxima, log_sums = (xp.empty(count, dtype) for _ in range(3))
     loss, divisor = (xp.empty((), dtype) for _ in range(2))
     of_rows = (rows, targets, losses, maxima, log_sums, classes, ignored, label_smoothing)
-    launch("cross_entropy.cu", f"row_losses_{name}", (count,), (WARP,), of_rows)
+    launch("cross_entropy.cu", f"row_losses<{name}>", (count,), (WARP,), of_rows)
     of_all = (losses, targets, loss, divisor, count, ignored, mean)
-    launch("cross_entropy.cu", f"total_loss_{name}", (1,), (BLOCK,), of_all)
+    launch("cross_entropy.cu", f"total_loss<{name}>", (1,), (BLOCK,), of_all)
     return loss, Rows(ignored, label_smoothing, targets, maxima, log_sums, divisor)
 
 
@@ -58,7 +58,7 @@ def cross_entropy_input_grad(grad: Array, logits: Array, found: Rows) -> Array:
     dx = cupy().empty(rows.shape, rows.dtype)
     statistics = (found.targets, found.maxima, found.log_sums, found.divisor)
     args = (contiguous(grad), rows, *statistics, dx, classes, found.ignored, found.smoothing)
-    entry = f"row_grads_{type_name(logits.dtype)}"
+    entry = f"row_grads<{type_name(logits.dtype)}>"
     launch("cross_entropy.cu", entry, (count,), (BLOCK,), args)
     return cupy().moveaxis(dx.reshape(last.shape), -1, min(1, logits.ndim - 1))
 

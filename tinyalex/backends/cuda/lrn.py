@@ -69,7 +69,7 @@ def _naive(operation: str, arrays: tuple[Array, ...], options: NormOptions) -> A
     images = [channels_last(array) for array in arrays]
     result = cupy().empty(images[0].shape, images[0].dtype)
     arguments = *images, result, result.size, *numbers(arrays[0], options)
-    entry = f"{operation}_{type_name(result.dtype, bfloat16=True)}"
+    entry = f"{operation}<{type_name(result.dtype)}>"
     launch(FILE, entry, *one_thread_each(result.size), arguments)
     return as_nchw(result)
 
@@ -81,6 +81,6 @@ def _quads(operation: str, arrays: tuple[Array, ...], options: NormOptions) -> A
     lines = result.size // width
     block = quads_by_pixels(width // 4, THREADS // (width // 4))
     arguments = *images, result, lines, width, *rest
-    entry = f"{operation}_quads_{type_name(result.dtype, bfloat16=True)}"
+    entry = f"{operation}_quads<{type_name(result.dtype)}>"
     launch(FILE, entry, (-(-lines // block[1]),), block, arguments)
     return as_nchw(result)

@@ -57,7 +57,7 @@ def norm_max_pool2d_naive(
     y, taps = outputs(x, pool, output_size)
     shape = PoolShape.of(x.shape, pool, output_size)
     arguments = channels_last(x), y, taps, *lrn.numbers(x, norm), shape
-    entry = f"norm_max_pool_{type_name(x.dtype, bfloat16=True)}"
+    entry = f"norm_max_pool<{type_name(x.dtype)}>"
     launch(FILE, entry, *one_thread_each(y.size), arguments)
     return as_nchw(y), as_nchw(taps)
 
@@ -75,7 +75,7 @@ def norm_max_pool2d_quads(
     windows = tile.windows_h, tile.windows_w
     arguments = channels_last(x), y, taps, *lrn.numbers(x, norm), *windows, shape
     shared_bytes = 16 * tile.rows * tile.columns * SLICE
-    entry = f"norm_max_pool_quads_{type_name(x.dtype, bfloat16=True)}"
+    entry = f"norm_max_pool_quads<{type_name(x.dtype)}>"
     launch(FILE, entry, (tiles * slices,), block, arguments, shared_bytes)
     return as_nchw(y), as_nchw(taps)
 
@@ -125,7 +125,7 @@ def norm_max_pool2d_input_grad_naive(
     grad: Array, taps: Array, x: Array, norm: NormOptions, pool: PoolOptions
 ) -> Array:
     """`norm_max_pool2d_input_grad`, version 1: one thread per value."""
-    entry = f"norm_max_pool_grad_{type_name(x.dtype, bfloat16=True)}"
+    entry = f"norm_max_pool_grad<{type_name(x.dtype)}>"
     shape = PoolShape.of(x.shape, pool, grad.shape[2:])
     arrays = [channels_last(array) for array in (grad, taps, x)]
     dx = cupy().empty(arrays[-1].shape, x.dtype)
@@ -155,7 +155,7 @@ def _grad_by_rows(
     dx = cupy().empty(images[-1].shape, x.dtype)
     arguments = *images, dx, *sums, *lrn.numbers(x, norm), shape
     block = quads_by_pixels(shape.C // 4, shape.W)
-    entry = f"{operation}_{type_name(x.dtype, bfloat16=True)}"
+    entry = f"{operation}<{type_name(x.dtype)}>"
     launch(FILE, entry, (shape.N * shape.H,), block, arguments)
     return as_nchw(dx)
 

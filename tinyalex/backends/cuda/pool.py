@@ -76,7 +76,7 @@ def taps_dtype(kernel_size: Pair) -> np.dtype[Any]:
 
 def _entry(operation: str, dtype: Any, taps: Any) -> str:
     large = "" if taps.itemsize == 1 else "_large"
-    return f"{operation}{large}_{type_name(dtype, bfloat16=True)}"
+    return f"{operation}{large}<{type_name(dtype)}>"
 
 
 def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
@@ -105,7 +105,7 @@ def max_pool2d_quads(x: Array, options: PoolOptions, output_size: Pair) -> tuple
     y, taps = outputs(x, options, output_size)
     block = quads_by_pixels(shape.C // 4, shape.Wo)
     arguments = channels_last(x), y, taps, shape
-    entry = f"max_pool_quads_{type_name(x.dtype, bfloat16=True)}"
+    entry = f"max_pool_quads<{type_name(x.dtype)}>"
     launch("max_pool.cu", entry, (shape.N * shape.Ho,), block, arguments)
     return as_nchw(y), as_nchw(taps)
 
@@ -148,6 +148,6 @@ def max_pool2d_input_grad_quads(
     dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
     block = quads_by_pixels(shape.C // 4, shape.W)
     arguments = channels_last(grad), channels_last(taps), dx, shape
-    entry = f"max_pool_grad_quads_{type_name(grad.dtype, bfloat16=True)}"
+    entry = f"max_pool_grad_quads<{type_name(grad.dtype)}>"
     launch("max_pool.cu", entry, (shape.N * shape.H,), block, arguments)
     return as_nchw(dx)

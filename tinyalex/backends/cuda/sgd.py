@@ -102,7 +102,7 @@ class StepTable:
 
         Not where `halted`, int32 on the device, begins with anything but 0 when the kernel runs.
         """
-        entry = f"sgd_steps_{type_name(self.dtype)}"
+        entry = f"sgd_steps<{type_name(self.dtype)}>"
         launch("sgd.cu", entry, (self._blocks,), (BLOCK,), (self._table, len(self.sizes), halted))
         for array, dense in self._copied:  # those with gaps between their elements
             array[...] = dense

@@ -30,14 +30,18 @@ class Images(NamedTuple):
 
 def _version(x: Array) -> str:
     """Return the ending of the fastest kernels' names."""
-    return "quads" if x.dtype == np.float32 and x.shape[1] % 4 == 0 else type_name(x.dtype)
+    return "_quads" if x.dtype == np.float32 and x.shape[1] % 4 == 0 else _typed(x)
+
+
+def _typed(x: Array) -> str:
+    return f"<{type_name(x.dtype)}>"
 
 
 def _launch(operation: str, version: str, shape: Images, *arguments: Any) -> None:
     grid, block = one_thread_each(shape.N * shape.H * shape.W * shape.C)
-    if version == "quads":
+    if version == "_quads":
         grid, block = (shape.N * shape.H,), quads_by_pixels(shape.C // 4, shape.W)
-    launch(FILE, f"{operation}_{version}", grid, block, (*arguments, shape))
+    launch(FILE, operation + version, grid, block, (*arguments, shape))
 
 
 def _norm(version: str, x: Array, options: NormOptions) -> Array:
@@ -56,7 +60,7 @@ def within_channel_response_norm(x: Array, options: NormOptions) -> Array:
 
 def within_channel_response_norm_naive(x: Array, options: NormOptions) -> Array:
     """`within_channel_response_norm`, version 1: one thread per value."""
-    return _norm(type_name(x.dtype), x, options)
+    return _norm(_typed(x), x, options)
 
 
 def _grad(version: str, grad: Array, x: Array, options: NormOptions) -> Array:
@@ -79,4 +83,4 @@ def within_channel_response_norm_input_grad_naive(
     grad: Array, x: Array, options: NormOptions
 ) -> Array:
     """`within_channel_response_norm_input_grad`, version 1: one thread per value."""
-    return _grad(type_name(x.dtype), grad, x, options)
+    return _grad(_typed(x), grad, x, options)

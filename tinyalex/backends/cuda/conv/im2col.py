@@ -59,14 +59,14 @@ def weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
 def im2col(x: Array, shape: ConvShape) -> Array:
     """Return every window of x [N, H, W, C] as a row: [G, N * Ho * Wo, R * S * C/G]."""
     columns = cupy().empty(_columns_shape(shape), x.dtype)
-    entry = f"im2col_{type_name(x.dtype)}"
+    entry = f"im2col<{type_name(x.dtype)}>"
     launch("im2col.cu", entry, (-(-columns.size // THREADS),), (THREADS,), (x, columns, shape))
     return columns
 
 
 def col2im(columns: Array, shape: ConvShape, dx: Array) -> None:
     """Set dx [N, H, W, C]: per pixel, the sum of its copies in `im2col`."""
-    entry = f"col2im_{type_name(dx.dtype)}"
+    entry = f"col2im<{type_name(dx.dtype)}>"
     launch("im2col.cu", entry, (-(-dx.size // THREADS),), (THREADS,), (columns, dx, shape))
 
 

@@ -32,5 +32,5 @@ def weight_grad(grad: Array, x: Array, shape: ConvShape) -> Array:
 
 
 def _launch(operation: str, result: Array, args: tuple[Array | ConvShape | None, ...]) -> None:
-    entry = f"{operation}_naive_{type_name(result.dtype)}"
+    entry = f"{operation}_naive<{type_name(result.dtype)}>"
     launch(f"{operation}.cu", entry, (-(-result.size // THREADS),), (THREADS,), args)

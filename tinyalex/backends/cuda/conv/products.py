@@ -163,7 +163,7 @@ def transposed(weight: Array, shape: ConvShape) -> Array:
     """Return weights [K, R, S, C/G] as [G, C/G, R, S, K/G]."""
     filters, channels, taps = shape.filters, shape.channels, shape.R * shape.S
     result = cupy().empty((shape.groups, channels, shape.R, shape.S, filters), weight.dtype)
-    entry = f"transpose_filters_{type_name(weight.dtype, bfloat16=True)}"
+    entry = f"transpose_filters<{type_name(weight.dtype)}>"
     grid = (-(-filters // 32) * -(-channels // 32) * shape.groups * taps,)
     launch("transpose_filters.cu", entry, grid, (256,), (weight, result, filters, channels, taps))
     return result
