@@ -201,11 +201,10 @@ def _time(found: dict[str, Any] | None) -> str:
 
 def names_of(rung: Any) -> str:
     """Return the names of a version's entries, what they share written once."""
-    name, _, arguments = rung.entries[0].partition("<")
-    if "," in arguments:
-        tiles = (" x ".join(entry.strip(">").split(", ")[1:3]) for entry in rung.entries)
-        template = f"{name}<{arguments.partition(',')[0]}, M, N>"
-        return f"`{template}` ({', '.join(dict.fromkeys(tiles))})"
+    sizes = re.compile(r", (\d+), (\d+)")
+    if found := [sizes.search(entry) for entry in rung.entries if "," in entry]:
+        tiles = dict.fromkeys(f"{each[1]} x {each[2]}" for each in found if each)
+        return f"`{sizes.sub(', M, N', rung.entries[0], 1)}` ({', '.join(tiles)})"
     names = dict.fromkeys(re.sub(r"<\w+>", "<T>", entry) for entry in rung.entries)
     kinds = dict.fromkeys(re.findall(r"<(\w+)>", " ".join(rung.entries)))
     return ", ".join(f"`{name}`" for name in names) + f" ({', '.join(kinds)})" * bool(kinds)

@@ -18,7 +18,7 @@
 // Version 1, `conv_forward_naive`: one thread per output element, the formula and nothing else.
 // Version 2, `conv_forward_tiled`: the same sums as a tiled matrix product, without ever writing
 // down the matrix of windows (the "implicit GEMM").
-// The next rung, on tensor cores, is in conv_forward_tensor.cu.
+// The next rung, on tensor cores, is in conv_mma.cu.
 
 #include "convolution.cuh"
 #include "product_tile.cuh"

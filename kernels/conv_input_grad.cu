@@ -18,7 +18,7 @@
 //   dy 128*27*27*256*4 = 95.6 MB, weight 256*5*5*48*4 = 1.2 MB, dx 128*27*27*96*4 = 35.8 MB
 //
 // Here it is, one thread per element of dx. As tiles it is the forward pass with dy in place of x:
-// so the next rung is on tensor cores, in conv_input_grad_tensor.cu.
+// so the next rung is on tensor cores, in conv_mma.cu.
 
 #include "convolution.cuh"
 #include "kernel.cuh"

@@ -14,7 +14,7 @@
 // The shape is what differs: few results, each the sum of 128*27*27 = 93312 products.
 //
 // Here it is, one thread per weight. The next rung, on tensor cores, splits the sums among many
-// blocks: conv_weight_grad_tensor.cu.
+// blocks: conv_mma.cu.
 
 #include "convolution.cuh"
 #include "kernel.cuh"

@@ -4,7 +4,7 @@
 //
 // The time is that of reading the weights. The paper's fc6 has 4096 x 9216 floats, 151 MB: 45 us at
 // an H100's 3.35 TB/s, in which each of them meets N numbers of x. A matrix product as in
-// conv_forward_tensor.cu would compute a tile of 64 rows for the sake of one.
+// conv_mma.cu would compute a tile of 64 rows for the sake of one.
 //
 // One version. A warp computes two outputs: each lane reads 16 bytes of both lines of weights at a
 // time, neighbouring lanes neighbouring groups, and STEPS of these before it uses the first, so

@@ -38,10 +38,10 @@ __device__ __forceinline__ void copy_pixel(E* place, const E* images, const Wind
 }
 
 // K_MAJOR, SWIZZLED: ACROSS threads copy a line, so the block several lines at a time.
-template <class T, Layout L = K_MAJOR>
+template <class T>
 struct KMajor {
   using E = typename T::E;
-  static constexpr Layout LAYOUT = L;
+  static constexpr Layout LAYOUT = T::ALONG_K;
   static constexpr int ACROSS = T::DEPTH / T::GROUP, LINES = T::THREADS / ACROSS;
   static constexpr int VISITS = (T::SIDE + LINES - 1) / LINES;
   const int row = threadIdx.x / ACROSS, k = threadIdx.x % ACROSS * T::GROUP;  // in the tile
@@ -52,7 +52,7 @@ struct KMajor {
   }
 
   __device__ __forceinline__ E* place(E* tile, int visit) const {
-    return tile + place_in_tile<T::SIDE, L, E>(row + visit * LINES, k);
+    return tile + place_in_tile<T::SIDE, LAYOUT, E>(row + visit * LINES, k);
   }
 };
 
@@ -66,10 +66,10 @@ __device__ constexpr int power_of_two_in(int count) {
 // lines are no more than it has lanes: so each lane works out the place of one k, `own_k`, and
 // hands it to the others. Of 128 rows and 128 threads, warp 2 copies k = 2, 6, ... 30, and lane 12
 // works out k = 14, of visit 3.
-template <class T, Layout L = MN_MAJOR>
+template <class T>
 struct MnMajor {
   using E = typename T::E;
-  static constexpr Layout LAYOUT = L;
+  static constexpr Layout LAYOUT = T::ALONG_SIDE;
   static constexpr int ACROSS = T::SIDE / T::GROUP, LINES = power_of_two_in(T::THREADS / ACROSS);
   static constexpr int VISITS = T::DEPTH / LINES, OWN = 32 / VISITS;  // k's of a visit, at most
   const int row = threadIdx.x % ACROSS * T::GROUP, k = threadIdx.x / ACROSS;
@@ -79,7 +79,7 @@ struct MnMajor {
   }
 
   __device__ __forceinline__ E* place(E* tile, int visit) const {
-    return tile + place_in_tile<T::SIDE, L, E>(row, k + visit * LINES);
+    return tile + place_in_tile<T::SIDE, LAYOUT, E>(row, k + visit * LINES);
   }
 
   static __device__ __forceinline__ int first_k() { return threadIdx.x / 32 * 32 / ACROSS; }
@@ -97,9 +97,9 @@ struct MnMajor {
 
 // The window of each row of the tile is computed once, one row per thread, into shared memory:
 // in registers it would be in the way of the sums.
-template <class T, Layout L = K_MAJOR>
-struct WindowRows : KMajor<T, L> {
-  using Lines = KMajor<T, L>;
+template <class T>
+struct WindowRows : KMajor<T> {
+  using Lines = KMajor<T>;
   using E = typename T::E;
 
   const E* images;
@@ -154,9 +154,9 @@ struct WindowRows : KMajor<T, L> {
   }
 };
 
-template <class T, Layout L = K_MAJOR>
-struct MatrixRows : KMajor<T, L> {
-  using Lines = KMajor<T, L>;
+template <class T>
+struct MatrixRows : KMajor<T> {
+  using Lines = KMajor<T>;
   using E = typename T::E;
 
   const E* matrix;
@@ -182,9 +182,9 @@ struct MatrixRows : KMajor<T, L> {
   }
 };
 
-template <class T, Layout L = MN_MAJOR>
-struct FilterColumns : MnMajor<T, L> {
-  using Lines = MnMajor<T, L>;
+template <class T>
+struct FilterColumns : MnMajor<T> {
+  using Lines = MnMajor<T>;
   using E = typename T::E;
 
   const E* weight;  // [filters of all groups, R, S, channels]
@@ -212,9 +212,9 @@ struct FilterColumns : MnMajor<T, L> {
   }
 };
 
-template <class T, Layout L = MN_MAJOR>
-struct PixelColumns : MnMajor<T, L> {
-  using Lines = MnMajor<T, L>;
+template <class T>
+struct PixelColumns : MnMajor<T> {
+  using Lines = MnMajor<T>;
   using E = typename T::E;
 
   const E* matrix;  // [pixels, channels of all groups]
@@ -240,9 +240,9 @@ struct PixelColumns : MnMajor<T, L> {
   }
 };
 
-template <class T, Layout L = MN_MAJOR>
-struct WindowColumns : MnMajor<T, L> {
-  using Lines = MnMajor<T, L>;
+template <class T>
+struct WindowColumns : MnMajor<T> {
+  using Lines = MnMajor<T>;
   using E = typename T::E;
 
   const E* images;

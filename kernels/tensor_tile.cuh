@@ -32,13 +32,16 @@
 #include "tensor_precision.cuh"
 #include "tile_layout.cuh"
 
-// A factor's tile in a stage, in any layout: rows of A, or columns of B, with DEPTH k's each and
-// room for LINE; and the threads that copy it, GROUP elements at once.
-template <class E_, int SIDE_, int THREADS_, int LINE, int GROUP_ = 16 / sizeof(E_)>
+// A factor's tile in a stage: rows of A, or columns of B, with DEPTH k's each, in one of two layouts;
+// and the threads that copy it, GROUP elements at once.
+template <class E_, int SIDE_, int THREADS_, bool SWIZZLE, int GROUP_ = 16 / sizeof(E_)>
 struct Side {
   using E = E_;
   static constexpr int SIDE = SIDE_, THREADS = THREADS_, DEPTH = LINE_BYTES / sizeof(E);
-  static constexpr int GROUP = GROUP_, GROUP_BYTES = GROUP * sizeof(E), SIZE = SIDE * LINE;
+  static constexpr int GROUP = GROUP_, GROUP_BYTES = GROUP * sizeof(E);
+  static constexpr int SIZE = SIDE * (DEPTH + (SWIZZLE ? 0 : 4));  // the larger layout's
+  static constexpr Layout ALONG_K = SWIZZLE ? SWIZZLED : K_MAJOR;
+  static constexpr Layout ALONG_SIDE = SWIZZLE ? SWIZZLED_MN : MN_MAJOR;
 };
 
 // The tile of C that a block computes, M x N. The warps stand in lines, DOWN of them, with a share
@@ -47,13 +50,15 @@ struct Side {
 template <class Precision_, int M, int N>
 struct Tile {
   using Precision = Precision_;
+  using E = float;
   static constexpr int THREADS = M * N > 4 * Precision::SUMS ? 256 : 128, WARPS = THREADS / 32;
   static constexpr int BLOCKS = THREADS == 256 ? 1 : M * N > 64 * 64 ? 2 : 3;
   static constexpr int STAGES = M * N > 64 * 64 ? 3 : 4;
   static constexpr int DOWN = THREADS == 256 && M % 64 == 0 ? 4 : 2, ACROSS = WARPS / DOWN;
   static constexpr int WARP_M = M / DOWN, WARP_N = N / ACROSS;
-  using A = Side<float, M, THREADS, K_TILE + 4>;
-  using B = Side<float, N, THREADS, K_TILE + 4>;
+  static constexpr bool WEIGHTS_ALONG_K = false, LAST_BLOCK_ADDS = false;  // for dx
+  using A = Side<E, M, THREADS, false>;
+  using B = Side<E, N, THREADS, false>;
 };
 
 // Dynamic shared memory, for which the host has to ask: four ints for each row (WindowRows), then
@@ -64,9 +69,20 @@ __device__ __forceinline__ float* shared_memory() {
 }
 
 template <class T>
-__device__ __forceinline__ typename T::A::E* stage_of_ring(int stage) {
-  return reinterpret_cast<typename T::A::E*>(shared_memory() + 4 * T::A::SIDE) +
+__device__ __forceinline__ typename T::E* stage_of_ring(int stage) {
+  return reinterpret_cast<typename T::E*>(shared_memory() + 4 * T::A::SIDE) +
          stage * (T::A::SIZE + T::B::SIZE);
+}
+
+// Begin to copy the next k-tile, if there is one, to a stage: `fetch(tile)` copies a factor's and
+// steps on. Copies are waited for in groups; one is closed for every k-tile, empty or not.
+template <class T, class Rows, class Columns>
+__device__ __forceinline__ void fetch_k_tile(Rows& rows, Columns& columns, int stage, bool there) {
+  if (there) {
+    rows.fetch(stage_of_ring<T>(stage));
+    columns.fetch(stage_of_ring<T>(stage) + T::A::SIZE);
+  }
+  cp_async_commit();
 }
 
 // A fragment is made of four matrices of 8 rows x 4 k's. In A (16 x 8) they count down first, then
@@ -158,45 +174,34 @@ __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const float* rows,
   }
 }
 
-// Sum up `k_tiles` k-tiles. `rows.fetch(tile)` and `columns.fetch(tile)` begin to copy the tiles of
-// the next k-tile, and step on by K_TILE k's.
+// Sum up `k_tiles` k-tiles.
 template <class T, class Rows, class Columns>
 __device__ __forceinline__ void sum_products(Sums<T>& sums, Rows& rows, Columns& columns,
                                              int k_tiles) {
   constexpr int AHEAD = T::STAGES - 1;
   constexpr Layout A = Rows::LAYOUT, B = Columns::LAYOUT;
 #pragma unroll
-  for (int stage = 0; stage < AHEAD; ++stage) {
-    if (stage < k_tiles) {
-      rows.fetch(stage_of_ring<T>(stage));
-      columns.fetch(stage_of_ring<T>(stage) + T::A::SIZE);
-    }
-    cp_async_commit();
-  }
+  for (int stage = 0; stage < AHEAD; ++stage)
+    fetch_k_tile<T>(rows, columns, stage, stage < k_tiles);
   const int row = place_of_lane<T::A::SIDE, A, OPERAND_A>(warp_row<T>());
   const int column =
       T::A::SIZE + place_of_lane<T::B::SIDE, B, OPERAND_B>(warp_column<T>());
   int reading = 0;
   for (int left = k_tiles; left > 0; --left) {
-    // A group is closed for every k-tile, empty or not: so the newest AHEAD - 1 are of later ones.
-    cp_async_wait<AHEAD - 1>();
+    cp_async_wait<AHEAD - 1>();  // the newest AHEAD - 1 groups are of later k-tiles
     // Now all threads' copies have arrived, and all are done with the stage read before, which
     // is the one to be written next.
     __syncthreads();
-    if (left > AHEAD) {
-      const int writing = reading == 0 ? AHEAD : reading - 1;  // (reading + AHEAD) % STAGES
-      rows.fetch(stage_of_ring<T>(writing));
-      columns.fetch(stage_of_ring<T>(writing) + T::A::SIZE);
-    }
-    cp_async_commit();
+    const int writing = reading == 0 ? AHEAD : reading - 1;  // (reading + AHEAD) % STAGES
+    fetch_k_tile<T>(rows, columns, writing, left > AHEAD);
     const float* stage = stage_of_ring<T>(reading);
     multiply_stage<T, A, B>(sums, stage + row, stage + column);
     reading = reading == AHEAD ? 0 : reading + 1;
   }
 }
 
-// The result. A lane has fragments of 16 x 8: [m][n] is at row ROW_STEP m and column 8 n from where
-// its warp begins, (`row`, `column`); the lane itself has two neighbours in row g and two in g + 8.
+// The result. A lane has fragments of 16 x 8: [m][n] is at row 16 m and column 8 n from where its
+// warp begins, (`row`, `column`); the lane itself has two neighbours in row g and two in g + 8.
 
 // sum = ReLU(sum + bias), where `bias` is null or has a number for each of `columns` columns.
 template <int M, int N>
@@ -227,7 +232,7 @@ __device__ __forceinline__ void store_pair(bfloat16* place, float first, float s
 
 // Write the lane's pairs to a matrix of rows x columns whose lines begin `pitch` elements apart;
 // what is beyond it is left out. A pair at once, where all are whole and begin at multiples of two.
-template <int ROW_STEP, int M, int N, class E>
+template <int M, int N, class E>
 __device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], E* matrix, int pitch,
                                            int row, int rows, int column, int columns) {
   const bool in_pairs = columns % 2 == 0 && pitch % 2 == 0;
@@ -235,7 +240,7 @@ __device__ __forceinline__ void store_tile(const float (&sums)[M][N][4], E* matr
   column += threadIdx.x % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2 * M; ++half) {
-    const int r = row + half / 2 * ROW_STEP + half % 2 * 8;
+    const int r = row + half / 2 * 16 + half % 2 * 8;
     if (r >= rows) break;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -335,15 +340,15 @@ __device__ __forceinline__ void finish(const Place<T>& at, Sums<T>& sums, E* c, 
   }
   // Once, on the whole sum.
   if (bias || relu) add_bias_and_rectify(sums, bias, column, at.columns, relu);
-  store_tile<16>(sums, c, pitch, row, at.rows, column, at.columns);
+  store_tile(sums, c, pitch, row, at.rows, column, at.columns);
 }
 
 // A convolution's pass: `a` and `b` fetch the factors.
-template <class T, class Rows, class Columns>
-__device__ __forceinline__ void product(const Place<T>& at, Rows& a, Columns& b, float* c,
-                                        int pitch, const float* bias = nullptr, bool relu = false,
-                                        const Parts& parts = {}) {
-  Sums<T> sums = {};
-  sum_products<T>(sums, a, b, at.k_tiles);
+template <class Precision, int M, int N, class Rows, class Columns>
+__device__ __forceinline__ void product(const Place<Tile<Precision, M, N>>& at, Rows& a, Columns& b,
+                                        float* c, int pitch, const float* bias, bool relu,
+                                        const Parts& parts) {
+  Sums<Tile<Precision, M, N>> sums = {};
+  sum_products<Tile<Precision, M, N>>(sums, a, b, at.k_tiles);
   finish(at, sums, c, pitch, bias, relu, parts);
 }

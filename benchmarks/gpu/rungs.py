@@ -105,9 +105,8 @@ def _convolution(name: Pass, kernel: str, wrap: Call, tensor: Call) -> list[Rung
         kernels, tiles = MMA_SYNC[precision], TILES[name]
         version = partial(tensor, kernels=kernels)
         entries = tuple(kernels.instance(name, tile) for tile in tiles)
-        file = kernels.file.format(name)
         call = partial(wrap, version)
-        rungs.append(Rung(file, entries, idea, kernel, call, letter, number, tiles))
+        rungs.append(Rung(kernels.file, entries, idea, kernel, call, letter, number, tiles))
     for number, (dtype, letter, idea) in enumerate(WARPGROUPS, 6):
         kernels = WGMMA[dtype]
         if tiles := kernels.tiles.get(name):
@@ -139,7 +138,7 @@ def _pair(
             (*one, *naive),
             "one thread per element of the result",
             kernel,
-            getattr(module, f"{kernel}_naive"),
+            partial(getattr(module, kernel), quads=False),
         ),
         Rung(file, four, second, kernel, getattr(module, kernel)),
     ]
@@ -270,7 +269,7 @@ FAMILIES: dict[str, list[Rung]] = {
             _typed("within_channel_products", "within_channel_grad"),
             "the gradient in two passes: a product for each pixel, then its window's sum",
             "within_channel_response_norm_input_grad",
-            within_norm.within_channel_response_norm_input_grad_naive,
+            partial(within_norm.within_channel_response_norm_input_grad, quads=False),
         ),
         Rung(
             "within_channel_norm.cu",

@@ -47,9 +47,9 @@ def test_only_wgmma_is_for_hopper_alone():
 
 def test_blocks_that_fit_are_those_of_the_source():
     """The plan counts on them: threads, and blocks for whose registers there is room."""
+    file = "conv_mma.cu"
+    rows = {row.entry: row for row in resources.usage(launch.read_source(file), file, "sm_90")}
     for which, tiles in TILES.items():
-        file = f"conv_{which}_tensor.cu"
-        rows = {row.entry: row for row in resources.usage(launch.read_source(file), file, "sm_90")}
         for kernels, tile in product(MMA_SYNC.values(), tiles):
             row = rows[kernels.instance(which, tile)]
             block = kernels.block(tile)
@@ -118,7 +118,7 @@ def test_a_wait_that_the_compiler_adds_is_refused():
     assert touched != code
     with pytest.raises(resources.CompileError, match=r"wait is injected"):
         resources.compile_source(
-            touched, "test.cu", "sm_90a", ["conv_forward_wgmma<float, 128, 128>"]
+            touched, "test.cu", "sm_90a", ["conv_forward<WarpgroupTile<float, 128, 128>>"]
         )
 
 

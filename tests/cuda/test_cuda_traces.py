@@ -21,7 +21,7 @@ BOUNDS = (
     ("conv_forward_naive<*", "global", 5.2),
     ("conv_*_naive<*", "global", 2.7),
     # Windows of photographs: 88 bytes in a row of bfloat16, beginning anywhere. Halves of sectors.
-    ("conv_*_wgmma<*, 4>", "global", 2.3),
+    ("conv_*<WarpgroupTile<*, 4>>", "global", 2.3),
     # Tiles that reach over the end of few filters, and split sums of a few of them.
     ("conv_*", "global", 2.0),
     # Windows of few pixels and few channels. (Arrays here begin at 16 bytes, on a device at 256:

@@ -8,7 +8,10 @@ import pytest
 from simt import resources
 
 from tinyalex.backends.cuda import launch
+from tinyalex.backends.cuda.conv import tiles
+from tinyalex.backends.cuda.conv.shape import ConvShape
 from tinyalex.backends.cuda.conv.tiles import MMA_SYNC
+from tinyalex.backends.geometry import ConvOptions
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "kernels" / "README.md"
@@ -81,11 +84,12 @@ extern "C" __global__ void __launch_bounds__(128) example(float* out) {
   load_fragment<64, K_MAJOR, OPERAND_B>(of_two_b, column, 0, 0);
   const float of_b[1][2] = {{of_two_b[0], of_two_b[1]}};
   Tf32::multiply_add(sum, Tf32::pack(of_a), Tf32::pack(of_b));
-  float* own = out + 11 * threadIdx.x;
+  float* own = out + 12 * threadIdx.x;
   own[0] = row - a;
-  for (int i = 0; i < 4; ++i) own[1 + i] = of_a[0][i];
-  for (int i = 0; i < 2; ++i) own[5 + i] = of_b[0][i];
-  for (int i = 0; i < 4; ++i) own[7 + i] = sum[i];
+  own[1] = column - b;
+  for (int i = 0; i < 4; ++i) own[2 + i] = of_a[0][i];
+  for (int i = 0; i < 2; ++i) own[6 + i] = of_b[0][i];
+  for (int i = 0; i < 4; ++i) own[8 + i] = sum[i];
 }
 """
 
@@ -96,19 +100,73 @@ def test_the_worked_example_is_what_a_lane_holds(standin):
     kernel = standin.RawModule(code=source, options=("-std=c++17",)).get_function("example")
     room = MMA_SYNC["high"].shared_bytes((64, 64))
     kernel.max_dynamic_shared_size_bytes = room
-    out = standin.empty((128, 11), "float32")
+    out = standin.empty((128, 12), "float32")
     kernel((1,), (128,), (out,), shared_mem=room)
-    named, *numbers = map(int, out.get()[10])
+    row, column, *numbers = map(int, out.get()[10])
     places = [f"{'A' if i < 4 else 'C'}[{n // 32}, {n % 32}]" for i, n in enumerate(numbers)]
     places[4:6] = [f"B[{numbers[i] % 32}, 2]" for i in (1, 3)]  # the k's of A's fragment
     lines = ["| lane 10 | place | number |", "|---|---|---:|"]
-    lines.append(
-        f"| names to `ldmatrix` the line of | A[{named // 36}, {named % 36}] | at {named} |"
-    )
+    lines.append(f"| names to `ldmatrix` the line of | A[{row // 36}, {row % 36}] | at {row} |")
+    lines.append(f"| and that of | B[{column % 36}, {column // 36}] | at {column} |")
     names = ["a0", "a1", "a2", "a3", "b0", "b1", "d0", "d1", "d2", "d3"]
     lines += [f"| {n} | {p} | {v} |" for n, p, v in zip(names, places, numbers, strict=True)]
     text = TEXT.split("<!-- worked-example -->\n")[1].split("<!-- /worked-example -->")[0]
     assert text == "\n".join([*lines, ""])
+
+
+FETCHED = """
+extern "C" __global__ void __launch_bounds__(256) fetched(int* out, ConvShape shape) {
+  using T = Tile<Tf32, 128, 192>;
+  float* none = nullptr;
+  WindowRows<T::A> rows(none, 0, windows_of_y(shape), 0, shape.N * shape.Ho * shape.Wo, 0);
+  if (threadIdx.x != 75) return;
+  const int4 corner = rows.table()[rows.row];
+  const int found[] = {rows.row, rows.LINES, rows.VISITS, rows.k, rows.tap.low, corner.y, corner.z};
+  for (int i = 0; i < 7; ++i) out[i] = found[i];
+  for (int k_tile = 0; k_tile < 30; ++k_tile) rows.tap.add(rows.step, 3, 256);
+  out[7] = rows.tap.high, out[8] = rows.tap.middle, out[9] = rows.tap.low;
+}
+"""
+
+
+@pytest.mark.documents
+def test_the_thirty_minutes_have_the_numbers_of_conv3(standin):
+    walk = TEXT.split("in thirty minutes\n")[1].split("\n## ")[0]
+    walk = " ".join(walk.split())
+
+    def says(*phrases):
+        assert [phrase for phrase in phrases if phrase not in walk] == []
+
+    options = ConvOptions((1, 1), ((1, 1), (1, 1)))
+    shapes = [ConvShape.of((n, 256, 13, 13), (384, 256, 3, 3), options) for n in (128, 1)]
+    many, one = (tiles.sizes(shape, "forward") for shape in shapes)
+    kernels, gpu = MMA_SYNC["high"], (132, 227 << 10)
+    plan, alone = (tiles.plan_for("forward", s, kernels, tiles.CHOSEN, *gpu) for s in (many, one))
+    says(f"`{kernels.instance('forward', plan.tile)}`", f"{plan.split_k_tiles} steps of 32 k's")
+    says(f"{many.rows:,} rows, {many.columns} columns and {many.depth:,} k's")
+    says(f"{many.rows * many.depth * 4e-6:.0f} MB", f"{128 * 169 * 256 * 4e-6:.0f} MB")
+    says(
+        f"169 x 2 = {tiles.blocks(many, plan.tile)} blocks", f"{2 * many.rows * 384 * 4e-6:.0f} MB"
+    )
+    says(f"{sum(plan.tile) * 128 // 1024} KB", "128 x 192 x 32 = 786,432 multiply-adds")
+    assert plan.splits == 1
+    assert kernels.block(plan.tile)[:2] == (256, 3)  # threads and stages
+    says(f"{one.rows} rows", "tiles of 64 x 64", f"{tiles.blocks(one, alone.tile)} blocks for 132")
+    assert (alone.tile, alone.splits, alone.split_k_tiles) == ((64, 64), 9, 8)
+    says("given to nine blocks, eight each", f"{9 * tiles.blocks(one, alone.tile)} blocks")
+
+    source = launch.read_source("conv_mma.cu") + FETCHED
+    kernel = standin.RawModule(code=source, options=("-std=c++17",)).get_function("fetched")
+    kernel.max_dynamic_shared_size_bytes = room = kernels.shared_bytes(plan.tile)
+    out = standin.empty(10, "int32")
+    kernel((1,), (256,), (out, launch._struct(shapes[0])), shared_mem=room)
+    row, lines, visits, k, channel, h, w, *later = map(int, out.get())
+    first, *rows, last = (row + lines * visit for visit in range(visits))
+    says(f"thread 75 has row 75 / 8 = {first} and k = 75 % 8 * 4 = {k}")
+    says(f"the rows {', '.join(map(str, rows))} and {last}", f"channel {channel};")
+    says(f"window (0, 0, {row}), corner ({h}, {w})", f"pixel ({h + 1}, {w})", f"line {h}, which is")
+    r, s, channel = later
+    says(f"k = {30 * 32 + k} = 3 * 256 + {channel}: tap ({r}, {s}), channel {channel}")
 
 
 @pytest.mark.documents

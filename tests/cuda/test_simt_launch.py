@@ -243,7 +243,13 @@ def test_an_instance_takes_arrays_of_its_type(standin):
     factor, dweight = (standin.zeros((1, 8), np.float32) for _ in range(2))
     args = factor, factor, dweight, ConvShape(*[1] * 17), 1
     with pytest.raises(TypeError, match=r"argument 0 \(bfloat16\*\) expects bfloat16, got float32"):
-        launch("conv_wgmma.cu", "conv_weight_grad_wgmma<bfloat16, 128, 256>", (1,), (256,), args)
+        launch(
+            "conv_wgmma.cu",
+            "conv_weight_grad<WarpgroupTile<bfloat16, 128, 256>>",
+            (1,),
+            (256,),
+            args,
+        )
 
 
 def test_instances_want_a_standard_of_the_language(standin):

@@ -67,7 +67,7 @@ def entries() -> list[tuple[str, str]]:
         (file, each)
         for file in files
         for name in launch.parameters(file)
-        for each in INSTANCES.get(name, (name,))
+        for each in INSTANCES.get((file, name), (name,))
     ]
 
 

@@ -35,7 +35,7 @@ def no_hopper():
     return not products.on_hopper() or bool(instances_left_out())
 
 
-@exercise("conv_forward_tensor.cu", "im2col.cu", "pad_channels.cu")
+@exercise("conv_mma.cu", "im2col.cu", "pad_channels.cu")
 def chosen_forward(rng):
     for problem, dtype in CHOICES:
         x, weight, bias, _ = arrays(rng, problem, dtype)
@@ -47,7 +47,7 @@ def chosen_forward(rng):
         assert_close(to_host(y), np.maximum(expected, 0), what=str(problem))
 
 
-@exercise("conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu", "im2col.cu", "bias_grad.cu")
+@exercise("conv_mma.cu", "im2col.cu", "bias_grad.cu")
 def chosen_gradients(rng):
     for problem, dtype in CHOICES:
         x, weight, _, grad = arrays(rng, problem, dtype)
@@ -65,7 +65,7 @@ def chosen_gradients(rng):
         check_gradients(grads, grad, x, weight, problem)
 
 
-@exercise("conv_forward_tensor.cu", "conv_weight_grad_tensor.cu")
+@exercise("conv_mma.cu")
 def images_with_room_for_a_fourth_channel(rng):
     """What lies there counts for nothing, and results have the bits of images without it."""
     options = PHOTOGRAPHS.options
@@ -136,7 +136,7 @@ def gradients_that_nobody_wants(rng):
         assert tuple(each is not None for each in grads) == needs
 
 
-@exercise("conv_forward_tensor.cu", "conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu")
+@exercise("conv_mma.cu")
 def as_exact_as_asked_for(rng):
     x, weight, _, grad = arrays(rng, PHOTOGRAPHS)
     options = PHOTOGRAPHS.options

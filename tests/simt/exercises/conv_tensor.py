@@ -22,9 +22,8 @@ from tinyalex.backends.geometry import ConvOptions
 # (bf16), 8 times as much. Three products of TF32 numbers leave 2^-20 of each product, and float32
 # sums round: 5e-7; it would be more than 1e-6 if the tensor cores summed up all by themselves.
 TOLERANCE = {"highest": 1e-6, "high": 4e-4, "medium": 3.2e-3}
-FORWARD = ("conv_forward_tensor.cu",)
-INPUT_GRAD = ("conv_input_grad_tensor.cu", "split_sum.cu")
-WEIGHT_GRAD = ("conv_weight_grad_tensor.cu", "split_sum.cu")
+FORWARD = ("conv_mma.cu",)
+GRADIENTS = ("conv_mma.cu", "split_sum.cu")
 
 
 class Sizes(NamedTuple):
@@ -208,47 +207,47 @@ def two_tf32_numbers_hold_any_float(rng):
     assert np.isnan(pixels[1]).all()  # infinity, and a NaN of one low bit
 
 
-@exercise(*INPUT_GRAD)
+@exercise(*GRADIENTS)
 def input_grad_in_every_precision(rng):
     case = Case(rng, TWO_GROUPS)
     for precision, tile in product(TOLERANCE, SQUARES):
         case.check_input_grad(precision, tile=tile, splits=2)
 
 
-@exercise(*INPUT_GRAD)
+@exercise(*GRADIENTS)
 def input_grad_of_all_geometries(rng):
     for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
         Case(rng, sizes).check_input_grad("high", tile=(64, 64), splits=1)
 
 
-@exercise(*INPUT_GRAD)
+@exercise(*GRADIENTS)
 def input_grad_of_large_tiles(rng):
     for tile in TILES["input_grad"][:-1]:
         Case(rng, LARGE).check_input_grad("high", tile=tile, splits=1)
     Case(rng, FEW_TILES).check_input_grad("highest")
 
 
-@exercise(*WEIGHT_GRAD)
+@exercise(*GRADIENTS)
 def weight_grad_in_every_precision(rng):
     case = Case(rng, TWO_GROUPS)
     for precision, tile in product(TOLERANCE, SQUARES):
         case.check_weight_grad(precision, tile=tile, splits=2)
 
 
-@exercise(*WEIGHT_GRAD)
+@exercise(*GRADIENTS)
 def weight_grad_of_all_geometries(rng):
     for sizes in (LIKE_CONV1, DILATED, UNEQUAL_STRIDES):
         Case(rng, sizes).check_weight_grad("high", tile=(64, 64), splits=1)
 
 
-@exercise(*WEIGHT_GRAD)
+@exercise(*GRADIENTS)
 def weight_grad_of_large_tiles(rng):
     for tile in TILES["weight_grad"][:-1]:
         Case(rng, LARGE).check_weight_grad("high", tile=tile, splits=3)  # k-tiles: 2, 2, 1
     Case(rng, FEW_TILES).check_weight_grad("highest")
 
 
-@exercise(*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD)
+@exercise(*GRADIENTS)
 def every_instance(rng):
     case = Case(rng, SMALL)
     checks = case.check_forward, case.check_input_grad, case.check_weight_grad
@@ -258,7 +257,7 @@ def every_instance(rng):
                 check(precision, tile=tile, splits=1)
 
 
-@exercise(*WEIGHT_GRAD)
+@exercise(*GRADIENTS)
 def the_same_bits_twice(rng):
     case = Case(rng, LARGE)
     arrays = nhwc(case.grad), nhwc(case.x)
@@ -268,7 +267,7 @@ def the_same_bits_twice(rng):
     assert to_host(results[0]).tobytes() == to_host(results[1]).tobytes()
 
 
-@exercise(*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD)
+@exercise(*GRADIENTS)
 def empty_batches(rng):
     case = Case(rng, Sizes((0, 4, 3, 3), (8, 4, 2, 2)))
     for precision in TOLERANCE:

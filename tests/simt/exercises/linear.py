@@ -16,7 +16,7 @@ from tinyalex.backends.cuda.linear import (
     linear_weight_grad,
 )
 
-TENSOR_CORES = "conv_forward_tensor.cu", "conv_input_grad_tensor.cu", "conv_weight_grad_tensor.cu"
+TENSOR_CORES = ("conv_mma.cu",)
 # images, inputs, outputs: the last three are not for tensor cores
 SIZES = ((9, 12, 20), (131, 8, 4), (11, 4, 132), (13, 7, 5), (1, 12, 8), (0, 8, 4))
 # In bfloat16: as such, and as float32.

@@ -3,6 +3,8 @@
 alpha is near 1, so that the sums weigh as much as k and an error in them shows.
 """
 
+from functools import partial
+
 import numpy as np
 import oracles
 from helpers import assert_close, normal, tied
@@ -17,9 +19,8 @@ SIZES = ((2, 0.8, 0.75, 1.0), (4, 1.2, 0.5, 0.7), (1, 1.0, 1.3, 1.5), (11, 0.9, 
 
 # --- across channels ------------------------------------------------------------------------------
 
-NAIVE = lrn.local_response_norm_naive, lrn.local_response_norm_input_grad_naive
-QUADS = lrn.local_response_norm_quads, lrn.local_response_norm_input_grad_quads
 CHOSEN = lrn.local_response_norm, lrn.local_response_norm_input_grad
+NAIVE, QUADS = ([partial(each, quads=quads) for each in CHOSEN] for quads in (False, True))
 
 
 def check(rng, versions, shape, dtype, numbers, groups):
@@ -71,7 +72,7 @@ def infinite_energy_and_nan(rng):
         x[0, 4, 0, 0] = 1e25  # its square is infinite: it and its neighbours become 0
         x[0, 8, 0, 1] = np.nan
         expected = oracles.local_response_norm(x, *options)
-        for forward in lrn.local_response_norm_naive, lrn.local_response_norm_quads:
+        for forward in NAIVE[0], QUADS[0]:
             assert_close(to_host(forward(to_device(x), options)), expected)
 
 
@@ -83,9 +84,10 @@ def no_images(rng):
 
 # --- across channels, then pooled -----------------------------------------------------------------
 
-NAIVE_POOL = lrn_pool.norm_max_pool2d_naive, lrn_pool.norm_max_pool2d_input_grad_naive
-QUADS_POOL = lrn_pool.norm_max_pool2d_quads, lrn_pool.norm_max_pool2d_input_grad_quads
 CHOSEN_POOL = lrn_pool.norm_max_pool2d, lrn_pool.norm_max_pool2d_input_grad
+NAIVE_POOL, QUADS_POOL = (
+    [partial(each, quads=quads) for each in CHOSEN_POOL] for quads in (False, True)
+)
 OVERLAPPING = PoolOptions((3, 3), (2, 2))  # the paper's
 
 
@@ -242,14 +244,11 @@ def relu_below_large_windows(rng):
 
 # --- within each channel --------------------------------------------------------------------------
 
-WITHIN_NAIVE = (
-    within_norm.within_channel_response_norm_naive,
-    within_norm.within_channel_response_norm_input_grad_naive,
-)
 WITHIN_CHOSEN = (
     within_norm.within_channel_response_norm,
     within_norm.within_channel_response_norm_input_grad,
 )
+WITHIN_NAIVE = [partial(each, quads=False) for each in WITHIN_CHOSEN]
 
 
 def check_within(rng, versions, shape, dtype, numbers):

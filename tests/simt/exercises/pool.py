@@ -1,5 +1,7 @@
 """Max-pooling and its gradient, every version, against the loops of `oracles`."""
 
+from functools import partial
+
 import numpy as np
 import oracles
 from helpers import assert_close, normal, tied
@@ -11,9 +13,8 @@ from tinyalex.backends.geometry import PoolOptions, pool_output_size
 
 FLOAT, DOUBLE = np.float32, np.float64
 
-NAIVE = pool.max_pool2d_naive, pool.max_pool2d_input_grad_naive
-QUADS = pool.max_pool2d_quads, pool.max_pool2d_input_grad_quads
 CHOSEN = pool.max_pool2d, pool.max_pool2d_input_grad
+NAIVE, QUADS = ([partial(each, quads=quads) for each in CHOSEN] for quads in (False, True))
 
 
 def check(rng, versions, x, kernel_size, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
@@ -63,7 +64,7 @@ def padding_and_windows_cut_at_the_end(rng):
 
 @exercise("max_pool.cu")
 def dilated_windows(rng):
-    for forward in pool.max_pool2d_naive, pool.max_pool2d_quads:  # the gradient is version 1's
+    for forward in NAIVE[0], QUADS[0]:  # the gradient is version 1's
         versions = forward, pool.max_pool2d_input_grad
         x = normal(rng, (1, 4, 10, 13), FLOAT)
         check(rng, versions, x, (3, 2), (2, 1), padding=(1, 1), dilation=(2, 3), ceil_mode=True)
@@ -75,7 +76,7 @@ def windows_that_see_only_padding(rng):
     # In each column of windows there are taps at rows -1 and 1.
     window = PoolOptions((2, 3), (1, 2), (1, 1), (2, 1))
     expected = reference.max_pool2d(x, window, (1, 3))
-    for forward in pool.max_pool2d_naive, pool.max_pool2d_quads:
+    for forward in NAIVE[0], QUADS[0]:
         for result, wanted in zip(forward(to_device(x), window, (1, 3)), expected, strict=True):
             np.testing.assert_array_equal(to_host(result), wanted)
 

@@ -230,25 +230,27 @@ def parameters(file: str) -> dict[str, tuple[str, ...]]:
         listed = re.sub(r"\s+", " ", items).split(",")
         types = tuple(_type(item) for item in listed if item.strip())
         for kind in kinds.replace(" ", "").split(","):
-            found[f"{name}<{kind}>" if kind else name] = _instance(types, kind or "T")
+            found[f"{name}<{kind}>" if kind else name] = _instance(types, kind) if kind else types
     return found
 
 
 def _instance(types: tuple[str, ...], kind: str) -> tuple[str, ...]:
-    """Return a template's parameter types with ``kind`` for T, or E."""
-    computed = "float" if kind == "bfloat16" else kind
-    return tuple(re.sub(r"\b[TE]\b", kind, t.replace("Compute<T>", computed)) for t in types)
+    """Return a template's parameter types with ``kind`` for T."""
+    stored = "bfloat16" if "bfloat16" in kind else "float"  # in a tile
+    computed = "double" if kind == "double" else "float"
+    names = {"T::E": stored, "Compute<T>": computed, "T": kind}
+    return tuple(names.get(t.strip("*"), t.strip("*")) + "*" * t.count("*") for t in types)
 
 
 @lru_cache
 def _types(file: str, entry: str) -> tuple[str, ...]:
     """Return the parameter types of an entry or instance."""
     every = parameters(file)
-    name, _, arguments = entry.rstrip(">").partition("<")
+    name, _, arguments = entry.removesuffix(">").partition("<")
     if entry in every:
         return every[entry]
     if arguments and name in every:
-        return _instance(every[name], arguments.partition(",")[0])
+        return _instance(every[name], arguments)
     kinds = [other[len(name) + 1 : -1] for other in every if other.startswith(f"{name}<")]
     if arguments and kinds:
         raise TypeError(
@@ -260,5 +262,5 @@ def _types(file: str, entry: str) -> tuple[str, ...]:
 
 def _type(parameter: str) -> str:
     """Return the type of ``const float* __restrict__ x`` as ``float*``."""
-    words = re.sub(r"\b(const|__restrict__)\b", " ", parameter.replace("*", " * ")).split()
+    words = re.sub(r"\b(const|typename|__restrict__)\b", " ", parameter.replace("*", " * ")).split()
     return " ".join(word for word in words[:-1] if word != "*") + ("*" if "*" in words else "")

@@ -17,10 +17,9 @@ from tinyalex.backends.cuda.pool import (
     PoolShape,
     max_pool2d,
     max_pool2d_input_grad,
-    one_thread_each,
     outputs,
-    quads_by_pixels,
     taps_dtype,
+    threads_for,
 )
 from tinyalex.backends.geometry import NormOptions, Pair, PoolOptions
 from tinyalex.backends.gpu import cupy
@@ -32,51 +31,36 @@ TILE_BYTES = 40 << 10  # of shared memory for a block's tile: five blocks per mu
 SLICE = 8  # quads of channels that a block takes, as in the CUDA source
 
 
-def _in_quads(x: Array, norm: NormOptions, pool: PoolOptions) -> bool:
-    return lrn.in_quads(x, norm.groups) and _byte_taps(pool)
-
-
 def _byte_taps(pool: PoolOptions) -> bool:
     return taps_dtype(pool.kernel_size).itemsize == 1
 
 
 def norm_max_pool2d(
-    x: Array, norm: NormOptions, pool: PoolOptions, output_size: Pair
+    x: Array, norm: NormOptions, pool: PoolOptions, output_size: Pair, quads: bool | None = None
 ) -> tuple[Array, Array]:
-    """Return what `max_pool2d` makes of the output of `local_response_norm`."""
+    """Return what `max_pool2d` makes of the output of `local_response_norm`.
+
+    ``quads`` asks for the version of four channels per thread, a tile of windows per block,
+    normalised in shared memory, or not for it. Where `lrn.in_quads` holds, it is chosen.
+    """
     if not _byte_taps(pool):
         return max_pool2d(lrn.local_response_norm(x, norm), pool, output_size)
-    version = norm_max_pool2d_quads if _in_quads(x, norm, pool) else norm_max_pool2d_naive
-    return version(x, norm, pool, output_size)
-
-
-def norm_max_pool2d_naive(
-    x: Array, norm: NormOptions, pool: PoolOptions, output_size: Pair
-) -> tuple[Array, Array]:
-    """`norm_max_pool2d`, version 1: one thread per output."""
     y, taps = outputs(x, pool, output_size)
     shape = PoolShape.of(x.shape, pool, output_size)
-    arguments = channels_last(x), y, taps, *lrn.numbers(x, norm), shape
-    entry = f"norm_max_pool<{type_name(x.dtype)}>"
-    launch(FILE, entry, *one_thread_each(y.size), arguments)
-    return as_nchw(y), as_nchw(taps)
-
-
-def norm_max_pool2d_quads(
-    x: Array, norm: NormOptions, pool: PoolOptions, output_size: Pair
-) -> tuple[Array, Array]:
-    """`norm_max_pool2d`, version 2: a tile of windows per block, normalised in shared memory."""
-    y, taps = outputs(x, pool, output_size)
-    shape = PoolShape.of(x.shape, pool, output_size)
-    tile = _tile(shape)
-    slices = -(-shape.C // (4 * SLICE))
-    tiles = shape.N * -(-shape.Ho // tile.windows_h) * -(-shape.Wo // tile.windows_w)
-    block = SLICE, min(THREADS // SLICE, tile.columns)
-    windows = tile.windows_h, tile.windows_w
-    arguments = channels_last(x), y, taps, *lrn.numbers(x, norm), *windows, shape
-    shared_bytes = 16 * tile.rows * tile.columns * SLICE
-    entry = f"norm_max_pool_quads<{type_name(x.dtype)}>"
-    launch(FILE, entry, (tiles * slices,), block, arguments, shared_bytes)
+    common = channels_last(x), y, taps, *lrn.numbers(x, norm)
+    kind = type_name(x.dtype)
+    if lrn.in_quads(x, norm.groups) if quads is None else quads:
+        tile = _tile(shape)
+        slices = -(-shape.C // (4 * SLICE))
+        tiles = shape.N * -(-shape.Ho // tile.windows_h) * -(-shape.Wo // tile.windows_w)
+        block = SLICE, min(THREADS // SLICE, tile.columns)
+        arguments = *common, tile.windows_h, tile.windows_w, shape
+        shared_bytes = 16 * tile.rows * tile.columns * SLICE
+        entry = f"norm_max_pool_quads<{kind}>"
+        launch(FILE, entry, (tiles * slices,), block, arguments, shared_bytes)
+    else:
+        entry = f"norm_max_pool<{kind}>"
+        launch(FILE, entry, *threads_for(y.shape, False), (*common, shape))
     return as_nchw(y), as_nchw(taps)
 
 
@@ -110,53 +94,38 @@ def _even(count: int, most: int) -> int:
 
 
 def norm_max_pool2d_input_grad(
-    grad: Array, taps: Array, x: Array, norm: NormOptions, pool: PoolOptions
+    grad: Array,
+    taps: Array,
+    x: Array,
+    norm: NormOptions,
+    pool: PoolOptions,
+    quads: bool | None = None,
 ) -> Array:
-    """Return dx of `norm_max_pool2d`."""
+    """Return dx of `norm_max_pool2d`; ``quads`` as there."""
     if not _byte_taps(pool):
         grad = max_pool2d_input_grad(grad, taps, x.shape, pool)
         return lrn.local_response_norm_input_grad(grad, x, norm)
-    quads = _in_quads(x, norm, pool)
-    version = norm_max_pool2d_input_grad_quads if quads else norm_max_pool2d_input_grad_naive
-    return version(grad, taps, x, norm, pool)
+    quads = lrn.in_quads(x, norm.groups) if quads is None else quads
+    operation = "norm_max_pool_grad_quads" if quads else "norm_max_pool_grad"
+    return _grad(operation, quads, (grad, taps, x), norm, pool)
 
 
-def norm_max_pool2d_input_grad_naive(
-    grad: Array, taps: Array, x: Array, norm: NormOptions, pool: PoolOptions
-) -> Array:
-    """`norm_max_pool2d_input_grad`, version 1: one thread per value."""
-    entry = f"norm_max_pool_grad<{type_name(x.dtype)}>"
-    shape = PoolShape.of(x.shape, pool, grad.shape[2:])
-    arrays = [channels_last(array) for array in (grad, taps, x)]
-    dx = cupy().empty(arrays[-1].shape, x.dtype)
-    arguments = *arrays, dx, *lrn.numbers(x, norm), shape
-    launch(FILE, entry, *one_thread_each(dx.size), arguments)
-    return as_nchw(dx)
-
-
-def norm_max_pool2d_input_grad_quads(
-    grad: Array, taps: Array, x: Array, norm: NormOptions, pool: PoolOptions
-) -> Array:
-    """`norm_max_pool2d_input_grad`, version 2: a row of an image per block, in shared memory."""
-    return _grad_by_rows("norm_max_pool_grad_quads", (grad, taps, x), norm, pool)
-
-
-def _grad_by_rows(
+def _grad(
     operation: str,
+    quads: bool,
     arrays: tuple[Array, Array, Array],
     norm: NormOptions,
     pool: PoolOptions,
     *sums: Array,
 ) -> Array:
-    """Return dx, one block per image row; it may also fill ``sums``."""
+    """Return dx; the kernel may also fill ``sums``."""
     grad, _, x = arrays
     shape = PoolShape.of(x.shape, pool, grad.shape[2:])
     images = [channels_last(array) for array in arrays]
     dx = cupy().empty(images[-1].shape, x.dtype)
     arguments = *images, dx, *sums, *lrn.numbers(x, norm), shape
-    block = quads_by_pixels(shape.C // 4, shape.W)
     entry = f"{operation}<{type_name(x.dtype)}>"
-    launch(FILE, entry, (shape.N * shape.H,), block, arguments)
+    launch(FILE, entry, *threads_for(dx.shape, quads), arguments)
     return as_nchw(dx)
 
 
@@ -170,11 +139,11 @@ def norm_max_pool2d_relu_bias_grad(
     The first is dx of `norm_max_pool2d` where not ``x <= 0``, else 0: that of the ReLU's input.
     The second, [C], is its sum over images and pixels, added up in the same order every time.
     """
-    if not _in_quads(x, norm, pool):
+    if not (lrn.in_quads(x, norm.groups) and _byte_taps(pool)):
         dx = channels_last(norm_max_pool2d_input_grad(grad, taps, x, norm, pool))
         masked, bias = relu_bias_grad(dx, channels_last(x))
         return as_nchw(masked), bias
     N, C, H, _ = x.shape
     sums = cupy().empty((N * H, C), computing(x.dtype))
-    dx = _grad_by_rows("norm_max_pool_relu_grad_quads", (grad, taps, x), norm, pool, sums)
+    dx = _grad("norm_max_pool_relu_grad_quads", True, (grad, taps, x), norm, pool, sums)
     return dx, bias_grad(sums)

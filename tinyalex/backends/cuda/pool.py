@@ -42,9 +42,15 @@ class PoolShape(NamedTuple):
         return cls(N, H, W, C, *output_size, *kernel_size, *stride, *padding, *dilation)
 
 
-def one_thread_each(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return grid and block for ``count`` elements, one per thread."""
-    return (-(-count // THREADS),), (THREADS,)
+def threads_for(images: Shape, quads: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return grid and block for images [N, H, W, C].
+
+    A thread has one element, or four channels: then a block has one row of pixels.
+    """
+    N, H, W, C = images
+    if quads:
+        return (N * H,), quads_by_pixels(C // 4, W)
+    return (-(-N * H * W * C // THREADS),), (THREADS,)
 
 
 def by_fours(x: Array, groups: int = 1) -> bool:
@@ -74,39 +80,20 @@ def taps_dtype(kernel_size: Pair) -> np.dtype[Any]:
     return dtype
 
 
-def _entry(operation: str, dtype: Any, taps: Any) -> str:
-    large = "" if taps.itemsize == 1 else "_large"
-    return f"{operation}{large}<{type_name(dtype)}>"
-
-
-def max_pool2d(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
+def max_pool2d(
+    x: Array, options: PoolOptions, output_size: Pair, quads: bool | None = None
+) -> tuple[Array, Array]:
     """Return each window's maximum, and its tap: the number r * S + s.
 
-    Padding never wins; the first of equal values wins; NaN wins over all. Raises ValueError for
-    windows of more than 65,536 taps.
+    Padding never wins; the first of equal values wins; NaN wins over all. ``quads`` asks for the
+    version of four channels per thread (`by_fours`, windows of at most 256 taps), or not for it.
+    Raises ValueError for windows of more than 65,536 taps.
     """
-    quads = by_fours(x) and taps_dtype(options.kernel_size).itemsize == 1
-    version = max_pool2d_quads if quads else max_pool2d_naive
-    return version(x, options, output_size)
-
-
-def max_pool2d_naive(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
-    """`max_pool2d`, version 1: one thread per output."""
-    shape = PoolShape.of(x.shape, options, output_size)
     y, taps = outputs(x, options, output_size)
-    entry = _entry("max_pool", x.dtype, taps.dtype)
-    launch("max_pool.cu", entry, *one_thread_each(y.size), (channels_last(x), y, taps, shape))
-    return as_nchw(y), as_nchw(taps)
-
-
-def max_pool2d_quads(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, Array]:
-    """`max_pool2d`, version 2: four channels per thread, where `by_fours` holds."""
+    if quads is None:
+        quads = by_fours(x) and taps.itemsize == 1
     shape = PoolShape.of(x.shape, options, output_size)
-    y, taps = outputs(x, options, output_size)
-    block = quads_by_pixels(shape.C // 4, shape.Wo)
-    arguments = channels_last(x), y, taps, shape
-    entry = f"max_pool_quads<{type_name(x.dtype)}>"
-    launch("max_pool.cu", entry, (shape.N * shape.Ho,), block, arguments)
+    _launch("max_pool", quads, taps, y, (channels_last(x), y, taps, shape))
     return as_nchw(y), as_nchw(taps)
 
 
@@ -117,37 +104,24 @@ def outputs(x: Array, options: PoolOptions, output_size: Pair) -> tuple[Array, A
 
 
 def max_pool2d_input_grad(
-    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
+    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions, quads: bool | None = None
 ) -> Array:
-    """Return dx: each window's gradient goes to its winning tap; overlaps add."""
-    quads = by_fours(grad) and taps.dtype == np.uint8 and options.dilation == (1, 1)
-    version = max_pool2d_input_grad_quads if quads else max_pool2d_input_grad_naive
-    return version(grad, taps, input_shape, options)
+    """Return dx: each window's gradient goes to its winning tap; overlaps add.
 
-
-def max_pool2d_input_grad_naive(
-    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
-) -> Array:
-    """`max_pool2d_input_grad`, version 1: one thread per pixel and channel."""
-    shape = PoolShape.of(input_shape, options, grad.shape[2:])
-    dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
-    entry = _entry("max_pool_grad", grad.dtype, taps.dtype)
-    arguments = channels_last(grad), channels_last(taps), dx, shape
-    launch("max_pool.cu", entry, *one_thread_each(dx.size), arguments)
-    return as_nchw(dx)
-
-
-def max_pool2d_input_grad_quads(
-    grad: Array, taps: Array, input_shape: Shape, options: PoolOptions
-) -> Array:
-    """`max_pool2d_input_grad`, version 2: four channels per thread.
-
-    Where `by_fours` holds, for windows of at most 256 taps and without dilation.
+    ``quads`` as in `max_pool2d`, and without dilation.
     """
+    if quads is None:
+        quads = by_fours(grad) and taps.itemsize == 1 and options.dilation == (1, 1)
     shape = PoolShape.of(input_shape, options, grad.shape[2:])
     dx = cupy().empty((shape.N, shape.H, shape.W, shape.C), grad.dtype)
-    block = quads_by_pixels(shape.C // 4, shape.W)
     arguments = channels_last(grad), channels_last(taps), dx, shape
-    entry = f"max_pool_grad_quads<{type_name(grad.dtype)}>"
-    launch("max_pool.cu", entry, (shape.N * shape.H,), block, arguments)
+    _launch("max_pool_grad", quads, taps, dx, arguments)
     return as_nchw(dx)
+
+
+def _launch(
+    operation: str, quads: bool, taps: Array, result: Array, arguments: tuple[Any, ...]
+) -> None:
+    version = "_quads" if quads else "" if taps.itemsize == 1 else "_large"
+    entry = f"{operation}{version}<{type_name(result.dtype)}>"
+    launch("max_pool.cu", entry, *threads_for(result.shape, quads), arguments)

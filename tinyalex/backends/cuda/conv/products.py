@@ -138,15 +138,15 @@ def _product(
     if which == "input_grad" and kernels.along_k(tile):
         factors = factors[0], transposed(factors[1], shape)
     tiles = blocks(whole, tile)
-    into = result
+    into, parts = result, (None, None)
     if which in kernels.add_parts and splits > 1:
-        options = (*options, cupy().empty((tiles, splits, *tile), np.float32), arrivals(tiles))
-    elif which in kernels.add_parts:
-        options = (*options, None, None)
+        parts = cupy().empty((tiles, splits, *tile), np.float32), arrivals(tiles)
     elif splits > 1:
         into = cupy().empty((splits, *result.shape), np.float32)
+    if which != "weight_grad":
+        options = (*options, *parts)
     launch(
-        kernels.file.format(which),
+        kernels.file,
         kernels.instance(which, tile),
         grid=(tiles // shape.groups, shape.groups, splits),
         block=(kernels.block(tile).threads,),

@@ -68,13 +68,13 @@ class Block(NamedTuple):
 class Kernels:
     """Kernels for one format of the factors: names, speed and resources."""
 
-    name: str  # of the format, an argument of the templates
+    name: str  # of the format, an argument of the tile's template
     multiply_adds: int  # per cycle and multiprocessor
     tiles: Mapping[Pass, tuple[Tile, ...]]
     itemsize: int = 4  # bytes of a number in memory
 
     file: ClassVar[str]
-    entry: ClassVar[str]
+    template: ClassVar[str]  # of its tiles
     line: ClassVar[int]  # bytes of a row or column of a k-tile in shared memory
     add_parts: ClassVar[tuple[Pass, ...]] = ("forward",)
     """Passes whose last block adds the parts of a split sum; of others, another kernel does."""
@@ -94,7 +94,12 @@ class Kernels:
 
     def instance(self, which: Pass, tile: Tile) -> str:
         """Return the name of the kernel for a pass and a tile."""
-        return f"{self.entry.format(which)}<{self.name}, {tile[0]}, {tile[1]}>"
+        arguments = self.name, *map(str, tile), *self.groups(which)
+        return f"conv_{which}<{self.template}<{', '.join(arguments)}>>"
+
+    def groups(self, which: Pass) -> tuple[str, ...]:
+        """Return the numbers that a thread copies at once, per factor."""
+        return ()
 
     def shared_bytes(self, tile: Tile) -> int:
         """Return a block's shared memory: the ring, and four numbers per row."""
@@ -114,8 +119,8 @@ class MmaSync(Kernels):
     """Kernels whose warps multiply fragments in registers (tensor_tile.cuh)."""
 
     sums: int = 128  # of a thread at most, in a block of four warps
-    file = "conv_{}_tensor.cu"
-    entry = "conv_{}"
+    file = "conv_mma.cu"
+    template = "Tile"
     line = 128 + 16  # 16 in excess keep the banks apart
 
     def block(self, tile: Tile) -> Block:
@@ -129,16 +134,17 @@ class MmaSync(Kernels):
 class Wgmma(Kernels):
     """Kernels whose warpgroups multiply from shared memory, on Hopper alone (conv_wgmma.cu)."""
 
-    group: int | None = None  # numbers that a thread copies at once; None: 16 bytes of them
+    channels: int | None = None  # of images, all of which a thread copies at once
     file = "conv_wgmma.cu"
-    entry = "conv_{}_wgmma"
+    template = "WarpgroupTile"
     line = 128
     add_parts = "forward", "input_grad"
 
-    def instance(self, which: Pass, tile: Tile) -> str:
-        """Return the name of the kernel for a pass and a tile."""
-        name = super().instance(which, tile)
-        return f"{name[:-1]}, {self.group}>" if self.group else name
+    def groups(self, which: Pass) -> tuple[str, ...]:
+        """Return the numbers that a thread copies at once, per factor."""
+        if self.channels is None:
+            return ()
+        return (str(self.channels),) if which == "forward" else ("8", str(self.channels))
 
     def along_k(self, tile: Tile) -> bool:
         """Return whether the input's gradient wants weights with the filters innermost."""
@@ -176,12 +182,18 @@ WGMMA = {
 }
 # bfloat16 images with room for four channels, of which a thread copies 8 bytes.
 IMAGES = Wgmma(
-    "bfloat16", 1640, {"forward": ((256, 96),), "weight_grad": ((128, 256),)}, itemsize=2, group=4
+    "bfloat16",
+    1640,
+    {"forward": ((256, 96),), "weight_grad": ((128, 256),)},
+    itemsize=2,
+    channels=4,
 )
-INSTANCES: defaultdict[str, list[str]] = defaultdict(list)  # by their template's name
+INSTANCES: defaultdict[tuple[str, str], list[str]] = defaultdict(list)  # by file and template
 for _kernels in (*MMA_SYNC.values(), *WGMMA.values(), IMAGES):
     for _which, _tiles in _kernels.tiles.items():
-        INSTANCES[_kernels.entry.format(_which)] += [_kernels.instance(_which, t) for t in _tiles]
+        INSTANCES[_kernels.file, f"conv_{_which}"] += [
+            _kernels.instance(_which, tile) for tile in _tiles
+        ]
 
 
 def sizes(shape: ConvShape, which: Pass) -> Sizes:
