@@ -245,18 +245,18 @@ def build(arguments: argparse.Namespace) -> Iterator[str]:
 
     from tinyalex.backends.cuda import launch
 
-    def compile_one(source: tuple[str, str | None]) -> str | None:
+    def compile_one(source: tuple[str, tuple[str, ...]]) -> str | None:
         try:
             launch.build(*source)
         except Exception:
             return traceback.format_exc()
         return None
 
-    every = {(file, launch.own_module(file, name)) for file, name in resources.entries()}
+    every = {(file, launch.instances(file, name)) for file, name in resources.entries()}
     sources = [s for s in every if any(word in s[0] for word in arguments.words or [""])]
     with ThreadPoolExecutor() as pool:
         found = zip(sources, pool.map(compile_one, sources), strict=True)
-        faults = {instance or file: fault for (file, instance), fault in found if fault}
+        faults = {names[0] if len(names) == 1 else file: f for (file, names), f in found if f}
     for name, fault in faults.items():
         print(f"{name}: {fault}", flush=True)
     yield f"{len(sources) - len(faults)} of {len(sources)} sources compile{_but(faults)}"

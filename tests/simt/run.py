@@ -87,7 +87,7 @@ def prepare(mode: str) -> None:
         compiler.compile_module(launch.read_source(file), mode, instances=instances)
 
     with build.using(mode=mode):
-        modules = {(file, (name,) if "<" in name else ()) for file, name in launched()}
+        modules = {(file, launch.instances(file, name)) for file, name in launched()}
     with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(compile_one, sorted(modules)))
 

@@ -88,22 +88,24 @@ def launch(
         raise failure(error, f"{entry} of kernels/{file}") from error
 
 
-def build(file: str, instance: str | None = None) -> None:
-    """Compile ``kernels/<file>``, or the `own_module` of an instance, now."""
-    _module(file, instance, cupy().cuda.get_device_id()).compile()
+def build(file: str, instances: tuple[str, ...]) -> None:
+    """Compile ``kernels/<file>`` with these `instances` of its templates now."""
+    _module(file, instances, cupy().cuda.get_device_id()).compile()
 
 
-def own_module(file: str, entry: str) -> str | None:
-    """Return ``entry`` if it is compiled by itself, or None.
+@lru_cache
+def instances(file: str, entry: str) -> tuple[str, ...]:
+    """Return the instances of templates that are compiled together with ``entry``.
 
-    It has tiles, which its source does not list; all others of a file are compiled together.
+    An instance of tiles, which the source does not list, is compiled by itself.
     """
-    return None if entry in parameters(file) else entry
+    listed = parameters(file)
+    return tuple(name for name in listed if "<" in name) if entry in listed else (entry,)
 
 
 @cache
 def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
-    kernel = _module(file, own_module(file, entry), device).get_function(entry)
+    kernel = _module(file, instances(file, entry), device).get_function(entry)
     # The driver is asked here, not at every launch.
     if shared_bytes > max(MOST_STATIC_SHARED, kernel.max_dynamic_shared_size_bytes):
         kernel.max_dynamic_shared_size_bytes = shared_bytes
@@ -111,12 +113,12 @@ def _kernel(file: str, entry: str, device: int, shared_bytes: int) -> Any:
 
 
 @cache
-def _module(file: str, instance: str | None, device: int) -> Any:
+def _module(file: str, instances: tuple[str, ...], device: int) -> Any:
     text = read_source(file)
     # CuPy adds -arch=sm_90; of the two NVRTC takes ours (12.9 and 13; 12.4 refuses a second).
     options = ("-arch=sm_90a",) if for_hopper_alone(text) else ()
-    names = (instance,) if instance else tuple(n for n in parameters(file) if "<" in n) or None
-    return cupy().RawModule(code=text, options=("-std=c++17", *options), name_expressions=names)
+    options = ("-std=c++17", *options)
+    return cupy().RawModule(code=text, options=options, name_expressions=instances or None)
 
 
 def _pack(entry: str, position: int, kind: str, value: Any) -> Any:
