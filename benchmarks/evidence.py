@@ -52,7 +52,7 @@ def main() -> None:
     asked = {name: str(getattr(arguments, name)) for name in ("run", "images", "stride")}
     if (begun := result.get("asked", asked)) != asked:
         parser.error(f"--resume expects the arguments that it began with, {begun}, got {asked}")
-    result = {"found": {}, **result, "asked": asked, "machine": report.machine()}
+    result = {"found": {}, "machine": report.machine(), **result, "asked": asked}
     classifier = load_classifier(arguments.run)
     images, masks = seen_and_masks(classifier, Patterns("test", 1000), arguments.images)
     for name in NETWORKS:
@@ -61,7 +61,7 @@ def main() -> None:
         missing = {method: METHODS[method] for method in METHODS if method not in found}
         inputs = classifier.inputs(images)
         for method, figures in measure(model, inputs, masks, arguments.stride, missing):
-            found[method] = figures
+            found[method] = {**figures, "machine": report.machine()}
             print(name, method, figures, flush=True)
             report.save("evidence", result)
     print("\n" + table(result))
@@ -136,7 +136,8 @@ def table(result: dict[str, Any]) -> str:
             found = result["found"][name][method]
             cells += [f"{found['all']:.2f}{report.TIMES}", f"{found['share']:.0%}"]
         rows.append(f"| {' | '.join(cells)} |")
-    below = f"{result['asked']['images']} test images. {report.one_line(result['machine'])}."
+    measured = [row for found in result["found"].values() for row in found.values()]
+    below = f"{result['asked']['images']} test images. {report.measured_on(result, measured)}."
     return "\n".join([*rows, "", below])
 
 
