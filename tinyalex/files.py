@@ -39,7 +39,7 @@ class FileError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # `naming` changes the message, and a subclass's __init__ may want more than that.
-        return Exception.__new__, (type(self), *self.args), self.__dict__
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class DamagedError(FileError):

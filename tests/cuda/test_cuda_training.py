@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,9 @@ from commands import (
 from helpers import assert_close
 
 import tinyalex as ta
+from tinyalex.backends.bfloat16 import bfloat16
+from tinyalex.backends.cuda.conv import products
+from tinyalex.cli.train import print_header
 from tinyalex.data import DataError
 from tinyalex.models import VARIANTS
 from tinyalex.models.spec import AdaptivePool
@@ -276,6 +281,17 @@ def test_a_run_multiplies_as_exactly_as_its_settings_say(photos, precision):
     ta.set_float32_matmul_precision("high")
     new_run(tiny_settings(photos, device="cuda", precision=precision))
     assert ta.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_the_header_says_what_activations_are_stored_in(photos, monkeypatch, capsys, package):
+    if not package:
+        monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    stored = bfloat16() is not None and products.on_hopper()
+    print_header(new_run(tiny_settings(photos, device="cuda", precision="medium")), Path("run"))
+    said = " ".join(capsys.readouterr().out.split())
+    in_memory = ", activations in bfloat16" if stored else ""
+    assert f"float32 with bfloat16 products{in_memory}, CuPy " in said
 
 
 def test_the_commands(photos, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalex import summary
+from tinyalex.backends.cuda.operands import stores_bfloat16
 from tinyalex.backends.devices import DeviceError, parse, set_place
 from tinyalex.calls import call_of
 from tinyalex.cli.common import command, complain
@@ -144,6 +145,7 @@ def print_header(run: Run, out: Path) -> None:
     here = environment(settings.device)
     arithmetic = ["float32" + PRODUCTS[settings.precision]]
     if "gpu" in here:
+        arithmetic += ["activations in bfloat16"] if stores_bfloat16() else []
         here["device"] += f" ({here['gpu']}, {here['gpu_memory'] / 1e9:.0f} GB)"
         arithmetic += ["a CUDA graph"] if settings.cuda_graph else []
         arithmetic += [f"CuPy {here['cupy']}, CUDA {here['cuda']}, driver {here['driver']}"]

@@ -32,9 +32,18 @@ def _in_bfloat16(x: Array) -> Array:
     return x.astype(bfloat16(), copy=False)
 
 
+def stores_bfloat16() -> bool:
+    """Return whether activations of many images are bfloat16 in memory.
+
+    For the precision "medium", on Hopper, with the package ml_dtypes.
+    """
+    medium = get_float32_matmul_precision() == "medium"
+    return medium and bfloat16() is not None and products.on_hopper()
+
+
 def _suits(x: Array, weight: Array) -> bool:
     half = bfloat16()
-    if get_float32_matmul_precision() != "medium" or half is None or not x.size:
+    if half is None or not x.size or not stores_bfloat16():
         return False
     if not computing(x.dtype) == computing(weight.dtype) == "float32":
         return False
@@ -44,4 +53,4 @@ def _suits(x: Array, weight: Array) -> bool:
         FOUR if images else channels, filters, "forward" if images else "input_grad", half
     )
     # Longer sums are added up in pieces, which are to keep their digits.
-    return fits and max(channels, filters) <= LONG and products.on_hopper()
+    return fits and max(channels, filters) <= LONG
