@@ -5,8 +5,8 @@
 // ties to even: finite numbers that are too large become infinite, NaN stays NaN. `Compute<T>` is
 // the type in which a kernel computes what lies in memory as T.
 //
-// Plain C++, six instructions where sm_80 has one for two numbers: kernels that wait for memory have
-// them to spare, and those that do not round pairs (ptx.cuh).
+// Plain C++, six instructions where sm_80 has one for two numbers: kernels that wait for memory
+// have them to spare, and those that do not round pairs (ptx.cuh).
 #pragma once
 #include "kernel.cuh"
 

@@ -9,16 +9,16 @@
 // (h, w) with its tap (r, s): for stride 1 dx is the forward pass with x and dy exchanged and the
 // taps in reverse order. A linear layer is the case H = W = R = S = 1.
 //
-// Everything is read as it lies, channels last (NHWC, KRSC). Forward, channels are innermost in both
-// factors, so four k's are 16 bytes to copy. For dx the filters are outermost in the weights, so
-// their tile lies MN_MAJOR, and no transposed copy is made (fc6: 151 MB to read and 151 to write).
-// For dweight the sum is outermost in both.
+// Arrays lie channels last (NHWC, KRSC). Forward, channels are innermost in both factors, so four
+// k's are 16 bytes to copy. For dx the filters are outermost in the weights, so their tile lies
+// MN_MAJOR, and no transposed copy is made (fc6: 151 MB to read and 151 to write), but where T has
+// WEIGHTS_ALONG_K. For dweight the sum is outermost in both.
 //
 // AlexNet's conv2, ungrouped, of 128 images: 729 x 128 pixels by 256 filters by 2400 k's, 115 GFLOP
 // in each pass; x 35.8, weights 2.5, y 95.6 MB. Tiles of 128 x 128: forward 1458 of them, each
-// reading 75 k-tiles of 32 KB, mostly from the L2 cache. dweight is small and its sum long: 38 tiles
-// for 132 multiprocessors, 2916 k-tiles. So that sum is split (split-K): each part writes a dweight
-// of its own, and split_sum adds them in order.
+// reading 75 k-tiles of 32 KB, mostly from the L2 cache. dweight is small and its sum long: 38
+// tiles for 132 multiprocessors, 2916 k-tiles. So that sum is split (split-K): each part writes a
+// dweight of its own, and split_sum adds them in order.
 //
 // T is a Tile (tensor_tile.cuh; conv_mma.cu) or a WarpgroupTile (conv_wgmma.cu), each with a
 // `product`. tensor_fetch.cuh: where the elements come from.
@@ -42,8 +42,8 @@ conv_forward(const typename T::E* __restrict__ x, const typename T::E* __restric
 }
 
 // dy [N,Ho,Wo,K], weight [K,R,S,C/groups], or [groups,C/groups,R,S,K/groups] if T has
-// WEIGHTS_ALONG_K; dx [N,H,W,C], or [parts,N,H,W,C] where T's last block does not add up the parts. K / groups
-// and C / groups are multiples of 16 bytes.
+// WEIGHTS_ALONG_K; dx [N,H,W,C], or [parts,N,H,W,C] where T's last block does not add up the
+// parts. K / groups and C / groups are multiples of 16 bytes.
 template <class T>
 __global__ void __launch_bounds__(T::THREADS, T::BLOCKS)
 conv_input_grad(const typename T::E* __restrict__ dy, const typename T::E* __restrict__ weight,

@@ -25,8 +25,8 @@
 
 // The tile of C that a block computes: a warpgroup for each 64 of the M rows, with all N columns. A
 // thread copies GROUP_A or GROUP_B elements of a factor at once: 16 bytes, or 4 bfloat16 of images
-// with room for so many channels. The tensor cores want floats along k; bfloat16 they take otherwise
-// too, in blocks of 64 columns.
+// with room for so many channels. The tensor cores want floats along k; bfloat16 they also take
+// along the columns, in blocks of 64.
 template <class E_, int M, int N, int GROUP_A = 16 / sizeof(E_), int GROUP_B = GROUP_A>
 struct WarpgroupTile {
   using E = E_;
@@ -79,4 +79,4 @@ __device__ __forceinline__ void product(const Place<WarpgroupTile<E, M, N, GROUP
   finish(at, sums, c, pitch, bias, relu, parts);
 }
 
-#include "conv_passes.cuh"
+#include "conv_passes.cuh"  // whose kernels call it

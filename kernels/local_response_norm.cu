@@ -55,8 +55,8 @@ local_response_norm_grad(const T* grad, const T* x, T* dx, int values, int width
 // one behind the other, so that neighbouring threads read and write neighbouring quads.
 
 KERNEL_FOR(float, bfloat16) __launch_bounds__(THREADS)
-local_response_norm_quads(const T* __restrict__ x, T* __restrict__ y, int lines, int width, int size,
-                          float ratio, float beta, float k) {
+local_response_norm_quads(const T* __restrict__ x, T* __restrict__ y, int lines, int width,
+                          int size, float ratio, float beta, float k) {
   const Norm<float> norm = {width, size, ratio, beta, k};
   __shared__ float4 values[THREADS];
   float* const line = reinterpret_cast<float*>(values) + threadIdx.y * norm.width;

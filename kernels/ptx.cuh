@@ -83,7 +83,7 @@ __device__ __forceinline__ void ldmatrix(float (&part)[4], const float* row) {
 }
 
 // Begin to copy `bytes`, at most SIZE (16 or 8), from global to shared memory, past the registers
-// (16 also past the L1 cache), and zeros for what lacks of SIZE. Both addresses are multiples of it.
+// (16 also past the L1 cache); zeros for what lacks of SIZE. Both addresses are multiples of it.
 //
 // These three write shared memory where the compiler cannot see it. "memory" tells it so: it must
 // neither keep values of shared memory in registers across them, nor move loads and stores over

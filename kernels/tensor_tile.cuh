@@ -32,8 +32,8 @@
 #include "tensor_precision.cuh"
 #include "tile_layout.cuh"
 
-// A factor's tile in a stage: rows of A, or columns of B, with DEPTH k's each, in one of two layouts;
-// and the threads that copy it, GROUP elements at once.
+// A factor's tile in a stage: rows of A, or columns of B, with DEPTH k's each, in one of two
+// layouts; and the threads that copy it, GROUP elements at once.
 template <class E_, int SIDE_, int THREADS_, bool SWIZZLE, int GROUP_ = 16 / sizeof(E_)>
 struct Side {
   using E = E_;

@@ -3,9 +3,9 @@
 //
 //   transposed[g, c, r, s, k] = weight[g * filters + k, r, s, c]
 //
-// A matrix [filters, channels] is transposed for each group and tap, in squares of 32 through shared
-// memory, so that reads and writes both have neighbours side by side. An odd number of words to a
-// line keeps the banks apart. conv2 to conv5 have 15 MB as floats, read and written in 10
+// A matrix [filters, channels] is transposed for each group and tap, in squares of 32 through
+// shared memory, so that reads and writes both have neighbours side by side. An odd number of words
+// to a line keeps the banks apart. conv2 to conv5 have 15 MB as floats, read and written in 10
 // microseconds of an H100.
 #include "bfloat16.cuh"
 
