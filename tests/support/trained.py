@@ -29,18 +29,24 @@ def thin(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    """Return a folder of small pictures in three classes; leave it as it is."""
+def drawn(tmp_path_factory):
+    """Draw the photos of `trained`: a file's own `photos` must not become those of all others."""
     return draw_photos(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, photos):
+def photos(drawn):
+    """Return a folder of small pictures in three classes; leave it as it is."""
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, drawn):
     """Return the folder of a finished run of three epochs; leave it as it is."""
     out = tmp_path_factory.mktemp("runs") / "trained"
     with tiny_variant():
         code, said, complaints = run(
-            "train", "--variant", "tiny", "--data", photos, "--out", out, "--report"
+            "train", "--variant", "tiny", "--data", drawn, "--out", out, "--report"
         )
     assert (code, complaints) == (0, "")
     (out / "said.txt").write_text(said)
