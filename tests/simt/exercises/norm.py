@@ -286,4 +286,5 @@ def within_more_channels_and_pixels_than_a_block_has_threads(rng):
 @exercise("within_channel_norm.cu")
 def within_channels_of_no_images(rng):
     for channels in 3, 4:
-        check_within(rng, WITHIN_CHOSEN, (0, channels, 3, 3), FLOAT, (3, 0.9, 0.75, 1.0))
+        for empty in (0, channels, 3, 3), (1, channels, 0, 3), (1, channels, 3, 0):
+            check_within(rng, WITHIN_CHOSEN, empty, FLOAT, (3, 0.9, 0.75, 1.0))

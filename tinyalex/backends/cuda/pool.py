@@ -48,7 +48,7 @@ def threads_for(images: Shape, quads: bool) -> tuple[tuple[int, ...], tuple[int,
     A thread has one element, or four channels: then a block has one row of pixels.
     """
     N, H, W, C = images
-    if quads:
+    if quads and W:  # without pixels the other grid is empty
         return (N * H,), quads_by_pixels(C // 4, W)
     return (-(-N * H * W * C // THREADS),), (THREADS,)
 
