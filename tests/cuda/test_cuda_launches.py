@@ -13,12 +13,13 @@ import tinyalex.functional as F
 from gpu.cases import Case, Net
 from gpu.contestant_tinyalex import WORDS, TinyalexGraph
 from tinyalex import models, optim
-from tinyalex.backends.cuda import bias_grad, channels
+from tinyalex.backends.cuda import bias_grad, channels, lrn, lrn_pool, pool
 from tinyalex.backends.cuda.conv import products
 from tinyalex.backends.cuda.conv.tiles import Cut
 from tinyalex.backends.cuda.last_block import arrivals
 from tinyalex.backends.cuda.launch import MOST_ROWS, launch, parameters
 from tinyalex.backends.devices import move, use
+from tinyalex.backends.geometry import NormOptions, PoolOptions
 from tinyalex.backends.gpu import most_shared_bytes, multiprocessors
 from tinyalex.backends.layout import copy_images, copy_with_room, with_room
 from tinyalex.backends.numerics import LONG
@@ -167,6 +168,27 @@ def test_the_second_side_of_a_grid_is_short():
     sums = move(np.zeros((MOST_ROWS + 1, 1), np.float32), "cuda")
     with pytest.raises(ValueError, match="at most 65,535 blocks along"):
         bias_grad._launch("bias_grad", (sums, sums))
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "fours"),
+    [(8, "float32", True), (6, "float32", False), (8, "float64", False)],
+)
+def test_four_channels_per_thread_where_they_can_be(monkeypatch, channels, dtype, fours):
+    """Values are right either way, only slower: so the names are compared."""
+    names = []
+    for module in (pool, lrn, lrn_pool):
+        monkeypatch.setattr(module, "launch", lambda file, entry, *_: names.append(entry))
+    shapes = (1, channels, 5, 5), (1, channels, 2, 2)
+    x, grad = (move(np.zeros(shape, dtype), "cuda") for shape in shapes)
+    norm, window = NormOptions(5, 1e-4, 0.75, 2.0, 1), PoolOptions((3, 3), (2, 2))
+    taps = pool.max_pool2d(x, window, (2, 2))[1]
+    pool.max_pool2d_input_grad(grad, taps, x.shape, window)
+    lrn.local_response_norm(x, norm)
+    lrn.local_response_norm_input_grad(x, x, norm)
+    lrn_pool.norm_max_pool2d(x, norm, window, (2, 2))
+    lrn_pool.norm_max_pool2d_input_grad(grad, taps, x, norm, window)
+    assert ["_quads<" in name for name in names] == [fours] * 6
 
 
 def test_parameters_of_templates_are_those_of_their_types():
